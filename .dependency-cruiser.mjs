@@ -1,0 +1,42 @@
+// The import rules of the house. test/lint/import-rules.spec.ts proves that each of them fails when broken.
+const lib = (name) => `^libs/${name}/`;
+
+/** @type {import('dependency-cruiser').IConfiguration} */
+export default {
+  forbidden: [
+    { name: 'no-cycles', severity: 'error', from: {}, to: { circular: true } },
+    {
+      name: 'core-is-pure',
+      comment: 'core knows no I/O and no framework: only itself, zod, semver and hashing',
+      severity: 'error',
+      from: { path: lib('core'), pathNot: '\\.spec\\.ts$' },
+      to: { pathNot: [lib('core'), 'node_modules/(zod|semver|@types/semver)/', '^(node:)?crypto$'] },
+    },
+    {
+      name: 'adapters-know-core-only',
+      comment: 'adapters speak to the outside world without Nest, TypeORM, BullMQ or the platform',
+      severity: 'error',
+      from: { path: lib('adapters'), pathNot: '\\.spec\\.ts$' },
+      to: { path: [lib('platform'), lib('testing'), '^apps/', 'node_modules/(@nestjs|typeorm|bullmq)/'] },
+    },
+    { name: 'platform-knows-core-only', severity: 'error', from: { path: lib('platform'), pathNot: '\\.spec\\.ts$' }, to: { path: [lib('adapters'), lib('testing'), '^apps/'] } },
+    { name: 'no-app-in-libs', severity: 'error', from: { path: '^libs/' }, to: { path: '^apps/' } },
+    { name: 'only-du-imports-apps', severity: 'error', from: { path: '^apps/([^/]+)/', pathNot: '^apps/du/' }, to: { path: '^apps/', pathNot: '^apps/$1/' } },
+    { name: 'tests-use-the-front-door', comment: 'test/ speaks to services over HTTP', severity: 'error', from: { path: '^test/' }, to: { path: '^apps/' } },
+    { name: 'testing-is-for-specs', severity: 'error', from: { path: ['^apps/', '^libs/'], pathNot: ['\\.spec\\.ts$', lib('testing')] }, to: { path: lib('testing') } },
+    {
+      name: 'slices-share-service-and-schema-only',
+      severity: 'error',
+      from: { path: '^apps/[^/]+/src/([^/]+)/' },
+      to: { path: '^apps/[^/]+/src/([^/]+)/', pathNot: ['^apps/[^/]+/src/$1/', '\\.(service|schema)\\.ts$'] },
+    },
+    { name: 'no-unresolved', severity: 'error', from: {}, to: { couldNotResolve: true } },
+  ],
+  options: {
+    doNotFollow: { path: 'node_modules' },
+    exclude: { path: '(^|/)dist/' },
+    tsPreCompilationDeps: true,
+    tsConfig: { fileName: 'tsconfig.base.json' },
+    enhancedResolveOptions: { exportsFields: ['exports'], conditionNames: ['airdock-source', 'import', 'node', 'default'], extensions: ['.ts', '.js'], extensionAlias: { '.js': ['.ts', '.js'] } },
+  },
+};

@@ -1,0 +1,69 @@
+# Sourced by bin/airdock: puts Node.js and pnpm on PATH, installs the npm packages and Debian packages, builds.
+# Everything that is fetched is cached outside the tree, in $AIRDOCK_CACHE.
+
+NODE_VERSION=24.21.0
+PNPM_VERSION=12.21.0
+export AIRDOCK_CACHE="${AIRDOCK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/airdock}"
+export NX_DAEMON=false DO_NOT_TRACK=1 REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true
+
+say() { printf 'airdock: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# Node.js as the npm package node-linux-* carries it, when the machine's own is too old (see docs/adr/0002).
+setup_node() {
+  command -v npm >/dev/null || fail "Node.js 20 or later with npm is missing. Install it (Debian: apt-get install nodejs npm) and try again."
+  local arch tools
+  case "$(uname -m)" in x86_64) arch=x64 ;; aarch64) arch=arm64 ;; *) fail "no Node.js build for $(uname -m)" ;; esac
+  tools="$AIRDOCK_CACHE/tools/node-$NODE_VERSION-pnpm-$PNPM_VERSION"
+  if [ ! -x "$tools/node_modules/.bin/pnpm" ]; then
+    say "fetching Node.js $NODE_VERSION and pnpm $PNPM_VERSION"
+    rm -rf "$tools.new" && mkdir -p "$tools.new"
+    npm install --prefix "$tools.new" --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error \
+      "node-linux-$arch@$NODE_VERSION" "pnpm@$PNPM_VERSION" >&2
+    rm -rf "$tools" && mv "$tools.new" "$tools"
+  fi
+  export PATH="$tools/node_modules/.bin:$tools/node_modules/node-linux-$arch/bin:$PATH"
+}
+
+setup_packages() {
+  local stamp="$ROOT/node_modules/.airdock-installed"
+  if ! cmp -s "$stamp" "$ROOT/pnpm-lock.yaml"; then
+    say "installing npm packages"
+    (cd "$ROOT" && CI=true pnpm install --frozen-lockfile --reporter=append-only >&2)
+    cp "$ROOT/pnpm-lock.yaml" "$stamp"
+  fi
+  (cd "$ROOT" && node node_modules/typescript/bin/tsc -b) || fail "the build failed"
+}
+
+# missing_debian PROGRAM=PACKAGE ...: prints the packages whose program is not there.
+missing_debian() {
+  local pair
+  for pair in "$@"; do
+    PATH="$PATH:/usr/sbin:/sbin:/usr/lib/postgresql/15/bin" command -v "${pair%%=*}" >/dev/null || printf '%s ' "${pair#*=}"
+  done
+}
+
+# setup_debian PROGRAM=PACKAGE ...: installs what is missing where this is root on Debian; 1 when something stays missing.
+setup_debian() {
+  local missing policy=/usr/sbin/policy-rc.d made=
+  missing=$(missing_debian "$@")
+  [ -z "$missing" ] && return 0
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    say "missing Debian packages: $missing"
+    say "as root: apt-get install --no-install-recommends $missing"
+    return 1
+  fi
+  say "installing Debian packages: $missing"
+  # The packages' own services must not start: Airdock and its tests run their own instances.
+  [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1; }
+  # shellcheck disable=SC2086
+  { DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >"$AIRDOCK_CACHE/apt.log" 2>&1 || say "apt-get failed, see $AIRDOCK_CACHE/apt.log"
+  [ -n "$made" ] && rm -f "$policy"
+  [ -z "$(missing_debian "$@")" ]
+}
+
+mkdir -p "$AIRDOCK_CACHE"
+DEBIAN_DU="redis-server=redis-server docker-registry=docker-registry"
+DEBIAN_LAB="dockerd=docker.io skopeo=skopeo debootstrap=debootstrap iptables=iptables busybox=busybox-static ssh-keygen=openssh-client igzip=isal"
+DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux"

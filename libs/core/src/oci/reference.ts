@@ -1,0 +1,80 @@
+import { AppError } from '../errors.js';
+import { type Digest, isDigest } from './digest.js';
+
+/**
+ * An image's name in full: `registry/repository:tag` or `registry/repository@digest`.
+ * Grammar: https://github.com/distribution/reference/blob/main/reference.go
+ */
+export interface Reference {
+  /** `host[:port]`, e.g. `k8s.gcr.io` or `localhost:5100`. Docker Hub is `docker.io`. */
+  registry: string;
+  /** Path below the registry, e.g. `library/nginx`. */
+  repository: string;
+  tag?: string | undefined;
+  digest?: Digest | undefined;
+}
+
+const registryPattern = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$/;
+const repositoryPattern = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$/;
+const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
+
+export const isRepository = (text: string): boolean => text.length <= 255 && repositoryPattern.test(text);
+export const isTag = (text: string): boolean => tagPattern.test(text);
+
+/**
+ * Reads a reference the way Docker does: without a registry it is Docker Hub's, a one-word Docker Hub name is in `library/`,
+ * and without tag or digest the tag is `latest`. Throws `reference_invalid`.
+ */
+export function parseReference(text: string): Reference {
+  const invalid = (detail: string) => new AppError('reference_invalid', { detail, reference: text.slice(0, 300) });
+  let rest = text;
+  let digest: Digest | undefined;
+  const at = rest.indexOf('@');
+  if (at >= 0) {
+    const value = rest.slice(at + 1);
+    if (!isDigest(value)) throw invalid('the digest is not sha256: and 64 hex digits');
+    digest = value;
+    rest = rest.slice(0, at);
+  }
+  const slash = rest.indexOf('/');
+  const first = slash < 0 ? '' : rest.slice(0, slash);
+  const hasRegistry = first !== '' && (/[.:]/.test(first) || first === 'localhost' || first.startsWith('['));
+  let registry = hasRegistry ? first : 'docker.io';
+  let repository = hasRegistry ? rest.slice(slash + 1) : rest;
+  let tag: string | undefined;
+  const colon = repository.lastIndexOf(':');
+  if (colon > repository.lastIndexOf('/')) {
+    tag = repository.slice(colon + 1);
+    repository = repository.slice(0, colon);
+    if (!isTag(tag)) throw invalid('the tag has characters that tags cannot have');
+  }
+  if (registry === 'index.docker.io' || registry === 'registry-1.docker.io') registry = 'docker.io';
+  if (registry === 'docker.io' && repository !== '' && !repository.includes('/')) repository = `library/${repository}`;
+  if (!registryPattern.test(registry)) throw invalid('the registry is not host[:port]');
+  if (!isRepository(repository)) throw invalid('the path has characters that paths cannot have');
+  if (!tag && !digest) tag = 'latest';
+  return { registry, repository, tag, digest };
+}
+
+/** The full text of a reference; `parseReference` reads it back to the same value. */
+export function formatReference({ registry, repository, tag, digest }: Reference): string {
+  return `${registry}/${repository}${tag ? `:${tag}` : ''}${digest ? `@${digest}` : ''}`;
+}
+
+/** `repository:tag`, the name inside one registry. */
+export const formatName = ({ repository, tag, digest }: Pick<Reference, 'repository' | 'tag' | 'digest'>): string =>
+  digest ? `${repository}@${digest}` : `${repository}:${tag}`;
+
+/**
+ * The names that an upstream image gets in the local registry, the one that PMK uses first:
+ * 1. flat, only the registry's host replaced: `localhost:5100/pause:3.2`
+ * 2. below its upstream, for containerd mirrors with `override_path`: `localhost:5100/k8s.gcr.io/pause:3.2`
+ * Official Docker Hub images have both `nginx` and `library/nginx` as flat names. The first is where the bytes go; the others are mounts.
+ * An upstream's port is written with `_`, since `:` cannot stand in a path.
+ */
+export function localReferences(upstream: Reference, localRegistry: string): Reference[] {
+  const { registry, repository, tag, digest } = upstream;
+  const official = registry === 'docker.io' && repository.startsWith('library/') ? [repository.slice('library/'.length)] : [];
+  const below = `${registry.toLowerCase().replaceAll(':', '_')}/${repository}`;
+  return [...official, repository, below].map((path) => ({ registry: localRegistry, repository: path, tag, digest }));
+}

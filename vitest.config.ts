@@ -1,0 +1,17 @@
+import { defineConfig } from 'vitest/config';
+
+// Unit and component tests stand beside the source. `test/` holds what needs several processes or the lab; it runs one file at a time.
+const source = { resolve: { conditions: ['airdock-source'] }, ssr: { resolve: { conditions: ['airdock-source'] } } };
+
+export default defineConfig({
+  test: {
+    projects: [
+      { ...source, test: { name: 'unit', include: ['libs/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 30_000, hookTimeout: 30_000 } },
+      { ...source, test: { name: 'component', include: ['apps/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 60_000, hookTimeout: 60_000 } },
+      {
+        ...source,
+        test: { name: 'e2e', include: ['test/**/*.e2e.ts'], exclude: ['**/dist/**', '**/node_modules/**'], fileParallelism: false, testTimeout: 300_000, hookTimeout: 300_000 },
+      },
+    ],
+  },
+});
