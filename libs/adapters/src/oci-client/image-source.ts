@@ -1,0 +1,49 @@
+import type { Readable } from 'node:stream';
+import type { Digest } from '@airdock/core/oci/digest';
+import type { Descriptor, Platform } from '@airdock/core/oci/manifest';
+
+/** One blob that can be read as often as needed: a retry opens it again. */
+export interface BlobReader {
+  /** Bytes. */
+  size: number;
+  /** The bytes from `start` (default 0) to the end. The caller destroys the stream. Content is not verified here: consumers hash what they move. */
+  open(range?: { start: number }): Readable;
+}
+
+/** What is known of an image by looking at its metadata only. */
+export interface SourceImage {
+  /** Full upstream references as `formatReference` writes them, e.g. `k8s.gcr.io/pause:3.2`; of a backup: `repository:tag`, names in the local registry. */
+  names: string[];
+  /**
+   * Manifest or index, exactly as the registry will hold it. Undefined while it has to be made: a docker-archive has no manifest before its
+   * layers are compressed; `ImageSource.prepare` makes and returns it.
+   */
+  root?: Descriptor | undefined;
+  /** One per image manifest, in the order of the index. */
+  platforms: Platform[];
+  /** Unique blobs and manifests, bytes as they lie in the source: of a docker-archive the uncompressed layers. */
+  sizeBytes: number;
+  /** Image IDs, one per image manifest. Together they identify the image in its source, before `root` is known too. */
+  configDigests: Digest[];
+}
+
+export interface PrepareOptions {
+  signal?: AbortSignal | undefined;
+  /** Called with the source bytes processed so far, of `SourceImage.sizeBytes`. */
+  onProgress?: ((bytesDone: number) => void) | undefined;
+}
+
+/** Where images come from. Disposing it closes files and removes what it unpacked; compressed layers stay in the work folder for the next run. */
+export interface ImageSource extends AsyncDisposable {
+  readonly format: 'docker-archive' | 'oci-archive' | 'oci-layout' | 'backup';
+  readonly images: readonly SourceImage[];
+  /**
+   * Does what has to be done before the manifests and blobs of an image can be read, and returns its root. Idempotent; costs nothing where
+   * `image.root` is known. Throws `digest_mismatch` naming the damaged layer, `space_insufficient`, and the signal's reason.
+   */
+  prepare(image: SourceImage, options?: PrepareOptions): Promise<Descriptor>;
+  /** Bytes of a manifest or index below a prepared root, verified against the digest. Throws `bundle_corrupt` or `backup_corrupt`. */
+  readManifest(digest: Digest): Promise<Uint8Array>;
+  /** A config or layer of a prepared image. */
+  blob(descriptor: Descriptor): Promise<BlobReader>;
+}
