@@ -1,7 +1,11 @@
 import { defineConfig } from 'vitest/config';
 
 // Unit and component tests stand beside the source. `test/` holds what needs several processes or the lab; it runs one file at a time.
-const source = { resolve: { conditions: ['airdock-source'] }, ssr: { resolve: { conditions: ['airdock-source'] } } };
+// Specs are outside the projects' tsconfig files, so that builds leave them out; decorators are switched on for them here.
+const source = {
+  oxc: { decorator: { legacy: true, emitDecoratorMetadata: true } },
+  resolve: { conditions: ['airdock-source'] }, ssr: { resolve: { conditions: ['airdock-source'] } },
+};
 
 export default defineConfig({
   test: {

@@ -1,0 +1,156 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { AppError } from '@airdock/core/errors';
+import { LineCounter, parseDocument } from 'yaml';
+import { z } from 'zod';
+
+/** `none` runs no registry, `local` runs one in the DU, `external` uses one that someone else runs. */
+export const registryModes = ['none', 'local', 'external'] as const;
+export type RegistryMode = (typeof registryModes)[number];
+
+export const serviceNames = ['registry', 'image', 'host', 'cluster', 'backup'] as const;
+export type ServiceName = (typeof serviceNames)[number];
+
+const port = z.coerce.number().int().min(1).max(65535);
+
+const airdockSchema = z.strictObject({
+  dataDir: z.string().default('/var/lib/airdock').describe('Folder of everything that Airdock keeps'),
+  http: z
+    .strictObject({ host: z.string().default('127.0.0.1'), port: port.default(5180) })
+    .prefault({})
+    .describe('Where the API listens'),
+  logLevel: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'silent']).default('info'),
+  tokenFile: z.string().optional().describe('File with the API token; default: admin.token in dataDir, made on the first start'),
+  secretsKeyFile: z.string().optional().describe('File with the key of stored secrets; default: secrets.key in dataDir, made on the first start'),
+  databaseUrl: z.string().optional().describe('postgres://…, a schema per service; default: SQLite files in dataDir'),
+  redisUrl: z.string().optional().describe('redis://… or a socket path; default: a redis-server of our own'),
+  registry: z
+    .strictObject({
+      port: port.default(5100).describe('Read-write, on localhost of the DU, and the port on every host'),
+      readOnlyPort: port.default(5101).describe('Read-only, what tunnels lead to'),
+      storageDir: z.string().optional().describe('default: registry/storage in dataDir'),
+      binary: z.string().default('docker-registry').describe('The distribution program'),
+      externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
+    })
+    .prefault({}),
+  bundleDirs: z.array(z.string()).default([]).describe('Folders that bundles may be registered from'),
+  backupDir: z.string().optional().describe('Where backups are kept; default: backups in dataDir'),
+  services: z.partialRecord(z.enum(serviceNames), z.url()).default({}).describe('URLs of services that run in processes of their own'),
+});
+
+/** The configuration, checked and complete. */
+export interface Config extends z.output<typeof airdockSchema> {
+  privateRegistryType: RegistryMode;
+  tokenFile: string;
+  secretsKeyFile: string;
+  backupDir: string;
+  registry: z.output<typeof airdockSchema>['registry'] & { storageDir: string };
+  /** The file that was read, if there was one. */
+  file?: string | undefined;
+}
+
+/** Environment variables that override the file, with the key each stands for. */
+const environmentKeys: Record<string, string> = {
+  AIRDOCK_DATA_DIR: 'dataDir',
+  AIRDOCK_HTTP_HOST: 'http.host',
+  AIRDOCK_HTTP_PORT: 'http.port',
+  AIRDOCK_LOG_LEVEL: 'logLevel',
+  AIRDOCK_TOKEN_FILE: 'tokenFile',
+  AIRDOCK_SECRETS_KEY_FILE: 'secretsKeyFile',
+  AIRDOCK_REGISTRY_PORT: 'registry.port',
+  AIRDOCK_REGISTRY_READONLY_PORT: 'registry.readOnlyPort',
+  AIRDOCK_BACKUP_DIR: 'backupDir',
+  DATABASE_URL: 'databaseUrl',
+  REDIS_URL: 'redisUrl',
+  ...Object.fromEntries(serviceNames.map((name) => [`AIRDOCK_${name.toUpperCase()}_URL`, `services.${name}`])),
+};
+
+const defaultFiles = ['/opt/pf9/airctl/conf/airctl-config.yaml', join(homedir(), 'airctl-config.yaml')];
+
+export interface ConfigSources {
+  /** A file that must exist; without it the first of airctl's own places that exists, or none. */
+  file?: string | undefined;
+  environment?: NodeJS.ProcessEnv;
+  /** Command-line options, by dotted key; they win over everything. */
+  overrides?: Record<string, unknown>;
+}
+
+function setKey(target: Record<string, unknown>, key: string, value: unknown): void {
+  const parts = key.split('.');
+  const last = parts.pop() as string;
+  let at = target;
+  for (const part of parts) at = (at[part] ??= {}) as Record<string, unknown>;
+  at[last] = value;
+}
+
+/**
+ * Reads airctl's configuration file. `privateRegistryType` is honoured (`none` is off, `external` needs `airdock.registry.externalUrl`, anything
+ * else is on), other keys of airctl are left alone, and everything under `airdock:` is checked.
+ * Throws `configuration_invalid` with every mistake at once, each by key and line.
+ */
+export function loadConfig({ file, environment = process.env, overrides = {} }: ConfigSources = {}): Config {
+  const path = file ?? environment.AIRDOCK_CONFIG ?? defaultFiles.find((candidate) => existsSync(candidate));
+  const lines = new LineCounter();
+  let text = '';
+  try {
+    if (path) text = readFileSync(path, 'utf8');
+  } catch (cause) {
+    throw new AppError('configuration_invalid', { detail: `${path} cannot be read` }, { cause });
+  }
+  const document = parseDocument(text, { lineCounter: lines });
+  const issues: { key: string; line?: number | undefined; message: string }[] = document.errors.map((error) => ({
+    key: '',
+    line: error.linePos?.[0].line,
+    message: error.message.split('\n')[0] ?? '',
+  }));
+  const content: unknown = issues.length === 0 ? document.toJS() : {};
+  const root = content === null || content === undefined ? {} : content;
+  const values: Record<string, unknown> = typeof root === 'object' && !Array.isArray(root) ? (root as Record<string, unknown>) : {};
+  if (values !== root) issues.push({ key: '', line: 1, message: 'the file must hold keys and values' });
+
+  const section: unknown = structuredClone(values.airdock ?? {});
+  const airdock: Record<string, unknown> = typeof section === 'object' && section !== null && !Array.isArray(section) ? (section as Record<string, unknown>) : {};
+  if (airdock !== section) issues.push({ key: 'airdock', message: 'must hold keys and values' });
+  for (const [variable, key] of Object.entries(environmentKeys)) if (environment[variable]) setKey(airdock, key, environment[variable]);
+  for (const [key, value] of Object.entries(overrides)) if (value !== undefined) setKey(airdock, key, value);
+
+  const parsed = airdockSchema.safeParse(airdock);
+  for (const issue of parsed.error?.issues ?? []) {
+    const keys = issue.code === 'unrecognized_keys' ? issue.keys.map((key) => [...issue.path, key]) : [issue.path];
+    for (const key of keys) {
+      const pair = document.getIn(['airdock', ...key.map(String)], true) as { range?: [number, number, number] } | undefined;
+      const line = pair?.range ? lines.linePos(pair.range[0]).line : undefined;
+      issues.push({ key: ['airdock', ...key].join('.'), line, message: issue.code === 'unrecognized_keys' ? 'is no key of Airdock' : issue.message });
+    }
+  }
+  const type = environment.AIRDOCK_PRIVATE_REGISTRY_TYPE ?? values.privateRegistryType ?? 'none';
+  if (typeof type !== 'string') issues.push({ key: 'privateRegistryType', message: 'must be none, local or external' });
+  const privateRegistryType: RegistryMode = type === 'none' || type === 'external' ? type : 'local';
+  if (privateRegistryType === 'external' && parsed.success && !parsed.data.registry.externalUrl)
+    issues.push({ key: 'airdock.registry.externalUrl', message: 'is needed with privateRegistryType: external' });
+  if (issues.length > 0 || !parsed.success) {
+    const detail = issues.map(({ key, line, message }) => `${path ?? 'environment'}${line ? `:${line}` : ''}: ${key} ${message}`.trim()).join('\n');
+    throw new AppError('configuration_invalid', { detail, issues });
+  }
+  const data = parsed.data;
+  const dataDir = resolve(data.dataDir);
+  return {
+    ...data,
+    dataDir,
+    privateRegistryType,
+    tokenFile: data.tokenFile ?? join(dataDir, 'admin.token'),
+    secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),
+    backupDir: resolve(data.backupDir ?? join(dataDir, 'backups')),
+    bundleDirs: data.bundleDirs.map((folder) => resolve(folder)),
+    registry: { ...data.registry, storageDir: resolve(data.registry.storageDir ?? join(dataDir, 'registry', 'storage')) },
+    file: path,
+  };
+}
+
+/** Where a service answers: its own URL when it runs apart, else this process. */
+export const serviceUrl = (config: Config, name: ServiceName): string =>
+  config.services[name] ?? `http://${config.http.host === '0.0.0.0' ? '127.0.0.1' : config.http.host}:${config.http.port}`;
+
+/** Injection token of `Config`. */
+export const CONFIG = Symbol('CONFIG');

@@ -1,0 +1,106 @@
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import type BetterSqlite3 from 'better-sqlite3';
+import { DataSource, type DataSourceOptions, type DeleteQueryBuilder, type InsertQueryBuilder, type ObjectLiteral, type UpdateQueryBuilder } from 'typeorm';
+import type { Config, ServiceName } from './config.js';
+
+/** A service's own tables. One per service module, so that shared providers reach the right one. */
+export class ServiceDatabase {
+  constructor(readonly dataSource: DataSource) {}
+}
+
+/** The options of a service's data source: a SQLite file of its own, or a PostgreSQL schema of its own. */
+export function dataSourceOptions(config: Config, service: ServiceName, entities: DataSourceOptions['entities']): DataSourceOptions {
+  // The schema is made in connectDatabase, one process at a time.
+  const common = { name: service, entities: entities ?? [], synchronize: false };
+  if (config.databaseUrl) return { ...common, type: 'postgres', url: config.databaseUrl, schema: service, extra: { max: 8 } };
+  return {
+    ...common,
+    type: 'better-sqlite3',
+    database: join(config.dataDir, 'db', `${service}.sqlite`),
+    enableWAL: true,
+    timeout: 10_000,
+    // An accepted job must survive a power cut, so every commit reaches the disk.
+    prepareDatabase: (database: BetterSqlite3.Database) => void database.pragma('synchronous = FULL'),
+  };
+}
+
+/** Connects, and brings the schema up to date. Several processes may start at once: on PostgreSQL an advisory lock lets one go first. */
+export async function connectDatabase(options: DataSourceOptions): Promise<DataSource> {
+  if (options.type === 'better-sqlite3') mkdirSync(join(options.database, '..'), { recursive: true, mode: 0o700 });
+  const dataSource = await new DataSource(options).initialize();
+  if (options.type !== 'postgres') {
+    await dataSource.synchronize();
+    return dataSource;
+  }
+  const lock = dataSource.createQueryRunner();
+  try {
+    await lock.query('SELECT pg_advisory_lock(hashtext($1))', ['airdock schema']);
+    await lock.query(`CREATE SCHEMA IF NOT EXISTS "${options.schema}"`);
+    await dataSource.synchronize();
+  } finally {
+    await lock.query('SELECT pg_advisory_unlock(hashtext($1))', ['airdock schema']);
+    await lock.release();
+  }
+  return dataSource;
+}
+
+/** A statement that has not run yet: an insert, update or delete builder. */
+export type Statement =
+  | InsertQueryBuilder<ObjectLiteral>
+  | UpdateQueryBuilder<ObjectLiteral>
+  | DeleteQueryBuilder<ObjectLiteral>;
+
+/**
+ * Runs statements all or none. Returns false, with nothing changed, when one of them found no row to change (so an update's `where` is a guard).
+ *
+ * Why not `dataSource.transaction`: on SQLite TypeORM has one connection per data source, and statements of other requests would run inside
+ * an open transaction and be rolled back with it (typeorm#10372). Here nothing awaits between BEGIN and COMMIT.
+ */
+export async function atomically(dataSource: DataSource, statements: Statement[]): Promise<boolean> {
+  if (dataSource.options.type === 'postgres') {
+    const runner = dataSource.createQueryRunner();
+    await runner.startTransaction();
+    try {
+      for (const statement of statements) {
+        const { affected } = await statement.setQueryRunner(runner).execute().then((result) => ({ affected: 'affected' in result ? result.affected : 1 }));
+        if (affected === 0) {
+          await runner.rollbackTransaction();
+          return false;
+        }
+      }
+      await runner.commitTransaction();
+      return true;
+    } catch (error) {
+      await runner.rollbackTransaction();
+      throw error;
+    } finally {
+      await runner.release();
+    }
+  }
+  const database = (dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database }).databaseConnection;
+  const prepared = statements.map((statement) => statement.getQueryAndParameters());
+  database.exec('BEGIN IMMEDIATE');
+  try {
+    for (const [sql, parameters] of prepared) {
+      if (database.prepare(sql).run(...(parameters as never[])).changes === 0) {
+        database.exec('ROLLBACK');
+        return false;
+      }
+    }
+    database.exec('COMMIT');
+    return true;
+  } catch (error) {
+    if (database.inTransaction) database.exec('ROLLBACK');
+    throw error;
+  }
+}
+
+/** True when an insert failed because a unique column already holds the value; SQLite and PostgreSQL name it differently. */
+export const isUniqueViolation = (error: unknown): boolean => {
+  const code = (error as { code?: string; driverError?: { code?: string } }).driverError?.code ?? (error as { code?: string }).code;
+  return code === '23505' || code === 'SQLITE_CONSTRAINT_UNIQUE' || code === 'SQLITE_CONSTRAINT_PRIMARYKEY';
+};
+
+/** Now, as all tables keep time: ISO 8601 in UTC, which sorts as text on both databases. */
+export const now = (): string => new Date().toISOString();

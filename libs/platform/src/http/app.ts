@@ -1,0 +1,66 @@
+import { AppError } from '@airdock/core/errors';
+import { StandardSchemaSerializerInterceptor, StandardSchemaValidationPipe, type Type, VersioningType } from '@nestjs/common';
+import { NestFactory, Reflector } from '@nestjs/core';
+import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
+import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
+import { Logger } from 'nestjs-pino';
+import { newId } from '../ids.js';
+import { ProblemFilter } from './problem.filter.js';
+
+const bodyLimitBytes = 1024 * 1024;
+
+export interface HttpAppOptions {
+  /** Of the OpenAPI document. */
+  title: string;
+  /** Build the document only: nothing is connected or started. */
+  preview?: boolean;
+}
+
+/** The Nest application of a root module, with everything that is the same for each: validation, problems, versions, documents. Not listening yet. */
+export async function createHttpApp(module: Type, { title, preview = false }: HttpAppOptions): Promise<NestFastifyApplication> {
+  const adapter = new FastifyAdapter({ bodyLimit: bodyLimitBytes, genReqId: () => newId(), forceCloseConnections: true });
+  const app = await NestFactory.create<NestFastifyApplication>(module, adapter, { bufferLogs: !preview, abortOnError: false, preview, logger: preview ? false : undefined });
+  if (!preview) app.useLogger(app.get(Logger));
+  app.enableVersioning({ type: VersioningType.URI });
+  app.useGlobalFilters(new ProblemFilter());
+  app.useGlobalInterceptors(new StandardSchemaSerializerInterceptor(app.get(Reflector, { strict: false })));
+  app.useGlobalPipes(
+    new StandardSchemaValidationPipe({
+      exceptionFactory: (found) => {
+        const issues = found.map(({ path, message }) => ({ path: (path ?? []).map((part) => String(typeof part === 'object' ? part.key : part)).join('.'), message }));
+        const detail = issues.map(({ path, message }) => (path ? `${path}: ${message}` : message)).join('; ');
+        return new AppError('request_invalid', { detail: detail.slice(0, 1000), issues: issues.slice(0, 50) });
+      },
+    }),
+  );
+  app.enableShutdownHooks();
+  if (!preview) {
+    const document = openApiDocument(app, title);
+    app.getHttpAdapter().getInstance().get('/openapi.json', async () => document);
+    SwaggerModule.setup('docs', app, document, { customSiteTitle: title, raw: false });
+  }
+  return app;
+}
+
+/** The OpenAPI 3.0.3 document of an application, generated from its controllers and schemas. */
+export function openApiDocument(app: NestFastifyApplication, title: string): OpenAPIObject {
+  const info = new DocumentBuilder()
+    .setTitle(title)
+    .setDescription('The local image registry of an air-gapped Kubernetes site. Errors are problem documents (RFC 9457) with a stable `code` and a `nextStep`.')
+    .setVersion('1')
+    .setLicense('Apache-2.0', 'https://www.apache.org/licenses/LICENSE-2.0')
+    .setOpenAPIVersion('3.0.3')
+    .addServer('/')
+    .addBearerAuth({ type: 'http', scheme: 'bearer' }, 'token')
+    .addSecurityRequirements('token')
+    .build();
+  const document = SwaggerModule.createDocument(app, info, { ignoreGlobalPrefix: false });
+  for (const path of Object.values(document.paths)) {
+    for (const operation of Object.values(path) as { responses?: Record<string, { content?: Record<string, unknown> }> }[]) {
+      const problem = operation.responses?.default;
+      const json = problem?.content?.['application/json'];
+      if (problem && json) problem.content = { 'application/problem+json': json };
+    }
+  }
+  return document;
+}

@@ -1,0 +1,57 @@
+import { Controller, Get, Header, HttpCode, Inject, Injectable, Res, VERSION_NEUTRAL } from '@nestjs/common';
+import { ApiExcludeController } from '@nestjs/swagger';
+import type { FastifyReply } from 'fastify';
+import { collectDefaultMetrics, Registry } from 'prom-client';
+import { Public } from './auth.guard.js';
+
+/** Something that must answer before requests make sense, e.g. a service's database. */
+export interface ReadinessCheck {
+  name: string;
+  check(): Promise<void>;
+}
+
+export const READINESS_CHECKS = Symbol('READINESS_CHECKS');
+
+@Injectable()
+export class Metrics {
+  readonly registry = new Registry();
+
+  constructor() {
+    collectDefaultMetrics({ register: this.registry, prefix: 'airdock_' });
+  }
+}
+
+@ApiExcludeController()
+@Controller({ version: VERSION_NEUTRAL })
+export class HealthController {
+  constructor(
+    private readonly metrics: Metrics,
+    @Inject(READINESS_CHECKS) private readonly checks: ReadinessCheck[],
+  ) {}
+
+  /** The process answers. */
+  @Public()
+  @Get('livez')
+  @HttpCode(200)
+  live() {
+    return { status: 'ok' };
+  }
+
+  /** The process can work. The reason of a failure goes to the log, not to whoever asks without a token. */
+  @Public()
+  @Get('readyz')
+  async ready(@Res({ passthrough: true }) reply: FastifyReply) {
+    const checks = Object.fromEntries(
+      await Promise.all(this.checks.map(async ({ name, check }) => [name, await check().then(() => 'ok', () => 'failed')] as const)),
+    );
+    const ok = Object.values(checks).every((value) => value === 'ok');
+    void reply.status(ok ? 200 : 503);
+    return { status: ok ? 'ok' : 'failed', checks };
+  }
+
+  @Get('metrics')
+  @Header('content-type', 'text/plain; version=0.0.4; charset=utf-8')
+  async scrape(): Promise<string> {
+    return this.metrics.registry.metrics();
+  }
+}

@@ -1,0 +1,85 @@
+import { createHash } from 'node:crypto';
+import { AppError } from '@airdock/core/errors';
+import { applyDecorators, type CallHandler, createParamDecorator, type ExecutionContext, Injectable, type NestInterceptor, UseInterceptors } from '@nestjs/common';
+import { ApiHeader } from '@nestjs/swagger';
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import { from, mergeMap, type Observable, of } from 'rxjs';
+import { isUniqueViolation, now, ServiceDatabase } from '../database.js';
+import { idOf, newId } from '../ids.js';
+import { IdempotencyKeyEntity } from '../jobs/job.entity.js';
+import { SecretBox } from '../secrets.js';
+
+const keptHeaders = ['location', 'etag'];
+/** After this time a request without an answer counts as lost with its process, and may be repeated. */
+const abandonedMs = 60_000;
+
+const keyOf = (request: FastifyRequest): string | undefined => {
+  const key = request.headers['idempotency-key'];
+  if (key === undefined) return undefined;
+  if (typeof key !== 'string' || !/^[\x21-\x7e]{1,200}$/.test(key)) throw new AppError('request_invalid', { detail: 'Idempotency-Key must be 1 to 200 printable characters' });
+  return idOf(`${request.method} ${request.url.split('?')[0]} ${key}`);
+};
+
+/**
+ * Id for the job that a request creates. With an Idempotency-Key it follows from the key, so that a request repeated after a crash between
+ * the commit and the answer finds the job of the first.
+ */
+export const RequestId = createParamDecorator((_: unknown, context: ExecutionContext): string => keyOf(context.switchToHttp().getRequest<FastifyRequest>()) ?? newId());
+
+/** Answers a repeated POST with the first one's answer. */
+@Injectable()
+export class IdempotencyInterceptor implements NestInterceptor {
+  constructor(
+    private readonly database: ServiceDatabase,
+    private readonly secrets: SecretBox,
+  ) {}
+
+  async intercept(context: ExecutionContext, next: CallHandler): Promise<Observable<unknown>> {
+    const request = context.switchToHttp().getRequest<FastifyRequest>();
+    const reply = context.switchToHttp().getResponse<FastifyReply>();
+    const id = keyOf(request);
+    if (!id) return next.handle();
+    const keys = this.database.dataSource.getRepository(IdempotencyKeyEntity);
+    const requestDigest = createHash('sha256').update(JSON.stringify(request.body ?? null)).digest('hex');
+    try {
+      await keys.insert({ id, requestDigest, createdAt: now(), status: null, headers: null, body: null });
+    } catch (error) {
+      if (!isUniqueViolation(error)) throw error;
+      const first = await keys.findOneByOrFail({ id });
+      if (first.requestDigest !== requestDigest) throw new AppError('idempotency_key_reused');
+      if (first.status !== null) {
+        void reply.status(first.status).headers({ ...first.headers, 'idempotent-replayed': 'true' });
+        return of(first.body === null ? undefined : JSON.parse(this.secrets.open(first.body, id)));
+      }
+      if (Date.now() - Date.parse(first.createdAt) < abandonedMs) throw new AppError('idempotency_key_running');
+    }
+    const run = async (): Promise<unknown> => {
+      try {
+        const body: unknown = await new Promise((resolve, reject) => {
+          let value: unknown;
+          next.handle().subscribe({ next: (item) => (value = item), error: reject, complete: () => resolve(value) });
+        });
+        const headers = Object.fromEntries(keptHeaders.flatMap((name) => (reply.getHeader(name) ? [[name, String(reply.getHeader(name))]] : [])));
+        await keys.update({ id }, {
+          status: reply.statusCode,
+          headers,
+          // An answer may hold a secret that is shown once.
+          body: body === undefined ? null : this.secrets.seal(JSON.stringify(body), id),
+        });
+        return body;
+      } catch (error) {
+        // A refused request may be corrected and sent again with the same key.
+        await keys.delete({ id });
+        throw error;
+      }
+    };
+    return from([null]).pipe(mergeMap(run));
+  }
+}
+
+/** Marks a POST that creates something: it honours `Idempotency-Key`. */
+export const Idempotent = () =>
+  applyDecorators(
+    UseInterceptors(IdempotencyInterceptor),
+    ApiHeader({ name: 'Idempotency-Key', required: false, description: 'A repeated request with the same key gets the first answer again', schema: { type: 'string' } }),
+  );

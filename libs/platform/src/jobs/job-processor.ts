@@ -1,0 +1,131 @@
+import { hostname } from 'node:os';
+import { AppError, isTransient, toProblem } from '@airdock/core/errors';
+import { Logger, type OnApplicationShutdown } from '@nestjs/common';
+import { OnWorkerEvent, Processor, WorkerHost } from '@nestjs/bullmq';
+import type { Job as QueueJob } from 'bullmq';
+import { newId } from '../ids.js';
+import type { JobEntity } from './job.entity.js';
+import type { JobsService } from './jobs.service.js';
+import { ProgressMeter, type ProgressUpdate } from './progress.js';
+
+/** What a processor is given. */
+export interface JobContext {
+  jobId: string;
+  /** The id in the job's `resource`. */
+  resourceId: string;
+  /** 1 on the first run; more when it continues an earlier one. */
+  attempt: number;
+  /** Aborts on cancel, on shutdown and when the claim is lost; its reason is an AppError. Pass it to everything that waits. */
+  signal: AbortSignal;
+  /** Cheap to call often; stored a few times a second. */
+  progress(update: ProgressUpdate): void;
+}
+
+const heartbeatMs = 1_000;
+const flushMs = 300;
+const maxTransientFailures = 8;
+
+/** Thrown into a processor whose worker shuts down or lost its claim: the job goes on elsewhere. */
+class Interrupted extends Error {}
+
+/** Queue options for processors: a wake-up is short-lived, the job's own row carries everything that has to last. */
+export const JobType = (type: string, concurrency = 2) => Processor(type, { concurrency, lockDuration: 10_000, stalledInterval: 5_000, maxStalledCount: 100, runRetryDelay: 1_000 });
+
+/**
+ * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass implements `run` as something that
+ * may be started again at any time and continues from what is already done.
+ */
+export abstract class JobProcessor extends WorkerHost implements OnApplicationShutdown {
+  private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
+  private readonly running = new Set<AbortController>();
+  protected readonly logger = new Logger(this.constructor.name);
+
+  constructor(protected readonly jobs: JobsService) {
+    super();
+  }
+
+  /** Does the work; the value becomes the job's `result`. Transient errors (family `unavailable`) are tried again with backoff. */
+  protected abstract run(context: JobContext): Promise<Record<string, unknown> | undefined>;
+
+  async process(wakeUp: QueueJob<{ jobId: string }>): Promise<void> {
+    const job = await this.jobs.claim(wakeUp.data.jobId, this.owner);
+    if (job) await this.runClaimed(job);
+  }
+
+  private async runClaimed(job: JobEntity): Promise<void> {
+    const controller = new AbortController();
+    this.running.add(controller);
+    const meter = new ProgressMeter(job.progress);
+    let dirty = false;
+    const heartbeat = this.every(heartbeatMs, async () => {
+      const claim = await this.jobs.renew(job.id, this.owner);
+      if (claim === 'cancelRequested') controller.abort(new AppError('job_cancelled'));
+      if (claim === 'lost') controller.abort(new Interrupted('the claim was lost'));
+    });
+    const flush = this.every(flushMs, async () => {
+      if (!dirty) return;
+      dirty = false;
+      await this.jobs.saveProgress(job.id, this.owner, meter.value);
+    });
+    const where = { leaseOwner: this.owner };
+    try {
+      if (job.cancelRequestedAt) throw new AppError('job_cancelled');
+      const result = await this.run({
+        jobId: job.id,
+        resourceId: job.resource.split('/').at(-1) ?? '',
+        attempt: job.attempt,
+        signal: controller.signal,
+        progress: (update) => {
+          meter.update(update);
+          dirty = true;
+        },
+      });
+      controller.signal.throwIfAborted();
+      await Promise.all([heartbeat.stop(), flush.stop()]);
+      const progress = { ...meter.value, phase: 'done', percent: 100, etaSeconds: 0 };
+      await this.jobs.end(job.id, { state: 'succeeded', error: null, result: result ?? null, progress }, where);
+    } catch (thrown) {
+      await Promise.all([heartbeat.stop(), flush.stop()]);
+      const error: unknown = controller.signal.aborted ? controller.signal.reason : thrown;
+      const failures = meter.value.percent > job.progress.percent ? 1 : job.failures + 1;
+      if (error instanceof Interrupted) {
+        await this.jobs.release(job.id, this.owner, null, job.failures);
+      } else if (isTransient(error) && failures < maxTransientFailures) {
+        const delayMs = Math.min(30_000, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
+        this.logger.warn({ jobId: job.id, err: error }, `try ${failures} failed, the next in ${Math.round(delayMs)} ms`);
+        await this.jobs.release(job.id, this.owner, new Date(Date.now() + delayMs).toISOString(), failures);
+      } else {
+        const cancelled = error instanceof AppError && error.code === 'job_cancelled';
+        if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
+        await this.jobs.end(job.id, { state: cancelled ? 'cancelled' : 'failed', error: toProblem(error), result: null, progress: meter.value }, where);
+      }
+    } finally {
+      this.running.delete(controller);
+    }
+  }
+
+  /** Repeats `action`, one at a time; `stop` waits for the running one. A failing database does not end the loop: the lease decides. */
+  private every(ms: number, action: () => Promise<void>): { stop(): Promise<void> } {
+    let current: Promise<void> = Promise.resolve();
+    const timer = setInterval(() => {
+      current = current.then(action).catch((error: unknown) => this.logger.warn({ err: error }, 'the job row could not be updated'));
+    }, ms);
+    return {
+      stop: () => {
+        clearInterval(timer);
+        return current;
+      },
+    };
+  }
+
+  /** Redis going away is no error of the job's. */
+  @OnWorkerEvent('error')
+  onWorkerError(error: Error): void {
+    this.logger.debug(`queue: ${error.message}`);
+  }
+
+  /** Lets running jobs go back to the queue, so that another worker continues them at once. */
+  onApplicationShutdown(): void {
+    for (const controller of this.running) controller.abort(new Interrupted('the worker shuts down'));
+  }
+}

@@ -1,0 +1,48 @@
+import type { Problem } from '@airdock/core/errors';
+import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
+import type { JobProgress, JobState } from './job.schema.js';
+
+/** A job's row: the truth about it. The queue only wakes workers up. */
+@Entity('job')
+@Index(['state'])
+export class JobEntity {
+  @PrimaryColumn('varchar') id!: string;
+  @Column('varchar') type!: string;
+  @Column('varchar') state!: JobState;
+  @Column('simple-json') progress!: JobProgress;
+  @Column('simple-json', { nullable: true }) error!: Problem | null;
+  @Column('simple-json', { nullable: true }) result!: Record<string, unknown> | null;
+  @Column('varchar') resource!: string;
+  @Column('varchar', { nullable: true }) parentId!: string | null;
+  @Column('varchar') createdBy!: string;
+  @Column('varchar') createdAt!: string;
+  @Column('varchar', { nullable: true }) startedAt!: string | null;
+  @Column('varchar', { nullable: true }) finishedAt!: string | null;
+  @Column('varchar', { nullable: true }) cancelRequestedAt!: string | null;
+  /** How often a worker has claimed it. */
+  @Column('integer') attempt!: number;
+  /** Transient failures since the last claim that made progress. */
+  @Column('integer') failures!: number;
+  /** Not before this time, after a transient failure. */
+  @Column('varchar', { nullable: true }) runAfter!: string | null;
+  /** Which worker runs it, and until when its word is good. */
+  @Column('varchar', { nullable: true }) leaseOwner!: string | null;
+  @Column('varchar', { nullable: true }) leaseUntil!: string | null;
+  /** Grows with every change; what watchers compare. */
+  @Column('integer') revision!: number;
+}
+
+/** A remembered answer of a POST with an Idempotency-Key. */
+@Entity('idempotency_key')
+export class IdempotencyKeyEntity {
+  @PrimaryColumn('varchar') id!: string;
+  @Column('varchar') requestDigest!: string;
+  @Column('varchar') createdAt!: string;
+  @Column('integer', { nullable: true }) status!: number | null;
+  @Column('simple-json', { nullable: true }) headers!: Record<string, string> | null;
+  /** Sealed. */
+  @Column('text', { nullable: true }) body!: string | null;
+}
+
+/** The tables that every service has beside its own. */
+export const platformEntities = [JobEntity, IdempotencyKeyEntity];

@@ -1,0 +1,130 @@
+import { AppError } from '@airdock/core/errors';
+import { Controller, Get, Headers, Inject, Injectable, type MessageEvent, Param, Post, Query, Sse } from '@nestjs/common';
+import { ApiOperation, ApiTags } from '@nestjs/swagger';
+import { Observable } from 'rxjs';
+import { Operation } from '../http/operation.js';
+import type { Page } from '../http/page.js';
+import { isEnded, Job, JobListQuery, JobPage, JobQuery } from './job.schema.js';
+import type { JobsService } from './jobs.service.js';
+
+/** The jobs of all services in this process: one service's when it runs alone, all five's in the DU. */
+export const JOB_SERVICES = Symbol('JOB_SERVICES');
+
+const watchMs = 150;
+
+/** Finds a job's service, and tells watchers about changes by comparing revisions: one query per service for all of them. */
+@Injectable()
+export class JobDirectory {
+  private readonly watchers = new Map<string, Set<() => void>>();
+  private readonly seen = new Map<string, number>();
+  private timer: NodeJS.Timeout | undefined;
+
+  constructor(@Inject(JOB_SERVICES) readonly services: JobsService[]) {}
+
+  /** Throws `resource_not_found`. */
+  async serviceOf(id: string): Promise<JobsService> {
+    for (const service of this.services) if (await service.find(id)) return service;
+    throw new AppError('resource_not_found', { detail: `no job with id ${id.slice(0, 60)}` });
+  }
+
+  /** Calls back on each change of the job until the returned function is called. */
+  watch(id: string, changed: () => void): () => void {
+    const callbacks = this.watchers.get(id) ?? new Set();
+    this.watchers.set(id, callbacks.add(changed));
+    this.timer ??= setTimeout(() => void this.compare(), watchMs);
+    return () => {
+      callbacks.delete(changed);
+      if (callbacks.size > 0) return;
+      this.watchers.delete(id);
+      this.seen.delete(id);
+    };
+  }
+
+  private async compare(): Promise<void> {
+    const ids = [...this.watchers.keys()];
+    try {
+      for (const service of ids.length > 0 ? this.services : []) {
+        for (const [id, revision] of await service.revisions(ids)) {
+          const before = this.seen.get(id);
+          this.seen.set(id, revision);
+          if (before !== undefined && before !== revision) for (const changed of this.watchers.get(id) ?? []) changed();
+        }
+      }
+    } finally {
+      this.timer = this.watchers.size > 0 ? setTimeout(() => void this.compare(), watchMs) : undefined;
+    }
+  }
+}
+
+@ApiTags('jobs')
+@Controller({ path: 'jobs', version: '1' })
+export class JobsController {
+  constructor(private readonly directory: JobDirectory) {}
+
+  @Get()
+  @Operation({ id: 'listJobs', summary: 'Jobs, newest first', returns: JobPage })
+  async list(@Query({ schema: JobListQuery }) query: JobListQuery): Promise<Page<Job>> {
+    const wanted = { ...query, limit: query.limit + 1 };
+    const jobs = (await Promise.all(this.directory.services.map((service) => service.list(wanted)))).flat().sort((a, b) => (a.id < b.id ? 1 : -1));
+    const items = jobs.slice(0, query.limit);
+    return { items, nextCursor: jobs.length > query.limit ? items.at(-1)?.id : undefined };
+  }
+
+  @Get(':id')
+  @Operation({ id: 'getJob', summary: 'One job; with waitSeconds it answers when the job has ended or the time is over', returns: Job })
+  async get(@Param('id') id: string, @Query({ schema: JobQuery }) { waitSeconds }: JobQuery): Promise<Job> {
+    const service = await this.directory.serviceOf(id);
+    const first = await service.get(id);
+    if (waitSeconds === 0 || isEnded(first.state)) return first;
+    return new Promise((resolve, reject) => {
+      const done = (job: Job) => {
+        clearTimeout(timer);
+        unwatch();
+        resolve(job);
+      };
+      const look = (isLast: boolean) => service.get(id).then((job) => (isLast || isEnded(job.state) ? done(job) : undefined), reject);
+      const timer = setTimeout(() => void look(true), waitSeconds * 1000);
+      const unwatch = this.directory.watch(id, () => void look(false));
+      // It may have ended between the first look and the watch.
+      void look(false);
+    });
+  }
+
+  @Sse(':id/events')
+  @ApiOperation({ operationId: 'streamJob', summary: 'Server-sent events: the job at once, then at each change; the stream ends with the job' })
+  events(@Param('id') id: string, @Headers('last-event-id') _last?: string): Observable<MessageEvent> {
+    return new Observable((subscriber) => {
+      let unwatch: () => void = () => undefined;
+      let sent = -1;
+      void (async () => {
+        try {
+          const service = await this.directory.serviceOf(id);
+          const send = async () => {
+            const row = await service.find(id);
+            if (!row || row.revision <= sent || subscriber.closed) return;
+            sent = row.revision;
+            subscriber.next({ id: String(row.revision), type: 'job', data: Job.parse(await service.toResource(row)) });
+            if (isEnded(row.state)) subscriber.complete();
+          };
+          unwatch = this.directory.watch(id, () => void send().catch((error: unknown) => subscriber.error(error)));
+          await send();
+        } catch (error) {
+          subscriber.error(error);
+        }
+      })();
+      return () => unwatch();
+    });
+  }
+
+  @Post(':id/cancel')
+  @Operation({ id: 'cancelJob', summary: 'Stop a job; what it has completed stays', returns: Job, status: 202 })
+  async cancel(@Param('id') id: string): Promise<Job> {
+    return (await this.directory.serviceOf(id)).cancel(id);
+  }
+
+  @Post(':id/retry')
+  @Operation({ id: 'retryJob', summary: 'Queue a failed or cancelled job again; it continues where it stopped', returns: Job, status: 202 })
+  async retry(@Param('id') id: string): Promise<Job> {
+    return (await this.directory.serviceOf(id)).retry(id);
+  }
+}

@@ -1,0 +1,207 @@
+import { AppError, toProblem } from '@airdock/core/errors';
+import { Logger } from '@nestjs/common';
+import type { Queue } from 'bullmq';
+import { In, LessThan } from 'typeorm';
+import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
+import type { ServiceName } from '../config.js';
+import { atomically, isUniqueViolation, now, type ServiceDatabase, type Statement } from '../database.js';
+import { cursorId, getRow } from '../http/page.js';
+import { newId } from '../ids.js';
+import { JobEntity } from './job.entity.js';
+import { isEnded, type Job, type JobListQuery } from './job.schema.js';
+import { noProgress } from './progress.js';
+
+/** How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its jobs wait. */
+export const leaseMs = 6_000;
+
+/** Statements that must happen together with the end of a job, e.g. its event in the webhook outbox. */
+export type JobEndHook = (job: JobEntity) => Statement[];
+
+export interface NewJob {
+  /** From the request's Idempotency-Key, so that a repeated request finds the first one's job. */
+  id?: string | undefined;
+  type: string;
+  /** Path of the resource that the job works on; its last part is the id that the processor gets. */
+  resource: string;
+  parentId?: string;
+  createdBy?: string;
+}
+
+/**
+ * A service's jobs. The row is the truth: whatever is said here is first in the table, and only then a wake-up is put on the queue.
+ * When Redis is away the wake-up is lost and nothing else: the sweeper puts it there again.
+ */
+export class JobsService {
+  private readonly logger = new Logger('jobs');
+
+  constructor(
+    readonly service: ServiceName,
+    private readonly database: ServiceDatabase,
+    private readonly queues: ReadonlyMap<string, Queue>,
+    private readonly endHook: JobEndHook = () => [],
+  ) {
+    for (const queue of queues.values()) queue.on('error', (error) => this.logger.debug(`queue: ${error.message}`));
+  }
+
+  private get rows() {
+    return this.database.dataSource.getRepository(JobEntity);
+  }
+
+  /**
+   * Stores a job together with the rows that it needs, all or none, and wakes a worker up. Repeating it with the same id returns the first job.
+   */
+  async submit({ id = newId(), type, resource, parentId, createdBy = 'admin' }: NewJob, together: Statement[] = []): Promise<Job> {
+    if (!this.queues.has(type)) throw new Error(`no queue for job type ${type}`);
+    const row: JobEntity = {
+      id, type, resource, createdBy, state: 'queued', progress: noProgress, error: null, result: null, parentId: parentId ?? null, createdAt: now(),
+      startedAt: null, finishedAt: null, cancelRequestedAt: null, attempt: 0, failures: 0, runAfter: null, leaseOwner: null, leaseUntil: null, revision: 0,
+    };
+    try {
+      await atomically(this.database.dataSource, [...together, this.rows.createQueryBuilder().insert().values(row as Row)]);
+    } catch (error) {
+      const first = isUniqueViolation(error) ? await this.rows.findOneBy({ id }) : null;
+      if (!first) throw error;
+      return this.toResource(first);
+    }
+    await this.wake(row);
+    return this.toResource(row);
+  }
+
+  async get(id: string): Promise<Job> {
+    return this.toResource(await getRow(this.rows, id));
+  }
+
+  /** The row, or undefined when the job is another service's. */
+  async find(id: string): Promise<JobEntity | undefined> {
+    return (await this.rows.findOneBy({ id })) ?? undefined;
+  }
+
+  /** The jobs with these ids, by id. */
+  async byIds(ids: string[]): Promise<Map<string, JobEntity>> {
+    if (ids.length === 0) return new Map();
+    return new Map((await this.rows.findBy({ id: In(ids) })).map((row) => [row.id, row]));
+  }
+
+  async list({ limit, cursor, state, type }: JobListQuery): Promise<Job[]> {
+    const where = { ...(state ? { state } : {}), ...(type ? { type } : {}), ...(cursor ? { id: LessThan(cursorId(cursor)) } : {}) };
+    return Promise.all((await this.rows.find({ where, order: { id: 'DESC' }, take: limit })).map((row) => this.toResource(row)));
+  }
+
+  /** Id and revision of the jobs named: what long-polls and event streams compare. */
+  async revisions(ids: string[]): Promise<Map<string, number>> {
+    return new Map((await this.rows.find({ where: { id: In(ids) }, select: { id: true, revision: true } })).map(({ id, revision }) => [id, revision]));
+  }
+
+  /** Stops a job: at once when it is queued, at the next heartbeat of its worker (one second) when it runs. Throws `job_finished`. */
+  async cancel(id: string): Promise<Job> {
+    const job = await getRow(this.rows, id);
+    if (isEnded(job.state)) throw new AppError('job_finished', { detail: `the job has ${job.state}` });
+    if (job.state === 'queued') {
+      if (await this.end(id, { state: 'cancelled', error: toProblem(new AppError('job_cancelled')), result: null }, { state: 'queued' })) return this.get(id);
+    }
+    await this.rows.update({ id, state: 'running' }, { cancelRequestedAt: now(), revision: () => 'revision + 1' });
+    return this.get(id);
+  }
+
+  /** Queues a failed or cancelled job again; it continues from what is already done. Throws `job_not_retryable`. */
+  async retry(id: string): Promise<Job> {
+    const job = await getRow(this.rows, id);
+    const { affected } = await this.rows.update(
+      { id, state: In(['failed', 'cancelled']) },
+      { state: 'queued', error: null, finishedAt: null, cancelRequestedAt: null, runAfter: null, failures: 0, leaseOwner: null, leaseUntil: null, revision: () => 'revision + 1' },
+    );
+    if (affected === 0) throw new AppError('job_not_retryable', { detail: `the job is ${job.state}` });
+    await this.wake(await getRow(this.rows, id));
+    return this.get(id);
+  }
+
+  /**
+   * Puts a wake-up on the queue. Its id names the attempt that it is for, so that repeating it is harmless while one waits, and a new one gets
+   * past the rest of a worker that was killed. Never throws, never waits long: the sweeper repeats it.
+   */
+  async wake({ id, type, attempt, runAfter }: Pick<JobEntity, 'id' | 'type' | 'attempt' | 'runAfter'>): Promise<void> {
+    const delay = runAfter ? Math.max(0, Date.parse(runAfter) - Date.now()) : 0;
+    const added = this.queues.get(type)?.add(type, { jobId: id }, { jobId: `${id}-${attempt}`, delay, removeOnComplete: true, removeOnFail: true });
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<void>((_, reject) => {
+      timer = setTimeout(() => reject(new Error('no answer from Redis')), 500);
+    });
+    try {
+      await Promise.race([added, late]);
+    } catch (error) {
+      added?.catch(() => undefined);
+      this.logger.warn(`wake-up of job ${id} waits for the sweeper: ${(error as Error).message}`);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Wakes every job up that is due and has no living worker. Safe to run anywhere, any time. */
+  async sweep(): Promise<void> {
+    const due = await this.rows
+      .createQueryBuilder('job')
+      .where('job.state IN (:...states)', { states: ['queued', 'running'] })
+      .andWhere('(job.leaseUntil IS NULL OR job.leaseUntil < :now)', { now: now() })
+      .andWhere('(job.runAfter IS NULL OR job.runAfter < :now)', { now: now() })
+      .orderBy('job.id')
+      .take(500)
+      .getMany();
+    for (const job of due) await this.wake(job);
+  }
+
+  /** Takes a job for this worker. Undefined when it has ended, is not due, or a living worker has it. */
+  async claim(id: string, owner: string): Promise<JobEntity | undefined> {
+    const at = now();
+    const { affected } = await this.rows
+      .createQueryBuilder()
+      .update()
+      .set({ state: 'running', leaseOwner: owner, leaseUntil: leaseEnd(), startedAt: () => 'COALESCE("startedAt", :at)', attempt: () => 'attempt + 1', revision: () => 'revision + 1' })
+      .where('id = :id AND state IN (:...states)', { id, states: ['queued', 'running'] })
+      .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at) AND ("runAfter" IS NULL OR "runAfter" <= :at)')
+      .setParameter('at', at)
+      .execute();
+    return affected ? this.find(id) : undefined;
+  }
+
+  /** Renews the claim. `lost` when another worker has the job now or it was ended. */
+  async renew(id: string, owner: string): Promise<'held' | 'cancelRequested' | 'lost'> {
+    const { affected } = await this.rows.update({ id, leaseOwner: owner, state: 'running' }, { leaseUntil: leaseEnd() });
+    if (!affected) return 'lost';
+    return (await this.find(id))?.cancelRequestedAt ? 'cancelRequested' : 'held';
+  }
+
+  /** Stores progress, if the claim still holds. */
+  async saveProgress(id: string, owner: string, progress: JobEntity['progress']): Promise<void> {
+    await this.rows.update({ id, leaseOwner: owner, state: 'running' }, { progress, revision: () => 'revision + 1' });
+  }
+
+  /** Puts a running job back into the queue, after a transient failure or because its worker shuts down. */
+  async release(id: string, owner: string, runAfter: string | null, failures: number): Promise<void> {
+    const { affected } = await this.rows.update(
+      { id, leaseOwner: owner, state: 'running' },
+      { state: 'queued', leaseOwner: null, leaseUntil: null, runAfter, failures, revision: () => 'revision + 1' },
+    );
+    const job = affected ? await this.find(id) : undefined;
+    if (job) await this.wake(job);
+  }
+
+  /** Ends a job, together with what belongs to its end. False when `where` no longer holds, e.g. the claim was lost. */
+  async end(id: string, outcome: Pick<JobEntity, 'state' | 'error' | 'result'> & { progress?: JobEntity['progress'] }, where: { state: 'queued' } | { leaseOwner: string }): Promise<boolean> {
+    const job = await this.find(id);
+    if (!job) return false;
+    const ended = { ...outcome, finishedAt: now(), leaseOwner: null, leaseUntil: null };
+    const guard = 'leaseOwner' in where ? { leaseOwner: where.leaseOwner, state: 'running' } : where;
+    const update = this.rows.createQueryBuilder().update().set({ ...ended, revision: () => 'revision + 1' } as Row).where({ id, ...guard });
+    return atomically(this.database.dataSource, [update, ...this.endHook({ ...job, ...ended })]);
+  }
+
+  async toResource(row: JobEntity): Promise<Job> {
+    const children = await this.rows.find({ where: { parentId: row.id }, select: { id: true }, order: { id: 'ASC' } });
+    return { ...row, children: children.map(({ id }) => id) };
+  }
+}
+
+/** TypeORM's input type cannot express a problem's free keys. */
+type Row = QueryDeepPartialEntity<JobEntity>;
+
+const leaseEnd = (): string => new Date(Date.now() + leaseMs).toISOString();

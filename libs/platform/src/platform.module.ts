@@ -1,0 +1,59 @@
+import { BullModule } from '@nestjs/bullmq';
+import { type DynamicModule, Global, Module } from '@nestjs/common';
+import { APP_GUARD } from '@nestjs/core';
+import { LoggerModule } from 'nestjs-pino';
+import { CONFIG, type Config } from './config.js';
+import { AuthGuard, TokenVerifier } from './http/auth.guard.js';
+import { Metrics } from './http/health.controller.js';
+import { readOrCreateSecretFile, SecretBox } from './secrets.js';
+
+/** Where Redis answers, as ioredis takes it. A socket path keeps the embedded Redis off the network. */
+function redisConnection({ redisUrl }: Config) {
+  const retryStrategy = (times: number) => Math.min(times * 100, 1000);
+  if (!redisUrl) throw new Error('no redisUrl: the DU starts a Redis of its own before its modules');
+  if (redisUrl.startsWith('/')) return { path: redisUrl, retryStrategy };
+  const { hostname, port, username, password, pathname, protocol } = new URL(redisUrl);
+  return {
+    host: hostname,
+    port: Number(port || 6379),
+    ...(username ? { username: decodeURIComponent(username) } : {}),
+    ...(password ? { password: decodeURIComponent(password) } : {}),
+    ...(pathname.length > 1 ? { db: Number(pathname.slice(1)) } : {}),
+    ...(protocol === 'rediss:' ? { tls: {} } : {}),
+    retryStrategy,
+  };
+}
+
+/** What every process has once, however many services it runs. */
+@Global()
+@Module({})
+export class PlatformModule {
+  static forRoot(config: Config): DynamicModule {
+    const providers = [
+      { provide: CONFIG, useValue: config },
+      { provide: SecretBox, useFactory: () => new SecretBox(config.secretsKeyFile) },
+      { provide: TokenVerifier, useFactory: () => new TokenVerifier(apiToken(config)) },
+      Metrics,
+    ];
+    return {
+      module: PlatformModule,
+      imports: [
+        LoggerModule.forRoot({
+          pinoHttp: {
+            level: config.logLevel,
+            // Bodies are never logged; these headers hold tokens.
+            redact: ['req.headers.authorization', 'req.headers["x-auth-token"]', 'req.headers.cookie'],
+            autoLogging: { ignore: (request) => request.url === '/livez' || request.url === '/readyz' },
+            customLogLevel: (_request, response) => (response.statusCode >= 500 ? 'warn' : 'debug'),
+          },
+        }),
+        BullModule.forRootAsync({ useFactory: () => ({ prefix: 'airdock', connection: redisConnection(config) }) }),
+      ],
+      providers: [...providers, { provide: APP_GUARD, useClass: AuthGuard }],
+      exports: [CONFIG, SecretBox, TokenVerifier, Metrics],
+    };
+  }
+}
+
+/** The token that clients and services show. Made on the first start, 0600. */
+export const apiToken = (config: Config): string => readOrCreateSecretFile(config.tokenFile, 32, 'base64url');

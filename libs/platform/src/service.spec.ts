@@ -1,0 +1,195 @@
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { AppError } from '@airdock/core/errors';
+import { startRedis, waitFor } from '@airdock/testing/servers';
+import { Body, Controller, Get, Inject, Module, Post } from '@nestjs/common';
+import type { NestFastifyApplication } from '@nestjs/platform-fastify';
+import request from 'supertest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { z } from 'zod';
+import { loadConfig } from './config.js';
+import { createHttpApp } from './http/app.js';
+import { Idempotent, RequestId } from './http/idempotency.js';
+import { Operation } from './http/operation.js';
+import { Job } from './jobs/job.schema.js';
+import { type JobContext, JobProcessor, JobType } from './jobs/job-processor.js';
+import { JobsService } from './jobs/jobs.service.js';
+import { apiToken } from './platform.module.js';
+import { defineService, rootModule } from './service.js';
+
+const Thing = z.strictObject({ name: z.string().min(1) }).meta({ id: 'Thing' });
+let failuresLeft = 0;
+let release: () => void = () => undefined;
+
+@Controller({ path: 'things', version: '1' })
+class ThingsController {
+  constructor(@Inject(JobsService) private readonly jobs: JobsService) {}
+
+  @Post()
+  @Idempotent()
+  @Operation({ id: 'createThing', summary: 'x', returns: Job, status: 202 })
+  create(@Body({ schema: Thing }) body: z.infer<typeof Thing>, @RequestId() id: string) {
+    return this.jobs.submit({ id, type: 'image.thing', resource: `/v1/things/${body.name}` });
+  }
+
+  @Get('secret')
+  @Operation({ id: 'getSecret', summary: 'x', returns: z.object({ name: z.string() }) })
+  secret() {
+    return { name: 'a', password: 'hidden' };
+  }
+}
+
+@JobType('image.thing')
+class ThingProcessor extends JobProcessor {
+  constructor(@Inject(JobsService) jobs: JobsService) {
+    super(jobs);
+  }
+
+  protected async run({ resourceId, progress, signal }: JobContext) {
+    if (resourceId === 'flaky' && failuresLeft-- > 0) throw new AppError('registry_unavailable');
+    if (resourceId === 'bad') throw new AppError('bundle_corrupt', { detail: 'no good' });
+    for (const bytesDone of [50, 10, 80]) progress({ phase: 'work', bytesDone, bytesTotal: 100 });
+    if (resourceId === 'long') {
+      await new Promise<void>((resolve, reject) => {
+        release = resolve;
+        signal.addEventListener('abort', () => reject(signal.reason));
+      });
+    }
+    return { made: resourceId };
+  }
+}
+
+@Module({})
+class ThingModule {
+  static register(roles: readonly ('api' | 'worker')[]) {
+    return defineService(roles, { module: ThingModule, name: 'image', entities: [], controllers: [ThingsController], providers: [], workers: [ThingProcessor], jobTypes: ['image.thing'] });
+  }
+}
+
+describe('a service', () => {
+  let app: NestFastifyApplication;
+  let redis: Awaited<ReturnType<typeof startRedis>>;
+  let dataDir: string;
+  let token: string;
+  const call = (method: 'get' | 'post', path: string) => request(app.getHttpServer())[method](path).set('authorization', `Bearer ${token}`);
+  const ended = async (id: string) => (await call('get', `/v1/jobs/${id}?waitSeconds=20`).expect(200)).body as Job;
+  const make = async (name: string) => ((await call('post', '/v1/things').send({ name }).expect(202)).body as Job).id;
+
+  beforeAll(async () => {
+    dataDir = await mkdtemp(join(tmpdir(), 'airdock-platform-'));
+    redis = await startRedis();
+    const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir, redisUrl: redis.url, logLevel: 'silent' } });
+    app = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), { title: 'test' });
+    await app.listen(0, '127.0.0.1');
+    token = apiToken(config);
+  });
+  afterAll(async () => {
+    await app?.close();
+    await redis?.stop();
+    await rm(dataDir, { recursive: true, force: true });
+  });
+
+  it('answers health without a token and everything else only with one', async () => {
+    await request(app.getHttpServer()).get('/livez').expect(200);
+    await request(app.getHttpServer()).get('/readyz').expect(200, { status: 'ok', checks: { 'database:image': 'ok' } });
+    const missing = await request(app.getHttpServer()).get('/v1/jobs').expect(401).expect('content-type', /application\/problem\+json/);
+    expect(missing.body).toMatchObject({ code: 'token_missing', nextStep: expect.stringContaining('admin.token') });
+    await request(app.getHttpServer()).get('/v1/jobs').set('x-auth-token', token).expect(200);
+    await request(app.getHttpServer()).get('/v1/jobs').set('authorization', 'Bearer nope').expect(401);
+    await request(app.getHttpServer()).get('/metrics').expect(401);
+    expect((await call('get', '/metrics')).text).toContain('airdock_process_cpu');
+    expect((await readFile(join(dataDir, 'admin.token'), 'utf8')).trim()).toBe(token);
+  });
+
+  it.each([
+    ['an unknown route', 'get', '/nope', undefined, 404, 'route_not_found'],
+    ['bad JSON', 'post', '/v1/things', '{"name":', 400, 'request_malformed'],
+    ['a wrong type', 'post', '/v1/things', '{"name":3}', 422, 'request_invalid'],
+    ['an unknown field', 'post', '/v1/things', '{"name":"a","x":1}', 422, 'request_invalid'],
+    ['an unknown media type', 'post', '/v1/things', '<x/>', 415, 'media_type_unsupported'],
+    ['an unknown job', 'get', '/v1/jobs/0198c0de-0000-7000-8000-000000000000', undefined, 404, 'resource_not_found'],
+    ['an id that is none', 'get', '/v1/jobs/..%2Fx', undefined, 404, 'resource_not_found'],
+    ['a bad query', 'get', '/v1/jobs?limit=0', undefined, 422, 'request_invalid'],
+    ['a foreign cursor', 'get', '/v1/jobs?cursor=xx', undefined, 422, 'cursor_invalid'],
+  ] as const)('answers %s with a problem document', async (_what, method, path, body, status, code) => {
+    const type = body?.startsWith('<') ? 'application/xml' : 'application/json';
+    const sent = call(method, path);
+    const { body: problem, headers } = await (body ? sent.set('content-type', type).send(body) : sent).expect(status);
+    expect(headers['content-type']).toContain('application/problem+json');
+    expect(problem).toMatchObject({ code, status, title: expect.any(String), nextStep: expect.any(String), requestId: expect.any(String) });
+  });
+
+  it('lets only what the schema names leave', async () => {
+    expect((await call('get', '/v1/things/secret').expect(200)).body).toEqual({ name: 'a' });
+  });
+
+  it('runs a job to its end and keeps progress from running backwards', async () => {
+    const job = await ended(await make('plain'));
+    expect(job).toMatchObject({ state: 'succeeded', result: { made: 'plain' }, attempt: 1, progress: { percent: 100, bytesDone: 80 } });
+  });
+
+  it('tries transient failures again, and no others', async () => {
+    failuresLeft = 2;
+    expect(await ended(await make('flaky'))).toMatchObject({ state: 'succeeded', attempt: 3 });
+    expect(await ended(await make('bad'))).toMatchObject({ state: 'failed', attempt: 1, error: { code: 'bundle_corrupt', detail: 'no good' } });
+  });
+
+  it('cancels a running job, and a retry continues it', async () => {
+    const id = await make('long');
+    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
+    await call('post', `/v1/jobs/${id}/cancel`).expect(202);
+    expect(await ended(id)).toMatchObject({ state: 'cancelled', error: { code: 'job_cancelled' }, progress: { percent: 80 } });
+    await call('post', `/v1/jobs/${id}/cancel`).expect(409);
+    await call('post', `/v1/jobs/${id}/retry`).expect(202);
+    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.attempt === 2, { what: 'the second attempt', timeoutMs: 5000 });
+    release();
+    expect(await ended(id)).toMatchObject({ state: 'succeeded' });
+    await call('post', `/v1/jobs/${id}/retry`).expect(409);
+  });
+
+  it('streams a job as server-sent events until it ends', async () => {
+    const id = await make('long');
+    const url = await app.getUrl();
+    const response = await fetch(`${url}/v1/jobs/${id}/events`, { headers: { authorization: `Bearer ${token}` } });
+    expect(response.headers.get('content-type')).toContain('text/event-stream');
+    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
+    release();
+    const events = (await response.text()).split('\n\n').flatMap((block) => (/^data: (.*)$/m.exec(block)?.[1] ? [JSON.parse(/^data: (.*)$/m.exec(block)?.[1] ?? '') as Job] : []));
+    expect(events.at(-1)?.state).toBe('succeeded');
+    const percents = events.map((event) => event.progress.percent);
+    expect(percents).toEqual([...percents].sort((a, b) => a - b));
+    await call('get', '/v1/jobs/nope/events').expect(404);
+  });
+
+  it('answers a repeated POST with the first answer, and refuses the key for another request', async () => {
+    const send = (name: string) => call('post', '/v1/things').set('idempotency-key', 'k1').send({ name });
+    const first = await send('once').expect(202);
+    const second = await send('once').expect(202);
+    expect(second.body.id).toBe(first.body.id);
+    expect(second.headers['idempotent-replayed']).toBe('true');
+    expect((await send('twice').expect(422)).body.code).toBe('idempotency_key_reused');
+  });
+
+  it('pages through jobs, newest first', async () => {
+    const first = (await call('get', '/v1/jobs?limit=2').expect(200)).body;
+    const second = (await call('get', `/v1/jobs?limit=2&cursor=${first.nextCursor}`).expect(200)).body;
+    expect([...first.items, ...second.items].map(({ id }: Job) => id)).toEqual([...new Set([...first.items, ...second.items].map(({ id }: Job) => id))]);
+    expect(first.items[0].id > first.items[1].id && first.items[1].id > second.items[0].id).toBe(true);
+  });
+
+  it('loses no job when Redis loses everything', async () => {
+    await redis.kill();
+    const accepted = await call('post', '/v1/things').send({ name: 'orphan' }).expect(202);
+    expect(accepted.body.state).toBe('queued');
+    await redis.restart();
+    expect(await ended(accepted.body.id)).toMatchObject({ state: 'succeeded' });
+  });
+
+  it('serves its OpenAPI document and a readable page', async () => {
+    const document = (await call('get', '/openapi.json').expect(200)).body;
+    expect(document.paths['/v1/things'].post.operationId).toBe('createThing');
+    expect(document.components.schemas).toHaveProperty('Problem');
+    expect((await call('get', '/docs').expect(200)).text).toContain('swagger');
+  });
+});

@@ -1,0 +1,128 @@
+import { AppError } from '@airdock/core/errors';
+import { BullModule, getQueueToken } from '@nestjs/bullmq';
+import { type DynamicModule, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
+import type { NestFastifyApplication } from '@nestjs/platform-fastify';
+import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
+import type { Queue } from 'bullmq';
+import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
+import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
+import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
+import { createHttpApp } from './http/app.js';
+import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
+import { IdempotencyInterceptor } from './http/idempotency.js';
+import { JobSweeper } from './jobs/job-sweeper.js';
+import { platformEntities } from './jobs/job.entity.js';
+import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
+import { type JobEndHook, JobsService } from './jobs/jobs.service.js';
+import { PlatformModule } from './platform.module.js';
+
+/** What a process does for a service: answer requests, work off jobs, or both. */
+export type Role = 'api' | 'worker';
+export type Roles = readonly Role[];
+
+/** A service module as the DU and the entry points use it. */
+export interface ServiceModule {
+  register(roles: Roles): DynamicModule;
+}
+
+export interface ServiceDefinition {
+  module: Type;
+  name: ServiceName;
+  entities: (new () => ObjectLiteral)[];
+  /** Present in the role `api`. */
+  controllers: Type[];
+  /** Present in both roles. */
+  providers: Provider[];
+  /** Present in the role `worker`: job processors and whatever else runs by itself. */
+  workers: Provider[];
+  jobTypes: string[];
+  /** Makes the hook that adds statements to the end of each job; gets what `inject` names. */
+  jobEndHook?: { inject: Type[]; useFactory: (...args: never[]) => JobEndHook };
+}
+
+/** Injection token of a service's `JobsService` outside its module. */
+export const jobsToken = (name: ServiceName) => `jobs:${name}`;
+const databaseToken = (name: ServiceName) => `database:${name}`;
+
+/** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
+export function defineService(roles: Roles, { module, name, entities, controllers, providers, workers, jobTypes, jobEndHook }: ServiceDefinition): DynamicModule {
+  const tables = [...platformEntities, ...entities];
+  const jobs: Provider = {
+    provide: JobsService,
+    inject: [ServiceDatabase, ...jobTypes.map((type) => getQueueToken(type)), ...(jobEndHook?.inject ?? [])],
+    useFactory: (database: ServiceDatabase, ...rest: unknown[]) => {
+      const queues = new Map(jobTypes.map((type, index) => [type, rest[index] as Queue]));
+      const hook = jobEndHook?.useFactory(...(rest.slice(jobTypes.length) as never[]));
+      return new JobsService(name, database, queues, hook);
+    },
+  };
+  const isWorker = roles.includes('worker');
+  return {
+    module,
+    imports: [
+      TypeOrmModule.forRootAsync({
+        name,
+        inject: [CONFIG],
+        useFactory: (config: Config) => ({ ...dataSourceOptions(config, name, tables as EntityTarget<ObjectLiteral>[] as never), retryAttempts: 3, retryDelay: 1000 }),
+        dataSourceFactory: async (options) => {
+          if (!options) throw new Error('no data source options');
+          return connectDatabase(options);
+        },
+      }),
+      TypeOrmModule.forFeature(tables, name),
+      ...(jobTypes.length > 0 ? [BullModule.registerQueue(...jobTypes.map((type) => ({ name: type })))] : []),
+    ],
+    controllers: roles.includes('api') ? controllers : [],
+    providers: [
+      { provide: ServiceDatabase, inject: [getDataSourceToken(name)], useFactory: (dataSource: DataSource) => new ServiceDatabase(dataSource) },
+      { provide: jobsToken(name), useExisting: JobsService },
+      { provide: databaseToken(name), useExisting: ServiceDatabase },
+      jobs,
+      IdempotencyInterceptor,
+      ...providers,
+      ...(isWorker ? [...workers, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }] : []),
+    ],
+    exports: [jobsToken(name), databaseToken(name)],
+  };
+}
+
+/** The root module of a process: the platform, the services, their jobs and health behind one port. */
+export function rootModule(config: Config, services: Partial<Record<ServiceName, ServiceModule>>, roles: Roles): Type {
+  const names = Object.keys(services) as ServiceName[];
+  const metadata: ModuleMetadata = {
+    imports: [PlatformModule.forRoot(config), ...Object.values(services).map((service) => service.register(roles))],
+    controllers: [HealthController, ...(roles.includes('api') ? [JobsController] : [])],
+    providers: [
+      JobDirectory,
+      { provide: JOB_SERVICES, inject: names.map(jobsToken), useFactory: (...jobs: JobsService[]) => jobs },
+      {
+        provide: READINESS_CHECKS,
+        inject: names.map(databaseToken),
+        useFactory: (...databases: ServiceDatabase[]): ReadinessCheck[] =>
+          databases.map(({ dataSource }, index) => ({ name: `database:${names[index]}`, check: async () => void (await dataSource.query('SELECT 1')) })),
+      },
+    ],
+  };
+  class RootModule {}
+  Module(metadata)(RootModule);
+  return RootModule;
+}
+
+/** Runs one service as a process of its own, in one role: the body of every `main.ts` and `worker.ts`. A worker answers health and metrics only. */
+export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<NestFastifyApplication> {
+  try {
+    const config = loadConfig();
+    const app = await createHttpApp(rootModule(config, { [name]: service }, [role]), { title: `Airdock ${name}-svc` });
+    await app.listen(config.http.port, config.http.host);
+    process.stdout.write(`${name}-svc ${role} listens on http://${config.http.host}:${config.http.port}\n`);
+    return app;
+  } catch (error) {
+    return exitWithProblem(error);
+  }
+}
+
+/** Ends the process with a message that an operator can act on. */
+export function exitWithProblem(error: unknown): never {
+  process.stderr.write(error instanceof AppError ? `airdock: ${error.message}\n` : `airdock: ${(error as Error).stack}\n`);
+  process.exit(1);
+}
