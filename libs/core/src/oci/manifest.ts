@@ -61,8 +61,14 @@ const descriptorSchema = z.looseObject({
   digest: z.custom<Digest>(isDigest, 'not a sha256 digest'),
   size: z.number().int().nonnegative(),
   platform: platformSchema.optional(),
-  annotations: z.record(z.string(), z.string()).nullish().transform((value) => value ?? undefined),
-  urls: z.array(z.string()).nullish().transform((value) => value ?? undefined),
+  annotations: z
+    .record(z.string(), z.string())
+    .nullish()
+    .transform((value) => value ?? undefined),
+  urls: z
+    .array(z.string())
+    .nullish()
+    .transform((value) => value ?? undefined),
 });
 const manifestSchema = z.looseObject({
   schemaVersion: z.literal(2),
@@ -70,13 +76,19 @@ const manifestSchema = z.looseObject({
   config: descriptorSchema,
   layers: z.array(descriptorSchema).max(10_000),
   subject: descriptorSchema.optional(),
-  annotations: z.record(z.string(), z.string()).nullish().transform((value) => value ?? undefined),
+  annotations: z
+    .record(z.string(), z.string())
+    .nullish()
+    .transform((value) => value ?? undefined),
 });
 const indexSchema = z.looseObject({
   schemaVersion: z.literal(2),
   mediaType: z.string().optional(),
   manifests: z.array(descriptorSchema).max(10_000),
-  annotations: z.record(z.string(), z.string()).nullish().transform((value) => value ?? undefined),
+  annotations: z
+    .record(z.string(), z.string())
+    .nullish()
+    .transform((value) => value ?? undefined),
 });
 const configSchema = z.looseObject({
   os: z.string().default('linux'),

@@ -1,0 +1,99 @@
+import { constants, createReadStream } from 'node:fs';
+import { lstat, open, realpath } from 'node:fs/promises';
+import { join, sep } from 'node:path';
+import { Readable } from 'node:stream';
+import { AppError } from '@airdock/core/errors';
+import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
+import type { BlobReader } from './image-source.js';
+import { indexTar } from './tar-index.js';
+
+const chunkBytes = 1024 * 1024;
+
+/** The files of a bundle, in a tar or in a folder, read where they lie. */
+export interface BundleFiles {
+  /** A regular file, through the tar's links; undefined when there is none. */
+  find(name: string): Promise<BlobReader | undefined>;
+  /** False when a tar was cut between two members: what is missing is missing for that reason. */
+  complete: boolean;
+}
+
+export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
+
+/** Opens an uncompressed tar; see `indexTar` for what it refuses. */
+export async function openTarFiles(path: string, signal?: AbortSignal): Promise<BundleFiles> {
+  const file = await open(path, 'r');
+  try {
+    const index = await indexTar(file, signal);
+    return {
+      complete: index.complete,
+      find: async (name) => {
+        const member = index.find(name);
+        if (!member) return undefined;
+        const { offset, size } = member;
+        return {
+          size,
+          open: ({ start } = { start: 0 }) =>
+            // `end` is inclusive, so nothing cannot be asked for.
+            start >= size ? Readable.from([]) : createReadStream(path, { start: offset + start, end: offset + size - 1, highWaterMark: chunkBytes }),
+        };
+      },
+    };
+  } finally {
+    await file.close();
+  }
+}
+
+/** Opens a folder. Links are not followed, at no level: a layout from outside could point at any file of this machine. */
+export async function openFolderFiles(path: string): Promise<BundleFiles> {
+  const root = await realpath(path);
+  return {
+    complete: true,
+    async find(name) {
+      const full = join(root, name);
+      const status = await lstat(full).catch(() => undefined);
+      if (!status) return undefined;
+      if (!status.isFile() || !full.startsWith(root + sep) || (await realpath(full)) !== full) {
+        throw new AppError('bundle_unsafe', { detail: `${name} is not a plain file inside the layout` });
+      }
+      return {
+        size: status.size,
+        open: ({ start } = { start: 0 }) =>
+          Readable.from(
+            (async function* () {
+              const file = await open(full, constants.O_RDONLY | constants.O_NOFOLLOW);
+              // Reads no more than was promised when the file grows meanwhile; the digest tells the rest.
+              if (start >= status.size) await file.close();
+              else yield* file.createReadStream({ start, end: status.size - 1, highWaterMark: chunkBytes });
+            })(),
+            { objectMode: false },
+          ),
+      };
+    },
+  };
+}
+
+/** A small file in memory. Throws `bundle_corrupt` when it is larger than `maxBytes`. */
+export async function readSmall(name: string, reader: BlobReader, maxBytes: number): Promise<Buffer> {
+  if (reader.size > maxBytes) throw new AppError('bundle_corrupt', { detail: `${name} has ${reader.size} bytes; at most ${maxBytes} are read` });
+  const chunks: Buffer[] = [];
+  for await (const chunk of reader.open()) chunks.push(chunk as Buffer);
+  return Buffer.concat(chunks);
+}
+
+/** What a bundle refers to but does not hold. */
+export function missingFile(files: BundleFiles, name: string): AppError {
+  const detail = `${name} is missing`;
+  return files.complete
+    ? new AppError('bundle_corrupt', { detail, member: name })
+    : new AppError('bundle_truncated', { detail: `${detail}, and the end of the archive too`, member: name });
+}
+
+/** A metadata blob in memory, verified. Throws `digest_mismatch`, and `bundle_corrupt` when it is missing or too large. */
+export async function readVerified(files: BundleFiles, name: string, digest: Digest, maxBytes: number): Promise<Buffer> {
+  const reader = await files.find(name);
+  if (!reader) throw missingFile(files, name);
+  const bytes = await readSmall(name, reader, maxBytes);
+  const actual = digestOf(bytes);
+  if (actual !== digest) throw new AppError('digest_mismatch', { detail: `${name} has the digest ${actual}`, member: name, expected: digest, actual });
+  return bytes;
+}

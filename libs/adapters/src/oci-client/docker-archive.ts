@@ -1,0 +1,196 @@
+import { createReadStream } from 'node:fs';
+import { posix } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { createGunzip } from 'node:zlib';
+import { AppError } from '@airdock/core/errors';
+import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
+import { type DockerArchiveImage, parseDockerArchive } from '@airdock/core/oci/docker-archive';
+import { type Descriptor, maxManifestBytes, mediaTypes, type Platform, parseImageConfig } from '@airdock/core/oci/manifest';
+import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import { type BundleFiles, missingFile, readSmall } from './bundle-files.js';
+import type { BlobReader, ImageSource, PrepareOptions, SourceImage } from './image-source.js';
+import { hashing, type LayerCache } from './layer-cache.js';
+
+/**
+ * Reads what `docker save` writes. It has no manifests, and layers are not compressed: `prepare` compresses them once and makes the Docker
+ * schema 2 manifest, so that the same archive and the same compression program give the same digest.
+ */
+const maxConfigBytes = 8 * 1024 * 1024;
+
+interface Layer {
+  member: string;
+  diffId: Digest;
+  reader: BlobReader;
+}
+
+interface ArchiveImage {
+  config: { digest: Digest; reader: BlobReader; size: number };
+  platform: Platform;
+  layers: Layer[];
+}
+
+/** The digest that a configuration's name promises: `<hex>.json`, or `blobs/sha256/<hex>` since Docker 25. */
+function promisedDigest(member: string): Digest | undefined {
+  const text = `sha256:${posix.basename(member).replace(/\.json$/, '')}`;
+  return isDigest(text) ? text : undefined;
+}
+
+async function inspectImage(files: BundleFiles, entry: DockerArchiveImage): Promise<ArchiveImage> {
+  const configReader = await files.find(entry.config);
+  if (!configReader) throw missingFile(files, entry.config);
+  const config = await readSmall(entry.config, configReader, maxConfigBytes);
+  const digest = digestOf(config);
+  const promised = promisedDigest(entry.config);
+  if (promised && promised !== digest) {
+    throw new AppError('digest_mismatch', { detail: `${entry.config} has the digest ${digest}`, member: entry.config, expected: promised, actual: digest });
+  }
+  const { platform, diffIds } = parseImageConfig(config);
+  if (diffIds.length !== entry.layers.length) {
+    throw new AppError('bundle_corrupt', {
+      detail: `${entry.config} speaks of ${diffIds.length} layers, manifest.json of ${entry.layers.length}`,
+      member: entry.config,
+    });
+  }
+  const layers: Layer[] = [];
+  for (const [index, member] of entry.layers.entries()) {
+    const reader = await files.find(member);
+    if (!reader) throw missingFile(files, member);
+    const diffId = diffIds[index];
+    if (!isDigest(diffId)) throw new AppError('bundle_corrupt', { detail: `${entry.config} has a diff ID that is no digest`, member: entry.config });
+    layers.push({ member, diffId, reader });
+  }
+  return { config: { digest, reader: configReader, size: config.byteLength }, platform, layers };
+}
+
+const uniqueLayers = (layers: readonly Layer[]): Layer[] => [...new Map(layers.map((layer) => [layer.diffId, layer])).values()];
+
+class DockerArchive implements ImageSource {
+  readonly format = 'docker-archive';
+  readonly images: readonly SourceImage[];
+  readonly #roots = new Map<SourceImage, Descriptor>();
+  readonly #manifests = new Map<Digest, Uint8Array>();
+  readonly #blobs = new Map<Digest, BlobReader>();
+
+  constructor(
+    private readonly layerCache: LayerCache,
+    private readonly details: ReadonlyMap<SourceImage, ArchiveImage>,
+  ) {
+    this.images = [...details.keys()];
+  }
+
+  async prepare(image: SourceImage, { signal, onProgress }: PrepareOptions = {}): Promise<Descriptor> {
+    const prepared = this.#roots.get(image);
+    if (prepared) return prepared;
+    const details = this.details.get(image);
+    if (!details) throw new TypeError('the image is of another source');
+    let bytesDone = details.config.size;
+    const onBytes = (count: number) => {
+      bytesDone += count;
+      onProgress?.(Math.min(bytesDone, image.sizeBytes));
+    };
+    const compressed = new Map<Digest, Descriptor>();
+    for (const layer of uniqueLayers(details.layers)) {
+      signal?.throwIfAborted();
+      compressed.set(layer.diffId, await this.#prepareLayer(layer, signal, onBytes));
+    }
+    this.#blobs.set(details.config.digest, details.config.reader);
+    const describe = ({ digest, size, mediaType }: Descriptor) => ({ mediaType, size, digest });
+    // The order of keys is part of the digest.
+    const manifest = Buffer.from(
+      JSON.stringify({
+        schemaVersion: 2,
+        mediaType: mediaTypes.dockerManifest,
+        config: { mediaType: mediaTypes.dockerConfig, size: details.config.size, digest: details.config.digest },
+        layers: details.layers.map(({ diffId }) => describe(compressed.get(diffId) as Descriptor)),
+      }),
+    );
+    if (manifest.byteLength > maxManifestBytes) throw new AppError('image_unsupported', { detail: 'the manifest would be larger than registries take' });
+    const digest = digestOf(manifest);
+    this.#manifests.set(digest, manifest);
+    const root = { mediaType: mediaTypes.dockerManifest, digest, size: manifest.byteLength };
+    this.#roots.set(image, root);
+    return root;
+  }
+
+  async #prepareLayer({ diffId, member, reader }: Layer, signal: AbortSignal | undefined, onBytes: (count: number) => void): Promise<Descriptor> {
+    const magic = await firstBytes(reader, 4);
+    if (magic.readUInt32LE(0) === 0xfd2fb528)
+      throw new AppError('image_unsupported', { detail: `${member} is compressed with zstd, which Docker's own manifests cannot say`, member });
+    if (magic.readUInt16BE(0) === 0x1f8b) {
+      const { digest, size } = await checkGzip(diffId, member, reader, signal, onBytes);
+      this.#blobs.set(digest, reader);
+      return { mediaType: mediaTypes.dockerLayerGzip, digest, size };
+    }
+    const { path, digest, size } = await this.layerCache.get(diffId, member, reader, { signal, onBytes });
+    this.#blobs.set(digest, { size, open: ({ start } = { start: 0 }) => createReadStream(path, { start, highWaterMark: 1024 * 1024 }) });
+    return { mediaType: mediaTypes.dockerLayerGzip, digest, size };
+  }
+
+  async readManifest(digest: Digest): Promise<Uint8Array> {
+    const bytes = this.#manifests.get(digest);
+    if (!bytes) throw new AppError('bundle_corrupt', { detail: `${digest} is no manifest of a prepared image` });
+    return bytes;
+  }
+
+  async blob({ digest }: Descriptor): Promise<BlobReader> {
+    const reader = this.#blobs.get(digest);
+    if (!reader) throw new AppError('bundle_corrupt', { detail: `${digest} is no blob of a prepared image` });
+    return reader;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+}
+
+/** The digest of a layer that came compressed; it travels as it is. Its content must still be what the configuration says. */
+async function checkGzip(diffId: Digest, member: string, reader: BlobReader, signal: AbortSignal | undefined, onBytes: (count: number) => void) {
+  const compressed = hashing(onBytes);
+  const plain = hashing();
+  try {
+    await pipeline(reader.open(), compressed.through, createGunzip(), plain.through.resume(), signal ? { signal } : {});
+  } catch (cause) {
+    signal?.throwIfAborted();
+    throw new AppError('bundle_corrupt', { detail: `${member} is damaged gzip`, member }, { cause });
+  }
+  const actual = plain.digest();
+  if (actual !== diffId)
+    throw new AppError('digest_mismatch', { detail: `${member} has the digest ${actual}, its image says ${diffId}`, member, expected: diffId, actual });
+  return { digest: compressed.digest(), size: compressed.size() };
+}
+
+/** The start of a file, padded with zeros. */
+export async function firstBytes(reader: BlobReader, count: number): Promise<Buffer> {
+  const start = Buffer.alloc(count);
+  let filled = 0;
+  for await (const chunk of reader.open()) {
+    filled += (chunk as Buffer).copy(start, filled);
+    if (filled >= count) break;
+  }
+  return start;
+}
+
+/**
+ * Opens a docker-archive. Reads metadata only. Throws `bundle_corrupt`, `digest_mismatch`,
+ * `image_name_missing`, `reference_invalid`.
+ */
+export async function openDockerArchive(files: BundleFiles, layerCache: LayerCache, signal?: AbortSignal): Promise<ImageSource> {
+  const listing = await files.find('manifest.json');
+  if (!listing) throw missingFile(files, 'manifest.json');
+  const byConfig = new Map<Digest, { source: SourceImage; details: ArchiveImage }>();
+  for (const entry of parseDockerArchive(await readSmall('manifest.json', listing, maxManifestBytes))) {
+    signal?.throwIfAborted();
+    const details = await inspectImage(files, entry);
+    const { digest } = details.config;
+    const names = entry.repoTags.map((tag) => formatReference(parseReference(tag)));
+    const known = byConfig.get(digest);
+    if (known) known.source.names = [...new Set([...known.source.names, ...names])];
+    else {
+      const sizeBytes = details.config.size + uniqueLayers(details.layers).reduce((sum, { reader }) => sum + reader.size, 0);
+      byConfig.set(digest, { details, source: { names: [...new Set(names)], platforms: [details.platform], sizeBytes, configDigests: [digest] } });
+    }
+  }
+  for (const [digest, { source }] of byConfig) {
+    if (source.names.length === 0)
+      throw new AppError('image_name_missing', { detail: `the image ${digestHex(digest).slice(0, 12)} was saved without its name`, digest });
+  }
+  return new DockerArchive(layerCache, new Map([...byConfig.values()].map(({ source, details }) => [source, details])));
+}

@@ -1,0 +1,69 @@
+import { AppError } from '@airdock/core/errors';
+import type { Digest } from '@airdock/core/oci/digest';
+import { type Descriptor, type ImageManifest, isIndexMediaType, isManifestMediaType, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
+
+const maxDepth = 5;
+const maxManifests = 10_000;
+
+/** Everything that belongs to an image, each digest once. */
+export interface ImageGraph {
+  /** Manifests and indexes, children before what refers to them; the root is last. */
+  manifests: Descriptor[];
+  /** Configs and layers. */
+  blobs: Descriptor[];
+  /** The manifests that can be run: without attestations, which travel with an index too. */
+  images: { descriptor: Descriptor; manifest: ImageManifest }[];
+}
+
+/** BuildKit's provenance and SBOM documents. Source: https://github.com/moby/buildkit/blob/master/docs/attestations/attestation-storage.md */
+const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
+  annotations?.['vnd.docker.reference.type'] === 'attestation-manifest' || (platform?.os === 'unknown' && platform.architecture === 'unknown');
+
+/** Layers that stay on the servers of their vendor. */
+export const isForeignLayer = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.dockerForeignLayer || mediaType.includes('.nondistributable.');
+
+/**
+ * Follows an image down to its blobs. `readManifest` must return verified bytes. Throws `bundle_corrupt` for documents that contradict their
+ * descriptors, `image_unsupported` for children that are no manifests, and what `readManifest` throws.
+ */
+export async function walkImage(root: Descriptor, readManifest: (digest: Digest) => Promise<Uint8Array>): Promise<ImageGraph> {
+  const manifests = new Map<Digest, Descriptor>();
+  const blobs = new Map<Digest, Descriptor>();
+  const images: ImageGraph['images'] = [];
+  const corrupt = (descriptor: Descriptor, detail: string) =>
+    new AppError('bundle_corrupt', { detail: `${descriptor.digest}: ${detail}`, digest: descriptor.digest });
+
+  const visit = async (descriptor: Descriptor, depth: number, attestation: boolean): Promise<void> => {
+    if (manifests.has(descriptor.digest)) return;
+    if (depth > maxDepth || manifests.size >= maxManifests) throw corrupt(descriptor, 'indexes are nested too deep, or have too many manifests');
+    if (!isManifestMediaType(descriptor.mediaType)) {
+      throw new AppError('image_unsupported', { detail: `${descriptor.digest} is of type ${descriptor.mediaType.slice(0, 100)}`, digest: descriptor.digest });
+    }
+    const bytes = await readManifest(descriptor.digest);
+    if (bytes.byteLength !== descriptor.size) throw corrupt(descriptor, `has ${bytes.byteLength} bytes, its descriptor says ${descriptor.size}`);
+    const document = parseManifest(bytes, descriptor.mediaType);
+    // Two readers must never see two different things in one document.
+    if (document.mediaType !== descriptor.mediaType || isIndexMediaType(descriptor.mediaType) !== (document.kind === 'index')) {
+      throw corrupt(descriptor, `is ${document.mediaType.slice(0, 100)}, its descriptor says ${descriptor.mediaType}`);
+    }
+    if (document.kind === 'index') {
+      for (const child of document.manifests) await visit(child, depth + 1, attestation || isAttestation(child));
+    } else {
+      if (!attestation) images.push({ descriptor, manifest: document });
+      for (const blob of [document.config, ...document.layers]) {
+        const known = blobs.get(blob.digest);
+        if (known && known.size !== blob.size) throw corrupt(descriptor, `says ${blob.digest} has ${blob.size} bytes, another manifest says ${known.size}`);
+        blobs.set(blob.digest, known ?? blob);
+      }
+    }
+    manifests.set(descriptor.digest, descriptor);
+  };
+  await visit(root, 0, false);
+  return { manifests: [...manifests.values()], blobs: [...blobs.values()], images };
+}
+
+export const totalSize = (descriptors: Iterable<{ size: number }>): number => {
+  let sum = 0;
+  for (const { size } of descriptors) sum += size;
+  return sum;
+};

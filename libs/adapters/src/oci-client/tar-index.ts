@@ -1,0 +1,143 @@
+import type { FileHandle } from 'node:fs/promises';
+import { posix } from 'node:path';
+import { AppError } from '@airdock/core/errors';
+import { blockSize, isTarHeader, isZeroBlock, parsePax, parseTarHeader, type TarHeader, type TarOverrides, tarText } from './tar-header.js';
+
+const maxMembers = 100_000;
+const maxExtensionBytes = 1024 * 1024;
+const maxNameLength = 4096;
+
+export interface TarMember {
+  /** Where the content starts in the file, bytes. */
+  offset: number;
+  /** Bytes. */
+  size: number;
+}
+
+/** Where the files of a tar lie. Nothing of it was unpacked. */
+export interface TarIndex {
+  /** The content behind a name, through links. Undefined when there is no such file. */
+  find(name: string): TarMember | undefined;
+  /** Names of all files and links. */
+  names(): string[];
+  /** False when the archive ends without its end marker: it was cut exactly between two members. */
+  complete: boolean;
+}
+
+const unsafe = (detail: string, member: string) => new AppError('bundle_unsafe', { detail: `${detail}: ${JSON.stringify(member.slice(0, 200))}` });
+
+/** `./a//b/` → `a/b`; the root itself is ''. Refuses what leaves the root, and characters that garble logs and terminals. */
+function safeName(raw: string): string {
+  if (raw.length > maxNameLength) throw unsafe('a member name is too long', raw);
+  if (/\p{Cc}/u.test(raw)) throw unsafe('a member name has control characters', raw);
+  if (raw.startsWith('/')) throw unsafe('a member has an absolute name', raw);
+  const segments = raw.split('/').filter((segment) => segment !== '' && segment !== '.');
+  if (segments.includes('..')) throw unsafe('a member name leaves the archive', raw);
+  return segments.join('/');
+}
+
+/**
+ * Where a link leads, by its text alone; both kinds must stay inside. Docker up to 24 writes `<id>/layer.tar -> ../<other>/layer.tar`
+ * for shared layers, so `..` is fine in a symlink as long as it stays below the root.
+ */
+function linkTarget(name: string, linkName: string, type: string): string {
+  if (type === '1') return safeName(linkName);
+  if (linkName === '' || linkName.startsWith('/') || linkName.length > maxNameLength) throw unsafe('a link leaves the archive', name);
+  const target = posix.normalize(posix.join(posix.dirname(name), linkName));
+  if (target === '..' || target.startsWith('../')) throw unsafe('a link leaves the archive', name);
+  return safeName(target);
+}
+
+/** Reads exactly `length` bytes, or throws `bundle_truncated` with the number of bytes that are missing at least. */
+async function readExactly(file: FileHandle, position: number, length: number, fileSize: number): Promise<Buffer> {
+  if (position + length > fileSize) throw truncated(position + length - fileSize, fileSize);
+  const buffer = Buffer.alloc(length);
+  let filled = 0;
+  while (filled < length) {
+    const { bytesRead } = await file.read(buffer, filled, length - filled, position + filled);
+    if (bytesRead === 0) throw truncated(length - filled, position + filled);
+    filled += bytesRead;
+  }
+  return buffer;
+}
+
+const truncated = (missingBytes: number, fileSize: number) =>
+  new AppError('bundle_truncated', { detail: `at least ${missingBytes} bytes are missing after ${fileSize}`, missingBytes, sizeBytes: fileSize });
+
+/**
+ * Lists the members of an uncompressed tar by seeking from header to header: the time depends on the number of members, not on the size.
+ * The tar is hostile input: `bundle_unsafe` for names and links that leave the archive, devices, sparse files and duplicates,
+ * `bundle_truncated` when a member ends beyond the file, `bundle_format_unknown` when the file is no tar, `bundle_corrupt` for damaged headers.
+ * The handle stays open and belongs to the caller.
+ */
+export async function indexTar(file: FileHandle, signal?: AbortSignal): Promise<TarIndex> {
+  const { size: fileSize } = await file.stat();
+  const files = new Map<string, TarMember>();
+  const links = new Map<string, string>();
+  let next: TarOverrides = {};
+  let complete = false;
+  let members = 0;
+  let position = 0;
+  while (position < fileSize) {
+    signal?.throwIfAborted();
+    if (position === 0 && fileSize < blockSize) break;
+    const block = await readExactly(file, position, blockSize, fileSize);
+    if (isZeroBlock(block) && position > 0) {
+      complete = true;
+      break;
+    }
+    if (!isTarHeader(block)) {
+      if (position === 0) break;
+      throw new AppError('bundle_corrupt', { detail: `the tar header at byte ${position} is damaged` });
+    }
+    if (++members > maxMembers) throw new AppError('bundle_unsafe', { detail: `more than ${maxMembers} members` });
+    const header = parseTarHeader(block);
+    let { size } = header;
+    position += blockSize;
+    if ('xgLK'.includes(header.type)) {
+      if (size > maxExtensionBytes) throw new AppError('bundle_unsafe', { detail: `an extension header of ${size} bytes` });
+      applyExtension(header, await readExactly(file, position, size, fileSize), next);
+    } else {
+      const member: TarHeader = { ...header, ...next };
+      next = {};
+      // Links and folders have no content, whatever their header says: so every tar reader understands it.
+      size = member.type === '0' ? member.size : 0;
+      if (position + size > fileSize) throw truncated(position + size - fileSize, fileSize);
+      addMember(member, position, files, links);
+    }
+    position += Math.ceil(size / blockSize) * blockSize;
+  }
+  if (members === 0) throw new AppError('bundle_format_unknown', { detail: fileSize === 0 ? 'the file is empty' : 'the file is not a tar archive' });
+  return {
+    complete,
+    names: () => [...files.keys(), ...links.keys()],
+    find(name) {
+      let current = name;
+      // A loop of links finds nothing, like a link to nowhere.
+      for (let hops = 0; hops < 40; hops++) {
+        const target = links.get(current);
+        if (target === undefined) return files.get(current);
+        current = target;
+      }
+      return undefined;
+    },
+  };
+}
+
+function applyExtension(header: TarHeader, content: Buffer, next: TarOverrides): void {
+  if (header.type === 'L') next.name = tarText(content);
+  else if (header.type === 'K') next.linkName = tarText(content);
+  else Object.assign(next, parsePax(content, header.type === 'g' ? 'global' : 'next'));
+}
+
+function addMember(member: TarHeader, offset: number, files: Map<string, TarMember>, links: Map<string, string>): void {
+  const name = safeName(member.name);
+  const isFolder = member.type === '5' || (member.type === '0' && member.name.endsWith('/'));
+  if (isFolder) return;
+  if (!'012'.includes(member.type)) throw unsafe(`a member of type ${JSON.stringify(member.type)} (device, sparse file or unknown)`, member.name);
+  if (name === '') throw unsafe('a member has no name', member.name);
+  // Which of two members counts differs between readers; that is a way to show one thing to a scanner and another to us.
+  if (files.has(name) || links.has(name)) throw unsafe('two members have the same name', member.name);
+  if (member.type === '0') files.set(name, { offset, size: member.size });
+  else links.set(name, linkTarget(name, member.linkName, member.type));
+}

@@ -1,0 +1,101 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createReadStream, createWriteStream } from 'node:fs';
+import { mkdir, open, stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { Transform } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { createGunzip } from 'node:zlib';
+import { AppError } from '@airdock/core/errors';
+import { diskError } from './durable-file.js';
+
+export type Compression = 'gzip' | 'zstd' | 'xz';
+
+/** What a file is compressed with, by its first bytes. */
+export async function detectCompression(path: string): Promise<Compression | undefined> {
+  const file = await open(path, 'r');
+  try {
+    const { buffer } = await file.read(Buffer.alloc(6), 0, 6, 0);
+    const magic = buffer.toString('hex');
+    if (magic.startsWith('1f8b')) return 'gzip';
+    if (magic.startsWith('28b52ffd')) return 'zstd';
+    return magic === 'fd377a585a00' ? 'xz' : undefined;
+  } finally {
+    await file.close();
+  }
+}
+
+/** Image layers shrink by 2 to 10; what grows by more than this is made to fill the disk. */
+const maxRatio = 100;
+const alwaysAllowedBytes = 1024 ** 3;
+
+/** zstd by its own program, since zlib's stops silently after the first of several frames, which pzstd writes. Both have their memory bounded. */
+const programs: Record<'zstd' | 'xz', string[]> = { zstd: ['-dcq', '--memory=128MB'], xz: ['-dcq', '--memlimit-decompress=256MiB'] };
+
+/**
+ * Decompresses a file into `target`, which must not exist. Throws `bundle_truncated` and `bundle_corrupt` for damaged input, `bundle_unsafe` for
+ * bombs, `space_insufficient`, `bundle_format_unknown` when the program for it is missing. The caller removes `target`, also after an error.
+ */
+export async function unpack(path: string, compression: Compression, target: string, signal?: AbortSignal): Promise<void> {
+  await mkdir(dirname(target), { recursive: true });
+  const allowed = Math.max(alwaysAllowedBytes, (await stat(path)).size * maxRatio);
+  let written = 0;
+  const bound = new Transform({
+    transform(chunk: Buffer, _encoding, done) {
+      written += chunk.byteLength;
+      if (written > allowed) done(new AppError('bundle_unsafe', { detail: `the file unpacks to more than ${allowed} bytes` }));
+      else done(null, chunk);
+    },
+  });
+  const input = createReadStream(path, { highWaterMark: 1024 * 1024 });
+  const output = createWriteStream(target, { flags: 'wx', mode: 0o600 });
+  const options = signal ? { signal } : {};
+  try {
+    if (compression === 'gzip') await pipeline(input, createGunzip(), bound, output, options);
+    else await throughProgram(compression, input, bound, output, options);
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw translate(error, compression, target);
+  }
+}
+
+async function throughProgram(
+  name: 'zstd' | 'xz',
+  input: NodeJS.ReadableStream,
+  bound: Transform,
+  output: NodeJS.WritableStream,
+  options: { signal?: AbortSignal },
+): Promise<void> {
+  const child = spawn(name, programs[name], { stdio: ['pipe', 'pipe', 'pipe'] });
+  let words = '';
+  child.stderr.on('data', (chunk: Buffer) => {
+    words = (words + chunk.toString('utf8')).slice(0, 500);
+  });
+  const ended = once(child, 'close').then(([code]) => {
+    if (code !== 0)
+      throw new AppError(/unexpected end|premature/i.test(words) ? 'bundle_truncated' : 'bundle_corrupt', {
+        detail: `${name}: ${words.trim() || `ended with ${code}`}`,
+      });
+  });
+  // A program that gives up closes its input; its own words say why, so they are preferred to EPIPE.
+  const fed = pipeline(input, child.stdin, options).catch((error: unknown) => ended.then(() => Promise.reject(error as Error)));
+  try {
+    await Promise.all([pipeline(child.stdout, bound, output, options), ended, fed]);
+  } finally {
+    child.kill('SIGKILL');
+  }
+}
+
+function translate(error: unknown, compression: Compression, target: string): unknown {
+  if (error instanceof AppError) return error;
+  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+  if (code === 'ENOENT')
+    return new AppError(
+      'bundle_format_unknown',
+      { detail: `the file is compressed with ${compression}, and there is no program for it; decompress it first` },
+      { cause: error },
+    );
+  if (code === 'Z_BUF_ERROR') return new AppError('bundle_truncated', { detail: 'the compressed file ends too early' }, { cause: error });
+  if (code.startsWith('Z_')) return new AppError('bundle_corrupt', { detail: `the ${compression} data is damaged` }, { cause: error });
+  return diskError(error, target);
+}
