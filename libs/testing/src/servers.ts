@@ -11,7 +11,6 @@ import { delimiter, join } from 'node:path';
 import { promisify } from 'node:util';
 
 const run = promisify(execFile);
-const startTimeoutMs = 20_000;
 
 /** A loopback TCP port that nothing listens on now. Another process may take it before you do. */
 export async function freePort(): Promise<number> {
@@ -108,6 +107,8 @@ interface ChildOptions {
   ready: () => Promise<boolean>;
   /** The signal that ends it in good order, also when the test process dies. Default SIGTERM, and SIGKILL at the death of the parent. */
   stopSignal?: 'SIGTERM' | 'SIGINT' | 'SIGQUIT';
+  /** For its start; default 20 000. */
+  timeoutMs?: number;
   /** Runs it as another user. */
   as?: { uid: number; gid: number };
 }
@@ -131,7 +132,7 @@ export class ServerProcess {
     const wrapper = setpriv ? [setpriv, '--pdeathsig', (stopSignal ?? 'SIGKILL').slice(3)] : [];
     if (setpriv && as) wrapper.push('--reuid', `${as.uid}`, '--regid', `${as.gid}`, '--clear-groups');
     const [command = program, ...rest] = [...wrapper, program, ...args];
-    const env = { PATH: process.env.PATH ?? '', LANG: 'C.UTF-8' };
+    const env = { PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin`, LANG: 'C.UTF-8' };
     const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'], env, cwd: '/', ...(setpriv ? {} : as) });
     this.#child = child;
     this.#output = '';
@@ -147,10 +148,10 @@ export class ServerProcess {
     child.once('exit', (code, signal) => {
       failure = new Error(`${program} ended with ${code ?? signal}: ${this.#output.trim()}`);
     });
-    const { port, ready } = this.options;
+    const { port, ready, timeoutMs = 20_000 } = this.options;
     const isUp = async () => (port === undefined || (await listens(child.pid, port))) && ready();
     try {
-      await waitFor(isUp, { timeoutMs: startTimeoutMs, what: `${program} to answer`, giveUp: () => failure });
+      await waitFor(isUp, { timeoutMs, what: `${program} to answer`, giveUp: () => failure });
     } catch (error) {
       await this.end('SIGKILL');
       throw error;

@@ -1,0 +1,191 @@
+/** A machine for Airdock to configure: own file system, own address, a real sshd, and a real Docker if wanted. */
+import { createHash } from 'node:crypto';
+import { connect } from 'node:net';
+import { PassThrough } from 'node:stream';
+import type Docker from 'dockerode';
+import ssh2 from 'ssh2';
+import { waitFor } from '../servers.js';
+import type { LabEngine, Log } from './engine.js';
+import { labelsOf } from './owner.js';
+import { ensureHostImage } from './rootfs.js';
+
+export interface HostOptions {
+  /** Its host name; default `host-N`. Once per engine. */
+  name?: string;
+  /** False removes Docker from the host. Default true. */
+  withDocker?: boolean;
+  /** A program on the host listens on this port of 127.0.0.1. */
+  occupyPort?: number;
+  log?: Log | undefined;
+}
+
+export interface ExecResult {
+  stdout: string;
+  stderr: string;
+  exitCode: number;
+}
+
+/** A running host. Disposal is `stop`. */
+export interface LabHost extends AsyncDisposable {
+  /** The container's id in the engine. */
+  id: string;
+  name: string;
+  address: string;
+  port: number;
+  user: string;
+  /** Ed25519 in OpenSSH format; one for all hosts of this process. */
+  privateKey: string;
+  /** The line of /etc/ssh/ssh_host_ed25519_key.pub. */
+  hostKey: string;
+  /** `SHA256:…`, as ssh prints it. */
+  hostKeyFingerprint: string;
+  /** Runs a shell command as root, without SSH. `timeoutMs` defaults to 60 000. */
+  exec(command: string, options?: { timeoutMs?: number }): Promise<ExecResult>;
+  /** Resolves when sshd answers and, with Docker, `docker info` works. `startHost` has awaited it. */
+  ready(): Promise<void>;
+  /** Cuts the power, and starts it again; files, address and host key stay. Resolves when it is ready. */
+  reboot(): Promise<void>;
+  /** Removes the host and its disks. */
+  stop(): Promise<void>;
+}
+
+/** dockerd and sshd need these; `--privileged` is refused where the engine itself lacks a capability. */
+const capabilities = ['SYS_ADMIN', 'NET_ADMIN', 'SYS_PTRACE', 'SYSLOG', 'IPC_LOCK', 'SYS_NICE', 'DAC_READ_SEARCH', 'LINUX_IMMUTABLE'];
+const keys = ssh2.utils.generateKeyPairSync('ed25519', { comment: 'airdock-lab' });
+let count = 0;
+
+/** Starts a host and waits until it is ready, usually four to eight seconds. The first one on a machine makes `hostImage`. */
+export async function startHost(engine: LabEngine, options: HostOptions = {}): Promise<LabHost> {
+  const { name = `host-${++count}`, withDocker = true, occupyPort, log } = options;
+  const { docker, runId } = engine;
+  const image = await ensureHostImage(engine, log);
+  const fullName = `airdock-lab-${runId}-${name}`;
+  const labels = labelsOf(runId);
+  const env = {
+    AIRDOCK_AUTHORIZED_KEY: keys.public,
+    AIRDOCK_DOCKER: withDocker ? 'yes' : '',
+    AIRDOCK_OCCUPY_PORT: occupyPort ?? '',
+    AIRDOCK_CGROUP_PARENT: `/airdock-lab-${runId}/${name}`,
+  };
+  // overlayfs cannot lie on overlayfs, so Docker's data needs a volume.
+  const mounts: Docker.MountSettings[] = [
+    {
+      Type: 'volume',
+      Source: fullName,
+      Target: '/var/lib/docker',
+      VolumeOptions: { NoCopy: true, Labels: labels, DriverConfig: { Name: 'local', Options: {} } },
+    },
+  ];
+  const hostConfig: Docker.HostConfig & { CgroupnsMode: string } = {
+    CapAdd: capabilities,
+    SecurityOpt: ['seccomp=unconfined', 'apparmor=unconfined'],
+    // What `--security-opt systempaths=unconfined` means: the engine inside mounts its own /proc and writes to /proc/sys.
+    MaskedPaths: [],
+    ReadonlyPaths: [],
+    CgroupnsMode: 'host',
+    Binds: ['/sys/fs/cgroup:/sys/fs/cgroup:rw'],
+    Mounts: withDocker ? mounts : [],
+    // Like a real host's: empty after a reboot, without pid files that name other processes now.
+    Tmpfs: { '/run': 'exec' },
+    ...(engine.cgroupParent ? { CgroupParent: engine.cgroupParent } : {}),
+  };
+  const container = await docker.createContainer({
+    name: fullName,
+    Hostname: name,
+    Image: image,
+    Cmd: ['/init.sh'],
+    Env: Object.entries(env).map(([key, value]) => `${key}=${value}`),
+    Labels: labels,
+    HostConfig: hostConfig,
+  });
+  const exec: LabHost['exec'] = (command, { timeoutMs = 60_000 } = {}) => execIn(docker, container, command, timeoutMs);
+  const stop = async () => {
+    await container.remove({ force: true, v: true }).catch(ignoreMissing);
+    await docker.getVolume(fullName).remove({ force: true }).catch(ignoreMissing);
+  };
+  try {
+    await container.start();
+    const { NetworkSettings } = await container.inspect();
+    const address = Object.values(NetworkSettings.Networks)[0]?.IPAddress ?? '';
+    const ready = () => waitUntilReady(container, address, exec, { withDocker, occupyPort });
+    const reboot = async () => {
+      await container.restart({ t: 0 });
+      await ready();
+    };
+    await ready();
+    const hostKey = (await exec('cat /etc/ssh/ssh_host_ed25519_key.pub')).stdout.trim();
+    const hostKeyFingerprint = fingerprint(hostKey);
+    const facts = { id: container.id, name, address, port: 22, user: 'root', privateKey: keys.private, hostKey, hostKeyFingerprint };
+    return { ...facts, exec, ready, reboot, stop, [Symbol.asyncDispose]: stop };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+function ignoreMissing(error: { statusCode?: number }): void {
+  if (error.statusCode !== 404) throw error;
+}
+
+/** `SHA256:` and the unpadded base64 of the digest of the key's blob, as in OpenSSH. */
+function fingerprint(publicKeyLine: string): string {
+  const blob = Buffer.from(publicKeyLine.split(' ')[1] ?? '', 'base64');
+  return `SHA256:${createHash('sha256').update(blob).digest('base64').replace(/=+$/, '')}`;
+}
+
+interface Expected {
+  withDocker: boolean;
+  occupyPort: number | undefined;
+}
+
+async function waitUntilReady(container: Docker.Container, address: string, exec: LabHost['exec'], { withDocker, occupyPort }: Expected): Promise<void> {
+  const checks = [withDocker ? 'docker info' : '', occupyPort ? `ss -Hltn "sport = :${occupyPort}" | grep -q LISTEN` : ''].filter(Boolean);
+  const isUp = async () => {
+    const { State } = await container.inspect();
+    if (!State.Running) return { ended: true };
+    return (await banner(address)).startsWith('SSH-2.0-') && (checks.length === 0 || (await exec(checks.join(' && '))).exitCode === 0)
+      ? { ended: false }
+      : undefined;
+  };
+  const result = await waitFor(isUp, { timeoutMs: 60_000, intervalMs: 100, what: `the host at ${address} to be ready` }).catch(async (error: Error) => {
+    const { stdout } = await exec('tail -n 20 /var/log/dockerd.log');
+    throw new Error(`${error.message}\n${stdout}`, { cause: error });
+  });
+  if (result.ended) throw new Error(`the host ended: ${(await container.logs({ stdout: true, stderr: true, tail: 20 })).toString()}`);
+}
+
+function banner(address: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ host: address, port: 22, timeout: 2000 });
+    socket.once('data', (data) => {
+      resolve(data.toString());
+      socket.destroy();
+    });
+    socket.once('timeout', () => socket.destroy(new Error('no banner')));
+    socket.once('error', reject);
+    socket.once('close', () => reject(new Error('closed without a banner')));
+  });
+}
+
+async function execIn(docker: Docker, container: Docker.Container, command: string, timeoutMs: number): Promise<ExecResult> {
+  const exec = await container.exec({ Cmd: ['/bin/sh', '-c', command], AttachStdout: true, AttachStderr: true });
+  const stream = await exec.start({});
+  const output = { stdout: '', stderr: '' };
+  const sink = (name: keyof typeof output) => {
+    const sinkStream = new PassThrough().setEncoding('utf8');
+    return sinkStream.on('data', (chunk: string) => {
+      output[name] += chunk;
+    });
+  };
+  const [stdout, stderr] = [sink('stdout'), sink('stderr')];
+  docker.modem.demuxStream(stream, stdout, stderr);
+  await new Promise<void>((resolve, reject) => {
+    const timer = setTimeout(() => stream.destroy(new Error(`no end after ${timeoutMs} ms: ${command}`)), timeoutMs);
+    stream.once('error', reject);
+    stream.once('close', () => clearTimeout(timer));
+    stream.once('end', resolve);
+  });
+  // The stream may end a moment before the engine knows the exit code.
+  const done = await waitFor(async () => exec.inspect().then((state) => (state.Running ? undefined : state)), { what: `the exit code of ${command}` });
+  return { ...output, exitCode: done.ExitCode ?? -1 };
+}

@@ -1,0 +1,120 @@
+/** The file system of the lab's hosts: Debian with sshd and Docker, made once per machine. */
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { createReadStream, existsSync } from 'node:fs';
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { findProgram } from '../servers.js';
+import { type LabEngine, type Log, labCacheDir } from './engine.js';
+import { followOutput } from './images.js';
+import { waitForLock } from './owner.js';
+
+const run = promisify(execFile);
+const suite = 'bookworm';
+const packages = ['openssh-server', 'docker.io', 'iproute2', 'iptables', 'ca-certificates', 'curl', 'procps', 'sudo'];
+/** Not needed to run, and a third of the size. Host keys of the image would be the same on every host. */
+const superfluous = ['var/cache/apt', 'var/lib/apt/lists', 'var/log', 'usr/share/doc', 'usr/share/man', 'usr/share/locale', 'etc/ssh/ssh_host_*'];
+
+/**
+ * The first process of a host. Its settings come as environment variables, see `startHost`.
+ * A listener on AIRDOCK_OCCUPY_PORT plays the program that already uses Airdock's port.
+ */
+const initScript = `#!/bin/sh
+set -e
+mkdir -p /run/sshd /var/log /root/.ssh
+chmod 700 /root/.ssh
+printf '%s\\n' "$AIRDOCK_AUTHORIZED_KEY" >/root/.ssh/authorized_keys
+ssh-keygen -A >/dev/null
+if [ -n "$AIRDOCK_OCCUPY_PORT" ]; then
+  perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(Listen => 5, LocalAddr => "127.0.0.1", LocalPort => $ARGV[0], ReuseAddr => 1) or die $@; close $c while $c = $s->accept' "$AIRDOCK_OCCUPY_PORT" &
+fi
+if [ -n "$AIRDOCK_DOCKER" ]; then
+  dockerd --cgroup-parent="$AIRDOCK_CGROUP_PARENT" >/var/log/dockerd.log 2>&1 &
+else
+  dpkg --purge docker.io containerd runc tini >/dev/null 2>&1 || true
+  rm -rf /usr/bin/docker /usr/sbin/dockerd /usr/bin/containerd /var/lib/docker
+fi
+exec /usr/sbin/sshd -D -e
+`;
+
+const recipe = createHash('sha256')
+  .update(JSON.stringify([suite, packages, superfluous, initScript]))
+  .digest('hex')
+  .slice(0, 12);
+/** The image that hosts are started from. */
+export const hostImage = `airdock-lab/host:${recipe}`;
+
+/**
+ * Makes `hostImage` in the engine if it is not there. The first time on a machine this runs debootstrap, which takes a minute and needs the
+ * Debian mirror that the machine's apt uses; after that the file system comes from the cache.
+ */
+export async function ensureHostImage(engine: LabEngine, log?: Log): Promise<string> {
+  const exists = () => engine.docker.listImages({ filters: { reference: [hostImage] } }).then((images) => images.length > 0);
+  if (await exists()) return hostImage;
+  // Two runs at once make it once.
+  await using _lock = await waitForLock('rootfs', 600_000);
+  if (await exists()) return hostImage;
+  const archive = await ensureArchive(log);
+  log?.('importing the file system of the lab hosts');
+  await followOutput(engine.docker, await engine.docker.importImage(createReadStream(archive), { repo: 'airdock-lab/host', tag: recipe }));
+  await removeOlderImages(engine);
+  return hostImage;
+}
+
+async function ensureArchive(log?: Log): Promise<string> {
+  const dir = labCacheDir();
+  const archive = join(dir, `host-${recipe}.tar`);
+  if (existsSync(archive)) return archive;
+  await mkdir(dir, { recursive: true });
+  // What older recipes and interrupted runs left. Mounts of an interrupted debootstrap went with its namespace.
+  for (const name of await readdir(dir)) if (name.startsWith('host-')) await rm(join(dir, name), { recursive: true, force: true });
+  const root = join(dir, `host-${recipe}.new`);
+  log?.('making the file system of the lab hosts with debootstrap, once on this machine; takes a minute');
+  await debootstrap(root);
+  await Promise.all(superfluous.map((path) => run('sh', ['-c', `rm -rf "$1"/${path}`, 'sh', root])));
+  await mkdir(join(root, 'var/log'), { recursive: true });
+  await mkdir(join(root, 'var/cache/apt/archives/partial'), { recursive: true });
+  await mkdir(join(root, 'var/lib/apt/lists/partial'), { recursive: true });
+  await writeFile(join(root, 'init.sh'), initScript, { mode: 0o755 });
+  const unfinished = `${archive}.new`;
+  await run('tar', ['-C', root, '--numeric-owner', '-cf', unfinished, '.'], { timeout: 120_000 });
+  await rename(unfinished, archive);
+  await rm(root, { recursive: true, force: true });
+  return archive;
+}
+
+async function debootstrap(root: string): Promise<void> {
+  const program = findProgram('debootstrap');
+  if (!program) throw new Error('the Debian package debootstrap is missing, which makes the file system of the lab hosts');
+  const args = [program, '--variant=minbase', `--include=${packages.join(',')}`, suite, root, await debianMirror()];
+  // Its own mount namespace: what debootstrap mounts in the new root goes with it, even when it is killed.
+  const command = ['--mount', '--kill-child', ...args];
+  const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LANG: 'C.UTF-8' };
+  await run('unshare', command, { timeout: 600_000, maxBuffer: 64 * 1024 * 1024, env }).catch((error: { stdout?: string }) => {
+    throw new Error(`debootstrap failed: ${error.stdout?.slice(-2000)}`, { cause: error });
+  });
+}
+
+/** The mirror that apt uses on this machine, e.g. one of the site, else Debian's own. */
+async function debianMirror(): Promise<string> {
+  const dir = '/etc/apt/sources.list.d';
+  const extra = (await readdir(dir).catch(() => [])).map((name) => join(dir, name));
+  for (const path of ['/etc/apt/sources.list', ...extra]) {
+    const text = await readFile(path, 'utf8').catch(() => '');
+    const url = /^(?:URIs:|deb\s+(?:\[[^\]]*\]\s+)?)\s*(https?:\/\/\S+\/debian)\/?(?:\s|$)/m.exec(text)?.[1];
+    if (url) return url;
+  }
+  return 'http://deb.debian.org/debian';
+}
+
+async function removeOlderImages(engine: LabEngine): Promise<void> {
+  const images = await engine.docker.listImages({ filters: { reference: ['airdock-lab/host'] } });
+  // One that a host of another run uses cannot be removed, and goes the next time.
+  for (const { Id, RepoTags } of images)
+    if (!RepoTags?.includes(hostImage))
+      await engine.docker
+        .getImage(Id)
+        .remove()
+        .catch(() => undefined);
+}
