@@ -38,6 +38,13 @@ describe.skipIf(!started.lab)('the lab', () => {
     await expect(openSsh({ ...host, hostKey: other.stdout })).rejects.toThrow('verification failed');
   });
 
+  it('has an account that may use sudo and one that may not', async () => {
+    await using admin = await openSsh({ ...host, user: 'admin' });
+    expect((await admin.exec('sudo -n id -u')).stdout.trim()).toBe('0');
+    await using guest = await openSsh({ ...host, user: 'guest' });
+    expect((await guest.exec('sudo -n id -u')).exitCode).toBe(1);
+  });
+
   it('runs in the host what was saved by the machine’s engine', async () => {
     await using dir = await tempDir('lab');
     const names = ['k8s.gcr.io/pause:3.2', 'calico/node:v3.18.1', 'quay.io/coreos/flannel:v0.14.0'];

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import Docker from 'dockerode';
 import { findProgram, ServerProcess, waitFor } from '../servers.js';
+import { killAbandoned } from './clean-up.js';
 import type { Log } from './engine.js';
 import { tryLock } from './owner.js';
 
@@ -31,15 +32,17 @@ export async function startDockerd(cacheDir: string, log?: Log): Promise<Dockerd
     if (!lock) continue;
     const name = `airdock-lab${slot}`;
     const runDir = `/run/${name}`;
+    const dataRoot = join(cacheDir, slot === 0 ? 'engine' : `engine-${slot}`);
     const tidy = async () => {
       await run('ip', ['link', 'del', name]).catch(() => undefined);
-      await removeRunDir(runDir);
+      await removeRunDir(runDir, dataRoot);
     };
     try {
       await endPredecessor(runDir, log);
+      await killAbandoned(runDir);
       await tidy();
       await addBridge(name, slot);
-      const server = await launch(runDir, join(cacheDir, slot === 0 ? 'engine' : `engine-${slot}`), name);
+      const server = await launch(runDir, dataRoot, name);
       const stop = async () => {
         await server.end();
         await tidy();
@@ -96,9 +99,10 @@ async function endPredecessor(runDir: string, log?: Log): Promise<void> {
 }
 
 /** Mounts must go first: deleting through one would delete what it shows. */
-async function removeRunDir(runDir: string): Promise<void> {
-  const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n').map((line) => line.split(' ')[1] ?? '');
-  for (const mount of mounts.filter((path) => path.startsWith(`${runDir}/`)).reverse()) await run('umount', ['-l', mount]);
+async function removeRunDir(runDir: string, dataRoot: string): Promise<void> {
+  const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n').map((line) => (line.split(' ')[1] ?? '').replaceAll('\\040', ' '));
+  const ours = mounts.filter((path) => path === dataRoot || path.startsWith(`${dataRoot}/`) || path.startsWith(`${runDir}/`));
+  for (const mount of ours.reverse()) await run('umount', ['-l', mount]);
   await rm(runDir, { recursive: true, force: true });
 }
 

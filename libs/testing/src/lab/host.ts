@@ -32,6 +32,7 @@ export interface LabHost extends AsyncDisposable {
   name: string;
   address: string;
   port: number;
+  /** `root`. The key opens two more accounts: `admin` may use sudo without a password, `guest` may not use it. */
   user: string;
   /** Ed25519 in OpenSSH format; one for all hosts of this process. */
   privateKey: string;
@@ -148,7 +149,7 @@ async function waitUntilReady(container: Docker.Container, address: string, exec
       : undefined;
   };
   const result = await waitFor(isUp, { timeoutMs: 60_000, intervalMs: 100, what: `the host at ${address} to be ready` }).catch(async (error: Error) => {
-    const { stdout } = await exec('tail -n 20 /var/log/dockerd.log');
+    const { stdout } = await exec('tail -n 20 /var/log/dockerd.log').catch(() => ({ stdout: '' }));
     throw new Error(`${error.message}\n${stdout}`, { cause: error });
   });
   if (result.ended) throw new Error(`the host ended: ${(await container.logs({ stdout: true, stderr: true, tail: 20 })).toString()}`);

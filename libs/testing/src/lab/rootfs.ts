@@ -22,9 +22,14 @@ const superfluous = ['var/cache/apt', 'var/lib/apt/lists', 'var/log', 'usr/share
  */
 const initScript = `#!/bin/sh
 set -e
-mkdir -p /run/sshd /var/log /root/.ssh
-chmod 700 /root/.ssh
-printf '%s\\n' "$AIRDOCK_AUTHORIZED_KEY" >/root/.ssh/authorized_keys
+mkdir -p /run/sshd
+for user in root admin guest; do
+  id "$user" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$user"
+  home=$(getent passwd "$user" | cut -d: -f6)
+  install -d -m 700 -o "$user" "$home/.ssh"
+  printf '%s\\n' "$AIRDOCK_AUTHORIZED_KEY" >"$home/.ssh/authorized_keys"
+done
+echo 'admin ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/admin
 ssh-keygen -A >/dev/null
 if [ -n "$AIRDOCK_OCCUPY_PORT" ]; then
   perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(Listen => 5, LocalAddr => "127.0.0.1", LocalPort => $ARGV[0], ReuseAddr => 1) or die $@; close $c while $c = $s->accept' "$AIRDOCK_OCCUPY_PORT" &
@@ -88,10 +93,10 @@ async function debootstrap(root: string): Promise<void> {
   const program = findProgram('debootstrap');
   if (!program) throw new Error('the Debian package debootstrap is missing, which makes the file system of the lab hosts');
   const args = [program, '--variant=minbase', `--include=${packages.join(',')}`, suite, root, await debianMirror()];
-  // Its own mount namespace: what debootstrap mounts in the new root goes with it, even when it is killed.
-  const command = ['--mount', '--kill-child', ...args];
+  // Its own namespaces: when this process dies, all that debootstrap started dies, and what it mounted in the new root is gone.
+  const command = ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--mount-proc', '--kill-child', ...args];
   const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LANG: 'C.UTF-8' };
-  await run('unshare', command, { timeout: 600_000, maxBuffer: 64 * 1024 * 1024, env }).catch((error: { stdout?: string }) => {
+  await run('setpriv', command, { timeout: 600_000, maxBuffer: 64 * 1024 * 1024, env }).catch((error: { stdout?: string }) => {
     throw new Error(`debootstrap failed: ${error.stdout?.slice(-2000)}`, { cause: error });
   });
 }
