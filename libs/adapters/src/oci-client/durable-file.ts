@@ -1,8 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import type { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
+import { addAbortSignal, type Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 
 export interface DurableOptions {
@@ -23,8 +22,8 @@ export async function writeDurably(path: string, content: Readable | Uint8Array,
   try {
     const file = await open(tmp, 'wx', 0o644);
     try {
-      if (content instanceof Uint8Array) await file.writeFile(content);
-      else await pipeline(content, file.createWriteStream({ autoClose: false }), signal ? { signal } : {});
+      if (!(content instanceof Uint8Array) && signal) addAbortSignal(signal, content);
+      await file.writeFile(content);
       await file.sync();
     } finally {
       await file.close();

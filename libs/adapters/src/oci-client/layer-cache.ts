@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { access, constants, readFile, stat } from 'node:fs/promises';
 import { delimiter, join } from 'node:path';
-import { PassThrough, type Readable, Transform } from 'node:stream';
+import { Readable, Transform, type Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
@@ -121,40 +121,32 @@ export class LayerCache {
       if (actual !== diffId)
         throw new AppError('digest_mismatch', { detail: `${member} has the digest ${actual}, its image says ${diffId}`, member, expected: diffId, actual });
     };
-    const output = compressStream(engine, reader.open(), plain.through, compressed.through, check, options.signal);
-    await writeDurably(path, output, { signal: options.signal });
+    const output = Readable.from(compress(engine, reader.open(), plain.through, check), { objectMode: false });
+    const counted = output.compose(compressed.through) as Readable;
+    await writeDurably(path, counted, { signal: options.signal });
     const layer = { path, digest: compressed.digest(), size: compressed.size() };
     await writeDurably(`${path}.json`, Buffer.from(JSON.stringify({ digest: layer.digest, size: layer.size, engine: engine.name })), {});
     return layer;
   }
 }
 
-/** The compressed bytes; the stream fails instead of ending when the input was not what `check` wants, so nothing wrong is ever kept. */
-function compressStream(engine: Engine, input: Readable, plain: Transform, compressed: Transform, check: () => void, signal?: AbortSignal): Readable {
-  const output = new PassThrough({ highWaterMark: 1024 * 1024 });
-  const run = async () => {
-    const options = signal ? { signal } : {};
-    if (engine.command) {
-      const [program, ...args] = engine.command;
-      const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
-      try {
-        await Promise.all([
-          pipeline(input, plain, child.stdin, options),
-          pipeline(child.stdout, compressed, output, { ...options, end: false }),
-          exited(child, engine.name),
-        ]);
-      } finally {
-        child.kill('SIGKILL');
-      }
-    } else {
-      await pipeline(input, plain, createGzip({ level: 1 }), compressed, output, { ...options, end: false });
-    }
+/** The compressed bytes; fails instead of ending when the input was not what `check` wants, so nothing wrong is ever kept. */
+async function* compress(engine: Engine, input: Readable, plain: Transform, check: () => void): AsyncGenerator<Buffer> {
+  const [program, ...args] = engine.command ?? [];
+  const child = program === undefined ? undefined : spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
+  const ended = child ? exited(child, engine.name) : Promise.resolve();
+  const zlib = child ? undefined : createGzip({ level: 1 });
+  const fed = zlib ? pipeline(input, plain, zlib) : pipeline(input, plain, child?.stdin as Writable);
+  // Looked at below, after the output; until then a failure shows as an output that ends.
+  const both = Promise.allSettled([ended, fed]);
+  try {
+    yield* (zlib ?? child?.stdout) as Readable;
+    for (const result of await both) if (result.status === 'rejected') throw result.reason;
     check();
-    output.end();
-  };
-  output.once('close', () => input.destroy());
-  run().catch((error: unknown) => output.destroy(error instanceof Error ? error : new Error(String(error))));
-  return output;
+  } finally {
+    input.destroy();
+    child?.kill('SIGKILL');
+  }
 }
 
 async function readRecord(path: string): Promise<CompressedLayer | undefined> {

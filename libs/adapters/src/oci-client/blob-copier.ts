@@ -1,0 +1,92 @@
+import { AppError } from '@airdock/core/errors';
+import type { Digest } from '@airdock/core/oci/digest';
+import type { Descriptor } from '@airdock/core/oci/manifest';
+import type { LimitFunction } from 'p-limit';
+import type { ImageSource } from './image-source.js';
+import type { RegistryClient } from './registry-client.js';
+import { type RetryOptions, withRetry } from './retry.js';
+
+export interface BlobCopierOptions {
+  source: ImageSource;
+  registry: RegistryClient;
+  /** Bounds the requests in flight. */
+  limit: LimitFunction;
+  signal?: AbortSignal | undefined;
+  retry?: RetryOptions | undefined;
+}
+
+/** Brings the blobs of one run into repositories: what is there is left alone, the rest is uploaded once and mounted everywhere else. */
+export class BlobCopier {
+  /** The repository that a blob is in, or will be in when the promise resolves. */
+  readonly #homes = new Map<Digest, { repository: string; arrived: Promise<void> }>();
+  readonly #running = new Map<string, Promise<void>>();
+
+  constructor(private readonly options: BlobCopierOptions) {}
+
+  /**
+   * Resolves when the repository has the blob. `onBytes` gets how much of the blob is done, which never shrinks, over retries too. Throws
+   * `digest_mismatch`, `registry_rejected`, `registry_unavailable` after the last attempt, and the signal's reason.
+   */
+  async ensure(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
+    const key = `${repository}@${descriptor.digest}`;
+    let work = this.#running.get(key);
+    if (!work) {
+      work = this.#bring(repository, descriptor, onBytes);
+      this.#running.set(key, work);
+    }
+    await work;
+    onBytes?.(descriptor.size);
+  }
+
+  /** Throws `registry_rejected` unless the registry says that the repository has the blob, with its size. */
+  async verify(repository: string, { digest, size }: Descriptor): Promise<void> {
+    const found = await this.#call(() => this.options.registry.headBlob(repository, digest, this.options));
+    if (found?.size === size) return;
+    throw new AppError('registry_rejected', { detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`, digest });
+  }
+
+  async #bring(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
+    const { digest, size } = descriptor;
+    const { registry, signal } = this.options;
+    const found = await this.#call(() => registry.headBlob(repository, digest, { signal }));
+    if (found?.size === size) {
+      if (!this.#homes.has(digest)) this.#homes.set(digest, { repository, arrived: Promise.resolve() });
+      return;
+    }
+    const home = this.#homes.get(digest);
+    if (home && home.repository !== repository) {
+      // Waiting must not hold one of the limited places: the upload that is awaited needs one itself.
+      const arrived = await home.arrived.then(
+        () => true,
+        () => false,
+      );
+      if (arrived && (await this.#call(() => registry.mountBlob(repository, digest, home.repository, { signal })))) return;
+      return this.#upload(repository, descriptor, onBytes);
+    }
+    const arrived = this.#upload(repository, descriptor, onBytes);
+    this.#homes.set(digest, { repository, arrived });
+    return arrived;
+  }
+
+  #upload(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
+    const { source, registry, signal } = this.options;
+    let best = 0;
+    return this.#call(async () => {
+      let bytesDone = 0;
+      const reader = await source.blob(descriptor);
+      await registry.uploadBlob(repository, descriptor, reader, {
+        signal,
+        onBytes: (count) => {
+          bytesDone += count;
+          if (bytesDone > best) onBytes?.(bytesDone);
+          best = Math.max(best, bytesDone);
+        },
+      });
+    });
+  }
+
+  #call<T>(work: () => Promise<T>): Promise<T> {
+    const { limit, signal, retry } = this.options;
+    return withRetry(() => limit(work), signal, retry);
+  }
+}
