@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { startEngine } from '@airdock/testing/lab/engine';
 import { startLab } from '@airdock/testing/lab/lab';
 import { waitFor } from '@airdock/testing/servers';
@@ -64,7 +64,6 @@ describe.skipIf(!probe.engine)('a run of the lab that is killed', () => {
 describe.skipIf(!probe.engine)('two runs of the lab at once', () => {
   it('have engines and networks of their own, and leave no bridge', async () => {
     const bridges = () => Object.keys(networkInterfaces()).filter((name) => name.startsWith('airdock-lab'));
-    const before = bridges();
     const engines = await Promise.all([startEngine({ own: true }), startEngine({ own: true })]);
     const [one, other] = engines.map(({ engine }) => engine);
     try {
@@ -74,6 +73,6 @@ describe.skipIf(!probe.engine)('two runs of the lab at once', () => {
     } finally {
       await Promise.all([one?.stop(), other?.stop()]);
     }
-    expect(bridges()).toEqual(before);
+    for (const engine of [one, other]) expect(bridges()).not.toContain(basename(dirname(engine?.socketPath ?? '')));
   });
 });

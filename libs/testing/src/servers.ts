@@ -136,22 +136,23 @@ export class ServerProcess {
     const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'], env, cwd: '/', ...(setpriv ? {} : as) });
     this.#child = child;
     this.#output = '';
-    let failure: Error | undefined;
+    let failure: (() => Error) | undefined;
     const collect = (chunk: Buffer) => {
       this.#output = (this.#output + chunk.toString()).slice(-4096);
     };
     child.stdout.on('data', collect);
     child.stderr.on('data', collect);
     child.once('error', (error) => {
-      failure = error;
+      failure = () => error;
     });
+    // Its last words may arrive after its end, so the message is made when it is needed.
     child.once('exit', (code, signal) => {
-      failure = new Error(`${program} ended with ${code ?? signal}: ${this.#output.trim()}`);
+      failure = () => new Error(`${program} ended with ${code ?? signal}: ${this.#output.trim()}`);
     });
     const { port, ready, timeoutMs = 20_000 } = this.options;
     const isUp = async () => (port === undefined || (await listens(child.pid, port))) && ready();
     try {
-      await waitFor(isUp, { timeoutMs, what: `${program} to answer`, giveUp: () => failure });
+      await waitFor(isUp, { timeoutMs, what: `${program} to answer`, giveUp: () => failure?.() });
     } catch (error) {
       await this.end('SIGKILL');
       throw error;
@@ -162,11 +163,14 @@ export class ServerProcess {
   async end(signal: NodeJS.Signals = this.options.stopSignal ?? 'SIGTERM'): Promise<void> {
     const child = this.#child;
     if (!child || child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    const gone = new Promise((resolve) => child.once('close', resolve));
+    // Not `close`: a grandchild may hold the pipes longer.
+    const gone = new Promise((resolve) => child.once('exit', resolve));
     child.kill(signal);
     const timer = setTimeout(() => child.kill('SIGKILL'), 10_000);
     await gone;
     clearTimeout(timer);
+    child.stdout?.destroy();
+    child.stderr?.destroy();
   }
 }
 
