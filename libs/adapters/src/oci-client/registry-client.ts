@@ -126,14 +126,16 @@ export class RegistryClient implements AsyncDisposable {
     }
   }
 
+  /**
+   * Removes an unfinished upload, as far as the registry can: distribution 2 refuses for one that broke off in the middle, because its state
+   * no longer matches the location, and removes it with its own purge of old uploads.
+   */
   async #cancelUpload(location: string): Promise<void> {
-    const message = { method: 'DELETE', path: location, timeoutMs: cancelTimeoutMs } as const;
-    await this.#http
-      .send(message, () => true)
-      .then(
-        (response) => response.discard(),
-        () => undefined,
-      );
+    const cancelled = this.#http.send({ method: 'DELETE', path: location, timeoutMs: cancelTimeoutMs }, () => true);
+    await cancelled.then(
+      (response) => response.discard(),
+      () => undefined,
+    );
   }
 
   /** What a tag or digest points at, or undefined. */
