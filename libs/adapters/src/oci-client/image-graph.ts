@@ -1,6 +1,15 @@
 import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
-import { type Descriptor, type ImageManifest, isIndexMediaType, isManifestMediaType, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
+import {
+  type Descriptor,
+  type ImageManifest,
+  isIndexMediaType,
+  isManifestMediaType,
+  mediaTypes,
+  type Platform,
+  parseImageConfig,
+  parseManifest,
+} from '@airdock/core/oci/manifest';
 
 const maxDepth = 5;
 const maxManifests = 10_000;
@@ -61,6 +70,24 @@ export async function walkImage(root: Descriptor, readManifest: (digest: Digest)
   await visit(root, 0, false);
   return { manifests: [...manifests.values()], blobs: [...blobs.values()], images };
 }
+
+const maxConfigBytes = 8 * 1024 * 1024;
+
+/** Platforms, image IDs and size of an image. `readConfig` must return verified bytes, at most `maxBytes`. */
+export async function describeImage(
+  { images, manifests, blobs }: ImageGraph,
+  readConfig: (config: Descriptor, maxBytes: number) => Promise<Uint8Array>,
+): Promise<{ platforms: Platform[]; sizeBytes: number; configDigests: Digest[] }> {
+  const platforms: Platform[] = [];
+  for (const { descriptor, manifest } of images) {
+    // Charts, signatures and other artifacts have configurations of their own kinds, and run nowhere.
+    if (isImageConfig(manifest.config)) platforms.push(parseImageConfig(await readConfig(manifest.config, maxConfigBytes)).platform);
+    else if (descriptor.platform) platforms.push(descriptor.platform);
+  }
+  return { platforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests: images.map(({ manifest }) => manifest.config.digest) };
+}
+
+export const isImageConfig = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.ociConfig || mediaType === mediaTypes.dockerConfig;
 
 export const totalSize = (descriptors: Iterable<{ size: number }>): number => {
   let sum = 0;

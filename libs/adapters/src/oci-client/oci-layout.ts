@@ -1,16 +1,15 @@
 import { AppError } from '@airdock/core/errors';
 import { type Digest, isDigest } from '@airdock/core/oci/digest';
-import { type Descriptor, isIndexMediaType, maxManifestBytes, mediaTypes, type Platform, parseImageConfig, parseManifest } from '@airdock/core/oci/manifest';
+import { type Descriptor, isIndexMediaType, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
-import { isForeignLayer, totalSize, walkImage } from './image-graph.js';
+import { describeImage, isForeignLayer, walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
 
 /**
  * Reads an OCI image layout, in a tar or a folder. Digests stay bit by bit what they are.
  * Source: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
  */
-const maxConfigBytes = 8 * 1024 * 1024;
 
 /** Both files that make a layout. */
 export const isOciLayout = async (files: BundleFiles): Promise<boolean> => Boolean((await files.find('oci-layout')) && (await files.find('index.json')));
@@ -75,21 +74,8 @@ async function inspectImage(files: BundleFiles, root: Descriptor, name: string):
       });
     }
   }
-  const platforms: Platform[] = [];
-  for (const { descriptor, manifest } of graph.images) {
-    const { config } = manifest;
-    const bytes = await readVerified(files, blobPath(config.digest), config.digest, maxConfigBytes);
-    // Charts, signatures and other artifacts have configurations of their own kinds, and run nowhere.
-    if (config.mediaType === mediaTypes.ociConfig || config.mediaType === mediaTypes.dockerConfig) platforms.push(parseImageConfig(bytes).platform);
-    else if (descriptor.platform) platforms.push(descriptor.platform);
-  }
-  return {
-    names: [name],
-    root,
-    platforms,
-    sizeBytes: totalSize([...graph.manifests, ...graph.blobs]),
-    configDigests: graph.images.map(({ manifest }) => manifest.config.digest),
-  };
+  const facts = await describeImage(graph, ({ digest }, maxBytes) => readVerified(files, blobPath(digest), digest, maxBytes));
+  return { names: [name], root, ...facts };
 }
 
 /**
