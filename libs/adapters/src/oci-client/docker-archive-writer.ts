@@ -123,7 +123,7 @@ async function writeLayer(tar: Pack, closed: Promise<void>, source: ImageSource,
       signal?.throwIfAborted();
       digest.update(chunk);
       // The archive of a reader that went away never drains.
-      if (!entry.write(chunk)) await Promise.race([new Promise((resolve) => entry.once('drain', resolve)), closed]);
+      if (!entry.write(chunk)) await Promise.race([new Promise<void>((resolve) => entry.once('drain', () => resolve())), closed]);
       if (tar.destroying) return;
     }
   } finally {
