@@ -1,10 +1,11 @@
 import { execFile } from 'node:child_process';
 import { appendFile, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { promisify } from 'node:util';
-import { gzipSync } from 'node:zlib';
+import { gunzipSync, gzipSync } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
-import { digestHex } from '@airdock/core/oci/digest';
+import { digestHex, digestOf } from '@airdock/core/oci/digest';
 import {
   breakConfig,
   buildDockerArchive,
@@ -22,6 +23,7 @@ import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { openBundle } from './bundle.js';
 import type { ImageSource } from './image-source.js';
+import { LayerCache } from './layer-cache.js';
 
 const run = promisify(execFile);
 const pause = { name: 'k8s.gcr.io/pause:3.2', layers: [{ files: { pause: 'static binary' } }] };
@@ -85,6 +87,21 @@ describe('what bundles are read', () => {
     }
     expect(digests[0]).toBe(digests[1]);
     expect((await left()).filter((name) => name.endsWith('.tar.gz'))).toHaveLength(1);
+  });
+
+  it.each(['igzip', 'pigz', 'zlib'])('compresses with %s so that the layer comes out the same', async (program) => {
+    const [layer] = (await makeImage({ ...pause, layers: [{ randomBytes: 3_000_000 }] })).layers;
+    if (!layer) throw new Error('no layer');
+    const reader = { size: layer.tar.byteLength, open: () => Readable.from([layer.tar], { objectMode: false }) };
+    const digests = [];
+    for (const folder of ['a', 'b']) {
+      const compressed = await new LayerCache(join(workDir, folder), [program]).get(layer.diffId, 'layer.tar', reader);
+      const bytes = await readFile(compressed.path);
+      expect(digestOf(bytes)).toBe(compressed.digest);
+      expect(digestOf(gunzipSync(bytes))).toBe(layer.diffId);
+      digests.push(compressed.digest);
+    }
+    expect(digests[0]).toBe(digests[1]);
   });
 
   it('takes layers of a docker-archive that are compressed already as they are', async () => {
@@ -229,9 +246,14 @@ describe('what is refused', () => {
     expect(await left()).toEqual(['unpacked']);
   });
 
-  it('stops a bomb', async () => {
-    await run('sh', ['-c', `head -c 1200M /dev/zero | igzip -1 -c > ${file}`]);
+  it('stops a bomb, and does not even begin with what is no tar', async () => {
+    await writeFile(file, '');
+    await withMember(file, { name: 'zeros' });
+    // The header of an empty member, which is enough to look like a tar, and then far too much.
+    await run('sh', ['-c', `(cat ${file}; head -c 1200M /dev/zero) | igzip -1 -c > ${file}.gz && mv ${file}.gz ${file}`]);
     expect((await failure(open())).code).toBe('bundle_unsafe');
+    await writeFile(file, gzipSync(Buffer.alloc(100_000)));
+    expect((await failure(open())).code).toBe('bundle_format_unknown');
     expect(await left()).toEqual(['unpacked']);
   });
 

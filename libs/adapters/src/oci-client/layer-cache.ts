@@ -24,23 +24,19 @@ interface Engine {
   command?: readonly [string, ...string[]];
 }
 
-/** Fastest first. All write no name and no time, so one engine always gives the same bytes. */
-const engines: readonly { name: string; args: string[] }[] = [
-  { name: 'igzip', args: ['-1', '-n', '-c'] },
-  { name: 'pigz', args: ['-1', '-n', '-c'] },
-];
+/** Programs to look for, fastest first; without any of them zlib is used, which is slower by far. */
+export const compressionPrograms: readonly string[] = ['igzip', 'pigz'];
 
-let chosen: Promise<Engine> | undefined;
-
-async function findEngine(): Promise<Engine> {
-  for (const { name, args } of engines) {
+async function findEngine(programs: readonly string[]): Promise<Engine> {
+  for (const name of programs) {
     for (const folder of (process.env.PATH ?? '').split(delimiter).filter(Boolean)) {
       const program = join(folder, name);
       const found = await access(program, constants.X_OK).then(
         () => true,
         () => false,
       );
-      if (found) return { name, command: [program, ...args] };
+      // Without name and time, so that one engine always gives the same bytes.
+      if (found) return { name, command: [program, '-1', '-n', '-c'] };
     }
   }
   return { name: 'zlib' };
@@ -76,7 +72,12 @@ async function exited(child: ChildProcess, name: string): Promise<void> {
 export class LayerCache {
   readonly #running = new Map<Digest, Promise<CompressedLayer>>();
 
-  constructor(readonly folder: string) {}
+  #engine: Promise<Engine> | undefined;
+
+  constructor(
+    readonly folder: string,
+    private readonly programs = compressionPrograms,
+  ) {}
 
   /**
    * Compresses a layer, or finds it. The same layer asked for twice at a time is compressed once. Throws `digest_mismatch` naming `member` when the
@@ -112,8 +113,8 @@ export class LayerCache {
       options.onBytes?.(reader.size);
       return known;
     }
-    chosen ??= findEngine();
-    const engine = await chosen;
+    this.#engine ??= findEngine(this.programs);
+    const engine = await this.#engine;
     const plain = hashing(options.onBytes);
     const compressed = hashing();
     const check = () => {

@@ -8,6 +8,7 @@ import { pipeline } from 'node:stream/promises';
 import { createGunzip } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
 import { diskError } from './durable-file.js';
+import { blockSize, isTarHeader } from './tar-header.js';
 
 export type Compression = 'gzip' | 'zstd' | 'xz';
 
@@ -33,15 +34,24 @@ const alwaysAllowedBytes = 1024 ** 3;
 const programs: Record<'zstd' | 'xz', string[]> = { zstd: ['-dcq', '--memory=128MB'], xz: ['-dcq', '--memlimit-decompress=256MiB'] };
 
 /**
- * Decompresses a file into `target`, which must not exist. Throws `bundle_truncated` and `bundle_corrupt` for damaged input, `bundle_unsafe` for
- * bombs, `space_insufficient`, `bundle_format_unknown` when the program for it is missing. The caller removes `target`, also after an error.
+ * Decompresses a file into `target`, which must not exist. Throws `bundle_format_unknown` when no tar is inside, `bundle_truncated` and `bundle_corrupt` for damaged input, `bundle_unsafe` for
+ * bombs, `space_insufficient`, and `bundle_format_unknown` too when the program for it is missing. The caller removes `target`, also after an error.
  */
 export async function unpack(path: string, compression: Compression, target: string, signal?: AbortSignal): Promise<void> {
   await mkdir(dirname(target), { recursive: true });
   const allowed = Math.max(alwaysAllowedBytes, (await stat(path)).size * maxRatio);
   let written = 0;
+  let start = Buffer.alloc(0);
   const bound = new Transform({
     transform(chunk: Buffer, _encoding, done) {
+      if (start.byteLength < blockSize) {
+        start = Buffer.concat([start, chunk]);
+        // What is no tar need not be unpacked to the end to be refused.
+        if (start.byteLength >= blockSize && !isTarHeader(start)) {
+          done(new AppError('bundle_format_unknown', { detail: `the ${compression} file contains no tar archive` }));
+          return;
+        }
+      }
       written += chunk.byteLength;
       if (written > allowed) done(new AppError('bundle_unsafe', { detail: `the file unpacks to more than ${allowed} bytes` }));
       else done(null, chunk);
