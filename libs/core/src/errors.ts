@@ -15,24 +15,56 @@ interface ErrorDefinition {
 
 const definitions = {
   // Requests
-  request_invalid: { family: 'invalid', status: 422, title: 'The request does not match the schema', nextStep: 'Correct the fields named in `issues`; /docs shows the schema.' },
-  request_malformed: { family: 'invalid', status: 400, title: 'The request could not be read', nextStep: 'Send well-formed JSON with content-type application/json.' },
+  request_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'The request does not match the schema',
+    nextStep: 'Correct the fields named in `issues`; /docs shows the schema.',
+  },
+  request_malformed: {
+    family: 'invalid',
+    status: 400,
+    title: 'The request could not be read',
+    nextStep: 'Send well-formed JSON with content-type application/json.',
+  },
   media_type_unsupported: { family: 'invalid', status: 415, title: 'The media type is not supported', nextStep: 'Send content-type application/json.' },
   payload_too_large: { family: 'invalid', status: 413, title: 'The request body is too large', nextStep: 'Send bundles through /v1/uploads, in parts.' },
-  token_missing: { family: 'unauthorized', title: 'A bearer token is required', nextStep: 'Send `Authorization: Bearer <token>`; the first token is in admin.token in the data folder.' },
+  token_missing: {
+    family: 'unauthorized',
+    title: 'A bearer token is required',
+    nextStep: 'Send `Authorization: Bearer <token>`; the first token is in admin.token in the data folder.',
+  },
   token_invalid: { family: 'unauthorized', title: 'The token is not valid', nextStep: 'Use the token in admin.token in the data folder of the DU.' },
   route_not_found: { family: 'notFound', title: 'There is no such route', nextStep: 'See /docs for the routes.' },
   resource_not_found: { family: 'notFound', title: 'There is no such resource', nextStep: 'List the collection to find its id.' },
   resource_exists: { family: 'conflict', title: 'A resource with this name exists', nextStep: 'Choose another name, or use the existing resource.' },
   resource_in_use: { family: 'conflict', title: 'The resource is in use', nextStep: 'Remove what uses it first.' },
-  resource_changed: { family: 'conflict', status: 412, title: 'The resource was changed by someone else', nextStep: 'Read it again and repeat the change with the new ETag.' },
+  resource_changed: {
+    family: 'conflict',
+    status: 412,
+    title: 'The resource was changed by someone else',
+    nextStep: 'Read it again and repeat the change with the new ETag.',
+  },
   cursor_invalid: { family: 'invalid', status: 422, title: 'The cursor is not one of ours', nextStep: 'Start again without `cursor`.' },
-  idempotency_key_reused: { family: 'conflict', status: 422, title: 'The Idempotency-Key was used with another request', nextStep: 'Use a new key for a new request.' },
-  idempotency_key_running: { family: 'conflict', title: 'The first request with this Idempotency-Key is still running', nextStep: 'Repeat the request in a moment.' },
+  idempotency_key_reused: {
+    family: 'conflict',
+    status: 422,
+    title: 'The Idempotency-Key was used with another request',
+    nextStep: 'Use a new key for a new request.',
+  },
+  idempotency_key_running: {
+    family: 'conflict',
+    title: 'The first request with this Idempotency-Key is still running',
+    nextStep: 'Repeat the request in a moment.',
+  },
   rate_limited: { family: 'unavailable', status: 429, title: 'Too many requests', nextStep: 'Wait and repeat.' },
   internal_error: { family: 'internal', title: 'Something failed inside Airdock', nextStep: 'Look for the request id in the log and report it.' },
   configuration_invalid: { family: 'invalid', title: 'The configuration is not valid', nextStep: 'Correct the lines named.' },
-  dependency_unavailable: { family: 'unavailable', title: 'A service that is needed did not answer', nextStep: 'Check that it runs; the job tries again by itself.' },
+  dependency_unavailable: {
+    family: 'unavailable',
+    title: 'A service that is needed did not answer',
+    nextStep: 'Check that it runs; the job tries again by itself.',
+  },
   // Jobs
   job_finished: { family: 'conflict', title: 'The job has already ended', nextStep: 'Start a new one, or retry it if it failed.' },
   job_not_retryable: { family: 'conflict', title: 'Only failed and cancelled jobs can be retried', nextStep: 'Wait for the job to end.' },
@@ -41,52 +73,154 @@ const definitions = {
   // Registry
   registry_off: { family: 'conflict', title: 'The local registry is switched off', nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.' },
   registry_unavailable: { family: 'unavailable', title: 'The registry did not answer', nextStep: 'See GET /v1/registry for its health.' },
-  registry_rejected: { family: 'conflict', title: 'The registry refused the request', nextStep: 'The registry\'s own error is in `cause`.' },
-  registry_port_taken: { family: 'conflict', title: 'Another program listens on the registry\'s port', nextStep: 'Stop that program, or set airdock.registry.port in the configuration file.' },
-  registry_engine_missing: { family: 'conflict', title: 'There is no registry program', nextStep: 'Install the Debian package docker-registry, or set airdock.registry.binary.' },
-  registry_start_failed: { family: 'unavailable', title: 'The registry did not start', nextStep: 'See the engine\'s log in the data folder, registry/engine.log.' },
+  registry_rejected: { family: 'conflict', title: 'The registry refused the request', nextStep: "The registry's own error is in `cause`." },
+  registry_port_taken: {
+    family: 'conflict',
+    title: "Another program listens on the registry's port",
+    nextStep: 'Stop that program, or set airdock.registry.port in the configuration file.',
+  },
+  registry_engine_missing: {
+    family: 'conflict',
+    title: 'There is no registry program',
+    nextStep: 'Install the Debian package docker-registry, or set airdock.registry.binary.',
+  },
+  registry_start_failed: {
+    family: 'unavailable',
+    title: 'The registry did not start',
+    nextStep: "See the engine's log in the data folder, registry/engine.log.",
+  },
   // Bundles and images
-  bundle_path_forbidden: { family: 'forbidden', status: 422, title: 'The path is outside the bundle folders', nextStep: 'Put the file into one of the folders of airdock.bundleDirs, or add its folder there.' },
+  bundle_path_forbidden: {
+    family: 'forbidden',
+    status: 422,
+    title: 'The path is outside the bundle folders',
+    nextStep: 'Put the file into one of the folders of airdock.bundleDirs, or add its folder there.',
+  },
   bundle_not_found: { family: 'notFound', status: 422, title: 'There is no such file', nextStep: 'Check the path on the DU, or upload the bundle.' },
-  bundle_not_ready: { family: 'conflict', title: 'The bundle has not been read successfully', nextStep: 'See the bundle\'s job for the reason.' },
-  bundle_format_unknown: { family: 'invalid', title: 'The file is no image bundle', nextStep: 'Make bundles with `docker save` or `skopeo copy … oci-archive:`.' },
-  bundle_truncated: { family: 'invalid', title: 'The bundle ends before its content does', nextStep: 'Copy the file again and compare its checksum with the source.' },
+  bundle_not_ready: { family: 'conflict', title: 'The bundle has not been read successfully', nextStep: "See the bundle's job for the reason." },
+  bundle_format_unknown: {
+    family: 'invalid',
+    title: 'The file is no image bundle',
+    nextStep: 'Make bundles with `docker save` or `skopeo copy … oci-archive:`.',
+  },
+  bundle_truncated: {
+    family: 'invalid',
+    title: 'The bundle ends before its content does',
+    nextStep: 'Copy the file again and compare its checksum with the source.',
+  },
   bundle_corrupt: { family: 'invalid', title: 'The bundle is damaged', nextStep: 'Copy the file again and compare its checksum with the source.' },
-  bundle_unsafe: { family: 'invalid', title: 'The bundle contains members that no image tool writes', nextStep: 'Do not trust this file; make the bundle again from a trusted source.' },
+  bundle_unsafe: {
+    family: 'invalid',
+    title: 'The bundle contains members that no image tool writes',
+    nextStep: 'Do not trust this file; make the bundle again from a trusted source.',
+  },
   bundle_changed: { family: 'conflict', title: 'The bundle file changed since it was registered', nextStep: 'Register the bundle again.' },
-  image_name_missing: { family: 'invalid', title: 'An image in the bundle has no name', nextStep: 'Make the bundle with full names, e.g. oci-archive:FILE:k8s.gcr.io/pause:3.2.' },
-  image_name_collision: { family: 'conflict', title: 'Two different images would get the same local name', nextStep: 'Push them apart, or leave one out of the selection.' },
+  image_name_missing: {
+    family: 'invalid',
+    title: 'An image in the bundle has no name',
+    nextStep: 'Make the bundle with full names, e.g. oci-archive:FILE:k8s.gcr.io/pause:3.2.',
+  },
+  image_name_collision: {
+    family: 'conflict',
+    title: 'Two different images would get the same local name',
+    nextStep: 'Push them apart, or leave one out of the selection.',
+  },
   image_unsupported: { family: 'invalid', title: 'The image uses something that a registry cannot hold', nextStep: 'Rebuild the image without it.' },
   image_not_found: { family: 'notFound', title: 'There is no such image', nextStep: 'List the images with GET /v1/images.' },
-  digest_mismatch: { family: 'invalid', title: 'The content does not have its digest', nextStep: 'Copy the bundle again and compare its checksum with the source.' },
-  reference_invalid: { family: 'invalid', status: 422, title: 'This is not an image reference', nextStep: 'Write it as registry/path:tag, e.g. k8s.gcr.io/pause:3.2.' },
+  digest_mismatch: {
+    family: 'invalid',
+    title: 'The content does not have its digest',
+    nextStep: 'Copy the bundle again and compare its checksum with the source.',
+  },
+  reference_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'This is not an image reference',
+    nextStep: 'Write it as registry/path:tag, e.g. k8s.gcr.io/pause:3.2.',
+  },
   space_insufficient: { family: 'conflict', title: 'There is not enough disk space', nextStep: 'Free the bytes named, or use a larger disk.' },
-  upload_not_found: { family: 'notFound', status: 422, title: 'There is no such finished upload', nextStep: 'Finish the upload first: HEAD /v1/uploads/{id} tells how far it is.' },
+  upload_not_found: {
+    family: 'notFound',
+    status: 422,
+    title: 'There is no such finished upload',
+    nextStep: 'Finish the upload first: HEAD /v1/uploads/{id} tells how far it is.',
+  },
   // Hosts
   host_unreachable: { family: 'unavailable', title: 'The host could not be reached', nextStep: 'Check address, port and firewall: ssh to it from the DU.' },
-  host_key_mismatch: { family: 'conflict', title: 'The host key is not the pinned one', nextStep: 'Someone may be in between. If the host was reinstalled, compare the fingerprint on its console and PATCH the host with it.' },
-  host_auth_failed: { family: 'conflict', title: 'The host refused the credential', nextStep: 'Check user and key: the public key must be in the user\'s authorized_keys.' },
+  host_key_mismatch: {
+    family: 'conflict',
+    title: 'The host key is not the pinned one',
+    nextStep: 'Someone may be in between. If the host was reinstalled, compare the fingerprint on its console and PATCH the host with it.',
+  },
+  host_auth_failed: {
+    family: 'conflict',
+    title: 'The host refused the credential',
+    nextStep: "Check user and key: the public key must be in the user's authorized_keys.",
+  },
   host_timeout: { family: 'unavailable', title: 'The host did not answer in time', nextStep: 'Check the load of the host and the network, then retry.' },
   host_check_failed: { family: 'conflict', title: 'The host is not ready', nextStep: 'Correct what the failed checks name, then retry.' },
-  host_port_taken: { family: 'conflict', title: 'The registry port is taken on the host', nextStep: 'Find the program with `ss -ltnp` on the host, stop it, then retry.' },
-  host_sudo_failed: { family: 'conflict', title: 'The user may not use sudo without a password', nextStep: 'Use root, or allow sudo without password for the user.' },
-  host_runtime_missing: { family: 'conflict', title: 'The host has no working Docker', nextStep: 'Install Docker on the host (docker info must work), then retry.' },
-  host_command_failed: { family: 'conflict', title: 'A command on the host failed', nextStep: 'The command\'s own message is in `detail`.' },
-  host_pull_failed: { family: 'conflict', title: 'The host could not pull from the registry', nextStep: 'See GET /v1/tunnels for the tunnel and GET /v1/images for the image.' },
+  host_port_taken: {
+    family: 'conflict',
+    title: 'The registry port is taken on the host',
+    nextStep: 'Find the program with `ss -ltnp` on the host, stop it, then retry.',
+  },
+  host_sudo_failed: {
+    family: 'conflict',
+    title: 'The user may not use sudo without a password',
+    nextStep: 'Use root, or allow sudo without password for the user.',
+  },
+  host_runtime_missing: {
+    family: 'conflict',
+    title: 'The host has no working Docker',
+    nextStep: 'Install Docker on the host (docker info must work), then retry.',
+  },
+  host_command_failed: { family: 'conflict', title: 'A command on the host failed', nextStep: "The command's own message is in `detail`." },
+  host_pull_failed: {
+    family: 'conflict',
+    title: 'The host could not pull from the registry',
+    nextStep: 'See GET /v1/tunnels for the tunnel and GET /v1/images for the image.',
+  },
   host_not_configured: { family: 'conflict', title: 'The host is not configured', nextStep: 'POST /v1/host-configurations for it first.' },
   tunnel_failed: { family: 'unavailable', title: 'The tunnel is down', nextStep: 'See GET /v1/tunnels for the reason; it is tried again by itself.' },
-  credential_invalid: { family: 'invalid', status: 422, title: 'The SSH credential cannot be used', nextStep: 'Give a private key in OpenSSH or PEM format, with its passphrase if it has one.' },
-  secrets_key_invalid: { family: 'internal', title: 'A stored secret cannot be decrypted', nextStep: 'Restore the secrets.key file that the data was written with.' },
+  credential_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'The SSH credential cannot be used',
+    nextStep: 'Give a private key in OpenSSH or PEM format, with its passphrase if it has one.',
+  },
+  secrets_key_invalid: {
+    family: 'internal',
+    title: 'A stored secret cannot be decrypted',
+    nextStep: 'Restore the secrets.key file that the data was written with.',
+  },
   // Clusters
-  kubernetes_version_unsupported: { family: 'invalid', status: 422, title: 'This Kubernetes version cannot use a local registry', nextStep: 'Use Kubernetes 1.20 or later.' },
+  kubernetes_version_unsupported: {
+    family: 'invalid',
+    status: 422,
+    title: 'This Kubernetes version cannot use a local registry',
+    nextStep: 'Use Kubernetes 1.20 or later.',
+  },
   image_set_missing: { family: 'conflict', title: 'No image set is defined for this Kubernetes version', nextStep: 'Define it with POST /v1/image-sets.' },
-  images_missing: { family: 'conflict', title: 'Images of the set are missing in the registry', nextStep: 'Push bundles that contain the images named in `missing`.' },
+  images_missing: {
+    family: 'conflict',
+    title: 'Images of the set are missing in the registry',
+    nextStep: 'Push bundles that contain the images named in `missing`.',
+  },
   host_in_cluster: { family: 'conflict', title: 'A host belongs to another cluster', nextStep: 'Choose other hosts, or delete that cluster first.' },
   // Backups
   backup_incomplete: { family: 'conflict', title: 'The backup is not complete', nextStep: 'Use a backup whose state is complete.' },
   backup_corrupt: { family: 'invalid', title: 'The backup is damaged', nextStep: 'Use another backup; the damaged blob is named in `detail`.' },
-  backup_format_unsupported: { family: 'invalid', title: 'The backup was written in a format that this version cannot read', nextStep: 'Use the version of Airdock that wrote it, or a later one.' },
-  webhook_target_forbidden: { family: 'invalid', status: 422, title: 'This webhook target is not allowed', nextStep: 'Use an http or https URL without credentials in it.' },
+  backup_format_unsupported: {
+    family: 'invalid',
+    title: 'The backup was written in a format that this version cannot read',
+    nextStep: 'Use the version of Airdock that wrote it, or a later one.',
+  },
+  webhook_target_forbidden: {
+    family: 'invalid',
+    status: 422,
+    title: 'This webhook target is not allowed',
+    nextStep: 'Use an http or https URL without credentials in it.',
+  },
 } as const satisfies Record<string, ErrorDefinition>;
 
 export type ErrorCode = keyof typeof definitions;
@@ -95,7 +229,13 @@ export type ErrorCode = keyof typeof definitions;
 export const errorDefinitions: Readonly<Record<ErrorCode, ErrorDefinition>> = definitions;
 
 const familyStatus: Record<ErrorFamily, number> = {
-  invalid: 422, unauthorized: 401, forbidden: 403, notFound: 404, conflict: 409, unavailable: 503, internal: 500,
+  invalid: 422,
+  unauthorized: 401,
+  forbidden: 403,
+  notFound: 404,
+  conflict: 409,
+  unavailable: 503,
+  internal: 500,
 };
 
 /** Extra facts of one error. `detail` is a sentence for people; all other keys travel into the problem document as they are: no secrets. */
@@ -109,7 +249,8 @@ export interface Problem {
   type: string;
   title: string;
   status: number;
-  code: ErrorCode;
+  /** An ErrorCode; of another version of Airdock perhaps one that this one does not know. */
+  code: string;
   detail?: string | undefined;
   nextStep: string;
   [key: string]: unknown;
@@ -149,5 +290,5 @@ export function toProblem(error: unknown): Problem {
 /** The error again that `toProblem` made a document of, e.g. one stored with a job. */
 export function fromProblem(problem: Problem): AppError {
   const { type: _type, title: _title, status: _status, code, nextStep: _nextStep, ...details } = problem;
-  return new AppError(code in definitions ? code : 'internal_error', details);
+  return new AppError(code in definitions ? (code as ErrorCode) : 'internal_error', details);
 }

@@ -80,7 +80,10 @@ function setKey(target: Record<string, unknown>, key: string, value: unknown): v
   const parts = key.split('.');
   const last = parts.pop() as string;
   let at = target;
-  for (const part of parts) at = (at[part] ??= {}) as Record<string, unknown>;
+  for (const part of parts) {
+    at[part] ??= {};
+    at = at[part] as Record<string, unknown>;
+  }
   at[last] = value;
 }
 
@@ -110,7 +113,8 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   if (values !== root) issues.push({ key: '', line: 1, message: 'the file must hold keys and values' });
 
   const section: unknown = structuredClone(values.airdock ?? {});
-  const airdock: Record<string, unknown> = typeof section === 'object' && section !== null && !Array.isArray(section) ? (section as Record<string, unknown>) : {};
+  const airdock: Record<string, unknown> =
+    typeof section === 'object' && section !== null && !Array.isArray(section) ? (section as Record<string, unknown>) : {};
   if (airdock !== section) issues.push({ key: 'airdock', message: 'must hold keys and values' });
   for (const [variable, key] of Object.entries(environmentKeys)) if (environment[variable]) setKey(airdock, key, environment[variable]);
   for (const [key, value] of Object.entries(overrides)) if (value !== undefined) setKey(airdock, key, value);

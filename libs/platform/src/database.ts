@@ -2,6 +2,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type BetterSqlite3 from 'better-sqlite3';
 import { DataSource, type DataSourceOptions, type DeleteQueryBuilder, type InsertQueryBuilder, type ObjectLiteral, type UpdateQueryBuilder } from 'typeorm';
+import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { Config, ServiceName } from './config.js';
 
 /** A service's own tables. One per service module, so that shared providers reach the right one. */
@@ -46,10 +47,7 @@ export async function connectDatabase(options: DataSourceOptions): Promise<DataS
 }
 
 /** A statement that has not run yet: an insert, update or delete builder. */
-export type Statement =
-  | InsertQueryBuilder<ObjectLiteral>
-  | UpdateQueryBuilder<ObjectLiteral>
-  | DeleteQueryBuilder<ObjectLiteral>;
+export type Statement = InsertQueryBuilder<ObjectLiteral> | UpdateQueryBuilder<ObjectLiteral> | DeleteQueryBuilder<ObjectLiteral>;
 
 /**
  * Runs statements all or none. Returns false, with nothing changed, when one of them found no row to change (so an update's `where` is a guard).
@@ -63,7 +61,10 @@ export async function atomically(dataSource: DataSource, statements: Statement[]
     await runner.startTransaction();
     try {
       for (const statement of statements) {
-        const { affected } = await statement.setQueryRunner(runner).execute().then((result) => ({ affected: 'affected' in result ? result.affected : 1 }));
+        const { affected } = await statement
+          .setQueryRunner(runner)
+          .execute()
+          .then((result) => ({ affected: 'affected' in result ? result.affected : 1 }));
         if (affected === 0) {
           await runner.rollbackTransaction();
           return false;
@@ -95,6 +96,12 @@ export async function atomically(dataSource: DataSource, statements: Statement[]
     throw error;
   }
 }
+
+/**
+ * Column values for TypeORM's insert and update, checked against the entity. TypeORM's own input type cannot express JSON columns with free keys,
+ * such as problems.
+ */
+export const columns = <T>(values: Partial<T>): QueryDeepPartialEntity<T> => values as QueryDeepPartialEntity<T>;
 
 /** True when an insert failed because a unique column already holds the value; SQLite and PostgreSQL name it differently. */
 export const isUniqueViolation = (error: unknown): boolean => {

@@ -63,7 +63,15 @@ class ThingProcessor extends JobProcessor {
 @Module({})
 class ThingModule {
   static register(roles: readonly ('api' | 'worker')[]) {
-    return defineService(roles, { module: ThingModule, name: 'image', entities: [], controllers: [ThingsController], providers: [], workers: [ThingProcessor], jobTypes: ['image.thing'] });
+    return defineService(roles, {
+      module: ThingModule,
+      name: 'image',
+      entities: [],
+      controllers: [ThingsController],
+      providers: [],
+      workers: [ThingProcessor],
+      jobTypes: ['image.thing'],
+    });
   }
 }
 
@@ -92,8 +100,13 @@ describe('a service', () => {
 
   it('answers health without a token and everything else only with one', async () => {
     await request(app.getHttpServer()).get('/livez').expect(200);
-    await request(app.getHttpServer()).get('/readyz').expect(200, { status: 'ok', checks: { 'database:image': 'ok' } });
-    const missing = await request(app.getHttpServer()).get('/v1/jobs').expect(401).expect('content-type', /application\/problem\+json/);
+    await request(app.getHttpServer())
+      .get('/readyz')
+      .expect(200, { status: 'ok', checks: { 'database:image': 'ok' } });
+    const missing = await request(app.getHttpServer())
+      .get('/v1/jobs')
+      .expect(401)
+      .expect('content-type', /application\/problem\+json/);
     expect(missing.body).toMatchObject({ code: 'token_missing', nextStep: expect.stringContaining('admin.token') });
     await request(app.getHttpServer()).get('/v1/jobs').set('x-auth-token', token).expect(200);
     await request(app.getHttpServer()).get('/v1/jobs').set('authorization', 'Bearer nope').expect(401);
@@ -155,7 +168,9 @@ describe('a service', () => {
     expect(response.headers.get('content-type')).toContain('text/event-stream');
     await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
     release();
-    const events = (await response.text()).split('\n\n').flatMap((block) => (/^data: (.*)$/m.exec(block)?.[1] ? [JSON.parse(/^data: (.*)$/m.exec(block)?.[1] ?? '') as Job] : []));
+    const events = (await response.text())
+      .split('\n\n')
+      .flatMap((block) => (/^data: (.*)$/m.exec(block)?.[1] ? [JSON.parse(/^data: (.*)$/m.exec(block)?.[1] ?? '') as Job] : []));
     expect(events.at(-1)?.state).toBe('succeeded');
     const percents = events.map((event) => event.progress.percent);
     expect(percents).toEqual([...percents].sort((a, b) => a - b));

@@ -10,8 +10,8 @@ import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.
 import { createHttpApp } from './http/app.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
-import { JobSweeper } from './jobs/job-sweeper.js';
 import { platformEntities } from './jobs/job.entity.js';
+import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { type JobEndHook, JobsService } from './jobs/jobs.service.js';
 import { PlatformModule } from './platform.module.js';
@@ -45,7 +45,10 @@ export const jobsToken = (name: ServiceName) => `jobs:${name}`;
 const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
-export function defineService(roles: Roles, { module, name, entities, controllers, providers, workers, jobTypes, jobEndHook }: ServiceDefinition): DynamicModule {
+export function defineService(
+  roles: Roles,
+  { module, name, entities, controllers, providers, workers, jobTypes, jobEndHook }: ServiceDefinition,
+): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
     provide: JobsService,
@@ -63,7 +66,11 @@ export function defineService(roles: Roles, { module, name, entities, controller
       TypeOrmModule.forRootAsync({
         name,
         inject: [CONFIG],
-        useFactory: (config: Config) => ({ ...dataSourceOptions(config, name, tables as EntityTarget<ObjectLiteral>[] as never), retryAttempts: 3, retryDelay: 1000 }),
+        useFactory: (config: Config) => ({
+          ...dataSourceOptions(config, name, tables as EntityTarget<ObjectLiteral>[] as never),
+          retryAttempts: 3,
+          retryDelay: 1000,
+        }),
         dataSourceFactory: async (options) => {
           if (!options) throw new Error('no data source options');
           return connectDatabase(options);

@@ -5,6 +5,7 @@ import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fa
 import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
 import { Logger } from 'nestjs-pino';
 import { newId } from '../ids.js';
+import { JobLocationInterceptor } from './job-location.interceptor.js';
 import { ProblemFilter } from './problem.filter.js';
 
 const bodyLimitBytes = 1024 * 1024;
@@ -19,15 +20,23 @@ export interface HttpAppOptions {
 /** The Nest application of a root module, with everything that is the same for each: validation, problems, versions, documents. Not listening yet. */
 export async function createHttpApp(module: Type, { title, preview = false }: HttpAppOptions): Promise<NestFastifyApplication> {
   const adapter = new FastifyAdapter({ bodyLimit: bodyLimitBytes, genReqId: () => newId(), forceCloseConnections: true });
-  const app = await NestFactory.create<NestFastifyApplication>(module, adapter, { bufferLogs: !preview, abortOnError: false, preview, logger: preview ? false : undefined });
+  const app = await NestFactory.create<NestFastifyApplication>(module, adapter, {
+    bufferLogs: !preview,
+    abortOnError: false,
+    preview,
+    logger: preview ? false : undefined,
+  });
   if (!preview) app.useLogger(app.get(Logger));
   app.enableVersioning({ type: VersioningType.URI });
   app.useGlobalFilters(new ProblemFilter());
-  app.useGlobalInterceptors(new StandardSchemaSerializerInterceptor(app.get(Reflector, { strict: false })));
+  app.useGlobalInterceptors(new JobLocationInterceptor(), new StandardSchemaSerializerInterceptor(app.get(Reflector, { strict: false })));
   app.useGlobalPipes(
     new StandardSchemaValidationPipe({
       exceptionFactory: (found) => {
-        const issues = found.map(({ path, message }) => ({ path: (path ?? []).map((part) => String(typeof part === 'object' ? part.key : part)).join('.'), message }));
+        const issues = found.map(({ path, message }) => ({
+          path: (path ?? []).map((part) => String(typeof part === 'object' ? part.key : part)).join('.'),
+          message,
+        }));
         const detail = issues.map(({ path, message }) => (path ? `${path}: ${message}` : message)).join('; ');
         return new AppError('request_invalid', { detail: detail.slice(0, 1000), issues: issues.slice(0, 50) });
       },
@@ -36,7 +45,10 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
   app.enableShutdownHooks();
   if (!preview) {
     const document = openApiDocument(app, title);
-    app.getHttpAdapter().getInstance().get('/openapi.json', async () => document);
+    app
+      .getHttpAdapter()
+      .getInstance()
+      .get('/openapi.json', async () => document);
     SwaggerModule.setup('docs', app, document, { customSiteTitle: title, raw: false });
   }
   return app;
@@ -57,9 +69,17 @@ export function openApiDocument(app: NestFastifyApplication, title: string): Ope
   const document = SwaggerModule.createDocument(app, info, { ignoreGlobalPrefix: false });
   for (const path of Object.values(document.paths)) {
     for (const operation of Object.values(path) as { responses?: Record<string, { content?: Record<string, unknown> }> }[]) {
-      const problem = operation.responses?.default;
-      const json = problem?.content?.['application/json'];
-      if (problem && json) problem.content = { 'application/problem+json': json };
+      for (const family of ['4XX', '5XX']) {
+        const problem = operation.responses?.[family];
+        const json = problem?.content?.['application/json'];
+        if (problem && json) problem.content = { 'application/problem+json': json };
+      }
+    }
+  }
+  // OpenAPI 3.0 wants a type beside `nullable`; zod's converter leaves it out where a nullable schema is a reference.
+  for (const schema of Object.values(document.components?.schemas ?? {})) {
+    for (const property of Object.values('properties' in schema ? (schema.properties ?? {}) : {})) {
+      if ('nullable' in property && 'allOf' in property) property.type ??= 'object';
     }
   }
   return document;

@@ -42,7 +42,18 @@ export class HealthController {
   @Get('readyz')
   async ready(@Res({ passthrough: true }) reply: FastifyReply) {
     const checks = Object.fromEntries(
-      await Promise.all(this.checks.map(async ({ name, check }) => [name, await check().then(() => 'ok', () => 'failed')] as const)),
+      await Promise.all(
+        this.checks.map(
+          async ({ name, check }) =>
+            [
+              name,
+              await check().then(
+                () => 'ok',
+                () => 'failed',
+              ),
+            ] as const,
+        ),
+      ),
     );
     const ok = Object.values(checks).every((value) => value === 'ok');
     void reply.status(ok ? 200 : 503);

@@ -1,6 +1,14 @@
 import { createHash } from 'node:crypto';
 import { AppError } from '@airdock/core/errors';
-import { applyDecorators, type CallHandler, createParamDecorator, type ExecutionContext, Injectable, type NestInterceptor, UseInterceptors } from '@nestjs/common';
+import {
+  applyDecorators,
+  type CallHandler,
+  createParamDecorator,
+  type ExecutionContext,
+  Injectable,
+  type NestInterceptor,
+  UseInterceptors,
+} from '@nestjs/common';
 import { ApiHeader } from '@nestjs/swagger';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { from, mergeMap, type Observable, of } from 'rxjs';
@@ -16,7 +24,8 @@ const abandonedMs = 60_000;
 const keyOf = (request: FastifyRequest): string | undefined => {
   const key = request.headers['idempotency-key'];
   if (key === undefined) return undefined;
-  if (typeof key !== 'string' || !/^[\x21-\x7e]{1,200}$/.test(key)) throw new AppError('request_invalid', { detail: 'Idempotency-Key must be 1 to 200 printable characters' });
+  if (typeof key !== 'string' || !/^[\x21-\x7e]{1,200}$/.test(key))
+    throw new AppError('request_invalid', { detail: 'Idempotency-Key must be 1 to 200 printable characters' });
   return idOf(`${request.method} ${request.url.split('?')[0]} ${key}`);
 };
 
@@ -24,7 +33,9 @@ const keyOf = (request: FastifyRequest): string | undefined => {
  * Id for the job that a request creates. With an Idempotency-Key it follows from the key, so that a request repeated after a crash between
  * the commit and the answer finds the job of the first.
  */
-export const RequestId = createParamDecorator((_: unknown, context: ExecutionContext): string => keyOf(context.switchToHttp().getRequest<FastifyRequest>()) ?? newId());
+export const RequestId = createParamDecorator(
+  (_: unknown, context: ExecutionContext): string => keyOf(context.switchToHttp().getRequest<FastifyRequest>()) ?? newId(),
+);
 
 /** Answers a repeated POST with the first one's answer. */
 @Injectable()
@@ -40,7 +51,9 @@ export class IdempotencyInterceptor implements NestInterceptor {
     const id = keyOf(request);
     if (!id) return next.handle();
     const keys = this.database.dataSource.getRepository(IdempotencyKeyEntity);
-    const requestDigest = createHash('sha256').update(JSON.stringify(request.body ?? null)).digest('hex');
+    const requestDigest = createHash('sha256')
+      .update(JSON.stringify(request.body ?? null))
+      .digest('hex');
     try {
       await keys.insert({ id, requestDigest, createdAt: now(), status: null, headers: null, body: null });
     } catch (error) {
@@ -60,12 +73,15 @@ export class IdempotencyInterceptor implements NestInterceptor {
           next.handle().subscribe({ next: (item) => (value = item), error: reject, complete: () => resolve(value) });
         });
         const headers = Object.fromEntries(keptHeaders.flatMap((name) => (reply.getHeader(name) ? [[name, String(reply.getHeader(name))]] : [])));
-        await keys.update({ id }, {
-          status: reply.statusCode,
-          headers,
-          // An answer may hold a secret that is shown once.
-          body: body === undefined ? null : this.secrets.seal(JSON.stringify(body), id),
-        });
+        await keys.update(
+          { id },
+          {
+            status: reply.statusCode,
+            headers,
+            // An answer may hold a secret that is shown once.
+            body: body === undefined ? null : this.secrets.seal(JSON.stringify(body), id),
+          },
+        );
         return body;
       } catch (error) {
         // A refused request may be corrected and sent again with the same key.
@@ -81,5 +97,10 @@ export class IdempotencyInterceptor implements NestInterceptor {
 export const Idempotent = () =>
   applyDecorators(
     UseInterceptors(IdempotencyInterceptor),
-    ApiHeader({ name: 'Idempotency-Key', required: false, description: 'A repeated request with the same key gets the first answer again', schema: { type: 'string' } }),
+    ApiHeader({
+      name: 'Idempotency-Key',
+      required: false,
+      description: 'A repeated request with the same key gets the first answer again',
+      schema: { type: 'string' },
+    }),
   );

@@ -32,7 +32,9 @@ export function Operation({ id, summary, returns, status = returns ? 200 : 204 }
     ApiOperation({ operationId: id, summary }),
     HttpCode(status),
     ApiResponse({ status, description: summary, ...(returns ? { standardSchema: returns } : {}) }),
-    ApiResponse({ status: 'default', description: 'A problem document (RFC 9457)', standardSchema: ProblemDocument }),
+    ...(['4XX', '5XX'] as const).map((family) =>
+      ApiResponse({ status: family, description: 'A problem document (RFC 9457)', standardSchema: ProblemDocument }),
+    ),
     ...(returns ? [SerializeOptions({ schema: returns })] : []),
   );
 }

@@ -38,6 +38,9 @@ export class ProblemFilter implements ExceptionFilter {
     }
     if (known.status === 401) void reply.header('www-authenticate', 'Bearer');
     if (known.status === 503) void reply.header('retry-after', '5');
-    void reply.status(known.status).type('application/problem+json').send({ ...toProblem(known), instance: request.url.split('?')[0], requestId: request.id });
+    void reply
+      .status(known.status)
+      .type('application/problem+json')
+      .send({ ...toProblem(known), instance: request.url.split('?')[0], requestId: request.id });
   }
 }

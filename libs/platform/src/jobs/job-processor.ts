@@ -1,7 +1,7 @@
 import { hostname } from 'node:os';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
-import { Logger, type OnApplicationShutdown } from '@nestjs/common';
 import { OnWorkerEvent, Processor, WorkerHost } from '@nestjs/bullmq';
+import { Logger, type OnApplicationShutdown } from '@nestjs/common';
 import type { Job as QueueJob } from 'bullmq';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
@@ -23,13 +23,13 @@ export interface JobContext {
 
 const heartbeatMs = 1_000;
 const flushMs = 300;
-const maxTransientFailures = 8;
 
 /** Thrown into a processor whose worker shuts down or lost its claim: the job goes on elsewhere. */
 class Interrupted extends Error {}
 
 /** Queue options for processors: a wake-up is short-lived, the job's own row carries everything that has to last. */
-export const JobType = (type: string, concurrency = 2) => Processor(type, { concurrency, lockDuration: 10_000, stalledInterval: 5_000, maxStalledCount: 100, runRetryDelay: 1_000 });
+export const JobType = (type: string, concurrency = 2) =>
+  Processor(type, { concurrency, lockDuration: 10_000, stalledInterval: 5_000, maxStalledCount: 100, runRetryDelay: 1_000 });
 
 /**
  * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass implements `run` as something that
@@ -38,6 +38,8 @@ export const JobType = (type: string, concurrency = 2) => Processor(type, { conc
 export abstract class JobProcessor extends WorkerHost implements OnApplicationShutdown {
   private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
   private readonly running = new Set<AbortController>();
+  /** How many transient failures in a row end the job. */
+  protected readonly maxFailures: number = 8;
   protected readonly logger = new Logger(this.constructor.name);
 
   constructor(protected readonly jobs: JobsService) {
@@ -90,7 +92,7 @@ export abstract class JobProcessor extends WorkerHost implements OnApplicationSh
       const failures = meter.value.percent > job.progress.percent ? 1 : job.failures + 1;
       if (error instanceof Interrupted) {
         await this.jobs.release(job.id, this.owner, null, job.failures);
-      } else if (isTransient(error) && failures < maxTransientFailures) {
+      } else if (isTransient(error) && failures < this.maxFailures) {
         const delayMs = Math.min(30_000, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
         this.logger.warn({ jobId: job.id, err: error }, `try ${failures} failed, the next in ${Math.round(delayMs)} ms`);
         await this.jobs.release(job.id, this.owner, new Date(Date.now() + delayMs).toISOString(), failures);

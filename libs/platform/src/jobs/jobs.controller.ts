@@ -1,5 +1,5 @@
 import { AppError } from '@airdock/core/errors';
-import { Controller, Get, Headers, Inject, Injectable, type MessageEvent, Param, Post, Query, Sse } from '@nestjs/common';
+import { Controller, Get, Inject, Injectable, Logger, type MessageEvent, Param, Post, Query, Sse } from '@nestjs/common';
 import { ApiOperation, ApiTags } from '@nestjs/swagger';
 import { Observable } from 'rxjs';
 import { Operation } from '../http/operation.js';
@@ -15,8 +15,8 @@ const watchMs = 150;
 /** Finds a job's service, and tells watchers about changes by comparing revisions: one query per service for all of them. */
 @Injectable()
 export class JobDirectory {
-  private readonly watchers = new Map<string, Set<() => void>>();
-  private readonly seen = new Map<string, number>();
+  private readonly watchers = new Map<string, Set<{ seen: number; changed: () => void }>>();
+  private readonly logger = new Logger('jobs');
   private timer: NodeJS.Timeout | undefined;
 
   constructor(@Inject(JOB_SERVICES) readonly services: JobsService[]) {}
@@ -27,32 +27,34 @@ export class JobDirectory {
     throw new AppError('resource_not_found', { detail: `no job with id ${id.slice(0, 60)}` });
   }
 
-  /** Calls back on each change of the job until the returned function is called. */
-  watch(id: string, changed: () => void): () => void {
-    const callbacks = this.watchers.get(id) ?? new Set();
-    this.watchers.set(id, callbacks.add(changed));
+  /** Calls back whenever the job's revision is another one than before, first than `seen`, until the returned function is called. */
+  watch(id: string, seen: number, changed: () => void): () => void {
+    const watcher = { seen, changed };
+    const watchers = this.watchers.get(id) ?? new Set();
+    this.watchers.set(id, watchers.add(watcher));
     this.timer ??= setTimeout(() => void this.compare(), watchMs);
     return () => {
-      callbacks.delete(changed);
-      if (callbacks.size > 0) return;
-      this.watchers.delete(id);
-      this.seen.delete(id);
+      watchers.delete(watcher);
+      if (watchers.size === 0) this.watchers.delete(id);
     };
   }
 
   private async compare(): Promise<void> {
-    const ids = [...this.watchers.keys()];
     try {
+      const ids = [...this.watchers.keys()];
       for (const service of ids.length > 0 ? this.services : []) {
         for (const [id, revision] of await service.revisions(ids)) {
-          const before = this.seen.get(id);
-          this.seen.set(id, revision);
-          if (before !== undefined && before !== revision) for (const changed of this.watchers.get(id) ?? []) changed();
+          for (const watcher of this.watchers.get(id) ?? []) {
+            if (watcher.seen === revision) continue;
+            watcher.seen = revision;
+            watcher.changed();
+          }
         }
       }
-    } finally {
-      this.timer = this.watchers.size > 0 ? setTimeout(() => void this.compare(), watchMs) : undefined;
+    } catch (error) {
+      this.logger.warn({ err: error }, 'the job table could not be read; trying again');
     }
+    this.timer = this.watchers.size > 0 ? setTimeout(() => void this.compare(), watchMs) : undefined;
   }
 }
 
@@ -74,40 +76,38 @@ export class JobsController {
   @Operation({ id: 'getJob', summary: 'One job; with waitSeconds it answers when the job has ended or the time is over', returns: Job })
   async get(@Param('id') id: string, @Query({ schema: JobQuery }) { waitSeconds }: JobQuery): Promise<Job> {
     const service = await this.directory.serviceOf(id);
-    const first = await service.get(id);
-    if (waitSeconds === 0 || isEnded(first.state)) return first;
-    return new Promise((resolve, reject) => {
-      const done = (job: Job) => {
+    const row = await service.find(id);
+    if (!row || waitSeconds === 0 || isEnded(row.state)) return service.get(id);
+    let unwatch: () => void = () => undefined;
+    await new Promise<void>((resolve, reject) => {
+      const timer = setTimeout(resolve, waitSeconds * 1000);
+      const look = async () => {
+        if (!isEnded((await service.get(id)).state)) return;
         clearTimeout(timer);
-        unwatch();
-        resolve(job);
+        resolve();
       };
-      const look = (isLast: boolean) => service.get(id).then((job) => (isLast || isEnded(job.state) ? done(job) : undefined), reject);
-      const timer = setTimeout(() => void look(true), waitSeconds * 1000);
-      const unwatch = this.directory.watch(id, () => void look(false));
-      // It may have ended between the first look and the watch.
-      void look(false);
-    });
+      unwatch = this.directory.watch(id, row.revision, () => void look().catch(reject));
+    }).finally(() => unwatch());
+    return service.get(id);
   }
 
   @Sse(':id/events')
   @ApiOperation({ operationId: 'streamJob', summary: 'Server-sent events: the job at once, then at each change; the stream ends with the job' })
-  events(@Param('id') id: string, @Headers('last-event-id') _last?: string): Observable<MessageEvent> {
+  events(@Param('id') id: string): Observable<MessageEvent> {
     return new Observable((subscriber) => {
       let unwatch: () => void = () => undefined;
-      let sent = -1;
       void (async () => {
         try {
           const service = await this.directory.serviceOf(id);
-          const send = async () => {
+          const send = async (): Promise<number> => {
             const row = await service.find(id);
-            if (!row || row.revision <= sent || subscriber.closed) return;
-            sent = row.revision;
+            if (!row || subscriber.closed) return -1;
             subscriber.next({ id: String(row.revision), type: 'job', data: Job.parse(await service.toResource(row)) });
             if (isEnded(row.state)) subscriber.complete();
+            return row.revision;
           };
-          unwatch = this.directory.watch(id, () => void send().catch((error: unknown) => subscriber.error(error)));
-          await send();
+          const sent = await send();
+          if (!subscriber.closed) unwatch = this.directory.watch(id, sent, () => void send().catch((error: unknown) => subscriber.error(error)));
         } catch (error) {
           subscriber.error(error);
         }

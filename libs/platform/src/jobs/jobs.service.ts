@@ -2,9 +2,8 @@ import { AppError, toProblem } from '@airdock/core/errors';
 import { Logger } from '@nestjs/common';
 import type { Queue } from 'bullmq';
 import { In, LessThan } from 'typeorm';
-import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { ServiceName } from '../config.js';
-import { atomically, isUniqueViolation, now, type ServiceDatabase, type Statement } from '../database.js';
+import { atomically, columns, isUniqueViolation, now, type ServiceDatabase, type Statement } from '../database.js';
 import { cursorId, getRow } from '../http/page.js';
 import { newId } from '../ids.js';
 import { JobEntity } from './job.entity.js';
@@ -53,11 +52,28 @@ export class JobsService {
   async submit({ id = newId(), type, resource, parentId, createdBy = 'admin' }: NewJob, together: Statement[] = []): Promise<Job> {
     if (!this.queues.has(type)) throw new Error(`no queue for job type ${type}`);
     const row: JobEntity = {
-      id, type, resource, createdBy, state: 'queued', progress: noProgress, error: null, result: null, parentId: parentId ?? null, createdAt: now(),
-      startedAt: null, finishedAt: null, cancelRequestedAt: null, attempt: 0, failures: 0, runAfter: null, leaseOwner: null, leaseUntil: null, revision: 0,
+      id,
+      type,
+      resource,
+      createdBy,
+      state: 'queued',
+      progress: noProgress,
+      error: null,
+      result: null,
+      parentId: parentId ?? null,
+      createdAt: now(),
+      startedAt: null,
+      finishedAt: null,
+      cancelRequestedAt: null,
+      attempt: 0,
+      failures: 0,
+      runAfter: null,
+      leaseOwner: null,
+      leaseUntil: null,
+      revision: 0,
     };
     try {
-      await atomically(this.database.dataSource, [...together, this.rows.createQueryBuilder().insert().values(row as Row)]);
+      await atomically(this.database.dataSource, [...together, this.rows.createQueryBuilder().insert().values(columns(row))]);
     } catch (error) {
       const first = isUniqueViolation(error) ? await this.rows.findOneBy({ id }) : null;
       if (!first) throw error;
@@ -108,7 +124,17 @@ export class JobsService {
     const job = await getRow(this.rows, id);
     const { affected } = await this.rows.update(
       { id, state: In(['failed', 'cancelled']) },
-      { state: 'queued', error: null, finishedAt: null, cancelRequestedAt: null, runAfter: null, failures: 0, leaseOwner: null, leaseUntil: null, revision: () => 'revision + 1' },
+      {
+        state: 'queued',
+        error: null,
+        finishedAt: null,
+        cancelRequestedAt: null,
+        runAfter: null,
+        failures: 0,
+        leaseOwner: null,
+        leaseUntil: null,
+        revision: () => 'revision + 1',
+      },
     );
     if (affected === 0) throw new AppError('job_not_retryable', { detail: `the job is ${job.state}` });
     await this.wake(await getRow(this.rows, id));
@@ -155,7 +181,14 @@ export class JobsService {
     const { affected } = await this.rows
       .createQueryBuilder()
       .update()
-      .set({ state: 'running', leaseOwner: owner, leaseUntil: leaseEnd(), startedAt: () => 'COALESCE("startedAt", :at)', attempt: () => 'attempt + 1', revision: () => 'revision + 1' })
+      .set({
+        state: 'running',
+        leaseOwner: owner,
+        leaseUntil: leaseEnd(),
+        startedAt: () => 'COALESCE("startedAt", :at)',
+        attempt: () => 'attempt + 1',
+        revision: () => 'revision + 1',
+      })
       .where('id = :id AND state IN (:...states)', { id, states: ['queued', 'running'] })
       .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at) AND ("runAfter" IS NULL OR "runAfter" <= :at)')
       .setParameter('at', at)
@@ -186,12 +219,20 @@ export class JobsService {
   }
 
   /** Ends a job, together with what belongs to its end. False when `where` no longer holds, e.g. the claim was lost. */
-  async end(id: string, outcome: Pick<JobEntity, 'state' | 'error' | 'result'> & { progress?: JobEntity['progress'] }, where: { state: 'queued' } | { leaseOwner: string }): Promise<boolean> {
+  async end(
+    id: string,
+    outcome: Pick<JobEntity, 'state' | 'error' | 'result'> & { progress?: JobEntity['progress'] },
+    where: { state: 'queued' } | { leaseOwner: string },
+  ): Promise<boolean> {
     const job = await this.find(id);
     if (!job) return false;
     const ended = { ...outcome, finishedAt: now(), leaseOwner: null, leaseUntil: null };
     const guard = 'leaseOwner' in where ? { leaseOwner: where.leaseOwner, state: 'running' } : where;
-    const update = this.rows.createQueryBuilder().update().set({ ...ended, revision: () => 'revision + 1' } as Row).where({ id, ...guard });
+    const update = this.rows
+      .createQueryBuilder()
+      .update()
+      .set({ ...columns<JobEntity>(ended), revision: () => 'revision + 1' })
+      .where({ id, ...guard });
     return atomically(this.database.dataSource, [update, ...this.endHook({ ...job, ...ended })]);
   }
 
@@ -200,8 +241,5 @@ export class JobsService {
     return { ...row, children: children.map(({ id }) => id) };
   }
 }
-
-/** TypeORM's input type cannot express a problem's free keys. */
-type Row = QueryDeepPartialEntity<JobEntity>;
 
 const leaseEnd = (): string => new Date(Date.now() + leaseMs).toISOString();

@@ -1,6 +1,15 @@
 import type { JobProgress } from './job.schema.js';
 
-export const noProgress: JobProgress = { phase: 'queued', percent: 0, bytesDone: 0, bytesTotal: 0, itemsDone: 0, itemsTotal: 0, bytesPerSecond: 0, etaSeconds: null };
+export const noProgress: JobProgress = {
+  phase: 'queued',
+  percent: 0,
+  bytesDone: 0,
+  bytesTotal: 0,
+  itemsDone: 0,
+  itemsTotal: 0,
+  bytesPerSecond: 0,
+  etaSeconds: null,
+};
 
 /** What a processor reports; everything else is derived. */
 export type ProgressUpdate = Partial<Pick<JobProgress, 'phase' | 'percent' | 'bytesDone' | 'bytesTotal' | 'itemsDone' | 'itemsTotal'>>;

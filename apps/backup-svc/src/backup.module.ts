@@ -1,0 +1,37 @@
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { ServiceDatabase } from '@airdock/platform/database';
+import { defineService, type Roles } from '@airdock/platform/service';
+import { serviceClientsProvider } from '@airdock/platform/service-clients';
+import { type DynamicModule, Module } from '@nestjs/common';
+import { BackupController } from './backup/backup.controller.js';
+import { BackupEntity } from './backup/backup.entity.js';
+import { BackupProcessor } from './backup/backup.processor.js';
+import { BackupService, backupJobType } from './backup/backup.service.js';
+import { RestoreController } from './restore/restore.controller.js';
+import { RestoreEntity } from './restore/restore.entity.js';
+import { RestoreProcessor } from './restore/restore.processor.js';
+import { RestoreService, restoreJobType } from './restore/restore.service.js';
+import { WebhookDeliveryController } from './webhook-delivery/webhook-delivery.controller.js';
+import { WebhookDeliveryEntity, WebhookEventEntity } from './webhook-delivery/webhook-delivery.entity.js';
+import { jobEndEvent, WebhookDeliveryService } from './webhook-delivery/webhook-delivery.service.js';
+import { WebhookDispatcher } from './webhook-delivery/webhook-dispatcher.js';
+import { WebhookEndpointController } from './webhook-endpoint/webhook-endpoint.controller.js';
+import { WebhookEndpointEntity } from './webhook-endpoint/webhook-endpoint.entity.js';
+import { WebhookEndpointService } from './webhook-endpoint/webhook-endpoint.service.js';
+
+/** Backups and restores of the registry's content, and the events that tell of them. */
+@Module({})
+export class BackupModule {
+  static register(roles: Roles): DynamicModule {
+    return defineService(roles, {
+      module: BackupModule,
+      name: 'backup',
+      entities: [BackupEntity, RestoreEntity, WebhookEndpointEntity, WebhookEventEntity, WebhookDeliveryEntity],
+      controllers: [BackupController, RestoreController, WebhookEndpointController, WebhookDeliveryController],
+      providers: [serviceClientsProvider(ServiceClients), BackupService, RestoreService, WebhookEndpointService, WebhookDeliveryService],
+      workers: [BackupProcessor, RestoreProcessor, WebhookDispatcher],
+      jobTypes: [backupJobType, restoreJobType],
+      jobEndHook: { inject: [ServiceDatabase], useFactory: jobEndEvent },
+    });
+  }
+}

@@ -1,0 +1,45 @@
+import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Operation } from '@airdock/platform/http/operation';
+import { type Page, PageQuery } from '@airdock/platform/http/page';
+import { Job } from '@airdock/platform/jobs/job.schema';
+import { Body, Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
+import { ApiTags } from '@nestjs/swagger';
+import { Cluster, ClusterPage, CreateCluster, Readiness } from './cluster.schema.js';
+import { ClusterService } from './cluster.service.js';
+
+@ApiTags('clusters')
+@Controller({ path: 'clusters', version: '1' })
+export class ClusterController {
+  constructor(private readonly clusters: ClusterService) {}
+
+  @Post()
+  @Idempotent()
+  @Operation({ id: 'createCluster', summary: 'Create a cluster from configured hosts', returns: Job, status: 202 })
+  create(@Body({ schema: CreateCluster }) body: CreateCluster, @RequestId() jobId: string): Promise<Job> {
+    return this.clusters.create(jobId, body);
+  }
+
+  @Get()
+  @Operation({ id: 'listClusters', summary: 'Clusters, newest first', returns: ClusterPage })
+  list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<Cluster>> {
+    return this.clusters.list(query);
+  }
+
+  @Get(':id')
+  @Operation({ id: 'getCluster', summary: 'One cluster', returns: Cluster })
+  get(@Param('id') id: string): Promise<Cluster> {
+    return this.clusters.get(id);
+  }
+
+  @Get(':id/readiness')
+  @Operation({ id: 'getClusterReadiness', summary: 'Would this cluster stand up now, with no network', returns: Readiness })
+  readiness(@Param('id') id: string): Promise<Readiness> {
+    return this.clusters.readiness(id);
+  }
+
+  @Delete(':id')
+  @Operation({ id: 'deleteCluster', summary: 'Forget a cluster; what runs on its hosts is not touched' })
+  remove(@Param('id') id: string): Promise<void> {
+    return this.clusters.remove(id);
+  }
+}

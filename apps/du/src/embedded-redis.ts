@@ -1,0 +1,85 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { AppError } from '@airdock/core/errors';
+
+const startTimeoutMs = 10_000;
+const restartMs = 500;
+
+/**
+ * A redis-server of our own on a socket that only this user can open: no listener on any network. It keeps nothing on disk, since the queue is only
+ * a wake-up, and is started again when it dies.
+ */
+export class EmbeddedRedis {
+  private readonly folder = mkdtempSync(join(tmpdir(), 'airdock-redis-'));
+  readonly socket = join(this.folder, 'redis.sock');
+  private child: ChildProcess | undefined;
+  private stopped = false;
+
+  /** Throws `dependency_unavailable` when there is no redis-server or it does not start. */
+  async start(): Promise<void> {
+    await this.spawn();
+    const deadline = Date.now() + startTimeoutMs;
+    while (!(await this.isAnswering())) {
+      if (Date.now() > deadline) throw new AppError('dependency_unavailable', { detail: 'redis-server did not start' });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    const { child } = this;
+    if (child && child.exitCode === null && child.signalCode === null) {
+      const exited = new Promise((resolve) => child.once('exit', resolve));
+      child.kill('SIGTERM');
+      await exited;
+    }
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  private async spawn(): Promise<void> {
+    const options = [
+      '--port',
+      '0',
+      '--unixsocket',
+      this.socket,
+      '--unixsocketperm',
+      '600',
+      '--save',
+      '',
+      '--appendonly',
+      'no',
+      '--maxmemory-policy',
+      'noeviction',
+      '--dir',
+      this.folder,
+    ];
+    const child = spawn('redis-server', options, { stdio: 'ignore' });
+    this.child = child;
+    await new Promise<void>((resolve, reject) => {
+      child.once('spawn', resolve);
+      child.once('error', (cause) =>
+        reject(
+          new AppError('dependency_unavailable', { detail: 'redis-server could not be run; install the package redis-server or set REDIS_URL' }, { cause }),
+        ),
+      );
+    });
+    child.once('exit', () => {
+      if (this.stopped) return;
+      setTimeout(() => void this.spawn().catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`)), restartMs);
+    });
+  }
+
+  private isAnswering(): Promise<boolean> {
+    return new Promise((resolve) => {
+      const socket = connect(this.socket, () => socket.write('PING\r\n'));
+      socket.once('data', () => {
+        socket.destroy();
+        resolve(true);
+      });
+      socket.once('error', () => resolve(false));
+    });
+  }
+}

@@ -1,0 +1,62 @@
+import { join } from 'node:path';
+import { ProcessRegistryEngine } from '@airdock/adapters/registry-engine/process-engine';
+import { type Config, loadConfig } from '@airdock/platform/config';
+import { createHttpApp } from '@airdock/platform/http/app';
+import { apiToken } from '@airdock/platform/platform.module';
+import { exitWithProblem, rootModule } from '@airdock/platform/service';
+import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
+import { EmbeddedRedis } from './embedded-redis.js';
+import { services } from './services.js';
+
+const port = (text: string): number => {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1 || value > 65535) throw new InvalidArgumentError('not a port');
+  return value;
+};
+
+/** All five services, API and workers, in this process behind one port. Prints its URL when it is ready; SIGTERM ends it, the registry stays. */
+async function up(config: Config): Promise<void> {
+  apiToken(config);
+  const redis = config.redisUrl ? undefined : new EmbeddedRedis();
+  await redis?.start();
+  try {
+    const module = rootModule({ ...config, redisUrl: config.redisUrl ?? redis?.socket }, services, ['api', 'worker']);
+    const app = await createHttpApp(module, { title: 'Airdock' });
+    const ended = new Promise<void>((resolve) => {
+      for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, resolve);
+    });
+    await app.listen(config.http.port, config.http.host);
+    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\ntoken: ${config.tokenFile}\n`);
+    await ended;
+    await app.close();
+  } finally {
+    await redis?.stop();
+  }
+}
+
+/** Stops the registry that a DU with this configuration has left running. */
+async function down(config: Config): Promise<void> {
+  const { port, readOnlyPort, storageDir, binary } = config.registry;
+  await new ProcessRegistryEngine({ stateDir: join(config.dataDir, 'registry'), port, readOnlyPort, storageDir, binary }).stop();
+  process.stdout.write('the registry is stopped\n');
+}
+
+const program = new Command('airdock').description('The local image registry of an air-gapped Kubernetes site');
+const common = (command: Command) =>
+  command
+    .option('--data-dir <dir>', 'where everything is kept (default: /var/lib/airdock)')
+    .option('--config <file>', 'instead of airctl-config.yaml in its usual places');
+
+common(program.command('up').description('start the embedded DU in the foreground'))
+  .option('--port <n>', 'of the API on loopback (default: 5180)', port)
+  .action(({ dataDir, config: file, port: httpPort }) => up(loadConfig({ file, overrides: { dataDir, 'http.port': httpPort } })));
+common(program.command('down').description('stop the registry that `up` left running')).action(({ dataDir, config: file }) =>
+  down(loadConfig({ file, overrides: { dataDir } })),
+);
+
+try {
+  await program.parseAsync();
+  process.exit(0);
+} catch (error) {
+  exitWithProblem(error);
+}

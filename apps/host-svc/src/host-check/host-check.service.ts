@@ -1,0 +1,132 @@
+import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
+import { parseReference } from '@airdock/core/oci/reference';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { columns, now } from '@airdock/platform/database';
+import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { newId } from '@airdock/platform/ids';
+import type { JobEntity } from '@airdock/platform/jobs/job.entity';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Inject, Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import pLimit from 'p-limit';
+import type { Repository } from 'typeorm';
+import type { Host } from '../host/host.schema.js';
+import { HostService } from '../host/host.service.js';
+import { TunnelService } from '../tunnel/tunnel.service.js';
+import { DockerHost } from './docker-host.js';
+import { HostCheckEntity } from './host-check.entity.js';
+import type { CreateHostCheck, HostCheck, HostCheckResult, Pull } from './host-check.schema.js';
+import { type Inspection, inspectHost } from './inspect-host.js';
+
+export const hostCheckJobType = 'host.check';
+const hostsAtOnce = 8;
+
+/** Looks at hosts, and lets them pull, without changing them. */
+@Injectable()
+export class HostCheckService {
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    @InjectRepository(HostCheckEntity, 'host') private readonly hostChecks: Repository<HostCheckEntity>,
+    private readonly hosts: HostService,
+    private readonly tunnels: TunnelService,
+    private readonly jobs: JobsService,
+    private readonly clients: ServiceClients,
+  ) {}
+
+  async create(jobId: string, { hostIds, pull }: CreateHostCheck): Promise<Job> {
+    await this.hosts.getAll(hostIds);
+    for (const reference of pull) parseReference(reference);
+    const id = newId();
+    const row = { id, hostIds, pull, results: null, jobId, createdAt: now() };
+    return this.jobs.submit({ id: jobId, type: hostCheckJobType, resource: `/v1/host-checks/${id}` }, [
+      this.hostChecks.createQueryBuilder().insert().values(row),
+    ]);
+  }
+
+  async list(query: PageQuery): Promise<Page<HostCheck>> {
+    const { items, nextCursor } = await findPage(this.hostChecks, query);
+    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
+    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  }
+
+  async get(id: string): Promise<HostCheck> {
+    const row = await getRow(this.hostChecks, id);
+    return toResource(row, await this.jobs.find(row.jobId));
+  }
+
+  async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
+    const row = await getRow(this.hostChecks, resourceId);
+    const hosts = await this.hosts.getAll(row.hostIds);
+    let itemsDone = 0;
+    progress({ phase: 'check', itemsTotal: hosts.length });
+    const limit = pLimit(hostsAtOnce);
+    const results = await Promise.all(
+      hosts.map((host) =>
+        limit(async () => {
+          const result = await this.checkHost(host, row.pull, signal);
+          itemsDone += 1;
+          progress({ itemsDone });
+          return result;
+        }),
+      ),
+    );
+    await this.hostChecks.update({ id: row.id }, columns({ results }));
+    const failed = results.find(({ error }) => error);
+    if (failed?.error) throw ofHost(failed.hostName, failed.error);
+    return { hosts: results.length, ok: results.every(({ ok }) => ok) };
+  }
+
+  private async checkHost(host: Host, pull: string[], signal: AbortSignal): Promise<HostCheckResult> {
+    const result: HostCheckResult = { hostId: host.id, hostName: host.name, ok: false, checks: [], pulls: [], error: null };
+    try {
+      await using connection = await this.hosts.connect(host, signal);
+      result.checks = (await this.inspect(host, connection, signal)).checks;
+      const docker = new DockerHost(connection, signal);
+      for (const reference of pull) result.pulls.push(await this.pullOne(docker, reference));
+      result.ok = result.checks.every(({ status }) => status !== 'failure') && result.pulls.every(({ error }) => error === null);
+    } catch (error) {
+      signal.throwIfAborted();
+      result.error = toProblem(error);
+    }
+    return result;
+  }
+
+  /** Looks at a host and keeps what was found. */
+  async inspect(host: Host, connection: Awaited<ReturnType<HostService['connect']>>, signal: AbortSignal): Promise<Inspection> {
+    const ownsPort = (await this.tunnels.find(host.id))?.state === 'up';
+    const inspection = await inspectHost(connection, this.config.registry.port, ownsPort, now(), signal);
+    await this.hosts.saveFacts(host.id, inspection.facts);
+    return inspection;
+  }
+
+  /** One pull by the host's own Docker, its digest compared with what the registry holds. Never throws but for a broken connection. */
+  async pullOne(docker: DockerHost, reference: string): Promise<Pull> {
+    try {
+      const { repository, tag, digest: wanted } = parseReference(reference);
+      const { data } = await getRegistry({ client: this.clients.registry, throwOnError: true });
+      if (!data.url) throw new AppError('registry_off');
+      await using registry = new RegistryClient(data.url);
+      const head = await registry.headManifest(repository, wanted ?? tag ?? 'latest');
+      if (!head) throw new AppError('image_not_found', { detail: `${reference} is not in the registry` });
+      const digest = await docker.pull(reference);
+      if (digest !== head.digest) throw new AppError('host_pull_failed', { detail: `${reference}: the host got ${digest}, the registry holds ${head.digest}` });
+      return { reference, digest, error: null };
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'host_unreachable') throw error;
+      return { reference, digest: null, error: toProblem(error) };
+    }
+  }
+}
+
+/** A host's problem as the job's, with the host's name. */
+export function ofHost(hostName: string, problem: Problem): AppError {
+  const { code, details } = fromProblem(problem);
+  return new AppError(code, { ...details, detail: `${hostName}: ${details.detail ?? problem.title}`, host: hostName });
+}
+
+const toResource = (row: HostCheckEntity, job: JobEntity | undefined): HostCheck => ({ ...row, state: job?.state ?? 'failed' });

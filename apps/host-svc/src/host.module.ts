@@ -1,0 +1,47 @@
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { defineService, type Roles } from '@airdock/platform/service';
+import { serviceClientsProvider } from '@airdock/platform/service-clients';
+import { type DynamicModule, Module } from '@nestjs/common';
+import { HostController } from './host/host.controller.js';
+import { HostEntity } from './host/host.entity.js';
+import { HostService } from './host/host.service.js';
+import { HostCheckController } from './host-check/host-check.controller.js';
+import { HostCheckEntity } from './host-check/host-check.entity.js';
+import { HostCheckProcessor } from './host-check/host-check.processor.js';
+import { HostCheckService, hostCheckJobType } from './host-check/host-check.service.js';
+import { ConfigureHost } from './host-configuration/configure-host.service.js';
+import { HostConfigurationController } from './host-configuration/host-configuration.controller.js';
+import { HostConfigurationEntity } from './host-configuration/host-configuration.entity.js';
+import { HostConfigurationProcessor } from './host-configuration/host-configuration.processor.js';
+import { HostConfigurationService, hostConfigurationJobType } from './host-configuration/host-configuration.service.js';
+import { SshCredentialController } from './ssh-credential/ssh-credential.controller.js';
+import { SshCredentialEntity } from './ssh-credential/ssh-credential.entity.js';
+import { SshCredentialService } from './ssh-credential/ssh-credential.service.js';
+import { TunnelController } from './tunnel/tunnel.controller.js';
+import { TunnelEntity } from './tunnel/tunnel.entity.js';
+import { TunnelService } from './tunnel/tunnel.service.js';
+import { TunnelSupervisor } from './tunnel/tunnel.supervisor.js';
+
+/** Hosts over SSH: credentials, checks, configure-hosts, tunnels. */
+@Module({})
+export class HostModule {
+  static register(roles: Roles): DynamicModule {
+    return defineService(roles, {
+      module: HostModule,
+      name: 'host',
+      entities: [SshCredentialEntity, HostEntity, HostCheckEntity, HostConfigurationEntity, TunnelEntity],
+      controllers: [SshCredentialController, HostController, HostCheckController, HostConfigurationController, TunnelController],
+      providers: [
+        serviceClientsProvider(ServiceClients),
+        SshCredentialService,
+        HostService,
+        TunnelService,
+        HostCheckService,
+        ConfigureHost,
+        HostConfigurationService,
+      ],
+      workers: [HostCheckProcessor, HostConfigurationProcessor, TunnelSupervisor],
+      jobTypes: [hostCheckJobType, hostConfigurationJobType],
+    });
+  }
+}

@@ -1,0 +1,49 @@
+import { Idempotent } from '@airdock/platform/http/idempotency';
+import { Operation } from '@airdock/platform/http/operation';
+import { type Page, PageQuery } from '@airdock/platform/http/page';
+import { Body, Controller, Delete, Get, Param, Patch, Post, Query } from '@nestjs/common';
+import { ApiTags } from '@nestjs/swagger';
+import { TunnelService } from '../tunnel/tunnel.service.js';
+import { CreateHost, Host, HostPage, PatchHost } from './host.schema.js';
+import { HostService } from './host.service.js';
+
+@ApiTags('hosts')
+@Controller({ path: 'hosts', version: '1' })
+export class HostController {
+  constructor(
+    private readonly hosts: HostService,
+    private readonly tunnels: TunnelService,
+  ) {}
+
+  @Post()
+  @Idempotent()
+  @Operation({ id: 'createHost', summary: 'Register a host with its credential and its pinned host key', returns: Host, status: 201 })
+  create(@Body({ schema: CreateHost }) body: CreateHost): Promise<Host> {
+    return this.hosts.create(body);
+  }
+
+  @Get()
+  @Operation({ id: 'listHosts', summary: 'Hosts, newest first', returns: HostPage })
+  list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<Host>> {
+    return this.hosts.list(query);
+  }
+
+  @Get(':id')
+  @Operation({ id: 'getHost', summary: 'One host', returns: Host })
+  get(@Param('id') id: string): Promise<Host> {
+    return this.hosts.get(id);
+  }
+
+  @Patch(':id')
+  @Operation({ id: 'patchHost', summary: 'Change address, credential or pinned key', returns: Host })
+  patch(@Param('id') id: string, @Body({ schema: PatchHost }) body: PatchHost): Promise<Host> {
+    return this.hosts.patch(id, body);
+  }
+
+  @Delete(':id')
+  @Operation({ id: 'deleteHost', summary: 'Forget a host and close its tunnel; what is on the host stays' })
+  async remove(@Param('id') id: string): Promise<void> {
+    await this.hosts.remove(id);
+    await this.tunnels.remove(id);
+  }
+}

@@ -1,0 +1,43 @@
+import { Idempotent } from '@airdock/platform/http/idempotency';
+import { Operation } from '@airdock/platform/http/operation';
+import { type Page, PageQuery } from '@airdock/platform/http/page';
+import { Body, Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
+import { ApiTags } from '@nestjs/swagger';
+import { HostService } from '../host/host.service.js';
+import { CreateSshCredential, SshCredential, SshCredentialPage } from './ssh-credential.schema.js';
+import { SshCredentialService } from './ssh-credential.service.js';
+
+@ApiTags('ssh-credentials')
+@Controller({ path: 'ssh-credentials', version: '1' })
+export class SshCredentialController {
+  constructor(
+    private readonly credentials: SshCredentialService,
+    private readonly hosts: HostService,
+  ) {}
+
+  @Post()
+  @Idempotent()
+  @Operation({ id: 'createSshCredential', summary: 'Store an SSH key or password; it is never returned', returns: SshCredential, status: 201 })
+  create(@Body({ schema: CreateSshCredential }) body: CreateSshCredential): Promise<SshCredential> {
+    return this.credentials.create(body);
+  }
+
+  @Get()
+  @Operation({ id: 'listSshCredentials', summary: 'Credentials without their secrets, newest first', returns: SshCredentialPage })
+  list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<SshCredential>> {
+    return this.credentials.list(query);
+  }
+
+  @Get(':id')
+  @Operation({ id: 'getSshCredential', summary: 'One credential without its secret', returns: SshCredential })
+  get(@Param('id') id: string): Promise<SshCredential> {
+    return this.credentials.get(id);
+  }
+
+  @Delete(':id')
+  @Operation({ id: 'deleteSshCredential', summary: 'Forget a credential that no host uses' })
+  async remove(@Param('id') id: string): Promise<void> {
+    await this.hosts.assertCredentialUnused(id);
+    await this.credentials.remove(id);
+  }
+}

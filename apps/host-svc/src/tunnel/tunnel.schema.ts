@@ -1,0 +1,22 @@
+import { ProblemDocument } from '@airdock/platform/http/operation';
+import { PageQuery, pageOf } from '@airdock/platform/http/page';
+import { z } from 'zod';
+
+export const Tunnel = z
+  .object({
+    id: z.uuid(),
+    hostId: z.uuid(),
+    state: z.enum(['connecting', 'up', 'down']),
+    since: z.iso.datetime().describe('When it came into this state'),
+    hostPort: z.number().int().describe('On 127.0.0.1 of the host'),
+    target: z.string().describe('Where it leads on the DU: the read-only registry'),
+    reconnects: z.number().int(),
+    error: ProblemDocument.nullable().describe('Why it is down; it is tried again by itself'),
+    createdAt: z.iso.datetime(),
+  })
+  .meta({ id: 'Tunnel' });
+export type Tunnel = z.infer<typeof Tunnel>;
+export const TunnelPage = pageOf(Tunnel, 'TunnelPage');
+
+export const TunnelListQuery = PageQuery.extend({ hostId: z.uuid().optional() });
+export type TunnelListQuery = z.infer<typeof TunnelListQuery>;

@@ -1,0 +1,58 @@
+import { pageOf } from '@airdock/platform/http/page';
+import { z } from 'zod';
+
+export const BundleImage = z
+  .object({
+    names: z.array(z.string()).describe('Upstream references'),
+    digest: z.string().nullable().describe('What the registry will answer; null until the layers of a docker-archive are compressed'),
+    imageIds: z.array(z.string()).describe('Digests of the configurations, one per platform: what `docker images` calls the image ID'),
+    platforms: z.array(z.string()),
+    sizeBytes: z.number().int(),
+    localReferences: z.array(z.string()),
+  })
+  .meta({ id: 'BundleImage' });
+export type BundleImage = z.infer<typeof BundleImage>;
+
+export const Bundle = z
+  .object({
+    id: z.uuid(),
+    name: z.string(),
+    path: z.string().nullable().describe('On the DU; null for an upload'),
+    uploadId: z.string().nullable(),
+    sizeBytes: z.number().int(),
+    format: z.string().nullable(),
+    state: z.enum(['reading', 'ready', 'invalid']).describe('invalid: the job tells why'),
+    images: z.array(BundleImage),
+    jobId: z.uuid(),
+    createdAt: z.iso.datetime(),
+  })
+  .meta({ id: 'Bundle' });
+export type Bundle = z.infer<typeof Bundle>;
+export const BundlePage = pageOf(Bundle, 'BundlePage');
+
+export const CreateBundle = z
+  .strictObject({
+    path: z.string().min(1).max(4096).optional().describe('A file or folder inside the configured bundle folders'),
+    uploadId: z
+      .string()
+      .regex(/^[0-9a-f]{32}$/)
+      .optional()
+      .describe('A finished upload'),
+  })
+  .refine((body) => (body.path === undefined) !== (body.uploadId === undefined), { message: 'give either path or uploadId' })
+  .meta({ id: 'CreateBundle' });
+export type CreateBundle = z.infer<typeof CreateBundle>;
+
+export const DockerArchiveQuery = z.strictObject({
+  platform: z
+    .string()
+    .regex(/^[a-z0-9]+\/[a-z0-9]+(\/[a-z0-9]+)?$/)
+    .default('linux/amd64'),
+  names: z.enum(['local', 'upstream']).default('local').describe('What the images are called in the archive'),
+  image: z
+    .union([z.string(), z.array(z.string())])
+    .optional()
+    .transform((value) => (value === undefined ? undefined : [value].flat()))
+    .describe('Upstream references; all without it'),
+});
+export type DockerArchiveQuery = z.infer<typeof DockerArchiveQuery>;

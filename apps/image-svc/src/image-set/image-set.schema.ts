@@ -1,0 +1,30 @@
+import { PageQuery, pageOf } from '@airdock/platform/http/page';
+import { z } from 'zod';
+
+const name = z
+  .string()
+  .regex(/^[a-z0-9][a-z0-9.-]{0,62}$/)
+  .describe('Lower-case letters, digits, dots and dashes');
+
+export const ImageSet = z
+  .object({ id: z.uuid(), name, kubernetesVersion: z.string().nullable(), images: z.array(z.string()), createdAt: z.iso.datetime() })
+  .meta({ id: 'ImageSet' });
+export type ImageSet = z.infer<typeof ImageSet>;
+export const ImageSetPage = pageOf(ImageSet, 'ImageSetPage');
+
+export const CreateImageSet = z
+  .strictObject({
+    name,
+    kubernetesVersion: z.string().max(60).optional().describe('The version that needs these images, e.g. 1.20.11'),
+    images: z.array(z.string().max(512)).min(1).max(5_000).describe('Upstream references'),
+  })
+  .meta({ id: 'CreateImageSet' });
+export type CreateImageSet = z.infer<typeof CreateImageSet>;
+
+export const ImageSetListQuery = PageQuery.extend({ kubernetesVersion: z.string().max(60).optional(), name: name.optional() });
+export type ImageSetListQuery = z.infer<typeof ImageSetListQuery>;
+
+export const MissingImages = z
+  .object({ missing: z.array(z.string()).describe('Upstream references that the registry cannot serve now') })
+  .meta({ id: 'MissingImages' });
+export type MissingImages = z.infer<typeof MissingImages>;

@@ -1,0 +1,109 @@
+import { type CopiedImage, copyImages } from '@airdock/adapters/oci-client/copy-image';
+import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
+import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { AppError, isTransient, toProblem } from '@airdock/core/errors';
+import { columns, now } from '@airdock/platform/database';
+import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { newId } from '@airdock/platform/ids';
+import type { JobEntity } from '@airdock/platform/jobs/job.entity';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import type { Repository } from 'typeorm';
+import { BundleService, toSeenImage } from '../bundle/bundle.service.js';
+import { ImageService } from '../image/image.service.js';
+import { PushEntity } from './push.entity.js';
+import type { CreatePush, Push, PushedImage } from './push.schema.js';
+
+export const pushJobType = 'image.push';
+
+/** Brings the images of a bundle into the registry. */
+@Injectable()
+export class PushService {
+  constructor(
+    @InjectRepository(PushEntity, 'image') private readonly pushes: Repository<PushEntity>,
+    private readonly bundles: BundleService,
+    private readonly images: ImageService,
+    private readonly jobs: JobsService,
+  ) {}
+
+  /** Throws `bundle_not_ready`, `image_not_found`, `image_name_collision`. */
+  async create(jobId: string, { bundleId, images: selection }: CreatePush): Promise<Job> {
+    const images = select(await this.bundles.images(bundleId), selection);
+    await this.images.assertNoCollision(images);
+    const id = newId();
+    const row = { id, bundleId, images: selection ?? null, results: null, jobId, createdAt: now() };
+    return this.jobs.submit({ id: jobId, type: pushJobType, resource: `/v1/pushes/${id}` }, [this.pushes.createQueryBuilder().insert().values(row)]);
+  }
+
+  async list(query: PageQuery): Promise<Page<Push>> {
+    const { items, nextCursor } = await findPage(this.pushes, query);
+    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
+    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  }
+
+  async get(id: string): Promise<Push> {
+    const row = await getRow(this.pushes, id);
+    return toResource(row, await this.jobs.find(row.jobId));
+  }
+
+  /**
+   * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure, and a retry pushes only
+   * what is missing then.
+   */
+  async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
+    const push = await getRow(this.pushes, resourceId);
+    const { url } = await this.images.registry();
+    await using registry = new RegistryClient(url);
+    await using source = await this.bundles.open(push.bundleId, signal);
+    const images = select(source.images, push.images ?? undefined);
+    await this.images.assertNoCollision(images.map(toSeenImage));
+    progress({ phase: 'push', itemsTotal: images.length });
+    const copied = await copyImages({
+      source,
+      registry,
+      images: images.map((image) => ({ image, names: this.bundles.localNames(image).map(({ repository, tag }) => ({ repository, tag })) })),
+      signal,
+      onProgress: ({ bytesDone, bytesTotal, itemsDone, itemsTotal }) => progress({ phase: 'push', bytesDone, bytesTotal, itemsDone, itemsTotal }),
+    });
+    const results: PushedImage[] = [];
+    for (const result of copied) {
+      const localReferences = this.bundles.localNames(result.image).map(({ full }) => full);
+      const error = result.error ? toProblem(result.error) : null;
+      if (!error) await this.images.record(result.image, await source.prepare(result.image, { signal }), push.bundleId, localReferences);
+      results.push({ names: result.image.names, digest: result.digest ?? null, localReferences, error });
+    }
+    await this.pushes.update({ id: push.id }, columns({ results }));
+    throwFirstFailure(copied);
+    return { images: results.length };
+  }
+}
+
+const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({ ...row, state: job?.state ?? 'failed' });
+
+/** The images that a selection names. Throws `image_not_found` with every name that is not there. */
+function select<T extends Pick<SourceImage, 'names'>>(images: readonly T[], selection: string[] | undefined): T[] {
+  if (!selection) return [...images];
+  const missing = selection.filter((name) => !images.some(({ names }) => names.includes(name)));
+  if (missing.length > 0) throw new AppError('image_not_found', { detail: `not in the bundle: ${missing.slice(0, 20).join(', ')}`, missing });
+  return images.filter(({ names }) => names.some((name) => selection.includes(name)));
+}
+
+function throwFirstFailure(copied: CopiedImage[]): void {
+  const failed = copied.filter(({ error }) => error);
+  const first = failed.find(({ error }) => !isTransient(error)) ?? failed[0];
+  if (!first?.error) return;
+  const { code, details, message } = first.error;
+  const names = failed.flatMap(({ image }) => image.names);
+  throw new AppError(
+    code,
+    {
+      ...details,
+      detail: `${failed.length} of ${copied.length} images failed, first ${first.image.names[0]}: ${details.detail ?? message}`,
+      images: names.slice(0, 100),
+    },
+    { cause: first.error },
+  );
+}

@@ -1,0 +1,62 @@
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { AppError, toProblem } from '@airdock/core/errors';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { Inject, Injectable } from '@nestjs/common';
+import { FileStore } from '@tus/file-store';
+import { Server } from '@tus/server';
+
+const expiryMs = 7 * 24 * 60 * 60 * 1000;
+
+/** Resumable uploads (https://tus.io/protocols/resumable-upload), kept as files with their state beside them: any process can go on with them. */
+@Injectable()
+export class UploadService {
+  private readonly directory: string;
+  private readonly store: FileStore;
+  private readonly server: Server;
+
+  constructor(@Inject(CONFIG) config: Config) {
+    this.directory = join(config.dataDir, 'image', 'uploads');
+    this.store = new FileStore({ directory: this.directory, expirationPeriodInMilliseconds: expiryMs });
+    this.server = new Server({
+      path: '/v1/uploads',
+      relativeLocation: true,
+      datastore: this.store,
+      onResponseError: (_request, error) => {
+        if ('status_code' in error && error.status_code < 500) return undefined;
+        return { status_code: 500, body: JSON.stringify(toProblem(error)) };
+      },
+    });
+  }
+
+  /** Answers one tus request. */
+  async handle(request: Request): Promise<Response> {
+    mkdirSync(this.directory, { recursive: true, mode: 0o700 });
+    return this.server.handleWeb(request);
+  }
+
+  /** The file of an upload that is complete. Throws `upload_not_found`. */
+  async finishedPath(id: string): Promise<string> {
+    const upload = await this.find(id);
+    if (upload.size === undefined || upload.offset !== upload.size)
+      throw new AppError('upload_not_found', { detail: `upload ${id} has ${upload.offset} of ${upload.size ?? 'an unknown number of'} bytes` });
+    return join(this.directory, id);
+  }
+
+  /** The file name that the client gave, or the id. */
+  async nameOf(id: string): Promise<string> {
+    return (await this.find(id)).metadata?.filename?.slice(0, 200) ?? id;
+  }
+
+  async remove(id: string): Promise<void> {
+    await this.store.remove(id);
+  }
+
+  private async find(id: string) {
+    try {
+      return await this.store.getUpload(id);
+    } catch (cause) {
+      throw new AppError('upload_not_found', { detail: id }, { cause });
+    }
+  }
+}

@@ -1,0 +1,4 @@
+import { runService } from '@airdock/platform/service';
+import { RegistryModule } from './registry.module.js';
+
+await runService('registry', RegistryModule, 'api');

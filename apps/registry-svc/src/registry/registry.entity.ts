@@ -1,0 +1,17 @@
+import type { Problem } from '@airdock/core/errors';
+import type { RegistryMode } from '@airdock/platform/config';
+import { Column, Entity, PrimaryColumn } from 'typeorm';
+
+/** The wanted state of the registry, and what was last seen of it. One row. */
+@Entity('registry')
+export class RegistryEntity {
+  @PrimaryColumn('varchar') id!: string;
+  @Column('varchar') mode!: RegistryMode;
+  /** The configuration file's value when it was last read: a change in the file wins over the API, a restart does not. */
+  @Column('varchar') configuredMode!: RegistryMode;
+  @Column('varchar', { nullable: true }) externalUrl!: string | null;
+  @Column('integer') version!: number;
+  @Column('varchar', { nullable: true }) engineVersion!: string | null;
+  @Column('simple-json', { nullable: true }) storage!: { usedBytes: number; freeBytes: number; measuredAt: string } | null;
+  @Column('simple-json', { nullable: true }) error!: Problem | null;
+}

@@ -1,0 +1,35 @@
+import { registryModes } from '@airdock/platform/config';
+import { ProblemDocument } from '@airdock/platform/http/operation';
+import { z } from 'zod';
+
+const mode = z.enum(registryModes).describe('none: no registry; local: one that Airdock runs; external: one that someone else runs');
+
+export const Registry = z
+  .object({
+    mode,
+    host: z.string().nullable().describe('What local references begin with, e.g. localhost:5100; null in mode none'),
+    url: z.string().nullable().describe('Read-write, for pushes in the DU'),
+    readOnlyUrl: z.string().nullable().describe('Read-only over the same storage; tunnels lead here'),
+    engine: z.object({ kind: z.enum(['process', 'external']), version: z.string().nullable() }).nullable(),
+    health: z
+      .object({ ok: z.boolean(), latencyMs: z.number().int(), error: z.string().optional(), readOnlyOk: z.boolean() })
+      .nullable()
+      .describe('Asked of the registry for this answer'),
+    storage: z.object({ path: z.string(), usedBytes: z.number().int(), freeBytes: z.number().int(), measuredAt: z.iso.datetime() }).nullable(),
+    error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
+    version: z.number().int().describe('Also the ETag'),
+  })
+  .meta({ id: 'Registry' });
+export type Registry = z.infer<typeof Registry>;
+
+export const PutRegistry = z
+  .strictObject({
+    mode,
+    externalUrl: z
+      .url({ protocol: /^https?$/ })
+      .optional()
+      .describe('Needed with mode external'),
+  })
+  .refine((body) => body.mode !== 'external' || body.externalUrl !== undefined, { path: ['externalUrl'], message: 'is needed with mode external' })
+  .meta({ id: 'PutRegistry' });
+export type PutRegistry = z.infer<typeof PutRegistry>;

@@ -1,0 +1,113 @@
+import { join } from 'node:path';
+import { ProcessRegistryEngine, probeRegistry, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
+import { AppError, toProblem } from '@airdock/core/errors';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { columns, isUniqueViolation, now } from '@airdock/platform/database';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Inject, Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import type { Repository } from 'typeorm';
+import { RegistryEntity } from './registry.entity.js';
+import type { PutRegistry, Registry } from './registry.schema.js';
+
+const id = 'registry';
+export const applyJobType = 'registry.apply';
+
+/** The registry's wanted state, and the engine that follows it. */
+@Injectable()
+export class RegistryService {
+  private readonly engine: ProcessRegistryEngine;
+  /** The supervisor and a job may reconcile at the same time in one process; the engine takes one after the other. */
+  private turn: Promise<unknown> = Promise.resolve();
+
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    @InjectRepository(RegistryEntity, 'registry') private readonly registries: Repository<RegistryEntity>,
+    private readonly jobs: JobsService,
+  ) {
+    const { port, readOnlyPort, storageDir, binary } = config.registry;
+    this.engine = new ProcessRegistryEngine({ stateDir: join(config.dataDir, 'registry'), storageDir, port, readOnlyPort, binary });
+  }
+
+  /** The wanted state; on the first call, and after a change in the configuration file, what the file says. */
+  async load(): Promise<RegistryEntity> {
+    const configuredMode = this.config.privateRegistryType;
+    const externalUrl = this.config.registry.externalUrl ?? null;
+    const row = await this.registries.findOneBy({ id });
+    if (row?.configuredMode === configuredMode) return row;
+    try {
+      if (row) await this.registries.update({ id, version: row.version }, { mode: configuredMode, configuredMode, externalUrl, version: row.version + 1 });
+      else await this.registries.insert({ id, mode: configuredMode, configuredMode, externalUrl, version: 1, engineVersion: null, storage: null, error: null });
+    } catch (error) {
+      if (!isUniqueViolation(error)) throw error;
+    }
+    return this.registries.findOneByOrFail({ id });
+  }
+
+  async get(): Promise<Registry> {
+    const { mode, externalUrl, engineVersion, storage, error, version } = await this.load();
+    const { port, readOnlyPort, storageDir } = this.config.registry;
+    if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, error, version };
+    const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
+    const readOnlyUrl = mode === 'local' ? `http://localhost:${readOnlyPort}` : url;
+    const [readWrite, readOnly] = await Promise.all([probeRegistry(url, 1_000), probeRegistry(readOnlyUrl, 1_000)]);
+    return {
+      mode,
+      // Hosts reach every registry, also an external one, as their own localhost.
+      host: `localhost:${port}`,
+      url,
+      readOnlyUrl,
+      engine: { kind: mode === 'local' ? 'process' : 'external', version: mode === 'local' ? engineVersion : null },
+      health: { ...readWrite, readOnlyOk: readOnly.ok },
+      storage: mode === 'local' && storage ? { path: storageDir, ...storage } : null,
+      error,
+      version,
+    };
+  }
+
+  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`. */
+  async put(jobId: string, { mode, externalUrl }: PutRegistry, ifMatch?: number): Promise<Job> {
+    const { version } = await this.load();
+    if (ifMatch !== undefined && ifMatch !== version) throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
+    const change = this.registries
+      .createQueryBuilder()
+      .update()
+      .set({ mode, externalUrl: externalUrl ?? null, version: version + 1, error: null })
+      .where({ id, version });
+    return this.jobs.submit({ id: jobId, type: applyJobType, resource: '/v1/registry' }, [change]);
+  }
+
+  /** Makes the engine what the row wants. Idempotent; the reason of a failure is kept on the row and thrown. */
+  async reconcile(signal?: AbortSignal): Promise<RegistryEntity> {
+    const mine = this.turn.then(() => this.follow(signal));
+    this.turn = mine.catch(() => undefined);
+    return mine;
+  }
+
+  private async follow(signal?: AbortSignal): Promise<RegistryEntity> {
+    const row = await this.load();
+    try {
+      if (row.mode === 'local') await this.engine.start(signal);
+      else await this.engine.stop();
+      const engineVersion = row.mode === 'local' ? await this.engine.version() : null;
+      if (row.error || row.engineVersion !== engineVersion) await this.registries.update({ id }, { engineVersion, error: null });
+    } catch (error) {
+      await this.registries.update({ id }, columns({ error: toProblem(error) }));
+      throw error;
+    }
+    return row;
+  }
+
+  /** True when the row wants a local registry and it does not answer. */
+  async needsReconcile(): Promise<boolean> {
+    return (await this.load()).mode === 'local' && !(await this.engine.isHealthy());
+  }
+
+  /** Walks the storage, which takes a while: workers do it now and then, and requests answer from the row. */
+  async measure(): Promise<void> {
+    if ((await this.load()).mode !== 'local') return;
+    const storage = { ...(await storageUsage(this.config.registry.storageDir)), measuredAt: now() };
+    await this.registries.update({ id }, { storage });
+  }
+}
