@@ -19,11 +19,21 @@ export default {
       from: { path: lib('adapters'), pathNot: '\\.spec\\.ts$' },
       to: { path: [lib('platform'), lib('testing'), '^apps/', 'node_modules/(@nestjs|typeorm|bullmq)/'] },
     },
-    { name: 'platform-knows-core-only', severity: 'error', from: { path: lib('platform'), pathNot: '\\.spec\\.ts$' }, to: { path: [lib('adapters'), lib('testing'), '^apps/'] } },
+    {
+      name: 'platform-knows-core-only',
+      severity: 'error',
+      from: { path: lib('platform'), pathNot: '\\.spec\\.ts$' },
+      to: { path: [lib('adapters'), lib('testing'), '^apps/'] },
+    },
     { name: 'no-app-in-libs', severity: 'error', from: { path: '^libs/' }, to: { path: '^apps/' } },
     { name: 'only-du-imports-apps', severity: 'error', from: { path: '^apps/([^/]+)/', pathNot: '^apps/du/' }, to: { path: '^apps/', pathNot: '^apps/$1/' } },
     { name: 'tests-use-the-front-door', comment: 'test/ speaks to services over HTTP', severity: 'error', from: { path: '^test/' }, to: { path: '^apps/' } },
-    { name: 'testing-is-for-specs', severity: 'error', from: { path: ['^apps/', '^libs/'], pathNot: ['\\.spec\\.ts$', lib('testing')] }, to: { path: lib('testing') } },
+    {
+      name: 'testing-is-for-specs',
+      severity: 'error',
+      from: { path: ['^apps/', '^libs/'], pathNot: ['\\.spec\\.ts$', lib('testing')] },
+      to: { path: lib('testing') },
+    },
     {
       name: 'slices-share-service-and-schema-only',
       severity: 'error',
@@ -34,9 +44,9 @@ export default {
   ],
   options: {
     doNotFollow: { path: 'node_modules' },
-    exclude: { path: '(^|/)dist/' },
+    exclude: { path: '(^|/)(dist|generated)/' },
     tsPreCompilationDeps: true,
     tsConfig: { fileName: 'tsconfig.base.json' },
-    enhancedResolveOptions: { exportsFields: ['exports'], conditionNames: ['airdock-source', 'import', 'node', 'default'], extensions: ['.ts', '.js'], extensionAlias: { '.js': ['.ts', '.js'] } },
+    enhancedResolveOptions: { exportsFields: ['exports'], conditionNames: ['airdock-source', 'import', 'node', 'default'], extensions: ['.ts', '.js'] },
   },
 };

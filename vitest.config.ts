@@ -4,17 +4,37 @@ import { defineConfig } from 'vitest/config';
 // Specs are outside the projects' tsconfig files, so that builds leave them out; decorators are switched on for them here.
 const source = {
   oxc: { decorator: { legacy: true, emitDecoratorMetadata: true } },
-  resolve: { conditions: ['airdock-source'] }, ssr: { resolve: { conditions: ['airdock-source'] } },
+  resolve: { conditions: ['airdock-source'] },
+  ssr: { resolve: { conditions: ['airdock-source'] } },
 };
 
 export default defineConfig({
   test: {
     projects: [
-      { ...source, test: { name: 'unit', include: ['libs/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 30_000, hookTimeout: 30_000 } },
-      { ...source, test: { name: 'component', include: ['apps/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 60_000, hookTimeout: 60_000 } },
       {
         ...source,
-        test: { name: 'e2e', include: ['test/**/*.e2e.ts'], exclude: ['**/dist/**', '**/node_modules/**'], fileParallelism: false, testTimeout: 300_000, hookTimeout: 300_000 },
+        test: { name: 'unit', include: ['libs/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 30_000, hookTimeout: 30_000 },
+      },
+      {
+        ...source,
+        test: {
+          name: 'component',
+          include: ['apps/**/src/**/*.spec.ts'],
+          exclude: ['**/dist/**', '**/node_modules/**'],
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+      {
+        ...source,
+        test: {
+          name: 'e2e',
+          include: ['test/**/*.e2e.ts'],
+          exclude: ['**/dist/**', '**/node_modules/**'],
+          fileParallelism: false,
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
+        },
       },
     ],
   },

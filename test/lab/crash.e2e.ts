@@ -69,7 +69,8 @@ describe.skipIf(!probe.engine)('two runs of the lab at once', () => {
     try {
       expect(one?.socketPath).not.toBe(other?.socketPath);
       const [first, second] = await Promise.all([one?.docker.getNetwork('bridge').inspect(), other?.docker.getNetwork('bridge').inspect()]);
-      expect(first.IPAM.Config[0].Subnet).not.toBe(second.IPAM.Config[0].Subnet);
+      expect(first?.IPAM?.Config?.[0]?.Subnet).toBeDefined();
+      expect(first?.IPAM?.Config?.[0]?.Subnet).not.toBe(second?.IPAM?.Config?.[0]?.Subnet);
     } finally {
       await Promise.all([one?.stop(), other?.stop()]);
     }

@@ -56,13 +56,18 @@ export class EmbeddedRedis {
       '--dir',
       this.folder,
     ];
-    const child = spawn('redis-server', options, { stdio: 'ignore' });
+    // Dies with this process, also when that is killed: setpriv is part of util-linux.
+    const child = spawn('setpriv', ['--pdeathsig', 'TERM', 'redis-server', ...options], { stdio: 'ignore' });
     this.child = child;
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);
       child.once('error', (cause) =>
         reject(
-          new AppError('dependency_unavailable', { detail: 'redis-server could not be run; install the package redis-server or set REDIS_URL' }, { cause }),
+          new AppError(
+            'dependency_unavailable',
+            { detail: 'redis-server could not be run; install the packages redis-server and util-linux, or set REDIS_URL' },
+            { cause },
+          ),
         ),
       );
     });

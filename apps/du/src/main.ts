@@ -4,6 +4,7 @@ import { type Config, loadConfig } from '@airdock/platform/config';
 import { createHttpApp } from '@airdock/platform/http/app';
 import { apiToken } from '@airdock/platform/platform.module';
 import { exitWithProblem, rootModule } from '@airdock/platform/service';
+import { RegistryService } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { EmbeddedRedis } from './embedded-redis.js';
 import { services } from './services.js';
@@ -26,6 +27,11 @@ async function up(config: Config): Promise<void> {
       for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, resolve);
     });
     await app.listen(config.http.port, config.http.host);
+    // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
+    await app
+      .get(RegistryService, { strict: false })
+      .reconcile()
+      .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\ntoken: ${config.tokenFile}\n`);
     await ended;
     await app.close();

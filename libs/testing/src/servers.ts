@@ -22,6 +22,14 @@ export async function freePort(): Promise<number> {
   return address.port;
 }
 
+/** Whether nothing listens on a loopback port now. */
+export async function isPortFree(port: number): Promise<boolean> {
+  const server = createServer();
+  const isFree = await new Promise<boolean>((resolve) => server.once('error', () => resolve(false)).listen(port, '127.0.0.1', () => resolve(true)));
+  await new Promise((resolve) => server.close(resolve));
+  return isFree;
+}
+
 /** A folder for one test. It goes with `remove` (or `await using`), at the latest when the process exits. */
 export interface TempDir extends AsyncDisposable {
   path: string;

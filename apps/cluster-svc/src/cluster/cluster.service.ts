@@ -9,7 +9,7 @@ import {
   listTunnels,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
+import { AppError, fromProblem } from '@airdock/core/errors';
 import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';
 import { formatReference, localReferences, parseReference } from '@airdock/core/oci/reference';
 import { isUniqueViolation, now } from '@airdock/platform/database';

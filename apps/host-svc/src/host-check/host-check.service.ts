@@ -1,6 +1,7 @@
 import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -18,7 +19,6 @@ import type { Repository } from 'typeorm';
 import type { Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
-import { DockerHost } from './docker-host.js';
 import { HostCheckEntity } from './host-check.entity.js';
 import type { CreateHostCheck, HostCheck, HostCheckResult, Pull } from './host-check.schema.js';
 import { type Inspection, inspectHost } from './inspect-host.js';

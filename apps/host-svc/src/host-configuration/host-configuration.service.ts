@@ -1,6 +1,6 @@
 import { getBundle } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { AppError, type Problem, toProblem } from '@airdock/core/errors';
+import { AppError, toProblem } from '@airdock/core/errors';
 import { columns, now } from '@airdock/platform/database';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';

@@ -12,7 +12,6 @@ import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import { In, Like, type Repository } from 'typeorm';
-import type { SeenImage } from '../bundle/bundle.entity.js';
 import { ImageEntity } from './image.entity.js';
 import type { Image, ImageListQuery } from './image.schema.js';
 
@@ -43,7 +42,7 @@ export class ImageService {
   }
 
   /** Refuses images that would take a flat name from another upstream's image. Throws `image_name_collision` naming both sources. */
-  async assertNoCollision(images: Pick<SeenImage, 'names' | 'imageIds'>[]): Promise<void> {
+  async assertNoCollision(images: { names: string[]; imageIds: string[] }[]): Promise<void> {
     const taken = new Map<string, { upstream: string; identity: string }>();
     const wanted = images.flatMap(({ names, imageIds }) =>
       names.map((upstream) => ({ upstream, flatName: flatNameOf(upstream), identity: [...imageIds].sort().join() })),

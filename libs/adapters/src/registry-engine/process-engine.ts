@@ -102,7 +102,11 @@ export class ProcessRegistryEngine {
         filesystem: { rootdirectory: this.options.storageDir, maxthreads: 100 },
         delete: { enabled: true },
         // No blob descriptor cache: it would go on answering for blobs that were collected or restored behind its back.
-        maintenance: { uploadpurging: { enabled: false }, readonly: { enabled: instance === 'readOnly' } },
+        maintenance: {
+          // An upload that broke in the middle cannot be cancelled (distribution 2.8 answers BLOB_UPLOAD_INVALID): the registry sweeps it.
+          uploadpurging: instance === 'readOnly' ? { enabled: false } : { enabled: true, age: '24h', interval: '1h', dryrun: false },
+          readonly: { enabled: instance === 'readOnly' },
+        },
       },
       http: { addr: `127.0.0.1:${this.portOf(instance)}`, secret: await this.secret() },
       health: { storagedriver: { enabled: false } },

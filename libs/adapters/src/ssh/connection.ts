@@ -270,5 +270,8 @@ function stallTimer(ms: number, onStall: () => void) {
     },
     Math.min(ms, 1_000),
   );
-  return { touch: () => void (last = Date.now()), stop: () => clearInterval(timer), expired: () => expired };
+  const touch = () => {
+    last = Date.now();
+  };
+  return { touch, stop: () => clearInterval(timer), expired: () => expired };
 }

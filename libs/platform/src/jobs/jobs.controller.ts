@@ -1,6 +1,6 @@
 import { AppError } from '@airdock/core/errors';
 import { Controller, Get, Inject, Injectable, Logger, type MessageEvent, Param, Post, Query, Sse } from '@nestjs/common';
-import { ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { Observable } from 'rxjs';
 import { Operation } from '../http/operation.js';
 import type { Page } from '../http/page.js';
@@ -93,6 +93,7 @@ export class JobsController {
 
   @Sse(':id/events')
   @ApiOperation({ operationId: 'streamJob', summary: 'Server-sent events: the job at once, then at each change; the stream ends with the job' })
+  @ApiOkResponse({ description: 'Events named job, their data the job', content: { 'text/event-stream': { schema: { $ref: '#/components/schemas/Job' } } } })
   events(@Param('id') id: string): Observable<MessageEvent> {
     return new Observable((subscriber) => {
       let unwatch: () => void = () => undefined;

@@ -8,7 +8,7 @@ import { promisify } from 'node:util';
 import Docker from 'dockerode';
 import { findProgram, ServerProcess, waitFor } from '../servers.js';
 import { killAbandoned } from './clean-up.js';
-import type { Log } from './engine.js';
+import type { Log } from './owner.js';
 import { tryLock } from './owner.js';
 
 const run = promisify(execFile);

@@ -6,10 +6,7 @@ import Docker from 'dockerode';
 import { findProgram } from '../servers.js';
 import { removeAbandoned, removeRun } from './clean-up.js';
 import { startDockerd } from './dockerd.js';
-import { newRunId } from './owner.js';
-
-/** Told before something slow happens. */
-export type Log = (line: string) => void;
+import { type Log, newRunId } from './owner.js';
 
 /** A container engine, for one run of tests. Everything made in it must carry `labelsOf(runId)`. */
 export interface LabEngine extends AsyncDisposable {

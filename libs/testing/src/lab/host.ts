@@ -5,7 +5,8 @@ import { PassThrough } from 'node:stream';
 import type Docker from 'dockerode';
 import ssh2 from 'ssh2';
 import { waitFor } from '../servers.js';
-import type { LabEngine, Log } from './engine.js';
+import type { LabEngine } from './engine.js';
+import type { Log } from './owner.js';
 import { labelsOf } from './owner.js';
 import { ensureHostImage } from './rootfs.js';
 

@@ -58,3 +58,6 @@ export async function tryLock(name: string): Promise<AsyncDisposable | undefined
 /** As `tryLock`, and waits until the lock is free. */
 export const waitForLock = (name: string, timeoutMs: number): Promise<AsyncDisposable> =>
   waitFor(() => tryLock(name), { timeoutMs, intervalMs: 200, what: `the lock ${name}` });
+
+/** Told before something slow happens. */
+export type Log = (line: string) => void;

@@ -6,8 +6,9 @@ import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promise
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { findProgram } from '../servers.js';
-import { type LabEngine, type Log, labCacheDir } from './engine.js';
+import { type LabEngine, labCacheDir } from './engine.js';
 import { followOutput } from './images.js';
+import type { Log } from './owner.js';
 import { waitForLock } from './owner.js';
 
 const run = promisify(execFile);

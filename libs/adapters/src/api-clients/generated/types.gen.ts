@@ -835,8 +835,13 @@ export type StreamJobData = {
 };
 
 export type StreamJobResponses = {
-    200: unknown;
+    /**
+     * Events named job, their data the job
+     */
+    200: Job;
 };
+
+export type StreamJobResponse = StreamJobResponses[keyof StreamJobResponses];
 
 export type CancelJobData = {
     body?: never;

@@ -1,7 +1,7 @@
 import type { Readable } from 'node:stream';
-import type { SshConnection } from '@airdock/adapters/ssh/connection';
 import { AppError } from '@airdock/core/errors';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import type { SshConnection } from './connection.js';
 
 /** Docker on a host, spoken to through SSH. */
 export class DockerHost {

@@ -1,0 +1,103 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { createServiceClient } from '@airdock/adapters/api-clients/service-clients';
+import { freePort, waitFor } from '@airdock/testing/servers';
+import { stringify } from 'yaml';
+
+export const repository = join(import.meta.dirname, '..', import.meta.dirname.includes('/dist/') ? '../..' : '..');
+
+export interface DuOptions {
+  /** Everything of this DU is below it. */
+  folder: string;
+  privateRegistryType?: string;
+  registryPort?: number;
+  environment?: NodeJS.ProcessEnv;
+}
+
+/** A DU as users run it: `up` in a process of its own, with a configuration file. */
+export class Du implements AsyncDisposable {
+  private child: ChildProcess | undefined;
+  private log = '';
+
+  private constructor(
+    readonly url: string,
+    readonly dataDir: string,
+    readonly bundleDir: string,
+    readonly configFile: string,
+    readonly registryPort: number,
+    readonly readOnlyPort: number,
+    private readonly environment: NodeJS.ProcessEnv,
+  ) {}
+
+  /** Writes the configuration and starts the DU; it is ready when this returns. */
+  static async start({ folder, privateRegistryType = 'local', registryPort, environment = {} }: DuOptions): Promise<Du> {
+    const dataDir = join(folder, 'data');
+    const bundleDir = join(folder, 'bundles');
+    await mkdir(bundleDir, { recursive: true });
+    const port = await freePort();
+    const rwPort = registryPort ?? (await freePort());
+    const roPort = await freePort();
+    const configFile = join(folder, 'airctl-config.yaml');
+    const airdock = { dataDir, http: { port }, registry: { port: rwPort, readOnlyPort: roPort }, bundleDirs: [bundleDir], logLevel: 'warn' };
+    await writeFile(configFile, stringify({ privateRegistryType, airdock }));
+    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, environment);
+    try {
+      await du.startProcess();
+    } catch (error) {
+      await du.stop();
+      throw error;
+    }
+    return du;
+  }
+
+  async startProcess(): Promise<void> {
+    const child = spawn(process.execPath, [join(repository, 'apps/du/dist/main.js'), 'up', '--config', this.configFile], {
+      env: { ...process.env, ...this.environment },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.child = child;
+    const keep = (chunk: Buffer) => {
+      this.log = (this.log + chunk.toString()).slice(-20_000);
+    };
+    child.stdout?.on('data', keep);
+    child.stderr?.on('data', keep);
+    const ready = () => this.log.includes(`Airdock is ready on ${this.url}`);
+    const giveUp = () => (child.exitCode === null && child.signalCode === null ? undefined : new Error(`the DU ended at once:\n${this.log}`));
+    await waitFor(ready, { what: 'the DU to be ready', timeoutMs: 30_000, giveUp });
+  }
+
+  /** Its last words. */
+  get output(): string {
+    return this.log;
+  }
+
+  get pid(): number | undefined {
+    return this.child?.pid;
+  }
+
+  async client() {
+    return createServiceClient(this.url, (await readFile(join(this.dataDir, 'admin.token'), 'utf8')).trim());
+  }
+
+  /** Ends the process; the registry goes on. SIGKILL is the worst moment. */
+  async end(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
+    const { child } = this;
+    if (!child || child.exitCode !== null || child.signalCode !== null) return;
+    const exited = new Promise((resolve) => child.once('exit', resolve));
+    child.kill(signal);
+    await exited;
+    this.log = '';
+  }
+
+  /** Ends the DU and its registry. */
+  async stop(): Promise<void> {
+    await this.end();
+    const child = spawn(process.execPath, [join(repository, 'apps/du/dist/main.js'), 'down', '--config', this.configFile], { stdio: 'ignore' });
+    await new Promise((resolve) => child.once('exit', resolve));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+}

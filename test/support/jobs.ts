@@ -1,0 +1,45 @@
+import { getJob, streamJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { fromProblem } from '@airdock/core/errors';
+
+/** Waits for the end of a job by long-polls, and checks on the way that its progress never runs backwards. */
+export async function endOf(client: Client, id: string, onProgress: (job: Job) => void = () => undefined): Promise<Job> {
+  let last = { percent: 0, bytesDone: 0, itemsDone: 0 };
+  for (let round = 0; round < 600; round++) {
+    const { data: job } = await getJob({ client, path: { id }, query: { waitSeconds: 1 }, throwOnError: true });
+    last = notBackwards(last, job);
+    onProgress(job);
+    if (job.finishedAt) return job;
+  }
+  throw new Error(`job ${id} did not end`);
+}
+
+/** As `endOf`, by server-sent events. */
+export async function endOfStream(client: Client, id: string, onProgress: (job: Job) => void = () => undefined): Promise<Job> {
+  const { stream } = await streamJob({ client, path: { id }, throwOnError: true });
+  let last = { percent: 0, bytesDone: 0, itemsDone: 0 };
+  let job: Job | undefined;
+  for await (const event of stream) {
+    job = event as unknown as Job;
+    last = notBackwards(last, job);
+    onProgress(job);
+    if (job.finishedAt) return job;
+  }
+  throw new Error(`the events of job ${id} ended with ${job?.state}`);
+}
+
+/** The job's end, which must be a success. */
+export async function success(client: Client, started: Promise<{ data: Job }> | Job): Promise<Job> {
+  const job = await endOf(client, 'id' in started ? started.id : (await started).data.id);
+  if (job.error) throw fromProblem(job.error);
+  return job;
+}
+
+export const resourceId = (job: Job): string => job.resource.split('/').at(-1) ?? '';
+
+function notBackwards(last: { percent: number; bytesDone: number; itemsDone: number }, { id, progress }: Job) {
+  for (const key of ['percent', 'bytesDone', 'itemsDone'] as const)
+    if (progress[key] < last[key]) throw new Error(`job ${id}: ${key} ran backwards, ${last[key]} to ${progress[key]}`);
+  return progress;
+}
