@@ -121,7 +121,7 @@ export class BundleService {
         .map((image) => ({ image, repoTags: names === 'local' ? this.localNames(image).map(({ full }) => full) : image.names }));
       if (chosen.length === 0) throw new AppError('image_not_found', { detail: `none of ${wanted?.join(', ') ?? 'the images'} is in the bundle` });
       for (const { image } of chosen) await source.prepare(image, { signal });
-      const stream = await writeDockerArchive(source, chosen, { os, architecture, variant }, signal);
+      const stream = writeDockerArchive(source, chosen, { os, architecture, variant }, signal);
       stream.once('close', () => void source[Symbol.asyncDispose]());
       return stream;
     } catch (error) {

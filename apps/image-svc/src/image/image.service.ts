@@ -116,4 +116,4 @@ const flatNameOf = (upstream: string): string => {
   return first ? formatName(first) : upstream;
 };
 
-const toResource = ({ flatName: _, ...row }: ImageEntity): Image => ({ ...row, sizeBytes: Number(row.sizeBytes) });
+const toResource = (row: ImageEntity): Image => ({ ...row, sizeBytes: Number(row.sizeBytes) });
