@@ -1,4 +1,4 @@
-// The import rules of the house. test/lint/import-rules.spec.ts proves that each of them fails when broken.
+// The import rules of the house. libs/testing/src/import-rules.spec.ts proves that each of them fails when broken.
 const lib = (name) => `^libs/${name}/`;
 
 /** @type {import('dependency-cruiser').IConfiguration} */

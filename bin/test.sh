@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs all checks and tests, or with arguments only vitest with them. Ends with the line "N passed, N failed".
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PATH="$PWD/node_modules/.bin:$PATH"
+export REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true
+[ $# -gt 0 ] && exec vitest run "$@"
+
+passed=0 failed=0 skipped=0
+reports=$(mktemp -d)
+trap 'rm -rf "$reports"' EXIT
+
+check() {
+  local name=$1
+  shift
+  printf '\n== %s\n' "$name"
+  if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && printf 'FAILED: %s\n' "$name"; fi
+}
+
+# suite PROJECT: adds what vitest counted; a run that ends without a report, or with an error outside of tests, counts as a failure.
+suite() {
+  local project=$1 report="$reports/$1.json" counts code
+  printf '\n== %s tests\n' "$project"
+  vitest run --project "$project" --reporter=default --reporter=json --outputFile.json="$report"
+  code=$?
+  counts=$(node -e 'const r = require(process.argv[1]); console.log(r.numPassedTests, r.numFailedTests, r.numPendingTests + r.numTodoTests)' "$report" 2>/dev/null) || counts="0 1 0"
+  # shellcheck disable=SC2086
+  set -- $counts
+  passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
+  [ "$code" != 0 ] && [ "$2" = 0 ] && failed=$((failed + 1))
+  return 0
+}
+
+check 'format, lint, types, import rules' pnpm --silent run lint
+check 'API documents and client are those of the code' bin/openapi.sh --check
+check 'API documents are valid' redocly lint openapi/*.json
+suite unit
+suite component
+suite e2e
+
+printf '\n%s passed, %s failed%s\n' "$passed" "$failed" "$([ "$skipped" = 0 ] || printf ', %s skipped' "$skipped")"
+[ "$failed" = 0 ]

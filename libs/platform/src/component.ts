@@ -1,0 +1,25 @@
+import type { NestFastifyApplication } from '@nestjs/platform-fastify';
+import { loadConfig, type ServiceName } from './config.js';
+import { createHttpApp } from './http/app.js';
+import { apiToken } from './platform.module.js';
+import { type Roles, rootModule, type ServiceModule } from './service.js';
+
+export interface ComponentOptions {
+  dataDir: string;
+  redisUrl: string;
+  /** Further configuration by dotted key, e.g. `services.registry`. */
+  overrides?: Record<string, unknown>;
+  roles?: Roles;
+}
+
+/** One service in this process, API and worker, listening on a free loopback port: for component tests, with real parts around it. */
+export async function startComponent(
+  name: ServiceName,
+  service: ServiceModule,
+  { dataDir, redisUrl, overrides = {}, roles = ['api', 'worker'] }: ComponentOptions,
+) {
+  const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir, redisUrl, logLevel: 'silent', ...overrides } });
+  const app: NestFastifyApplication = await createHttpApp(rootModule(config, { [name]: service }, roles), { title: name });
+  await app.listen(0, '127.0.0.1');
+  return { app, config, url: await app.getUrl(), token: apiToken(config), [Symbol.asyncDispose]: () => app.close() };
+}

@@ -1,0 +1,63 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { AppError } from '@airdock/core/errors';
+import { tempDir } from '@airdock/testing/servers';
+import { describe, expect, it } from 'vitest';
+import { type ConfigSources, loadConfig, serviceUrl } from './config.js';
+
+async function load(text: string, sources: Omit<ConfigSources, 'file'> = {}) {
+  const folder = await tempDir('config');
+  try {
+    const file = join(folder.path, 'airctl-config.yaml');
+    await writeFile(file, text);
+    return loadConfig({ environment: {}, ...sources, file });
+  } finally {
+    await folder.remove();
+  }
+}
+
+describe('loadConfig', () => {
+  it.each([
+    ['', 'none'],
+    ['privateRegistryType: none', 'none'],
+    ['privateRegistryType: local', 'local'],
+    ['privateRegistryType: docker', 'local'],
+    ['privateRegistryType: external\nairdock: {registry: {externalUrl: "http://registry.site:5000"}}', 'external'],
+  ])('reads %j as %s: none is off and anything else is on', async (text, mode) => expect((await load(text)).privateRegistryType).toBe(mode));
+
+  it("leaves airctl's other keys alone and fills in defaults", async () => {
+    const config = await load('duFqdn: du.site\nairdock:\n  dataDir: /srv/airdock\n');
+    expect(config).toMatchObject({
+      dataDir: '/srv/airdock',
+      tokenFile: '/srv/airdock/admin.token',
+      registry: { port: 5100, readOnlyPort: 5101, storageDir: '/srv/airdock/registry/storage' },
+    });
+    expect(config.http.host).toBe('127.0.0.1');
+  });
+
+  it('reports every mistake at once, by key and line', async () => {
+    const error = await load('privateRegistryType: local\nairdock:\n  http:\n    port: 99999\n  datadir: /x\n  registry:\n    color: red\n').catch(
+      (thrown: unknown) => thrown,
+    );
+    expect(error).toBeInstanceOf(AppError);
+    const { issues } = (error as AppError).details as { issues: { key: string; line: number }[] };
+    expect(issues.map(({ key, line }) => `${key} ${line}`).sort()).toEqual(['airdock.datadir 5', 'airdock.http.port 4', 'airdock.registry.color 7']);
+  });
+
+  it.each([['a: [1'], ['- a\n- b'], ['airdock: 5'], ['privateRegistryType: external']])('refuses %j', async (text) =>
+    expect(await load(text).catch((error: AppError) => error.code)).toBe('configuration_invalid'),
+  );
+
+  it('refuses a file that is named and not there', () => {
+    expect(() => loadConfig({ file: '/nowhere/config.yaml', environment: {} })).toThrowError(/cannot be read/);
+  });
+
+  it('lets the environment override the file, and the command line both', async () => {
+    const text = 'airdock: {dataDir: /file, http: {port: 1}}';
+    const environment = { AIRDOCK_DATA_DIR: '/environment', AIRDOCK_HTTP_PORT: '2', AIRDOCK_IMAGE_URL: 'http://image:80', DATABASE_URL: 'postgres://db' };
+    const config = await load(text, { environment, overrides: { 'http.port': 3 } });
+    expect(config).toMatchObject({ dataDir: '/environment', http: { port: 3 }, databaseUrl: 'postgres://db' });
+    expect(serviceUrl(config, 'image')).toBe('http://image:80');
+    expect(serviceUrl(config, 'host')).toBe('http://127.0.0.1:3');
+  });
+});

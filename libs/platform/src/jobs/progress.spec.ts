@@ -1,0 +1,44 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { noProgress, ProgressMeter } from './progress.js';
+
+describe('ProgressMeter', () => {
+  it('never runs backwards, whatever is reported, and stays below 100 until the job has succeeded', () => {
+    const update = fc.record(
+      {
+        bytesDone: fc.nat(1000),
+        bytesTotal: fc.nat(1000),
+        itemsDone: fc.nat(10),
+        itemsTotal: fc.nat(10),
+        percent: fc.double({ min: 0, max: 100, noNaN: true }),
+      },
+      { requiredKeys: [] },
+    );
+    fc.assert(
+      fc.property(fc.array(update), (updates) => {
+        const meter = new ProgressMeter(noProgress);
+        let last = meter.value;
+        for (const next of updates) {
+          const value = meter.update(next);
+          for (const key of ['percent', 'bytesDone', 'itemsDone'] as const) expect(value[key]).toBeGreaterThanOrEqual(last[key]);
+          expect(value.percent).toBeLessThanOrEqual(99);
+          expect(value.bytesDone).toBeLessThanOrEqual(value.bytesTotal);
+          last = value;
+        }
+      }),
+    );
+  });
+
+  it('continues from what an earlier run reached', () => {
+    const meter = new ProgressMeter({ ...noProgress, phase: 'push', percent: 40, bytesDone: 400, bytesTotal: 1000 });
+    expect(meter.update({ bytesDone: 10, bytesTotal: 1000 })).toMatchObject({ percent: 40, bytesDone: 400 });
+    expect(meter.update({ bytesDone: 500 })).toMatchObject({ percent: 50, bytesDone: 500 });
+  });
+
+  it('tells rate and time left from the last seconds', () => {
+    let nowMs = 0;
+    const meter = new ProgressMeter(noProgress, () => nowMs);
+    for (nowMs = 0; nowMs <= 4000; nowMs += 500) meter.update({ bytesDone: nowMs, bytesTotal: 10_000 });
+    expect(meter.value).toMatchObject({ bytesPerSecond: 1000, etaSeconds: 6 });
+  });
+});
