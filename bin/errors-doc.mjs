@@ -18,8 +18,15 @@ process.stdout.write(`# Error codes
 Made from libs/core/src/errors.ts by \`bin/airdock openapi\`; do not edit.
 
 Every error is a problem document (RFC 9457, \`application/problem+json\`) with a stable \`code\`, the \`status\`, what was wrong in \`detail\`, and \`nextStep\`.
-Failed jobs carry the same document in \`error\`. The family decides what a job does: it tries again by itself after \`unavailable\`, and fails at once
-after any other.
+Failed jobs carry the same document in \`error\`. The family decides what a job does: after \`unavailable\` it tries again by itself, up to eight times in a
+row without progress; any other family ends it at once.
 
-${[line(head), line(head.map(() => ''), '-'), ...rows.map((row) => line(row))].join('\n')}
+${[
+  line(head),
+  line(
+    head.map(() => ''),
+    '-',
+  ),
+  ...rows.map((row) => line(row)),
+].join('\n')}
 `);
