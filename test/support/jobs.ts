@@ -2,6 +2,7 @@ import { getJob, streamJob } from '@airdock/adapters/api-clients/generated/sdk.g
 import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { fromProblem } from '@airdock/core/errors';
+import { waitFor } from '@airdock/testing/servers';
 
 /** Waits for the end of a job by long-polls, and checks on the way that its progress never runs backwards. */
 export async function endOf(client: Client, id: string, onProgress: (job: Job) => void = () => undefined): Promise<Job> {
@@ -34,6 +35,20 @@ export async function success(client: Client, started: Promise<{ data: Job }> | 
   const job = await endOf(client, 'id' in started ? started.id : (await started).data.id);
   if (job.error) throw fromProblem(job.error);
   return job;
+}
+
+/** Waits until a job has done between 5 and 90 percent. Throws when it ends before: then the test needs a larger bundle. */
+export function midway(client: Client, id: string, { from = 5, to = 90 } = {}): Promise<Job> {
+  let seen: Job | undefined;
+  const look = async () => {
+    seen = (await getJob({ client, path: { id }, throwOnError: true })).data;
+    return seen.state === 'running' && seen.progress.percent >= from && seen.progress.percent <= to ? seen : undefined;
+  };
+  const giveUp = () =>
+    seen?.finishedAt || (seen?.progress.percent ?? 0) > to
+      ? new Error(`job ${id} was ${seen?.state} at ${seen?.progress.percent} % before it was midway`)
+      : undefined;
+  return waitFor(look, { what: `job ${id} to be midway`, timeoutMs: 60_000, intervalMs: 10, giveUp });
 }
 
 export const resourceId = (job: Job): string => job.resource.split('/').at(-1) ?? '';

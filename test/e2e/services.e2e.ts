@@ -1,0 +1,139 @@
+/** The five services apart: ten processes, one Redis, one PostgreSQL. What holds in the embedded DU must hold here, also when workers are killed. */
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { createBackup, createPush, createRestore, getJob, getPush, getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
+import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { endOf, midway, resourceId, success } from '../support/jobs.js';
+import { type LargeBundle, register, writeLargeBundle } from '../support/large-bundle.js';
+import { digestAt, missingOf, nameOf, namesAt } from '../support/registry.js';
+import { Services } from '../support/services.js';
+
+let folder: TempDir;
+let services: Services;
+beforeAll(async () => {
+  folder = await tempDir('services');
+  services = await Services.start(folder.path);
+});
+afterEach(({ task }) => {
+  if (task.result?.state === 'fail') process.stderr.write(`${services.output}\n`);
+});
+afterAll(async () => {
+  await services?.stop();
+  await folder?.remove();
+});
+
+const image = () => services.client('image');
+const backup = () => services.client('backup');
+
+async function startPush(name: string, options: Partial<LargeBundle> = {}) {
+  const bundleId = await register(image(), await writeLargeBundle({ dir: services.bundleDir, name, format: 'docker', ...options }));
+  const { data: job } = await createPush({ client: image(), body: { bundleId }, throwOnError: true });
+  return { bundleId, job };
+}
+
+/** The end of a job that was disturbed at `before`. */
+async function endAfter(client: ReturnType<typeof image>, before: Job): Promise<Job> {
+  const ended = await endOf(client, before.id, ({ progress }) => expect(progress.percent).toBeGreaterThanOrEqual(before.progress.percent));
+  expect(ended).toMatchObject({ state: 'succeeded', error: null });
+  return ended;
+}
+
+describe('the services as ten processes', () => {
+  it('bring the registry up, which every service then finds', async () => {
+    const client = services.client('registry');
+    const registry = await waitFor(async () => {
+      const { data } = await getRegistry({ client, throwOnError: true });
+      return data.health?.ok && data.health.readOnlyOk ? data : undefined;
+    });
+    expect(registry).toMatchObject({ mode: 'local', host: `localhost:${services.registryPort}`, error: null });
+    expect(new Set([...services.processes.values()].map(({ pid }) => pid)).size).toBe(10);
+  });
+
+  it('push an image bundle, back the registry up, and restore it', async () => {
+    const { bundleId, job } = await startPush('whole', { format: 'oci' });
+    await success(image(), job);
+    expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
+    const { data: images } = await listImages({ client: image(), throwOnError: true });
+    const references = images.items.flatMap(({ localReferences, digest }) => localReferences.map((reference) => [nameOf(reference), digest] as const));
+    expect(references).toHaveLength(16);
+
+    const saved = await success(backup(), createBackup({ client: backup(), body: {}, throwOnError: true }));
+    await rm(join(folder.path, 'data', 'registry', 'storage', 'docker'), { recursive: true });
+    for (const [name] of references) expect(await digestAt(services.registryPort, name)).toBeUndefined();
+    const restored = await success(backup(), createRestore({ client: backup(), body: { backupId: resourceId(saved) }, throwOnError: true }));
+    expect(restored.result).toMatchObject({ images: references.length });
+    for (const [name, digest] of references) expect(await digestAt(services.registryPort, name)).toBe(digest);
+    expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
+  });
+});
+
+describe('a worker that is killed', () => {
+  it('in the middle of a push has it finished by its next life, without losing what was done', async () => {
+    const { bundleId, job } = await startPush('killed');
+    const before = await midway(image(), job.id);
+    await services.process('image', 'worker').end('SIGKILL');
+    const { data: orphan } = await getJob({ client: image(), path: { id: job.id }, throwOnError: true });
+    expect(orphan).toMatchObject({ state: 'running', attempt: 1, finishedAt: null });
+    await services.process('image', 'worker').start();
+    const ended = await endAfter(image(), before);
+    expect(ended.attempt).toBeGreaterThan(1);
+    expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
+    const { data: push } = await getPush({ client: image(), path: { id: resourceId(job) }, throwOnError: true });
+    expect(push.results?.map(({ error }) => error)).toEqual(Array(8).fill(null));
+  });
+
+  it('in the middle of a backup has it finished by its next life, and the backup restores', async () => {
+    const names = (await namesAt(services.registryPort)).length;
+    const { data: job } = await createBackup({ client: backup(), body: { description: 'killed' }, throwOnError: true });
+    const before = await midway(backup(), job.id);
+    await services.process('backup', 'worker').end('SIGKILL');
+    const { data: orphan } = await getJob({ client: backup(), path: { id: job.id }, throwOnError: true });
+    expect(orphan).toMatchObject({ state: 'running', attempt: 1, finishedAt: null });
+    await services.process('backup', 'worker').start();
+    const ended = await endAfter(backup(), before);
+    expect(ended.attempt).toBeGreaterThan(1);
+    expect(ended.result).toMatchObject({ images: names });
+    const restored = await success(backup(), createRestore({ client: backup(), body: { backupId: resourceId(job) }, throwOnError: true }));
+    expect(restored.result).toMatchObject({ images: names });
+  });
+});
+
+describe('two workers of one service', () => {
+  it('share the jobs, and none is run twice', async () => {
+    await using _second = {
+      [Symbol.asyncDispose]: (
+        (worker) => () =>
+          worker.end()
+      )(await services.addWorker('image')),
+    };
+    const pushes = await Promise.all(['a', 'b', 'c', 'd', 'e', 'f'].map((name) => startPush(`shared-${name}`, { images: 2, layerBytes: 8_000_000 })));
+    const ended = await Promise.all(pushes.map(({ job }) => success(image(), job)));
+    expect(ended.map(({ attempt }) => attempt)).toEqual(Array(6).fill(1));
+    for (const { bundleId } of pushes) expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
+  });
+
+  it('do not both go on when one was frozen, its job taken over, and it wakes up again', async () => {
+    const { bundleId, job } = await startPush('frozen');
+    const before = await midway(image(), job.id);
+    const frozen = services.process('image', 'worker');
+    process.kill(frozen.pid, 'SIGSTOP');
+    try {
+      const second = await services.addWorker('image');
+      await waitFor(async () => (await getJob({ client: image(), path: { id: job.id }, throwOnError: true })).data.attempt === 2, {
+        what: 'the other worker to take the job',
+        timeoutMs: 30_000,
+      });
+      process.kill(frozen.pid, 'SIGCONT');
+      const ended = await endAfter(image(), before);
+      expect(ended.attempt).toBe(2);
+      await second.end();
+    } finally {
+      process.kill(frozen.pid, 'SIGCONT');
+    }
+    expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
+    const { data: after } = await getJob({ client: image(), path: { id: job.id }, throwOnError: true });
+    expect(after).toMatchObject({ state: 'succeeded', attempt: 2 });
+  });
+});
