@@ -1,13 +1,12 @@
 import { execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, open, readFile, rename, rm, statfs, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename, rm, statfs, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { stringify } from 'yaml';
-import { z } from 'zod';
 
 const run = promisify(execFile);
 
@@ -25,9 +24,7 @@ export interface RegistryEngineOptions {
 
 type Instance = 'readWrite' | 'readOnly';
 const instances: readonly Instance[] = ['readWrite', 'readOnly'];
-
-const recordSchema = z.object({ pid: z.number().int(), startedAtTicks: z.string(), configDigest: z.string() });
-type ProcessRecord = z.infer<typeof recordSchema>;
+const fileNames: Record<Instance, string> = { readWrite: 'read-write', readOnly: 'read-only' };
 
 const startTimeoutMs = 15_000;
 const stopTimeoutMs = 10_000;
@@ -50,11 +47,11 @@ export class ProcessRegistryEngine {
     const started: Instance[] = [];
     for (const instance of instances) {
       const config = await this.configFor(instance);
-      const configDigest = createHash('sha256').update(config).digest('hex');
-      const record = await this.livingRecord(instance);
-      if (record?.configDigest === configDigest && (await this.isAnswering(instance))) continue;
-      if (record) await this.end(record.pid, record.startedAtTicks);
-      await this.spawn(instance, config, configDigest);
+      const configFile = this.configFile(instance, createHash('sha256').update(config).digest('hex').slice(0, 16));
+      const running = await this.findProcesses(instance);
+      if (running.length === 1 && running[0]?.configFile === configFile && (await this.isAnswering(instance))) continue;
+      for (const { pid } of running) await endProcess(pid);
+      await this.spawn(instance, configFile, config);
       started.push(instance);
     }
     for (const instance of instances) await this.waitUntilAnswering(instance, signal);
@@ -63,17 +60,18 @@ export class ProcessRegistryEngine {
 
   /** Stops both instances, and waits until they are gone. Idempotent. */
   async stop(): Promise<void> {
-    for (const instance of instances) {
-      const record = await this.livingRecord(instance);
-      if (record) await this.end(record.pid, record.startedAtTicks);
-      await rm(this.file(instance, 'pid.json'), { force: true });
-    }
+    for (const instance of instances) for (const { pid } of await this.findProcesses(instance)) await endProcess(pid);
   }
 
-  /** True when both processes that this engine started are alive and answer. */
+  /** True when both instances run and answer. */
   async isHealthy(): Promise<boolean> {
-    for (const instance of instances) if (!(await this.livingRecord(instance)) || !(await this.isAnswering(instance))) return false;
+    for (const instance of instances) if ((await this.findProcesses(instance)).length !== 1 || !(await this.isAnswering(instance))) return false;
     return true;
+  }
+
+  /** The process ids of both instances, of those that run. */
+  async pids(): Promise<number[]> {
+    return (await Promise.all(instances.map((instance) => this.findProcesses(instance)))).flat().map(({ pid }) => pid);
   }
 
   /** The program's version, e.g. `2.8.2`. Throws `registry_engine_missing`. */
@@ -86,8 +84,24 @@ export class ProcessRegistryEngine {
     }
   }
 
-  private file(instance: Instance, suffix: string): string {
-    return join(this.options.stateDir, `${instance === 'readWrite' ? 'read-write' : 'read-only'}.${suffix}`);
+  /** The name carries the digest of the content: what a process runs with is seen in its arguments. */
+  private configFile(instance: Instance, digest: string): string {
+    return join(this.options.stateDir, `${fileNames[instance]}.${digest}.yml`);
+  }
+
+  /**
+   * Processes of this engine, found by their arguments in /proc: no record can be lost, or be wrong about a process id that was used again, whatever
+   * moment Airdock was killed at.
+   */
+  private async findProcesses(instance: Instance): Promise<{ pid: number; configFile: string }[]> {
+    const prefix = join(this.options.stateDir, `${fileNames[instance]}.`);
+    const found: { pid: number; configFile: string }[] = [];
+    for (const entry of await readdir('/proc')) {
+      if (!/^\d+$/.test(entry)) continue;
+      const [, command, configFile] = (await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '')).split('\0');
+      if (command === 'serve' && configFile?.startsWith(prefix)) found.push({ pid: Number(entry), configFile });
+    }
+    return found;
   }
 
   private portOf(instance: Instance): number {
@@ -123,9 +137,8 @@ export class ProcessRegistryEngine {
     return readFile(path, 'utf8');
   }
 
-  private async spawn(instance: Instance, config: string, configDigest: string): Promise<void> {
+  private async spawn(instance: Instance, configFile: string, config: string): Promise<void> {
     await assertPortFree(this.portOf(instance));
-    const configFile = this.file(instance, 'yml');
     await writeFile(configFile, config, { mode: 0o600 });
     await using log = await open(join(this.options.stateDir, 'engine.log'), 'a', 0o600);
     const child = spawn(this.options.binary, ['serve', configFile], {
@@ -138,29 +151,9 @@ export class ProcessRegistryEngine {
       child.once('error', (cause) => reject(new AppError('registry_start_failed', {}, { cause })));
     });
     child.unref();
-    const pid = child.pid as number;
-    const record: ProcessRecord = { pid, startedAtTicks: (await startTicks(pid)) ?? '', configDigest };
-    await writeFile(this.file(instance, 'pid.json'), JSON.stringify(record));
-  }
-
-  /** The record of an instance whose process is alive: same pid and same start time, so that a reused pid is never taken for it. */
-  private async livingRecord(instance: Instance): Promise<ProcessRecord | undefined> {
-    let text: string;
-    try {
-      text = await readFile(this.file(instance, 'pid.json'), 'utf8');
-    } catch {
-      return undefined;
-    }
-    const record = recordSchema.safeParse(JSON.parse(text || 'null')).data;
-    return record && (await startTicks(record.pid)) === record.startedAtTicks ? record : undefined;
-  }
-
-  private async end(pid: number, ticks: string): Promise<void> {
-    const deadline = Date.now() + stopTimeoutMs;
-    process.kill(pid, 'SIGTERM');
-    while ((await startTicks(pid)) === ticks) {
-      if (Date.now() > deadline) process.kill(pid, 'SIGKILL');
-      await new Promise((resolve) => setTimeout(resolve, 50));
+    for (const name of await readdir(this.options.stateDir)) {
+      const path = join(this.options.stateDir, name);
+      if (name.startsWith(`${fileNames[instance]}.`) && path !== configFile) await rm(path);
     }
   }
 
@@ -172,7 +165,8 @@ export class ProcessRegistryEngine {
     const deadline = Date.now() + startTimeoutMs;
     while (!(await this.isAnswering(instance))) {
       signal?.throwIfAborted();
-      if (!(await this.livingRecord(instance))) throw new AppError('registry_start_failed', { detail: `the ${instance} process ended at once` });
+      if ((await this.findProcesses(instance)).length === 0)
+        throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process ended at once` });
       if (Date.now() > deadline) throw new AppError('registry_start_failed', { detail: `no answer on port ${this.portOf(instance)}` });
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
@@ -201,14 +195,25 @@ export async function storageUsage(storageDir: string): Promise<{ usedBytes: num
   return { usedBytes: Number.parseInt(stdout, 10) * 1024, freeBytes: bavail * bsize };
 }
 
-/** A process's start time in clock ticks since boot, field 22 of /proc/PID/stat; undefined when it is gone or a zombie. */
-async function startTicks(pid: number): Promise<string | undefined> {
-  try {
-    const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    return fields[0] === 'Z' ? undefined : fields[19];
-  } catch {
-    return undefined;
+/** Ends a process in good order, after a while by force, and waits until it is gone. */
+async function endProcess(pid: number): Promise<void> {
+  const deadline = Date.now() + stopTimeoutMs;
+  const signal = (name: 'SIGTERM' | 'SIGKILL') => {
+    try {
+      process.kill(pid, name);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+    }
+  };
+  // A zombie holds nothing any more; whoever started it will reap it. The state is the first field behind the name in brackets.
+  const isRunning = async () => {
+    const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
+    return stat !== '' && stat.slice(stat.lastIndexOf(')') + 2)[0] !== 'Z';
+  };
+  signal('SIGTERM');
+  while (await isRunning()) {
+    if (Date.now() > deadline) signal('SIGKILL');
+    await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }
 

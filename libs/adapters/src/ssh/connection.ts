@@ -173,31 +173,43 @@ export class SshConnection implements AsyncDisposable {
     signal?.throwIfAborted();
     const full = sudo && this.target.username !== 'root' ? ['sudo', '-n', '--', ...argv] : argv;
     const channel = await new Promise<ClientChannel>((resolve, reject) => {
-      this.client.exec(full.map(quote).join(' '), (error, stream) => (error ? reject(this.broken(error)) : resolve(stream)));
+      // ssh2 throws at once when the connection is already closed.
+      this.client.exec(full.map(quote).join(' '), (error, stream) => (error ? reject(error) : resolve(stream)));
+    }).catch((error: unknown) => {
+      throw this.broken(error);
     });
-    const stall = stallTimer(stallTimeoutMs, () => channel.destroy());
-    const abort = () => channel.destroy();
+    const ended = new AbortController();
+    const stop = (reason: unknown) => {
+      ended.abort(reason);
+      // The server keeps the channel until the program has gone, which nobody waits for here.
+      channel.signal('TERM');
+      channel.close();
+    };
+    const stall = stallTimer(stallTimeoutMs, () => stop(new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` })));
+    const abort = () => stop(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
     const output = { stdout: collect(channel, stall.touch), stderr: collect(channel.stderr, stall.touch) };
-    const exit = new Promise<number | undefined>((resolve) => {
+    const exit = new Promise<number | undefined>((resolve, reject) => {
       let code: number | undefined;
       channel.once('exit', (value: number | null) => {
         code = value ?? 255;
       });
       channel.once('close', () => resolve(code));
+      ended.signal.addEventListener('abort', () => reject(ended.signal.reason), { once: true });
     });
+    // A stop may come while the input is still being fed.
+    exit.catch(() => undefined);
+    if (signal?.aborted) abort();
     let fed: unknown;
     try {
       if (stdin === undefined || typeof stdin === 'string') channel.end(stdin);
       // The program may end before it has read everything; its exit code tells why.
       else
-        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal }).catch((error: unknown) => {
+        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: ended.signal }).catch((error: unknown) => {
           fed = error;
           channel.end();
         });
       const exitCode = await exit;
-      signal?.throwIfAborted();
-      if (stall.expired()) throw new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` });
       if (fed && (exitCode === undefined || exitCode === 0)) throw fed;
       if (exitCode === undefined) throw this.broken(new Error('the connection was closed'));
       const result = { exitCode, stdout: output.stdout(), stderr: output.stderr() };
@@ -261,17 +273,14 @@ const touching = (touch: () => void) =>
 
 function stallTimer(ms: number, onStall: () => void) {
   let last = Date.now();
-  let expired = false;
-  const timer = setInterval(
-    () => {
-      if (Date.now() - last < ms) return;
-      expired = true;
-      onStall();
-    },
-    Math.min(ms, 1_000),
-  );
+  const check = () => {
+    if (Date.now() - last < ms) return;
+    clearInterval(timer);
+    onStall();
+  };
+  const timer = setInterval(check, Math.min(ms, 1_000));
   const touch = () => {
     last = Date.now();
   };
-  return { touch, stop: () => clearInterval(timer), expired: () => expired };
+  return { touch, stop: () => clearInterval(timer) };
 }

@@ -25,37 +25,46 @@ export async function openTunnel(connection: SshConnection, { hostPort, target }
   const { client } = connection;
   const sockets = new Set<Socket>();
   let bytesSent = 0;
-  client.on('tcp connection', ({ destPort }: { destPort: number }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
-    if (destPort !== hostPort) return reject();
+  const lead = ({ destPort }: { destPort: number }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
+    if (destPort !== hostPort) return;
     const socket = connect({ ...target, noDelay: true });
+    sockets.add(socket);
     // The channel is accepted when the target answers: a registry that is down looks to the host as one that is down.
     let channel: ClientChannel | undefined;
     socket.once('connect', () => {
-      channel = accept();
-      channel.on('error', () => socket.destroy());
+      const opened = accept();
+      channel = opened;
+      opened.on('error', () => socket.destroy());
+      opened.once('close', () => socket.destroy());
       socket.on('data', (chunk: Buffer) => {
         bytesSent += chunk.length;
       });
-      channel.pipe(socket).pipe(channel);
+      opened.pipe(socket).pipe(opened);
     });
-    socket.once('error', () => (channel ? channel.close() : reject()));
-    sockets.add(socket);
-    socket.once('close', () => sockets.delete(socket));
-  });
-  await new Promise<void>((resolve, reject) => {
-    client.forwardIn('127.0.0.1', hostPort, (error) => {
-      if (!error) return resolve();
-      reject(
-        /unable to bind|request/i.test(error.message)
-          ? new AppError('host_port_taken', { detail: `127.0.0.1:${hostPort} on the host could not be bound`, port: hostPort }, { cause: error })
-          : connection.broken(error),
-      );
+    socket.once('error', () => {
+      if (!channel) reject();
     });
-  });
+    socket.once('close', () => {
+      sockets.delete(socket);
+      channel?.close();
+    });
+  };
+  client.on('tcp connection', lead);
+  try {
+    await new Promise<void>((resolve, reject) => {
+      client.forwardIn('127.0.0.1', hostPort, (error) => (error ? reject(error) : resolve()));
+    });
+  } catch (error) {
+    client.off('tcp connection', lead);
+    // OpenSSH gives no reason; a refused forward on a living connection means that the port could not be bound.
+    if (!/unable to bind|request/i.test((error as Error).message)) throw connection.broken(error);
+    throw new AppError('host_port_taken', { detail: `127.0.0.1:${hostPort} on the host could not be bound`, port: hostPort }, { cause: error });
+  }
   return {
     bytesSent: () => bytesSent,
     close: async () => {
       await new Promise<void>((resolve) => client.unforwardIn('127.0.0.1', hostPort, () => resolve()));
+      client.off('tcp connection', lead);
       for (const socket of sockets) socket.destroy();
     },
   };

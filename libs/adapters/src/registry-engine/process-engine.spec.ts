@@ -1,0 +1,90 @@
+import { readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { freePort, isPortFree, tempDir, waitFor } from '@airdock/testing/servers';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { ProcessRegistryEngine, probeRegistry, type RegistryEngineOptions, storageUsage } from './process-engine.js';
+
+describe('ProcessRegistryEngine', () => {
+  let folder: Awaited<ReturnType<typeof tempDir>>;
+  let options: RegistryEngineOptions;
+
+  beforeEach(async () => {
+    folder = await tempDir('engine');
+    options = {
+      stateDir: join(folder.path, 'state'),
+      storageDir: join(folder.path, 'storage'),
+      port: await freePort(),
+      readOnlyPort: await freePort(),
+      binary: 'docker-registry',
+    };
+  });
+  afterEach(async () => {
+    await new ProcessRegistryEngine(options).stop();
+    await folder.remove();
+  });
+
+  it('runs a read-write and a read-only instance, adopts them the next time, and stops both', async () => {
+    expect(await new ProcessRegistryEngine(options).start()).toEqual(['readWrite', 'readOnly']);
+    const pids = await new ProcessRegistryEngine(options).pids();
+    const uploads = await Promise.all(
+      [options.port, options.readOnlyPort].map((port) => fetch(`http://127.0.0.1:${port}/v2/a/blobs/uploads/`, { method: 'POST' })),
+    );
+    expect(uploads.map(({ status }) => status)).toEqual([202, 405]);
+    const next = new ProcessRegistryEngine(options);
+    expect(await next.isHealthy()).toBe(true);
+    expect(await next.start()).toEqual([]);
+    expect(await next.pids()).toEqual(pids);
+    await next.stop();
+    expect(await Promise.all([isPortFree(options.port), isPortFree(options.readOnlyPort)])).toEqual([true, true]);
+    await next.stop();
+  });
+
+  it('starts again what was killed, and restarts what runs with another configuration', async () => {
+    const engine = new ProcessRegistryEngine(options);
+    await engine.start();
+    process.kill((await engine.pids())[1] as number, 'SIGKILL');
+    await waitFor(async () => !(await engine.isHealthy()), { what: 'the death to be noticed' });
+    expect(await engine.start()).toEqual(['readOnly']);
+    options = { ...options, port: await freePort() };
+    expect(await new ProcessRegistryEngine(options).start()).toEqual(['readWrite']);
+    expect((await probeRegistry(`http://127.0.0.1:${options.port}`)).ok).toBe(true);
+  });
+
+  it('never takes the processes of another engine for its own', async () => {
+    const other = {
+      ...options,
+      stateDir: join(folder.path, 'other'),
+      storageDir: join(folder.path, 'other-storage'),
+      port: await freePort(),
+      readOnlyPort: await freePort(),
+    };
+    const [engine, neighbour] = [new ProcessRegistryEngine(options), new ProcessRegistryEngine(other)];
+    await neighbour.start();
+    expect(await engine.pids()).toEqual([]);
+    await engine.start();
+    await engine.stop();
+    expect(await neighbour.isHealthy()).toBe(true);
+    await neighbour.stop();
+  });
+
+  it('says that a port is taken, or that there is no program', async () => {
+    const other = createServer().listen(options.readOnlyPort, '127.0.0.1');
+    await expect(new ProcessRegistryEngine(options).start()).rejects.toMatchObject({ code: 'registry_port_taken', details: { port: options.readOnlyPort } });
+    await new Promise((resolve) => other.close(resolve));
+    await expect(new ProcessRegistryEngine({ ...options, binary: '/nowhere/registry' }).start()).rejects.toMatchObject({ code: 'registry_engine_missing' });
+  });
+
+  it('keeps its secrets to its owner', async () => {
+    await new ProcessRegistryEngine(options).start();
+    for (const name of await readdir(options.stateDir)) expect((await stat(join(options.stateDir, name))).mode & 0o077).toBe(0);
+  });
+
+  it('measures its storage, also when that is gone', async () => {
+    await new ProcessRegistryEngine(options).start();
+    await writeFile(join(options.storageDir, 'blob'), Buffer.alloc(1_000_000, 1));
+    expect((await storageUsage(options.storageDir)).usedBytes).toBeGreaterThanOrEqual(1_000_000);
+    await rm(options.storageDir, { recursive: true });
+    expect((await storageUsage(options.storageDir)).usedBytes).toBeLessThan(100_000);
+  });
+});

@@ -1,0 +1,77 @@
+/** A real OpenSSH server on loopback, for tests of connections and tunnels that need no host of their own. */
+import { execFile } from 'node:child_process';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { userInfo } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { type CrashableServer, findProgram, freePort, ServerProcess, tempDir } from './servers.js';
+
+const run = promisify(execFile);
+
+export interface Sshd extends CrashableServer {
+  port: number;
+  /** Who may log in: the user that runs the tests. */
+  user: string;
+  /** Opens the login. */
+  privateKey: string;
+  /** A key that opens nothing. */
+  otherPrivateKey: string;
+  /** Lines of the server's public keys. */
+  hostKeys: { ed25519: string; ecdsa: string };
+}
+
+/** Starts sshd with fresh host keys; only the returned key may log in. */
+export async function startSshd(): Promise<Sshd> {
+  const dir = await tempDir('sshd');
+  const keygen = async (name: string, type: string) => {
+    await run('ssh-keygen', ['-q', '-t', type, '-N', '', '-C', name, '-f', join(dir.path, name)]);
+    return { private: await readFile(join(dir.path, name), 'utf8'), public: (await readFile(join(dir.path, `${name}.pub`), 'utf8')).trim() };
+  };
+  const [ed25519, ecdsa, login, other] = await Promise.all([
+    keygen('host-ed25519', 'ed25519'),
+    keygen('host-ecdsa', 'ecdsa'),
+    keygen('login', 'ed25519'),
+    keygen('other', 'ed25519'),
+  ]);
+  await writeFile(join(dir.path, 'authorized_keys'), `${login.public}\n`);
+  const port = await freePort();
+  const config = [
+    `ListenAddress 127.0.0.1:${port}`,
+    `HostKey ${join(dir.path, 'host-ed25519')}`,
+    `HostKey ${join(dir.path, 'host-ecdsa')}`,
+    `AuthorizedKeysFile ${join(dir.path, 'authorized_keys')}`,
+    'PidFile none',
+    'StrictModes no',
+    'UsePAM no',
+    'PasswordAuthentication no',
+    'PermitRootLogin yes',
+    'AllowTcpForwarding yes',
+  ];
+  await writeFile(join(dir.path, 'sshd_config'), `${config.join('\n')}\n`);
+  // sshd's own condition for starting as root.
+  if (userInfo().uid === 0) await mkdir('/run/sshd', { recursive: true });
+  const ready = async () => true;
+  const program = findProgram('sshd', ['/usr/sbin']);
+  if (!program) throw new Error('the Debian package openssh-server is missing');
+  const server = new ServerProcess({ program, args: ['-D', '-e', '-f', join(dir.path, 'sshd_config')], port, ready });
+  await server.start();
+  const stop = async () => {
+    await server.end();
+    await dir.remove();
+  };
+  return {
+    url: `ssh://127.0.0.1:${port}`,
+    port,
+    user: userInfo().username,
+    privateKey: login.private,
+    otherPrivateKey: other.private,
+    hostKeys: { ed25519: ed25519.public, ecdsa: ecdsa.public },
+    stop,
+    kill: () => server.end('SIGKILL'),
+    restart: async () => {
+      await server.end();
+      await server.start();
+    },
+    [Symbol.asyncDispose]: stop,
+  };
+}
