@@ -39,11 +39,14 @@ export class PlatformModule {
       module: PlatformModule,
       imports: [
         LoggerModule.forRoot({
+          // The default `{/*splat}` matches nothing with Nest's Fastify adapter.
+          forRoutes: ['*splat'],
           pinoHttp: {
             level: config.logLevel,
             // Bodies are never logged; these headers hold tokens.
             redact: ['req.headers.authorization', 'req.headers["x-auth-token"]', 'req.headers.cookie'],
-            autoLogging: { ignore: (request) => request.url === '/livez' || request.url === '/readyz' },
+            // Middleware sees a shortened `url`.
+            autoLogging: { ignore: (request: { originalUrl?: string }) => request.originalUrl === '/livez' || request.originalUrl === '/readyz' },
             customLogLevel: (_request, response) => (response.statusCode >= 500 ? 'warn' : 'debug'),
           },
         }),
