@@ -5,6 +5,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
 import { chown, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
+import { createServer as createHttpServer } from 'node:http';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
@@ -350,4 +351,24 @@ export async function startPostgres(): Promise<TestServer & { socketDir: string;
 async function userIds(name: string): Promise<{ uid: number; gid: number }> {
   const [uid, gid] = await Promise.all(['-u', '-g'].map(async (flag) => Number((await run('id', [flag, name])).stdout)));
   return { uid: uid ?? 0, gid: gid ?? 0 };
+}
+
+/** Another service of Airdock as a component test needs it: answers `GET path` with what the table says now; everything else is 404. */
+export async function startJsonServer(answers: Record<string, unknown>): Promise<TestServer> {
+  const server = createHttpServer((request, response) => {
+    const path = (request.url ?? '').split('?')[0] ?? '';
+    const known = path in answers;
+    response.writeHead(known ? 200 : 404, { 'content-type': 'application/json' });
+    response.end(
+      JSON.stringify(known ? answers[path] : { code: 'resource_not_found', title: 'stub', status: 404, type: 'stub', nextStep: 'stub', detail: path }),
+    );
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const address = server.address();
+  if (!address || typeof address === 'string') throw new Error('the system gave no port');
+  const stop = async () => {
+    server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
+  };
+  return { url: `http://127.0.0.1:${address.port}`, stop, [Symbol.asyncDispose]: stop };
 }

@@ -1,0 +1,228 @@
+import { mkdir, readdir, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { startComponent } from '@airdock/platform/component';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import { breakConfig, buildDockerArchive, buildOciArchive, buildRandomFile, makeImage, truncateFile, withMember } from '@airdock/testing/bundles';
+import { startJsonServer, startRedis, startRegistry, tempDir } from '@airdock/testing/servers';
+import request from 'supertest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { ImageModule } from './image.module.js';
+
+const base = { randomBytes: 200_000, seed: 'base' };
+const pause = 'k8s.gcr.io/pause:3.2';
+const etcd = 'gcr.io/etcd-development/etcd:v3.4.14';
+
+describe('image-svc', () => {
+  let folder: Awaited<ReturnType<typeof tempDir>>;
+  let redis: Awaited<ReturnType<typeof startRedis>>;
+  let registry: Awaited<ReturnType<typeof startRegistry>>;
+  let registryService: Awaited<ReturnType<typeof startJsonServer>>;
+  let service: Awaited<ReturnType<typeof startComponent>>;
+  let bundleDir: string;
+  const answers: Record<string, unknown> = {};
+  const api = (method: 'get' | 'post' | 'delete' | 'patch' | 'head', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const end = async (job: Job): Promise<Job> => (await api('get', `/v1/jobs/${job.id}?waitSeconds=30`).expect(200)).body as Job;
+  const post = async (path: string, body: object) => end((await api('post', path).send(body).expect(202)).body as Job);
+  const idOf = (job: Job) => job.resource.split('/').at(-1) ?? '';
+  const inRegistry = async (name: string) => {
+    const accept = 'application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json';
+    return fetch(`${registry.url}/v2/${name}`, { method: 'HEAD', headers: { accept } });
+  };
+  const repositories = async () => ((await (await fetch(`${registry.url}/v2/_catalog`)).json()) as { repositories: string[] }).repositories;
+
+  beforeAll(async () => {
+    folder = await tempDir('image-svc');
+    bundleDir = join(folder.path, 'bundles');
+    await mkdir(bundleDir);
+    [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
+    answers['/v1/registry'] = { mode: 'local', url: registry.url, host: registry.host };
+    registryService = await startJsonServer(answers);
+    const overrides = { bundleDirs: [bundleDir], 'services.registry': registryService.url, 'registry.port': registry.port };
+    service = await startComponent('image', ImageModule, { dataDir: join(folder.path, 'data'), redisUrl: redis.url, overrides });
+  });
+  afterAll(async () => {
+    await service?.app.close();
+    await Promise.all([redis, registry, registryService].map((server) => server?.stop()));
+    await folder?.remove();
+  });
+
+  it.each([
+    ['truncated', 'bundle_truncated'],
+    ['damaged', 'digest_mismatch'],
+    ['hostile', 'bundle_unsafe'],
+    ['random', 'bundle_format_unknown'],
+    ['empty', 'bundle_format_unknown'],
+  ])('refuses a %s bundle with %s, and nothing of it is visible', async (kind, code) => {
+    const file = join(bundleDir, `${kind}.tar`);
+    const image = await makeImage({ name: pause, layers: [base] });
+    if (kind === 'random') await buildRandomFile(file);
+    else if (kind === 'empty') await writeFile(file, '');
+    else await buildDockerArchive(file, [image]);
+    if (kind === 'truncated') await truncateFile(file, 100_000);
+    if (kind === 'damaged') await breakConfig(file, image);
+    if (kind === 'hostile') await withMember(file, { name: '../evil' });
+    const job = await post('/v1/bundles', { path: file });
+    expect(job).toMatchObject({ state: 'failed', error: { code, nextStep: expect.any(String) } });
+    const bundle = (await api('get', `/v1/bundles/${idOf(job)}`).expect(200)).body;
+    expect(bundle).toMatchObject({ state: 'invalid', images: [] });
+    const refused = await api('post', '/v1/pushes').send({ bundleId: bundle.id }).expect(409);
+    expect(refused.body.code).toBe('bundle_not_ready');
+    expect(await repositories()).toEqual([]);
+    expect(await readdir(folder.path)).not.toContain('evil');
+  });
+
+  it('refuses paths outside of the bundle folders, however they are written', async () => {
+    await writeFile(join(folder.path, 'outside.tar'), 'x');
+    await symlink(join(folder.path, 'outside.tar'), join(bundleDir, 'link.tar'));
+    for (const path of ['/etc/passwd', join(bundleDir, '../outside.tar'), '../outside.tar', join(bundleDir, 'link.tar'), bundleDir, 'a\0b'])
+      expect((await api('post', '/v1/bundles').send({ path })).body, path).toMatchObject({ status: 422, code: 'bundle_path_forbidden' });
+    expect((await api('post', '/v1/bundles').send({ path: 'nothing.tar' })).body).toMatchObject({ code: 'bundle_not_found' });
+    expect((await api('post', '/v1/bundles').send({ path: 'a', uploadId: '0'.repeat(32) })).body).toMatchObject({ code: 'request_invalid' });
+    expect((await api('post', '/v1/bundles').send({ uploadId: '0'.repeat(32) })).body).toMatchObject({ code: 'upload_not_found' });
+  });
+
+  it('refuses to push while the registry is off', async () => {
+    const file = join(bundleDir, 'off.tar');
+    await buildOciArchive(file, [await makeImage({ name: pause, layers: [base] })]);
+    const bundleId = idOf(await post('/v1/bundles', { path: file }));
+    const on = answers['/v1/registry'];
+    answers['/v1/registry'] = { mode: 'none', url: null, host: null };
+    const job = await post('/v1/pushes', { bundleId });
+    answers['/v1/registry'] = on;
+    expect(job).toMatchObject({ state: 'failed', error: { code: 'registry_off' } });
+  });
+
+  it('pushes a docker-archive and an OCI archive under all local names, and lists what it pushed', async () => {
+    const saved = join(bundleDir, 'saved.tar');
+    await buildDockerArchive(saved, await Promise.all([pause, 'nginx:1.21'].map((name) => makeImage({ name, layers: [base, { files: { name } }] }))));
+    const savedId = idOf(await post('/v1/bundles', { path: 'saved.tar' }));
+    expect(await post('/v1/pushes', { bundleId: savedId })).toMatchObject({
+      state: 'succeeded',
+      result: { images: 2 },
+      progress: { percent: 100, itemsDone: 2 },
+    });
+    for (const name of [
+      'pause/manifests/3.2',
+      'k8s.gcr.io/pause/manifests/3.2',
+      'nginx/manifests/1.21',
+      'library/nginx/manifests/1.21',
+      'docker.io/library/nginx/manifests/1.21',
+    ])
+      expect((await inRegistry(name)).status, name).toBe(200);
+
+    const oci = join(bundleDir, 'etcd.tar');
+    await buildOciArchive(oci, [await makeImage({ name: etcd, layers: [base] })]);
+    const ociId = idOf(await post('/v1/bundles', { path: oci }));
+    const bundle = (await api('get', `/v1/bundles/${ociId}`)).body;
+    expect(bundle.images[0]).toMatchObject({
+      names: [etcd],
+      platforms: ['linux/amd64'],
+      localReferences: [`${registry.host}/etcd-development/etcd:v3.4.14`, `${registry.host}/gcr.io/etcd-development/etcd:v3.4.14`],
+    });
+    const push = (await api('get', `/v1/pushes/${idOf(await post('/v1/pushes', { bundleId: ociId }))}`)).body;
+    expect(push).toMatchObject({ state: 'succeeded', results: [{ digest: bundle.images[0].digest, error: null }] });
+    expect((await inRegistry('etcd-development/etcd/manifests/v3.4.14')).headers.get('docker-content-digest')).toBe(bundle.images[0].digest);
+
+    const { items } = (await api('get', '/v1/images?search=etcd').expect(200)).body;
+    expect(items).toEqual([
+      expect.objectContaining({ upstream: etcd, digest: bundle.images[0].digest, platforms: ['linux/amd64'], sizeBytes: expect.any(Number), bundleId: ociId }),
+    ]);
+    expect((await api('get', '/v1/images')).body.items).toHaveLength(3);
+  });
+
+  it('pushes again what is there without moving bytes, and only what is selected', async () => {
+    const bundleId = idOf(await post('/v1/bundles', { path: 'saved.tar' }));
+    expect(await post('/v1/pushes', { bundleId, images: [pause] })).toMatchObject({ state: 'succeeded', result: { images: 1 } });
+    expect((await api('post', '/v1/pushes').send({ bundleId, images: ['quay.io/none:1'] })).body).toMatchObject({
+      code: 'image_not_found',
+      missing: ['quay.io/none:1'],
+    });
+  });
+
+  it('refuses an image that would take the flat name of another, and names both', async () => {
+    const file = join(bundleDir, 'collision.tar');
+    await buildOciArchive(file, [await makeImage({ name: 'quay.io/pause:3.2', layers: [{ files: { other: 'x' } }] })]);
+    const bundleId = idOf(await post('/v1/bundles', { path: file }));
+    const refused = await api('post', '/v1/pushes').send({ bundleId }).expect(409);
+    expect(refused.body).toMatchObject({ code: 'image_name_collision', name: 'pause:3.2', sources: [pause, 'quay.io/pause:3.2'] });
+    expect((await inRegistry('quay.io/pause/manifests/3.2')).status).toBe(404);
+  });
+
+  it('notices that a bundle changed after it was read', async () => {
+    const file = join(bundleDir, 'changing.tar');
+    await buildOciArchive(file, [await makeImage({ name: 'quay.io/a/b:1', layers: [base] })]);
+    const bundleId = idOf(await post('/v1/bundles', { path: file }));
+    await writeFile(file, 'something else');
+    expect(await post('/v1/pushes', { bundleId })).toMatchObject({ state: 'failed', error: { code: 'bundle_changed' } });
+  });
+
+  it('tells which images of a set the registry cannot serve, by asking it', async () => {
+    const set = (
+      await api('post', '/v1/image-sets')
+        .send({ name: 'kubernetes-1.20', kubernetesVersion: '1.20.11', images: [pause, 'quay.io/coreos/flannel:v0.14.0', pause] })
+        .expect(201)
+    ).body;
+    expect(set.images).toEqual([pause, 'quay.io/coreos/flannel:v0.14.0']);
+    expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body).toEqual({ missing: ['quay.io/coreos/flannel:v0.14.0'] });
+    const digest = (await inRegistry('pause/manifests/3.2')).headers.get('docker-content-digest');
+    await fetch(`${registry.url}/v2/pause/manifests/${digest}`, { method: 'DELETE' });
+    expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body.missing).toContain(pause);
+    expect((await api('post', '/v1/image-sets').send({ name: 'kubernetes-1.20', images: [pause] })).body.code).toBe('resource_exists');
+    expect((await api('post', '/v1/image-sets').send({ name: 'x', images: ['NOT A NAME'] })).body.code).toBe('reference_invalid');
+    await api('delete', `/v1/image-sets/${set.id}`).expect(204);
+    await api('get', `/v1/image-sets/${set.id}`).expect(404);
+  });
+
+  it('takes an upload in parts, refuses a wrong offset, and removes the file with the bundle', async () => {
+    const file = join(bundleDir, 'upload.tar');
+    await buildOciArchive(file, [await makeImage({ name: 'quay.io/up/load:1', layers: [base] })]);
+    const bytes = await import('node:fs/promises').then(({ readFile }) => readFile(file));
+    const tus = { 'tus-resumable': '1.0.0' };
+    const created = await api('post', '/v1/uploads').set({
+      ...tus,
+      'upload-length': String(bytes.length),
+      'upload-metadata': `filename ${Buffer.from('site.tar').toString('base64')}`,
+    });
+    expect(created.status).toBe(201);
+    const location = created.headers.location as string;
+    const part = (offset: number, data: Buffer) =>
+      api('patch', location)
+        .set({ ...tus, 'upload-offset': String(offset), 'content-type': 'application/offset+octet-stream' })
+        .send(data);
+    expect((await part(0, bytes.subarray(0, 100_000))).headers['upload-offset']).toBe('100000');
+    const uploadId = location.split('/').at(-1);
+    expect((await api('post', '/v1/bundles').send({ uploadId })).body).toMatchObject({
+      code: 'upload_not_found',
+      detail: expect.stringContaining('100000 of'),
+    });
+    const wrong = await part(5, bytes.subarray(5));
+    expect(wrong.headers['content-type']).toContain('application/problem+json');
+    expect((await api('head', location).set(tus)).headers['upload-offset']).toBe('100000');
+    expect((await part(100_000, bytes.subarray(100_000))).status).toBe(204);
+    const bundleId = idOf(await post('/v1/bundles', { uploadId }));
+    expect((await api('get', `/v1/bundles/${bundleId}`)).body).toMatchObject({ name: 'site.tar', path: null, uploadId, state: 'ready' });
+    await api('delete', `/v1/bundles/${bundleId}`).expect(204);
+    await api('head', location).set(tus).expect(404);
+    await request(service.url)
+      .post('/v1/uploads')
+      .set({ ...tus, 'upload-length': '5' })
+      .expect(401);
+  });
+
+  it('gives the images of a bundle as a tar for docker load, with local or upstream names', async () => {
+    const bundleId = idOf(await post('/v1/bundles', { path: 'saved.tar' }));
+    const get = (query: string) =>
+      api('get', `/v1/bundles/${bundleId}/docker-archive?${query}`)
+        .buffer(true)
+        .parse((response, done) => {
+          const chunks: Buffer[] = [];
+          response.on('data', (chunk: Buffer) => chunks.push(chunk)).on('end', () => done(null, Buffer.concat(chunks).toString('latin1')));
+        });
+    expect((await get('names=local').expect(200)).body).toContain(`${registry.host}/pause:3.2`);
+    const upstream = (await get(`names=upstream&image=${encodeURIComponent(pause)}`).expect(200)).body as string;
+    expect(upstream).toContain('"k8s.gcr.io/pause:3.2"');
+    expect(upstream).not.toContain('nginx');
+    await api('get', `/v1/bundles/${bundleId}/docker-archive?image=quay.io/none:1`).expect(404);
+  });
+});
