@@ -1,5 +1,5 @@
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
-import { loadConfig, type ServiceName } from './config.js';
+import { loadConfig, type RegistryMode, type ServiceName } from './config.js';
 import { createHttpApp } from './http/app.js';
 import { apiToken } from './platform.module.js';
 import { type Roles, rootModule, type ServiceModule } from './service.js';
@@ -7,6 +7,7 @@ import { type Roles, rootModule, type ServiceModule } from './service.js';
 export interface ComponentOptions {
   dataDir: string;
   redisUrl: string;
+  privateRegistryType?: RegistryMode;
   /** Further configuration by dotted key, e.g. `services.registry`. */
   overrides?: Record<string, unknown>;
   roles?: Roles;
@@ -16,9 +17,13 @@ export interface ComponentOptions {
 export async function startComponent(
   name: ServiceName,
   service: ServiceModule,
-  { dataDir, redisUrl, overrides = {}, roles = ['api', 'worker'] }: ComponentOptions,
+  { dataDir, redisUrl, privateRegistryType = 'none', overrides = {}, roles = ['api', 'worker'] }: ComponentOptions,
 ) {
-  const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir, redisUrl, logLevel: 'silent', ...overrides } });
+  const config = loadConfig({
+    environment: { AIRDOCK_PRIVATE_REGISTRY_TYPE: privateRegistryType },
+    file: '/dev/null',
+    overrides: { dataDir, redisUrl, logLevel: 'silent', ...overrides },
+  });
   const app: NestFastifyApplication = await createHttpApp(rootModule(config, { [name]: service }, roles), { title: name });
   await app.listen(0, '127.0.0.1');
   return { app, config, url: await app.getUrl(), token: apiToken(config), [Symbol.asyncDispose]: () => app.close() };

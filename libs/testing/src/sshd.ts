@@ -67,7 +67,15 @@ export async function startSshd(): Promise<Sshd> {
     otherPrivateKey: other.private,
     hostKeys: { ed25519: ed25519.public, ecdsa: ecdsa.public },
     stop,
-    kill: () => server.end('SIGKILL'),
+    kill: async () => {
+      // As when the host goes away: the server, and its children that serve the open connections.
+      const children = await run('pgrep', ['-P', String(server.pid)]).then(
+        ({ stdout }) => stdout.trim().split('\n').map(Number),
+        () => [],
+      );
+      await server.end('SIGKILL');
+      for (const pid of children) process.kill(pid, 'SIGKILL');
+    },
     restart: async () => {
       await server.end();
       await server.start();

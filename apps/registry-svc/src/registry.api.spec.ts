@@ -1,0 +1,120 @@
+import { createServer } from 'node:net';
+import { startComponent } from '@airdock/platform/component';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import { freePort, isPortFree, startRedis, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
+import request from 'supertest';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { RegistryModule } from './registry.module.js';
+
+type Service = Awaited<ReturnType<typeof startComponent>>;
+
+describe('registry-svc', () => {
+  let folder: Awaited<ReturnType<typeof tempDir>>;
+  let redis: Awaited<ReturnType<typeof startRedis>>;
+  let ports: { port: number; readOnlyPort: number };
+  let service: Service;
+  const api = (method: 'get' | 'put', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const registry = async () => (await api('get', '/v1/registry').expect(200)).body;
+  const put = async (body: object): Promise<Job> => {
+    const { body: job } = await api('put', '/v1/registry').send(body).expect(202);
+    return (await api('get', `/v1/jobs/${job.id}?waitSeconds=30`)).body as Job;
+  };
+  const start = (overrides: Record<string, unknown> = {}) =>
+    startComponent('registry', RegistryModule, {
+      dataDir: folder.path,
+      redisUrl: redis.url,
+      overrides: { 'registry.port': ports.port, 'registry.readOnlyPort': ports.readOnlyPort, ...overrides },
+    });
+
+  beforeEach(async () => {
+    folder = await tempDir('registry-svc');
+    redis = await startRedis();
+    ports = { port: await freePort(), readOnlyPort: await freePort() };
+    service = await start();
+  });
+  afterEach(async () => {
+    await put({ mode: 'none' });
+    await service.app.close();
+    await redis.stop();
+    await folder.remove();
+  });
+
+  it('runs no registry in mode none', async () => {
+    expect(await registry()).toMatchObject({ mode: 'none', host: null, url: null, engine: null, health: null, storage: null });
+    expect(await isPortFree(ports.port)).toBe(true);
+  });
+
+  it('switches the registry on, off and to an external one, as jobs', async () => {
+    const job = await put({ mode: 'local' });
+    expect(job).toMatchObject({ type: 'registry.apply', state: 'succeeded', resource: '/v1/registry', result: { mode: 'local' } });
+    const on = await registry();
+    expect(on).toMatchObject({
+      mode: 'local',
+      host: `localhost:${ports.port}`,
+      engine: { kind: 'process', version: expect.stringMatching(/^\d/) },
+      health: { ok: true, readOnlyOk: true },
+    });
+    expect(on.storage).toMatchObject({ usedBytes: expect.any(Number), freeBytes: expect.any(Number) });
+    expect(await put({ mode: 'local' })).toMatchObject({ state: 'succeeded' });
+
+    const other = await startRegistry();
+    expect(await put({ mode: 'external', externalUrl: other.url })).toMatchObject({ state: 'succeeded' });
+    expect(await registry()).toMatchObject({ mode: 'external', url: other.url, engine: { kind: 'external' }, health: { ok: true } });
+    expect(await isPortFree(ports.port)).toBe(true);
+    await other.stop();
+    expect((await registry()).health).toMatchObject({ ok: false, error: 'ECONNREFUSED' });
+    expect((await api('put', '/v1/registry').send({ mode: 'external' })).body).toMatchObject({
+      status: 422,
+      code: 'request_invalid',
+      detail: expect.stringContaining('externalUrl'),
+    });
+  });
+
+  it('lets only one of two people overwrite the other', async () => {
+    const { headers } = await api('get', '/v1/registry');
+    await api('put', '/v1/registry')
+      .set('if-match', headers.etag as string)
+      .send({ mode: 'none' })
+      .expect(202);
+    expect(
+      (
+        await api('put', '/v1/registry')
+          .set('if-match', headers.etag as string)
+          .send({ mode: 'local' })
+          .expect(412)
+      ).body.code,
+    ).toBe('resource_changed');
+  });
+
+  it('says why the registry did not start, and starts it when the reason has gone', async () => {
+    const other = createServer((socket) => socket.destroy());
+    await new Promise<void>((resolve) => other.listen(ports.port, '127.0.0.1', resolve));
+    expect(await put({ mode: 'local' })).toMatchObject({ state: 'failed', error: { code: 'registry_port_taken', port: ports.port } });
+    expect(await registry()).toMatchObject({ mode: 'local', error: { code: 'registry_port_taken', nextStep: expect.any(String) } });
+    await new Promise((resolve) => other.close(resolve));
+    await waitFor(async () => (await registry()).error === null && (await registry()).health.ok, {
+      what: 'the supervisor to start the registry',
+      timeoutMs: 15_000,
+    });
+  });
+
+  it('keeps what the API said over a restart, until the configuration file says something new', async () => {
+    await put({ mode: 'local' });
+    await service.app.close();
+    expect(await isPortFree(ports.port)).toBe(false);
+    service = await start();
+    expect((await registry()).mode).toBe('local');
+    await service.app.close();
+    service = await startComponent('registry', RegistryModule, {
+      dataDir: folder.path,
+      redisUrl: redis.url,
+      privateRegistryType: 'local',
+      overrides: { 'registry.port': ports.port, 'registry.readOnlyPort': ports.readOnlyPort },
+    });
+    await put({ mode: 'none' });
+    expect((await registry()).mode).toBe('none');
+    await service.app.close();
+    service = await start();
+    expect((await registry()).mode).toBe('none');
+  });
+});
