@@ -9,7 +9,7 @@ export NX_DAEMON=false DO_NOT_TRACK=1 REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPD
 say() { printf 'airdock: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# Node.js as the npm package node-linux-* carries it, when the machine's own is too old (see docs/adr/0002).
+# Node.js as the npm package node-linux-* carries it, built by a third party (see docs/adr/0002).
 setup_node() {
   command -v npm >/dev/null || fail "Node.js 20 or later with npm is missing. Install it (Debian: apt-get install nodejs npm) and try again."
   local arch tools
