@@ -206,5 +206,13 @@ describe('a service', () => {
     expect(document.paths['/v1/things'].post.operationId).toBe('createThing');
     expect(document.components.schemas).toHaveProperty('Problem');
     expect((await call('get', '/docs').expect(200)).text).toContain('swagger');
+    for (const path of ['/openapi.json', '/docs', '/docs/swagger-ui-bundle.js']) {
+      const refused = await request(app.getHttpServer()).get(path).expect(401).expect('www-authenticate', /Basic/);
+      expect(refused.body.code).toBe('token_missing');
+      await request(app.getHttpServer()).get(path).auth('anyone', token).expect(200);
+    }
+    // Everything that the page loads comes from here.
+    const page = (await call('get', '/docs')).text;
+    expect([...page.matchAll(/(?:src|href)="([^"]+)"/g)].map(([, url]) => url).filter((url) => /^(https?:)?\/\//.test(url ?? ''))).toEqual([]);
   });
 });

@@ -1,7 +1,7 @@
 import { openBackup } from '@airdock/adapters/backup-store/backup-source';
-import { copyImages } from '@airdock/adapters/oci-client/copy-image';
+import { copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
-import { AppError, isTransient } from '@airdock/core/errors';
+import { AppError } from '@airdock/core/errors';
 import { now } from '@airdock/platform/database';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -59,14 +59,8 @@ export class RestoreService {
       signal,
       onProgress: (done) => progress({ phase: 'restore', ...done }),
     });
-    const failed = copied.filter(({ error }) => error);
-    const first = failed.find(({ error }) => !isTransient(error))?.error ?? failed[0]?.error;
-    if (first)
-      throw new AppError(
-        first.code,
-        { ...first.details, detail: `${failed.length} of ${copied.length} images failed: ${first.details.detail ?? first.message}` },
-        { cause: first },
-      );
+    const failure = failureOf(copied);
+    if (failure) throw failure;
     const images = copied.reduce((sum, { names }) => sum + names.length, 0);
     await this.restores.update({ id }, { images });
     return { images };

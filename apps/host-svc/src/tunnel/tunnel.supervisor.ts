@@ -1,13 +1,13 @@
 import { hostname } from 'node:os';
 import { openTunnel } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
+import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { newId } from '@airdock/platform/ids';
-import { Injectable, Logger, type OnApplicationBootstrap, type OnApplicationShutdown } from '@nestjs/common';
+import { Injectable } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
 import type { TunnelEntity } from './tunnel.entity.js';
 import { TunnelService } from './tunnel.service.js';
 
-const superviseMs = 1_000;
 const firstRetryMs = 500;
 const maxRetryMs = 15_000;
 
@@ -20,47 +20,36 @@ interface Running {
 
 /** Keeps the wanted tunnels up: one owner among all workers, reconnects with backoff and jitter, gives them up on shutdown. */
 @Injectable()
-export class TunnelSupervisor implements OnApplicationBootstrap, OnApplicationShutdown {
-  private readonly logger = new Logger(TunnelSupervisor.name);
+export class TunnelSupervisor extends BackgroundLoop {
+  protected readonly pauseMs = 1_000;
   private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
   private readonly running = new Map<string, Running>();
-  private timer: NodeJS.Timeout | undefined;
-  private stopped = false;
 
   constructor(
     private readonly tunnels: TunnelService,
     private readonly hosts: HostService,
-  ) {}
-
-  onApplicationBootstrap(): void {
-    void this.supervise();
+  ) {
+    super();
   }
 
-  async onApplicationShutdown(): Promise<void> {
-    this.stopped = true;
-    clearTimeout(this.timer);
+  override async beforeApplicationShutdown(): Promise<void> {
+    await super.beforeApplicationShutdown();
     await this.stopAll();
     await this.tunnels.release(this.owner);
   }
 
-  private async supervise(): Promise<void> {
-    try {
-      const mine = new Map((await this.tunnels.claim(this.owner)).map((tunnel) => [tunnel.id, tunnel]));
-      for (const [id, { target, hostPort, stop }] of this.running) {
-        const wanted = mine.get(id);
-        if (!wanted || wanted.target !== target || wanted.hostPort !== hostPort) stop.abort();
-      }
-      for (const tunnel of this.stopped ? [] : mine.values()) {
-        if (this.running.has(tunnel.id)) continue;
-        const stop = new AbortController();
-        const done = this.keepUp(tunnel, stop.signal).finally(() => this.running.delete(tunnel.id));
-        this.running.set(tunnel.id, { target: tunnel.target, hostPort: tunnel.hostPort, stop, done });
-      }
-    } catch (error) {
-      // Without its table nobody knows who owns what; another worker may take over.
-      this.logger.warn({ err: error }, 'the tunnel table could not be read; trying again');
+  protected async round(): Promise<void> {
+    const mine = new Map((await this.tunnels.claim(this.owner)).map((tunnel) => [tunnel.id, tunnel]));
+    for (const [id, { target, hostPort, stop }] of this.running) {
+      const wanted = mine.get(id);
+      if (!wanted || wanted.target !== target || wanted.hostPort !== hostPort) stop.abort();
     }
-    if (!this.stopped) this.timer = setTimeout(() => void this.supervise(), superviseMs);
+    for (const tunnel of this.isStopped ? [] : mine.values()) {
+      if (this.running.has(tunnel.id)) continue;
+      const stop = new AbortController();
+      const done = this.keepUp(tunnel, stop.signal).finally(() => this.running.delete(tunnel.id));
+      this.running.set(tunnel.id, { target: tunnel.target, hostPort: tunnel.hostPort, stop, done });
+    }
   }
 
   private async stopAll(): Promise<void> {

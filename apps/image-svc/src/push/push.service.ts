@@ -1,7 +1,7 @@
-import { type CopiedImage, copyImages } from '@airdock/adapters/oci-client/copy-image';
+import { copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
 import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
-import { AppError, isTransient, toProblem } from '@airdock/core/errors';
+import { AppError, toProblem } from '@airdock/core/errors';
 import { columns, now } from '@airdock/platform/database';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -76,7 +76,8 @@ export class PushService {
       results.push({ names: result.image.names, digest: result.digest ?? null, localReferences, error });
     }
     await this.pushes.update({ id: push.id }, columns({ results }));
-    throwFirstFailure(copied);
+    const failure = failureOf(copied);
+    if (failure) throw failure;
     return { images: results.length };
   }
 }
@@ -89,21 +90,4 @@ function select<T extends Pick<SourceImage, 'names'>>(images: readonly T[], sele
   const missing = selection.filter((name) => !images.some(({ names }) => names.includes(name)));
   if (missing.length > 0) throw new AppError('image_not_found', { detail: `not in the bundle: ${missing.slice(0, 20).join(', ')}`, missing });
   return images.filter(({ names }) => names.some((name) => selection.includes(name)));
-}
-
-function throwFirstFailure(copied: CopiedImage[]): void {
-  const failed = copied.filter(({ error }) => error);
-  const first = failed.find(({ error }) => !isTransient(error)) ?? failed[0];
-  if (!first?.error) return;
-  const { code, details, message } = first.error;
-  const names = failed.flatMap(({ image }) => image.names);
-  throw new AppError(
-    code,
-    {
-      ...details,
-      detail: `${failed.length} of ${copied.length} images failed, first ${first.image.names[0]}: ${details.detail ?? message}`,
-      images: names.slice(0, 100),
-    },
-    { cause: first.error },
-  );
 }

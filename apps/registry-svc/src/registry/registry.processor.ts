@@ -1,6 +1,7 @@
+import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { Injectable, Logger, type OnApplicationBootstrap, type OnApplicationShutdown } from '@nestjs/common';
+import { Injectable } from '@nestjs/common';
 import { applyJobType, RegistryService } from './registry.service.js';
 
 /** Brings the engine to the wanted state. */
@@ -22,39 +23,21 @@ export class RegistryProcessor extends JobProcessor {
   }
 }
 
-const superviseMs = 2_000;
 const measureEvery = 15;
 
 /** Keeps the engine in the wanted state while nobody asks: after a crash of the engine, and after a restart of the machine. */
 @Injectable()
-export class RegistrySupervisor implements OnApplicationBootstrap, OnApplicationShutdown {
-  private readonly logger = new Logger(RegistrySupervisor.name);
-  private timer: NodeJS.Timeout | undefined;
-  private stopped = false;
+export class RegistrySupervisor extends BackgroundLoop {
+  protected readonly pauseMs = 2_000;
   private rounds = 0;
-  private failing = false;
 
-  constructor(private readonly registry: RegistryService) {}
-
-  onApplicationBootstrap(): void {
-    void this.supervise();
+  constructor(private readonly registry: RegistryService) {
+    super();
   }
 
-  onApplicationShutdown(): void {
-    this.stopped = true;
-    clearTimeout(this.timer);
-  }
-
-  private async supervise(): Promise<void> {
-    try {
-      if (this.rounds === 0 || (await this.registry.needsReconcile())) await this.registry.reconcile();
-      if (this.rounds % measureEvery === 0) await this.registry.measure();
-      this.failing = false;
-    } catch (error) {
-      if (!this.failing) this.logger.error({ err: error }, 'the registry is not in the wanted state; trying again');
-      this.failing = true;
-    }
-    this.rounds += 1;
-    if (!this.stopped) this.timer = setTimeout(() => void this.supervise(), superviseMs);
+  protected async round(): Promise<void> {
+    const count = this.rounds++;
+    if (count === 0 || (await this.registry.needsReconcile())) await this.registry.reconcile();
+    if (count % measureEvery === 0) await this.registry.measure();
   }
 }

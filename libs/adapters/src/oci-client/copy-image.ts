@@ -2,7 +2,7 @@
  * Copies images from any source into a registry. Nothing half-visible: blobs, then manifests by digest, children first, then everything is
  * looked at in the registry, then the tags. Whatever point a run dies at, the next one finds what is there and continues.
  */
-import { AppError } from '@airdock/core/errors';
+import { AppError, isTransient } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { formatName } from '@airdock/core/oci/reference';
@@ -234,4 +234,17 @@ function bytesOf(image: SourceImage, { prepared, copied, copiedTotal, finished }
   const sent = [...copied.values()].reduce((sum, bytes) => sum + bytes, 0) / Math.max(copiedTotal, 1);
   const share = image.root ? sent : (prepared / Math.max(image.sizeBytes, 1) + sent) / 2;
   return image.sizeBytes * Math.min(share, 1);
+}
+
+/**
+ * The failures of a copy as one error, or undefined: the first that waiting would not cure, else the first. Its detail says how many images failed, and
+ * `images` names them.
+ */
+export function failureOf(copied: readonly CopiedImage[]): AppError | undefined {
+  const failed = copied.filter(({ error }) => error);
+  const first = failed.find(({ error }) => !isTransient(error)) ?? failed[0];
+  if (!first?.error) return undefined;
+  const { code, details, message } = first.error;
+  const detail = `${failed.length} of ${copied.length} images failed, first ${first.image.names[0]}: ${details.detail ?? message}`;
+  return new AppError(code, { ...details, detail, images: failed.flatMap(({ image }) => image.names).slice(0, 100) }, { cause: first.error });
 }

@@ -1,10 +1,11 @@
-import { AppError } from '@airdock/core/errors';
+import { AppError, toProblem } from '@airdock/core/errors';
 import { StandardSchemaSerializerInterceptor, StandardSchemaValidationPipe, type Type, VersioningType } from '@nestjs/common';
 import { NestFactory, Reflector } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
 import { Logger } from 'nestjs-pino';
 import { newId } from '../ids.js';
+import { TokenVerifier } from './auth.guard.js';
 import { JobLocationInterceptor } from './job-location.interceptor.js';
 import { ProblemFilter } from './problem.filter.js';
 
@@ -45,6 +46,7 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
   app.enableShutdownHooks();
   if (!preview) {
     const document = openApiDocument(app, title);
+    protectDocumentation(app);
     app
       .getHttpAdapter()
       .getInstance()
@@ -52,6 +54,27 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
     SwaggerModule.setup('docs', app, document, { customSiteTitle: title, raw: false });
   }
   return app;
+}
+
+/** The documents are served by the framework, past the guards; a person reads them in a browser, which cannot send a bearer token. */
+function protectDocumentation(app: NestFastifyApplication): void {
+  const tokens = app.get(TokenVerifier, { strict: false });
+  app
+    .getHttpAdapter()
+    .getInstance()
+    .addHook('onRequest', async (request, reply) => {
+      if (!/^\/(docs|openapi\.json)/.test(request.url)) return;
+      try {
+        tokens.verifyForBrowser(request.headers);
+      } catch (error) {
+        const problem = toProblem(error);
+        await reply
+          .status(problem.status)
+          .header('www-authenticate', 'Basic realm="Airdock: the token is the password"')
+          .type('application/problem+json')
+          .send(JSON.stringify(problem));
+      }
+    });
 }
 
 /** The OpenAPI 3.0.3 document of an application, generated from its controllers and schemas. */

@@ -11,6 +11,11 @@ export const Public = () => SetMetadata(PUBLIC, true);
 
 const sha256 = (text: string) => createHash('sha256').update(text).digest();
 
+interface TokenHeaders {
+  authorization?: string | undefined;
+  'x-auth-token'?: string | string[] | undefined;
+}
+
 /** The API token, compared in constant time. */
 export class TokenVerifier {
   private readonly digest: Buffer;
@@ -20,9 +25,23 @@ export class TokenVerifier {
   }
 
   /** Throws `token_missing` or `token_invalid`. */
-  verify(headers: { authorization?: string | undefined; 'x-auth-token'?: string | string[] | undefined }): void {
-    const bearer = /^Bearer ([^\s]+)$/i.exec(headers.authorization ?? '')?.[1];
-    const token = bearer ?? headers['x-auth-token'];
+  verify(headers: TokenHeaders): void {
+    this.check(/^Bearer ([^\s]+)$/i.exec(headers.authorization ?? '')?.[1] ?? headers['x-auth-token']);
+  }
+
+  /** As `verify`; the token may also be the password of HTTP Basic authentication, which is what a browser can ask for. */
+  verifyForBrowser(headers: TokenHeaders): void {
+    const basic = /^Basic ([A-Za-z0-9+/=]+)$/i.exec(headers.authorization ?? '')?.[1];
+    if (basic === undefined) this.verify(headers);
+    else
+      this.check(
+        Buffer.from(basic, 'base64')
+          .toString()
+          .replace(/^[^:]*:/, ''),
+      );
+  }
+
+  private check(token: string | string[] | undefined): void {
     if (typeof token !== 'string' || token === '') throw new AppError('token_missing');
     if (!timingSafeEqual(sha256(token), this.digest)) throw new AppError('token_invalid');
   }

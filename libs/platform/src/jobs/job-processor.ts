@@ -1,7 +1,7 @@
 import { hostname } from 'node:os';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
 import { OnWorkerEvent, Processor, WorkerHost } from '@nestjs/bullmq';
-import { Logger, type OnApplicationShutdown } from '@nestjs/common';
+import { type BeforeApplicationShutdown, Logger } from '@nestjs/common';
 import type { Job as QueueJob } from 'bullmq';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
@@ -35,9 +35,9 @@ export const JobType = (type: string, concurrency = 2) =>
  * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass implements `run` as something that
  * may be started again at any time and continues from what is already done.
  */
-export abstract class JobProcessor extends WorkerHost implements OnApplicationShutdown {
+export abstract class JobProcessor extends WorkerHost implements BeforeApplicationShutdown {
   private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
-  private readonly running = new Set<AbortController>();
+  private readonly running = new Map<AbortController, Promise<void>>();
   /** How many transient failures in a row end the job. */
   protected readonly maxFailures: number = 8;
   protected readonly logger = new Logger(this.constructor.name);
@@ -51,12 +51,14 @@ export abstract class JobProcessor extends WorkerHost implements OnApplicationSh
 
   async process(wakeUp: QueueJob<{ jobId: string }>): Promise<void> {
     const job = await this.jobs.claim(wakeUp.data.jobId, this.owner);
-    if (job) await this.runClaimed(job);
+    if (!job) return;
+    const controller = new AbortController();
+    const done = this.runClaimed(job, controller).finally(() => this.running.delete(controller));
+    this.running.set(controller, done);
+    await done;
   }
 
-  private async runClaimed(job: JobEntity): Promise<void> {
-    const controller = new AbortController();
-    this.running.add(controller);
+  private async runClaimed(job: JobEntity, controller: AbortController): Promise<void> {
     const meter = new ProgressMeter(job.progress);
     let dirty = false;
     const heartbeat = this.every(heartbeatMs, async () => {
@@ -101,8 +103,6 @@ export abstract class JobProcessor extends WorkerHost implements OnApplicationSh
         if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
         await this.jobs.end(job.id, { state: cancelled ? 'cancelled' : 'failed', error: toProblem(error), result: null, progress: meter.value }, where);
       }
-    } finally {
-      this.running.delete(controller);
     }
   }
 
@@ -126,8 +126,10 @@ export abstract class JobProcessor extends WorkerHost implements OnApplicationSh
     this.logger.debug(`queue: ${error.message}`);
   }
 
-  /** Lets running jobs go back to the queue, so that another worker continues them at once. */
-  onApplicationShutdown(): void {
-    for (const controller of this.running) controller.abort(new Interrupted('the worker shuts down'));
+  /** Lets running jobs go back to the queue while the database is still open, so that another worker continues them at once. */
+  async beforeApplicationShutdown(): Promise<void> {
+    const running = [...this.running];
+    for (const [controller] of running) controller.abort(new Interrupted('the worker shuts down'));
+    await Promise.all(running.map(([, done]) => done));
   }
 }
