@@ -123,7 +123,7 @@ describe('openTunnel', () => {
       expect(new Set(answers)).toEqual(new Set([200]));
       expect(tunnel.bytesSent()).toBeGreaterThan(0);
       await tunnel.close();
-      await expect(fetch(`http://127.0.0.1:${hostPort}/v2/`)).rejects.toThrow();
+      await expect(fetch(`http://127.0.0.1:${hostPort}/v2/`)).rejects.toThrow('fetch failed');
     });
   });
 
@@ -135,7 +135,7 @@ describe('openTunnel', () => {
       });
       const hostPort = await freePort();
       await openTunnel(connection, { hostPort, target: { host: '127.0.0.1', port: await freePort() } });
-      await expect(fetch(`http://127.0.0.1:${hostPort}/v2/`)).rejects.toThrow();
+      await expect(fetch(`http://127.0.0.1:${hostPort}/v2/`)).rejects.toThrow('fetch failed');
       expect(await connection.run(['echo', 'still here'])).toBe('still here');
     });
   });
