@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createServiceClient } from '@airdock/adapters/api-clients/service-clients';
-import { freePort, waitFor } from '@airdock/testing/servers';
+import { findProgram, freePort, waitFor } from '@airdock/testing/servers';
 import { stringify } from 'yaml';
 
 export const repository = join(import.meta.dirname, '..', import.meta.dirname.includes('/dist/') ? '../..' : '..');
@@ -11,8 +11,14 @@ export interface DuOptions {
   /** Everything of this DU is below it. */
   folder: string;
   privateRegistryType?: string;
+  /** Default an own one. */
+  bundleDir?: string;
   registryPort?: number;
   environment?: NodeJS.ProcessEnv;
+  /** Default warn. */
+  logLevel?: 'warn' | 'debug';
+  /** Gets everything that the DU prints, over all its lives. */
+  onOutput?: (text: string) => void;
 }
 
 /** A DU as users run it: `up` in a process of its own, with a configuration file. */
@@ -28,20 +34,29 @@ export class Du implements AsyncDisposable {
     readonly registryPort: number,
     readonly readOnlyPort: number,
     private readonly environment: NodeJS.ProcessEnv,
+    private readonly onOutput: (text: string) => void,
   ) {}
 
   /** Writes the configuration and starts the DU; it is ready when this returns. */
-  static async start({ folder, privateRegistryType = 'local', registryPort, environment = {} }: DuOptions): Promise<Du> {
+  static async start(options: DuOptions): Promise<Du> {
+    const {
+      folder,
+      bundleDir = join(folder, 'bundles'),
+      privateRegistryType = 'local',
+      registryPort,
+      environment = {},
+      logLevel = 'warn',
+      onOutput = () => undefined,
+    } = options;
     const dataDir = join(folder, 'data');
-    const bundleDir = join(folder, 'bundles');
     await mkdir(bundleDir, { recursive: true });
     const port = await freePort();
     const rwPort = registryPort ?? (await freePort());
     const roPort = await freePort();
     const configFile = join(folder, 'airctl-config.yaml');
-    const airdock = { dataDir, http: { port }, registry: { port: rwPort, readOnlyPort: roPort }, bundleDirs: [bundleDir], logLevel: 'warn' };
+    const airdock = { dataDir, http: { port }, registry: { port: rwPort, readOnlyPort: roPort }, bundleDirs: [bundleDir], logLevel };
     await writeFile(configFile, stringify({ privateRegistryType, airdock }));
-    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, environment);
+    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, environment, onOutput);
     try {
       await du.startProcess();
     } catch (error) {
@@ -52,12 +67,16 @@ export class Du implements AsyncDisposable {
   }
 
   async startProcess(): Promise<void> {
-    const child = spawn(process.execPath, [join(repository, 'apps/du/dist/main.js'), 'up', '--config', this.configFile], {
+    // Ends also when the test process is killed; `exec` keeps the pid.
+    const setpriv = findProgram('setpriv');
+    const [program = '', ...wrapped] = [...(setpriv ? [setpriv, '--pdeathsig', 'TERM'] : []), process.execPath];
+    const child = spawn(program, [...wrapped, join(repository, 'apps/du/dist/main.js'), 'up', '--config', this.configFile], {
       env: { ...process.env, ...this.environment },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.child = child;
     const keep = (chunk: Buffer) => {
+      this.onOutput(chunk.toString());
       this.log = (this.log + chunk.toString()).slice(-20_000);
     };
     child.stdout?.on('data', keep);

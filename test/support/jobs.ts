@@ -53,7 +53,8 @@ export function midway(client: Client, id: string, { from = 5, to = 90 } = {}): 
 
 export const resourceId = (job: Job): string => job.resource.split('/').at(-1) ?? '';
 
-function notBackwards(last: { percent: number; bytesDone: number; itemsDone: number }, { id, progress }: Job) {
+/** Throws when a job's progress is less than it was. Returns the progress. */
+export function notBackwards(last: { percent: number; bytesDone: number; itemsDone: number }, { id, progress }: Job) {
   for (const key of ['percent', 'bytesDone', 'itemsDone'] as const)
     if (progress[key] < last[key]) throw new Error(`job ${id}: ${key} ran backwards, ${last[key]} to ${progress[key]}`);
   return progress;

@@ -1,0 +1,34 @@
+import { readdir, readFile, readlink } from 'node:fs/promises';
+
+export interface ProcessInfo {
+  pid: number;
+  parent: number;
+  commandLine: string;
+  cwd: string;
+}
+
+/** All living processes that this user may look at, from /proc. Zombies are left out. */
+export async function listProcesses(): Promise<ProcessInfo[]> {
+  const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
+  const found = await Promise.all(
+    pids.map(async (pid): Promise<ProcessInfo | undefined> => {
+      try {
+        const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
+        const [state, parent] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+        if (state === 'Z') return undefined;
+        const commandLine = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).replaceAll('\0', ' ').trim();
+        return { pid, parent: Number(parent), commandLine, cwd: await readlink(`/proc/${pid}/cwd`).catch(() => '') };
+      } catch {
+        return undefined;
+      }
+    }),
+  );
+  return found.filter((info) => info !== undefined);
+}
+
+/** The child of a process that runs this program. Throws when there is not exactly one. */
+export async function childOf(parent: number | undefined, program: string): Promise<number> {
+  const children = (await listProcesses()).filter((info) => info.parent === parent && info.commandLine.startsWith(program));
+  if (children.length !== 1 || !children[0]) throw new Error(`process ${parent} has ${children.length} children that run ${program}`);
+  return children[0].pid;
+}
