@@ -11,6 +11,8 @@ fail() { say "$*"; exit 1; }
 
 # Node.js as the npm package node-linux-* carries it, built by a third party (see docs/adr/0002).
 setup_node() {
+  # shellcheck disable=SC2016
+  if node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 22 || (a === 22 && b >= 19) ? 0 : 1)' 2>/dev/null && [ "$(pnpm --version 2>/dev/null)" = "$PNPM_VERSION" ]; then return; fi
   command -v npm >/dev/null || fail "Node.js 20 or later with npm is missing. Install it (Debian: apt-get install nodejs npm) and try again."
   local arch tools
   case "$(uname -m)" in x86_64) arch=x64 ;; aarch64) arch=arm64 ;; *) fail "no Node.js build for $(uname -m)" ;; esac

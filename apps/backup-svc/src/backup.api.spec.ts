@@ -109,7 +109,7 @@ describe('backup-svc', () => {
   it('restores nothing from a damaged backup', async () => {
     const backup = await post('/v1/backups', {});
     await writeFile(join(folder.path, 'backups', 'backups', `${idOf(backup)}.json`), '{}');
-    expect(await post('/v1/restores', { backupId: idOf(backup) })).toMatchObject({ state: 'failed', error: { code: 'backup_corrupt' } });
+    expect((await api('post', '/v1/restores').send({ backupId: idOf(backup) })).body).toMatchObject({ status: 422, code: 'backup_corrupt' });
   });
 
   it('signs events as Standard Webhooks says, and tries again until they are accepted', async () => {

@@ -3,7 +3,7 @@ import { ProcessRegistryEngine } from '@airdock/adapters/registry-engine/process
 import { type Config, loadConfig } from '@airdock/platform/config';
 import { createHttpApp } from '@airdock/platform/http/app';
 import { apiToken } from '@airdock/platform/platform.module';
-import { exitWithProblem, rootModule } from '@airdock/platform/service';
+import { exitWithProblem, rootModule, stopSignal } from '@airdock/platform/service';
 import { RegistryService } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { EmbeddedRedis } from './embedded-redis.js';
@@ -23,9 +23,7 @@ async function up(config: Config): Promise<void> {
   try {
     const module = rootModule({ ...config, redisUrl: config.redisUrl ?? redis?.socket }, services, ['api', 'worker']);
     const app = await createHttpApp(module, { title: 'Airdock' });
-    const ended = new Promise<void>((resolve) => {
-      for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, resolve);
-    });
+    const stopped = stopSignal();
     await app.listen(config.http.port, config.http.host);
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
     await app
@@ -33,7 +31,7 @@ async function up(config: Config): Promise<void> {
       .reconcile()
       .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\ntoken: ${config.tokenFile}\n`);
-    await ended;
+    await stopped;
     await app.close();
   } finally {
     await redis?.stop();

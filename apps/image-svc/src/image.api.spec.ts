@@ -88,9 +88,9 @@ describe('image-svc', () => {
     const bundleId = idOf(await post('/v1/bundles', { path: file }));
     const on = answers['/v1/registry'];
     answers['/v1/registry'] = { mode: 'none', url: null, host: null };
-    const job = await post('/v1/pushes', { bundleId });
+    const refused = await api('post', '/v1/pushes').send({ bundleId });
     answers['/v1/registry'] = on;
-    expect(job).toMatchObject({ state: 'failed', error: { code: 'registry_off' } });
+    expect(refused.body).toMatchObject({ status: 409, code: 'registry_off' });
   });
 
   it('pushes a docker-archive and an OCI archive under all local names, and lists what it pushed', async () => {

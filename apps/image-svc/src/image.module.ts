@@ -18,6 +18,7 @@ import { PushProcessor } from './push/push.processor.js';
 import { PushService, pushJobType } from './push/push.service.js';
 import { UploadController } from './upload/upload.controller.js';
 import { UploadService } from './upload/upload.service.js';
+import { UploadSweeper } from './upload/upload.sweeper.js';
 
 /** Bundles in, pushes, the catalogue, and which images something needs. */
 @Module({})
@@ -29,7 +30,7 @@ export class ImageModule {
       entities: [BundleEntity, PushEntity, ImageEntity, ImageSetEntity],
       controllers: [UploadController, BundleController, PushController, ImageController, ImageSetController],
       providers: [serviceClientsProvider(ServiceClients), UploadService, BundleService, PushService, ImageService, ImageSetService],
-      workers: [BundleProcessor, PushProcessor],
+      workers: [BundleProcessor, PushProcessor, UploadSweeper],
       jobTypes: [readBundleJobType, pushJobType],
     });
   }

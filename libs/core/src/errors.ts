@@ -73,7 +73,11 @@ const definitions = {
   // Registry
   registry_off: { family: 'conflict', title: 'The local registry is switched off', nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.' },
   registry_unavailable: { family: 'unavailable', title: 'The registry did not answer', nextStep: 'See GET /v1/registry for its health.' },
-  registry_rejected: { family: 'conflict', title: 'The registry refused the request', nextStep: "The registry's own error is in `cause`." },
+  registry_rejected: {
+    family: 'conflict',
+    title: 'The registry refused the request',
+    nextStep: "The registry's own code is in `registryCode`, its words are in `detail`.",
+  },
   registry_port_taken: {
     family: 'conflict',
     title: "Another program listens on the registry's port",

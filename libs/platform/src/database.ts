@@ -1,7 +1,16 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { AppError } from '@airdock/core/errors';
 import type BetterSqlite3 from 'better-sqlite3';
-import { DataSource, type DataSourceOptions, type DeleteQueryBuilder, type InsertQueryBuilder, type ObjectLiteral, type UpdateQueryBuilder } from 'typeorm';
+import {
+  DataSource,
+  type DataSourceOptions,
+  type DeleteQueryBuilder,
+  type InsertQueryBuilder,
+  type ObjectLiteral,
+  QueryFailedError,
+  type UpdateQueryBuilder,
+} from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { Config, ServiceName } from './config.js';
 
@@ -103,9 +112,22 @@ export async function atomically(dataSource: DataSource, statements: Statement[]
  */
 export const columns = <T>(values: Partial<T>): QueryDeepPartialEntity<T> => values as QueryDeepPartialEntity<T>;
 
+const lostConnection = /^(ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|08...|57P0[123]|SQLITE_BUSY.*|SQLITE_IOERR.*|SQLITE_FULL)$/;
+
+/** A database that is away or busy as `dependency_unavailable`, which is tried again; any other error as it is. */
+export function translateDatabaseError(error: unknown): unknown {
+  if (error instanceof AppError) return error;
+  const code = errorCode(error);
+  const isLost =
+    code !== undefined ? lostConnection.test(code) : error instanceof QueryFailedError && /connection terminated|timeout exceeded/i.test(error.message);
+  return isLost ? new AppError('dependency_unavailable', { detail: 'the database' }, { cause: error }) : error;
+}
+
+const errorCode = (error: unknown): string | undefined => (error as { driverError?: { code?: string } }).driverError?.code ?? (error as { code?: string }).code;
+
 /** True when an insert failed because a unique column already holds the value; SQLite and PostgreSQL name it differently. */
 export const isUniqueViolation = (error: unknown): boolean => {
-  const code = (error as { code?: string; driverError?: { code?: string } }).driverError?.code ?? (error as { code?: string }).code;
+  const code = errorCode(error);
   return code === '23505' || code === 'SQLITE_CONSTRAINT_UNIQUE' || code === 'SQLITE_CONSTRAINT_PRIMARYKEY';
 };
 

@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { loadConfig } from './config.js';
 import { createHttpApp } from './http/app.js';
-import { Idempotent, RequestId } from './http/idempotency.js';
+import { Idempotent, JobRequest } from './http/idempotency.js';
 import { Operation } from './http/operation.js';
 import { Job } from './jobs/job.schema.js';
 import { type JobContext, JobProcessor, JobType } from './jobs/job-processor.js';
@@ -29,8 +29,8 @@ class ThingsController {
   @Post()
   @Idempotent()
   @Operation({ id: 'createThing', summary: 'x', returns: Job, status: 202 })
-  create(@Body({ schema: Thing }) body: z.infer<typeof Thing>, @RequestId() id: string) {
-    return this.jobs.submit({ id, type: 'image.thing', resource: `/v1/things/${body.name}` });
+  create(@Body({ schema: Thing }) body: z.infer<typeof Thing>, @JobRequest() request: JobRequest) {
+    return this.jobs.submit({ ...request, type: 'image.thing', resource: `/v1/things/${body.name}` });
   }
 
   @Get('secret')
@@ -151,7 +151,7 @@ describe('a service', () => {
   it('cancels a running job, and a retry continues it', async () => {
     const id = await make('long');
     await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
-    await call('post', `/v1/jobs/${id}/cancel`).expect(202);
+    await call('post', `/v1/jobs/${id}/cancel`).set('content-type', 'application/json').expect(202);
     expect(await ended(id)).toMatchObject({ state: 'cancelled', error: { code: 'job_cancelled' }, progress: { percent: 80 } });
     await call('post', `/v1/jobs/${id}/cancel`).expect(409);
     await call('post', `/v1/jobs/${id}/retry`).expect(202);
@@ -184,6 +184,9 @@ describe('a service', () => {
     expect(second.body.id).toBe(first.body.id);
     expect(second.headers['idempotent-replayed']).toBe('true');
     expect((await send('twice').expect(422)).body.code).toBe('idempotency_key_reused');
+    // As when the process was killed between the commit and the answer: the job is found by the key.
+    await app.get('imageDataSource').query(`UPDATE idempotency_key SET status = NULL, "createdAt" = '2020-01-01T00:00:00.000Z'`);
+    expect((await send('once').expect(202)).body.id).toBe(first.body.id);
   });
 
   it('pages through jobs, newest first', async () => {

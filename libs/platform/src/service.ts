@@ -1,7 +1,6 @@
 import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
 import { type DynamicModule, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
-import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import type { Queue } from 'bullmq';
 import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
@@ -116,20 +115,44 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
 }
 
 /** Runs one service as a process of its own, in one role: the body of every `main.ts` and `worker.ts`. A worker answers health and metrics only. */
-export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<NestFastifyApplication> {
+export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<never> {
   try {
     const config = loadConfig();
     const app = await createHttpApp(rootModule(config, { [name]: service }, [role]), { title: `Airdock ${name}-svc` });
     await app.listen(config.http.port, config.http.host);
     process.stdout.write(`${name}-svc ${role} listens on http://${config.http.host}:${config.http.port}\n`);
-    return app;
+    await stopSignal();
+    await app.close();
+    process.exit(0);
   } catch (error) {
     return exitWithProblem(error);
   }
 }
 
+const shutdownMs = 10_000;
+
+/**
+ * Resolves at SIGTERM or SIGINT; a second one ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
+ * BullMQ would wait for a Redis that is away for as long as it is, and running jobs have been handed back by then.
+ */
+export const stopSignal = (): Promise<void> =>
+  new Promise((resolve) => {
+    const end = () => {
+      process.stderr.write(`airdock: closing took longer than ${shutdownMs / 1000} s, perhaps because Redis is away; jobs continue at the next start\n`);
+      process.exit(0);
+    };
+    const onSignal = () => {
+      setTimeout(end, shutdownMs).unref();
+      resolve();
+    };
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, onSignal);
+  });
+
 /** Ends the process with a message that an operator can act on. */
 export function exitWithProblem(error: unknown): never {
-  process.stderr.write(error instanceof AppError ? `airdock: ${error.message}\n` : `airdock: ${(error as Error).stack}\n`);
+  const { code, port } = error as { code?: string; port?: number };
+  const known =
+    code === 'EADDRINUSE' ? `another program listens on port ${port}; set airdock.http.port` : error instanceof AppError ? error.message : undefined;
+  process.stderr.write(`airdock: ${known ?? (error as Error).stack}\n`);
   process.exit(1);
 }

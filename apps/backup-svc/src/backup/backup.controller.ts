@@ -1,4 +1,4 @@
-import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
@@ -15,8 +15,8 @@ export class BackupController {
   @Post()
   @Idempotent()
   @Operation({ id: 'createBackup', summary: "Back the registry's content up; pushes may go on", returns: Job, status: 202 })
-  create(@Body({ schema: CreateBackup }) body: CreateBackup, @RequestId() jobId: string): Promise<Job> {
-    return this.backups.create(jobId, body);
+  create(@Body({ schema: CreateBackup }) body: CreateBackup, @JobRequest() request: JobRequest): Promise<Job> {
+    return this.backups.create(request, body);
   }
 
   @Get()

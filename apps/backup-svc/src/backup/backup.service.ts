@@ -1,4 +1,4 @@
-import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
@@ -6,6 +6,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -30,11 +31,11 @@ export class BackupService {
     private readonly clients: ServiceClients,
   ) {}
 
-  async create(jobId: string, { description }: CreateBackup): Promise<Job> {
+  async create(request: JobRequest, { description }: CreateBackup): Promise<Job> {
     await this.registryUrl();
     const id = newId();
-    const row: BackupEntity = { id, description: description ?? null, images: null, sizeBytes: null, jobId, createdAt: now(), completedAt: null };
-    return this.jobs.submit({ id: jobId, type: backupJobType, resource: `/v1/backups/${id}` }, [this.backups.createQueryBuilder().insert().values(row)]);
+    const row: BackupEntity = { id, description: description ?? null, images: null, sizeBytes: null, jobId: request.id, createdAt: now(), completedAt: null };
+    return this.jobs.submit({ ...request, type: backupJobType, resource: `/v1/backups/${id}` }, [this.backups.createQueryBuilder().insert().values(row)]);
   }
 
   async list(query: PageQuery): Promise<Page<Backup>> {
@@ -48,16 +49,23 @@ export class BackupService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
+  /** Throws `resource_not_found`, `backup_incomplete`. A backup is complete when the store has its record: this service's row may be lost. */
+  async assertComplete(id: string): Promise<void> {
+    const record = (await (await this.openStore()).listRecords()).find((listed) => listed.id === id);
+    if (record?.record) return;
+    if (record?.error) throw record.error;
+    const { state } = await this.get(id);
+    throw new AppError('backup_incomplete', { detail: `the backup is ${state}, and the store has no record of it` });
+  }
+
   /** Where backups are kept. */
   openStore(): Promise<BackupStore> {
     return BackupStore.open(this.config.backupDir);
   }
 
-  /** The registry to read from and to restore into. Throws `registry_off`. */
+  /** The registry to read from and to restore into. Throws `registry_off`, `registry_unavailable`. */
   async registryUrl(): Promise<string> {
-    const { data } = await getRegistry({ client: this.clients.registry, throwOnError: true });
-    if (!data.url) throw new AppError('registry_off');
-    return data.url;
+    return (await requireRegistry(this.clients.registry)).url;
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */

@@ -1,4 +1,4 @@
-import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
@@ -15,8 +15,8 @@ export class RestoreController {
   @Post()
   @Idempotent()
   @Operation({ id: 'createRestore', summary: 'Bring the content of a backup back into the registry', returns: Job, status: 202 })
-  create(@Body({ schema: CreateRestore }) body: CreateRestore, @RequestId() jobId: string): Promise<Job> {
-    return this.restores.create(jobId, body);
+  create(@Body({ schema: CreateRestore }) body: CreateRestore, @JobRequest() request: JobRequest): Promise<Job> {
+    return this.restores.create(request, body);
   }
 
   @Get()

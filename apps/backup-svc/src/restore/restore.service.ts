@@ -1,8 +1,8 @@
 import { openBackup } from '@airdock/adapters/backup-store/backup-source';
 import { copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
-import { AppError } from '@airdock/core/errors';
 import { now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -27,14 +27,13 @@ export class RestoreService {
     private readonly jobs: JobsService,
   ) {}
 
-  /** Throws `resource_not_found`, `backup_incomplete`, `registry_off`. */
-  async create(jobId: string, { backupId }: CreateRestore): Promise<Job> {
-    const backup = await this.backups.get(backupId);
-    if (backup.state !== 'complete') throw new AppError('backup_incomplete', { detail: `the backup is ${backup.state}` });
+  /** Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`. */
+  async create(request: JobRequest, { backupId }: CreateRestore): Promise<Job> {
+    await this.backups.assertComplete(backupId);
     await this.backups.registryUrl();
     const id = newId();
-    const row: RestoreEntity = { id, backupId, images: null, jobId, createdAt: now() };
-    return this.jobs.submit({ id: jobId, type: restoreJobType, resource: `/v1/restores/${id}` }, [this.restores.createQueryBuilder().insert().values(row)]);
+    const row: RestoreEntity = { id, backupId, images: null, jobId: request.id, createdAt: now() };
+    return this.jobs.submit({ ...request, type: restoreJobType, resource: `/v1/restores/${id}` }, [this.restores.createQueryBuilder().insert().values(row)]);
   }
 
   async list(query: PageQuery): Promise<Page<Restore>> {

@@ -54,8 +54,8 @@ export class WebhookDeliveryService {
     await Promise.all(due.map((delivery) => this.attempt(delivery)));
   }
 
-  private async dispatch({ id: eventId, type }: WebhookEventEntity): Promise<void> {
-    const inserts = (await this.endpoints.subscribed(type)).map(({ id: endpointId }) => {
+  private async dispatch({ id: eventId, type, createdAt }: WebhookEventEntity): Promise<void> {
+    const inserts = (await this.endpoints.subscribed(type, createdAt)).map(({ id: endpointId }) => {
       const row = {
         id: idOf(`${eventId} ${endpointId}`),
         eventId,

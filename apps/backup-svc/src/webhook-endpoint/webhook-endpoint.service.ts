@@ -39,9 +39,9 @@ export class WebhookEndpointService {
     await this.endpoints.delete({ id });
   }
 
-  /** The endpoints that want this kind of event. */
-  async subscribed(eventType: string): Promise<{ id: string }[]> {
-    return (await this.endpoints.find()).filter(({ events }) => events.includes(eventType));
+  /** The endpoints that wanted this kind of event when it happened. */
+  async subscribed(eventType: string, at: string): Promise<{ id: string }[]> {
+    return (await this.endpoints.find()).filter(({ events, createdAt }) => events.includes(eventType) && createdAt <= at);
   }
 
   /** Address and secret for one delivery; undefined when the endpoint is gone. */

@@ -1,4 +1,4 @@
-import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
@@ -15,8 +15,8 @@ export class ClusterController {
   @Post()
   @Idempotent()
   @Operation({ id: 'createCluster', summary: 'Create a cluster from configured hosts', returns: Job, status: 202 })
-  create(@Body({ schema: CreateCluster }) body: CreateCluster, @RequestId() jobId: string): Promise<Job> {
-    return this.clusters.create(jobId, body);
+  create(@Body({ schema: CreateCluster }) body: CreateCluster, @JobRequest() request: JobRequest): Promise<Job> {
+    return this.clusters.create(request, body);
   }
 
   @Get()

@@ -13,6 +13,7 @@ import { AppError, fromProblem } from '@airdock/core/errors';
 import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';
 import { formatReference, localReferences, parseReference } from '@airdock/core/oci/reference';
 import { isUniqueViolation, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -43,7 +44,7 @@ export class ClusterService {
    * Accepts a cluster that could stand up now.
    * Throws `kubernetes_version_unsupported`, `host_not_configured`, `host_in_cluster`, `image_set_missing`, `images_missing` with the list, `resource_exists`.
    */
-  async create(jobId: string, { name, kubernetesVersion, nodes, provisioner }: CreateCluster): Promise<Job> {
+  async create(request: JobRequest, { name, kubernetesVersion, nodes, provisioner }: CreateCluster): Promise<Job> {
     const version = parseKubernetesVersion(kubernetesVersion);
     const { registryMode, fields } = await this.defaults.get();
     const usesRegistry = registryMode !== 'none';
@@ -53,9 +54,9 @@ export class ClusterService {
     await this.assertHostsConfigured(nodes);
     const imageSetId = usesRegistry ? await this.completeImageSet(kubernetesVersion) : null;
     const id = newId();
-    const row = { id, name, kubernetesVersion, imageSetId, registryMode, fields, provisioner, jobId, createdAt: now() };
+    const row = { id, name, kubernetesVersion, imageSetId, registryMode, fields, provisioner, jobId: request.id, createdAt: now() };
     try {
-      return await this.jobs.submit({ id: jobId, type: createClusterJobType, resource: `/v1/clusters/${id}` }, [
+      return await this.jobs.submit({ ...request, type: createClusterJobType, resource: `/v1/clusters/${id}` }, [
         this.clusters.createQueryBuilder().insert().values(row),
         ...nodes.map((node) =>
           this.clusterNodes

@@ -1,4 +1,4 @@
-import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
@@ -15,8 +15,8 @@ export class HostCheckController {
   @Post()
   @Idempotent()
   @Operation({ id: 'createHostCheck', summary: 'Look at hosts, and let them pull; changes nothing', returns: Job, status: 202 })
-  create(@Body({ schema: CreateHostCheck }) body: CreateHostCheck, @RequestId() jobId: string): Promise<Job> {
-    return this.hostChecks.create(jobId, body);
+  create(@Body({ schema: CreateHostCheck }) body: CreateHostCheck, @JobRequest() request: JobRequest): Promise<Job> {
+    return this.hostChecks.create(request, body);
   }
 
   @Get()
@@ -26,7 +26,7 @@ export class HostCheckController {
   }
 
   @Get(':id')
-  @Operation({ id: 'getHostCheck', summary: 'One of the checks with the result of each host', returns: HostCheck })
+  @Operation({ id: 'getHostCheck', summary: 'One check with the result of each host', returns: HostCheck })
   get(@Param('id') id: string): Promise<HostCheck> {
     return this.hostChecks.get(id);
   }

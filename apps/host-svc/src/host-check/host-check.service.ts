@@ -1,4 +1,4 @@
-import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
@@ -6,6 +6,7 @@ import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/er
 import { parseReference } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -38,12 +39,12 @@ export class HostCheckService {
     private readonly clients: ServiceClients,
   ) {}
 
-  async create(jobId: string, { hostIds, pull }: CreateHostCheck): Promise<Job> {
+  async create(request: JobRequest, { hostIds, pull }: CreateHostCheck): Promise<Job> {
     await this.hosts.getAll(hostIds);
     for (const reference of pull) parseReference(reference);
     const id = newId();
-    const row = { id, hostIds, pull, results: null, jobId, createdAt: now() };
-    return this.jobs.submit({ id: jobId, type: hostCheckJobType, resource: `/v1/host-checks/${id}` }, [
+    const row = { id, hostIds, pull, results: null, jobId: request.id, createdAt: now() };
+    return this.jobs.submit({ ...request, type: hostCheckJobType, resource: `/v1/host-checks/${id}` }, [
       this.hostChecks.createQueryBuilder().insert().values(row),
     ]);
   }
@@ -108,9 +109,8 @@ export class HostCheckService {
   async pullOne(docker: DockerHost, reference: string): Promise<Pull> {
     try {
       const { repository, tag, digest: wanted } = parseReference(reference);
-      const { data } = await getRegistry({ client: this.clients.registry, throwOnError: true });
-      if (!data.url) throw new AppError('registry_off');
-      await using registry = new RegistryClient(data.url);
+      const { url } = await requireRegistry(this.clients.registry);
+      await using registry = new RegistryClient(url);
       const head = await registry.headManifest(repository, wanted ?? tag ?? 'latest');
       if (!head) throw new AppError('image_not_found', { detail: `${reference} is not in the registry` });
       const digest = await docker.pull(reference);

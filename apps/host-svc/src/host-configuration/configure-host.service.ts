@@ -30,6 +30,7 @@ export class ConfigureHost {
     const note = (name: Step['name'], status: Step['status'], detail: string) => void result.steps.push({ name, status, detail });
     const { data: registry } = await getRegistry({ client: this.clients.registry, throwOnError: true });
     const hasRegistry = registry.mode !== 'none';
+    const hasTunnel = registry.readOnlyUrl !== null;
     const skipsImages = options.skipDockerImgImport || options.skipDockerInstall;
     if (options.skipImageRenaming && skipsImages)
       result.warnings.push(
@@ -38,7 +39,7 @@ export class ConfigureHost {
 
     await using connection = await this.hosts.connect(host, signal);
     const inspection = await this.checks.inspect(host, connection, signal);
-    if (inspection.isPortTaken && hasRegistry) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
+    if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
     if (!inspection.hasDocker) throw new AppError('host_runtime_missing', { detail: 'docker gives no answer' });
     const failures = inspection.checks.filter(({ status }) => status === 'failure');
     if (failures.length > 0)
@@ -49,7 +50,8 @@ export class ConfigureHost {
     note('runtime', options.skipDockerInstall ? 'skipped' : 'unchanged', `Docker ${inspection.facts.dockerVersion} of the host`);
 
     const wasUp = (await this.tunnels.find(host.id))?.state === 'up';
-    if (!hasRegistry) note('tunnel', 'skipped', 'no registry: privateRegistryType is none');
+    if (!hasTunnel)
+      note('tunnel', 'skipped', hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none');
     else if (dryRun) note('tunnel', wasUp ? 'unchanged' : 'planned', `127.0.0.1 of the host to ${registry.readOnlyUrl}`);
     else {
       const { hostPort, target } = await this.tunnels.ensureUp(host.id, signal);
@@ -62,7 +64,7 @@ export class ConfigureHost {
     else await this.warm(docker, `linux/${inspection.facts.architecture}`, bundleIds, hasRegistry && !options.skipImageRenaming, dryRun, note, signal);
 
     if (dryRun) return;
-    if (hasRegistry) await this.verify(docker, note);
+    if (hasTunnel) await this.verify(docker, note);
     await this.hosts.saveConfigured(host.id, options);
   }
 

@@ -1,4 +1,4 @@
-import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
@@ -14,13 +14,13 @@ export class HostConfigurationController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createHostConfiguration', summary: 'Prepare hosts', returns: Job, status: 202 })
-  create(@Body({ schema: CreateHostConfiguration }) body: CreateHostConfiguration, @RequestId() jobId: string): Promise<Job> {
-    return this.hostConfigurations.create(jobId, body);
+  @Operation({ id: 'createHostConfiguration', summary: 'Prepare hosts: checks, tunnel, images', returns: Job, status: 202 })
+  create(@Body({ schema: CreateHostConfiguration }) body: CreateHostConfiguration, @JobRequest() request: JobRequest): Promise<Job> {
+    return this.hostConfigurations.create(request, body);
   }
 
   @Get()
-  @Operation({ id: 'listHostConfigurations', summary: ' checks, tunnel, images:Configurations, newest first', returns: HostConfigurationPage })
+  @Operation({ id: 'listHostConfigurations', summary: 'Configurations, newest first', returns: HostConfigurationPage })
   list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<HostConfiguration>> {
     return this.hostConfigurations.list(query);
   }
@@ -28,7 +28,7 @@ export class HostConfigurationController {
   @Get(':id')
   @Operation({
     id: 'getHostConfiguration',
-    summary: 'One of the  checks, tunnel, images:configurations with the result of each host',
+    summary: 'One configuration with the result of each host',
     returns: HostConfiguration,
   })
   get(@Param('id') id: string): Promise<HostConfiguration> {

@@ -2,6 +2,7 @@ import { getBundle } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { columns, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -32,15 +33,15 @@ export class HostConfigurationService {
     private readonly clients: ServiceClients,
   ) {}
 
-  async create(jobId: string, { hostIds, bundleIds, dryRun, ...options }: CreateHostConfiguration): Promise<Job> {
+  async create(request: JobRequest, { hostIds, bundleIds, dryRun, ...options }: CreateHostConfiguration): Promise<Job> {
     await this.hosts.getAll(hostIds);
     for (const id of bundleIds) {
       const { data } = await getBundle({ client: this.clients.image, path: { id }, throwOnError: true });
       if (data.state !== 'ready') throw new AppError('bundle_not_ready', { detail: data.name, jobId: data.jobId });
     }
     const id = newId();
-    const row = { id, hostIds, bundleIds, dryRun, options, results: null, jobId, createdAt: now() };
-    return this.jobs.submit({ id: jobId, type: hostConfigurationJobType, resource: `/v1/host-configurations/${id}` }, [
+    const row = { id, hostIds, bundleIds, dryRun, options, results: null, jobId: request.id, createdAt: now() };
+    return this.jobs.submit({ ...request, type: hostConfigurationJobType, resource: `/v1/host-configurations/${id}` }, [
       this.configurations.createQueryBuilder().insert().values(row),
     ]);
   }

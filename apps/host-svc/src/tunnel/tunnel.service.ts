@@ -1,4 +1,4 @@
-import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -37,9 +37,9 @@ export class TunnelService {
 
   /** Wants a tunnel for a host, and waits until it is up. Throws why it is not, e.g. `host_port_taken`, `tunnel_failed`. */
   async ensureUp(hostId: string, signal: AbortSignal, timeoutMs = 30_000): Promise<Tunnel> {
-    const { data: registry } = await getRegistry({ client: this.clients.registry, throwOnError: true });
-    if (!registry.readOnlyUrl) throw new AppError('registry_off');
-    const target = new URL(registry.readOnlyUrl).host;
+    const { readOnlyUrl } = await requireRegistry(this.clients.registry);
+    if (!readOnlyUrl) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
+    const target = new URL(readOnlyUrl).host;
     const wanted = { hostPort: this.config.registry.port, target };
     const fresh = { state: 'connecting' as const, since: now(), error: null };
     try {

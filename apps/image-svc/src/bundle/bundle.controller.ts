@@ -1,4 +1,4 @@
-import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
@@ -15,8 +15,8 @@ export class BundleController {
   @Post()
   @Idempotent()
   @Operation({ id: 'createBundle', summary: 'Register a bundle by path or upload, and read what is inside', returns: Job, status: 202 })
-  create(@Body({ schema: CreateBundle }) body: CreateBundle, @RequestId() jobId: string): Promise<Job> {
-    return this.bundles.create(jobId, body);
+  create(@Body({ schema: CreateBundle }) body: CreateBundle, @JobRequest() request: JobRequest): Promise<Job> {
+    return this.bundles.create(request, body);
   }
 
   @Get()

@@ -9,6 +9,7 @@ import { formatPlatform } from '@airdock/core/oci/manifest';
 import { formatReference, localReferences, parseReference } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -38,14 +39,25 @@ export class BundleService {
   }
 
   /** Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`. */
-  async create(jobId: string, { path, uploadId }: CreateBundle): Promise<Job> {
+  async create(request: JobRequest, { path, uploadId }: CreateBundle): Promise<Job> {
     const file = path !== undefined ? await this.resolvePath(path) : await this.uploads.finishedPath(uploadId ?? '');
     const { size, fingerprint, isAllowed } = await fingerprintOf(file);
     if (!isAllowed) throw new AppError('bundle_not_found', { detail: `${path} is neither a file nor a folder` });
     const name = path !== undefined ? basename(file) : await this.uploads.nameOf(uploadId ?? '');
     const id = newId();
-    const row = { id, name, path: file, uploadId: uploadId ?? null, sizeBytes: String(size), fingerprint, format: null, images: null, jobId, createdAt: now() };
-    return this.jobs.submit({ id: jobId, type: readBundleJobType, resource: `/v1/bundles/${id}` }, [this.bundles.createQueryBuilder().insert().values(row)]);
+    const row = {
+      id,
+      name,
+      path: file,
+      uploadId: uploadId ?? null,
+      sizeBytes: String(size),
+      fingerprint,
+      format: null,
+      images: null,
+      jobId: request.id,
+      createdAt: now(),
+    };
+    return this.jobs.submit({ ...request, type: readBundleJobType, resource: `/v1/bundles/${id}` }, [this.bundles.createQueryBuilder().insert().values(row)]);
   }
 
   /** Real path of a file inside the bundle folders; links that lead out of them are not followed. */

@@ -1,4 +1,4 @@
-import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
@@ -25,11 +25,9 @@ export class ImageService {
     private readonly clients: ServiceClients,
   ) {}
 
-  /** Where to push. Throws `registry_off`. */
-  async registry(): Promise<{ url: string }> {
-    const { data } = await getRegistry({ client: this.clients.registry, throwOnError: true });
-    if (!data.url) throw new AppError('registry_off');
-    return { url: data.url };
+  /** Where to push. Throws `registry_off`, `registry_unavailable`. */
+  registry(): Promise<{ url: string }> {
+    return requireRegistry(this.clients.registry);
   }
 
   async list({ search, ...query }: ImageListQuery): Promise<Page<Image>> {

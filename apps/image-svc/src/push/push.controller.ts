@@ -1,4 +1,4 @@
-import { Idempotent, RequestId } from '@airdock/platform/http/idempotency';
+import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
@@ -15,8 +15,8 @@ export class PushController {
   @Post()
   @Idempotent()
   @Operation({ id: 'createPush', summary: 'Push the images of a bundle into the registry', returns: Job, status: 202 })
-  create(@Body({ schema: CreatePush }) body: CreatePush, @RequestId() jobId: string): Promise<Job> {
-    return this.pushes.create(jobId, body);
+  create(@Body({ schema: CreatePush }) body: CreatePush, @JobRequest() request: JobRequest): Promise<Job> {
+    return this.pushes.create(request, body);
   }
 
   @Get()

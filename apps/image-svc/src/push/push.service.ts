@@ -3,6 +3,7 @@ import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { columns, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -29,13 +30,14 @@ export class PushService {
     private readonly jobs: JobsService,
   ) {}
 
-  /** Throws `bundle_not_ready`, `image_not_found`, `image_name_collision`. */
-  async create(jobId: string, { bundleId, images: selection }: CreatePush): Promise<Job> {
+  /** Throws `bundle_not_ready`, `image_not_found`, `image_name_collision`, `registry_off`. */
+  async create(request: JobRequest, { bundleId, images: selection }: CreatePush): Promise<Job> {
     const images = select(await this.bundles.images(bundleId), selection);
     await this.images.assertNoCollision(images);
+    await this.images.registry();
     const id = newId();
-    const row = { id, bundleId, images: selection ?? null, results: null, jobId, createdAt: now() };
-    return this.jobs.submit({ id: jobId, type: pushJobType, resource: `/v1/pushes/${id}` }, [this.pushes.createQueryBuilder().insert().values(row)]);
+    const row = { id, bundleId, images: selection ?? null, results: null, jobId: request.id, createdAt: now() };
+    return this.jobs.submit({ ...request, type: pushJobType, resource: `/v1/pushes/${id}` }, [this.pushes.createQueryBuilder().insert().values(row)]);
   }
 
   async list(query: PageQuery): Promise<Page<Push>> {

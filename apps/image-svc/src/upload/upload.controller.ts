@@ -89,7 +89,9 @@ export class UploadController implements OnModuleInit {
       ...(hasBody ? { body: Readable.toWeb(raw) as ReadableStream as never, duplex: 'half' } : {}),
     } as RequestInit);
     const response = await this.uploads.handle(request);
-    reply.status(response.status).headers(Object.fromEntries(response.headers));
+    // tus answers every origin; a browser on another site has no business here.
+    const headers = [...response.headers].filter(([name]) => !name.startsWith('access-control-'));
+    reply.status(response.status).headers(Object.fromEntries(headers));
     if (response.status < 400) return void reply.send(await response.text());
     const problem = toProblem(
       new AppError(codeByStatus[response.status] ?? (response.status < 500 ? 'request_malformed' : 'internal_error'), {

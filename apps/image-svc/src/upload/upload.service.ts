@@ -52,6 +52,12 @@ export class UploadService {
     await this.store.remove(id);
   }
 
+  /** Removes unfinished uploads that nobody went on with for a week. Returns how many. */
+  async sweep(): Promise<number> {
+    mkdirSync(this.directory, { recursive: true, mode: 0o700 });
+    return this.server.cleanUpExpiredUploads();
+  }
+
   private async find(id: string) {
     try {
       return await this.store.getUpload(id);

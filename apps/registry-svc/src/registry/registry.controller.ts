@@ -1,5 +1,5 @@
 import { AppError } from '@airdock/core/errors';
-import { RequestId } from '@airdock/platform/http/idempotency';
+import { JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { Job } from '@airdock/platform/jobs/job.schema';
 import { Body, Controller, Get, Headers, Put, Res } from '@nestjs/common';
@@ -23,9 +23,13 @@ export class RegistryController {
   @Put()
   @ApiHeader({ name: 'If-Match', required: false, schema: { type: 'string' } })
   @Operation({ id: 'putRegistry', summary: 'Switch the registry on or off', returns: Job, status: 202 })
-  async put(@Body({ schema: PutRegistry }) body: PutRegistry, @RequestId() jobId: string, @Headers('if-match') ifMatch: string | undefined): Promise<Job> {
+  async put(
+    @Body({ schema: PutRegistry }) body: PutRegistry,
+    @JobRequest() request: JobRequest,
+    @Headers('if-match') ifMatch: string | undefined,
+  ): Promise<Job> {
     const seen = ifMatch === undefined || ifMatch === '*' ? undefined : Number(/^"(\d+)"$/.exec(ifMatch)?.[1]);
     if (Number.isNaN(seen)) throw new AppError('resource_changed', { detail: 'If-Match is not an ETag of this resource' });
-    return this.registry.put(jobId, body, seen);
+    return this.registry.put(request, body, seen);
   }
 }

@@ -3,6 +3,7 @@ import { ProcessRegistryEngine, probeRegistry, storageUsage } from '@airdock/ada
 import { AppError, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Inject, Injectable } from '@nestjs/common';
@@ -50,8 +51,11 @@ export class RegistryService {
     const { port, readOnlyPort, storageDir } = this.config.registry;
     if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, error, version };
     const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
-    const readOnlyUrl = mode === 'local' ? `http://localhost:${readOnlyPort}` : url;
-    const [readWrite, readOnly] = await Promise.all([probeRegistry(url, 1_000), probeRegistry(readOnlyUrl, 1_000)]);
+    // Tunnels must not lead to an endpoint that takes pushes, and an external registry has no other that we know of.
+    const readOnlyUrl = mode === 'local' ? `http://localhost:${readOnlyPort}` : null;
+    const [readWrite, readOnly] = await Promise.all([probeRegistry(url, 1_000), probeRegistry(readOnlyUrl ?? url, 1_000)]);
+    // Another program on our port may well answer; it is not our registry.
+    const health = error ? { ok: false, latencyMs: readWrite.latencyMs, error: error.code, readOnlyOk: false } : { ...readWrite, readOnlyOk: readOnly.ok };
     return {
       mode,
       // Hosts reach every registry, also an external one, as their own localhost.
@@ -59,7 +63,7 @@ export class RegistryService {
       url,
       readOnlyUrl,
       engine: { kind: mode === 'local' ? 'process' : 'external', version: mode === 'local' ? engineVersion : null },
-      health: { ...readWrite, readOnlyOk: readOnly.ok },
+      health,
       storage: mode === 'local' && storage ? { path: storageDir, ...storage } : null,
       error,
       version,
@@ -67,7 +71,7 @@ export class RegistryService {
   }
 
   /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`. */
-  async put(jobId: string, { mode, externalUrl }: PutRegistry, ifMatch?: number): Promise<Job> {
+  async put(request: JobRequest, { mode, externalUrl }: PutRegistry, ifMatch?: number): Promise<Job> {
     const { version } = await this.load();
     if (ifMatch !== undefined && ifMatch !== version) throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
     const change = this.registries
@@ -75,7 +79,7 @@ export class RegistryService {
       .update()
       .set({ mode, externalUrl: externalUrl ?? null, version: version + 1, error: null })
       .where({ id, version });
-    return this.jobs.submit({ id: jobId, type: applyJobType, resource: '/v1/registry' }, [change]);
+    return this.jobs.submit({ ...request, type: applyJobType, resource: '/v1/registry' }, [change]);
   }
 
   /** Makes the engine what the row wants. Idempotent; the reason of a failure is kept on the row and thrown. */

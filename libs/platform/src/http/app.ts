@@ -27,7 +27,8 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
     preview,
     logger: preview ? false : undefined,
   });
-  if (!preview) app.useLogger(app.get(Logger));
+  if (!preview) app.useLogger(quietLogger(app.get(Logger)));
+  acceptEmptyJson(app);
   app.enableVersioning({ type: VersioningType.URI });
   app.useGlobalFilters(new ProblemFilter());
   app.useGlobalInterceptors(new JobLocationInterceptor(), new StandardSchemaSerializerInterceptor(app.get(Reflector, { strict: false })));
@@ -43,7 +44,6 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
       },
     }),
   );
-  app.enableShutdownHooks();
   if (!preview) {
     const document = openApiDocument(app, title);
     protectDocumentation(app);
@@ -54,6 +54,26 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
     SwaggerModule.setup('docs', app, document, { customSiteTitle: title, raw: false });
   }
   return app;
+}
+
+const quietContexts = ['InstanceLoader', 'RoutesResolver', 'RouterExplorer', 'NestFactory', 'NestApplication'];
+
+/** Without the framework's hundred lines about modules and routes at each start. */
+function quietLogger(logger: Logger): Logger {
+  const log = logger.log.bind(logger);
+  logger.log = (message: unknown, ...rest: unknown[]) => {
+    if (!quietContexts.includes(String(rest.at(-1)))) log(message, ...(rest as []));
+  };
+  return logger;
+}
+
+/** Clients that always send a content type may post without a body, e.g. to cancel a job. Everything else is parsed as Fastify does. */
+function acceptEmptyJson(app: NestFastifyApplication): void {
+  const parse = app.getHttpAdapter().getInstance().getDefaultJsonParser('error', 'error');
+  app.useBodyParser('application/json', { bodyLimit: bodyLimitBytes }, (request, body, done) => {
+    if (body.length === 0) done(null, undefined);
+    else void parse(request as never, body.toString(), done);
+  });
 }
 
 /** The documents are served by the framework, past the guards; a person reads them in a browser, which cannot send a bearer token. */

@@ -29,12 +29,15 @@ const keyOf = (request: FastifyRequest): string | undefined => {
   return idOf(`${request.method} ${request.url.split('?')[0]} ${key}`);
 };
 
-/**
- * Id for the job that a request creates. With an Idempotency-Key it follows from the key, so that a request repeated after a crash between
- * the commit and the answer finds the job of the first.
- */
-export const RequestId = createParamDecorator(
-  (_: unknown, context: ExecutionContext): string => keyOf(context.switchToHttp().getRequest<FastifyRequest>()) ?? newId(),
+/** The job that a request will create. */
+export interface JobRequest {
+  id: string;
+  /** From the Idempotency-Key: a request repeated after a crash between the commit and the answer finds the job of the first. */
+  requestKey: string | null;
+}
+
+export const JobRequest = createParamDecorator(
+  (_: unknown, context: ExecutionContext): JobRequest => ({ id: newId(), requestKey: keyOf(context.switchToHttp().getRequest<FastifyRequest>()) ?? null }),
 );
 
 /** Answers a repeated POST with the first one's answer. */

@@ -1,6 +1,7 @@
 import { AppError, type ErrorCode, toProblem } from '@airdock/core/errors';
 import { type ArgumentsHost, Catch, type ExceptionFilter, HttpException, Logger } from '@nestjs/common';
 import type { FastifyReply, FastifyRequest } from 'fastify';
+import { translateDatabaseError } from '../database.js';
 
 const codeByStatus: Record<number, ErrorCode> = {
   400: 'request_malformed',
@@ -30,7 +31,7 @@ export class ProblemFilter implements ExceptionFilter {
   catch(error: unknown, host: ArgumentsHost): void {
     const request = host.switchToHttp().getRequest<FastifyRequest>();
     const reply = host.switchToHttp().getResponse<FastifyReply>();
-    const known = toAppError(error, request);
+    const known = toAppError(translateDatabaseError(error), request);
     if (known.family === 'internal') this.logger.error({ err: known.cause ?? known, requestId: request.id }, 'request failed');
     if (reply.sent || reply.raw.headersSent) {
       reply.raw.destroy();

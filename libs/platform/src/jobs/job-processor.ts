@@ -3,6 +3,7 @@ import { AppError, isTransient, toProblem } from '@airdock/core/errors';
 import { OnWorkerEvent, Processor, WorkerHost } from '@nestjs/bullmq';
 import { type BeforeApplicationShutdown, Logger } from '@nestjs/common';
 import type { Job as QueueJob } from 'bullmq';
+import { translateDatabaseError } from '../database.js';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
 import type { JobsService } from './jobs.service.js';
@@ -90,7 +91,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       await this.jobs.end(job.id, { state: 'succeeded', error: null, result: result ?? null, progress }, where);
     } catch (thrown) {
       await Promise.all([heartbeat.stop(), flush.stop()]);
-      const error: unknown = controller.signal.aborted ? controller.signal.reason : thrown;
+      const error: unknown = controller.signal.aborted ? controller.signal.reason : translateDatabaseError(thrown);
       const failures = meter.value.percent > job.progress.percent ? 1 : job.failures + 1;
       if (error instanceof Interrupted) {
         await this.jobs.release(job.id, this.owner, null, job.failures);

@@ -28,6 +28,8 @@ export class JobEntity {
   /** Which worker runs it, and until when its word is good. */
   @Column('varchar', { nullable: true }) leaseOwner!: string | null;
   @Column('varchar', { nullable: true }) leaseUntil!: string | null;
+  /** Of the request that created it, if that had an Idempotency-Key. */
+  @Column('varchar', { nullable: true, unique: true }) requestKey!: string | null;
   /** Grows with every change; what watchers compare. */
   @Column('integer') revision!: number;
 }

@@ -41,13 +41,7 @@ export type Job = z.infer<typeof Job>;
 export const JobPage = pageOf(Job, 'JobPage');
 
 export const JobQuery = z.strictObject({
-  waitSeconds: z.coerce
-    .number()
-    .int()
-    .min(0)
-    .max(60)
-    .default(0)
-    .describe('Answer when the job changes its state or progress ends, at the latest after this time'),
+  waitSeconds: z.coerce.number().int().min(0).max(60).default(0).describe('Answer when the job has ended, at the latest after this time'),
 });
 export type JobQuery = z.infer<typeof JobQuery>;
 

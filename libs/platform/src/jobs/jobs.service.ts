@@ -17,8 +17,9 @@ export const leaseMs = 6_000;
 export type JobEndHook = (job: JobEntity) => Statement[];
 
 export interface NewJob {
-  /** From the request's Idempotency-Key, so that a repeated request finds the first one's job. */
-  id?: string | undefined;
+  id?: string;
+  /** Repeating a job with the same key returns the first one. */
+  requestKey?: string | null;
   type: string;
   /** Path of the resource that the job works on; its last part is the id that the processor gets. */
   resource: string;
@@ -47,12 +48,13 @@ export class JobsService {
   }
 
   /**
-   * Stores a job together with the rows that it needs, all or none, and wakes a worker up. Repeating it with the same id returns the first job.
+   * Stores a job together with the rows that it needs, all or none, and wakes a worker up. Repeating it with the same key returns the first job.
    */
-  async submit({ id = newId(), type, resource, parentId, createdBy = 'admin' }: NewJob, together: Statement[] = []): Promise<Job> {
+  async submit({ id = newId(), requestKey = null, type, resource, parentId, createdBy = 'admin' }: NewJob, together: Statement[] = []): Promise<Job> {
     if (!this.queues.has(type)) throw new Error(`no queue for job type ${type}`);
     const row: JobEntity = {
       id,
+      requestKey,
       type,
       resource,
       createdBy,
@@ -75,7 +77,7 @@ export class JobsService {
     try {
       await atomically(this.database.dataSource, [...together, this.rows.createQueryBuilder().insert().values(columns(row))]);
     } catch (error) {
-      const first = isUniqueViolation(error) ? await this.rows.findOneBy({ id }) : null;
+      const first = requestKey && isUniqueViolation(error) ? await this.rows.findOneBy({ requestKey }) : null;
       if (!first) throw error;
       return this.toResource(first);
     }

@@ -393,7 +393,7 @@ export const createHostCheck = <ThrowOnError extends boolean = false>(options: O
 });
 
 /**
- * One of the checks with the result of each host
+ * One check with the result of each host
  */
 export const getHostCheck = <ThrowOnError extends boolean = false>(options: Options<GetHostCheckData, ThrowOnError>): RequestResult<GetHostCheckResponses, GetHostCheckErrors, ThrowOnError> => (options.client ?? client).get<GetHostCheckResponses, GetHostCheckErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
@@ -402,7 +402,7 @@ export const getHostCheck = <ThrowOnError extends boolean = false>(options: Opti
 });
 
 /**
- *  checks, tunnel, images:Configurations, newest first
+ * Configurations, newest first
  */
 export const listHostConfigurations = <ThrowOnError extends boolean = false>(options?: Options<ListHostConfigurationsData, ThrowOnError>): RequestResult<ListHostConfigurationsResponses, ListHostConfigurationsErrors, ThrowOnError> => (options?.client ?? client).get<ListHostConfigurationsResponses, ListHostConfigurationsErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
@@ -411,7 +411,7 @@ export const listHostConfigurations = <ThrowOnError extends boolean = false>(opt
 });
 
 /**
- * Prepare hosts
+ * Prepare hosts: checks, tunnel, images
  */
 export const createHostConfiguration = <ThrowOnError extends boolean = false>(options: Options<CreateHostConfigurationData, ThrowOnError>): RequestResult<CreateHostConfigurationResponses, CreateHostConfigurationErrors, ThrowOnError> => (options.client ?? client).post<CreateHostConfigurationResponses, CreateHostConfigurationErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
@@ -424,7 +424,7 @@ export const createHostConfiguration = <ThrowOnError extends boolean = false>(op
 });
 
 /**
- * One of the  checks, tunnel, images:configurations with the result of each host
+ * One configuration with the result of each host
  */
 export const getHostConfiguration = <ThrowOnError extends boolean = false>(options: Options<GetHostConfigurationData, ThrowOnError>): RequestResult<GetHostConfigurationResponses, GetHostConfigurationErrors, ThrowOnError> => (options.client ?? client).get<GetHostConfigurationResponses, GetHostConfigurationErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],

@@ -796,7 +796,7 @@ export type GetJobData = {
     };
     query?: {
         /**
-         * Answer when the job changes its state or progress ends, at the latest after this time
+         * Answer when the job has ended, at the latest after this time
          */
         waitSeconds?: number;
     };
@@ -1964,7 +1964,7 @@ export type GetHostCheckError = GetHostCheckErrors[keyof GetHostCheckErrors];
 
 export type GetHostCheckResponses = {
     /**
-     * One of the checks with the result of each host
+     * One check with the result of each host
      */
     200: HostCheck;
 };
@@ -2002,7 +2002,7 @@ export type ListHostConfigurationsError = ListHostConfigurationsErrors[keyof Lis
 
 export type ListHostConfigurationsResponses = {
     /**
-     *  checks, tunnel, images:Configurations, newest first
+     * Configurations, newest first
      */
     200: HostConfigurationPage;
 };
@@ -2037,7 +2037,7 @@ export type CreateHostConfigurationError = CreateHostConfigurationErrors[keyof C
 
 export type CreateHostConfigurationResponses = {
     /**
-     * Prepare hosts
+     * Prepare hosts: checks, tunnel, images
      */
     202: Job;
 };
@@ -2068,7 +2068,7 @@ export type GetHostConfigurationError = GetHostConfigurationErrors[keyof GetHost
 
 export type GetHostConfigurationResponses = {
     /**
-     * One of the  checks, tunnel, images:configurations with the result of each host
+     * One configuration with the result of each host
      */
     200: HostConfiguration;
 };
