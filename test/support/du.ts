@@ -105,7 +105,10 @@ export class Du implements AsyncDisposable {
     if (!child || child.exitCode !== null || child.signalCode !== null) return;
     const exited = new Promise((resolve) => child.once('exit', resolve));
     child.kill(signal);
+    const timer = setTimeout(() => child.kill('SIGKILL'), 20_000);
     await exited;
+    clearTimeout(timer);
+    if (signal === 'SIGTERM' && child.signalCode === 'SIGKILL') throw new Error('the DU did not end within 20 s of SIGTERM');
     this.log = '';
   }
 
