@@ -276,7 +276,7 @@ async function run(): Promise<string | undefined> {
   await using folder = await tempDir('demo');
   const lab = await startLab({ log: say });
   await using _lab = lab.lab;
-  await using du = await Du.start({ folder: folder.path, registryPort: await choosePort() });
+  await using du = await Du.start({ folder: folder.path, registryPort: await choosePort(), stopsRegistry: true });
   const client = await du.client();
   try {
     await verifyUp(du);

@@ -15,6 +15,8 @@ export interface DuOptions {
   bundleDir?: string;
   registryPort?: number;
   environment?: NodeJS.ProcessEnv;
+  /** The registry ends with the DU, also when this process is killed; otherwise it stays, as users have it. */
+  stopsRegistry?: boolean;
   /** Default warn. */
   logLevel?: 'warn' | 'debug';
   /** Gets everything that the DU prints, over all its lives. */
@@ -34,6 +36,7 @@ export class Du implements AsyncDisposable {
     readonly registryPort: number,
     readonly readOnlyPort: number,
     private readonly environment: NodeJS.ProcessEnv,
+    private readonly stopsRegistry: boolean,
     private readonly onOutput: (text: string) => void,
   ) {}
 
@@ -45,6 +48,7 @@ export class Du implements AsyncDisposable {
       privateRegistryType = 'local',
       registryPort,
       environment = {},
+      stopsRegistry = false,
       logLevel = 'warn',
       onOutput = () => undefined,
     } = options;
@@ -56,7 +60,7 @@ export class Du implements AsyncDisposable {
     const configFile = join(folder, 'airctl-config.yaml');
     const airdock = { dataDir, http: { port }, registry: { port: rwPort, readOnlyPort: roPort }, bundleDirs: [bundleDir], logLevel };
     await writeFile(configFile, stringify({ privateRegistryType, airdock }));
-    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, environment, onOutput);
+    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, environment, stopsRegistry, onOutput);
     try {
       await du.startProcess();
     } catch (error) {
@@ -69,8 +73,16 @@ export class Du implements AsyncDisposable {
   async startProcess(): Promise<void> {
     // Ends also when the test process is killed; `exec` keeps the pid.
     const setpriv = findProgram('setpriv');
-    const [program = '', ...wrapped] = [...(setpriv ? [setpriv, '--pdeathsig', 'TERM'] : []), process.execPath];
-    const child = spawn(program, [...wrapped, join(repository, 'apps/du/dist/main.js'), 'up', '--config', this.configFile], {
+    const up = [
+      process.execPath,
+      join(repository, 'apps/du/dist/main.js'),
+      'up',
+      '--config',
+      this.configFile,
+      ...(this.stopsRegistry ? ['--stop-registry'] : []),
+    ];
+    const [program, ...rest] = setpriv ? [setpriv, '--pdeathsig', 'TERM', ...up] : up;
+    const child = spawn(program as string, rest, {
       env: { ...process.env, ...this.environment },
       stdio: ['ignore', 'pipe', 'pipe'],
     });

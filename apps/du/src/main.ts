@@ -1,10 +1,8 @@
-import { join } from 'node:path';
-import { ProcessRegistryEngine } from '@airdock/adapters/registry-engine/process-engine';
 import { type Config, loadConfig } from '@airdock/platform/config';
 import { createHttpApp } from '@airdock/platform/http/app';
 import { apiToken } from '@airdock/platform/platform.module';
 import { exitWithProblem, rootModule, stopSignal } from '@airdock/platform/service';
-import { RegistryService } from '@airdock/registry-svc/registry/registry.service';
+import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { EmbeddedRedis } from './embedded-redis.js';
 import { services } from './services.js';
@@ -16,7 +14,7 @@ const port = (text: string): number => {
 };
 
 /** All five services, API and workers, in this process behind one port. Prints its URL when it is ready; SIGTERM ends it, the registry stays. */
-async function up(config: Config): Promise<void> {
+async function up(config: Config, stopsRegistry: boolean): Promise<void> {
   apiToken(config);
   const redis = config.redisUrl ? undefined : new EmbeddedRedis();
   await redis?.start();
@@ -33,6 +31,7 @@ async function up(config: Config): Promise<void> {
     process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\ntoken: ${config.tokenFile}\n`);
     await stopped;
     await app.close();
+    if (stopsRegistry) await registryEngine(config).stop();
   } finally {
     await redis?.stop();
   }
@@ -40,8 +39,7 @@ async function up(config: Config): Promise<void> {
 
 /** Stops the registry that a DU with this configuration has left running. */
 async function down(config: Config): Promise<void> {
-  const { port, readOnlyPort, storageDir, binary } = config.registry;
-  await new ProcessRegistryEngine({ stateDir: join(config.dataDir, 'registry'), port, readOnlyPort, storageDir, binary }).stop();
+  await registryEngine(config).stop();
   process.stdout.write('the registry is stopped\n');
 }
 
@@ -53,7 +51,10 @@ const common = (command: Command) =>
 
 common(program.command('up').description('start the embedded DU in the foreground'))
   .option('--port <n>', 'of the API on loopback (default: 5180)', port)
-  .action(({ dataDir, config: file, port: httpPort }) => up(loadConfig({ file, overrides: { dataDir, 'http.port': httpPort } })));
+  .option('--stop-registry', 'at the end stop the registry too, for trials and tests')
+  .action(({ dataDir, config: file, port: httpPort, stopRegistry }) =>
+    up(loadConfig({ file, overrides: { dataDir, 'http.port': httpPort } }), stopRegistry === true),
+  );
 common(program.command('down').description('stop the registry that `up` left running')).action(({ dataDir, config: file }) =>
   down(loadConfig({ file, overrides: { dataDir } })),
 );

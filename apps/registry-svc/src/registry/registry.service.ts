@@ -15,6 +15,10 @@ import type { PutRegistry, Registry } from './registry.schema.js';
 const id = 'registry';
 export const applyJobType = 'registry.apply';
 
+/** The engine that a DU with this configuration runs, whichever process asks. */
+export const registryEngine = ({ dataDir, registry: { port, readOnlyPort, storageDir, binary } }: Config): ProcessRegistryEngine =>
+  new ProcessRegistryEngine({ stateDir: join(dataDir, 'registry'), storageDir, port, readOnlyPort, binary });
+
 /** The registry's wanted state, and the engine that follows it. */
 @Injectable()
 export class RegistryService {
@@ -27,8 +31,7 @@ export class RegistryService {
     @InjectRepository(RegistryEntity, 'registry') private readonly registries: Repository<RegistryEntity>,
     private readonly jobs: JobsService,
   ) {
-    const { port, readOnlyPort, storageDir, binary } = config.registry;
-    this.engine = new ProcessRegistryEngine({ stateDir: join(config.dataDir, 'registry'), storageDir, port, readOnlyPort, binary });
+    this.engine = registryEngine(config);
   }
 
   /** The wanted state; on the first call, and after a change in the configuration file, what the file says. */
