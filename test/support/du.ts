@@ -107,8 +107,12 @@ export class Du implements AsyncDisposable {
     return this.child?.pid;
   }
 
+  async token(): Promise<string> {
+    return (await readFile(join(this.dataDir, 'admin.token'), 'utf8')).trim();
+  }
+
   async client() {
-    return createServiceClient(this.url, (await readFile(join(this.dataDir, 'admin.token'), 'utf8')).trim());
+    return createServiceClient(this.url, await this.token());
   }
 
   /** Ends the process; the registry goes on. SIGKILL is the worst moment. */

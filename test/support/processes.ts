@@ -5,6 +5,8 @@ export interface ProcessInfo {
   parent: number;
   commandLine: string;
   cwd: string;
+  /** Empty where this user may not look. */
+  environment: string;
 }
 
 /** All living processes that this user may look at, from /proc. Zombies are left out. */
@@ -17,13 +19,22 @@ export async function listProcesses(): Promise<ProcessInfo[]> {
         const [state, parent] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
         if (state === 'Z') return undefined;
         const commandLine = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).replaceAll('\0', ' ').trim();
-        return { pid, parent: Number(parent), commandLine, cwd: await readlink(`/proc/${pid}/cwd`).catch(() => '') };
+        const environment = await readFile(`/proc/${pid}/environ`, 'utf8').catch(() => '');
+        return { pid, parent: Number(parent), commandLine, cwd: await readlink(`/proc/${pid}/cwd`).catch(() => ''), environment };
       } catch {
         return undefined;
       }
     }),
   );
   return found.filter((info) => info !== undefined);
+}
+
+/** Processes that have to do with a folder: by an argument, by where they run, or by a variable that they inherited. */
+export async function processesOf(folder: string): Promise<string[]> {
+  const all = await listProcesses();
+  return all
+    .filter(({ commandLine, cwd, environment }) => [commandLine, cwd, environment].some((text) => text.includes(folder)))
+    .map(({ pid, commandLine }) => `${pid} ${commandLine}`);
 }
 
 /** The child of a process that runs this program. Throws when there is not exactly one. */
