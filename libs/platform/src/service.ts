@@ -132,7 +132,7 @@ export async function runService(name: ServiceName, service: ServiceModule, role
 const shutdownMs = 10_000;
 
 /**
- * Resolves at SIGTERM or SIGINT; a second one ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
+ * Resolves at SIGTERM or SIGINT; a second SIGINT ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
  * BullMQ would wait for a Redis that is away for as long as it is, and running jobs have been handed back by then.
  */
 export const stopSignal = (): Promise<void> =>
@@ -145,7 +145,9 @@ export const stopSignal = (): Promise<void> =>
       setTimeout(end, shutdownMs).unref();
       resolve();
     };
-    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, onSignal);
+    // A supervisor or the kernel may send SIGTERM more than once; a person presses Ctrl-C again because it is urgent.
+    process.on('SIGTERM', onSignal);
+    process.once('SIGINT', onSignal);
   });
 
 /** Ends the process with a message that an operator can act on. */
