@@ -1,6 +1,5 @@
 import type { IncomingMessage } from 'node:http';
 import { Readable } from 'node:stream';
-import type { ReadableStream } from 'node:stream/web';
 import { AppError, type ErrorCode, toProblem } from '@airdock/core/errors';
 import { Controller, Delete, Head, type OnModuleInit, Options, Param, Patch, Post, Req, Res } from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
@@ -86,8 +85,8 @@ export class UploadController implements OnModuleInit {
     const request = new Request(`http://localhost${raw.url}`, {
       method: raw.method ?? 'GET',
       headers: Object.entries(raw.headers).map(([name, value]) => [name, String(value)] as [string, string]),
-      ...(hasBody ? { body: Readable.toWeb(raw) as ReadableStream as never, duplex: 'half' } : {}),
-    } as RequestInit);
+      ...(hasBody ? { body: Readable.toWeb(raw) as never, duplex: 'half' } : {}),
+    });
     const response = await this.uploads.handle(request);
     // tus answers every origin; a browser on another site has no business here.
     const headers = [...response.headers].filter(([name]) => !name.startsWith('access-control-'));
