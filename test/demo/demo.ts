@@ -34,6 +34,7 @@ import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { freePort, isPortFree, tempDir, waitFor } from '@airdock/testing/servers';
 import { Du } from '../support/du.js';
 import { endOfStream, resourceId, success } from '../support/jobs.js';
+import { digestAt } from '../support/registry.js';
 import { upload } from '../support/upload.js';
 import { startWebhookReceiver } from '../support/webhook-receiver.js';
 
@@ -41,8 +42,6 @@ const kubernetesVersion = '1.20.11';
 const savedImages = ['k8s.gcr.io/pause:3.2', 'k8s.gcr.io/kube-proxy:v1.20.11', 'docker.io/calico/node:v3.18.1'];
 const ociImage = 'gcr.io/etcd-development/etcd:v3.4.14';
 const allImages = [...savedImages, ociImage];
-const manifestTypes =
-  'application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json';
 
 const started = performance.now();
 const seconds = () => `${((performance.now() - started) / 1000).toFixed(1).padStart(5)} s`;
@@ -62,13 +61,6 @@ async function refused(call: Promise<unknown>, code: string): Promise<AppError> 
     throw error;
   }
   throw new Error(`not verified: should have been refused with ${code}`);
-}
-
-/** Digest of a name in a registry, or undefined. */
-async function digestAt(port: number, name: string): Promise<string | undefined> {
-  const [repository, tag] = [name.slice(0, name.lastIndexOf(':')), name.slice(name.lastIndexOf(':') + 1)];
-  const response = await fetch(`http://localhost:${port}/v2/${repository}/manifests/${tag}`, { method: 'HEAD', headers: { accept: manifestTypes } });
-  return response.ok ? (response.headers.get('docker-content-digest') ?? undefined) : undefined;
 }
 
 async function choosePort(): Promise<number> {

@@ -104,4 +104,14 @@ describe('a registry', () => {
     }
     expect(await healthy()).toMatchObject({ error: null });
   });
+
+  it('of another DU is not taken for its own', async () => {
+    const first = await start();
+    await using elsewhere = await tempDir('registry-life-2');
+    await using second = await Du.start({ folder: elsewhere.path, registryPort: first.registryPort });
+    const { data: seen } = await getRegistry({ client: await second.client(), throwOnError: true });
+    expect(seen).toMatchObject({ error: { code: 'registry_port_taken', port: first.registryPort }, health: { ok: false } });
+    await second.stop();
+    expect(await registry()).toMatchObject({ error: null, health: { ok: true, readOnlyOk: true } });
+  });
 });
