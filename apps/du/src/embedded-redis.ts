@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,19 +7,29 @@ import { AppError } from '@airdock/core/errors';
 
 const startTimeoutMs = 10_000;
 const restartMs = 500;
+/** sun_path of unix(7), with its closing zero. */
+const maxSocketPath = 108;
 
 /**
  * A redis-server of our own on a socket that only this user can open: no listener on any network. It keeps nothing on disk, since the queue is only
  * a wake-up, and is started again when it dies.
  */
 export class EmbeddedRedis {
-  private readonly folder = mkdtempSync(join(tmpdir(), 'airdock-redis-'));
-  readonly socket = join(this.folder, 'redis.sock');
+  private readonly folder: string;
+  readonly socket: string;
   private child: ChildProcess | undefined;
   private stopped = false;
 
+  /** The socket lies in the data folder, which only one DU uses; where that path is longer than a socket's may be, in a temporary folder. */
+  constructor(dataDir: string) {
+    const folder = join(dataDir, 'redis');
+    this.folder = join(folder, 'redis.sock').length < maxSocketPath ? folder : mkdtempSync(join(tmpdir(), 'airdock-redis-'));
+    this.socket = join(this.folder, 'redis.sock');
+  }
+
   /** Throws `dependency_unavailable` when there is no redis-server or it does not start. */
   async start(): Promise<void> {
+    mkdirSync(this.folder, { recursive: true, mode: 0o700 });
     await this.spawn();
     const deadline = Date.now() + startTimeoutMs;
     while (!(await this.isAnswering())) {

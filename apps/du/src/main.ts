@@ -1,9 +1,9 @@
 import { type Config, loadConfig } from '@airdock/platform/config';
 import { createHttpApp } from '@airdock/platform/http/app';
-import { apiToken } from '@airdock/platform/platform.module';
 import { exitWithProblem, rootModule, stopSignal } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
+import { lockDataDir } from './data-dir-lock.js';
 import { EmbeddedRedis } from './embedded-redis.js';
 import { services } from './services.js';
 
@@ -15,10 +15,10 @@ const port = (text: string): number => {
 
 /** All five services, API and workers, in this process behind one port. Prints its URL when it is ready; SIGTERM ends it, the registry stays. */
 async function up(config: Config, stopsRegistry: boolean): Promise<void> {
-  apiToken(config);
-  const redis = config.redisUrl ? undefined : new EmbeddedRedis();
-  await redis?.start();
+  const unlock = lockDataDir(config.dataDir);
+  const redis = config.redisUrl ? undefined : new EmbeddedRedis(config.dataDir);
   try {
+    await redis?.start();
     const module = rootModule({ ...config, redisUrl: config.redisUrl ?? redis?.socket }, services, ['api', 'worker']);
     const app = await createHttpApp(module, { title: 'Airdock' });
     const stopped = stopSignal();
@@ -34,6 +34,7 @@ async function up(config: Config, stopsRegistry: boolean): Promise<void> {
     if (stopsRegistry) await registryEngine(config).stop();
   } finally {
     await redis?.stop();
+    unlock();
   }
 }
 

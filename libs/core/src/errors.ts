@@ -60,6 +60,7 @@ const definitions = {
   rate_limited: { family: 'unavailable', status: 429, title: 'Too many requests', nextStep: 'Wait and repeat.' },
   internal_error: { family: 'internal', title: 'Something failed inside Airdock', nextStep: 'Look for the request id in the log and report it.' },
   configuration_invalid: { family: 'invalid', title: 'The configuration is not valid', nextStep: 'Correct the lines named.' },
+  data_dir_in_use: { family: 'conflict', title: 'Another DU uses the data folder', nextStep: 'Stop it, or start with another --data-dir.' },
   dependency_unavailable: {
     family: 'unavailable',
     title: 'A service that is needed did not answer',
