@@ -31,6 +31,7 @@ const airdockSchema = z.strictObject({
       readOnlyPort: port.default(5101).describe('Read-only, what tunnels lead to'),
       storageDir: z.string().optional().describe('default: registry/storage in dataDir'),
       binary: z.string().default('docker-registry').describe('The distribution program'),
+      directPlacement: z.boolean().default(true).describe('Whether blobs may be placed in the storage folder past the registry'),
       externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
     })
     .prefault({}),

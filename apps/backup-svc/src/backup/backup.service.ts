@@ -1,4 +1,4 @@
-import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
+import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
@@ -32,7 +32,7 @@ export class BackupService {
   ) {}
 
   async create(request: JobRequest, { description }: CreateBackup): Promise<Job> {
-    await this.registryUrl();
+    await this.registry();
     const id = newId();
     const row: BackupEntity = { id, description: description ?? null, images: null, sizeBytes: null, jobId: request.id, createdAt: now(), completedAt: null };
     return this.jobs.submit({ ...request, type: backupJobType, resource: `/v1/backups/${id}` }, [this.backups.createQueryBuilder().insert().values(row)]);
@@ -64,14 +64,14 @@ export class BackupService {
   }
 
   /** The registry to read from and to restore into. Throws `registry_off`, `registry_unavailable`. */
-  async registryUrl(): Promise<string> {
-    return (await requireRegistry(this.clients.registry)).url;
+  registry(): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry);
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
   async run({ resourceId: id, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const store = await this.openStore();
-    await using registry = new RegistryClient(await this.registryUrl());
+    await using registry = new RegistryClient((await this.registry()).url);
     // A worker that died between the record and the end of its job left a complete backup.
     const isRecorded = (await store.listRecords()).some((listed) => listed.id === id && listed.record);
     const record = isRecorded ? await store.readRecord(id) : await backupRegistry({ registry, store, id, signal, onProgress: progress });

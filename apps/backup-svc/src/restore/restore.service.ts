@@ -30,7 +30,7 @@ export class RestoreService {
   /** Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`. */
   async create(request: JobRequest, { backupId }: CreateRestore): Promise<Job> {
     await this.backups.assertComplete(backupId);
-    await this.backups.registryUrl();
+    await this.backups.registry();
     const id = newId();
     const row: RestoreEntity = { id, backupId, images: null, jobId: request.id, createdAt: now() };
     return this.jobs.submit({ ...request, type: restoreJobType, resource: `/v1/restores/${id}` }, [this.restores.createQueryBuilder().insert().values(row)]);
@@ -50,10 +50,12 @@ export class RestoreService {
   async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const { id, backupId } = await getRow(this.restores, resourceId);
     await using source = await openBackup(await this.backups.openStore(), backupId, signal);
-    await using registry = new RegistryClient(await this.backups.registryUrl());
+    const { url, storage } = await this.backups.registry();
+    await using registry = new RegistryClient(url);
     const copied = await copyImages({
       source,
       registry,
+      storage,
       images: source.images.map((image) => ({ image, names: image.names.map(parseName) })),
       signal,
       onProgress: (done) => progress({ phase: 'restore', ...done }),

@@ -1,4 +1,4 @@
-import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
+import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
@@ -26,7 +26,7 @@ export class ImageService {
   ) {}
 
   /** Where to push. Throws `registry_off`, `registry_unavailable`. */
-  registry(): Promise<{ url: string }> {
+  registry(): Promise<RequiredRegistry> {
     return requireRegistry(this.clients.registry);
   }
 

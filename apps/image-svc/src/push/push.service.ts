@@ -57,7 +57,7 @@ export class PushService {
    */
   async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const push = await getRow(this.pushes, resourceId);
-    const { url } = await this.images.registry();
+    const { url, storage } = await this.images.registry();
     await using registry = new RegistryClient(url);
     await using source = await this.bundles.open(push.bundleId, signal);
     const images = select(source.images, push.images ?? undefined);
@@ -66,6 +66,7 @@ export class PushService {
     const copied = await copyImages({
       source,
       registry,
+      storage,
       images: images.map((image) => ({ image, names: this.bundles.localNames(image).map(({ repository, tag }) => ({ repository, tag })) })),
       signal,
       onProgress: ({ bytesDone, bytesTotal, itemsDone, itemsTotal }) => progress({ phase: 'push', bytesDone, bytesTotal, itemsDone, itemsTotal }),

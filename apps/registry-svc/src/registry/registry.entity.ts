@@ -12,6 +12,8 @@ export class RegistryEntity {
   @Column('varchar', { nullable: true }) externalUrl!: string | null;
   @Column('integer') version!: number;
   @Column('varchar', { nullable: true }) engineVersion!: string | null;
+  /** Of the storage folder, when blobs may be placed in it directly. */
+  @Column('varchar', { nullable: true }) storageId!: string | null;
   @Column('simple-json', { nullable: true }) storage!: { usedBytes: number; freeBytes: number; measuredAt: string } | null;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
 }

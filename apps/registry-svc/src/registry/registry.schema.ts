@@ -15,7 +15,15 @@ export const Registry = z
       .object({ ok: z.boolean(), latencyMs: z.number().int(), error: z.string().optional(), readOnlyOk: z.boolean() })
       .nullable()
       .describe('Asked of the registry for this answer'),
-    storage: z.object({ path: z.string(), usedBytes: z.number().int(), freeBytes: z.number().int(), measuredAt: z.iso.datetime() }).nullable(),
+    storage: z
+      .object({
+        path: z.string(),
+        id: z.string().nullable().describe('Of the folder, when blobs may be placed in it directly; null when they have to be pushed'),
+        usedBytes: z.number().int(),
+        freeBytes: z.number().int(),
+        measuredAt: z.iso.datetime(),
+      })
+      .nullable(),
     error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
     version: z.number().int().describe('Also the ETag'),
   })

@@ -1,4 +1,6 @@
 import { join } from 'node:path';
+import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
 import { ProcessRegistryEngine, probeRegistry, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -6,7 +8,7 @@ import { columns, isUniqueViolation, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { Inject, Injectable } from '@nestjs/common';
+import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { RegistryEntity } from './registry.entity.js';
@@ -23,6 +25,7 @@ export const registryEngine = ({ dataDir, registry: { port, readOnlyPort, storag
 @Injectable()
 export class RegistryService {
   private readonly engine: ProcessRegistryEngine;
+  private readonly logger = new Logger(RegistryService.name);
   /** The supervisor and a job may reconcile at the same time in one process; the engine takes one after the other. */
   private turn: Promise<unknown> = Promise.resolve();
 
@@ -42,7 +45,18 @@ export class RegistryService {
     if (row?.configuredMode === configuredMode) return row;
     try {
       if (row) await this.registries.update({ id, version: row.version }, { mode: configuredMode, configuredMode, externalUrl, version: row.version + 1 });
-      else await this.registries.insert({ id, mode: configuredMode, configuredMode, externalUrl, version: 1, engineVersion: null, storage: null, error: null });
+      else
+        await this.registries.insert({
+          id,
+          mode: configuredMode,
+          configuredMode,
+          externalUrl,
+          version: 1,
+          engineVersion: null,
+          storageId: null,
+          storage: null,
+          error: null,
+        });
     } catch (error) {
       if (!isUniqueViolation(error)) throw error;
     }
@@ -50,7 +64,7 @@ export class RegistryService {
   }
 
   async get(): Promise<Registry> {
-    const { mode, externalUrl, engineVersion, storage, error, version } = await this.load();
+    const { mode, externalUrl, engineVersion, storageId, storage, error, version } = await this.load();
     const { port, readOnlyPort, storageDir } = this.config.registry;
     if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, error, version };
     const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
@@ -67,7 +81,7 @@ export class RegistryService {
       readOnlyUrl,
       engine: { kind: mode === 'local' ? 'process' : 'external', version: mode === 'local' ? engineVersion : null },
       health,
-      storage: mode === 'local' && storage ? { path: storageDir, ...storage } : null,
+      storage: mode === 'local' && storage ? { path: storageDir, id: storageId, ...storage } : null,
       error,
       version,
     };
@@ -98,12 +112,23 @@ export class RegistryService {
       if (row.mode === 'local') await this.engine.start(signal);
       else await this.engine.stop();
       const engineVersion = row.mode === 'local' ? await this.engine.version() : null;
-      if (row.error || row.engineVersion !== engineVersion) await this.registries.update({ id }, { engineVersion, error: null });
+      const storageId = row.mode === 'local' && this.config.registry.directPlacement ? await this.enablePlacement() : null;
+      if (row.error || row.engineVersion !== engineVersion || row.storageId !== storageId)
+        await this.registries.update({ id }, { engineVersion, storageId, error: null });
     } catch (error) {
       await this.registries.update({ id }, columns({ error: toProblem(error) }));
       throw error;
     }
     return row;
+  }
+
+  /** Id of the storage folder, when the registry that runs now keeps its blobs as we know it. A push over HTTP is always possible. */
+  private async enablePlacement(): Promise<string | null> {
+    const { port, storageDir } = this.config.registry;
+    await using registry = new RegistryClient(`http://localhost:${port}`);
+    const storageId = await RegistryStorage.enable(storageDir, registry);
+    if (!storageId) this.logger.warn('this registry keeps its blobs in a layout that is not known here: pushes go over HTTP');
+    return storageId ?? null;
   }
 
   /** True when the row wants a local registry and it does not answer. */

@@ -1,11 +1,20 @@
 import { AppError } from '@airdock/core/errors';
+import { RegistryStorage } from '../oci-client/registry-storage.js';
 import { getRegistry } from './generated/sdk.gen.js';
 import type { Client } from './service-clients.js';
 
+export interface RequiredRegistry {
+  url: string;
+  readOnlyUrl: string | null;
+  /** Its own folder, when that is one of this machine. */
+  storage: RegistryStorage | undefined;
+}
+
 /** The registry to push to. Throws `registry_off`, and `registry_unavailable` while registry-svc knows that what answers there is not it. */
-export async function requireRegistry(client: Client): Promise<{ url: string; readOnlyUrl: string | null }> {
+export async function requireRegistry(client: Client): Promise<RequiredRegistry> {
   const { data } = await getRegistry({ client, throwOnError: true });
   if (!data.url) throw new AppError('registry_off');
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
-  return { url: data.url, readOnlyUrl: data.readOnlyUrl };
+  const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
+  return { url: data.url, readOnlyUrl: data.readOnlyUrl, storage };
 }

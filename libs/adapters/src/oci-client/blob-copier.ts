@@ -4,11 +4,14 @@ import type { Descriptor } from '@airdock/core/oci/manifest';
 import type { LimitFunction } from 'p-limit';
 import type { ImageSource } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
+import type { RegistryStorage } from './registry-storage.js';
 import { type RetryOptions, withRetry } from './retry.js';
 
 export interface BlobCopierOptions {
   source: ImageSource;
   registry: RegistryClient;
+  /** The registry's own folder, when it is one of this machine: blobs are placed there instead of uploaded. */
+  storage?: RegistryStorage | undefined;
   /** Bounds the requests in flight. */
   limit: LimitFunction;
   signal?: AbortSignal | undefined;
@@ -39,7 +42,9 @@ export class BlobCopier {
   }
 
   /** Throws `registry_rejected` unless the registry says that the repository has the blob, with its size. */
-  async verify(repository: string, { digest, size }: Descriptor): Promise<void> {
+  async verify(repository: string, descriptor: Descriptor): Promise<void> {
+    const { digest, size } = descriptor;
+    if (await this.options.storage?.has(repository, descriptor)) return;
     const found = await this.#call(() => this.options.registry.headBlob(repository, digest, this.options));
     if (found?.size === size) return;
     throw new AppError('registry_rejected', { detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`, digest });
@@ -47,7 +52,8 @@ export class BlobCopier {
 
   async #bring(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
     const { digest, size } = descriptor;
-    const { registry, signal } = this.options;
+    const { registry, storage, signal } = this.options;
+    if (storage) return this.#place(storage, repository, descriptor, onBytes);
     const found = await this.#call(() => registry.headBlob(repository, digest, { signal }));
     if (found?.size === size) {
       if (!this.#homes.has(digest)) this.#homes.set(digest, { repository, arrived: Promise.resolve() });
@@ -65,6 +71,28 @@ export class BlobCopier {
     }
     const arrived = this.#upload(repository, descriptor, onBytes);
     this.#homes.set(digest, { repository, arrived });
+    return arrived;
+  }
+
+  /** A second repository waits for the first one to bring the bytes, and needs only a link then. */
+  async #place(storage: RegistryStorage, repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
+    if (await storage.has(repository, descriptor)) return;
+    const { source, signal, limit } = this.options;
+    let bytesDone = 0;
+    const place = () =>
+      limit(() =>
+        storage.place(repository, descriptor, () => source.blob(descriptor), {
+          signal,
+          onBytes: (count) => {
+            bytesDone += count;
+            onBytes?.(bytesDone);
+          },
+        }),
+      );
+    const home = this.#homes.get(descriptor.digest);
+    if (home) return home.arrived.catch(() => undefined).then(place);
+    const arrived = place();
+    this.#homes.set(descriptor.digest, { repository, arrived });
     return arrived;
   }
 

@@ -32,6 +32,7 @@ export async function openTarFiles(path: string, signal?: AbortSignal): Promise<
         const { offset, size } = member;
         return {
           size,
+          file: { path, offset },
           open: ({ start } = { start: 0 }) =>
             // `end` is inclusive, so nothing cannot be asked for.
             start >= size ? Readable.from([]) : createReadStream(path, { start: offset + start, end: offset + size - 1, highWaterMark: chunkBytes }),
@@ -57,6 +58,7 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
       }
       return {
         size: status.size,
+        file: { path: full, offset: 0 },
         open: ({ start } = { start: 0 }) =>
           Readable.from(
             (async function* () {

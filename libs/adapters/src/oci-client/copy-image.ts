@@ -11,6 +11,7 @@ import { BlobCopier } from './blob-copier.js';
 import { type ImageGraph, totalSize, walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
+import type { RegistryStorage } from './registry-storage.js';
 import { type RetryOptions, withRetry } from './retry.js';
 
 /** A name inside the registry. Without a tag the image is there by digest only. */
@@ -49,6 +50,8 @@ export interface CopyImagesOptions {
   source: ImageSource;
   images: readonly ImageToCopy[];
   registry: RegistryClient;
+  /** See BlobCopierOptions. */
+  storage?: RegistryStorage | undefined;
   /** Images at a time, and requests at a time. Default 4. */
   concurrency?: number | undefined;
   signal?: AbortSignal | undefined;

@@ -122,7 +122,11 @@ class DockerArchive implements ImageSource {
       return { mediaType: mediaTypes.dockerLayerGzip, digest, size };
     }
     const { path, digest, size } = await this.layerCache.get(diffId, member, reader, { signal, onBytes });
-    this.#blobs.set(digest, { size, open: ({ start } = { start: 0 }) => createReadStream(path, { start, highWaterMark: 1024 * 1024 }) });
+    this.#blobs.set(digest, {
+      size,
+      file: { path, offset: 0, verified: digest },
+      open: ({ start } = { start: 0 }) => createReadStream(path, { start, highWaterMark: 1024 * 1024 }),
+    });
     return { mediaType: mediaTypes.dockerLayerGzip, digest, size };
   }
 

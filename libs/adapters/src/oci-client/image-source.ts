@@ -8,6 +8,11 @@ export interface BlobReader {
   size: number;
   /** The bytes from `start` (default 0) to the end. The caller destroys the stream. Content is not verified here: consumers hash what they move. */
   open(range?: { start: number }): Readable;
+  /**
+   * Where the bytes lie, when they lie in one piece in a file: a copy may read them there without a stream. `verified` is the digest of the whole file when
+   * it is ours, was hashed when it was written and never changes.
+   */
+  file?: { path: string; offset: number; verified?: Digest | undefined } | undefined;
 }
 
 /** What is known of an image by looking at its metadata only. */

@@ -109,6 +109,10 @@ export type Registry = {
     } | null;
     storage: {
         path: string;
+        /**
+         * Of the folder, when blobs may be placed in it directly; null when they have to be pushed
+         */
+        id: string | null;
         usedBytes: number;
         freeBytes: number;
         measuredAt: string;
