@@ -41,7 +41,7 @@ setup_packages() {
 missing_debian() {
   local pair
   for pair in "$@"; do
-    PATH="$PATH:/usr/sbin:/sbin:/usr/lib/postgresql/15/bin" command -v "${pair%%=*}" >/dev/null || printf '%s ' "${pair#*=}"
+    PATH="$PATH:/usr/sbin:/sbin:$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "${pair%%=*}" >/dev/null || printf '%s ' "${pair#*=}"
   done
 }
 
@@ -57,11 +57,11 @@ setup_debian() {
   fi
   say "installing Debian packages: $missing"
   # The packages' own services must not start: Airdock and its tests run their own instances.
-  [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1; }
+  [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1 && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }
   # shellcheck disable=SC2086
   { DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >"$AIRDOCK_CACHE/apt.log" 2>&1 || say "apt-get failed, see $AIRDOCK_CACHE/apt.log"
-  [ -n "$made" ] && rm -f "$policy"
+  [ -n "$made" ] && rm -f "$policy" && trap - EXIT
   [ -z "$(missing_debian "$@")" ]
 }
 

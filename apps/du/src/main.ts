@@ -1,6 +1,6 @@
 import { type Config, loadConfig } from '@airdock/platform/config';
 import { createHttpApp } from '@airdock/platform/http/app';
-import { exitWithProblem, rootModule, stopSignal } from '@airdock/platform/service';
+import { exitWithProblem, listen, rootModule, stopSignal } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { lockDataDir } from './data-dir-lock.js';
@@ -22,7 +22,7 @@ async function up(config: Config, stopsRegistry: boolean): Promise<void> {
     const module = rootModule({ ...config, redisUrl: config.redisUrl ?? redis?.socket }, services, ['api', 'worker']);
     const app = await createHttpApp(module, { title: 'Airdock' });
     const stopped = stopSignal();
-    await app.listen(config.http.port, config.http.host);
+    await listen(app, config.http.port, config.http.host);
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
     await app
       .get(RegistryService, { strict: false })

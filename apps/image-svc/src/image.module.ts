@@ -6,8 +6,9 @@ import { BundleController } from './bundle/bundle.controller.js';
 import { BundleEntity } from './bundle/bundle.entity.js';
 import { BundleProcessor } from './bundle/bundle.processor.js';
 import { BundleService, readBundleJobType } from './bundle/bundle.service.js';
+import { Housekeeping } from './bundle/housekeeping.js';
 import { ImageController } from './image/image.controller.js';
-import { ImageEntity } from './image/image.entity.js';
+import { ImageEntity, ImageNameEntity } from './image/image.entity.js';
 import { ImageService } from './image/image.service.js';
 import { ImageSetController } from './image-set/image-set.controller.js';
 import { ImageSetEntity } from './image-set/image-set.entity.js';
@@ -18,7 +19,6 @@ import { PushProcessor } from './push/push.processor.js';
 import { PushService, pushJobType } from './push/push.service.js';
 import { UploadController } from './upload/upload.controller.js';
 import { UploadService } from './upload/upload.service.js';
-import { UploadSweeper } from './upload/upload.sweeper.js';
 
 /** Bundles in, pushes, the catalogue, and which images something needs. */
 @Module({})
@@ -27,10 +27,10 @@ export class ImageModule {
     return defineService(roles, {
       module: ImageModule,
       name: 'image',
-      entities: [BundleEntity, PushEntity, ImageEntity, ImageSetEntity],
+      entities: [BundleEntity, PushEntity, ImageEntity, ImageNameEntity, ImageSetEntity],
       controllers: [UploadController, BundleController, PushController, ImageController, ImageSetController],
       providers: [serviceClientsProvider(ServiceClients), UploadService, BundleService, PushService, ImageService, ImageSetService],
-      workers: [BundleProcessor, PushProcessor, UploadSweeper],
+      workers: [BundleProcessor, PushProcessor, Housekeeping],
       jobTypes: [readBundleJobType, pushJobType],
     });
   }

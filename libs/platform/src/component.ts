@@ -2,7 +2,7 @@ import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { loadConfig, type RegistryMode, type ServiceName } from './config.js';
 import { createHttpApp } from './http/app.js';
 import { apiToken } from './platform.module.js';
-import { type Roles, rootModule, type ServiceModule } from './service.js';
+import { listen, type Roles, rootModule, type ServiceModule } from './service.js';
 
 export interface ComponentOptions {
   dataDir: string;
@@ -25,6 +25,6 @@ export async function startComponent(
     overrides: { dataDir, redisUrl, logLevel: 'silent', ...overrides },
   });
   const app: NestFastifyApplication = await createHttpApp(rootModule(config, { [name]: service }, roles), { title: name });
-  await app.listen(0, '127.0.0.1');
+  await listen(app, 0, '127.0.0.1');
   return { app, config, url: await app.getUrl(), token: apiToken(config), [Symbol.asyncDispose]: () => app.close() };
 }

@@ -82,7 +82,9 @@ function setKey(target: Record<string, unknown>, key: string, value: unknown): v
   const last = parts.pop() as string;
   let at = target;
   for (const part of parts) {
-    at[part] ??= {};
+    // A value where keys should be is reported by the schema.
+    if (typeof at[part] !== 'object' || at[part] === null) at[part] = at[part] === undefined ? {} : at[part];
+    if (typeof at[part] !== 'object') return;
     at = at[part] as Record<string, unknown>;
   }
   at[last] = value;
@@ -155,7 +157,14 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
 
 /** Where a service answers: its own URL when it runs apart, else this process. */
 export const serviceUrl = (config: Config, name: ServiceName): string =>
-  config.services[name] ?? `http://${config.http.host === '0.0.0.0' ? '127.0.0.1' : config.http.host}:${config.http.port}`;
+  config.services[name] ?? `http://${reachableHost(config.http.host)}:${config.http.port}`;
+
+/** How this process reaches an address that it listens on. */
+function reachableHost(host: string): string {
+  if (host === '0.0.0.0') return '127.0.0.1';
+  if (host === '::') return '[::1]';
+  return host.includes(':') ? `[${host}]` : host;
+}
 
 /** Injection token of `Config`. */
 export const CONFIG = Symbol('CONFIG');

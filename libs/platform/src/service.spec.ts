@@ -16,7 +16,7 @@ import { Job } from './jobs/job.schema.js';
 import { type JobContext, JobProcessor, JobType } from './jobs/job-processor.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { apiToken } from './platform.module.js';
-import { defineService, rootModule } from './service.js';
+import { defineService, listen, rootModule } from './service.js';
 
 const Thing = z.strictObject({ name: z.string().min(1) }).meta({ id: 'Thing' });
 let failuresLeft = 0;
@@ -89,7 +89,7 @@ describe('a service', () => {
     redis = await startRedis();
     const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir, redisUrl: redis.url, logLevel: 'silent' } });
     app = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), { title: 'test' });
-    await app.listen(0, '127.0.0.1');
+    await listen(app, 0, '127.0.0.1');
     token = apiToken(config);
   });
   afterAll(async () => {

@@ -1,6 +1,7 @@
 import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
 import { type DynamicModule, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
+import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import type { Queue } from 'bullmq';
 import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
@@ -114,12 +115,18 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
   return RootModule;
 }
 
+/** Answers requests, and then begins to take jobs: they may call the services of this process. */
+export async function listen(app: NestFastifyApplication, port: number, host: string): Promise<void> {
+  await app.listen(port, host);
+  for (const { processors } of app.get<JobsService[]>(JOB_SERVICES)) for (const processor of processors) processor.start();
+}
+
 /** Runs one service as a process of its own, in one role: the body of every `main.ts` and `worker.ts`. A worker answers health and metrics only. */
 export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<never> {
   try {
     const config = loadConfig();
     const app = await createHttpApp(rootModule(config, { [name]: service }, [role]), { title: `Airdock ${name}-svc` });
-    await app.listen(config.http.port, config.http.host);
+    await listen(app, config.http.port, config.http.host);
     process.stdout.write(`${name}-svc ${role} listens on http://${config.http.host}:${config.http.port}\n`);
     await stopSignal();
     await app.close();
@@ -153,8 +160,14 @@ export const stopSignal = (): Promise<void> =>
 /** Ends the process with a message that an operator can act on. */
 export function exitWithProblem(error: unknown): never {
   const { code, port } = error as { code?: string; port?: number };
-  const known =
-    code === 'EADDRINUSE' ? `another program listens on port ${port}; set airdock.http.port` : error instanceof AppError ? error.message : undefined;
-  process.stderr.write(`airdock: ${known ?? (error as Error).stack}\n`);
+  process.stderr.write(`airdock: ${known()}\n`);
   process.exit(1);
+
+  function known(): string | undefined {
+    const { message, stack } = error as Error;
+    if (error instanceof AppError) return message;
+    if (code === 'EADDRINUSE') return `another program listens on port ${port}; set airdock.http.port`;
+    if (code === 'EACCES' || code === 'EPERM') return `${message}; use a folder that you may write, with --data-dir or airdock.dataDir`;
+    return stack;
+  }
 }

@@ -4,6 +4,7 @@ import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
+import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -51,9 +52,7 @@ export class BackupService {
 
   /** Throws `resource_not_found`, `backup_incomplete`. A backup is complete when the store has its record: this service's row may be lost. */
   async assertComplete(id: string): Promise<void> {
-    const record = (await (await this.openStore()).listRecords()).find((listed) => listed.id === id);
-    if (record?.record) return;
-    if (record?.error) throw record.error;
+    if (await readRecord(await this.openStore(), id)) return;
     const { state } = await this.get(id);
     throw new AppError('backup_incomplete', { detail: `the backup is ${state}, and the store has no record of it` });
   }
@@ -73,11 +72,20 @@ export class BackupService {
     const store = await this.openStore();
     await using registry = new RegistryClient((await this.registry()).url);
     // A worker that died between the record and the end of its job left a complete backup.
-    const isRecorded = (await store.listRecords()).some((listed) => listed.id === id && listed.record);
-    const record = isRecorded ? await store.readRecord(id) : await backupRegistry({ registry, store, id, signal, onProgress: progress });
+    const record = (await readRecord(store, id)) ?? (await backupRegistry({ registry, store, id, signal, onProgress: progress }));
     const summary = { images: record.references.length, sizeBytes: record.totalBytes };
     await this.backups.update({ id }, { images: summary.images, sizeBytes: String(summary.sizeBytes), completedAt: now() });
     return summary;
+  }
+}
+
+/** The record of a complete backup; undefined when the store has none with this id. Throws `backup_corrupt`. */
+async function readRecord(store: BackupStore, id: string): Promise<BackupRecord | undefined> {
+  try {
+    return await store.readRecord(id);
+  } catch (error) {
+    if (error instanceof AppError && error.code === 'resource_not_found') return undefined;
+    throw error;
   }
 }
 

@@ -45,6 +45,9 @@ export class ClusterService {
    * Throws `kubernetes_version_unsupported`, `host_not_configured`, `host_in_cluster`, `image_set_missing`, `images_missing` with the list, `resource_exists`.
    */
   async create(request: JobRequest, { name, kubernetesVersion, nodes, provisioner }: CreateCluster): Promise<Job> {
+    // The rules below would refuse the hosts of the cluster that the first request created.
+    const first = await this.jobs.findRequested(request.requestKey);
+    if (first) return first;
     const version = parseKubernetesVersion(kubernetesVersion);
     const { registryMode, fields } = await this.defaults.get();
     const usesRegistry = registryMode !== 'none';
@@ -113,6 +116,7 @@ export class ClusterService {
   /** Forgets a cluster; what runs on its hosts is not touched. */
   async remove(id: string): Promise<void> {
     await getRow(this.clusters, id);
+    // A cluster without nodes can be deleted again; nodes without a cluster would keep their hosts for ever.
     await this.clusterNodes.delete({ clusterId: id });
     await this.clusters.delete({ id });
   }
@@ -132,17 +136,16 @@ export class ClusterService {
   }
 
   /** Every node pulls every image of the set by its local name: afterwards the installer needs no network but the tunnel. */
-  async run({ jobId, resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
+  async run({ jobId, attempt, resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const { nodes, imageSetId, registryMode, fields } = await this.get(resourceId);
     if (!imageSetId) return { fields };
     const { data: set } = await getImageSet({ client: this.clients.image, path: { id: imageSetId }, throwOnError: true });
     const host = fields.k8sPrivateRegistry;
     const pull = set.images.flatMap((upstream) => localReferences(parseReference(upstream), host).slice(0, 1)).map(formatReference);
     progress({ phase: 'pull', itemsTotal: nodes.length * pull.length });
-    // The same key on each attempt: a worker that continues this job finds the check that the first one started.
     const { data: started } = await createHostCheck({
       client: this.clients.host,
-      headers: { 'Idempotency-Key': `cluster-create-${jobId}` },
+      headers: { 'Idempotency-Key': `cluster-create-${jobId}-${attempt}` },
       body: { hostIds: nodes.map(({ hostId }) => hostId), pull },
       throwOnError: true,
     });

@@ -38,12 +38,14 @@ export async function inspectHost(connection: SshConnection, port: number, ownsP
   const output = await connection.run(['sh', '-s', String(port)], { stdin: script, sudo: true, signal });
   const values = new Map(output.split('\n').map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]));
   const text = (key: string) => values.get(key)?.slice(0, 100) ?? '';
-  const bytes = (key: string) => (Number.parseInt(text(key), 10) || 0) * 1024;
+  // A host may say anything.
+  const count = (key: string) => Math.max(0, Math.min(Number.parseInt(text(key), 10) || 0, 1_000_000_000_000));
+  const bytes = (key: string) => count(key) * 1024;
   const facts: HostFacts = {
     os: text('os'),
     osVersion: text('osVersion'),
     architecture: architectures[text('machine')] ?? text('machine'),
-    cpus: Number.parseInt(text('cpus'), 10) || 0,
+    cpus: count('cpus'),
     memoryBytes: bytes('memoryKiB'),
     diskFreeBytes: bytes('diskFreeKiB'),
     dockerVersion: text('docker') || null,

@@ -1,7 +1,6 @@
 import { Readable } from 'node:stream';
 import type { ReadableStream } from 'node:stream/web';
 import { getBundle, getBundleDockerArchive, getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Image } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { AppError, fromProblem } from '@airdock/core/errors';
@@ -64,7 +63,7 @@ export class ConfigureHost {
     else await this.warm(docker, `linux/${inspection.facts.architecture}`, bundleIds, hasRegistry && !options.skipImageRenaming, dryRun, note, signal);
 
     if (dryRun) return;
-    if (hasTunnel) await this.verify(docker, note);
+    if (hasTunnel) await this.verify(docker, `linux/${inspection.facts.architecture}`, note);
     await this.hosts.saveConfigured(host.id, options);
   }
 
@@ -96,7 +95,12 @@ export class ConfigureHost {
       const { data } = await getBundleDockerArchive({
         client: this.clients.image,
         path: { id },
-        query: { platform, names: rename ? 'local' : 'upstream', image: missing.flatMap(({ names }) => names.slice(0, 1)) },
+        // Names travel in the URL, so only few are named; else the whole bundle comes, and Docker skips the layers that it has.
+        query: {
+          platform,
+          names: rename ? 'local' : 'upstream',
+          ...(missing.length <= 50 ? { image: missing.flatMap(({ names }) => names.slice(0, 1)) } : {}),
+        },
         parseAs: 'stream',
         signal,
         throwOnError: true,
@@ -107,13 +111,17 @@ export class ConfigureHost {
   }
 
   /** A real pull through the tunnel, by digest: of the smallest image, since the way is what is tested. */
-  private async verify(docker: DockerHost, note: (name: Step['name'], status: Step['status'], detail: string) => void): Promise<void> {
+  private async verify(docker: DockerHost, platform: string, note: (name: Step['name'], status: Step['status'], detail: string) => void): Promise<void> {
     const { data } = await listImages({ client: this.clients.image, query: { limit: 500 }, throwOnError: true });
-    const [smallest] = [...data.items].sort((a: Image, b: Image) => a.sizeBytes - b.sizeBytes);
+    const [smallest] = data.items
+      .filter(({ platforms }) => platforms.some((own) => own === platform || own.startsWith(`${platform}/`)))
+      .sort((a, b) => a.sizeBytes - b.sizeBytes);
     const [local] = smallest?.localReferences ?? [];
-    if (!smallest || !local) return note('verify', 'skipped', 'the registry holds no image yet');
+    if (!smallest || !local) return note('verify', 'skipped', `the catalogue has no image for ${platform} yet`);
     const name = local.slice(0, local.lastIndexOf(':'));
     const pull = await this.checks.pullOne(docker, `${name}@${smallest.digest}`);
+    // The way is what is tested; an image that vanished from the registry is another matter.
+    if (pull.error?.code === 'image_not_found') return note('verify', 'skipped', `${name} is no longer in the registry`);
     if (pull.error) throw fromProblem(pull.error);
     note('verify', 'done', `the host pulled ${name}@${smallest.digest}`);
   }

@@ -43,7 +43,9 @@ export class HostController {
   @Delete(':id')
   @Operation({ id: 'deleteHost', summary: 'Forget a host and close its tunnel; what is on the host stays' })
   async remove(@Param('id') id: string): Promise<void> {
-    await this.hosts.remove(id);
+    // In this order: a tunnel without a host would be tried for ever.
+    await this.hosts.get(id);
     await this.tunnels.remove(id);
+    await this.hosts.remove(id);
   }
 }

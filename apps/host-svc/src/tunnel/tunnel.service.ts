@@ -70,11 +70,13 @@ export class TunnelService {
   /** Tunnels that this owner keeps: the ones it has, and the ones that nobody living has. */
   async claim(owner: string): Promise<TunnelEntity[]> {
     const leaseUntil = new Date(Date.now() + leaseMs).toISOString();
+    await this.tunnels.update({ leaseOwner: owner }, { leaseUntil });
+    // What a dead owner said of its tunnels no longer holds.
     await this.tunnels
       .createQueryBuilder()
       .update()
-      .set({ leaseOwner: owner, leaseUntil })
-      .where('"leaseOwner" = :owner OR "leaseUntil" IS NULL OR "leaseUntil" < :now', { owner, now: now() })
+      .set({ leaseOwner: owner, leaseUntil, state: 'connecting', since: now() })
+      .where('"leaseUntil" IS NULL OR "leaseUntil" < :now', { now: now() })
       .execute();
     return this.tunnels.findBy({ leaseOwner: owner });
   }

@@ -1,4 +1,5 @@
 import { hostname } from 'node:os';
+import { setTimeout as delay } from 'node:timers/promises';
 import { openTunnel } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
@@ -63,13 +64,13 @@ export class TunnelSupervisor extends BackgroundLoop {
     let retryMs = firstRetryMs;
     let count = reconnects;
     const [host = '', port] = target.split(':');
+    const stopping = new Promise<'stopped'>((resolve) => stop.addEventListener('abort', () => resolve('stopped'), { once: true }));
     while (!stop.aborted) {
       try {
         await using connection = await this.hosts.connect(await this.hosts.get(hostId), stop);
         const tunnel = await openTunnel(connection, { hostPort, target: { host, port: Number(port) } });
         await this.tunnels.report(id, this.owner, { state: 'up', reconnects: count });
         retryMs = firstRetryMs;
-        const stopping = new Promise<'stopped'>((resolve) => stop.addEventListener('abort', () => resolve('stopped'), { once: true }));
         const ended = await Promise.race([connection.closed, stopping]);
         await (ended === 'stopped' ? tunnel.close() : undefined);
         if (ended !== 'stopped') throw new AppError('tunnel_failed', { detail: ended?.message ?? 'the host closed the connection' }, { cause: ended });
@@ -79,23 +80,9 @@ export class TunnelSupervisor extends BackgroundLoop {
         await this.tunnels
           .report(id, this.owner, { state: 'down', error: toProblem(error), reconnects: ++count })
           .catch((cause: unknown) => this.logger.warn({ err: cause }, 'the tunnel row could not be updated'));
-        await pause(retryMs * (0.75 + Math.random() / 2), stop);
+        await Promise.race([delay(retryMs * (0.75 + Math.random() / 2)), stopping]);
         retryMs = Math.min(maxRetryMs, retryMs * 2);
       }
     }
   }
 }
-
-/** Waits, or until the signal aborts. */
-const pause = (ms: number, signal: AbortSignal): Promise<void> =>
-  new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener(
-      'abort',
-      () => {
-        clearTimeout(timer);
-        resolve();
-      },
-      { once: true },
-    );
-  });

@@ -2,7 +2,7 @@ import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
-import { Body, Controller, Delete, Get, Param, Post, Query, Req, StreamableFile } from '@nestjs/common';
+import { Body, Controller, Delete, Get, Param, Post, Query, Res, StreamableFile } from '@nestjs/common';
 import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { Bundle, BundlePage, CreateBundle, DockerArchiveQuery } from './bundle.schema.js';
 import { BundleService } from './bundle.service.js';
@@ -43,10 +43,10 @@ export class BundleController {
   async dockerArchive(
     @Param('id') id: string,
     @Query({ schema: DockerArchiveQuery }) query: DockerArchiveQuery,
-    @Req() request: { raw: NodeJS.EventEmitter },
+    @Res({ passthrough: true }) reply: { raw: NodeJS.EventEmitter },
   ): Promise<StreamableFile> {
     const gone = new AbortController();
-    request.raw.once('close', () => gone.abort());
+    reply.raw.once('close', () => gone.abort());
     return new StreamableFile(await this.bundles.dockerArchive(id, query, gone.signal), { type: 'application/x-tar' });
   }
 }

@@ -1,4 +1,4 @@
-import { realpath, stat } from 'node:fs/promises';
+import { readdir, realpath, rm, stat } from 'node:fs/promises';
 import { basename, join, sep } from 'node:path';
 import type { Readable } from 'node:stream';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
@@ -108,6 +108,10 @@ export class BundleService {
     const row = await getRow(this.bundles, id);
     await using source = await this.open(id, signal);
     const images = source.images.map(toSeenImage);
+    for (const { names, digest } of images) {
+      const wrong = names.find((name) => digest && (parseReference(name).digest ?? digest) !== digest);
+      if (wrong) throw new AppError('digest_mismatch', { detail: `${wrong} names another digest than its content has: ${digest}` });
+    }
     await this.bundles.update({ id: row.id }, { images, format: source.format });
     return images;
   }
@@ -142,12 +146,29 @@ export class BundleService {
     }
   }
 
+  /** Removes unpacked bundles and unfinished files of workers that were killed, and compressed layers that nobody asked for in a month. Returns how many. */
+  async sweep(): Promise<number> {
+    const dayMs = 24 * 60 * 60 * 1000;
+    let removed = 0;
+    for (const folder of ['unpacked', 'layers']) {
+      for (const name of await readdir(join(this.workDir, folder)).catch(() => [])) {
+        const path = join(this.workDir, folder, name);
+        const { mtimeMs = Date.now() } = (await stat(path).catch(() => undefined)) ?? {};
+        const keepMs = folder === 'unpacked' || name.endsWith('.part') ? dayMs : 30 * dayMs;
+        if (Date.now() - mtimeMs < keepMs) continue;
+        await rm(path, { force: true });
+        removed += 1;
+      }
+    }
+    return removed;
+  }
+
   /** The names that an image gets in the local registry, the first one first. */
-  localNames({ names }: Pick<SourceImage, 'names'>): { full: string; repository: string; tag: string }[] {
+  localNames({ names }: Pick<SourceImage, 'names'>): { full: string; repository: string; tag: string | undefined }[] {
     return names
       .map(parseReference)
       .flatMap((upstream) => localReferences(upstream, this.localRegistry))
-      .map((reference) => ({ full: formatReference(reference), repository: reference.repository, tag: reference.tag ?? 'latest' }));
+      .map((reference) => ({ full: formatReference(reference), repository: reference.repository, tag: reference.tag }));
   }
 
   get localRegistry(): string {

@@ -1,14 +1,10 @@
-import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
+import { Column, Entity, PrimaryColumn } from 'typeorm';
 
 /** An image that was pushed: one row per upstream reference. */
 @Entity('image')
 export class ImageEntity {
   @PrimaryColumn('varchar') id!: string;
   @Column('varchar', { unique: true }) upstream!: string;
-  /** The flat name, `repository:tag`: what two upstreams can collide on. */
-  @Index()
-  @Column('varchar')
-  flatName!: string;
   @Column('simple-json') localReferences!: string[];
   @Column('varchar') digest!: string;
   @Column('varchar') mediaType!: string;
@@ -18,4 +14,14 @@ export class ImageEntity {
   @Column('varchar', { nullable: true }) bundleId!: string | null;
   @Column('varchar') createdAt!: string;
   @Column('varchar') pushedAt!: string;
+}
+
+/** Who a local name belongs to: no other image may take it. Written before the name's tag, so that two pushes at a time cannot both have it. */
+@Entity('image_name')
+export class ImageNameEntity {
+  /** `repository:tag` in the local registry. */
+  @PrimaryColumn('varchar') name!: string;
+  @Column('varchar') upstream!: string;
+  /** The image IDs, sorted: two upstreams may share a name when they are the same image. */
+  @Column('text') identity!: string;
 }

@@ -11,8 +11,8 @@ import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
-import { In, Like, type Repository } from 'typeorm';
-import { ImageEntity } from './image.entity.js';
+import { In, Like, Not, type Repository } from 'typeorm';
+import { ImageEntity, ImageNameEntity } from './image.entity.js';
 import type { Image, ImageListQuery } from './image.schema.js';
 
 const checksAtOnce = 8;
@@ -22,6 +22,7 @@ const checksAtOnce = 8;
 export class ImageService {
   constructor(
     @InjectRepository(ImageEntity, 'image') private readonly images: Repository<ImageEntity>,
+    @InjectRepository(ImageNameEntity, 'image') private readonly imageNames: Repository<ImageNameEntity>,
     private readonly clients: ServiceClients,
   ) {}
 
@@ -39,27 +40,33 @@ export class ImageService {
     return toResource(await getRow(this.images, id));
   }
 
-  /** Refuses images that would take a flat name from another upstream's image. Throws `image_name_collision` naming both sources. */
+  /** Refuses images that would take a local name of another image. Throws `image_name_collision` naming both sources. */
   async assertNoCollision(images: { names: string[]; imageIds: string[] }[]): Promise<void> {
-    const taken = new Map<string, { upstream: string; identity: string }>();
-    const wanted = images.flatMap(({ names, imageIds }) =>
-      names.map((upstream) => ({ upstream, flatName: flatNameOf(upstream), identity: [...imageIds].sort().join() })),
-    );
-    for (let start = 0; start < wanted.length; start += 500) {
-      const chunk = wanted.slice(start, start + 500).map(({ flatName }) => flatName);
-      for (const row of await this.images.findBy({ flatName: In(chunk) }))
-        taken.set(row.flatName, { upstream: row.upstream, identity: [...row.imageIds].sort().join() });
+    const wanted = wantedNames(images);
+    const taken = new Map<string, ImageNameEntity>();
+    for (const chunk of chunks(wanted)) for (const row of await this.imageNames.findBy({ name: In(chunk.map(({ name }) => name)) })) taken.set(row.name, row);
+    for (const mine of wanted) {
+      const other = taken.get(mine.name);
+      if (other && other.upstream !== mine.upstream && other.identity !== mine.identity) {
+        const detail = `${other.upstream} and ${mine.upstream} would both become ${mine.name}`;
+        throw new AppError('image_name_collision', { detail, name: mine.name, sources: [other.upstream, mine.upstream] });
+      }
+      taken.set(mine.name, mine);
     }
-    for (const { upstream, flatName, identity } of wanted) {
-      const other = taken.get(flatName);
-      if (other && other.upstream !== upstream && other.identity !== identity)
-        throw new AppError('image_name_collision', {
-          detail: `${other.upstream} and ${upstream} would both become ${flatName}`,
-          name: flatName,
-          sources: [other.upstream, upstream],
-        });
-      taken.set(flatName, { upstream, identity });
-    }
+  }
+
+  /** Takes the local names of images before anything of them is visible. Throws `image_name_collision` when another push was faster. */
+  async reserveNames(images: { names: string[]; imageIds: string[] }[]): Promise<void> {
+    for (const chunk of chunks(wantedNames(images))) await this.imageNames.createQueryBuilder().insert().values(chunk).orIgnore().execute();
+    await this.assertNoCollision(images);
+    // The same upstream with new content keeps its names.
+    for (const { name, upstream, identity } of wantedNames(images)) await this.imageNames.update({ name, upstream, identity: Not(identity) }, { identity });
+  }
+
+  /** Gives the names of images back that did not get into the registry. */
+  async releaseNames(upstreams: string[]): Promise<void> {
+    const kept = new Set((await this.images.findBy({ upstream: In(upstreams) })).map(({ upstream }) => upstream));
+    await this.imageNames.delete({ upstream: In(upstreams.filter((upstream) => !kept.has(upstream))) });
   }
 
   /** Notes an image that is complete in the registry, under each of its upstream names. */
@@ -67,7 +74,6 @@ export class ImageService {
     for (const upstream of image.names) {
       const own = localReferences(parseReference(upstream), '').map((reference) => `/${formatName(reference)}`);
       const row = {
-        flatName: flatNameOf(upstream),
         localReferences: references.filter((reference) => own.some((name) => reference.slice(reference.indexOf('/')) === name)),
         digest: root.digest,
         mediaType: root.mediaType,
@@ -89,8 +95,7 @@ export class ImageService {
   /** Which of these upstream references the registry cannot serve now: asked of the registry itself, not of the catalogue. */
   async missing(upstreams: string[]): Promise<string[]> {
     const known = new Map<string, ImageEntity>();
-    for (let start = 0; start < upstreams.length; start += 500)
-      for (const row of await this.images.findBy({ upstream: In(upstreams.slice(start, start + 500)) })) known.set(row.upstream, row);
+    for (const chunk of chunks(upstreams)) for (const row of await this.images.findBy({ upstream: In(chunk) })) known.set(row.upstream, row);
     const { url } = await this.registry();
     await using registry = new RegistryClient(url);
     const limit = pLimit(checksAtOnce);
@@ -108,10 +113,17 @@ export class ImageService {
   }
 }
 
-/** PMK's flat name of an upstream image. */
-const flatNameOf = (upstream: string): string => {
-  const [first] = localReferences(parseReference(upstream), '');
-  return first ? formatName(first) : upstream;
-};
+/** All local names of images, each with who wants it. */
+const wantedNames = (images: { names: string[]; imageIds: string[] }[]): ImageNameEntity[] =>
+  images.flatMap(({ names, imageIds }) =>
+    names.flatMap((upstream) =>
+      localReferences(parseReference(upstream), '').map((reference) => ({ name: formatName(reference), upstream, identity: [...imageIds].sort().join() })),
+    ),
+  );
+
+/** Databases bound the number of parameters of one statement. */
+function* chunks<T>(items: T[], size = 300): Generator<T[]> {
+  for (let start = 0; start < items.length; start += size) yield items.slice(start, start + size);
+}
 
 const toResource = (row: ImageEntity): Image => ({ ...row, sizeBytes: Number(row.sizeBytes) });

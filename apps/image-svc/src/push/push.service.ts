@@ -1,4 +1,4 @@
-import { copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
+import { type CopiedImage, copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
 import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError, toProblem } from '@airdock/core/errors';
@@ -61,23 +61,39 @@ export class PushService {
     await using registry = new RegistryClient(url);
     await using source = await this.bundles.open(push.bundleId, signal);
     const images = select(source.images, push.images ?? undefined);
-    await this.images.assertNoCollision(images.map(toSeenImage));
+    await this.images.reserveNames(images.map(toSeenImage));
     progress({ phase: 'push', itemsTotal: images.length });
-    const copied = await copyImages({
-      source,
-      registry,
-      storage,
-      images: images.map((image) => ({ image, names: this.bundles.localNames(image).map(({ repository, tag }) => ({ repository, tag })) })),
-      signal,
-      onProgress: ({ bytesDone, bytesTotal, itemsDone, itemsTotal }) => progress({ phase: 'push', bytesDone, bytesTotal, itemsDone, itemsTotal }),
-    });
-    const results: PushedImage[] = [];
-    for (const result of copied) {
-      const localReferences = this.bundles.localNames(result.image).map(({ full }) => full);
-      const error = result.error ? toProblem(result.error) : null;
-      if (!error) await this.images.record(result.image, await source.prepare(result.image, { signal }), push.bundleId, localReferences);
-      results.push({ names: result.image.names, digest: result.digest ?? null, localReferences, error });
+    const recorded: Promise<void>[] = [];
+    const record = async (image: SourceImage) =>
+      this.images.record(
+        image,
+        await source.prepare(image, { signal }),
+        push.bundleId,
+        this.bundles.localNames(image).map(({ full }) => full),
+      );
+    let copied: CopiedImage[];
+    try {
+      copied = await copyImages({
+        source,
+        registry,
+        storage,
+        images: images.map((image) => ({ image, names: this.bundles.localNames(image) })),
+        signal,
+        onProgress: ({ bytesDone, bytesTotal, itemsDone, itemsTotal }) => progress({ phase: 'push', bytesDone, bytesTotal, itemsDone, itemsTotal }),
+        // What is complete in the registry is in the catalogue, also when the push is cancelled afterwards.
+        onImage: (result) => void (result.error ?? recorded.push(record(result.image))),
+      });
+    } finally {
+      await Promise.allSettled(recorded);
     }
+    await Promise.all(recorded);
+    const results: PushedImage[] = copied.map(({ image, digest, error }) => ({
+      names: image.names,
+      digest: digest ?? null,
+      localReferences: this.bundles.localNames(image).map(({ full }) => full),
+      error: error ? toProblem(error) : null,
+    }));
+    await this.images.releaseNames(copied.flatMap(({ image, error }) => (error ? image.names : [])));
     await this.pushes.update({ id: push.id }, columns({ results }));
     const failure = failureOf(copied);
     if (failure) throw failure;

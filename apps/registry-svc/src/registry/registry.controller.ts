@@ -30,6 +30,7 @@ export class RegistryController {
   ): Promise<Job> {
     const seen = ifMatch === undefined || ifMatch === '*' ? undefined : Number(/^"(\d+)"$/.exec(ifMatch)?.[1]);
     if (Number.isNaN(seen)) throw new AppError('resource_changed', { detail: 'If-Match is not an ETag of this resource' });
-    return this.registry.put(request, body, seen);
+    // Putting the same state twice is harmless as it is.
+    return this.registry.put({ ...request, requestKey: null }, body, seen);
   }
 }

@@ -42,7 +42,7 @@ export class RegistryService {
     const configuredMode = this.config.privateRegistryType;
     const externalUrl = this.config.registry.externalUrl ?? null;
     const row = await this.registries.findOneBy({ id });
-    if (row?.configuredMode === configuredMode) return row;
+    if (row?.configuredMode === configuredMode && (row.mode !== 'external' || row.configuredMode !== 'external' || row.externalUrl === externalUrl)) return row;
     try {
       if (row) await this.registries.update({ id, version: row.version }, { mode: configuredMode, configuredMode, externalUrl, version: row.version + 1 });
       else
@@ -116,6 +116,7 @@ export class RegistryService {
       if (row.error || row.engineVersion !== engineVersion || row.storageId !== storageId)
         await this.registries.update({ id }, { engineVersion, storageId, error: null });
     } catch (error) {
+      signal?.throwIfAborted();
       await this.registries.update({ id }, columns({ error: toProblem(error) }));
       throw error;
     }
@@ -131,9 +132,10 @@ export class RegistryService {
     return storageId ?? null;
   }
 
-  /** True when the row wants a local registry and it does not answer. */
+  /** True when the row wants a local registry and it does not answer, or the last try failed. */
   async needsReconcile(): Promise<boolean> {
-    return (await this.load()).mode === 'local' && !(await this.engine.isHealthy());
+    const { mode, error } = await this.load();
+    return mode === 'local' && (error !== null || !(await this.engine.isHealthy()));
   }
 
   /** Walks the storage, which takes a while: workers do it now and then, and requests answer from the row. */

@@ -60,8 +60,8 @@ export class BackupStore {
     const path = join(dir, 'VERSION');
     const found = await readOrUndefined(path);
     if (found === undefined) {
-      // `lost+found` is what a new file system has.
-      const others = (await readdir(dir)).filter((name) => name !== 'lost+found');
+      // `lost+found` is what a new file system has; the others are of a process that is at this point now, or was killed here.
+      const others = (await readdir(dir)).filter((name) => !['lost+found', 'blobs', 'backups', 'tmp'].includes(name));
       if (others.length > 0) throw new AppError('backup_format_unsupported', { detail: `${dir} is no backup store, and it is not empty` });
       for (const folder of ['blobs/sha256', 'backups', 'tmp']) await mkdir(join(dir, folder), { recursive: true });
       await writeDurably(path, Buffer.from(version), { tmpDir: join(dir, 'tmp') });

@@ -94,16 +94,14 @@ async function connectOnce(target: SshTarget, serverHostKey: ServerHostKeyAlgori
   signal?.throwIfAborted();
   const client = new ssh2.Client();
   let seen: string | undefined;
+  let abort = () => undefined as unknown;
   const where = `${target.address}:${target.port}`;
   try {
     await new Promise<void>((resolve, reject) => {
-      const abort = () => reject(signal?.reason);
+      abort = () => reject(signal?.reason);
       signal?.addEventListener('abort', abort, { once: true });
       client
-        .once('ready', () => {
-          signal?.removeEventListener('abort', abort);
-          resolve();
-        })
+        .once('ready', resolve)
         .once('error', reject)
         .once('close', () => reject(Object.assign(new Error('the connection was closed'), { level: 'client-socket' })))
         .connect({
@@ -142,6 +140,8 @@ async function connectOnce(target: SshTarget, serverHostKey: ServerHostKeyAlgori
     if (level === 'client-timeout')
       throw new AppError('host_timeout', { ...details, detail: `${where} did not answer within ${connectTimeoutMs / 1000} s` }, { cause });
     throw new AppError('host_unreachable', { ...details, detail: `${where}: ${code ?? message}` }, { cause });
+  } finally {
+    signal?.removeEventListener('abort', abort);
   }
   // Nagle's algorithm costs a factor of forty on small writes.
   client.setNoDelay(true);
@@ -172,9 +172,22 @@ export class SshConnection implements AsyncDisposable {
   async exec(argv: string[], { stdin, signal, sudo = false, stallTimeoutMs = 120_000 }: ExecOptions = {}): Promise<ExecResult> {
     signal?.throwIfAborted();
     const full = sudo && this.target.username !== 'root' ? ['sudo', '-n', '--', ...argv] : argv;
+    // Its end may be in the same packet as its beginning: whoever listens later misses it.
+    let code: number | undefined;
+    let isClosed = () => undefined as unknown;
+    const closed = new Promise<number | undefined>((resolve) => {
+      isClosed = () => resolve(code);
+    });
     const channel = await new Promise<ClientChannel>((resolve, reject) => {
       // ssh2 throws at once when the connection is already closed.
-      this.client.exec(full.map(quote).join(' '), (error, stream) => (error ? reject(error) : resolve(stream)));
+      this.client.exec(full.map(quote).join(' '), (error, opened) => {
+        if (error) return reject(error);
+        opened.once('exit', (value: number | null) => {
+          code = value ?? 255;
+        });
+        opened.once('close', isClosed);
+        resolve(opened);
+      });
     }).catch((error: unknown) => {
       throw this.broken(error);
     });
@@ -189,14 +202,10 @@ export class SshConnection implements AsyncDisposable {
     const abort = () => stop(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
     const output = { stdout: collect(channel, stall.touch), stderr: collect(channel.stderr, stall.touch) };
-    const exit = new Promise<number | undefined>((resolve, reject) => {
-      let code: number | undefined;
-      channel.once('exit', (value: number | null) => {
-        code = value ?? 255;
-      });
-      channel.once('close', () => resolve(code));
+    const stopped = new Promise<never>((_, reject) => {
       ended.signal.addEventListener('abort', () => reject(ended.signal.reason), { once: true });
     });
+    const exit = Promise.race([closed, stopped]);
     // A stop may come while the input is still being fed.
     exit.catch(() => undefined);
     if (signal?.aborted) abort();

@@ -3,6 +3,7 @@ import { StandardSchemaSerializerInterceptor, StandardSchemaValidationPipe, type
 import { NestFactory, Reflector } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
+import type { FastifyReply, FastifyServerOptions } from 'fastify';
 import { Logger } from 'nestjs-pino';
 import { newId } from '../ids.js';
 import { TokenVerifier } from './auth.guard.js';
@@ -20,7 +21,7 @@ export interface HttpAppOptions {
 
 /** The Nest application of a root module, with everything that is the same for each: validation, problems, versions, documents. Not listening yet. */
 export async function createHttpApp(module: Type, { title, preview = false }: HttpAppOptions): Promise<NestFastifyApplication> {
-  const adapter = new FastifyAdapter({ bodyLimit: bodyLimitBytes, genReqId: () => newId(), forceCloseConnections: true });
+  const adapter = new FastifyAdapter({ bodyLimit: bodyLimitBytes, genReqId: () => newId(), forceCloseConnections: true, frameworkErrors });
   const app = await NestFactory.create<NestFastifyApplication>(module, adapter, {
     bufferLogs: !preview,
     abortOnError: false,
@@ -67,6 +68,13 @@ function quietLogger(logger: Logger): Logger {
   return logger;
 }
 
+/** URLs that the router itself cannot read never get to our filters. */
+const frameworkErrors: NonNullable<FastifyServerOptions['frameworkErrors']> = (error, _request, reply) => {
+  const problem = toProblem(new AppError(error.statusCode === 414 ? 'route_not_found' : 'request_malformed', { detail: error.message.slice(0, 200) }));
+  const answer = reply as unknown as FastifyReply;
+  void answer.status(problem.status).type('application/problem+json').send(JSON.stringify(problem));
+};
+
 /** Clients that always send a content type may post without a body, e.g. to cancel a job. Everything else is parsed as Fastify does. */
 function acceptEmptyJson(app: NestFastifyApplication): void {
   const parse = app.getHttpAdapter().getInstance().getDefaultJsonParser('error', 'error');
@@ -83,7 +91,8 @@ function protectDocumentation(app: NestFastifyApplication): void {
     .getHttpAdapter()
     .getInstance()
     .addHook('onRequest', async (request, reply) => {
-      if (!/^\/(docs|openapi\.json)/.test(request.url)) return;
+      // The route, not the text of the URL, which can be written in many ways.
+      if (!/^\/(docs|openapi\.json)/.test(request.routeOptions.url ?? '')) return;
       try {
         tokens.verifyForBrowser(request.headers);
       } catch (error) {

@@ -6,7 +6,7 @@ import type { Job as QueueJob } from 'bullmq';
 import { translateDatabaseError } from '../database.js';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
-import type { JobsService } from './jobs.service.js';
+import { type JobsService, leaseMs } from './jobs.service.js';
 import { ProgressMeter, type ProgressUpdate } from './progress.js';
 
 /** What a processor is given. */
@@ -28,9 +28,12 @@ const flushMs = 300;
 /** Thrown into a processor whose worker shuts down or lost its claim: the job goes on elsewhere. */
 class Interrupted extends Error {}
 
-/** Queue options for processors: a wake-up is short-lived, the job's own row carries everything that has to last. */
+/**
+ * Queue options for processors: a wake-up is short-lived, the job's own row carries everything that has to last. They start with `startProcessors`, when the
+ * process answers requests: jobs call services, perhaps this one.
+ */
 export const JobType = (type: string, concurrency = 2) =>
-  Processor(type, { concurrency, lockDuration: 10_000, stalledInterval: 5_000, maxStalledCount: 100, runRetryDelay: 1_000 });
+  Processor(type, { autorun: false, concurrency, lockDuration: 10_000, stalledInterval: 5_000, maxStalledCount: 100, runRetryDelay: 1_000 });
 
 /**
  * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass implements `run` as something that
@@ -43,15 +46,24 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
   protected readonly maxFailures: number = 8;
   protected readonly logger = new Logger(this.constructor.name);
 
+  private isClosing = false;
+
   constructor(protected readonly jobs: JobsService) {
     super();
+    jobs.processors.push(this);
+  }
+
+  /** Begins to take jobs. */
+  start(): void {
+    void this.worker.run();
   }
 
   /** Does the work; the value becomes the job's `result`. Transient errors (family `unavailable`) are tried again with backoff. */
   protected abstract run(context: JobContext): Promise<Record<string, unknown> | undefined>;
 
   async process(wakeUp: QueueJob<{ jobId: string }>): Promise<void> {
-    const job = await this.jobs.claim(wakeUp.data.jobId, this.owner);
+    // What is handed back at shutdown is for others.
+    const job = this.isClosing ? undefined : await this.jobs.claim(wakeUp.data.jobId, this.owner);
     if (!job) return;
     const controller = new AbortController();
     const done = this.runClaimed(job, controller).finally(() => this.running.delete(controller));
@@ -62,11 +74,18 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
   private async runClaimed(job: JobEntity, controller: AbortController): Promise<void> {
     const meter = new ProgressMeter(job.progress);
     let dirty = false;
+    let renewedAt = performance.now();
     const heartbeat = this.every(heartbeatMs, async () => {
+      const askedAt = performance.now();
       const claim = await this.jobs.renew(job.id, this.owner);
+      renewedAt = askedAt;
       if (claim === 'cancelRequested') controller.abort(new AppError('job_cancelled'));
       if (claim === 'lost') controller.abort(new Interrupted('the claim was lost'));
     });
+    // Without a claim another worker may have the job: a database that cannot be reached, or a process that was frozen, must not go on writing.
+    const watchdog = setInterval(() => {
+      if (performance.now() - renewedAt > leaseMs - heartbeatMs) controller.abort(new Interrupted('the claim could not be renewed'));
+    }, heartbeatMs / 2);
     const flush = this.every(flushMs, async () => {
       if (!dirty) return;
       dirty = false;
@@ -94,16 +113,18 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       const error: unknown = controller.signal.aborted ? controller.signal.reason : translateDatabaseError(thrown);
       const failures = meter.value.percent > job.progress.percent ? 1 : job.failures + 1;
       if (error instanceof Interrupted) {
-        await this.jobs.release(job.id, this.owner, null, job.failures);
+        await this.jobs.release(job.id, this.owner, { runAfter: null, failures: job.failures, progress: meter.value });
       } else if (isTransient(error) && failures < this.maxFailures) {
         const delayMs = Math.min(30_000, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
         this.logger.warn({ jobId: job.id, err: error }, `try ${failures} failed, the next in ${Math.round(delayMs)} ms`);
-        await this.jobs.release(job.id, this.owner, new Date(Date.now() + delayMs).toISOString(), failures);
+        await this.jobs.release(job.id, this.owner, { runAfter: new Date(Date.now() + delayMs).toISOString(), failures, progress: meter.value });
       } else {
         const cancelled = error instanceof AppError && error.code === 'job_cancelled';
         if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
         await this.jobs.end(job.id, { state: cancelled ? 'cancelled' : 'failed', error: toProblem(error), result: null, progress: meter.value }, where);
       }
+    } finally {
+      clearInterval(watchdog);
     }
   }
 
@@ -129,6 +150,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
 
   /** Lets running jobs go back to the queue while the database is still open, so that another worker continues them at once. */
   async beforeApplicationShutdown(): Promise<void> {
+    this.isClosing = true;
     const running = [...this.running];
     for (const [controller] of running) controller.abort(new Interrupted('the worker shuts down'));
     await Promise.all(running.map(([, done]) => done));

@@ -13,7 +13,9 @@ export class JobEntity {
   @Column('simple-json', { nullable: true }) error!: Problem | null;
   @Column('simple-json', { nullable: true }) result!: Record<string, unknown> | null;
   @Column('varchar') resource!: string;
-  @Column('varchar', { nullable: true }) parentId!: string | null;
+  @Index()
+  @Column('varchar', { nullable: true })
+  parentId!: string | null;
   @Column('varchar') createdBy!: string;
   @Column('varchar') createdAt!: string;
   @Column('varchar', { nullable: true }) startedAt!: string | null;

@@ -1,5 +1,5 @@
 import { AppError } from '@airdock/core/errors';
-import { Controller, Get, Inject, Injectable, Logger, type MessageEvent, Param, Post, Query, Sse } from '@nestjs/common';
+import { Controller, Get, Inject, Injectable, Logger, type MessageEvent, Param, Post, Query, Res, Sse } from '@nestjs/common';
 import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
 import { Observable } from 'rxjs';
 import { Operation } from '../http/operation.js';
@@ -74,13 +74,22 @@ export class JobsController {
 
   @Get(':id')
   @Operation({ id: 'getJob', summary: 'One job; with waitSeconds it answers when the job has ended or the time is over', returns: Job })
-  async get(@Param('id') id: string, @Query({ schema: JobQuery }) { waitSeconds }: JobQuery): Promise<Job> {
+  async get(
+    @Param('id') id: string,
+    @Query({ schema: JobQuery }) { waitSeconds }: JobQuery,
+    @Res({ passthrough: true }) reply: { raw: NodeJS.EventEmitter },
+  ): Promise<Job> {
     const service = await this.directory.serviceOf(id);
     const row = await service.find(id);
     if (!row || waitSeconds === 0 || isEnded(row.state)) return service.get(id);
     let unwatch: () => void = () => undefined;
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(resolve, waitSeconds * 1000);
+      // Whoever asked has gone.
+      reply.raw.once('close', () => {
+        clearTimeout(timer);
+        resolve();
+      });
       const look = async () => {
         if (!isEnded((await service.get(id)).state)) return;
         clearTimeout(timer);

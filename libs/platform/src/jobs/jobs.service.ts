@@ -33,6 +33,8 @@ export interface NewJob {
  */
 export class JobsService {
   private readonly logger = new Logger('jobs');
+  /** Of this process; they register themselves. */
+  readonly processors: { start(): void }[] = [];
 
   constructor(
     readonly service: ServiceName,
@@ -75,14 +77,21 @@ export class JobsService {
       revision: 0,
     };
     try {
-      await atomically(this.database.dataSource, [...together, this.rows.createQueryBuilder().insert().values(columns(row))]);
+      const stored = await atomically(this.database.dataSource, [...together, this.rows.createQueryBuilder().insert().values(columns(row))]);
+      if (!stored) throw new AppError('resource_changed', { detail: 'someone else was faster' });
     } catch (error) {
-      const first = requestKey && isUniqueViolation(error) ? await this.rows.findOneBy({ requestKey }) : null;
+      const first = isUniqueViolation(error) ? await this.findRequested(requestKey) : undefined;
       if (!first) throw error;
-      return this.toResource(first);
+      return first;
     }
     await this.wake(row);
     return this.toResource(row);
+  }
+
+  /** The job that an earlier request with the same Idempotency-Key created. */
+  async findRequested(requestKey: string | null): Promise<Job | undefined> {
+    const first = requestKey ? await this.rows.findOneBy({ requestKey }) : null;
+    return first ? this.toResource(first) : undefined;
   }
 
   async get(id: string): Promise<Job> {
@@ -102,7 +111,7 @@ export class JobsService {
 
   async list({ limit, cursor, state, type }: JobListQuery): Promise<Job[]> {
     const where = { ...(state ? { state } : {}), ...(type ? { type } : {}), ...(cursor ? { id: LessThan(cursorId(cursor)) } : {}) };
-    return Promise.all((await this.rows.find({ where, order: { id: 'DESC' }, take: limit })).map((row) => this.toResource(row)));
+    return this.toResources(await this.rows.find({ where, order: { id: 'DESC' }, take: limit }));
   }
 
   /** Id and revision of the jobs named: what long-polls and event streams compare. */
@@ -112,13 +121,21 @@ export class JobsService {
 
   /** Stops a job: at once when it is queued, at the next heartbeat of its worker (one second) when it runs. Throws `job_finished`. */
   async cancel(id: string): Promise<Job> {
-    const job = await getRow(this.rows, id);
-    if (isEnded(job.state)) throw new AppError('job_finished', { detail: `the job has ${job.state}` });
-    if (job.state === 'queued') {
-      if (await this.end(id, { state: 'cancelled', error: toProblem(new AppError('job_cancelled')), result: null }, { state: 'queued' })) return this.get(id);
+    // Between two looks a worker may take the job or hand it back.
+    for (let attempt = 0; attempt < 10; attempt++) {
+      const job = await getRow(this.rows, id);
+      if (isEnded(job.state)) throw new AppError('job_finished', { detail: `the job has ${job.state}` });
+      if (job.state === 'queued' && (await this.endCancelled(id))) return this.get(id);
+      if (job.state === 'running') {
+        const { affected } = await this.rows.update({ id, state: 'running' }, { cancelRequestedAt: now(), revision: () => 'revision + 1' });
+        if (affected) return this.get(id);
+      }
     }
-    await this.rows.update({ id, state: 'running' }, { cancelRequestedAt: now(), revision: () => 'revision + 1' });
-    return this.get(id);
+    throw new AppError('dependency_unavailable', { detail: 'the job changes too fast; try again' });
+  }
+
+  private endCancelled(id: string): Promise<boolean> {
+    return this.end(id, { state: 'cancelled', error: toProblem(new AppError('job_cancelled')), result: null }, { state: 'queued' });
   }
 
   /** Queues a failed or cancelled job again; it continues from what is already done. Throws `job_not_retryable`. */
@@ -210,14 +227,15 @@ export class JobsService {
     await this.rows.update({ id, leaseOwner: owner, state: 'running' }, { progress, revision: () => 'revision + 1' });
   }
 
-  /** Puts a running job back into the queue, after a transient failure or because its worker shuts down. */
-  async release(id: string, owner: string, runAfter: string | null, failures: number): Promise<void> {
+  /** Puts a running job back into the queue, after a transient failure or because its worker shuts down. One that was to be cancelled ends instead. */
+  async release(id: string, owner: string, { runAfter, failures, progress }: Pick<JobEntity, 'runAfter' | 'failures' | 'progress'>): Promise<void> {
     const { affected } = await this.rows.update(
       { id, leaseOwner: owner, state: 'running' },
-      { state: 'queued', leaseOwner: null, leaseUntil: null, runAfter, failures, revision: () => 'revision + 1' },
+      { state: 'queued', leaseOwner: null, leaseUntil: null, runAfter, failures, progress, revision: () => 'revision + 1' },
     );
     const job = affected ? await this.find(id) : undefined;
-    if (job) await this.wake(job);
+    if (job?.cancelRequestedAt) await this.endCancelled(id);
+    else if (job) await this.wake(job);
   }
 
   /** Ends a job, together with what belongs to its end. False when `where` no longer holds, e.g. the claim was lost. */
@@ -239,8 +257,16 @@ export class JobsService {
   }
 
   async toResource(row: JobEntity): Promise<Job> {
-    const children = await this.rows.find({ where: { parentId: row.id }, select: { id: true }, order: { id: 'ASC' } });
-    return { ...row, children: children.map(({ id }) => id) };
+    const [job] = await this.toResources([row]);
+    return job as Job;
+  }
+
+  private async toResources(rows: JobEntity[]): Promise<Job[]> {
+    const children =
+      rows.length > 0
+        ? await this.rows.find({ where: { parentId: In(rows.map(({ id }) => id)) }, select: { id: true, parentId: true }, order: { id: 'ASC' } })
+        : [];
+    return rows.map((row) => ({ ...row, children: children.filter(({ parentId }) => parentId === row.id).map(({ id }) => id) }));
   }
 }
 

@@ -36,8 +36,21 @@ async function execOver(
   command: string,
   { input, timeoutMs = 60_000 }: { input?: Readable; timeoutMs?: number } = {},
 ): Promise<ExecResult> {
+  let exitCode = -1;
+  let isClosed = () => undefined as unknown;
+  const closed = new Promise<void>((resolve) => {
+    isClosed = () => resolve();
+  });
+  // Its end may be in the same packet as its beginning: whoever listens later misses it.
   const channel = await new Promise<ssh2.ClientChannel>((resolve, reject) => {
-    client.exec(command, (error, opened) => (error ? reject(error) : resolve(opened)));
+    client.exec(command, (error, opened) => {
+      if (error) return reject(error);
+      opened.once('exit', (code: number | null) => {
+        exitCode = code ?? -1;
+      });
+      opened.once('close', isClosed);
+      resolve(opened);
+    });
   });
   const output = { stdout: '', stderr: '' };
   channel.setEncoding('utf8').on('data', (chunk: string) => {
@@ -46,19 +59,15 @@ async function execOver(
   channel.stderr.setEncoding('utf8').on('data', (chunk: string) => {
     output.stderr += chunk;
   });
-  const ended = new Promise<number>((resolve, reject) => {
+  const ended = new Promise<void>((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error(`no end after ${timeoutMs} ms: ${command}`)), timeoutMs);
-    let exitCode = -1;
-    channel.once('exit', (code: number | null) => {
-      exitCode = code ?? -1;
-    });
-    channel.once('close', () => {
+    void closed.then(() => {
       clearTimeout(timer);
-      resolve(exitCode);
+      resolve();
     });
   });
   // A command that ends before it has read all of its input is no error of the connection: its exit code tells.
   const sent = input ? pipeline(input, channel).catch(() => undefined) : channel.end();
-  const [exitCode] = await Promise.all([ended, sent]);
+  await Promise.all([ended, sent]);
   return { ...output, exitCode };
 }

@@ -1,0 +1,22 @@
+import { BackgroundLoop } from '@airdock/platform/background-loop';
+import { Injectable } from '@nestjs/common';
+import { UploadService } from '../upload/upload.service.js';
+import { BundleService } from './bundle.service.js';
+
+/** Runs in workers: abandoned uploads, and what killed workers left, must not fill the disk. */
+@Injectable()
+export class Housekeeping extends BackgroundLoop {
+  protected readonly pauseMs = 60 * 60 * 1000;
+
+  constructor(
+    private readonly uploads: UploadService,
+    private readonly bundles: BundleService,
+  ) {
+    super();
+  }
+
+  protected async round(): Promise<void> {
+    const removed = (await this.uploads.sweep()) + (await this.bundles.sweep());
+    if (removed > 0) this.logger.log(`${removed} abandoned files removed`);
+  }
+}
