@@ -149,6 +149,34 @@ describe('image-svc', () => {
     expect((await inRegistry('quay.io/pause/manifests/3.2')).status).toBe(404);
   });
 
+  it('guards every local name, not only the first, and writes no tag for an image that has only a digest', async () => {
+    const file = join(bundleDir, 'library.tar');
+    await buildOciArchive(file, [await makeImage({ name: 'quay.io/library/nginx:1.21', layers: [{ files: { other: 'y' } }] })]);
+    const bundleId = idOf(await post('/v1/bundles', { path: file }));
+    const refused = await api('post', '/v1/pushes').send({ bundleId }).expect(409);
+    expect(refused.body).toMatchObject({
+      code: 'image_name_collision',
+      name: 'library/nginx:1.21',
+      sources: ['docker.io/library/nginx:1.21', 'quay.io/library/nginx:1.21'],
+    });
+    const wrong = join(bundleDir, 'digest.tar');
+    await buildOciArchive(wrong, [await makeImage({ name: `quay.io/by/digest@sha256:${'0'.repeat(64)}`, layers: [base] })]);
+    expect(await post('/v1/bundles', { path: wrong })).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch' } });
+  });
+
+  it('lets only one of two pushes at a time have a name', async () => {
+    const ids: string[] = [];
+    for (const registryName of ['k8s.gcr.io', 'quay.io']) {
+      const file = join(bundleDir, `${registryName}.tar`);
+      await buildOciArchive(file, [await makeImage({ name: `${registryName}/race:1`, layers: [{ files: { registryName } }] })]);
+      ids.push(idOf(await post('/v1/bundles', { path: file })));
+    }
+    const started = await Promise.all(ids.map((bundleId) => api('post', '/v1/pushes').send({ bundleId })));
+    const ends = await Promise.all(started.map(({ body, status }) => (status === 202 ? end(body as Job) : Promise.resolve({ state: 'failed', error: body }))));
+    expect(ends.map(({ state }) => state).sort()).toEqual(['failed', 'succeeded']);
+    expect(ends.find(({ state }) => state === 'failed')?.error?.code).toBe('image_name_collision');
+  });
+
   it('notices that a bundle changed after it was read', async () => {
     const file = join(bundleDir, 'changing.tar');
     await buildOciArchive(file, [await makeImage({ name: 'quay.io/a/b:1', layers: [base] })]);

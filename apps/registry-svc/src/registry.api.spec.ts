@@ -86,6 +86,14 @@ describe('registry-svc', () => {
     ).toBe('resource_changed');
   });
 
+  it('gives each of many that write at once a job, or a refusal', async () => {
+    const answers = await Promise.all(Array.from({ length: 6 }, () => api('put', '/v1/registry').send({ mode: 'none' })));
+    for (const { status, body } of answers) {
+      if (status === 202) await api('get', `/v1/jobs/${body.id}`).expect(200);
+      else expect(body.code).toBe('resource_changed');
+    }
+  });
+
   it('says why the registry did not start, and starts it when the reason has gone', async () => {
     const other = createServer((socket) => socket.destroy());
     await new Promise<void>((resolve) => other.listen(ports.port, '127.0.0.1', resolve));

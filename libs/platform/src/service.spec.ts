@@ -6,6 +6,7 @@ import { startRedis, waitFor } from '@airdock/testing/servers';
 import { Body, Controller, Get, Inject, Module, Post } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import request from 'supertest';
+import type { DataSource } from 'typeorm';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { loadConfig } from './config.js';
@@ -42,12 +43,18 @@ class ThingsController {
 
 @JobType('image.thing')
 class ThingProcessor extends JobProcessor {
+  protected override readonly maxFailures = 3;
+
   constructor(@Inject(JobsService) jobs: JobsService) {
     super(jobs);
   }
 
   protected async run({ resourceId, progress, signal }: JobContext) {
     if (resourceId === 'flaky' && failuresLeft-- > 0) throw new AppError('registry_unavailable');
+    if (resourceId === 'hopeless') {
+      progress({ phase: 'work', bytesDone: 5, bytesTotal: 100 });
+      throw new AppError('registry_unavailable');
+    }
     if (resourceId === 'bad') throw new AppError('bundle_corrupt', { detail: 'no good' });
     for (const bytesDone of [50, 10, 80]) progress({ phase: 'work', bytesDone, bytesTotal: 100 });
     if (resourceId === 'long') {
@@ -124,13 +131,14 @@ describe('a service', () => {
     ['an unknown job', 'get', '/v1/jobs/0198c0de-0000-7000-8000-000000000000', undefined, 404, 'resource_not_found'],
     ['an id that is none', 'get', '/v1/jobs/..%2Fx', undefined, 404, 'resource_not_found'],
     ['a bad query', 'get', '/v1/jobs?limit=0', undefined, 422, 'request_invalid'],
+    ['a path that is none', 'get', '/v1/%ZZ', undefined, 400, 'request_malformed'],
     ['a foreign cursor', 'get', '/v1/jobs?cursor=xx', undefined, 422, 'cursor_invalid'],
   ] as const)('answers %s with a problem document', async (_what, method, path, body, status, code) => {
     const type = body?.startsWith('<') ? 'application/xml' : 'application/json';
     const sent = call(method, path);
     const { body: problem, headers } = await (body ? sent.set('content-type', type).send(body) : sent).expect(status);
     expect(headers['content-type']).toContain('application/problem+json');
-    expect(problem).toMatchObject({ code, status, title: expect.any(String), nextStep: expect.any(String), requestId: expect.any(String) });
+    expect(problem).toMatchObject({ code, status, title: expect.any(String), nextStep: expect.any(String) });
   });
 
   it('lets only what the schema names leave', async () => {
@@ -146,6 +154,41 @@ describe('a service', () => {
     failuresLeft = 2;
     expect(await ended(await make('flaky'))).toMatchObject({ state: 'succeeded', attempt: 3 });
     expect(await ended(await make('bad'))).toMatchObject({ state: 'failed', attempt: 1, error: { code: 'bundle_corrupt', detail: 'no good' } });
+  });
+
+  it('gives a job up that makes no progress, also when each try begins with some', async () => {
+    expect(await ended(await make('hopeless'))).toMatchObject({ state: 'failed', error: { code: 'registry_unavailable' }, progress: { percent: 5 } });
+  });
+
+  it('hands a running job back when it shuts down, and continues it at the next start', async () => {
+    const ownRedis = await startRedis();
+    const own = await mkdtemp(join(tmpdir(), 'airdock-platform-'));
+    const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir: own, redisUrl: ownRedis.url, logLevel: 'silent' } });
+    const startOwn = async () => {
+      const started = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), { title: 'test' });
+      await listen(started, 0, '127.0.0.1');
+      return started;
+    };
+    const jobsOf = (started: NestFastifyApplication) => started.get<JobsService>('jobs:image', { strict: false });
+    const first = await startOwn();
+    const { id } = await jobsOf(first).submit({ type: 'image.thing', resource: '/v1/things/long' });
+    await waitFor(async () => (await jobsOf(first).get(id)).progress.percent === 80, { what: 'progress' });
+    const database = first.get<DataSource>('imageDataSource');
+    let atTheEnd: unknown;
+    const destroy = database.destroy.bind(database);
+    database.destroy = async () => {
+      atTheEnd = await database.query('SELECT state, attempt, "leaseOwner" FROM job');
+      await destroy();
+    };
+    await first.close();
+    expect(atTheEnd).toEqual([{ state: 'queued', attempt: 1, leaseOwner: null }]);
+    const second = await startOwn();
+    await waitFor(async () => (await jobsOf(second).get(id)).attempt === 2, { what: 'the second attempt' });
+    release();
+    await waitFor(async () => (await jobsOf(second).get(id)).state === 'succeeded', { what: 'the end' });
+    await second.close();
+    await ownRedis.stop();
+    await rm(own, { recursive: true });
   });
 
   it('cancels a running job, and a retry continues it', async () => {
@@ -209,6 +252,7 @@ describe('a service', () => {
     expect(document.paths['/v1/things'].post.operationId).toBe('createThing');
     expect(document.components.schemas).toHaveProperty('Problem');
     expect((await call('get', '/docs').expect(200)).text).toContain('swagger');
+    for (const path of ['/%6fpenapi.json', '/%64ocs']) await request(app.getHttpServer()).get(path).expect(401);
     for (const path of ['/openapi.json', '/docs', '/docs/swagger-ui-bundle.js']) {
       const refused = await request(app.getHttpServer()).get(path).expect(401).expect('www-authenticate', /Basic/);
       expect(refused.body.code).toBe('token_missing');

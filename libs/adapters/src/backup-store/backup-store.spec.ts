@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { readdir, readFile, rm, truncate, utimes, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, truncate, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { promisify } from 'node:util';
@@ -67,6 +67,16 @@ const digests = async (client: RegistryClient) => {
     for (const tag of await client.listTags(repository)) found[`${repository}:${tag}`] = (await client.headManifest(repository, tag))?.digest;
   return found;
 };
+
+describe('a new store', () => {
+  it('is made by one of many that open it at once, also where one was killed', async () => {
+    const folder = await tempDir('new-store');
+    await mkdir(join(folder.path, 'blobs', 'sha256'), { recursive: true });
+    const opened = await Promise.all(Array.from({ length: 8 }, () => BackupStore.open(folder.path)));
+    expect(opened).toHaveLength(8);
+    await folder.remove();
+  });
+});
 
 describe('a backup', () => {
   it('brings every name back into an empty registry, with the same digests', async () => {

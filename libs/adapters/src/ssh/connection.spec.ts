@@ -82,6 +82,12 @@ describe('SshConnection', () => {
     });
   });
 
+  it('hears the end of programs that end at once', async () => {
+    await withConnection(async (connection) => {
+      for (let round = 0; round < 40; round++) expect((await connection.exec(['sh', '-c', 'exit 7'])).exitCode).toBe(7);
+    });
+  });
+
   it('reports a program that ends before it has read its input', async () => {
     await withConnection(async (connection) => {
       const endless = Readable.from(
