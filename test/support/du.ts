@@ -15,6 +15,8 @@ export interface DuOptions {
   bundleDir?: string;
   registryPort?: number;
   environment?: NodeJS.ProcessEnv;
+  /** Further keys below `airdock.registry`. */
+  registry?: Record<string, unknown>;
   /** The registry ends with the DU, also when this process is killed; otherwise it stays, as users have it. */
   stopsRegistry?: boolean;
   /** Default warn. */
@@ -49,6 +51,7 @@ export class Du implements AsyncDisposable {
       registryPort,
       environment = {},
       stopsRegistry = false,
+      registry = {},
       logLevel = 'warn',
       onOutput = () => undefined,
     } = options;
@@ -58,7 +61,7 @@ export class Du implements AsyncDisposable {
     const rwPort = registryPort ?? (await freePort());
     const roPort = await freePort();
     const configFile = join(folder, 'airctl-config.yaml');
-    const airdock = { dataDir, http: { port }, registry: { port: rwPort, readOnlyPort: roPort }, bundleDirs: [bundleDir], logLevel };
+    const airdock = { dataDir, http: { port }, registry: { port: rwPort, readOnlyPort: roPort, ...registry }, bundleDirs: [bundleDir], logLevel };
     await writeFile(configFile, stringify({ privateRegistryType, airdock }));
     const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, environment, stopsRegistry, onOutput);
     try {
