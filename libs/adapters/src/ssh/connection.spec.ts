@@ -1,3 +1,4 @@
+import { type AddressInfo, connect, createServer } from 'node:net';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { freePort, startRegistry, waitFor } from '@airdock/testing/servers';
@@ -131,6 +132,32 @@ describe('openTunnel', () => {
       await tunnel.close();
       await expect(fetch(`http://127.0.0.1:${hostPort}/v2/`)).rejects.toThrow('fetch failed');
     });
+  });
+
+  it('loses no byte when the target closes the connection behind its last one', async () => {
+    const body = Buffer.alloc(3_000_000, 'x');
+    const target = createServer((socket) => void socket.once('data', () => socket.end(body)));
+    await new Promise<void>((resolve) => target.listen(0, '127.0.0.1', resolve));
+    const hostPort = await freePort();
+    await withConnection(async (connection) => {
+      await openTunnel(connection, { hostPort, target: { host: '127.0.0.1', port: (target.address() as AddressInfo).port } });
+      const read = () =>
+        new Promise<number>((resolve, reject) => {
+          let bytes = 0;
+          const socket = connect(hostPort, '127.0.0.1', () => socket.write('go'));
+          socket.on('data', (chunk) => {
+            bytes += chunk.length;
+            // A slow reader, so that the last bytes wait in the tunnel.
+            if (bytes % 7 === 0) {
+              socket.pause();
+              setImmediate(() => socket.resume());
+            }
+          });
+          socket.once('end', () => resolve(bytes)).once('error', reject);
+        });
+      for (let round = 0; round < 5; round++) expect(await Promise.all(Array.from({ length: 8 }, read))).toEqual(Array(8).fill(body.length));
+    });
+    await new Promise((resolve) => target.close(resolve));
   });
 
   it('says that the port is taken, and what it is told when the target is down', async () => {

@@ -35,7 +35,7 @@ export async function openTunnel(connection: SshConnection, { hostPort, target }
       const opened = accept();
       channel = opened;
       opened.on('error', () => socket.destroy());
-      opened.once('close', () => socket.destroy());
+      opened.once('close', () => socket.end());
       socket.on('data', (chunk: Buffer) => {
         bytesSent += chunk.length;
       });
@@ -44,9 +44,11 @@ export async function openTunnel(connection: SshConnection, { hostPort, target }
     socket.once('error', () => {
       if (!channel) reject();
     });
-    socket.once('close', () => {
+    socket.once('close', (hadError) => {
       sockets.delete(socket);
-      channel?.close();
+      // What the target sent last may still be on its way to the host.
+      if (hadError) channel?.close();
+      else channel?.end();
     });
   };
   client.on('tcp connection', lead);
