@@ -1,7 +1,7 @@
 /** Bundles of the sizes that users carry, made once into a folder and kept between runs. */
 import { createCipheriv, createHash } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
-import { mkdir, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { finished, pipeline } from 'node:stream/promises';
 import { gzipSync } from 'node:zlib';
@@ -23,11 +23,17 @@ export function noise(seed: string, size: number): Buffer {
   return createCipheriv('aes-256-ctr', createHash('sha256').update(seed).digest(), Buffer.alloc(16)).update(Buffer.alloc(size));
 }
 
-/** Half noise, half zeros, in pieces of 64 KiB: about as compressible as programs are. */
-function program(seed: string, size: number): Buffer {
-  const bytes = noise(seed, size);
-  for (let at = 65_536; at < size; at += 131_072) bytes.fill(0, at, Math.min(at + 65_536, size));
-  return bytes;
+/** Programs and libraries of this machine, as base layers hold them; compresses as they do. */
+async function programs(size: number, folders = ['/usr/lib', '/usr/bin', '/usr/share']): Promise<Buffer> {
+  const bytes = Buffer.alloc(size);
+  let filled = 0;
+  for (const folder of folders) {
+    for (const entry of (await readdir(folder, { recursive: true, withFileTypes: true })).filter((found) => found.isFile())) {
+      filled += (await readFile(join(entry.parentPath, entry.name))).copy(bytes, filled);
+      if (filled === size) return bytes;
+    }
+  }
+  return bytes.subarray(0, filled);
 }
 
 async function tarOf(name: string, content: Buffer): Promise<Buffer> {
@@ -52,18 +58,18 @@ const configOf = (diffIds: string[]) =>
 
 /** As `docker save` writes: images on one uncompressed base layer of `baseBytes`, each with a small layer of its own. `change` alters the last image's layer. */
 export async function dockerArchive(folder: string, { images: count = 6, baseBytes = 580_000_000, change = '' } = {}): Promise<BenchBundle> {
-  const path = join(folder, `docker-archive-${count}-${baseBytes}${change}.tar`);
+  const path = join(folder, `docker-archive-${count}-${baseBytes}-programs${change}.tar`);
   const images = Array.from({ length: count }, (_, index) => `docker.io/bench/saved-${index}:v1`);
   await once(path, async (fresh) => {
     const tar = pack();
     const written = pipeline(tar, createWriteStream(fresh));
     const add = (name: string, content: Buffer) =>
       new Promise<void>((resolve, reject) => tar.entry({ name, mtime }, content, (error) => (error ? reject(error) : resolve())));
-    const base = await tarOf('usr/bin/base', program('base', baseBytes));
+    const base = await tarOf('usr/bin/base', await programs(baseBytes));
     await add('base/layer.tar', base);
     const manifest = [];
     for (const [index, name] of images.entries()) {
-      const own = await tarOf('etc/own', program(`own-${index}${index === count - 1 ? change : ''}`, 2_000_000));
+      const own = await tarOf('etc/own', noise(`own-${index}${index === count - 1 ? change : ''}`, 2_000_000));
       const config = configOf([sha256(base), sha256(own)]);
       const configName = `${sha256(config).slice(7)}.json`;
       await add(`own-${index}/layer.tar`, own);

@@ -56,6 +56,7 @@ export class Du implements AsyncDisposable {
       onOutput = () => undefined,
     } = options;
     const dataDir = join(folder, 'data');
+    await mkdir(folder, { recursive: true });
     await mkdir(bundleDir, { recursive: true });
     const port = await freePort();
     const rwPort = registryPort ?? (await freePort());

@@ -5,7 +5,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import { type Descriptor, formatPlatform } from '@airdock/core/oci/manifest';
 import { formatName, localReferences, parseReference } from '@airdock/core/oci/reference';
-import { isUniqueViolation, now } from '@airdock/platform/database';
+import { atomically, isUniqueViolation, now } from '@airdock/platform/database';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
@@ -69,25 +69,42 @@ export class ImageService {
     await this.imageNames.delete({ upstream: In(upstreams.filter((upstream) => !kept.has(upstream))) });
   }
 
-  /** Notes an image that is complete in the registry, under each of its upstream names. */
-  async record(image: SourceImage, root: Descriptor, bundleId: string, references: string[]): Promise<void> {
-    for (const upstream of image.names) {
-      const own = localReferences(parseReference(upstream), '').map((reference) => `/${formatName(reference)}`);
-      const row = {
-        localReferences: references.filter((reference) => own.some((name) => reference.slice(reference.indexOf('/')) === name)),
-        digest: root.digest,
-        mediaType: root.mediaType,
-        imageIds: image.configDigests,
-        platforms: image.platforms.map(formatPlatform),
-        sizeBytes: String(image.sizeBytes),
-        bundleId,
-        pushedAt: now(),
-      };
-      try {
-        await this.images.insert({ ...row, id: newId(), upstream, createdAt: now() });
-      } catch (error) {
-        if (!isUniqueViolation(error)) throw error;
-        await this.images.update({ upstream }, row);
+  /** Notes images that are complete in the registry, under each of their upstream names: all or none. */
+  async record(pushed: { image: SourceImage; root: Descriptor; localReferences: string[] }[], bundleId: string): Promise<void> {
+    const rows = pushed.flatMap(({ image, root, localReferences }) =>
+      image.names.map((upstream) => {
+        const own = new Set(localReferences.filter((reference) => namesOf(upstream).includes(reference.slice(reference.indexOf('/') + 1))));
+        return {
+          upstream,
+          localReferences: [...own],
+          digest: root.digest,
+          mediaType: root.mediaType,
+          imageIds: image.configDigests,
+          platforms: image.platforms.map(formatPlatform),
+          sizeBytes: String(image.sizeBytes),
+          bundleId,
+          pushedAt: now(),
+        };
+      }),
+    );
+    for (const chunk of chunks(rows, 50)) {
+      // Another push may note the same image at the same time.
+      for (let attempt = 1; ; attempt++) {
+        const known = new Set((await this.images.findBy({ upstream: In(chunk.map(({ upstream }) => upstream)) })).map(({ upstream }) => upstream));
+        const statements = chunk.map((row) =>
+          known.has(row.upstream)
+            ? this.images.createQueryBuilder().update().set(row).where({ upstream: row.upstream })
+            : this.images
+                .createQueryBuilder()
+                .insert()
+                .values({ ...row, id: newId(), createdAt: now() }),
+        );
+        try {
+          if (await atomically(this.images.manager.dataSource, statements)) break;
+        } catch (error) {
+          if (!isUniqueViolation(error)) throw error;
+        }
+        if (attempt === 5) throw new AppError('dependency_unavailable', { detail: 'the catalogue changes too fast' });
       }
     }
   }
@@ -113,12 +130,13 @@ export class ImageService {
   }
 }
 
+/** The names of an upstream image inside the local registry. */
+const namesOf = (upstream: string): string[] => localReferences(parseReference(upstream), '').map(formatName);
+
 /** All local names of images, each with who wants it. */
 const wantedNames = (images: { names: string[]; imageIds: string[] }[]): ImageNameEntity[] =>
   images.flatMap(({ names, imageIds }) =>
-    names.flatMap((upstream) =>
-      localReferences(parseReference(upstream), '').map((reference) => ({ name: formatName(reference), upstream, identity: [...imageIds].sort().join() })),
-    ),
+    names.flatMap((upstream) => namesOf(upstream).map((name) => ({ name, upstream, identity: [...imageIds].sort().join() }))),
   );
 
 /** Databases bound the number of parameters of one statement. */

@@ -1,5 +1,5 @@
 import { type CopiedImage, copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
-import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
+import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { columns, now } from '@airdock/platform/database';
@@ -19,6 +19,7 @@ import { PushEntity } from './push.entity.js';
 import type { CreatePush, Push, PushedImage } from './push.schema.js';
 
 export const pushJobType = 'image.push';
+const recordAtOnce = 50;
 
 /** Brings the images of a bundle into the registry. */
 @Injectable()
@@ -51,6 +52,10 @@ export class PushService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
+  private async toPushed(image: SourceImage, source: ImageSource) {
+    return { image, root: await source.prepare(image), localReferences: this.bundles.localNames(image).map(({ full }) => full) };
+  }
+
   /**
    * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure, and a retry pushes only
    * what is missing then.
@@ -63,14 +68,14 @@ export class PushService {
     const images = select(source.images, push.images ?? undefined);
     await this.images.reserveNames(images.map(toSeenImage));
     progress({ phase: 'push', itemsTotal: images.length });
-    const recorded: Promise<void>[] = [];
-    const record = async (image: SourceImage) =>
-      this.images.record(
-        image,
-        await source.prepare(image, { signal }),
-        push.bundleId,
-        this.bundles.localNames(image).map(({ full }) => full),
-      );
+    const complete: SourceImage[] = [];
+    let recorded: Promise<void> = Promise.resolve();
+    // What is complete in the registry is in the catalogue, also when the push is cancelled afterwards.
+    const record = () => {
+      const images = complete.splice(0);
+      recorded = recorded.then(async () => this.images.record(await Promise.all(images.map((image) => this.toPushed(image, source))), push.bundleId));
+      return recorded;
+    };
     let copied: CopiedImage[];
     try {
       copied = await copyImages({
@@ -80,13 +85,13 @@ export class PushService {
         images: images.map((image) => ({ image, names: this.bundles.localNames(image) })),
         signal,
         onProgress: ({ bytesDone, bytesTotal, itemsDone, itemsTotal }) => progress({ phase: 'push', bytesDone, bytesTotal, itemsDone, itemsTotal }),
-        // What is complete in the registry is in the catalogue, also when the push is cancelled afterwards.
-        onImage: (result) => void (result.error ?? recorded.push(record(result.image))),
+        onImage: ({ image, error }) => {
+          if (!error && complete.push(image) >= recordAtOnce) void record();
+        },
       });
     } finally {
-      await Promise.allSettled(recorded);
+      await record();
     }
-    await Promise.all(recorded);
     const results: PushedImage[] = copied.map(({ image, digest, error }) => ({
       names: image.names,
       digest: digest ?? null,

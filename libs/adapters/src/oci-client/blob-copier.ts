@@ -79,16 +79,11 @@ export class BlobCopier {
     if (await storage.has(repository, descriptor)) return;
     const { source, signal, limit } = this.options;
     let bytesDone = 0;
-    const place = () =>
-      limit(() =>
-        storage.place(repository, descriptor, () => source.blob(descriptor), {
-          signal,
-          onBytes: (count) => {
-            bytesDone += count;
-            onBytes?.(bytesDone);
-          },
-        }),
-      );
+    const onPlaced = (count: number) => {
+      bytesDone += count;
+      onBytes?.(bytesDone);
+    };
+    const place = () => storage.place(repository, descriptor, () => source.blob(descriptor), { signal, limit, onBytes: onPlaced });
     const home = this.#homes.get(descriptor.digest);
     if (home) return home.arrived.catch(() => undefined).then(place);
     const arrived = place();

@@ -6,13 +6,15 @@ import { AppError, isTransient } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { formatName } from '@airdock/core/oci/reference';
-import pLimit from 'p-limit';
+import pLimit, { type LimitFunction } from 'p-limit';
 import { BlobCopier } from './blob-copier.js';
 import { type ImageGraph, totalSize, walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
 import { type RetryOptions, withRetry } from './retry.js';
+
+const imagesAtOnce = 64;
 
 /** A name inside the registry. Without a tag the image is there by digest only. */
 export interface LocalName {
@@ -68,14 +70,17 @@ export interface CopyImagesOptions {
  */
 export async function copyImages(options: CopyImagesOptions): Promise<CopiedImage[]> {
   const { images, signal, concurrency = 4 } = options;
-  const copier = new BlobCopier({ ...options, limit: pLimit(concurrency) });
+  const requests = pLimit(concurrency);
+  const preparing = pLimit(concurrency);
+  const copier = new BlobCopier({ ...options, limit: requests });
   const progress = new Progress(images, options.onProgress);
-  const limit = pLimit(concurrency);
+  // Placed images wait for the disk more than they work, and share that wait.
+  const limit = pLimit(options.storage ? imagesAtOnce : concurrency);
   const results = await Promise.allSettled(
     images.map((item) =>
       limit(async () => {
         signal?.throwIfAborted();
-        const copied = await new ImageCopy(options, copier, item, progress).run();
+        const copied = await new ImageCopy(options, copier, preparing, item, progress).run();
         progress.finish(item);
         options.onImage?.(copied);
         return copied;
@@ -96,6 +101,7 @@ class ImageCopy {
   constructor(
     private readonly options: CopyImagesOptions,
     private readonly copier: BlobCopier,
+    private readonly preparing: LimitFunction,
     private readonly item: ImageToCopy,
     private readonly progress: Progress,
   ) {
@@ -109,12 +115,15 @@ class ImageCopy {
     try {
       const [first, ...others] = this.#repositories;
       if (first === undefined) throw new AppError('image_name_missing', { detail: 'no local name was given' });
-      root = await source.prepare(image, { signal, onProgress: (bytes) => this.progress.prepared(this.item, bytes) });
+      root = await this.preparing(() => source.prepare(image, { signal, onProgress: (bytes) => this.progress.prepared(this.item, bytes) }));
       const graph = await walkImage(root, (digest) => source.readManifest(digest));
-      await this.#copyTo(first, graph, (descriptor, bytes) => this.progress.copied(this.item, totalSize(graph.blobs), descriptor.digest, bytes));
-      for (const repository of others) await this.#copyTo(repository, graph);
-      for (const repository of this.#repositories) await this.#verify(repository, graph);
-      for (const name of names) if (name.tag !== undefined) await this.#tag(name.repository, name.tag, root);
+      if (!(await this.#isThere(root, graph))) {
+        await this.#copyTo(first, graph, (descriptor, bytes) => this.progress.copied(this.item, totalSize(graph.blobs), descriptor.digest, bytes));
+        for (const repository of others) await this.#copyTo(repository, graph);
+        for (const repository of this.#repositories) await this.#verify(repository, graph);
+        await this.options.storage?.flush();
+        for (const { repository, tag } of names) await this.#put(repository, tag ?? root.digest, root);
+      }
       const { digest } = root;
       return { image, digest, names: names.map(({ repository, tag }) => formatName(tag === undefined ? { repository, digest } : { repository, tag })) };
     } catch (error) {
@@ -123,27 +132,37 @@ class ImageCopy {
     }
   }
 
+  /** True when every name already leads to this image, and all of it is really there. */
+  async #isThere(root: Descriptor, graph: ImageGraph): Promise<boolean> {
+    for (const { repository, tag } of this.item.names) {
+      const current = await this.#call((registry, signal) => registry.headManifest(repository, tag ?? root.digest, { signal }));
+      if (current?.digest !== root.digest) return false;
+    }
+    try {
+      for (const repository of this.#repositories) await this.#verify(repository, graph);
+      return true;
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'registry_rejected') return false;
+      throw error;
+    }
+  }
+
+  /** Blobs and all manifests but the root, which comes with the tag. */
   async #copyTo(repository: string, graph: ImageGraph, onBytes?: (descriptor: Descriptor, bytesDone: number) => void): Promise<void> {
     await allOrFirstError(graph.blobs.map((blob) => this.copier.ensure(repository, blob, (bytes) => onBytes?.(blob, bytes))));
-    for (const manifest of graph.manifests) {
+    for (const manifest of childrenOf(graph)) {
       if (await this.#call((registry, signal) => registry.headManifest(repository, manifest.digest, { signal }))) continue;
       await this.#put(repository, manifest.digest, manifest);
     }
   }
 
-  /** Rule: nothing is reported stored that the registry does not say it has. */
+  /** Rule: nothing is reported stored that the registry does not say it has, or that does not lie in its folder. */
   async #verify(repository: string, graph: ImageGraph): Promise<void> {
     await allOrFirstError(graph.blobs.map((blob) => this.copier.verify(repository, blob)));
-    for (const manifest of graph.manifests) await this.#expect(repository, manifest.digest, manifest);
+    for (const manifest of childrenOf(graph)) await this.#expect(repository, manifest.digest, manifest);
   }
 
-  async #tag(repository: string, tag: string, root: Descriptor): Promise<void> {
-    const current = await this.#call((registry, signal) => registry.headManifest(repository, tag, { signal }));
-    if (current?.digest === root.digest) return;
-    await this.#put(repository, tag, root);
-    await this.#expect(repository, tag, root);
-  }
-
+  /** The registry checks that all children are there, and answers with the digest of what it stored. */
   async #put(repository: string, reference: string, { digest, mediaType }: Descriptor): Promise<void> {
     const bytes = await this.options.source.readManifest(digest);
     await this.#call((registry, signal) => registry.putManifest(repository, reference, bytes, mediaType, { signal }));
@@ -160,6 +179,9 @@ class ImageCopy {
     return withRetry(() => work(registry, signal), signal, retry);
   }
 }
+
+/** The root is last. */
+const childrenOf = ({ manifests }: ImageGraph): Descriptor[] => manifests.slice(0, -1);
 
 /** Like `Promise.all`, but nothing is still running when it rejects: the caller may then close what the work uses. */
 async function allOrFirstError(work: Promise<unknown>[]): Promise<void> {

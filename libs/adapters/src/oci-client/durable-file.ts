@@ -3,6 +3,7 @@ import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { addAbortSignal, type Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
+import { DirectFile } from './direct-file.js';
 
 export interface DurableOptions {
   signal?: AbortSignal | undefined;
@@ -20,20 +21,34 @@ export async function writeDurably(path: string, content: Readable | Uint8Array,
   await mkdir(tmpDir, { recursive: true });
   const tmp = join(tmpDir, `${basename(path)}.${randomUUID()}.part`);
   try {
-    const file = await open(tmp, 'wx', 0o644);
-    try {
-      if (!(content instanceof Uint8Array) && signal) addAbortSignal(signal, content);
-      await file.writeFile(content);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
+    if (content instanceof Uint8Array) await writeSmall(tmp, content);
+    else await writeStream(tmp, signal ? addAbortSignal(signal, content) : content);
     await rename(tmp, path);
     await syncFolder(dirname(path));
   } catch (error) {
     await rm(tmp, { force: true });
     signal?.throwIfAborted();
     throw diskError(error, path);
+  }
+}
+
+async function writeSmall(path: string, content: Uint8Array): Promise<void> {
+  const file = await open(path, 'wx', 0o644);
+  try {
+    await file.writeFile(content);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+async function writeStream(path: string, content: Readable): Promise<void> {
+  const file = await DirectFile.create(path);
+  try {
+    for await (const chunk of content) await file.append(chunk as Buffer);
+    await file.finish({ sync: true });
+  } finally {
+    await file.close();
   }
 }
 

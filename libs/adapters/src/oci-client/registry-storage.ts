@@ -3,31 +3,44 @@
  * itself never changes again is written: blob files, and the links that make them part of a repository. Manifests and tags go through the registry, which
  * then checks that every blob is there. Layout: storage paths v2 of distribution, registry/storage/paths.go; see docs/adr/0009.
  */
+import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { access, type FileHandle, link, mkdir, open, readdir, readFile, rename, rm, rmdir, stat } from 'node:fs/promises';
+import { access, link, mkdir, readdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
+import { setTimeout as delay } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { createDigest, type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
-import { diskError, syncFolder, writeDurably } from './durable-file.js';
+import { DirectFile } from './direct-file.js';
+import { diskError, writeDurably } from './durable-file.js';
 import type { BlobReader } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
+
+const run = promisify(execFile);
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
 
-const chunkBytes = 4 * 1024 * 1024;
+/** Blobs up to this size are written in one piece. */
+const smallBytes = 256 * 1024;
 const abandonedMs = 60 * 60 * 1000;
+const gatherMs = 5;
 
 export interface PlaceOptions {
   signal?: AbortSignal | undefined;
   /** Called with the number of bytes that were just placed. */
   onBytes?: ((count: number) => void) | undefined;
+  /** Bounds how many copies run at a time; waiting for the disk is not bounded by it. */
+  limit?: <T>(work: () => Promise<T>) => Promise<T>;
 }
 
 export class RegistryStorage {
+  #lastFlush: Promise<void> = Promise.resolve();
+  #nextFlush: Promise<void> | undefined;
+
   private constructor(private readonly root: string) {}
 
   /**
@@ -86,29 +99,54 @@ export class RegistryStorage {
   }
 
   /**
-   * Makes a blob part of a repository. Content that is not in the storage is copied and hashed on the way, synced to disk and only then given its name:
-   * nothing wrong or half is ever visible. Idempotent, safe beside others that place the same blob. Throws `digest_mismatch`, `space_insufficient`, and
-   * the signal's reason.
+   * Makes a blob part of a repository. Content that is not in the storage is copied and hashed on the way, flushed to disk and only then given its name:
+   * nothing wrong or half is ever visible. The link is on disk after the next `flush`. Idempotent, safe beside others that place the same blob. Throws
+   * `digest_mismatch`, `space_insufficient`, and the signal's reason.
    */
   async place(repository: string, descriptor: Descriptor, reader: () => Promise<BlobReader>, options: PlaceOptions = {}): Promise<void> {
     const path = this.blobFile(descriptor.digest);
-    if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.#bring(path, descriptor, await reader(), options);
-    await writeDurably(this.linkFile(repository, descriptor.digest), Buffer.from(descriptor.digest));
+    if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.#bring(path, descriptor, reader, options);
+    const linkFile = this.linkFile(repository, descriptor.digest);
+    await mkdir(dirname(linkFile), { recursive: true });
+    const fresh = `${linkFile}.${randomUUID()}`;
+    await writeFile(fresh, descriptor.digest);
+    await rename(fresh, linkFile);
   }
 
-  async #bring(path: string, descriptor: Descriptor, reader: BlobReader, { signal, onBytes }: PlaceOptions): Promise<void> {
-    signal?.throwIfAborted();
+  /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
+  flush(): Promise<void> {
+    this.#nextFlush ??= this.#lastFlush.then(async () => {
+      // A moment for others to join: a flush costs about as much for one blob as for a hundred.
+      await delay(gatherMs);
+      this.#nextFlush = undefined;
+      const flushed = run('sync', ['--file-system', this.root]).then(() => undefined);
+      this.#lastFlush = flushed.catch(() => undefined);
+      return flushed;
+    });
+    return this.#nextFlush;
+  }
+
+  async #bring(
+    path: string,
+    descriptor: Descriptor,
+    reader: () => Promise<BlobReader>,
+    { signal, onBytes, limit = (work) => work() }: PlaceOptions,
+  ): Promise<void> {
     const incoming = join(this.root, 'airdock-incoming');
-    await mkdir(incoming, { recursive: true });
-    await mkdir(dirname(path), { recursive: true });
     const part = join(incoming, `${digestHex(descriptor.digest)}.${randomUUID()}.part`);
     try {
-      const { file } = reader;
-      const isOurs = file?.verified === descriptor.digest && (await linkOrFalse(file.path, part));
-      if (isOurs) onBytes?.(descriptor.size);
-      else await copyVerified(reader, part, descriptor, signal, onBytes);
+      await limit(async () => {
+        signal?.throwIfAborted();
+        await mkdir(incoming, { recursive: true });
+        const source = await reader();
+        const isOurs = source.file?.verified === descriptor.digest && (await linkOrFalse(source.file.path, part));
+        if (isOurs) onBytes?.(descriptor.size);
+        else await copyVerified(source, part, descriptor, signal, onBytes);
+      });
+      // One flush serves all blobs that arrive meanwhile: a sync for each would cost more than the copy of small ones.
+      await this.flush();
+      await mkdir(dirname(path), { recursive: true });
       await rename(part, path);
-      await syncFolder(dirname(path));
     } catch (error) {
       await rm(part, { force: true });
       signal?.throwIfAborted();
@@ -143,56 +181,42 @@ async function copyVerified(
   signal?: AbortSignal,
   onBytes?: (count: number) => void,
 ): Promise<void> {
+  if (size <= smallBytes) return copySmall(reader, path, { digest, size }, onBytes);
   const hash = createDigest();
-  let written = 0;
-  const output = await open(path, 'wx', 0o644);
+  const output = await DirectFile.create(path);
+  const count = (bytes: Buffer) => {
+    signal?.throwIfAborted();
+    hash.update(bytes);
+    onBytes?.(bytes.byteLength);
+  };
   try {
-    for await (const chunk of chunksOf(reader)) {
-      signal?.throwIfAborted();
-      // The disk writes while this thread hashes.
-      const writing = output.write(chunk, 0, chunk.byteLength, written);
-      hash.update(chunk);
-      await writing;
-      written += chunk.byteLength;
-      onBytes?.(chunk.byteLength);
+    if (reader.file) await output.appendFrom({ ...reader.file, size }, count);
+    else {
+      for await (const chunk of reader.open()) {
+        count(chunk as Buffer);
+        await output.append(chunk as Buffer);
+      }
     }
-    const actual = hash.value();
-    if (actual !== digest || written !== size)
-      throw new AppError('digest_mismatch', {
-        detail: `a blob has ${written} bytes and the digest ${actual}, not ${size} and ${digest}`,
-        expected: digest,
-        actual,
-      });
-    await output.sync();
+    expectContent(hash.value(), await output.finish(), { digest, size });
   } finally {
     await output.close();
   }
 }
 
-/** The bytes of a blob in large pieces; each is only good until the next is asked for. Read ahead by one piece where they lie in a file. */
-async function* chunksOf({ size, file, open: openStream }: BlobReader): AsyncGenerator<Buffer> {
-  if (!file) {
-    yield* openStream() as AsyncIterable<Buffer>;
-    return;
-  }
-  const input = await open(file.path, constants.O_RDONLY | constants.O_NOFOLLOW);
-  const length = Math.min(chunkBytes, Math.max(size, 1));
-  const buffers = [Buffer.allocUnsafe(length), Buffer.allocUnsafe(size > length ? length : 0)];
-  try {
-    let offset = 0;
-    let pending = read(input, buffers[0] as Buffer, file.offset, size);
-    for (let index = 0; offset < size; index++) {
-      const bytesRead = await pending;
-      if (bytesRead === 0) return;
-      const chunk = (buffers[index % 2] as Buffer).subarray(0, bytesRead);
-      offset += bytesRead;
-      if (offset < size) pending = read(input, buffers[(index + 1) % 2] as Buffer, file.offset + offset, size - offset);
-      yield chunk;
-    }
-  } finally {
-    await input.close();
-  }
+async function copySmall(reader: BlobReader, path: string, expected: Pick<Descriptor, 'digest' | 'size'>, onBytes?: (count: number) => void): Promise<void> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of reader.open()) chunks.push(chunk as Buffer);
+  const bytes = Buffer.concat(chunks);
+  expectContent(digestOf(bytes), bytes.byteLength, expected);
+  await writeFile(path, bytes, { flag: 'wx' });
+  onBytes?.(bytes.byteLength);
 }
 
-const read = async (input: FileHandle, buffer: Buffer, position: number, atMost: number): Promise<number> =>
-  (await input.read(buffer, 0, Math.min(buffer.byteLength, atMost), position)).bytesRead;
+function expectContent(actual: Digest, written: number, { digest, size }: Pick<Descriptor, 'digest' | 'size'>): void {
+  if (actual === digest && written === size) return;
+  throw new AppError('digest_mismatch', {
+    detail: `a blob has ${written} bytes and the digest ${actual}, not ${size} and ${digest}`,
+    expected: digest,
+    actual,
+  });
+}
