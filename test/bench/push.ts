@@ -1,6 +1,6 @@
 /**
  * Pushes bundles into one registry, with Airdock, skopeo and Docker in turn, beside the floor: `cp` of the same bytes and one sha256 of them.
- * `node test/dist/bench/push.js [--rounds N] [--only NAME]`; writes docs/benchmarks.md when nothing was left out.
+ * `node test/dist/bench/push.js [--rounds N] [--only NAME]`; writes docs/benchmarks.md when nothing was left out and medians are of five or more.
  */
 import { execFile } from 'node:child_process';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
@@ -171,7 +171,7 @@ names, the others one. The floor is \`cp\` of the bundle and one sha256 of it. B
 ${lines.join('\n')}
 `;
   process.stdout.write(text);
-  if (!only) await writeFile(join(repository, 'docs/benchmarks.md'), text);
+  if (!only && rounds >= 5) await writeFile(join(repository, 'docs/benchmarks.md'), text);
 }
 
 await main();
