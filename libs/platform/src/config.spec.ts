@@ -22,7 +22,7 @@ describe('loadConfig', () => {
     ['privateRegistryType: none', 'none'],
     ['privateRegistryType: local', 'local'],
     ['privateRegistryType: docker', 'local'],
-    ['privateRegistryType: external\nairdock: {registry: {externalUrl: "http://registry.site:5000"}}', 'external'],
+    ['privateRegistryType: external\nairdock: {registry: {externalUrl: "http://images.site:5000"}}', 'external'],
   ])('reads %j as %s: none is off and anything else is on', async (text, mode) => expect((await load(text)).privateRegistryType).toBe(mode));
 
   it("leaves airctl's other keys alone and fills in defaults", async () => {

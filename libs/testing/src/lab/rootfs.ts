@@ -93,7 +93,8 @@ async function ensureArchive(log?: Log): Promise<string> {
 async function debootstrap(root: string): Promise<void> {
   const program = findProgram('debootstrap');
   if (!program) throw new Error('the Debian package debootstrap is missing, which makes the file system of the lab hosts');
-  const args = [program, '--variant=minbase', `--include=${packages.join(',')}`, suite, root, await debianMirror()];
+  const mirror = await debianMirror();
+  const args = [program, '--variant=minbase', `--include=${packages.join(',')}`, suite, root, ...(mirror ? [mirror] : [])];
   // Its own namespaces: when this process dies, all that debootstrap started dies, and what it mounted in the new root is gone.
   const command = ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--mount-proc', '--kill-child', ...args];
   const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LANG: 'C.UTF-8' };
@@ -102,8 +103,8 @@ async function debootstrap(root: string): Promise<void> {
   });
 }
 
-/** The mirror that apt uses on this machine, e.g. one of the site, else Debian's own. */
-async function debianMirror(): Promise<string> {
+/** The mirror that apt uses on this machine, e.g. one of the site; undefined leaves it to debootstrap. */
+async function debianMirror(): Promise<string | undefined> {
   const dir = '/etc/apt/sources.list.d';
   const extra = (await readdir(dir).catch(() => [])).map((name) => join(dir, name));
   for (const path of ['/etc/apt/sources.list', ...extra]) {
@@ -111,7 +112,7 @@ async function debianMirror(): Promise<string> {
     const url = /^(?:URIs:|deb\s+(?:\[[^\]]*\]\s+)?)\s*(https?:\/\/\S+\/debian)\/?(?:\s|$)/m.exec(text)?.[1];
     if (url) return url;
   }
-  return 'http://deb.debian.org/debian';
+  return undefined;
 }
 
 async function removeOlderImages(engine: LabEngine): Promise<void> {
