@@ -72,8 +72,10 @@ export class PushService {
     let recorded: Promise<void> = Promise.resolve();
     // What is complete in the registry is in the catalogue, also when the push is cancelled afterwards.
     const record = () => {
-      const images = complete.splice(0);
-      recorded = recorded.then(async () => this.images.record(await Promise.all(images.map((image) => this.toPushed(image, source))), push.bundleId));
+      const batch = complete.splice(0);
+      recorded = recorded.then(async () => this.images.record(await Promise.all(batch.map((image) => this.toPushed(image, source))), push.bundleId));
+      // A failure is thrown by the last call, which is awaited; until then it must not end the process.
+      recorded.catch(() => undefined);
       return recorded;
     };
     let copied: CopiedImage[];

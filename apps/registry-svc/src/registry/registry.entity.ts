@@ -9,6 +9,7 @@ export class RegistryEntity {
   @Column('varchar') mode!: RegistryMode;
   /** The configuration file's value when it was last read: a change in the file wins over the API, a restart does not. */
   @Column('varchar') configuredMode!: RegistryMode;
+  @Column('varchar', { nullable: true }) configuredUrl!: string | null;
   @Column('varchar', { nullable: true }) externalUrl!: string | null;
   @Column('integer') version!: number;
   @Column('varchar', { nullable: true }) engineVersion!: string | null;

@@ -40,17 +40,16 @@ export class RegistryService {
   /** The wanted state; on the first call, and after a change in the configuration file, what the file says. */
   async load(): Promise<RegistryEntity> {
     const configuredMode = this.config.privateRegistryType;
-    const externalUrl = this.config.registry.externalUrl ?? null;
+    const configuredUrl = this.config.registry.externalUrl ?? null;
+    const configured = { mode: configuredMode, configuredMode, externalUrl: configuredUrl, configuredUrl };
     const row = await this.registries.findOneBy({ id });
-    if (row?.configuredMode === configuredMode && (row.mode !== 'external' || row.configuredMode !== 'external' || row.externalUrl === externalUrl)) return row;
+    if (row?.configuredMode === configuredMode && row.configuredUrl === configuredUrl) return row;
     try {
-      if (row) await this.registries.update({ id, version: row.version }, { mode: configuredMode, configuredMode, externalUrl, version: row.version + 1 });
+      if (row) await this.registries.update({ id, version: row.version }, { ...configured, version: row.version + 1 });
       else
         await this.registries.insert({
           id,
-          mode: configuredMode,
-          configuredMode,
-          externalUrl,
+          ...configured,
           version: 1,
           engineVersion: null,
           storageId: null,
@@ -75,7 +74,7 @@ export class RegistryService {
     const health = error ? { ok: false, latencyMs: readWrite.latencyMs, error: error.code, readOnlyOk: false } : { ...readWrite, readOnlyOk: readOnly.ok };
     return {
       mode,
-      // Hosts reach every registry, also an external one, as their own localhost.
+      // What image-svc begins local references with, in every mode; in mode external no tunnel leads there yet.
       host: `localhost:${port}`,
       url,
       readOnlyUrl,
