@@ -262,6 +262,29 @@ export async function buildOciLayout(dir: string, images: readonly (TestImage | 
   return roots;
 }
 
+/**
+ * Adds an artifact with one small layer to a layout in a folder: a signature, an SBOM, a chart. With a `subject` it is a referrer, with `annotations` it has
+ * a name. Returns its descriptor.
+ */
+export async function addArtifact(
+  dir: string,
+  { type, text, subject, annotations }: { type: string; text: string; subject?: Descriptor; annotations?: Record<string, string> },
+): Promise<Descriptor> {
+  const add = async (content: Buffer, mediaType: string): Promise<Descriptor> => {
+    const digest = digestOf(content);
+    await writeFile(join(dir, 'blobs/sha256', digestHex(digest)), content);
+    return { mediaType, digest, size: content.byteLength };
+  };
+  const config = await add(Buffer.from('{}'), subject ? 'application/vnd.oci.empty.v1+json' : mediaTypes.ociConfig);
+  const layers = [await add(Buffer.from(text), type)];
+  const document = { schemaVersion: 2, mediaType: mediaTypes.ociManifest, ...(subject ? { artifactType: type, subject } : {}), config, layers };
+  const root = await add(Buffer.from(JSON.stringify(document)), mediaTypes.ociManifest);
+  const index = JSON.parse(await readFile(join(dir, 'index.json'), 'utf8')) as { manifests: Descriptor[] };
+  index.manifests.push({ ...root, ...(annotations ? { annotations } : {}) });
+  await writeFile(join(dir, 'index.json'), JSON.stringify(index));
+  return root;
+}
+
 /** Cuts a file after so many bytes; negative counts from its end. */
 export async function truncateFile(file: string, bytes: number): Promise<void> {
   await truncate(file, bytes < 0 ? (await stat(file)).size + bytes : bytes);

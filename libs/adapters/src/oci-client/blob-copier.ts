@@ -6,12 +6,15 @@ import type { ImageSource } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
 import { type RetryOptions, withRetry } from './retry.js';
+import type { UploadSessions } from './upload-sessions.js';
 
 export interface BlobCopierOptions {
   source: ImageSource;
   registry: RegistryClient;
   /** The registry's own folder, when it is one of this machine: blobs are placed there instead of uploaded. */
   storage?: RegistryStorage | undefined;
+  /** Remembers uploads, so that another run goes on inside a blob. */
+  sessions?: UploadSessions | undefined;
   /** Bounds the requests in flight. */
   limit: LimitFunction;
   signal?: AbortSignal | undefined;
@@ -92,13 +95,14 @@ export class BlobCopier {
   }
 
   #upload(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
-    const { source, registry, signal } = this.options;
+    const { source, registry, signal, sessions } = this.options;
     let best = 0;
     return this.#call(async () => {
       let bytesDone = 0;
       const reader = await source.blob(descriptor);
       await registry.uploadBlob(repository, descriptor, reader, {
         signal,
+        session: sessions?.slot(repository, descriptor.digest),
         onBytes: (count) => {
           bytesDone += count;
           if (bytesDone > best) onBytes?.(bytesDone);

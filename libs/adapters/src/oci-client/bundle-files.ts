@@ -1,10 +1,11 @@
-import { constants, createReadStream } from 'node:fs';
-import { lstat, open, realpath } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { lstat, open, readdir, realpath } from 'node:fs/promises';
 import { join, sep } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import type { BlobReader } from './image-source.js';
+import { JoinedFile } from './joined-file.js';
 import { indexTar } from './tar-index.js';
 
 const chunkBytes = 1024 * 1024;
@@ -13,35 +14,35 @@ const chunkBytes = 1024 * 1024;
 export interface BundleFiles {
   /** A regular file, through the tar's links; undefined when there is none. */
   find(name: string): Promise<BlobReader | undefined>;
+  /** Files by name; of a folder only those right in it. */
+  names(): Promise<string[]>;
   /** False when a tar was cut between two members: what is missing is missing for that reason. */
   complete: boolean;
 }
 
 export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
 
-/** Opens an uncompressed tar; see `indexTar` for what it refuses. */
-export async function openTarFiles(path: string, signal?: AbortSignal): Promise<BundleFiles> {
-  const file = await open(path, 'r');
-  try {
-    const index = await indexTar(file, signal);
-    return {
-      complete: index.complete,
-      find: async (name) => {
-        const member = index.find(name);
-        if (!member) return undefined;
-        const { offset, size } = member;
-        return {
-          size,
-          file: { path, offset },
-          open: ({ start } = { start: 0 }) =>
-            // `end` is inclusive, so nothing cannot be asked for.
-            start >= size ? Readable.from([]) : createReadStream(path, { start: offset + start, end: offset + size - 1, highWaterMark: chunkBytes }),
-        };
-      },
-    };
-  } finally {
-    await file.close();
-  }
+/** The files below a folder of other files. */
+export const below = (files: BundleFiles, folder: string): BundleFiles => ({
+  ...files,
+  find: (name) => files.find(`${folder}/${name}`),
+  names: async () => (await files.names()).filter((name) => name.startsWith(`${folder}/`)).map((name) => name.slice(folder.length + 1)),
+});
+
+/** Opens an uncompressed tar, whole or in parts; see `indexTar` for what it refuses. */
+export async function openTarFiles(paths: readonly string[], signal?: AbortSignal): Promise<BundleFiles> {
+  await using file = await JoinedFile.open(paths);
+  const index = await indexTar(file, signal);
+  return {
+    complete: index.complete,
+    names: async () => index.names(),
+    find: async (name) => {
+      const member = index.find(name);
+      if (!member) return undefined;
+      const { offset, size } = member;
+      return { size, file: file.locate(offset, size), open: ({ start } = { start: 0 }) => file.stream(offset + start, Math.max(size - start, 0)) };
+    },
+  };
 }
 
 /** Opens a folder. Links are not followed, at no level: a layout from outside could point at any file of this machine. */
@@ -49,6 +50,7 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
   const root = await realpath(path);
   return {
     complete: true,
+    names: () => readdir(root),
     async find(name) {
       const full = join(root, name);
       const status = await lstat(full).catch(() => undefined);

@@ -2,11 +2,13 @@ import { execFile } from 'node:child_process';
 import { appendFile, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { buffer } from 'node:stream/consumers';
 import { promisify } from 'node:util';
 import { gunzipSync, gzipSync } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
-import { digestHex, digestOf } from '@airdock/core/oci/digest';
+import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import {
+  addArtifact,
   breakConfig,
   buildDockerArchive,
   buildOciArchive,
@@ -178,6 +180,113 @@ describe('what bundles are read', () => {
     await writeFile(file, Buffer.concat([await readFile(`${file}.1.zst`), await readFile(`${file}.2.zst`)]));
     const source = await open();
     expect(source.images).toHaveLength(1);
+  });
+});
+
+describe('what other tools write', () => {
+  const layout = () => join(dir.path, 'layout');
+  const pack = (folder: string, ...names: string[]) => run('tar', ['-C', folder, '-cf', file, ...names]);
+  const compress = () => run('zstd', ['-q', '--rm', file, '-o', `${file}.zst`]).then(() => rename(`${file}.zst`, file));
+  const names = (source: ImageSource) => source.images.map((image) => image.names);
+
+  it('takes the images of a Zarf package, with signatures of images that are elsewhere as images', async () => {
+    const [root] = await buildOciLayout(join(layout(), 'images'), [await makeImage(pause)]);
+    const ref = { 'org.opencontainers.image.ref.name': `ghcr.io/other/app:sha256-${'5'.repeat(64)}.sig` };
+    await addArtifact(join(layout(), 'images'), { type: 'application/vnd.dev.cosign.simplesigning.v1+json', text: 'signed', annotations: ref });
+    await writeFile(join(layout(), 'zarf.yaml'), 'kind: ZarfPackageConfig');
+    await pack(layout(), 'zarf.yaml', 'images');
+    await compress();
+    const source = await open();
+    expect(source.format).toBe('zarf-package');
+    expect(names(source)).toEqual([['k8s.gcr.io/pause:3.2'], [ref['org.opencontainers.image.ref.name']]]);
+    expect(source.images[0]?.root).toEqual(root);
+    expect((await open(layout())).images).toHaveLength(2);
+  });
+
+  it.each(['dev.cosignproject.cosign', 'dev.hauler'])('attaches the signatures of a haul whose kinds begin with %s to their image', async (prefix) => {
+    const [root] = await buildOciLayout(layout(), [await makeImage({ ...pause, name: 'index.docker.io/library/pause:3.2' })], { names: 'containerd' });
+    const annotations = {
+      kind: `${prefix}/sigs`,
+      'io.containerd.image.name': 'index.docker.io/library/pause:3.2',
+      'org.opencontainers.image.ref.name': 'library/pause:3.2',
+    };
+    const signature = await addArtifact(layout(), { type: 'application/vnd.dev.cosign.simplesigning.v1+json', text: 'signed', annotations });
+    await pack(layout(), '.');
+    await compress();
+    const source = await open();
+    expect(names(source)).toEqual([['docker.io/library/pause:3.2']]);
+    expect(source.images[0]?.companions).toEqual([{ root: signature, subject: root?.digest, tag: `sha256-${digestHex(root?.digest as Digest)}.sig` }]);
+  });
+
+  it.each([
+    ['split -b', ['-b', '60000', '-a', '3'], 'bundle.tar.'],
+    ['split -d', ['-b', '60000', '-d'], 'bundle.tar.part'],
+  ])('joins what %s made, and names a part that is missing', async (_tool, options, prefix) => {
+    const image = await makeImage({ ...pause, layers: [{ randomBytes: 300_000 }] });
+    await buildOciArchive(file, [image]);
+    const whole = await readFile(file);
+    await run('split', [...options, file, join(dir.path, prefix)]);
+    await rm(file);
+    const parts = (await readdir(dir.path)).filter((name) => name.startsWith(prefix)).sort();
+    expect(parts.length).toBeGreaterThan(4);
+    const first = join(dir.path, parts[0] ?? '');
+    const source = await open(first);
+    expect(names(source)).toEqual([['k8s.gcr.io/pause:3.2']]);
+    const layer = image.layers[0];
+    const reader = await source.blob({ mediaType: '', digest: layer?.digest as Digest, size: layer?.gzip.byteLength ?? 0 });
+    expect(digestOf(await buffer(reader.open()))).toBe(layer?.digest);
+    expect(Buffer.concat([await buffer(reader.open({ start: 100_000 }))])).toEqual(layer?.gzip.subarray(100_000));
+    expect(whole.byteLength).toBeGreaterThan(300_000);
+    await rm(join(dir.path, parts[2] ?? ''));
+    expect(await failure(open(first))).toMatchObject({ code: 'bundle_truncated', details: { missing: parts[2] } });
+  });
+
+  it('joins the parts of a Zarf package by the header that its first part is', async () => {
+    await buildOciLayout(join(layout(), 'images'), [await makeImage(pause)]);
+    await writeFile(join(layout(), 'zarf.yaml'), 'kind: ZarfPackageConfig');
+    await pack(layout(), '.');
+    await compress();
+    const bytes = await readFile(file);
+    const part = (number: number) => join(dir.path, `package.tar.zst.part00${number}`);
+    await writeFile(part(0), JSON.stringify({ sha256Sum: digestHex(digestOf(bytes)), bytes: bytes.byteLength, count: 2 }));
+    await writeFile(part(1), bytes.subarray(0, 500));
+    await writeFile(part(2), bytes.subarray(500));
+    expect((await open(part(0))).format).toBe('zarf-package');
+    await rm(part(2));
+    expect((await failure(open(part(0)))).code).toBe('bundle_truncated');
+  });
+
+  it('names what has no name in the bundle by digest, image ID or tag, as it is told', async () => {
+    const image = await makeImage(pause);
+    const [root] = await buildOciArchive(file, [image], { names: 'tag-only' });
+    for (const key of [root?.digest ?? '', '3.2'])
+      expect(names(await openBundle(file, { workDir, names: { [key]: 'quay.io/given:1' } }))).toEqual([['quay.io/given:1']]);
+    await buildDockerArchive(file, [await makeImage({ ...pause, name: [] })]);
+    expect(names(await openBundle(file, { workDir, names: { [image.configDigest]: ['pause:a', 'pause:b'] } }))).toEqual([
+      ['docker.io/library/pause:a', 'docker.io/library/pause:b'],
+    ]);
+  });
+
+  it('finds lists of images beside them', async () => {
+    await buildOciLayout(layout(), [await makeImage(pause)]);
+    await writeFile(join(layout(), 'kubernetes-images.txt'), '# Kubernetes\nk8s.gcr.io/pause:3.2\n\nnginx\n');
+    await writeFile(join(layout(), 'images.txt'), 'These are the images of our product.\n');
+    const lists = [{ name: 'kubernetes-images.txt', images: ['k8s.gcr.io/pause:3.2', 'docker.io/library/nginx:latest'] }];
+    expect((await open(layout())).lists).toEqual(lists);
+    await pack(layout(), 'oci-layout', 'index.json', 'blobs', 'images.txt', 'kubernetes-images.txt');
+    expect((await open()).lists).toEqual(lists);
+  });
+
+  it('makes an index of the platforms that an export holds, when they are several', async () => {
+    const images = await Promise.all(['amd64', 'arm64', 's390x'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })));
+    await buildOciArchive(file, [makeIndex('registry.k8s.io/pause:3.9', images)], {
+      names: 'containerd',
+      withDockerManifest: true,
+      omitPlatforms: ['linux/s390x'],
+    });
+    const source = await open();
+    expect(source.images[0]?.platforms.map(({ architecture }) => architecture)).toEqual(['amd64', 'arm64']);
+    expect((await source.readManifest(source.images[0]?.root?.digest as Digest)).byteLength).toBe(source.images[0]?.root?.size);
   });
 });
 

@@ -5,15 +5,18 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
-import { digestHex } from '@airdock/core/oci/digest';
+import { digestHex, digestOf } from '@airdock/core/oci/digest';
+import { mediaTypes } from '@airdock/core/oci/manifest';
 import { parseReference } from '@airdock/core/oci/reference';
-import { buildDockerArchive, buildOciArchive, buildOciLayout, flipByteIn, makeImage, makeIndex, withMember } from '@airdock/testing/bundles';
+import { addArtifact, buildDockerArchive, buildOciArchive, buildOciLayout, flipByteIn, makeImage, makeIndex, withMember } from '@airdock/testing/bundles';
 import { startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { openBundle } from './bundle.js';
-import { type CopyImagesOptions, type CopyProgress, copyImages, type ImageToCopy } from './copy-image.js';
+import { type CopyImagesOptions, copyImages, type ImageToCopy } from './copy-image.js';
+import type { CopyProgress } from './copy-progress.js';
 import type { ImageSource } from './image-source.js';
 import { RegistryClient } from './registry-client.js';
+import { UploadSessions } from './upload-sessions.js';
 
 const run = promisify(execFile);
 const base = { files: { 'bin/sh': 'shell' } };
@@ -121,7 +124,7 @@ describe('copyImages', () => {
       `docker://localhost:${server.port}/pause:3.2`,
       `dir:${join(dir.path, 'pulled')}`,
     ]);
-    expect(progress.at(-1)).toEqual({ bytesDone: source.images[0]?.sizeBytes, bytesTotal: source.images[0]?.sizeBytes, itemsDone: 1, itemsTotal: 1 });
+    expect(progress.at(-1)).toMatchObject({ bytesDone: source.images[0]?.sizeBytes, bytesTotal: source.images[0]?.sizeBytes, itemsDone: 1, itemsTotal: 1 });
     expect(progress.map(({ bytesDone }) => bytesDone)).toEqual(progress.map(({ bytesDone }) => bytesDone).sort((a, b) => a - b));
     expect(await uploadsLeft()).toEqual([]);
   });
@@ -214,6 +217,129 @@ describe('copyImages', () => {
       `docker://localhost:${server.port}/library/nginx:1`,
       `dir:${join(dir.path, 'pulled')}`,
     ]);
+  });
+});
+
+describe('what belongs to an image', () => {
+  const text = async (path: string) =>
+    (await fetch(`${server.url}/v2/${path}`, { headers: { accept: `${mediaTypes.ociManifest}, ${mediaTypes.ociIndex}` } })).text();
+
+  it('arrives under every name before the image: signatures by tag, referrers by digest and in the list of referrers', async () => {
+    const folder = join(dir.path, 'layout');
+    const [root] = await buildOciLayout(folder, [await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [base] })]);
+    if (!root) throw new Error('no root');
+    const tag = `sha256-${digestHex(root.digest)}`;
+    const ref = { 'org.opencontainers.image.ref.name': `k8s.gcr.io/pause:${tag}.sig` };
+    const signature = await addArtifact(folder, { type: 'application/vnd.dev.cosign.simplesigning.v1+json', text: 'signed', annotations: ref });
+    const sbom = await addArtifact(folder, { type: 'application/spdx+json', text: 'parts', subject: root });
+    const deeper = await addArtifact(folder, { type: 'application/x-proof', text: 'signed parts', subject: sbom });
+    const order: string[] = [];
+    const url = await proxy(({ method, url: path = '' }) => {
+      if (method === 'PUT' && path.startsWith('/v2/pause/manifests/')) order.push(path.replace(/.*\//, ''));
+      return false;
+    });
+    const source = await open(folder);
+    expect(source.images).toHaveLength(1);
+    const [copied] = await copy(source, { registry: client(url) });
+    expect(copied?.error).toBeUndefined();
+    expect(order.at(-1)).toBe('3.2');
+    for (const repository of ['pause', 'mirror/pause']) {
+      expect(digestOf(await text(`${repository}/manifests/${tag}.sig`))).toBe(signature.digest);
+      const listed = JSON.parse(await text(`${repository}/manifests/${tag}`)) as { manifests: { digest: string; artifactType: string }[] };
+      expect(listed.manifests).toEqual([expect.objectContaining({ digest: sbom.digest, artifactType: 'application/spdx+json' })]);
+      expect(digestOf(await text(`${repository}/manifests/${deeper.digest}`))).toBe(deeper.digest);
+    }
+    expect(copied?.parts.filter(({ kind }) => kind === 'companion').map(({ digest }) => digest)).toEqual(
+      expect.arrayContaining([signature.digest, sbom.digest, deeper.digest]),
+    );
+    const writes: string[] = [];
+    const again = await copy(await open(folder), {
+      registry: client(
+        await proxy(({ method = '' }) => {
+          if (method !== 'HEAD' && method !== 'GET') writes.push(method);
+          return false;
+        }),
+      ),
+    });
+    expect(again[0]?.error).toBeUndefined();
+    expect(writes).toEqual([]);
+  });
+});
+
+describe('a large blob', () => {
+  const sessions = (storageDir?: string) => new UploadSessions(join(dir.path, 'sessions'), storageDir);
+  const large = () => makeImage({ name: 'nginx:1', layers: [{ randomBytes: 150_000_000 }] });
+
+  it.each(['the connection breaks', 'the registry is killed'])('goes on from the last whole piece when %s in the middle of one', async (what) => {
+    await buildOciArchive(file, [await large()]);
+    let patched = 0;
+    let broken = false;
+    const url = await proxy((incoming) => {
+      if (incoming.method !== 'PATCH' && !(incoming.method === 'PUT' && incoming.url?.includes('/uploads/'))) return false;
+      incoming.on('data', (chunk: Buffer) => {
+        patched += chunk.byteLength;
+        if (broken || patched < 100_000_000) return;
+        broken = true;
+        if (what.includes('registry')) void server.kill().then(() => server.restart());
+        else incoming.socket.destroy();
+      });
+      return false;
+    });
+    const source = await open();
+    const [copied] = await copy(source, {
+      registry: client(url),
+      sessions: sessions(server.storageDir),
+      retry: { attempts: 20, delayMs: 50, maxDelayMs: 200 },
+    });
+    expect(copied?.error).toBeUndefined();
+    expect(broken).toBe(true);
+    // One piece is 64 MiB.
+    expect(patched).toBeLessThan((source.images[0]?.sizeBytes ?? 0) + 70_000_000);
+    expect(await uploadsLeft()).toEqual([]);
+    expect(await readdir(join(dir.path, 'sessions'))).toEqual([]);
+  });
+
+  it('goes on in a later run after its process has gone away, and anew when the registry has forgotten it', async () => {
+    await buildOciArchive(file, [await large()]);
+    const bytesOf = async (storageDir: string | undefined) => {
+      let sent = 0;
+      const abort = new AbortController();
+      const stop = await proxy((incoming) => {
+        if (incoming.method === 'PATCH')
+          incoming.on('data', (chunk: Buffer) => {
+            sent += chunk.byteLength;
+            if (sent > 80_000_000) abort.abort(new Error('gone'));
+          });
+        return false;
+      });
+      await expect(copy(await open(), { registry: client(stop), sessions: sessions(), signal: abort.signal })).rejects.toThrow('gone');
+      sent = 0;
+      const count = await proxy((incoming) => {
+        if (incoming.url?.includes('/uploads/')) incoming.on('data', (chunk: Buffer) => (sent += chunk.byteLength));
+        return false;
+      });
+      const [copied] = await copy(await open(), { registry: client(count), sessions: sessions(storageDir) });
+      expect(copied?.error).toBeUndefined();
+      return sent;
+    };
+    expect(await bytesOf(server.storageDir)).toBeLessThan(90_000_000);
+    await rm(join(server.storageDir, 'docker'), { recursive: true });
+    expect(await bytesOf(undefined)).toBeGreaterThan(149_000_000);
+  });
+
+  it('is given up in the registry when the run is discarded', async () => {
+    await buildOciArchive(file, [await large()]);
+    const abort = new AbortController();
+    let pieces = 0;
+    const url = await proxy(({ method }) => {
+      if (method === 'PATCH' && ++pieces === 2) abort.abort(new Error('gone'));
+      return false;
+    });
+    await expect(copy(await open(), { registry: client(url), sessions: sessions(), signal: abort.signal })).rejects.toThrow('gone');
+    const registry = client();
+    expect(await uploadsLeft()).not.toEqual([]);
+    await sessions(server.storageDir).discard((session) => registry.cancelUpload(session));
+    expect(await uploadsLeft()).toEqual([]);
   });
 });
 

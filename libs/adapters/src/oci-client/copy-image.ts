@@ -4,15 +4,18 @@
  */
 import { AppError, isTransient } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
-import type { Descriptor } from '@airdock/core/oci/manifest';
+import { type Descriptor, formatPlatform } from '@airdock/core/oci/manifest';
 import { formatName } from '@airdock/core/oci/reference';
 import pLimit, { type LimitFunction } from 'p-limit';
 import { BlobCopier } from './blob-copier.js';
-import { type ImageGraph, totalSize, walkImage } from './image-graph.js';
-import type { ImageSource, SourceImage } from './image-source.js';
+import { CopyMeter, type CopyProgress } from './copy-progress.js';
+import { type ImageGraph, walkImage } from './image-graph.js';
+import { companionTag } from './image-names.js';
+import type { Companion, ImageSource, SourceImage } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
 import { type RetryOptions, withRetry } from './retry.js';
+import type { UploadSessions } from './upload-sessions.js';
 
 const imagesAtOnce = 64;
 
@@ -29,20 +32,21 @@ export interface ImageToCopy {
   names: readonly LocalName[];
 }
 
-export interface CopyProgress {
-  /** Bytes of the source that need no more work, also because they were there. Never less than before in one run. */
-  bytesDone: number;
-  /** The sum of `sizeBytes` of all images: what two images share counts for both. */
-  bytesTotal: number;
-  /** Images that are finished, also those that failed. */
-  itemsDone: number;
-  itemsTotal: number;
+export interface ImagePart {
+  digest: Digest;
+  /** Bytes. */
+  size: number;
+  kind: 'manifest' | 'config' | 'layer' | 'companion';
+  /** Of a layer, e.g. `linux/arm64`. */
+  platform?: string | undefined;
 }
 
 export interface CopiedImage {
   image: SourceImage;
   /** Of the root; undefined when it failed before that was known. */
   digest?: Digest | undefined;
+  /** Everything that it consists of, the root first, its companions last; empty when it failed. */
+  parts: ImagePart[];
   /** `repository:tag`, complete in the registry. Empty when it failed. */
   names: string[];
   error?: AppError | undefined;
@@ -54,6 +58,7 @@ export interface CopyImagesOptions {
   registry: RegistryClient;
   /** See BlobCopierOptions. */
   storage?: RegistryStorage | undefined;
+  sessions?: UploadSessions | undefined;
   /** Images at a time, and requests at a time. Default 4. */
   concurrency?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -73,13 +78,14 @@ export async function copyImages(options: CopyImagesOptions): Promise<CopiedImag
   const requests = pLimit(concurrency);
   const preparing = pLimit(concurrency);
   const copier = new BlobCopier({ ...options, limit: requests });
-  const progress = new Progress(images, options.onProgress);
+  const progress = new CopyMeter(images, options.onProgress);
   // Placed images wait for the disk more than they work, and share that wait.
   const limit = pLimit(options.storage ? imagesAtOnce : concurrency);
   const results = await Promise.allSettled(
     images.map((item) =>
       limit(async () => {
         signal?.throwIfAborted();
+        progress.start(item);
         const copied = await new ImageCopy(options, copier, preparing, item, progress).run();
         progress.finish(item);
         options.onImage?.(copied);
@@ -94,6 +100,12 @@ export async function copyImages(options: CopyImagesOptions): Promise<CopiedImag
   });
 }
 
+/** A companion with what it consists of. */
+interface Belonging {
+  companion: Companion;
+  graph: ImageGraph;
+}
+
 /** The way of one image into the registry. */
 class ImageCopy {
   readonly #repositories: string[];
@@ -103,7 +115,7 @@ class ImageCopy {
     private readonly copier: BlobCopier,
     private readonly preparing: LimitFunction,
     private readonly item: ImageToCopy,
-    private readonly progress: Progress,
+    private readonly progress: CopyMeter<ImageToCopy>,
   ) {
     this.#repositories = [...new Set(item.names.map(({ repository }) => repository))];
   }
@@ -113,33 +125,50 @@ class ImageCopy {
     const { source, signal } = this.options;
     let root: Descriptor | undefined = image.root;
     try {
-      const [first, ...others] = this.#repositories;
-      if (first === undefined) throw new AppError('image_name_missing', { detail: 'no local name was given' });
+      if (names.length === 0) throw new AppError('image_name_missing', { detail: 'no local name was given' });
       root = await this.preparing(() => source.prepare(image, { signal, onProgress: (bytes) => this.progress.prepared(this.item, bytes) }));
-      const graph = await walkImage(root, (digest) => source.readManifest(digest));
-      if (!(await this.#isThere(root, graph))) {
-        await this.#copyTo(first, graph, (descriptor, bytes) => this.progress.copied(this.item, totalSize(graph.blobs), descriptor.digest, bytes));
-        for (const repository of others) await this.#copyTo(repository, graph);
-        for (const repository of this.#repositories) await this.#verify(repository, graph);
-        await this.options.storage?.flush();
-        for (const { repository, tag } of names) await this.#put(repository, tag ?? root.digest, root);
-      }
+      const readManifest = (digest: Digest) => source.readManifest(digest);
+      const graph = await walkImage(root, readManifest);
+      const belongings = await Promise.all(
+        (image.companions ?? []).map(async (companion) => ({ companion, graph: await walkImage(companion.root, readManifest) })),
+      );
+      if (!(await this.#isThere(root, graph, belongings))) await this.#bring(root, graph, belongings);
       const { digest } = root;
-      return { image, digest, names: names.map(({ repository, tag }) => formatName(tag === undefined ? { repository, digest } : { repository, tag })) };
+      const parts = partsOf(graph, belongings);
+      return { image, digest, parts, names: names.map(({ repository, tag }) => formatName(tag === undefined ? { repository, digest } : { repository, tag })) };
     } catch (error) {
       signal?.throwIfAborted();
-      return { image, digest: root?.digest, names: [], error: error instanceof AppError ? error : new AppError('internal_error', {}, { cause: error }) };
+      const cause = error instanceof AppError ? error : new AppError('internal_error', {}, { cause: error });
+      return { image, digest: root?.digest, parts: [], names: [], error: cause };
     }
   }
 
+  async #bring(root: Descriptor, graph: ImageGraph, belongings: readonly Belonging[]): Promise<void> {
+    const blobs = uniqueBlobs([graph, ...belongings.map((belonging) => belonging.graph)]);
+    this.progress.planned(this.item, blobs);
+    const [first, ...others] = this.#repositories;
+    const children = [...childrenOf(graph), ...belongings.flatMap((belonging) => childrenOf(belonging.graph))];
+    if (first !== undefined) await this.#copyTo(first, blobs, children, ({ digest }, bytes) => this.progress.copied(this.item, digest, bytes));
+    for (const repository of others) await this.#copyTo(repository, blobs, children);
+    for (const repository of this.#repositories) await this.#verify(repository, blobs, children);
+    await this.options.storage?.flush();
+    // Whoever sees the image can verify its signature.
+    for (const { companion } of belongings) for (const repository of this.#repositories) await this.#putCompanion(repository, companion);
+    for (const { repository, tag } of this.item.names) await this.#put(repository, tag ?? root.digest, root);
+    for (const { repository, tag } of this.item.names) await this.#expect(repository, tag ?? root.digest, root);
+  }
+
   /** True when every name already leads to this image, and all of it is really there. */
-  async #isThere(root: Descriptor, graph: ImageGraph): Promise<boolean> {
-    for (const { repository, tag } of this.item.names) {
-      const current = await this.#call((registry, signal) => registry.headManifest(repository, tag ?? root.digest, { signal }));
-      if (current?.digest !== root.digest) return false;
-    }
+  async #isThere(root: Descriptor, graph: ImageGraph, belongings: readonly Belonging[]): Promise<boolean> {
+    const wanted = this.item.names.map(({ repository, tag }) => ({ repository, reference: tag ?? root.digest, digest: root.digest }));
+    for (const { companion } of belongings)
+      for (const repository of this.#repositories)
+        wanted.push({ repository, reference: companion.tag ?? companion.root.digest, digest: companion.root.digest });
+    for (const { repository, reference, digest } of wanted) if ((await this.#digestAt(repository, reference)) !== digest) return false;
+    const blobs = uniqueBlobs([graph, ...belongings.map((belonging) => belonging.graph)]);
+    const children = [...childrenOf(graph), ...belongings.flatMap((belonging) => childrenOf(belonging.graph))];
     try {
-      for (const repository of this.#repositories) await this.#verify(repository, graph);
+      for (const repository of this.#repositories) await this.#verify(repository, blobs, children);
       return true;
     } catch (error) {
       if (error instanceof AppError && error.code === 'registry_rejected') return false;
@@ -147,19 +176,22 @@ class ImageCopy {
     }
   }
 
-  /** Blobs and all manifests but the root, which comes with the tag. */
-  async #copyTo(repository: string, graph: ImageGraph, onBytes?: (descriptor: Descriptor, bytesDone: number) => void): Promise<void> {
-    await allOrFirstError(graph.blobs.map((blob) => this.copier.ensure(repository, blob, (bytes) => onBytes?.(blob, bytes))));
-    for (const manifest of childrenOf(graph)) {
-      if (await this.#call((registry, signal) => registry.headManifest(repository, manifest.digest, { signal }))) continue;
-      await this.#put(repository, manifest.digest, manifest);
-    }
+  /** Blobs and all manifests but the roots, which come with their tags. */
+  async #copyTo(
+    repository: string,
+    blobs: readonly Descriptor[],
+    children: readonly Descriptor[],
+    onBytes?: (descriptor: Descriptor, bytesDone: number) => void,
+  ): Promise<void> {
+    await allOrFirstError(blobs.map((blob) => this.copier.ensure(repository, blob, (bytes) => onBytes?.(blob, bytes))));
+    for (const manifest of children)
+      if ((await this.#digestAt(repository, manifest.digest)) === undefined) await this.#put(repository, manifest.digest, manifest);
   }
 
   /** Rule: nothing is reported stored that the registry does not say it has, or that does not lie in its folder. */
-  async #verify(repository: string, graph: ImageGraph): Promise<void> {
-    await allOrFirstError(graph.blobs.map((blob) => this.copier.verify(repository, blob)));
-    for (const manifest of childrenOf(graph)) await this.#expect(repository, manifest.digest, manifest);
+  async #verify(repository: string, blobs: readonly Descriptor[], children: readonly Descriptor[]): Promise<void> {
+    await allOrFirstError(blobs.map((blob) => this.copier.verify(repository, blob)));
+    for (const manifest of children) await this.#expect(repository, manifest.digest, manifest);
   }
 
   /** The registry checks that all children are there, and answers with the digest of what it stored. */
@@ -168,10 +200,25 @@ class ImageCopy {
     await this.#call((registry, signal) => registry.putManifest(repository, reference, bytes, mediaType, { signal }));
   }
 
+  /** By its tag, or as a referrer, which a registry without the referrers API finds by the list under `sha256-<subject>`. */
+  async #putCompanion(repository: string, { root, subject, tag }: Companion): Promise<void> {
+    if (tag !== undefined) return this.#put(repository, tag, root);
+    const bytes = await this.options.source.readManifest(root.digest);
+    await this.#call((registry, signal) => registry.putReferrer(repository, companionTag(subject), bytes, root.mediaType, { signal }));
+  }
+
+  /** What a tag or digest leads to: in the registry's folder, where that is ours to see, or asked of the registry. */
+  async #digestAt(repository: string, reference: string): Promise<Digest | undefined> {
+    return (
+      (await this.options.storage?.resolve(repository, reference)) ??
+      (await this.#call((registry, signal) => registry.headManifest(repository, reference, { signal })))?.digest
+    );
+  }
+
   async #expect(repository: string, reference: string, { digest }: Descriptor): Promise<void> {
-    const found = await this.#call((registry, signal) => registry.headManifest(repository, reference, { signal }));
-    if (found?.digest === digest) return;
-    throw new AppError('registry_rejected', { detail: `the registry answers ${repository}, ${reference} with ${found?.digest ?? 'nothing'}`, digest });
+    const found = await this.#digestAt(repository, reference);
+    if (found === digest) return;
+    throw new AppError('registry_rejected', { detail: `the registry answers ${repository}, ${reference} with ${found ?? 'nothing'}`, digest });
   }
 
   #call<T>(work: (registry: RegistryClient, signal: AbortSignal | undefined) => Promise<T>): Promise<T> {
@@ -189,76 +236,23 @@ async function allOrFirstError(work: Promise<unknown>[]): Promise<void> {
   if (failed) throw failed.reason;
 }
 
-interface Part {
-  prepared: number;
-  copied: Map<Digest, number>;
-  copiedTotal: number;
-  finished: boolean;
-}
+const uniqueBlobs = (graphs: readonly ImageGraph[]): Descriptor[] => [
+  ...new Map(graphs.flatMap(({ blobs }) => blobs).map((blob) => [blob.digest, blob])).values(),
+];
 
-/**
- * Bytes done over all images. An image that has to be prepared counts half for being compressed and half for being sent; compressed sizes are
- * stretched to those of the source, which are the only ones known from the beginning.
- */
-class Progress {
-  readonly #parts = new Map<ImageToCopy, Part>();
-  readonly #bytesTotal: number;
-  #bytesDone = 0;
-  #itemsDone = 0;
-
-  constructor(
-    images: readonly ImageToCopy[],
-    private readonly report: ((progress: CopyProgress) => void) | undefined,
-  ) {
-    this.#bytesTotal = images.reduce((sum, { image }) => sum + image.sizeBytes, 0);
-    for (const item of images) this.#parts.set(item, { prepared: 0, copied: new Map(), copiedTotal: 0, finished: false });
-    this.#report();
+function partsOf({ manifests, images, blobs }: ImageGraph, belongings: readonly Belonging[]): ImagePart[] {
+  const parts = new Map<Digest, ImagePart>();
+  const add = ({ digest, size }: Descriptor, kind: ImagePart['kind'], platform?: string) => {
+    if (!parts.has(digest)) parts.set(digest, platform ? { digest, size, kind, platform } : { digest, size, kind });
+  };
+  for (const manifest of manifests.toReversed()) add(manifest, 'manifest');
+  for (const { descriptor, manifest } of images) {
+    add(manifest.config, 'config');
+    for (const layer of manifest.layers) add(layer, 'layer', descriptor.platform && formatPlatform(descriptor.platform));
   }
-
-  prepared(item: ImageToCopy, bytes: number): void {
-    this.#update(item, (part) => {
-      part.prepared = bytes;
-    });
-  }
-
-  copied(item: ImageToCopy, total: number, digest: Digest, bytes: number): void {
-    this.#update(item, (part) => {
-      part.copiedTotal = total;
-      part.copied.set(digest, bytes);
-    });
-  }
-
-  finish(item: ImageToCopy): void {
-    this.#itemsDone += 1;
-    this.#update(item, (part) => {
-      part.finished = true;
-    });
-  }
-
-  #update(item: ImageToCopy, change: (part: Part) => void): void {
-    const part = this.#parts.get(item);
-    if (!part) return;
-    const before = bytesOf(item.image, part);
-    change(part);
-    this.#bytesDone += Math.max(0, bytesOf(item.image, part) - before);
-    this.#report();
-  }
-
-  #report(): void {
-    this.report?.({
-      bytesDone: Math.min(Math.round(this.#bytesDone), this.#bytesTotal),
-      bytesTotal: this.#bytesTotal,
-      itemsDone: this.#itemsDone,
-      itemsTotal: this.#parts.size,
-    });
-  }
-}
-
-function bytesOf(image: SourceImage, { prepared, copied, copiedTotal, finished }: Part): number {
-  if (finished) return image.sizeBytes;
-  const sent = [...copied.values()].reduce((sum, bytes) => sum + bytes, 0) / Math.max(copiedTotal, 1);
-  const share = image.root ? sent : (prepared / Math.max(image.sizeBytes, 1) + sent) / 2;
-  return image.sizeBytes * Math.min(share, 1);
+  // What is left are attestations inside of the index.
+  for (const blob of [...blobs, ...belongings.flatMap(({ graph }) => [...graph.manifests, ...graph.blobs])]) add(blob, 'companion');
+  return [...parts.values()];
 }
 
 /**

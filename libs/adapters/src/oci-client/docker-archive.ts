@@ -8,7 +8,8 @@ import { type DockerArchiveImage, parseDockerArchive } from '@airdock/core/oci/d
 import { type Descriptor, maxManifestBytes, mediaTypes, type Platform, parseImageConfig } from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, missingFile, readSmall } from './bundle-files.js';
-import type { BlobReader, ImageSource, PrepareOptions, SourceImage } from './image-source.js';
+import { type GivenNames, givenNames, namesMissing } from './image-names.js';
+import type { BlobReader, ImageList, ImageSource, PrepareOptions, SourceImage } from './image-source.js';
 import { hashing, type LayerCache } from './layer-cache.js';
 
 /**
@@ -67,6 +68,7 @@ const uniqueLayers = (layers: readonly Layer[]): Layer[] => [...new Map(layers.m
 class DockerArchive implements ImageSource {
   readonly format = 'docker-archive';
   readonly images: readonly SourceImage[];
+  lists?: readonly ImageList[];
   readonly #roots = new Map<SourceImage, Descriptor>();
   readonly #manifests = new Map<Digest, Uint8Array>();
   readonly #blobs = new Map<Digest, BlobReader>();
@@ -130,6 +132,12 @@ class DockerArchive implements ImageSource {
     return { mediaType: mediaTypes.dockerLayerGzip, digest, size };
   }
 
+  async blobsOf(image: SourceImage): Promise<{ digest?: Digest | undefined; size: number }[]> {
+    const { config, layers } = this.details.get(image) as ArchiveImage;
+    const known = uniqueLayers(layers).map(async ({ diffId, reader }) => (await this.layerCache.find(diffId)) ?? { size: reader.size });
+    return [config, ...(await Promise.all(known))];
+  }
+
   async readManifest(digest: Digest): Promise<Uint8Array> {
     const bytes = this.#manifests.get(digest);
     if (!bytes) throw new AppError('bundle_corrupt', { detail: `${digest} is no manifest of a prepared image` });
@@ -176,7 +184,11 @@ export async function firstBytes(reader: BlobReader, count: number): Promise<Buf
  * Opens a docker-archive. Reads metadata only. Throws `bundle_corrupt`, `digest_mismatch`,
  * `image_name_missing`, `reference_invalid`.
  */
-export async function openDockerArchive(files: BundleFiles, layerCache: LayerCache, signal?: AbortSignal): Promise<ImageSource> {
+export async function openDockerArchive(
+  files: BundleFiles,
+  layerCache: LayerCache,
+  { names: given = {}, signal }: { names?: GivenNames | undefined; signal?: AbortSignal | undefined } = {},
+): Promise<ImageSource> {
   const listing = await files.find('manifest.json');
   if (!listing) throw missingFile(files, 'manifest.json');
   const byConfig = new Map<Digest, { source: SourceImage; details: ArchiveImage }>();
@@ -192,9 +204,12 @@ export async function openDockerArchive(files: BundleFiles, layerCache: LayerCac
       byConfig.set(digest, { details, source: { names: [...new Set(names)], platforms: [details.platform], sizeBytes, configDigests: [digest] } });
     }
   }
+  const unnamed: Digest[] = [];
   for (const [digest, { source }] of byConfig) {
-    if (source.names.length === 0)
-      throw new AppError('image_name_missing', { detail: `the image ${digestHex(digest).slice(0, 12)} was saved without its name`, digest });
+    if (source.names.length === 0) source.names = givenNames(given, [digest]);
+    if (source.names.length === 0) unnamed.push(digest);
   }
+  if (unnamed.length > 0)
+    throw namesMissing(unnamed.map((digest) => ({ digest, detail: `the image ${digestHex(digest).slice(0, 12)} was saved without its name` })));
   return new DockerArchive(layerCache, new Map([...byConfig.values()].map(({ source, details }) => [source, details])));
 }

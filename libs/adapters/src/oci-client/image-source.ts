@@ -15,6 +15,15 @@ export interface BlobReader {
   file?: { path: string; offset: number; verified?: Digest | undefined } | undefined;
 }
 
+/** A signature, attestation or SBOM that is stored beside an image and travels with it. */
+export interface Companion {
+  root: Descriptor;
+  /** The manifest of the image that it speaks of. */
+  subject: Digest;
+  /** The tag that leads to it, as cosign writes it: `sha256-<hex>.sig`. Undefined for a referrer, which names its subject itself. */
+  tag?: string | undefined;
+}
+
 /** What is known of an image by looking at its metadata only. */
 export interface SourceImage {
   /** Full upstream references as `formatReference` writes them, e.g. `k8s.gcr.io/pause:3.2`; of a backup: `repository:tag`, names in the local registry. */
@@ -26,10 +35,18 @@ export interface SourceImage {
   root?: Descriptor | undefined;
   /** One per image manifest, in the order of the index. */
   platforms: Platform[];
-  /** Unique blobs and manifests, bytes as they lie in the source: of a docker-archive the uncompressed layers. */
+  /** Unique blobs and manifests, with those of companions, bytes as they lie in the source: of a docker-archive the uncompressed layers. */
   sizeBytes: number;
   /** Image IDs, one per image manifest. Together they identify the image in its source, before `root` is known too. */
   configDigests: Digest[];
+  companions?: readonly Companion[] | undefined;
+}
+
+/** A list of images that came inside a bundle, e.g. `images.txt`. */
+export interface ImageList {
+  name: string;
+  /** Full upstream references. */
+  images: string[];
 }
 
 export interface PrepareOptions {
@@ -40,13 +57,20 @@ export interface PrepareOptions {
 
 /** Where images come from. Disposing it closes files and removes what it unpacked; compressed layers stay in the work folder for the next run. */
 export interface ImageSource extends AsyncDisposable {
-  readonly format: 'docker-archive' | 'oci-archive' | 'oci-layout' | 'backup';
+  readonly format: 'docker-archive' | 'oci-archive' | 'oci-layout' | 'zarf-package' | 'backup';
   readonly images: readonly SourceImage[];
+  /** Lists of images that came with them. */
+  lists?: readonly ImageList[] | undefined;
   /**
    * Does what has to be done before the manifests and blobs of an image can be read, and returns its root. Idempotent; costs nothing where
    * `image.root` is known. Throws `digest_mismatch` naming the damaged layer, `space_insufficient`, and the signal's reason.
    */
   prepare(image: SourceImage, options?: PrepareOptions): Promise<Descriptor>;
+  /**
+   * The blobs that an image needs, as far as they are known before `prepare`: without a digest is a layer that has to be compressed first, with its size before
+   * that. Only a source whose images have no root has this; of the others the manifests tell.
+   */
+  blobsOf?(image: SourceImage): Promise<{ digest?: Digest | undefined; size: number }[]>;
   /** Bytes of a manifest or index below a prepared root, verified against the digest. Throws `bundle_corrupt` or `backup_corrupt`. */
   readManifest(digest: Digest): Promise<Uint8Array>;
   /** A config or layer of a prepared image. */

@@ -79,6 +79,11 @@ export class LayerCache {
     private readonly programs = compressionPrograms,
   ) {}
 
+  /** A layer that was compressed before. */
+  find(diffId: Digest): Promise<CompressedLayer | undefined> {
+    return readRecord(join(this.folder, `${digestHex(diffId)}.tar.gz`));
+  }
+
   /**
    * Compresses a layer, or finds it. The same layer asked for twice at a time is compressed once. Throws `digest_mismatch` naming `member` when the
    * bytes are not those of `diffId`, `space_insufficient`, and the signal's reason. `onBytes` counts uncompressed bytes.

@@ -1,10 +1,11 @@
 import { AppError } from '@airdock/core/errors';
-import { type Digest, isDigest } from '@airdock/core/oci/digest';
-import { type Descriptor, isIndexMediaType, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
-import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import { type Digest, digestOf, isDigest } from '@airdock/core/oci/digest';
+import { type Descriptor, filterIndex, isIndexMediaType, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
+import { parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
-import { describeImage, isForeignLayer, walkImage } from './image-graph.js';
-import type { ImageSource, SourceImage } from './image-source.js';
+import { describeImage, type ImageGraph, isForeignLayer, totalSize, walkImage } from './image-graph.js';
+import { annotatedName, bareName, companionKind, companionSubject, companionTag, type GivenNames, givenNames, namesMissing } from './image-names.js';
+import type { Companion, ImageSource, SourceImage } from './image-source.js';
 
 /**
  * Reads an OCI image layout, in a tar or a folder. Digests stay bit by bit what they are.
@@ -14,20 +15,10 @@ import type { ImageSource, SourceImage } from './image-source.js';
 /** Both files that make a layout. */
 export const isOciLayout = async (files: BundleFiles): Promise<boolean> => Boolean((await files.find('oci-layout')) && (await files.find('index.json')));
 
-/**
- * The full name that a tool wrote beside an image. containerd and Docker write `io.containerd.image.name`; skopeo, crane and others put what
- * they were given into `ref.name`, which is a tag only when it has neither `/` nor `:`.
- */
-function imageName({ annotations }: Descriptor): string | undefined {
-  const refName = annotations?.['org.opencontainers.image.ref.name'];
-  const name = annotations?.['io.containerd.image.name'] ?? (refName && /[/:]/.test(refName) ? refName : undefined);
-  return name === undefined ? undefined : formatReference(parseReference(name));
-}
-
 /** True when every entry of `index.json` has a full name. */
 export async function hasNamedImages(files: BundleFiles): Promise<boolean> {
   const entries = await readIndex(files);
-  return entries.length > 0 && entries.every((entry) => imageName(entry) !== undefined);
+  return entries.length > 0 && entries.every((entry) => annotatedName(entry) !== undefined);
 }
 
 async function readIndex(files: BundleFiles): Promise<Descriptor[]> {
@@ -45,69 +36,41 @@ async function checkVersion(files: BundleFiles): Promise<void> {
   if (!/"imageLayoutVersion"\s*:\s*"1\./.test(text)) throw new AppError('bundle_format_unknown', { detail: 'the OCI layout is not of version 1' });
 }
 
-/**
- * Docker and containerd export the index of a multi-platform image also when only one platform of it is there. Such a bundle stands for that
- * platform, so its manifest becomes the root. Any other hole is damage, which `walkImage` reports.
- */
-async function presentRoot(files: BundleFiles, root: Descriptor): Promise<Descriptor> {
-  if (!isIndexMediaType(root.mediaType) || !(await files.find('manifest.json'))) return root;
-  const index = parseManifest(await readVerified(files, blobPath(root.digest), root.digest, maxManifestBytes), root.mediaType);
-  if (index.kind !== 'index') return root;
-  const present: Descriptor[] = [];
-  for (const child of index.manifests) if (await files.find(blobPath(child.digest))) present.push(child);
-  const [only] = present;
-  return only && present.length === 1 && index.manifests.length > 1 && !isIndexMediaType(only.mediaType) ? only : root;
+/** Manifests are read more than once in the life of a source; small ones are kept. */
+const keptManifestBytes = 64 * 1024;
+const keptTotalBytes = 32 * 1024 * 1024;
+
+interface Entry {
+  root: Descriptor;
+  graph: ImageGraph;
+  /** Without those that only name a companion. */
+  names: string[];
+  /** Of an entry that belongs to another one. */
+  companion?: Companion | undefined;
 }
 
-/** Platforms and image IDs of one root, after checking that everything it needs is there, with the right size. */
-async function inspectImage(files: BundleFiles, root: Descriptor, name: string): Promise<SourceImage> {
-  const graph = await walkImage(root, (digest) => readVerified(files, blobPath(digest), digest, maxManifestBytes));
-  for (const blob of graph.blobs) {
-    const reader = await files.find(blobPath(blob.digest));
-    if (!reader && isForeignLayer(blob))
-      throw new AppError('image_unsupported', { detail: `${name} has a layer that only its vendor may distribute`, digest: blob.digest });
-    if (!reader) throw missingFile(files, blobPath(blob.digest));
-    if (reader.size !== blob.size) {
-      throw new AppError('bundle_corrupt', {
-        detail: `${blobPath(blob.digest)} has ${reader.size} bytes, ${name} says ${blob.size}`,
-        member: blobPath(blob.digest),
-      });
-    }
-  }
-  const facts = await describeImage(graph, ({ digest }, maxBytes) => readVerified(files, blobPath(digest), digest, maxBytes));
-  return { names: [name], root, ...facts };
+export interface OpenLayoutOptions {
+  format: ImageSource['format'];
+  names?: GivenNames | undefined;
+  signal?: AbortSignal | undefined;
 }
 
 /**
  * Opens the images of a layout. Throws `image_name_missing`, `reference_invalid`, `bundle_corrupt`,
  * `digest_mismatch`, `image_unsupported`.
  */
-export async function openOciLayout(files: BundleFiles, format: 'oci-archive' | 'oci-layout', signal?: AbortSignal): Promise<ImageSource> {
+export async function openOciLayout(files: BundleFiles, options: OpenLayoutOptions): Promise<ImageSource> {
   await checkVersion(files);
-  const byRoot = new Map<Digest, SourceImage>();
-  for (const entry of await readIndex(files)) {
-    signal?.throwIfAborted();
-    const name = imageName(entry);
-    if (name === undefined) {
-      const tag = entry.annotations?.['org.opencontainers.image.ref.name'];
-      throw new AppError('image_name_missing', {
-        detail: `${entry.digest} has ${tag ? `only the tag ${JSON.stringify(tag.slice(0, 128))}` : 'no name'}`,
-        digest: entry.digest,
-      });
-    }
-    const { mediaType, digest, size } = await presentRoot(files, entry);
-    const known = byRoot.get(digest);
-    if (!known) byRoot.set(digest, await inspectImage(files, { mediaType, digest, size }, name));
-    else if (!known.names.includes(name)) known.names.push(name);
-  }
+  const layout = new Layout(files);
+  const images = await layout.images(options.names ?? {}, options.signal);
   return {
-    format,
-    images: [...byRoot.values()],
+    format: options.format,
+    images,
     prepare: async ({ root }) => {
       if (!root) throw new TypeError('the image is of another source');
       return root;
     },
-    readManifest: (digest) => readVerified(files, blobPath(digest), digest, maxManifestBytes),
+    readManifest: (digest) => layout.readManifest(digest),
     blob: async ({ digest }) => {
       const reader = isDigest(digest) ? await files.find(blobPath(digest)) : undefined;
       if (!reader) throw missingFile(files, `blob ${digest}`);
@@ -115,4 +78,155 @@ export async function openOciLayout(files: BundleFiles, format: 'oci-archive' | 
     },
     [Symbol.asyncDispose]: async () => {},
   };
+}
+
+class Layout {
+  readonly #kept = new Map<Digest, Buffer>();
+  #keptBytes = 0;
+
+  constructor(private readonly files: BundleFiles) {}
+
+  async readManifest(digest: Digest): Promise<Buffer> {
+    const kept = this.#kept.get(digest);
+    if (kept) return kept;
+    const bytes = await readVerified(this.files, blobPath(digest), digest, maxManifestBytes);
+    if (bytes.byteLength <= keptManifestBytes && this.#keptBytes + bytes.byteLength <= keptTotalBytes) this.#keep(digest, bytes);
+    return bytes;
+  }
+
+  #keep(digest: Digest, bytes: Buffer): void {
+    this.#kept.set(digest, bytes);
+    this.#keptBytes += bytes.byteLength;
+  }
+
+  async images(given: GivenNames, signal?: AbortSignal): Promise<SourceImage[]> {
+    const byRoot = new Map<Digest, Entry>();
+    const nameless: { entry: Entry; descriptor: Descriptor }[] = [];
+    const signatures: { entry: Entry; name: string; kind: 'sig' | 'att' | 'sbom' }[] = [];
+    for (const descriptor of await readIndex(this.files)) {
+      signal?.throwIfAborted();
+      const entry = await this.#entry(descriptor, byRoot);
+      const name = annotatedName(descriptor);
+      const names = name === undefined ? givenNames(given, [descriptor.digest, bareName(descriptor)]) : [name];
+      const kind = companionKind(descriptor);
+      if (kind) signatures.push({ entry, name: name ?? '', kind });
+      else if (names.length === 0) nameless.push({ entry, descriptor });
+      entry.names.push(...names.filter((found) => !kind && !entry.names.includes(found)));
+    }
+    const entries = [...byRoot.values()];
+    const owners = new Map(entries.flatMap((entry) => entry.graph.manifests.map(({ digest }) => [digest, entry] as const)));
+    for (const { entry, name, kind } of signatures) attachSignature(entry, entries, name, kind);
+    for (const entry of entries) attachByTag(entry, owners);
+    for (const { entry } of nameless) if (!entry.companion) await this.#attachReferrer(entry, owners);
+    const unnamed = nameless.filter(({ entry }) => !entry.companion && entry.names.length === 0);
+    if (unnamed.length > 0)
+      throw namesMissing(
+        unnamed.map(({ descriptor }) => {
+          const tag = bareName(descriptor);
+          return { digest: descriptor.digest, detail: `${descriptor.digest} has ${tag ? `only the tag ${JSON.stringify(tag.slice(0, 128))}` : 'no name'}` };
+        }),
+      );
+    const belonging = new Map<Entry | undefined, Entry[]>();
+    for (const entry of entries) {
+      const owner = entry.companion && ownerOf(entry.companion, owners);
+      if (entry.companion) belonging.set(owner, [...(belonging.get(owner) ?? []), entry]);
+    }
+    const images: SourceImage[] = [];
+    for (const entry of entries) if (!entry.companion) images.push(await this.#describe(entry, belonging.get(entry) ?? []));
+    return images;
+  }
+
+  async #entry(descriptor: Descriptor, byRoot: Map<Digest, Entry>): Promise<Entry> {
+    const { mediaType, digest, size } = await this.#presentRoot(descriptor);
+    const known = byRoot.get(digest);
+    if (known) return known;
+    const root = { mediaType, digest, size };
+    const entry = { root, graph: await walkImage(root, (child) => this.readManifest(child)), names: [] };
+    byRoot.set(digest, entry);
+    return entry;
+  }
+
+  /**
+   * Docker and containerd export the index of a multi-platform image also when only some of its platforms are there. Such a bundle stands for those: the
+   * only manifest becomes the root, or an index of those that are there. Any other hole is damage, which `walkImage` reports.
+   */
+  async #presentRoot(root: Descriptor): Promise<Descriptor> {
+    if (!isIndexMediaType(root.mediaType) || !(await this.files.find('manifest.json'))) return root;
+    const bytes = await this.readManifest(root.digest);
+    const index = parseManifest(bytes, root.mediaType);
+    if (index.kind !== 'index') return root;
+    const present: Descriptor[] = [];
+    for (const child of index.manifests) if (await this.#isComplete(child)) present.push(child);
+    const [only] = present;
+    if (!only || present.length === index.manifests.length) return root;
+    if (present.length === 1 && !isIndexMediaType(only.mediaType)) return only;
+    const filtered = filterIndex(bytes, (digest) => present.some((child) => child.digest === digest));
+    const digest = digestOf(filtered);
+    this.#keep(digest, filtered);
+    return { mediaType: root.mediaType, digest, size: filtered.byteLength };
+  }
+
+  async #isComplete({ digest, mediaType }: Descriptor): Promise<boolean> {
+    if (!(await this.files.find(blobPath(digest)))) return false;
+    const document = parseManifest(await this.readManifest(digest), mediaType);
+    const needed = document.kind === 'index' ? document.manifests : [document.config, ...document.layers];
+    for (const part of needed) if (!(await this.files.find(blobPath(part.digest))) && !isForeignLayer(part)) return false;
+    return true;
+  }
+
+  /** A nameless manifest that names what it is about. Source: https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidelines-for-artifact-usage */
+  async #attachReferrer(entry: Entry, owners: ReadonlyMap<Digest, Entry>): Promise<void> {
+    const document = parseManifest(await this.readManifest(entry.root.digest), entry.root.mediaType);
+    const subject = document.kind === 'manifest' ? document.subject?.digest : undefined;
+    const owner = subject && owners.get(subject);
+    if (owner && owner !== entry) entry.companion = { root: entry.root, subject };
+  }
+
+  /** Platforms and image IDs, after checking that everything that the image and its companions need is there, with the right size. */
+  async #describe({ root, graph, names }: Entry, belonging: readonly Entry[]): Promise<SourceImage> {
+    const [name = root.digest] = names;
+    for (const { graph: needed } of [{ graph }, ...belonging]) await this.#expectBlobs(needed, name);
+    const facts = await describeImage(graph, ({ digest }, maxBytes) => readVerified(this.files, blobPath(digest), digest, maxBytes));
+    const companions = belonging.map(({ companion }) => companion as Companion);
+    const extra = new Map(belonging.flatMap((entry) => [...entry.graph.manifests, ...entry.graph.blobs]).map((part) => [part.digest, part]));
+    for (const { digest } of [...graph.manifests, ...graph.blobs]) extra.delete(digest);
+    return { names, root, ...facts, sizeBytes: facts.sizeBytes + totalSize(extra.values()), companions };
+  }
+
+  async #expectBlobs({ blobs }: ImageGraph, name: string): Promise<void> {
+    for (const blob of blobs) {
+      const member = blobPath(blob.digest);
+      const reader = await this.files.find(member);
+      if (!reader && isForeignLayer(blob))
+        throw new AppError('image_unsupported', { detail: `${name} has a layer that only its vendor may distribute`, digest: blob.digest });
+      if (!reader) throw missingFile(this.files, member);
+      if (reader.size !== blob.size) throw new AppError('bundle_corrupt', { detail: `${member} has ${reader.size} bytes, ${name} says ${blob.size}`, member });
+    }
+  }
+}
+
+/** A companion may speak of another companion, e.g. the signature of an SBOM. */
+function ownerOf(companion: Companion, owners: ReadonlyMap<Digest, Entry>): Entry | undefined {
+  let owner = owners.get(companion.subject);
+  for (let hops = 0; owner?.companion && hops < 10; hops++) owner = owners.get(owner.companion.subject);
+  return owner;
+}
+
+/** By the name that a signature shares with its image; cosign's own layouts hold one image, and no names at all. */
+function attachSignature(entry: Entry, entries: readonly Entry[], name: string, kind: 'sig' | 'att' | 'sbom'): void {
+  const owner = entries.find((other) => other !== entry && (name === '' ? other.names.length > 0 : other.names.includes(name)));
+  if (owner) entry.companion = { root: entry.root, subject: owner.root.digest, tag: companionTag(owner.root.digest, kind) };
+}
+
+/** By a tag such as `sha256-<hex>.sig`, in the repository of the image. Without its image in the bundle it is an image of its own. */
+function attachByTag(entry: Entry, owners: ReadonlyMap<Digest, Entry>): void {
+  const references = entry.names.map(parseReference);
+  const [first] = references;
+  const subject = companionSubject(first?.tag);
+  const owner = subject && owners.get(subject);
+  if (!owner || owner === entry || owner.companion || references.length !== 1) return;
+  const isSibling = owner.names.map(parseReference).some(({ registry, repository }) => registry === first?.registry && repository === first.repository);
+  if (!isSibling) return;
+  entry.companion = { root: entry.root, subject, tag: first?.tag };
+  entry.names = [];
 }

@@ -45,6 +45,18 @@ describe('with a real registry', () => {
   });
   afterAll(() => real.stop());
 
+  it('removes one of two tags of the same manifest, though distribution 2 deletes only by digest', async () => {
+    const registry = client(real.url);
+    await registry.uploadBlob('two/tags', blob, reader());
+    const config = { mediaType: mediaTypes.ociConfig, digest: blob.digest, size: blob.size };
+    const bytes = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config, layers: [] }));
+    for (const tag of ['a', 'b']) await registry.putManifest('two/tags', tag, bytes, mediaTypes.ociManifest);
+    expect(await registry.deleteTag('two/tags', 'a')).toBe(true);
+    expect(await registry.listTags('two/tags')).toEqual(['b']);
+    expect((await registry.headManifest('two/tags', 'b'))?.digest).toBe(digestOf(bytes));
+    expect(await registry.deleteTag('two/tags', 'a')).toBe(false);
+  });
+
   it('uploads, finds, mounts and reads blobs, also from the middle', async () => {
     const registry = client(real.url);
     await registry.ping();

@@ -4,20 +4,18 @@
  * Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
  */
 
+import { randomUUID } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import { createDigest, type Digest, digestOf, isDigest } from '@airdock/core/oci/digest';
-import { type Descriptor, manifestMediaTypes, maxManifestBytes, parseManifest } from '@airdock/core/oci/manifest';
+import { type Digest, digestOf, isDigest } from '@airdock/core/oci/digest';
+import { type Descriptor, manifestMediaTypes, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
+import { BlobUpload, cancelUpload, type UploadOptions } from './blob-upload.js';
 import type { BlobReader } from './image-source.js';
 import { RegistryHttp, type RegistryHttpOptions, type RegistryResponse } from './registry-http.js';
+import type { UploadSession } from './upload-sessions.js';
 
 export interface CallOptions {
   signal?: AbortSignal | undefined;
-}
-
-export interface UploadOptions extends CallOptions {
-  /** Called with the number of bytes that were just handed to the connection. */
-  onBytes?: ((count: number) => void) | undefined;
 }
 
 export interface FetchedManifest {
@@ -31,8 +29,6 @@ const foundOrNot = (status: number): boolean => (status >= 200 && status < 300) 
 const pageSize = 1000;
 const maxPages = 10_000;
 const maxPageBytes = 16 * 1024 * 1024;
-/** Cleaning up an upload is a courtesy; the registry purges what is left. It must not hold up a cancel. */
-const cancelTimeoutMs = 500;
 
 /**
  * All methods throw `registry_unavailable` when trying again may help, `registry_rejected` with the registry's own `registryCode`, and the
@@ -92,50 +88,22 @@ export class RegistryClient implements AsyncDisposable {
     await response.discard();
     if (response.status === 201) return true;
     const session = response.header('location');
-    if (session) await this.#cancelUpload(session);
+    if (session) await cancelUpload(this.#http, session);
     return false;
   }
 
   /**
-   * Uploads a blob in one request. It is hashed on the way and its end is held back until the digest is right, so the registry never gets to see
-   * the end of wrong bytes: `digest_mismatch`. Does not look whether the blob is there. A failed upload is cancelled in the registry.
+   * Uploads a blob, in one request or, with a session to remember it by, in pieces of 64 MiB from where an earlier upload has got to. It is hashed on the
+   * way and its end is held back until the digest is right, so the registry never gets to see the end of wrong bytes: `digest_mismatch`. Does not look
+   * whether the blob is there. A failed upload is cancelled in the registry, unless it can go on.
    */
-  async uploadBlob(repository: string, descriptor: Descriptor, reader: BlobReader, { signal, onBytes }: UploadOptions = {}): Promise<void> {
-    if (reader.size !== descriptor.size) throw mismatch(descriptor, `the source has ${reader.size} bytes instead of ${descriptor.size}`);
-    const started = await this.#http.send({ method: 'POST', path: `/v2/${repository}/blobs/uploads/`, headers: { 'content-length': '0' }, signal });
-    await started.discard();
-    const location = started.header('location');
-    if (!location) throw new AppError('registry_rejected', { detail: 'the registry gave no upload location' });
-    const target = new URL(location, this.baseUrl);
-    target.searchParams.set('digest', descriptor.digest);
-    const content = reader.open();
-    try {
-      const finished = await this.#http.send({
-        method: 'PUT',
-        path: target.href,
-        headers: { 'content-type': 'application/octet-stream', 'content-length': String(descriptor.size) },
-        body: descriptor.size === 0 ? Buffer.alloc(0) : verifiedChunks(content, descriptor, onBytes),
-        signal,
-      });
-      await finished.discard();
-    } catch (error) {
-      await this.#cancelUpload(location);
-      throw error;
-    } finally {
-      content.destroy();
-    }
+  async uploadBlob(repository: string, descriptor: Descriptor, reader: BlobReader, options: UploadOptions = {}): Promise<void> {
+    await new BlobUpload(this.#http, repository, descriptor, reader, options).run();
   }
 
-  /**
-   * Removes an unfinished upload, as far as the registry can: distribution 2 refuses for one that broke off in the middle, because its state
-   * no longer matches the location, and removes it with its own purge of old uploads.
-   */
-  async #cancelUpload(location: string): Promise<void> {
-    const cancelled = this.#http.send({ method: 'DELETE', path: location, timeoutMs: cancelTimeoutMs }, () => true);
-    await cancelled.then(
-      (response) => response.discard(),
-      () => undefined,
-    );
+  /** Gives an unfinished upload up. Never throws. */
+  async cancelUpload({ location }: UploadSession): Promise<void> {
+    await cancelUpload(this.#http, location);
   }
 
   /** What a tag or digest points at, or undefined. */
@@ -176,6 +144,10 @@ export class RegistryClient implements AsyncDisposable {
 
   /** Stores a manifest under a tag or its digest. Throws `digest_mismatch` when the registry made something else of it. */
   async putManifest(repository: string, reference: string, bytes: Uint8Array, mediaType: string, options: CallOptions = {}): Promise<Digest> {
+    return (await this.#putManifest(repository, reference, bytes, mediaType, options)).digest;
+  }
+
+  async #putManifest(repository: string, reference: string, bytes: Uint8Array, mediaType: string, options: CallOptions) {
     const response = await this.#http.send({
       method: 'PUT',
       path: `/v2/${repository}/manifests/${reference}`,
@@ -187,7 +159,27 @@ export class RegistryClient implements AsyncDisposable {
     const digest = digestOf(bytes);
     const stored = response.header('docker-content-digest') ?? digest;
     if (stored !== digest) throw new AppError('digest_mismatch', { detail: `the registry stored ${digest} as ${stored}`, expected: digest, actual: stored });
-    return digest;
+    return { digest, isListed: response.header('oci-subject') !== undefined };
+  }
+
+  /**
+   * Stores a manifest that names a subject. Registries without the referrers API do not list it by themselves: then it is added to the list under `listTag`.
+   * Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-manifests-with-subject
+   */
+  async putReferrer(repository: string, listTag: string, bytes: Uint8Array, mediaType: string, options: CallOptions = {}): Promise<void> {
+    const { digest, isListed } = await this.#putManifest(repository, digestOf(bytes), bytes, mediaType, options);
+    if (isListed) return;
+    const list = await this.getManifest(repository, listTag, options);
+    const known = list ? ((JSON.parse(list.bytes.toString('utf8')) as { manifests?: Descriptor[] }).manifests ?? []) : [];
+    if (known.some((descriptor) => descriptor.digest === digest)) return;
+    const { artifactType, config, annotations } = JSON.parse(Buffer.from(bytes).toString('utf8')) as {
+      artifactType?: string;
+      config?: Descriptor;
+      annotations?: Record<string, string>;
+    };
+    const descriptor = { mediaType, digest, size: bytes.byteLength, artifactType: artifactType ?? config?.mediaType, annotations };
+    const index = { schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: [...known, descriptor] };
+    await this.putManifest(repository, listTag, Buffer.from(JSON.stringify(index)), mediaTypes.ociIndex, options);
   }
 
   /** False when it was not there. Registries that forbid deleting throw `registry_rejected`. */
@@ -195,9 +187,20 @@ export class RegistryClient implements AsyncDisposable {
     return this.#deleteReference(repository, digest, options);
   }
 
-  /** Removes only the tag, where the registry can do that (distribution since 3); others throw `registry_rejected`. False when it was not there. */
+  /** Removes only the tag; what it leads to stays, with its other tags. False when it was not there. */
   async deleteTag(repository: string, tag: string, options: CallOptions = {}): Promise<boolean> {
-    return this.#deleteReference(repository, tag, options);
+    try {
+      return await this.#deleteReference(repository, tag, options);
+    } catch (error) {
+      if (!(error instanceof AppError) || ![400, 405].includes(Number(error.details.registryStatus))) throw error;
+    }
+    // distribution 2 deletes manifests, with all tags that they have: so the tag is given one of its own first.
+    if (!(await this.headManifest(repository, tag, options))) return false;
+    const content = Buffer.from(JSON.stringify({ deleted: tag, id: randomUUID() }));
+    const config = { mediaType: 'application/vnd.airdock.deleted.v1+json', digest: digestOf(content), size: content.byteLength };
+    await this.uploadBlob(repository, config, { size: content.byteLength, open: () => Readable.from([content]) }, options);
+    const manifest = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config, layers: [] }));
+    return this.deleteManifest(repository, await this.putManifest(repository, tag, manifest, mediaTypes.ociManifest, options), options);
   }
 
   async #deleteReference(repository: string, reference: string, options: CallOptions): Promise<boolean> {
@@ -236,33 +239,6 @@ export class RegistryClient implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
-  }
-}
-
-const mismatch = ({ digest }: Descriptor, detail: string) => new AppError('digest_mismatch', { detail: `${digest}: ${detail}`, digest });
-
-/** Passes a blob on, one chunk late: the last one only when size and digest are right. */
-async function* verifiedChunks(content: Readable, descriptor: Descriptor, onBytes?: (count: number) => void): AsyncGenerator<Uint8Array> {
-  const digest = createDigest();
-  let size = 0;
-  let held: Uint8Array | undefined;
-  for await (const chunk of content as AsyncIterable<Uint8Array>) {
-    digest.update(chunk);
-    size += chunk.byteLength;
-    if (size > descriptor.size) break;
-    if (held) {
-      onBytes?.(held.byteLength);
-      yield held;
-    }
-    held = chunk;
-  }
-  if (size !== descriptor.size)
-    throw mismatch(descriptor, `the content has ${size < descriptor.size ? 'only ' : 'at least '}${size} bytes instead of ${descriptor.size}`);
-  const actual = digest.value();
-  if (actual !== descriptor.digest) throw mismatch(descriptor, `the content has the digest ${actual}`);
-  if (held) {
-    onBytes?.(held.byteLength);
-    yield held;
   }
 }
 

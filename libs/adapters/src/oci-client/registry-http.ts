@@ -15,7 +15,7 @@ export interface RegistryHttpOptions {
 }
 
 export interface RegistryRequest {
-  method: 'GET' | 'HEAD' | 'POST' | 'PUT' | 'DELETE';
+  method: 'GET' | 'HEAD' | 'POST' | 'PATCH' | 'PUT' | 'DELETE';
   /** Path below the registry, or a full URL that the registry gave us. */
   path: string;
   headers?: Record<string, string>;
@@ -63,10 +63,15 @@ export class RegistryHttp {
     return new URL(url, this.#base).origin === this.#base.origin;
   }
 
+  /** The full URL of a path, or of a URL that the registry gave us. */
+  resolve(path: string): URL {
+    return new URL(path, this.#base);
+  }
+
   async send(message: RegistryRequest, accepts: Accepts = success): Promise<RegistryResponse> {
     const { method, body, signal } = message;
     signal?.throwIfAborted();
-    const url = new URL(message.path, this.#base);
+    const url = this.resolve(message.path);
     const watch = new StallWatch(message.timeoutMs ?? this.#timeoutMs);
     const abort = signal ? AbortSignal.any([signal, watch.signal]) : watch.signal;
     const fail = (error: unknown): unknown => {
@@ -193,6 +198,11 @@ async function refusal(method: string, path: string, response: RegistryResponse)
   );
   const { code, message } = firstError(text);
   const words = [code, message].filter(Boolean).join(': ');
+  if (/no space left on device|disk quota exceeded/i.test(text))
+    return new AppError('space_insufficient', {
+      detail: `the registry's disk is full: ${method} ${path}: ${status} ${words}`.slice(0, 1000),
+      registryStatus: status,
+    });
   return new AppError(transientStatus(status) ? 'registry_unavailable' : 'registry_rejected', {
     detail: `${method} ${path}: ${status}${words ? ` ${words}` : ''}`.slice(0, 1000),
     registryStatus: status,

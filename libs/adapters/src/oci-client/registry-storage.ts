@@ -12,7 +12,7 @@ import { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
-import { createDigest, type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
+import { createDigest, type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { DirectFile } from './direct-file.js';
 import { diskError, writeDurably } from './durable-file.js';
@@ -96,6 +96,22 @@ export class RegistryStorage {
       readFile(this.linkFile(repository, digest), 'utf8').catch(() => ''),
     ]);
     return blob?.size === size && linked === digest;
+  }
+
+  /**
+   * What a tag or the digest of a manifest leads to in a repository, as the registry would answer: the manifest is known there, and its bytes lie in the
+   * folder. Undefined when it is not so, or not seen here: then the registry has to be asked.
+   */
+  async resolve(repository: string, reference: string): Promise<Digest | undefined> {
+    const manifests = join(this.root, 'docker/registry/v2/repositories', repository, '_manifests');
+    const link = async (path: string) => (await readFile(path, 'utf8').catch(() => '')).trim();
+    const digest = isDigest(reference) ? reference : await link(join(manifests, 'tags', reference, 'current/link'));
+    if (!isDigest(digest)) return undefined;
+    const [revision, blob] = await Promise.all([
+      link(join(manifests, 'revisions/sha256', digestHex(digest), 'link')),
+      stat(this.blobFile(digest)).catch(() => undefined),
+    ]);
+    return revision === digest && blob ? digest : undefined;
   }
 
   /**

@@ -1,6 +1,6 @@
-import type { FileHandle } from 'node:fs/promises';
 import { posix } from 'node:path';
 import { AppError } from '@airdock/core/errors';
+import type { JoinedFile } from './joined-file.js';
 import { blockSize, isTarHeader, isZeroBlock, parsePax, parseTarHeader, type TarHeader, type TarOverrides, tarText } from './tar-header.js';
 
 const maxMembers = 100_000;
@@ -49,7 +49,7 @@ function linkTarget(name: string, linkName: string, type: string): string {
 }
 
 /** Reads exactly `length` bytes, or throws `bundle_truncated` with the number of bytes that are missing at least. */
-async function readExactly(file: FileHandle, position: number, length: number, fileSize: number): Promise<Buffer> {
+async function readExactly(file: JoinedFile, position: number, length: number, fileSize: number): Promise<Buffer> {
   if (position + length > fileSize) throw truncated(position + length - fileSize, fileSize);
   const buffer = Buffer.alloc(length);
   let filled = 0;
@@ -68,10 +68,10 @@ const truncated = (missingBytes: number, fileSize: number) =>
  * Lists the members of an uncompressed tar by seeking from header to header: the time depends on the number of members, not on the size.
  * The tar is hostile input: `bundle_unsafe` for names and links that leave the archive, devices, sparse files and duplicates,
  * `bundle_truncated` when a member ends beyond the file, `bundle_format_unknown` when the file is no tar, `bundle_corrupt` for damaged headers.
- * The handle stays open and belongs to the caller.
+ * The file stays open and belongs to the caller.
  */
-export async function indexTar(file: FileHandle, signal?: AbortSignal): Promise<TarIndex> {
-  const { size: fileSize } = await file.stat();
+export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<TarIndex> {
+  const { size: fileSize } = file;
   const files = new Map<string, TarMember>();
   const links = new Map<string, string>();
   let next: TarOverrides = {};

@@ -1,29 +1,26 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createReadStream, createWriteStream } from 'node:fs';
-import { mkdir, open, stat } from 'node:fs/promises';
+import { createWriteStream } from 'node:fs';
+import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGunzip } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
 import { diskError } from './durable-file.js';
+import type { JoinedFile } from './joined-file.js';
 import { blockSize, isTarHeader } from './tar-header.js';
 
 export type Compression = 'gzip' | 'zstd' | 'xz';
 
 /** What a file is compressed with, by its first bytes. */
-export async function detectCompression(path: string): Promise<Compression | undefined> {
-  const file = await open(path, 'r');
-  try {
-    const { buffer } = await file.read(Buffer.alloc(6), 0, 6, 0);
-    const magic = buffer.toString('hex');
-    if (magic.startsWith('1f8b')) return 'gzip';
-    if (magic.startsWith('28b52ffd')) return 'zstd';
-    return magic === 'fd377a585a00' ? 'xz' : undefined;
-  } finally {
-    await file.close();
-  }
+export async function detectCompression(file: JoinedFile): Promise<Compression | undefined> {
+  const start = Buffer.alloc(6);
+  await file.read(start, 0, 6, 0);
+  const magic = start.toString('hex');
+  if (magic.startsWith('1f8b')) return 'gzip';
+  if (magic.startsWith('28b52ffd')) return 'zstd';
+  return magic === 'fd377a585a00' ? 'xz' : undefined;
 }
 
 /** Image layers shrink by 2 to 10; what grows by more than this is made to fill the disk. */
@@ -37,9 +34,9 @@ const programs: Record<'zstd' | 'xz', string[]> = { zstd: ['-dcq', '--memory=128
  * Decompresses a file into `target`, which must not exist. Throws `bundle_format_unknown` when no tar is inside, `bundle_truncated` and `bundle_corrupt` for damaged input, `bundle_unsafe` for
  * bombs, `space_insufficient`, and `bundle_format_unknown` too when the program for it is missing. The caller removes `target`, also after an error.
  */
-export async function unpack(path: string, compression: Compression, target: string, signal?: AbortSignal): Promise<void> {
+export async function unpack(file: JoinedFile, compression: Compression, target: string, signal?: AbortSignal): Promise<void> {
   await mkdir(dirname(target), { recursive: true });
-  const allowed = Math.max(alwaysAllowedBytes, (await stat(path)).size * maxRatio);
+  const allowed = Math.max(alwaysAllowedBytes, file.size * maxRatio);
   let written = 0;
   let start = Buffer.alloc(0);
   const bound = new Transform({
@@ -57,7 +54,7 @@ export async function unpack(path: string, compression: Compression, target: str
       else done(null, chunk);
     },
   });
-  const input = createReadStream(path, { highWaterMark: 1024 * 1024 });
+  const input = file.stream(0, file.size);
   const output = createWriteStream(target, { flags: 'wx', mode: 0o600 });
   const options = signal ? { signal } : {};
   try {

@@ -123,6 +123,12 @@ export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManif
   return { kind: 'manifest', mediaType: declared ?? fallback, config, layers, subject, annotations };
 }
 
+/** The bytes of an index with some of its manifests only; everything else stays as it is. Another digest, so signatures of the whole do not hold for it. */
+export function filterIndex(bytes: Uint8Array, keep: (digest: Digest) => boolean): Buffer {
+  const index = JSON.parse(Buffer.from(bytes).toString('utf8')) as { manifests: { digest: Digest }[] };
+  return Buffer.from(JSON.stringify({ ...index, manifests: index.manifests.filter(({ digest }) => keep(digest)) }));
+}
+
 export const isIndexMediaType = (mediaType: string): boolean => mediaType === mediaTypes.ociIndex || mediaType === mediaTypes.dockerList;
 export const isManifestMediaType = (mediaType: string): boolean => manifestMediaTypes.includes(mediaType);
 

@@ -1,0 +1,50 @@
+import { AppError } from '@airdock/core/errors';
+import { type Digest, isDigest } from '@airdock/core/oci/digest';
+import type { Descriptor } from '@airdock/core/oci/manifest';
+import { formatReference, parseReference } from '@airdock/core/oci/reference';
+
+/** Names for images that have none in their bundle: full references by digest of the manifest, image ID, or the bare tag that the bundle has for it. */
+export type GivenNames = Readonly<Record<string, string | readonly string[]>>;
+
+/**
+ * The full name that a tool wrote beside an image. containerd, Docker and Hauler write `io.containerd.image.name`; skopeo, crane, Zarf and others put what
+ * they were given into `ref.name`, which is a tag only when it has neither `/` nor `:`.
+ */
+export function annotatedName({ annotations }: Descriptor): string | undefined {
+  const refName = bareName({ annotations });
+  const name = annotations?.['io.containerd.image.name'] ?? (refName && /[/:]/.test(refName) ? refName : undefined);
+  return name === undefined ? undefined : formatReference(parseReference(name));
+}
+
+/** `ref.name` as it is. */
+export const bareName = ({ annotations }: Pick<Descriptor, 'annotations'>): string | undefined => annotations?.['org.opencontainers.image.ref.name'];
+
+/** What was given for the first key that has something. Throws `reference_invalid`. */
+export function givenNames(given: GivenNames, keys: readonly (string | undefined)[]): string[] {
+  const key = keys.find((candidate) => candidate !== undefined && Object.hasOwn(given, candidate)) ?? '';
+  return [given[key] ?? []].flat().map((name) => formatReference(parseReference(name)));
+}
+
+/** For images that neither the bundle nor the request names. `unnamed` are what `names` of a request may use as keys. */
+export const namesMissing = (unnamed: readonly { digest: Digest; detail: string }[]): AppError =>
+  new AppError('image_name_missing', {
+    detail: `${unnamed[0]?.detail}${unnamed.length > 1 ? `, and ${unnamed.length - 1} more have no name` : ''}`,
+    digest: unnamed[0]?.digest,
+    unnamed: unnamed.map(({ digest }) => digest).slice(0, 1000),
+  });
+
+/** How the tag of a signature, attestation or SBOM begins with the digest that it speaks of. Source: https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md */
+export function companionSubject(tag: string | undefined): Digest | undefined {
+  const [, hex] = /^sha256-([0-9a-f]{64})(?:\.[a-z]+)?$/.exec(tag ?? '') ?? [];
+  const digest = `sha256:${hex}`;
+  return isDigest(digest) ? digest : undefined;
+}
+
+/** Of cosign's and Hauler's layouts, which give a signature the name of its image and say in `kind` what it is. */
+export function companionKind({ annotations }: Descriptor): 'sig' | 'att' | 'sbom' | undefined {
+  const [, kind] = /^dev\.(?:cosignproject\.cosign|hauler)\/(sig|att|sbom)s$/.exec(annotations?.kind ?? '') ?? [];
+  return kind as 'sig' | 'att' | 'sbom' | undefined;
+}
+
+/** `sha256-<hex>.sig`, or the tag of the referrers list without a kind. */
+export const companionTag = (subject: Digest, kind?: 'sig' | 'att' | 'sbom'): string => `${subject.replace(':', '-')}${kind ? `.${kind}` : ''}`;

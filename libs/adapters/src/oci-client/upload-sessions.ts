@@ -1,0 +1,92 @@
+import { readdir, readFile, rm, stat, truncate } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
+import { writeDurably } from './durable-file.js';
+
+/** An upload that a registry has begun to take. */
+export interface UploadSession {
+  /** Where it goes on: the URL that the registry gave last. */
+  location: string;
+  /** Bytes that the registry has acknowledged. */
+  offset: number;
+}
+
+/** Where one upload is remembered. */
+export interface SessionSlot {
+  load(): Promise<UploadSession | undefined>;
+  /** On disk when it resolves. */
+  save(session: UploadSession): Promise<void>;
+  clear(): Promise<void>;
+}
+
+/**
+ * The unfinished uploads of one run, in a folder that survives the process: a later run goes on where the registry has acknowledged bytes. Only one run at a
+ * time may use a folder.
+ */
+export class UploadSessions {
+  constructor(
+    private readonly folder: string,
+    /** The registry's own folder, where it is one of this machine. */
+    private readonly storageDir?: string | undefined,
+  ) {}
+
+  slot(repository: string, digest: Digest): SessionSlot {
+    const path = join(this.folder, `${digestHex(digestOf(`${repository}@${digest}`))}.json`);
+    return {
+      load: async () => {
+        const session = await readSession(path);
+        if (session) await this.#trim(session);
+        return session;
+      },
+      save: ({ location, offset }) => writeDurably(path, Buffer.from(JSON.stringify({ repository, location, offset }))),
+      clear: () => rm(path, { force: true }),
+    };
+  }
+
+  /** Forgets all uploads, after giving each to `cancel`. */
+  async discard(cancel: (session: UploadSession) => Promise<void>): Promise<void> {
+    for (const name of await readdir(this.folder).catch(() => [])) {
+      const session = await readSession(join(this.folder, name));
+      if (!session) continue;
+      await cancel(session);
+      // What still arrives at that moment makes the registry refuse.
+      const left = this.#folderOf(session);
+      if (left) await rm(left, { recursive: true, force: true });
+    }
+    await rm(this.folder, { recursive: true, force: true });
+  }
+
+  /**
+   * distribution keeps what arrived of a piece that broke off, and gives such an upload up when it is asked to go on from the last piece that it has
+   * acknowledged (registry/handlers/blobupload.go, ResumeBlobUpload). Cutting the rest off lets it go on. An upload that is somewhere else is left alone.
+   */
+  async #trim(session: StoredSession): Promise<void> {
+    const folder = this.#folderOf(session);
+    if (!folder) return;
+    const data = join(folder, 'data');
+    const { size = 0 } = (await stat(data).catch(() => undefined)) ?? {};
+    if (size > session.offset) await truncate(data, session.offset);
+  }
+
+  /** Where distribution keeps an upload, when its storage is seen here. */
+  #folderOf({ repository, location }: StoredSession): string | undefined {
+    const id = new URL(location, 'http://localhost').pathname.split('/').at(-1) ?? '';
+    if (this.storageDir === undefined || !/^[0-9a-f-]{36}$/.test(id)) return undefined;
+    return join(this.storageDir, 'docker/registry/v2/repositories', repository, '_uploads', id);
+  }
+}
+
+interface StoredSession extends UploadSession {
+  repository: string;
+}
+
+async function readSession(path: string): Promise<StoredSession | undefined> {
+  try {
+    const { repository, location, offset } = JSON.parse(await readFile(path, 'utf8')) as Partial<StoredSession>;
+    if (typeof repository !== 'string' || typeof location !== 'string' || !Number.isSafeInteger(offset)) return undefined;
+    return { repository, location, offset: offset as number };
+  } catch {
+    // Not there, or not readable: the upload begins anew.
+    return undefined;
+  }
+}
