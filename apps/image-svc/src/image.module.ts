@@ -7,9 +7,12 @@ import { BundleEntity } from './bundle/bundle.entity.js';
 import { BundleProcessor } from './bundle/bundle.processor.js';
 import { BundleService, readBundleJobType } from './bundle/bundle.service.js';
 import { Housekeeping } from './bundle/housekeeping.js';
+import { CatalogueProcessor } from './image/catalogue.processor.js';
+import { CatalogueService, rebuildJobType } from './image/catalogue.service.js';
 import { ImageController } from './image/image.controller.js';
 import { ImageEntity, ImageNameEntity } from './image/image.entity.js';
 import { ImageService } from './image/image.service.js';
+import { LocalNamesService } from './image/local-names.service.js';
 import { ImageSetController } from './image-set/image-set.controller.js';
 import { ImageSetEntity } from './image-set/image-set.entity.js';
 import { ImageSetService } from './image-set/image-set.service.js';
@@ -19,6 +22,10 @@ import { PushProcessor } from './push/push.processor.js';
 import { PushService, pushJobType } from './push/push.service.js';
 import { UploadController } from './upload/upload.controller.js';
 import { UploadService } from './upload/upload.service.js';
+import { VerificationController } from './verification/verification.controller.js';
+import { VerificationEntity } from './verification/verification.entity.js';
+import { VerificationProcessor } from './verification/verification.processor.js';
+import { VerificationService, verifyJobType } from './verification/verification.service.js';
 
 /** Bundles in, pushes, the catalogue, and which images something needs. */
 @Module({})
@@ -27,11 +34,21 @@ export class ImageModule {
     return defineService(roles, {
       module: ImageModule,
       name: 'image',
-      entities: [BundleEntity, PushEntity, ImageEntity, ImageNameEntity, ImageSetEntity],
-      controllers: [UploadController, BundleController, PushController, ImageController, ImageSetController],
-      providers: [serviceClientsProvider(ServiceClients), UploadService, BundleService, PushService, ImageService, ImageSetService],
-      workers: [BundleProcessor, PushProcessor, Housekeeping],
-      jobTypes: [readBundleJobType, pushJobType],
+      entities: [BundleEntity, PushEntity, ImageEntity, ImageNameEntity, ImageSetEntity, VerificationEntity],
+      controllers: [UploadController, BundleController, PushController, ImageController, ImageSetController, VerificationController],
+      providers: [
+        serviceClientsProvider(ServiceClients),
+        UploadService,
+        LocalNamesService,
+        BundleService,
+        PushService,
+        ImageService,
+        CatalogueService,
+        ImageSetService,
+        VerificationService,
+      ],
+      workers: [BundleProcessor, PushProcessor, CatalogueProcessor, VerificationProcessor, Housekeeping],
+      jobTypes: [readBundleJobType, pushJobType, rebuildJobType, verifyJobType],
     });
   }
 }

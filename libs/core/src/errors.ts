@@ -123,12 +123,23 @@ const definitions = {
   image_name_missing: {
     family: 'invalid',
     title: 'An image in the bundle has no name',
-    nextStep: 'Make the bundle with full names, e.g. oci-archive:FILE:k8s.gcr.io/pause:3.2.',
+    nextStep: 'Register the bundle again with `names` for the digests in `unnamed`, or make it with full names, e.g. oci-archive:FILE:k8s.gcr.io/pause:3.2.',
   },
   image_name_collision: {
     family: 'conflict',
     title: 'Two different images would get the same local name',
-    nextStep: 'Push them apart, or leave one out of the selection.',
+    nextStep: 'Name the one that gets the name in `winners` of the push, or leave one out of the selection.',
+  },
+  image_list_unclear: {
+    family: 'conflict',
+    status: 422,
+    title: 'It is not clear which list of the bundle is meant',
+    nextStep: 'Name one of those in `lists` as `list`.',
+  },
+  images_damaged: {
+    family: 'conflict',
+    title: 'The registry does not hold images as they were pushed',
+    nextStep: 'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again.',
   },
   image_unsupported: { family: 'invalid', title: 'The image uses something that a registry cannot hold', nextStep: 'Rebuild the image without it.' },
   image_not_found: { family: 'notFound', title: 'There is no such image', nextStep: 'List the images with GET /v1/images.' },

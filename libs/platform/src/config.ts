@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { AppError } from '@airdock/core/errors';
+import { nameKinds } from '@airdock/core/oci/reference';
 import { LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
 
@@ -32,10 +33,21 @@ const airdockSchema = z.strictObject({
       storageDir: z.string().optional().describe('default: registry/storage in dataDir'),
       binary: z.string().default('docker-registry').describe('The distribution program'),
       directPlacement: z.boolean().default(true).describe('Whether blobs may be placed in the storage folder past the registry'),
+      minFreeBytes: z.coerce
+        .number()
+        .int()
+        .nonnegative()
+        .default(1024 ** 3)
+        .describe("What pushes leave free on the disk of the registry's storage"),
       externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
     })
     .prefault({}),
   bundleDirs: z.array(z.string()).default([]).describe('Folders that bundles may be registered from'),
+  naming: z
+    .array(z.enum(nameKinds))
+    .min(1)
+    .default([...nameKinds])
+    .describe('Which names images get in the local registry: flat as PMK rewrites them, and below their upstream'),
   backupDir: z.string().optional().describe('Where backups are kept; default: backups in dataDir'),
   services: z.partialRecord(z.enum(serviceNames), z.url()).default({}).describe('URLs of services that run in processes of their own'),
 });

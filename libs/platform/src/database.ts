@@ -133,3 +133,8 @@ export const isUniqueViolation = (error: unknown): boolean => {
 
 /** Now, as all tables keep time: ISO 8601 in UTC, which sorts as text on both databases. */
 export const now = (): string => new Date().toISOString();
+
+/** Parts of a list: databases bound the number of parameters of one statement. */
+export function* chunks<T>(items: readonly T[], size = 300): Generator<T[]> {
+  for (let start = 0; start < items.length; start += size) yield items.slice(start, start + size);
+}

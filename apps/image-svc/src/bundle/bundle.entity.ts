@@ -1,4 +1,7 @@
+import type { GivenNames } from '@airdock/adapters/oci-client/image-names';
+import type { ImageList } from '@airdock/adapters/oci-client/image-source';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
+import type { PushPlan } from '../push/push.schema.js';
 
 /** An image as it was seen in a bundle. */
 export interface SeenImage {
@@ -19,9 +22,16 @@ export class BundleEntity {
   @Column('varchar') sizeBytes!: string;
   /** Size and time of change when it was registered: a file that changed is not the one that was read. */
   @Column('varchar') fingerprint!: string;
+  /** For images that have no name in the bundle. */
+  @Column('simple-json') names!: GivenNames;
+  /** What the file's bytes must have, as it was declared. */
+  @Column('varchar', { nullable: true }) sha256!: string | null;
   @Column('varchar', { nullable: true }) format!: string | null;
   /** null until it has been read. */
   @Column('simple-json', { nullable: true }) images!: SeenImage[] | null;
+  @Column('simple-json', { nullable: true }) lists!: ImageList[] | null;
+  /** What a push of it would do, when it was last compared with the registry. */
+  @Column('simple-json', { nullable: true }) plan!: PushPlan | null;
   @Column('varchar') jobId!: string;
   @Column('varchar') createdAt!: string;
 }

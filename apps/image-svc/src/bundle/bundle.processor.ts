@@ -1,5 +1,6 @@
 import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { PushService } from '../push/push.service.js';
 import { BundleService, readBundleJobType } from './bundle.service.js';
 
 @JobType(readBundleJobType)
@@ -7,13 +8,13 @@ export class BundleProcessor extends JobProcessor {
   constructor(
     jobs: JobsService,
     private readonly bundles: BundleService,
+    private readonly pushes: PushService,
   ) {
     super(jobs);
   }
 
-  protected async run({ resourceId, signal, progress }: JobContext) {
-    progress({ phase: 'read', itemsTotal: 1 });
-    const images = await this.bundles.read(resourceId, signal);
+  protected async run(context: JobContext) {
+    const images = await this.bundles.read(context.resourceId, context, (source) => this.pushes.preview(source, context.signal));
     return { images: images.length };
   }
 }

@@ -1,5 +1,6 @@
 import { pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
+import { PushPlan } from '../push/push.schema.js';
 
 export const BundleImage = z
   .object({
@@ -23,6 +24,9 @@ export const Bundle = z
     format: z.string().nullable(),
     state: z.enum(['reading', 'ready', 'invalid']).describe('invalid: the job tells why'),
     images: z.array(BundleImage),
+    lists: z.array(z.object({ name: z.string(), images: z.array(z.string()) })).describe('Lists of images that came inside, e.g. images.txt'),
+    plan: PushPlan.nullable().describe('What a push of all would do: compared with the registry when the bundle was read; null while the registry was off'),
+    sha256: z.string().nullable().describe('As declared; the file was found to have it'),
     jobId: z.uuid(),
     createdAt: z.iso.datetime(),
   })
@@ -32,12 +36,21 @@ export const BundlePage = pageOf(Bundle, 'BundlePage');
 
 export const CreateBundle = z
   .strictObject({
-    path: z.string().min(1).max(4096).optional().describe('A file or folder inside the configured bundle folders'),
+    path: z.string().min(1).max(4096).optional().describe('A file, the first part of one, or a folder, inside the configured bundle folders'),
     uploadId: z
       .string()
       .regex(/^[0-9a-f]{32}$/)
       .optional()
       .describe('A finished upload'),
+    sha256: z
+      .string()
+      .regex(/^[0-9a-f]{64}$/)
+      .optional()
+      .describe('Of the whole file, or of its parts in their order; checked before anything else. An upload may declare it too'),
+    names: z
+      .record(z.string().min(1).max(128), z.union([z.string().max(512), z.array(z.string().max(512)).min(1).max(100)]))
+      .optional()
+      .describe('Names for images that have none in the bundle: full references by manifest digest, image ID, or the bare tag that the bundle has'),
   })
   .refine((body) => (body.path === undefined) !== (body.uploadId === undefined), { message: 'give either path or uploadId' })
   .meta({ id: 'CreateBundle' });

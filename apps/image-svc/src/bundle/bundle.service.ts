@@ -4,20 +4,25 @@ import type { Readable } from 'node:stream';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { writeDockerArchive } from '@airdock/adapters/oci-client/docker-archive-writer';
 import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
+import { findParts, JoinedFile } from '@airdock/adapters/oci-client/joined-file';
 import { AppError } from '@airdock/core/errors';
+import { createDigest, digestHex } from '@airdock/core/oci/digest';
 import { formatPlatform } from '@airdock/core/oci/manifest';
-import { formatReference, localReferences, parseReference } from '@airdock/core/oci/reference';
+import { parseReference } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import { now } from '@airdock/platform/database';
+import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
+import { LocalNamesService } from '../image/local-names.service.js';
+import type { PushPlan } from '../push/push.schema.js';
 import { UploadService } from '../upload/upload.service.js';
 import { BundleEntity, type SeenImage } from './bundle.entity.js';
 import type { Bundle, CreateBundle, DockerArchiveQuery } from './bundle.schema.js';
@@ -33,30 +38,36 @@ export class BundleService {
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(BundleEntity, 'image') private readonly bundles: Repository<BundleEntity>,
     private readonly uploads: UploadService,
+    private readonly names: LocalNamesService,
     private readonly jobs: JobsService,
   ) {
     this.workDir = join(config.dataDir, 'image', 'work');
   }
 
-  /** Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`. */
-  async create(request: JobRequest, { path, uploadId }: CreateBundle): Promise<Job> {
+  /** Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`, `reference_invalid`. */
+  async create(request: JobRequest, { path, uploadId, sha256, names }: CreateBundle): Promise<Job> {
+    for (const reference of Object.values(names ?? {}).flat()) parseReference(reference);
     const file = path !== undefined ? await this.resolvePath(path) : await this.uploads.finishedPath(uploadId ?? '');
     const { size, fingerprint, isAllowed } = await fingerprintOf(file);
     if (!isAllowed) throw new AppError('bundle_not_found', { detail: `${path} is neither a file nor a folder` });
     const name = path !== undefined ? basename(file) : await this.uploads.nameOf(uploadId ?? '');
     const id = newId();
-    const row = {
+    const row = columns<BundleEntity>({
       id,
       name,
       path: file,
       uploadId: uploadId ?? null,
       sizeBytes: String(size),
       fingerprint,
+      names: names ?? {},
+      sha256: sha256 ?? (uploadId === undefined ? null : await this.uploads.declaredSha256(uploadId)),
       format: null,
       images: null,
+      lists: null,
+      plan: null,
       jobId: request.id,
       createdAt: now(),
-    };
+    });
     return this.jobs.submit({ ...request, type: readBundleJobType, resource: `/v1/bundles/${id}` }, [this.bundles.createQueryBuilder().insert().values(row)]);
   }
 
@@ -81,7 +92,7 @@ export class BundleService {
   async list(query: PageQuery): Promise<Page<Bundle>> {
     const { items, nextCursor } = await findPage(this.bundles, query);
     const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => this.toResource(row, jobs.get(row.jobId))), nextCursor };
+    return { items: await Promise.all(items.map((row) => this.toResource(row, jobs.get(row.jobId)))), nextCursor };
   }
 
   async get(id: string): Promise<Bundle> {
@@ -103,17 +114,57 @@ export class BundleService {
     return row.images;
   }
 
-  /** Reads names, platforms and sizes, and keeps them. Everything that can be wrong with a bundle without reading its layers is found here. */
-  async read(id: string, signal: AbortSignal): Promise<SeenImage[]> {
+  /** The images of a list inside the bundle; of the bundle itself when it has none. Throws `bundle_not_ready`, `image_list_unclear`. */
+  async listOf(id: string, name?: string): Promise<string[]> {
+    const all = (await this.images(id)).flatMap(({ names }) => names);
+    const lists = (await getRow(this.bundles, id)).lists ?? [];
+    if (lists.length === 0 && name === undefined) return all;
+    const found = name === undefined ? lists : lists.filter((list) => list.name === name);
+    const [only] = found;
+    if (only && found.length === 1) return only.images;
+    throw new AppError('image_list_unclear', {
+      detail: `the bundle has ${lists.map((list) => list.name).join(', ') || 'no list'}`,
+      lists: lists.map((list) => list.name),
+    });
+  }
+
+  /**
+   * Reads names, platforms and sizes, and keeps them. Everything that can be wrong with a bundle without reading its layers is found here, and a declared
+   * checksum that its bytes do not have. `preview` compares what was found with the registry.
+   */
+  async read(
+    id: string,
+    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
+    preview: (source: ImageSource) => Promise<PushPlan | undefined>,
+  ): Promise<SeenImage[]> {
     const row = await getRow(this.bundles, id);
+    if (row.sha256) await this.checkSha256(row, row.sha256, { signal, progress });
+    progress({ phase: 'read', itemsTotal: 1 });
     await using source = await this.open(id, signal);
     const images = source.images.map(toSeenImage);
     for (const { names, digest } of images) {
       const wrong = names.find((name) => digest && (parseReference(name).digest ?? digest) !== digest);
       if (wrong) throw new AppError('digest_mismatch', { detail: `${wrong} names another digest than its content has: ${digest}` });
     }
-    await this.bundles.update({ id: row.id }, { images, format: source.format });
+    const plan = (await preview(source)) ?? null;
+    await this.bundles.update({ id: row.id }, columns<BundleEntity>({ images, format: source.format, lists: [...(source.lists ?? [])], plan }));
     return images;
+  }
+
+  private async checkSha256({ path, sizeBytes }: BundleEntity, sha256: string, { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<void> {
+    await using file = await openParts(path);
+    const bytesTotal = Number(sizeBytes);
+    const digest = createDigest();
+    let bytesDone = 0;
+    for await (const chunk of file.stream(0, file.size)) {
+      signal.throwIfAborted();
+      digest.update(chunk as Buffer);
+      bytesDone += (chunk as Buffer).byteLength;
+      progress({ phase: 'checksum', bytesDone, bytesTotal });
+    }
+    const actual = digestHex(digest.value());
+    if (actual === sha256) return;
+    throw new AppError('digest_mismatch', { detail: `the file has the sha256 ${actual}, and was declared with ${sha256}`, expected: sha256, actual });
   }
 
   /** Opens a bundle for reading; the caller disposes the source. Throws `bundle_changed` and whatever is wrong with the file. */
@@ -123,7 +174,7 @@ export class BundleService {
       throw new AppError('bundle_not_found', { detail: row.path }, { cause });
     });
     if (current.fingerprint !== row.fingerprint) throw new AppError('bundle_changed', { detail: row.path });
-    return openBundle(row.path, { workDir: this.workDir, signal });
+    return openBundle(row.path, { workDir: this.workDir, names: row.names, signal });
   }
 
   /** The images as `docker load` takes them, for a host without a copy on any disk. */
@@ -132,9 +183,9 @@ export class BundleService {
     const source = await this.open(id, signal);
     try {
       const [os = '', architecture = '', variant] = platform.split('/');
-      const chosen = source.images
-        .filter((image) => !wanted || image.names.some((name) => wanted.includes(name)))
-        .map((image) => ({ image, repoTags: names === 'local' ? this.localNames(image).map(({ full }) => full) : image.names }));
+      const images = source.images.filter((image) => !wanted || image.names.some((name) => wanted.includes(name)));
+      const localNames = (await this.names.assign(images.map(toSeenImage))).names;
+      const chosen = images.map((image, index) => ({ image, repoTags: names === 'local' ? (localNames[index] ?? []).map(({ full }) => full) : image.names }));
       if (chosen.length === 0) throw new AppError('image_not_found', { detail: `none of ${wanted?.join(', ') ?? 'the images'} is in the bundle` });
       for (const { image } of chosen) await source.prepare(image, { signal });
       const stream = writeDockerArchive(source, chosen, { os, architecture, variant }, signal);
@@ -163,26 +214,17 @@ export class BundleService {
     return removed;
   }
 
-  /** The names that an image gets in the local registry, the first one first. */
-  localNames({ names }: Pick<SourceImage, 'names'>): { full: string; repository: string; tag: string | undefined }[] {
-    return names
-      .map(parseReference)
-      .flatMap((upstream) => localReferences(upstream, this.localRegistry))
-      .map((reference) => ({ full: formatReference(reference), repository: reference.repository, tag: reference.tag }));
-  }
-
-  get localRegistry(): string {
-    return `localhost:${this.config.registry.port}`;
-  }
-
-  private toResource(row: BundleEntity, job: JobEntity | undefined): Bundle {
+  private async toResource(row: BundleEntity, job: JobEntity | undefined): Promise<Bundle> {
     const isOver = job === undefined || job.state === 'failed' || job.state === 'cancelled';
+    const images = row.images ?? [];
+    const { names } = await this.names.assign(images);
     return {
       ...row,
+      lists: row.lists ?? [],
       path: row.uploadId ? null : row.path,
       sizeBytes: Number(row.sizeBytes),
       state: row.images ? 'ready' : isOver ? 'invalid' : 'reading',
-      images: (row.images ?? []).map((image) => ({ ...image, localReferences: this.localNames(image).map(({ full }) => full) })),
+      images: images.map((image, index) => ({ ...image, localReferences: (names[index] ?? []).map(({ full }) => full) })),
     };
   }
 }
@@ -195,7 +237,18 @@ export const toSeenImage = (image: SourceImage): SeenImage => ({
   sizeBytes: image.sizeBytes,
 });
 
+async function openParts(path: string): Promise<JoinedFile> {
+  if ((await stat(path)).isDirectory()) throw new AppError('request_invalid', { detail: 'a folder has no sha256' });
+  return JoinedFile.open(await findParts(path));
+}
+
+/** Size and time of change, of all parts of a file that was split. */
 async function fingerprintOf(path: string): Promise<{ size: number; fingerprint: string; isAllowed: boolean }> {
-  const info = await stat(path);
-  return { size: info.size, fingerprint: `${info.size}-${info.mtimeMs}-${info.ino}`, isAllowed: info.isFile() || info.isDirectory() };
+  const first = await stat(path);
+  const infos = first.isFile() ? await Promise.all((await findParts(path)).map((part) => stat(part))) : [first];
+  return {
+    size: infos.reduce((sum, { size }) => sum + size, 0),
+    fingerprint: infos.map(({ size, mtimeMs, ino }) => `${size}-${mtimeMs}-${ino}`).join(','),
+    isAllowed: first.isFile() || first.isDirectory(),
+  };
 }

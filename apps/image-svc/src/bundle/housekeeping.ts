@@ -1,5 +1,6 @@
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { Injectable } from '@nestjs/common';
+import { PushService } from '../push/push.service.js';
 import { UploadService } from '../upload/upload.service.js';
 import { BundleService } from './bundle.service.js';
 
@@ -11,12 +12,13 @@ export class Housekeeping extends BackgroundLoop {
   constructor(
     private readonly uploads: UploadService,
     private readonly bundles: BundleService,
+    private readonly pushes: PushService,
   ) {
     super();
   }
 
   protected async round(): Promise<void> {
-    const removed = (await this.uploads.sweep()) + (await this.bundles.sweep());
+    const removed = (await this.uploads.sweep()) + (await this.bundles.sweep()) + (await this.pushes.sweep());
     if (removed > 0) this.logger.log(`${removed} abandoned files removed`);
   }
 }

@@ -16,8 +16,11 @@ export const CreateImageSet = z
   .strictObject({
     name,
     kubernetesVersion: z.string().max(60).optional().describe('The version that needs these images, e.g. 1.20.11'),
-    images: z.array(z.string().max(512)).min(1).max(5_000).describe('Upstream references'),
+    images: z.array(z.string().max(512)).min(1).max(5_000).optional().describe('Upstream references'),
+    bundleId: z.uuid().optional().describe('Takes a list that came inside a bundle; all images of the bundle when it has none'),
+    list: z.string().max(512).optional().describe("Which of the bundle's lists; needed when it has several"),
   })
+  .refine((body) => (body.images === undefined) !== (body.bundleId === undefined), { message: 'give either images or bundleId' })
   .meta({ id: 'CreateImageSet' });
 export type CreateImageSet = z.infer<typeof CreateImageSet>;
 

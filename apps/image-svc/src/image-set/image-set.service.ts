@@ -7,6 +7,7 @@ import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
+import { BundleService } from '../bundle/bundle.service.js';
 import { ImageService } from '../image/image.service.js';
 import { ImageSetEntity } from './image-set.entity.js';
 import type { CreateImageSet, ImageSet, ImageSetListQuery, MissingImages } from './image-set.schema.js';
@@ -17,12 +18,14 @@ export class ImageSetService {
   constructor(
     @InjectRepository(ImageSetEntity, 'image') private readonly imageSets: Repository<ImageSetEntity>,
     private readonly images: ImageService,
+    private readonly bundles: BundleService,
   ) {}
 
-  /** Throws `reference_invalid`, `kubernetes_version_unsupported`, `resource_exists`. */
-  async create({ name, kubernetesVersion, images }: CreateImageSet): Promise<ImageSet> {
+  /** Throws `bundle_not_ready`, `image_list_unclear`, `reference_invalid`, `kubernetes_version_unsupported`, `resource_exists`. */
+  async create({ name, kubernetesVersion, images, bundleId, list }: CreateImageSet): Promise<ImageSet> {
     if (kubernetesVersion !== undefined) parseKubernetesVersion(kubernetesVersion);
-    const references = [...new Set(images.map((text) => formatReference(parseReference(text))))];
+    const wanted = images ?? (await this.bundles.listOf(bundleId ?? '', list));
+    const references = [...new Set(wanted.map((text) => formatReference(parseReference(text))))];
     const row: ImageSetEntity = { id: newId(), name, kubernetesVersion: kubernetesVersion ?? null, images: references, createdAt: now() };
     try {
       await this.imageSets.insert(row);

@@ -1,6 +1,7 @@
+import type { ImagePart } from '@airdock/adapters/oci-client/copy-image';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
-/** An image that was pushed: one row per upstream reference. */
+/** An image in the registry: one row per upstream reference. */
 @Entity('image')
 export class ImageEntity {
   @PrimaryColumn('varchar') id!: string;
@@ -10,9 +11,12 @@ export class ImageEntity {
   @Column('varchar') mediaType!: string;
   @Column('simple-json') imageIds!: string[];
   @Column('simple-json') platforms!: string[];
+  /** The root first, what belongs to it last. */
+  @Column('simple-json') parts!: ImagePart[];
   @Column('varchar') sizeBytes!: string;
+  @Column('varchar', { nullable: true }) firstBundleId!: string | null;
   @Column('varchar', { nullable: true }) bundleId!: string | null;
-  @Column('varchar') createdAt!: string;
+  @Column('varchar') firstPushedAt!: string;
   @Column('varchar') pushedAt!: string;
 }
 

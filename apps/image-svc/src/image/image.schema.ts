@@ -1,6 +1,12 @@
 import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 
+const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/);
+
+export const ImageLayer = z
+  .object({ digest: z.string(), sizeBytes: z.number().int(), platform: z.string().nullable().describe('Of an image for several platforms') })
+  .meta({ id: 'ImageLayer' });
+
 export const Image = z
   .object({
     id: z.uuid(),
@@ -10,14 +16,40 @@ export const Image = z
     mediaType: z.string(),
     imageIds: z.array(z.string()),
     platforms: z.array(z.string()),
+    layers: z.array(ImageLayer),
+    companions: z.array(z.string()).describe('Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of'),
     sizeBytes: z.number().int(),
-    bundleId: z.uuid().nullable(),
-    createdAt: z.iso.datetime(),
+    firstBundleId: z.uuid().nullable().describe('The bundle that it came with first; null when the catalogue was rebuilt from the registry'),
+    bundleId: z.uuid().nullable().describe('The bundle that it came with last'),
+    firstPushedAt: z.iso.datetime(),
     pushedAt: z.iso.datetime(),
   })
   .meta({ id: 'Image' });
 export type Image = z.infer<typeof Image>;
 export const ImagePage = pageOf(Image, 'ImagePage');
 
-export const ImageListQuery = PageQuery.extend({ search: z.string().max(200).optional().describe('Part of the upstream reference') });
+export const ImageListQuery = PageQuery.extend({
+  search: z.string().max(200).optional().describe('Part of the upstream reference or of a local one'),
+  digest: digest.optional(),
+  platform: z.string().max(100).optional().describe('e.g. linux/arm64'),
+  bundleId: z.uuid().optional().describe('Brought by this bundle, first or last'),
+});
 export type ImageListQuery = z.infer<typeof ImageListQuery>;
+
+export const DeleteImageQuery = z.strictObject({
+  dryRun: z.stringbool().default(false).describe('Tells what would be removed and freed, and changes nothing'),
+});
+export type DeleteImageQuery = z.infer<typeof DeleteImageQuery>;
+
+export const DigestParameter = digest;
+
+export const ImageDeletion = z
+  .object({
+    dryRun: z.boolean(),
+    upstreams: z.array(z.string()),
+    localReferences: z.array(z.string()).describe('Names that lead nowhere now'),
+    freedBytes: z.number().int().describe('What no other image uses: the next garbage collection gives it back'),
+    sharedBytes: z.number().int().describe('What other images use too: it stays'),
+  })
+  .meta({ id: 'ImageDeletion' });
+export type ImageDeletion = z.infer<typeof ImageDeletion>;

@@ -1,43 +1,83 @@
-import { type CopiedImage, copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
+import { readdir, rm, stat, statfs } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
+import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/adapters/oci-client/copy-image';
 import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
+import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
+import { filterPlatforms } from '@airdock/adapters/oci-client/platform-filter';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { UploadSessions } from '@airdock/adapters/oci-client/upload-sessions';
 import { AppError, toProblem } from '@airdock/core/errors';
+import { formatPlatform } from '@airdock/core/oci/manifest';
+import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { Injectable } from '@nestjs/common';
+import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import type { Repository } from 'typeorm';
+import { LessThan, Not, type Repository } from 'typeorm';
 import { BundleService, toSeenImage } from '../bundle/bundle.service.js';
 import { ImageService } from '../image/image.service.js';
+import { type LocalName, LocalNamesService, type NamingRule, refuseCollisions } from '../image/local-names.service.js';
 import { PushEntity } from './push.entity.js';
-import type { CreatePush, Push, PushedImage } from './push.schema.js';
+import type { CreatePush, Push, PushedImage, PushPlan } from './push.schema.js';
+import { selectImages } from './select-images.js';
 
 export const pushJobType = 'image.push';
 const recordAtOnce = 50;
+const abandonedMs = 24 * 60 * 60 * 1000;
+const shownItems = 8;
+const shownParts = 16;
+
+/** What is to be done for which images. */
+interface Task {
+  source: ImageSource;
+  images: SourceImage[];
+  rule: NamingRule;
+}
 
 /** Brings the images of a bundle into the registry. */
 @Injectable()
 export class PushService {
   constructor(
+    @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(PushEntity, 'image') private readonly pushes: Repository<PushEntity>,
     private readonly bundles: BundleService,
     private readonly images: ImageService,
+    private readonly names: LocalNamesService,
     private readonly jobs: JobsService,
   ) {}
 
   /** Throws `bundle_not_ready`, `image_not_found`, `image_name_collision`, `registry_off`. */
-  async create(request: JobRequest, { bundleId, images: selection }: CreatePush): Promise<Job> {
-    const images = select(await this.bundles.images(bundleId), selection);
-    await this.images.assertNoCollision(images);
+  async create(request: JobRequest, { bundleId, images, platforms, naming, winners, dryRun }: CreatePush): Promise<Job> {
+    const seen = await this.bundles.images(bundleId);
+    const isWanted = (own: string) => platforms?.some((platform) => own === platform || own.startsWith(`${platform}/`)) ?? true;
+    const selected = selectImages(
+      seen.filter((image) => image.platforms.length === 0 || image.platforms.some(isWanted)),
+      images,
+    );
+    if (!dryRun) refuseCollisions((await this.names.assign(selected, { kinds: naming, winners })).collisions);
     await this.images.registry();
     const id = newId();
-    const row = { id, bundleId, images: selection ?? null, results: null, jobId: request.id, createdAt: now() };
+    const row = columns<PushEntity>({
+      id,
+      bundleId,
+      images: images ?? null,
+      platforms: platforms ?? null,
+      naming: naming ?? null,
+      winners: winners ?? null,
+      dryRun,
+      plan: null,
+      results: null,
+      reservedBytes: '0',
+      jobId: request.id,
+      createdAt: now(),
+    });
     return this.jobs.submit({ ...request, type: pushJobType, resource: `/v1/pushes/${id}` }, [this.pushes.createQueryBuilder().insert().values(row)]);
   }
 
@@ -52,28 +92,98 @@ export class PushService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
-  private async toPushed(image: SourceImage, source: ImageSource) {
-    return { image, root: await source.prepare(image), localReferences: this.bundles.localNames(image).map(({ full }) => full) };
+  /** What a push of the whole bundle would do now; undefined while the registry is off. */
+  async preview(source: ImageSource, signal: AbortSignal): Promise<PushPlan | undefined> {
+    try {
+      const target = await this.images.registry();
+      await using registry = new RegistryClient(target.url);
+      return await this.plan({ source, images: [...source.images], rule: {} }, target, registry, signal);
+    } catch (error) {
+      // The bundle is what it is, also while there is nothing to compare it with.
+      if (error instanceof AppError && /^registry_|^dependency_/.test(error.code)) return undefined;
+      throw error;
+    }
   }
 
   /**
    * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure, and a retry pushes only
    * what is missing then.
    */
-  async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
+  async run(context: JobContext): Promise<Record<string, unknown>> {
+    const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
-    const { url, storage } = await this.images.registry();
+    const target = await this.images.registry();
+    await using registry = new RegistryClient(target.url);
+    await using source = await this.open(push, signal);
+    const images = selectImages(source.images, push.images ?? undefined);
+    const rule = { kinds: push.naming ?? undefined, winners: push.winners ?? undefined };
+    const task = { source, images, rule };
+    progress({ phase: 'compare', itemsTotal: images.length });
+    if (push.dryRun) {
+      const plan = await this.plan(task, target, registry, signal);
+      await this.pushes.update({ id: push.id }, columns<PushEntity>({ plan }));
+      return { images: plan.images.length, missingBytes: plan.missingBytes, collisions: plan.collisions.length };
+    }
+    const localNames = await this.names.reserve(images.map(toSeenImage), rule);
+    const toCopy = images.map((image, index) => ({ image, names: localNames[index] as LocalName[] }));
+    if (target.storageDir !== null) await this.reserveSpace(push, toCopy, task, target, registry, signal);
+    const sessions = new UploadSessions(join(this.bundles.workDir, 'uploads', push.id), target.storageDir ?? undefined);
+    try {
+      const copied = await this.copy(push, toCopy, task, target, registry, sessions, context);
+      return { images: copied.length };
+    } catch (error) {
+      // A worker that shuts down, or a registry that is away for a while: the next run goes on with what has begun.
+      const goesOn = signal.aborted
+        ? (signal.reason as { code?: string }).code !== 'job_cancelled'
+        : error instanceof AppError && error.family === 'unavailable';
+      if (!goesOn) await sessions.discard((session) => registry.cancelUpload(session));
+      throw error;
+    } finally {
+      await this.pushes.update({ id: push.id }, { reservedBytes: '0' });
+    }
+  }
+
+  /** Gives uploads up that no push went on with for a day. Returns how many pushes they were of. */
+  async sweep(): Promise<number> {
+    const folder = join(this.bundles.workDir, 'uploads');
+    const old: string[] = [];
+    for (const name of await readdir(folder).catch(() => [])) {
+      const { mtimeMs = Date.now() } = (await stat(join(folder, name)).catch(() => undefined)) ?? {};
+      if (Date.now() - mtimeMs > abandonedMs) old.push(join(folder, name));
+    }
+    if (old.length === 0) return 0;
+    const { url, storageDir } = await this.images.registry();
     await using registry = new RegistryClient(url);
-    await using source = await this.bundles.open(push.bundleId, signal);
-    const images = select(source.images, push.images ?? undefined);
-    await this.images.reserveNames(images.map(toSeenImage));
-    progress({ phase: 'push', itemsTotal: images.length });
-    const complete: SourceImage[] = [];
+    for (const path of old) await new UploadSessions(path, storageDir ?? undefined).discard((session) => registry.cancelUpload(session));
+    return old.length;
+  }
+
+  private async open({ bundleId, platforms }: PushEntity, signal: AbortSignal): Promise<ImageSource> {
+    const source = await this.bundles.open(bundleId, signal);
+    if (!platforms) return source;
+    try {
+      return await filterPlatforms(source, platforms);
+    } catch (error) {
+      await source[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  private async copy(
+    push: PushEntity,
+    toCopy: ImageToCopy[],
+    { source }: Task,
+    { storage }: RequiredRegistry,
+    registry: RegistryClient,
+    sessions: UploadSessions,
+    { signal, progress }: JobContext,
+  ): Promise<CopiedImage[]> {
+    const complete: CopiedImage[] = [];
     let recorded: Promise<void> = Promise.resolve();
     // What is complete in the registry is in the catalogue, also when the push is cancelled afterwards.
     const record = () => {
       const batch = complete.splice(0);
-      recorded = recorded.then(async () => this.images.record(await Promise.all(batch.map((image) => this.toPushed(image, source))), push.bundleId));
+      recorded = recorded.then(() => this.record(batch, push));
       // A failure is thrown by the last call, which is awaited; until then it must not end the process.
       recorded.catch(() => undefined);
       return recorded;
@@ -84,36 +194,118 @@ export class PushService {
         source,
         registry,
         storage,
-        images: images.map((image) => ({ image, names: this.bundles.localNames(image) })),
+        sessions,
+        images: toCopy,
         signal,
-        onProgress: ({ bytesDone, bytesTotal, itemsDone, itemsTotal }) => progress({ phase: 'push', bytesDone, bytesTotal, itemsDone, itemsTotal }),
-        onImage: ({ image, error }) => {
-          if (!error && complete.push(image) >= recordAtOnce) void record();
+        onProgress: ({ active, ...done }) => progress({ phase: 'push', ...done, items: () => active(shownItems, shownParts) }),
+        onImage: (image) => {
+          if (!image.error && complete.push(image) >= recordAtOnce) void record();
         },
       });
     } finally {
       await record();
     }
-    const results: PushedImage[] = copied.map(({ image, digest, error }) => ({
-      names: image.names,
-      digest: digest ?? null,
-      localReferences: this.bundles.localNames(image).map(({ full }) => full),
-      error: error ? toProblem(error) : null,
-    }));
-    await this.images.releaseNames(copied.flatMap(({ image, error }) => (error ? image.names : [])));
-    await this.pushes.update({ id: push.id }, columns({ results }));
+    const results = copied.map(
+      ({ image, digest, names, error }): PushedImage => ({
+        names: image.names,
+        digest: digest ?? null,
+        localReferences: names.map((name) => `${this.names.localRegistry}/${name}`),
+        error: error ? toProblem(error) : null,
+      }),
+    );
+    await this.names.release(copied.flatMap(({ image, error }) => (error ? image.names : [])));
+    await this.pushes.update({ id: push.id }, columns<PushEntity>({ results }));
     const failure = failureOf(copied);
     if (failure) throw failure;
-    return { images: results.length };
+    await rm(join(this.bundles.workDir, 'uploads', push.id), { recursive: true, force: true });
+    return copied;
+  }
+
+  private async record(copied: readonly CopiedImage[], { bundleId, naming }: PushEntity): Promise<void> {
+    const rows = copied.flatMap(({ image, digest, mediaType, parts, names }) => {
+      const references = names.map((name) => `${this.names.localRegistry}/${name}`);
+      return image.names.map((upstream) => ({
+        upstream,
+        // The names that this reference stands for; all of the image when it shares those of another.
+        localReferences: this.ownReferences(upstream, references, naming),
+        digest: digest ?? '',
+        mediaType: mediaType ?? '',
+        imageIds: image.configDigests,
+        platforms: image.platforms.map(formatPlatform),
+        parts,
+        sizeBytes: String(parts.reduce((sum, { size }) => sum + size, 0)),
+        bundleId,
+      }));
+    });
+    await this.images.record(rows);
+  }
+
+  private ownReferences(upstream: string, references: readonly string[], naming: PushEntity['naming']): string[] {
+    const own = this.names.namesOf(upstream, { kinds: naming ?? undefined }).map(({ full }) => full);
+    return references.filter((reference) => own.includes(reference));
+  }
+
+  private async plan({ source, images, rule }: Task, target: RequiredRegistry, registry: RegistryClient, signal: AbortSignal): Promise<PushPlan> {
+    const { names, collisions } = await this.names.assign(images.map(toSeenImage), rule);
+    const toCopy = images.map((image, index) => ({ image, names: names[index] as LocalName[] }));
+    const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, signal });
+    const freeBytes = target.storageDir === null ? null : await this.freeBytes(target.storageDir);
+    return {
+      images: images.map(({ names: upstreams, platforms, sizeBytes }, index) => ({
+        names: upstreams,
+        platforms: platforms.map(formatPlatform),
+        sizeBytes,
+        localReferences: (names[index] as LocalName[]).map(({ full }) => full),
+        state: planned.images[index]?.state ?? 'missing',
+        digest: planned.images[index]?.digest ?? null,
+        missingBytes: planned.images[index]?.missingBytes ?? 0,
+      })),
+      collisions,
+      missingBytes: planned.missingBytes,
+      freeBytes,
+      fits: freeBytes === null ? null : planned.missingBytes <= freeBytes,
+      comparedAt: now(),
+    };
+  }
+
+  /** Bytes that pushes may write: what the disk has, less what is to stay free. */
+  private async freeBytes(folder: string): Promise<number> {
+    const { bavail, bsize } = await statfs(folder);
+    return Math.max(0, bavail * bsize - this.config.registry.minFreeBytes);
+  }
+
+  /**
+   * Promises the missing bytes to this push before its first byte. Of pushes that run at the same time the earlier ones go first. Throws `space_insufficient`
+   * with the numbers.
+   */
+  private async reserveSpace(
+    push: PushEntity,
+    images: ImageToCopy[],
+    { source }: Task,
+    { storage, storageDir }: RequiredRegistry,
+    registry: RegistryClient,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { missingBytes } = await planCopy({ source, images, registry, storage, signal });
+    if (missingBytes === 0) return;
+    await this.pushes.update({ id: push.id }, { reservedBytes: String(missingBytes) });
+    const earlier = await this.pushes.findBy({ id: LessThan(push.id), reservedBytes: Not('0') });
+    const jobs = await this.jobs.byIds(earlier.map(({ jobId }) => jobId));
+    const promisedBytes = earlier.reduce((sum, { jobId, reservedBytes }) => {
+      const job = jobs.get(jobId);
+      return job && !isEnded(job.state) ? sum + Math.ceil(Number(reservedBytes) * (1 - job.progress.percent / 100)) : sum;
+    }, 0);
+    const freeBytes = await this.freeBytes(storageDir ?? '/');
+    if (missingBytes + promisedBytes <= freeBytes) return;
+    await this.pushes.update({ id: push.id }, { reservedBytes: '0' });
+    throw new AppError('space_insufficient', {
+      detail: `the push needs ${missingBytes} bytes, other pushes ${promisedBytes}; the disk of ${storageDir} has ${freeBytes} that may be used`,
+      missingBytes,
+      promisedBytes,
+      freeBytes,
+      minFreeBytes: this.config.registry.minFreeBytes,
+    });
   }
 }
 
 const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({ ...row, state: job?.state ?? 'failed' });
-
-/** The images that a selection names. Throws `image_not_found` with every name that is not there. */
-function select<T extends Pick<SourceImage, 'names'>>(images: readonly T[], selection: string[] | undefined): T[] {
-  if (!selection) return [...images];
-  const missing = selection.filter((name) => !images.some(({ names }) => names.includes(name)));
-  if (missing.length > 0) throw new AppError('image_not_found', { detail: `not in the bundle: ${missing.slice(0, 20).join(', ')}`, missing });
-  return images.filter(({ names }) => names.some((name) => selection.includes(name)));
-}

@@ -22,6 +22,11 @@ export class UploadService {
       path: '/v1/uploads',
       relativeLocation: true,
       datastore: this.store,
+      onUploadCreate: async (_request, { metadata }) => {
+        const sha256 = metadata?.sha256;
+        if (sha256 && !/^[0-9a-f]{64}$/.test(sha256)) throw { status_code: 400, body: 'sha256 in Upload-Metadata is not 64 hex digits' };
+        return {};
+      },
       onResponseError: (_request, error) => {
         if ('status_code' in error && error.status_code < 500) return undefined;
         return { status_code: 500, body: JSON.stringify(toProblem(error)) };
@@ -46,6 +51,11 @@ export class UploadService {
   /** The file name that the client gave, or the id. */
   async nameOf(id: string): Promise<string> {
     return (await this.find(id)).metadata?.filename?.slice(0, 200) ?? id;
+  }
+
+  /** What the client says the whole file has: `sha256` in Upload-Metadata, as hex. */
+  async declaredSha256(id: string): Promise<string | null> {
+    return (await this.find(id)).metadata?.sha256 ?? null;
   }
 
   async remove(id: string): Promise<void> {

@@ -6,8 +6,10 @@ import type { Client } from './service-clients.js';
 export interface RequiredRegistry {
   url: string;
   readOnlyUrl: string | null;
-  /** Its own folder, when that is one of this machine. */
+  /** Its own folder, when that is one of this machine and blobs may be placed in it. */
   storage: RegistryStorage | undefined;
+  /** The folder in any case; null for a registry of others. */
+  storageDir: string | null;
 }
 
 /** The registry to push to. Throws `registry_off`, and `registry_unavailable` while registry-svc knows that what answers there is not it. */
@@ -16,5 +18,5 @@ export async function requireRegistry(client: Client): Promise<RequiredRegistry>
   if (!data.url) throw new AppError('registry_off');
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
-  return { url: data.url, readOnlyUrl: data.readOnlyUrl, storage };
+  return { url: data.url, readOnlyUrl: data.readOnlyUrl, storage, storageDir: data.storage?.path ?? null };
 }

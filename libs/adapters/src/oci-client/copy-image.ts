@@ -45,6 +45,7 @@ export interface CopiedImage {
   image: SourceImage;
   /** Of the root; undefined when it failed before that was known. */
   digest?: Digest | undefined;
+  mediaType?: string | undefined;
   /** Everything that it consists of, the root first, its companions last; empty when it failed. */
   parts: ImagePart[];
   /** `repository:tag`, complete in the registry. Empty when it failed. */
@@ -81,12 +82,15 @@ export async function copyImages(options: CopyImagesOptions): Promise<CopiedImag
   const progress = new CopyMeter(images, options.onProgress);
   // Placed images wait for the disk more than they work, and share that wait.
   const limit = pLimit(options.storage ? imagesAtOnce : concurrency);
+  // On a full disk nothing more is begun; what is complete stays.
+  let full: AppError | undefined;
   const results = await Promise.allSettled(
     images.map((item) =>
       limit(async () => {
         signal?.throwIfAborted();
         progress.start(item);
-        const copied = await new ImageCopy(options, copier, preparing, item, progress).run();
+        const copied = full ? failed(item, full) : await new ImageCopy(options, copier, preparing, item, progress).run();
+        if (copied.error?.code === 'space_insufficient') full = copied.error;
         progress.finish(item);
         options.onImage?.(copied);
         return copied;
@@ -99,6 +103,8 @@ export async function copyImages(options: CopyImagesOptions): Promise<CopiedImag
     return result.value;
   });
 }
+
+const failed = ({ image }: ImageToCopy, error: AppError): CopiedImage => ({ image, digest: image.root?.digest, parts: [], names: [], error });
 
 /** A companion with what it consists of. */
 interface Belonging {
@@ -133,13 +139,19 @@ class ImageCopy {
         (image.companions ?? []).map(async (companion) => ({ companion, graph: await walkImage(companion.root, readManifest) })),
       );
       if (!(await this.#isThere(root, graph, belongings))) await this.#bring(root, graph, belongings);
-      const { digest } = root;
+      const { digest, mediaType } = root;
       const parts = partsOf(graph, belongings);
-      return { image, digest, parts, names: names.map(({ repository, tag }) => formatName(tag === undefined ? { repository, digest } : { repository, tag })) };
+      return {
+        image,
+        digest,
+        mediaType,
+        parts,
+        names: names.map(({ repository, tag }) => formatName(tag === undefined ? { repository, digest } : { repository, tag })),
+      };
     } catch (error) {
       signal?.throwIfAborted();
       const cause = error instanceof AppError ? error : new AppError('internal_error', {}, { cause: error });
-      return { image, digest: root?.digest, parts: [], names: [], error: cause };
+      return { ...failed(this.item, cause), digest: root?.digest };
     }
   }
 
@@ -240,7 +252,8 @@ const uniqueBlobs = (graphs: readonly ImageGraph[]): Descriptor[] => [
   ...new Map(graphs.flatMap(({ blobs }) => blobs).map((blob) => [blob.digest, blob])).values(),
 ];
 
-function partsOf({ manifests, images, blobs }: ImageGraph, belongings: readonly Belonging[]): ImagePart[] {
+/** Everything that an image consists of, each digest once: its root first, what belongs to it last. */
+export function partsOf({ manifests, images, blobs }: ImageGraph, belongings: readonly Pick<Belonging, 'graph'>[]): ImagePart[] {
   const parts = new Map<Digest, ImagePart>();
   const add = ({ digest, size }: Descriptor, kind: ImagePart['kind'], platform?: string) => {
     if (!parts.has(digest)) parts.set(digest, platform ? { digest, size, kind, platform } : { digest, size, kind });

@@ -5,7 +5,7 @@
  */
 import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { constants } from 'node:fs';
+import { constants, createReadStream } from 'node:fs';
 import { access, link, mkdir, readdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -80,13 +80,19 @@ export class RegistryStorage {
     }
   }
 
-  private blobFile(digest: Digest): string {
+  /** Where the bytes of a blob lie, when they are there. */
+  blobFile(digest: Digest): string {
     const hex = digestHex(digest);
     return join(this.root, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex, 'data');
   }
 
   private linkFile(repository: string, digest: Digest): string {
     return join(this.root, 'docker/registry/v2/repositories', repository, '_layers/sha256', digestHex(digest), 'link');
+  }
+
+  /** True when some repository has the blob, with its size. */
+  async hasBlob({ digest, size }: Pick<Descriptor, 'digest' | 'size'>): Promise<boolean> {
+    return (await stat(this.blobFile(digest)).catch(() => undefined))?.size === size;
   }
 
   /** True when the repository has the blob, with its size. */
@@ -96,6 +102,25 @@ export class RegistryStorage {
       readFile(this.linkFile(repository, digest), 'utf8').catch(() => ''),
     ]);
     return blob?.size === size && linked === digest;
+  }
+
+  /** The digest that the bytes of a blob really have; undefined when it is not there. `onBytes` gets what was just read. */
+  async digestOf(digest: Digest, { signal, onBytes }: Pick<PlaceOptions, 'signal' | 'onBytes'> = {}): Promise<Digest | undefined> {
+    if (!(await stat(this.blobFile(digest)).catch(() => undefined))) return undefined;
+    const actual = createDigest();
+    for await (const chunk of createReadStream(this.blobFile(digest), { highWaterMark: 1024 * 1024 })) {
+      signal?.throwIfAborted();
+      actual.update(chunk as Buffer);
+      onBytes?.((chunk as Buffer).byteLength);
+    }
+    return actual.value();
+  }
+
+  /** Takes a damaged blob out of the registry, so that the next push brings it again; the bytes stay in `airdock-damaged/` to be looked at. */
+  async setAside({ digest }: Pick<Descriptor, 'digest' | 'size'>): Promise<void> {
+    const folder = join(this.root, 'airdock-damaged');
+    await mkdir(folder, { recursive: true });
+    await rename(this.blobFile(digest), join(folder, digestHex(digest)));
   }
 
   /**

@@ -66,15 +66,29 @@ export const formatName = ({ repository, tag, digest }: Pick<Reference, 'reposit
   digest ? `${repository}@${digest}` : `${repository}:${tag}`;
 
 /**
- * The names that an upstream image gets in the local registry, the one that PMK uses first:
- * 1. flat, only the registry's host replaced: `localhost:5100/pause:3.2`
- * 2. below its upstream, for containerd mirrors with `override_path`: `localhost:5100/k8s.gcr.io/pause:3.2`
- * Official Docker Hub images have both `nginx` and `library/nginx` as flat names. The first is where the bytes go; the others are mounts.
- * An upstream's port is written with `_`, since `:` cannot stand in a path.
+ * The kinds of names that an upstream image gets in the local registry, in the order of their importance:
+ * - `flat`: only the registry's host replaced, as PMK does: `localhost:5100/pause:3.2`
+ * - `upstream`: below its upstream, for containerd mirrors with `override_path`: `localhost:5100/k8s.gcr.io/pause:3.2`
  */
-export function localReferences(upstream: Reference, localRegistry: string): Reference[] {
+export const nameKinds = ['flat', 'upstream'] as const;
+export type NameKind = (typeof nameKinds)[number];
+
+/**
+ * The names that an upstream image gets in the local registry, the one that PMK uses first. Official Docker Hub images have both `nginx` and
+ * `library/nginx` as flat names. The first is where the bytes go; the others are mounts. An upstream's port is written with `_`, since `:` cannot stand
+ * in a path.
+ */
+export function localReferences(upstream: Reference, localRegistry: string, kinds: readonly NameKind[] = nameKinds): Reference[] {
   const { registry, repository, tag, digest } = upstream;
   const official = registry === 'docker.io' && repository.startsWith('library/') ? [repository.slice('library/'.length)] : [];
-  const below = `${registry.toLowerCase().replaceAll(':', '_')}/${repository}`;
-  return [...official, repository, below].map((path) => ({ registry: localRegistry, repository: path, tag, digest }));
+  const paths = { flat: [...official, repository], upstream: [`${registry.toLowerCase().replaceAll(':', '_')}/${repository}`] };
+  return nameKinds.flatMap((kind) => (kinds.includes(kind) ? paths[kind] : [])).map((path) => ({ registry: localRegistry, repository: path, tag, digest }));
+}
+
+/** The upstream whose name below its upstream this is: `k8s.gcr.io/pause` → `k8s.gcr.io`, `pause`. Undefined for a flat name. */
+export function upstreamOf({ repository, tag, digest }: Pick<Reference, 'repository' | 'tag' | 'digest'>): Reference | undefined {
+  const slash = repository.indexOf('/');
+  const registry = repository.slice(0, Math.max(slash, 0)).replace(/_(\d+)$/, ':$1');
+  if (!/[.:]/.test(registry) && registry !== 'localhost') return undefined;
+  return { registry, repository: repository.slice(slash + 1), tag, digest };
 }

@@ -106,7 +106,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       });
       controller.signal.throwIfAborted();
       await Promise.all([heartbeat.stop(), flush.stop()]);
-      const progress = { ...meter.value, phase: 'done', percent: 100, etaSeconds: 0 };
+      const progress = { ...meter.value, phase: 'done', percent: 100, etaSeconds: 0, items: [] };
       await this.jobs.end(job.id, { state: 'succeeded', error: null, result: result ?? null, progress }, where);
     } catch (thrown) {
       await Promise.all([heartbeat.stop(), flush.stop()]);
@@ -121,7 +121,11 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       } else {
         const cancelled = error instanceof AppError && error.code === 'job_cancelled';
         if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
-        await this.jobs.end(job.id, { state: cancelled ? 'cancelled' : 'failed', error: toProblem(error), result: null, progress: meter.value }, where);
+        await this.jobs.end(
+          job.id,
+          { state: cancelled ? 'cancelled' : 'failed', error: toProblem(error), result: null, progress: { ...meter.value, items: [] } },
+          where,
+        );
       }
     } finally {
       clearInterval(watchdog);

@@ -5,6 +5,13 @@ import { PageQuery, pageOf } from '../http/page.js';
 export const jobStates = ['queued', 'running', 'succeeded', 'failed', 'cancelled'] as const;
 export type JobState = (typeof jobStates)[number];
 
+const part = { name: z.string(), bytesDone: z.number().int().nonnegative(), bytesTotal: z.number().int().nonnegative() };
+
+export const JobProgressItem = z
+  .object({ ...part, parts: z.array(z.object(part)).describe('E.g. the layers of an image; the first sixteen') })
+  .meta({ id: 'JobProgressItem' });
+export type JobProgressItem = z.infer<typeof JobProgressItem>;
+
 export const JobProgress = z
   .object({
     phase: z.string().describe('What the job is doing, in a word or two'),
@@ -15,6 +22,7 @@ export const JobProgress = z
     itemsTotal: z.number().int().nonnegative(),
     bytesPerSecond: z.number().int().nonnegative(),
     etaSeconds: z.number().int().nonnegative().nullable().describe('null while it cannot be told'),
+    items: z.array(JobProgressItem).describe('What is being worked on now, the first eight; what is finished is in the resource'),
   })
   .meta({ id: 'JobProgress' });
 export type JobProgress = z.infer<typeof JobProgress>;

@@ -35,6 +35,15 @@ describe('ProgressMeter', () => {
     expect(meter.update({ bytesDone: 500 })).toMatchObject({ percent: 50, bytesDone: 500 });
   });
 
+  it('tells what is being worked on, each thing never less far than before', () => {
+    const item = (name: string, bytesDone: number) => ({ name, bytesDone, bytesTotal: 10, parts: [{ name: 'layer', bytesDone, bytesTotal: 10 }] });
+    const meter = new ProgressMeter({ ...noProgress, items: [item('a', 7)] });
+    meter.update({ items: () => [item('a', 3), item('b', 1)] });
+    expect(meter.value.items).toEqual([item('a', 7), item('b', 1)]);
+    meter.update({ items: () => [item('b', 5)] });
+    expect(meter.value.items).toEqual([item('b', 5)]);
+  });
+
   it('tells rate and time left from the last seconds', () => {
     let nowMs = 0;
     const meter = new ProgressMeter(noProgress, () => nowMs);

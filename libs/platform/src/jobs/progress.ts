@@ -1,4 +1,4 @@
-import type { JobProgress } from './job.schema.js';
+import type { JobProgress, JobProgressItem } from './job.schema.js';
 
 export const noProgress: JobProgress = {
   phase: 'queued',
@@ -9,10 +9,14 @@ export const noProgress: JobProgress = {
   itemsTotal: 0,
   bytesPerSecond: 0,
   etaSeconds: null,
+  items: [],
 };
 
 /** What a processor reports; everything else is derived. */
-export type ProgressUpdate = Partial<Pick<JobProgress, 'phase' | 'percent' | 'bytesDone' | 'bytesTotal' | 'itemsDone' | 'itemsTotal'>>;
+export interface ProgressUpdate extends Partial<Pick<JobProgress, 'phase' | 'percent' | 'bytesDone' | 'bytesTotal' | 'itemsDone' | 'itemsTotal'>> {
+  /** What is being worked on; called when progress is stored, a few times a second. */
+  items?: () => JobProgressItem[];
+}
 
 /**
  * Turns what a processor reports into progress that never runs backwards, also across restarts of the worker: it starts from the row's.
@@ -20,6 +24,7 @@ export type ProgressUpdate = Partial<Pick<JobProgress, 'phase' | 'percent' | 'by
  */
 export class ProgressMeter {
   private samples: { atMs: number; bytes: number }[] = [];
+  private items: () => JobProgressItem[] = () => [];
 
   constructor(
     private current: JobProgress,
@@ -46,11 +51,15 @@ export class ProgressMeter {
       itemsTotal: Math.max(itemsTotal, itemsDone),
       bytesPerSecond,
       etaSeconds: bytesPerSecond > 0 ? Math.ceil(left / bytesPerSecond) : null,
+      items: last.items,
     };
+    this.items = update.items ?? this.items;
     return this.current;
   }
 
+  /** Items are those of now, each at least as far as it was when it was last seen. */
   get value(): JobProgress {
+    this.current = { ...this.current, items: notLess(this.current.items, this.items()) };
     return this.current;
   }
 
@@ -62,4 +71,13 @@ export class ProgressMeter {
     const elapsedMs = first ? atMs - first.atMs : 0;
     return first && elapsedMs >= 200 ? Math.round(((bytes - first.bytes) * 1000) / elapsedMs) : this.current.bytesPerSecond;
   }
+}
+
+function notLess<T extends JobProgressItem['parts'][number] & { parts?: JobProgressItem['parts'] }>(before: readonly T[], now: readonly T[]): T[] {
+  const earlier = new Map(before.map((item) => [item.name, item]));
+  return now.map((item) => {
+    const known = earlier.get(item.name);
+    const parts = item.parts ? { parts: notLess(known?.parts ?? [], item.parts) } : {};
+    return { ...item, bytesDone: Math.max(item.bytesDone, known?.bytesDone ?? 0), ...parts };
+  });
 }

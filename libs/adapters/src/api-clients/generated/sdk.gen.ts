@@ -2,7 +2,7 @@
 
 import { client } from './client.gen.js';
 import type { Client, ClientMeta, Options as Options2, RequestResult, ServerSentEventsResult, TDataShape } from './client/index.js';
-import type { CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetPushData, GetPushErrors, GetPushResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, HeadUploadData, HeadUploadResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchUploadData, PatchUploadResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, RetryJobData, RetryJobErrors, RetryJobResponses, StreamJobData, StreamJobResponse, StreamJobResponses } from './types.gen.js';
+import type { CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetPushData, GetPushErrors, GetPushResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, HeadUploadData, HeadUploadResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchUploadData, PatchUploadResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, RetryJobData, RetryJobErrors, RetryJobResponses, StreamJobData, StreamJobResponse, StreamJobResponses } from './types.gen.js';
 
 export type Options<TData extends TDataShape = TDataShape, ThrowOnError extends boolean = boolean, TResponse = unknown> = Options2<TData, ThrowOnError, TResponse> & {
     /**
@@ -211,11 +211,29 @@ export const getPush = <ThrowOnError extends boolean = false>(options: Options<G
 });
 
 /**
- * Images that were pushed, newest first
+ * Images in the registry, newest first
  */
 export const listImages = <ThrowOnError extends boolean = false>(options?: Options<ListImagesData, ThrowOnError>): RequestResult<ListImagesResponses, ListImagesErrors, ThrowOnError> => (options?.client ?? client).get<ListImagesResponses, ListImagesErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/images',
+    ...options
+});
+
+/**
+ * Make the catalogue anew from what the registry holds
+ */
+export const rebuildCatalogue = <ThrowOnError extends boolean = false>(options?: Options<RebuildCatalogueData, ThrowOnError>): RequestResult<RebuildCatalogueResponses, RebuildCatalogueErrors, ThrowOnError> => (options?.client ?? client).post<RebuildCatalogueResponses, RebuildCatalogueErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/images/rebuild',
+    ...options
+});
+
+/**
+ * Remove the names of one upstream reference from the registry
+ */
+export const deleteImage = <ThrowOnError extends boolean = false>(options: Options<DeleteImageData, ThrowOnError>): RequestResult<DeleteImageResponses, DeleteImageErrors, ThrowOnError> => (options.client ?? client).delete<DeleteImageResponses, DeleteImageErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/images/{id}',
     ...options
 });
 
@@ -225,6 +243,15 @@ export const listImages = <ThrowOnError extends boolean = false>(options?: Optio
 export const getImage = <ThrowOnError extends boolean = false>(options: Options<GetImageData, ThrowOnError>): RequestResult<GetImageResponses, GetImageErrors, ThrowOnError> => (options.client ?? client).get<GetImageResponses, GetImageErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/images/{id}',
+    ...options
+});
+
+/**
+ * Remove a digest from the registry, with all names that lead to it
+ */
+export const deleteImagesByDigest = <ThrowOnError extends boolean = false>(options: Options<DeleteImagesByDigestData, ThrowOnError>): RequestResult<DeleteImagesByDigestResponses, DeleteImagesByDigestErrors, ThrowOnError> => (options.client ?? client).delete<DeleteImagesByDigestResponses, DeleteImagesByDigestErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/images/by-digest/{digest}',
     ...options
 });
 
@@ -274,6 +301,37 @@ export const getImageSet = <ThrowOnError extends boolean = false>(options: Optio
 export const getMissingImages = <ThrowOnError extends boolean = false>(options: Options<GetMissingImagesData, ThrowOnError>): RequestResult<GetMissingImagesResponses, GetMissingImagesErrors, ThrowOnError> => (options.client ?? client).get<GetMissingImagesResponses, GetMissingImagesErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/image-sets/{id}/missing',
+    ...options
+});
+
+/**
+ * Verifications, newest first
+ */
+export const listVerifications = <ThrowOnError extends boolean = false>(options?: Options<ListVerificationsData, ThrowOnError>): RequestResult<ListVerificationsResponses, ListVerificationsErrors, ThrowOnError> => (options?.client ?? client).get<ListVerificationsResponses, ListVerificationsErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/verifications',
+    ...options
+});
+
+/**
+ * Read and hash everything of a selection of images in the registry again
+ */
+export const createVerification = <ThrowOnError extends boolean = false>(options: Options<CreateVerificationData, ThrowOnError>): RequestResult<CreateVerificationResponses, CreateVerificationErrors, ThrowOnError> => (options.client ?? client).post<CreateVerificationResponses, CreateVerificationErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/verifications',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
+ * One verification with what it found
+ */
+export const getVerification = <ThrowOnError extends boolean = false>(options: Options<GetVerificationData, ThrowOnError>): RequestResult<GetVerificationResponses, GetVerificationErrors, ThrowOnError> => (options.client ?? client).get<GetVerificationResponses, GetVerificationErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/verifications/{id}',
     ...options
 });
 

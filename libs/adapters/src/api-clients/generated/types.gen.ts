@@ -57,6 +57,24 @@ export type JobProgress = {
      * null while it cannot be told
      */
     etaSeconds: number | null;
+    /**
+     * What is being worked on now, the first eight; what is finished is in the resource
+     */
+    items: Array<JobProgressItem>;
+};
+
+export type JobProgressItem = {
+    name: string;
+    bytesDone: number;
+    bytesTotal: number;
+    /**
+     * E.g. the layers of an image; the first sixteen
+     */
+    parts: Array<{
+        name: string;
+        bytesDone: number;
+        bytesTotal: number;
+    }>;
 };
 
 export type Problem = {
@@ -140,13 +158,23 @@ export type PutRegistry = {
 
 export type CreateBundle = {
     /**
-     * A file or folder inside the configured bundle folders
+     * A file, the first part of one, or a folder, inside the configured bundle folders
      */
     path?: string;
     /**
      * A finished upload
      */
     uploadId?: string;
+    /**
+     * Of the whole file, or of its parts in their order; checked before anything else. An upload may declare it too
+     */
+    sha256?: string;
+    /**
+     * Names for images that have none in the bundle: full references by manifest digest, image ID, or the bare tag that the bundle has
+     */
+    names?: {
+        [key: string]: string | Array<string>;
+    };
 };
 
 export type BundlePage = {
@@ -172,6 +200,21 @@ export type Bundle = {
      */
     state: 'reading' | 'ready' | 'invalid';
     images: Array<BundleImage>;
+    /**
+     * Lists of images that came inside, e.g. images.txt
+     */
+    lists: Array<{
+        name: string;
+        images: Array<string>;
+    }>;
+    /**
+     * What a push of all would do: compared with the registry when the bundle was read; null while the registry was off
+     */
+    plan: PushPlan | null;
+    /**
+     * As declared; the file was found to have it
+     */
+    sha256: string | null;
     jobId: string;
     createdAt: string;
 };
@@ -194,12 +237,71 @@ export type BundleImage = {
     localReferences: Array<string>;
 };
 
+export type PushPlan = {
+    images: Array<PlannedImage>;
+    /**
+     * Names in the local registry that different images want; a push needs `winners` for them
+     */
+    collisions: Array<{
+        name: string;
+        sources: Array<string>;
+    }>;
+    /**
+     * What the push would write; of layers that have to be compressed first their size before that
+     */
+    missingBytes: number;
+    /**
+     * Of the registry's disk, less airdock.registry.minFreeBytes; null for a registry of others
+     */
+    freeBytes: number | null;
+    fits: boolean | null;
+    comparedAt: string;
+};
+
+export type PlannedImage = {
+    /**
+     * Upstream references
+     */
+    names: Array<string>;
+    /**
+     * null until the layers of a docker-archive are compressed
+     */
+    digest: string | null;
+    platforms: Array<string>;
+    sizeBytes: number;
+    localReferences: Array<string>;
+    /**
+     * changed: one of its names leads to something else now
+     */
+    state: 'present' | 'changed' | 'missing';
+    /**
+     * What an earlier image of the list brings is counted there
+     */
+    missingBytes: number;
+};
+
 export type CreatePush = {
     bundleId: string;
     /**
-     * Upstream references as the bundle lists them; all without it
+     * Upstream references as the bundle lists them, or patterns: `*` stands for any characters, `?` for one. All without it
      */
     images?: Array<string>;
+    /**
+     * e.g. linux/amd64. An image that loses platforms gets another digest. All without it
+     */
+    platforms?: Array<string>;
+    /**
+     * Which names the images get; without it as airdock.naming says
+     */
+    naming?: Array<'flat' | 'upstream'>;
+    /**
+     * Upstream references that get a name which another image wants or has too; that one keeps its other names
+     */
+    winners?: Array<string>;
+    /**
+     * Only tells the plan
+     */
+    dryRun?: boolean;
 };
 
 export type PushPage = {
@@ -217,7 +319,21 @@ export type Push = {
      * The selection; null for all
      */
     images: Array<string> | null;
+    /**
+     * null for all
+     */
+    platforms: Array<string> | null;
+    /**
+     * null for what is configured
+     */
+    naming: Array<'flat' | 'upstream'> | null;
+    winners: Array<string> | null;
+    dryRun: boolean;
     state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+    /**
+     * What was to do when it began
+     */
+    plan: PushPlan | null;
     results: Array<PushedImage> | null;
     jobId: string;
     createdAt: string;
@@ -255,10 +371,48 @@ export type Image = {
     mediaType: string;
     imageIds: Array<string>;
     platforms: Array<string>;
+    layers: Array<ImageLayer>;
+    /**
+     * Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of
+     */
+    companions: Array<string>;
     sizeBytes: number;
+    /**
+     * The bundle that it came with first; null when the catalogue was rebuilt from the registry
+     */
+    firstBundleId: string | null;
+    /**
+     * The bundle that it came with last
+     */
     bundleId: string | null;
-    createdAt: string;
+    firstPushedAt: string;
     pushedAt: string;
+};
+
+export type ImageLayer = {
+    digest: string;
+    sizeBytes: number;
+    /**
+     * Of an image for several platforms
+     */
+    platform: string | null;
+};
+
+export type ImageDeletion = {
+    dryRun: boolean;
+    upstreams: Array<string>;
+    /**
+     * Names that lead nowhere now
+     */
+    localReferences: Array<string>;
+    /**
+     * What no other image uses: the next garbage collection gives it back
+     */
+    freedBytes: number;
+    /**
+     * What other images use too: it stays
+     */
+    sharedBytes: number;
 };
 
 export type CreateImageSet = {
@@ -273,7 +427,15 @@ export type CreateImageSet = {
     /**
      * Upstream references
      */
-    images: Array<string>;
+    images?: Array<string>;
+    /**
+     * Takes a list that came inside a bundle; all images of the bundle when it has none
+     */
+    bundleId?: string;
+    /**
+     * Which of the bundle's lists; needed when it has several
+     */
+    list?: string;
 };
 
 export type ImageSet = {
@@ -300,6 +462,57 @@ export type MissingImages = {
      * Upstream references that the registry cannot serve now
      */
     missing: Array<string>;
+};
+
+export type CreateVerification = {
+    /**
+     * Upstream references in the catalogue, or patterns with `*` and `?`. All without it
+     */
+    images?: Array<string>;
+    /**
+     * Sets damaged blobs aside in the registry's own folder, so that the next push brings them again; until then their images cannot be pulled
+     */
+    quarantine?: boolean;
+};
+
+export type VerificationPage = {
+    items: Array<Verification>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type Verification = {
+    id: string;
+    /**
+     * The selection; null for all
+     */
+    images: Array<string> | null;
+    quarantine: boolean;
+    /**
+     * failed with images_damaged when there are problems
+     */
+    state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+    problems: Array<VerificationProblem> | null;
+    jobId: string;
+    createdAt: string;
+};
+
+export type VerificationProblem = {
+    upstream: string;
+    /**
+     * A name leads nowhere, or elsewhere; a manifest or blob is not there, or has other bytes than its digest
+     */
+    kind: 'name_missing' | 'name_changed' | 'part_missing' | 'part_damaged';
+    /**
+     * The local reference, or the digest
+     */
+    subject: string;
+    /**
+     * What was found instead
+     */
+    actual: string | null;
 };
 
 export type CreateSshCredential = {
@@ -1339,9 +1552,18 @@ export type ListImagesData = {
          */
         cursor?: string;
         /**
-         * Part of the upstream reference
+         * Part of the upstream reference or of a local one
          */
         search?: string;
+        digest?: string;
+        /**
+         * e.g. linux/arm64
+         */
+        platform?: string;
+        /**
+         * Brought by this bundle, first or last
+         */
+        bundleId?: string;
     };
     url: '/v1/images';
 };
@@ -1361,12 +1583,83 @@ export type ListImagesError = ListImagesErrors[keyof ListImagesErrors];
 
 export type ListImagesResponses = {
     /**
-     * Images that were pushed, newest first
+     * Images in the registry, newest first
      */
     200: ImagePage;
 };
 
 export type ListImagesResponse = ListImagesResponses[keyof ListImagesResponses];
+
+export type RebuildCatalogueData = {
+    body?: never;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/images/rebuild';
+};
+
+export type RebuildCatalogueErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type RebuildCatalogueError = RebuildCatalogueErrors[keyof RebuildCatalogueErrors];
+
+export type RebuildCatalogueResponses = {
+    /**
+     * Make the catalogue anew from what the registry holds
+     */
+    202: Job;
+};
+
+export type RebuildCatalogueResponse = RebuildCatalogueResponses[keyof RebuildCatalogueResponses];
+
+export type DeleteImageData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: {
+        /**
+         * Tells what would be removed and freed, and changes nothing
+         */
+        dryRun?: string;
+    };
+    url: '/v1/images/{id}';
+};
+
+export type DeleteImageErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DeleteImageError = DeleteImageErrors[keyof DeleteImageErrors];
+
+export type DeleteImageResponses = {
+    /**
+     * Remove the names of one upstream reference from the registry
+     */
+    200: ImageDeletion;
+};
+
+export type DeleteImageResponse = DeleteImageResponses[keyof DeleteImageResponses];
 
 export type GetImageData = {
     body?: never;
@@ -1398,6 +1691,42 @@ export type GetImageResponses = {
 };
 
 export type GetImageResponse = GetImageResponses[keyof GetImageResponses];
+
+export type DeleteImagesByDigestData = {
+    body?: never;
+    path: {
+        digest: string;
+    };
+    query?: {
+        /**
+         * Tells what would be removed and freed, and changes nothing
+         */
+        dryRun?: string;
+    };
+    url: '/v1/images/by-digest/{digest}';
+};
+
+export type DeleteImagesByDigestErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DeleteImagesByDigestError = DeleteImagesByDigestErrors[keyof DeleteImagesByDigestErrors];
+
+export type DeleteImagesByDigestResponses = {
+    /**
+     * Remove a digest from the registry, with all names that lead to it
+     */
+    200: ImageDeletion;
+};
+
+export type DeleteImagesByDigestResponse = DeleteImagesByDigestResponses[keyof DeleteImagesByDigestResponses];
 
 export type ListImageSetsData = {
     body?: never;
@@ -1569,6 +1898,110 @@ export type GetMissingImagesResponses = {
 };
 
 export type GetMissingImagesResponse = GetMissingImagesResponses[keyof GetMissingImagesResponses];
+
+export type ListVerificationsData = {
+    body?: never;
+    path?: never;
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/verifications';
+};
+
+export type ListVerificationsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListVerificationsError = ListVerificationsErrors[keyof ListVerificationsErrors];
+
+export type ListVerificationsResponses = {
+    /**
+     * Verifications, newest first
+     */
+    200: VerificationPage;
+};
+
+export type ListVerificationsResponse = ListVerificationsResponses[keyof ListVerificationsResponses];
+
+export type CreateVerificationData = {
+    body: CreateVerification;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/verifications';
+};
+
+export type CreateVerificationErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateVerificationError = CreateVerificationErrors[keyof CreateVerificationErrors];
+
+export type CreateVerificationResponses = {
+    /**
+     * Read and hash everything of a selection of images in the registry again
+     */
+    202: Job;
+};
+
+export type CreateVerificationResponse = CreateVerificationResponses[keyof CreateVerificationResponses];
+
+export type GetVerificationData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/verifications/{id}';
+};
+
+export type GetVerificationErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetVerificationError = GetVerificationErrors[keyof GetVerificationErrors];
+
+export type GetVerificationResponses = {
+    /**
+     * One verification with what it found
+     */
+    200: Verification;
+};
+
+export type GetVerificationResponse = GetVerificationResponses[keyof GetVerificationResponses];
 
 export type ListSshCredentialsData = {
     body?: never;

@@ -1,0 +1,142 @@
+import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
+import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { AppError } from '@airdock/core/errors';
+import { createDigest, type Digest } from '@airdock/core/oci/digest';
+import { parseReference } from '@airdock/core/oci/reference';
+import { columns, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
+import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { newId } from '@airdock/platform/ids';
+import type { JobEntity } from '@airdock/platform/jobs/job.entity';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import pLimit from 'p-limit';
+import type { Repository } from 'typeorm';
+import { type CatalogueImage, ImageService } from '../image/image.service.js';
+import { selectImages } from '../push/select-images.js';
+import { VerificationEntity } from './verification.entity.js';
+import type { CreateVerification, Verification, VerificationProblem } from './verification.schema.js';
+
+export const verifyJobType = 'image.verify';
+const readsAtOnce = 4;
+
+/** Whether the registry still holds what was pushed, bit by bit. */
+@Injectable()
+export class VerificationService {
+  constructor(
+    @InjectRepository(VerificationEntity, 'image') private readonly verifications: Repository<VerificationEntity>,
+    private readonly images: ImageService,
+    private readonly jobs: JobsService,
+  ) {}
+
+  /** Throws `image_not_found`, `registry_off`. */
+  async create(request: JobRequest, { images, quarantine }: CreateVerification): Promise<Job> {
+    selectImages(await this.images.all(), images);
+    await this.images.registry();
+    const id = newId();
+    const row = columns<VerificationEntity>({ id, images: images ?? null, quarantine, problems: null, jobId: request.id, createdAt: now() });
+    return this.jobs.submit({ ...request, type: verifyJobType, resource: `/v1/verifications/${id}` }, [
+      this.verifications.createQueryBuilder().insert().values(row),
+    ]);
+  }
+
+  async list(query: PageQuery): Promise<Page<Verification>> {
+    const { items, nextCursor } = await findPage(this.verifications, query);
+    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
+    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  }
+
+  async get(id: string): Promise<Verification> {
+    const row = await getRow(this.verifications, id);
+    return toResource(row, await this.jobs.find(row.jobId));
+  }
+
+  /** Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found. */
+  async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
+    const row = await getRow(this.verifications, resourceId);
+    const images = selectImages(await this.images.all(), row.images ?? undefined);
+    const target = await this.images.registry();
+    await using registry = new RegistryClient(target.url);
+    const limit = pLimit(readsAtOnce);
+    const problems: VerificationProblem[] = [];
+    const parts = new Map(
+      images.flatMap((image) =>
+        image.parts.map((part) => [part.digest, { ...part, image, repository: parseReference(image.localReferences[0] ?? image.upstream).repository }]),
+      ),
+    );
+    const bytesTotal = [...parts.values()].reduce((sum, { size }) => sum + size, 0);
+    let bytesDone = 0;
+    let itemsDone = 0;
+    const found = new Map<Digest, Omit<VerificationProblem, 'upstream'>>();
+    await Promise.all(
+      [...parts.values()].map(({ digest, size, repository }) =>
+        limit(async () => {
+          signal.throwIfAborted();
+          const actual = await this.digestOf(registry, target, repository, digest, signal, (bytes) => {
+            bytesDone += bytes;
+            progress({ phase: 'read', bytesDone: Math.min(bytesDone, bytesTotal), bytesTotal, itemsDone, itemsTotal: parts.size });
+          });
+          itemsDone += 1;
+          if (actual === digest) return;
+          found.set(digest, { kind: actual ? 'part_damaged' : 'part_missing', subject: digest, actual: actual ?? null });
+          if (actual && row.quarantine) await target.storage?.setAside({ digest, size });
+        }),
+      ),
+    );
+    for (const image of images) {
+      problems.push(...(await this.namesOf(registry, image, signal)));
+      for (const { digest } of image.parts) {
+        const problem = found.get(digest);
+        if (problem) problems.push({ upstream: image.upstream, ...problem });
+      }
+    }
+    await this.verifications.update({ id: row.id }, columns<VerificationEntity>({ problems }));
+    if (problems.length > 0) {
+      const damaged = [...new Set(problems.map(({ upstream }) => upstream))];
+      throw new AppError('images_damaged', {
+        detail: `${damaged.length} of ${images.length} images: ${damaged.slice(0, 5).join(', ')}`,
+        images: damaged.slice(0, 100),
+      });
+    }
+    return { images: images.length, parts: parts.size, bytes: bytesTotal };
+  }
+
+  /** Of the bytes that the registry has for a digest now, read in its folder where that is ours to see; undefined when it has none. */
+  private async digestOf(
+    registry: RegistryClient,
+    { storage }: RequiredRegistry,
+    repository: string,
+    digest: Digest,
+    signal: AbortSignal,
+    onBytes: (count: number) => void,
+  ): Promise<Digest | undefined> {
+    if (storage) return storage.digestOf(digest, { signal, onBytes });
+    const actual = createDigest();
+    try {
+      for await (const chunk of await registry.getBlob(repository, digest, { signal })) {
+        actual.update(chunk as Buffer);
+        onBytes((chunk as Buffer).byteLength);
+      }
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'image_not_found') return undefined;
+      throw error;
+    }
+    return actual.value();
+  }
+
+  private async namesOf(registry: RegistryClient, { upstream, digest, localReferences }: CatalogueImage, signal: AbortSignal): Promise<VerificationProblem[]> {
+    const problems: VerificationProblem[] = [];
+    for (const reference of localReferences) {
+      const { repository, tag } = parseReference(reference);
+      const found = await registry.headManifest(repository, tag ?? digest, { signal });
+      if (found?.digest === digest) continue;
+      problems.push({ upstream, kind: found ? 'name_changed' : 'name_missing', subject: reference, actual: found?.digest ?? null });
+    }
+    return problems;
+  }
+}
+
+const toResource = (row: VerificationEntity, job: JobEntity | undefined): Verification => ({ ...row, state: job?.state ?? 'failed' });

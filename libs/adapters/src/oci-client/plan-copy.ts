@@ -1,0 +1,80 @@
+import type { Digest } from '@airdock/core/oci/digest';
+import pLimit from 'p-limit';
+import type { ImageToCopy } from './copy-image.js';
+import { walkImage } from './image-graph.js';
+import type { ImageSource } from './image-source.js';
+import type { RegistryClient } from './registry-client.js';
+import type { RegistryStorage } from './registry-storage.js';
+
+const requestsAtOnce = 8;
+
+export interface PlannedImage {
+  /** `present`: every name leads to it and nothing of it is missing. `changed`: a name leads to something else. */
+  state: 'present' | 'changed' | 'missing';
+  /** Of the root; undefined while its layers have never been compressed. */
+  digest?: Digest | undefined;
+  /** Bytes that the registry lacks; what an earlier image of the plan brings is not counted again. Of layers that have to be compressed first their size before that. */
+  missingBytes: number;
+}
+
+export interface CopyPlan {
+  /** In the order of the images. */
+  images: PlannedImage[];
+  missingBytes: number;
+}
+
+export interface PlanCopyOptions {
+  source: ImageSource;
+  images: readonly ImageToCopy[];
+  registry: RegistryClient;
+  storage?: RegistryStorage | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what the registry client throws. */
+export async function planCopy({ source, images, registry, storage, signal }: PlanCopyOptions): Promise<CopyPlan> {
+  const requests = pLimit(requestsAtOnce);
+  const counted = new Set<Digest>();
+  const plan = async ({ image, names }: ImageToCopy): Promise<PlannedImage> => {
+    signal?.throwIfAborted();
+    let root = image.root;
+    let parts: { digest?: Digest | undefined; size: number }[] = [];
+    if (!root && source.blobsOf) {
+      parts = await source.blobsOf(image);
+      // Everything is compressed already: its manifest costs nothing.
+      if (parts.every(({ digest }) => digest)) root = await source.prepare(image, { signal });
+    }
+    if (root) {
+      const roots = [root, ...(image.companions ?? []).map((companion) => companion.root)];
+      const graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
+      parts = graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]);
+    }
+    const repositories = [...new Set(names.map(({ repository }) => repository))];
+    const isThere = async (digest: Digest, size: number) => {
+      if (storage) return storage.hasBlob({ digest, size });
+      for (const repository of repositories) if ((await requests(() => registry.headBlob(repository, digest, { signal })))?.size === size) return true;
+      return false;
+    };
+    const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
+    for (const { digest } of fresh) if (digest) counted.add(digest);
+    const there = await Promise.all(fresh.map(({ digest, size }) => (digest ? isThere(digest, size) : false)));
+    const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
+    const digests = await Promise.all(
+      names.map(async ({ repository, tag }) => {
+        const reference = tag ?? root?.digest;
+        if (reference === undefined) return undefined;
+        return (await storage?.resolve(repository, reference)) ?? (await requests(() => registry.headManifest(repository, reference, { signal })))?.digest;
+      }),
+    );
+    const isPresent = root !== undefined && missingBytes === 0 && digests.every((digest) => digest === root.digest);
+    return {
+      state: isPresent ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing',
+      digest: root?.digest,
+      missingBytes,
+    };
+  };
+  const planned: PlannedImage[] = [];
+  // One after the other: what two images share is counted for the first.
+  for (const item of images) planned.push(await plan(item));
+  return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
+}
