@@ -12,10 +12,11 @@ import { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
-import { createDigest, type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
+import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { DirectFile } from './direct-file.js';
 import { diskError, writeDurably } from './durable-file.js';
+import { createPooledDigest, hashPieces } from './hash-pool.js';
 import type { BlobReader } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 
@@ -182,22 +183,13 @@ async function copyVerified(
   onBytes?: (count: number) => void,
 ): Promise<void> {
   if (size <= smallBytes) return copySmall(reader, path, { digest, size }, onBytes);
-  const hash = createDigest();
+  const digested = createPooledDigest();
   const output = await DirectFile.create(path);
-  const count = (bytes: Buffer) => {
-    signal?.throwIfAborted();
-    hash.update(bytes);
-    onBytes?.(bytes.byteLength);
-  };
+  const look = hashPieces(digested, { signal, onBytes });
   try {
-    if (reader.file) await output.appendFrom({ ...reader.file, size }, count);
-    else {
-      for await (const chunk of reader.open()) {
-        count(chunk as Buffer);
-        await output.append(chunk as Buffer);
-      }
-    }
-    expectContent(hash.value(), await output.finish(), { digest, size });
+    if (reader.file) await output.appendFrom({ ...reader.file, size }, look);
+    else for await (const chunk of reader.open()) await Promise.all([look(chunk as Buffer), output.append(chunk as Buffer)]);
+    expectContent(await digested.value(), await output.finish(), { digest, size });
   } finally {
     await output.close();
   }
