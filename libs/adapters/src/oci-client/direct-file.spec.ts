@@ -23,7 +23,7 @@ describe.each([undefined, '/dev/shm'])('DirectFile in %s', (parent) => {
     const copy = await DirectFile.create(`${path}.copy`);
     const [offset, part] = [Math.min(512, size), Math.max(0, size - 1000)];
     const seen: Buffer[] = [];
-    await copy.appendFrom({ path, offset, size: part }, (piece) => seen.push(Buffer.from(piece)));
+    await copy.appendFrom({ path, offset, size: part }, async (piece) => seen.push(Buffer.from(piece)));
     const expected = bytes.subarray(offset, offset + part);
     expect(await copy.finish()).toBe(expected.byteLength);
     await copy.close();

@@ -1,72 +1,104 @@
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 
-const pieceBytes = 4 * 1024 * 1024;
+/** Large files are read and written in pieces of this size. */
+export const pieceBytes = 4 * 1024 * 1024;
 const blockBytes = 4096;
 /** Direct reads begin at multiples of this; members of tars do. */
 const sectorBytes = 512;
 
+export interface FileSpan {
+  path: string;
+  offset: number;
+  /** Bytes. */
+  size: number;
+}
+
+/** Sees bytes in memory that is used again once the promise resolves. May throw, which ends the work. */
+export type OnPiece = (bytes: Buffer) => Promise<unknown> | undefined;
+
+/** Memory shared with the threads that hash it; `used` ends when nobody looks at it any more. */
+interface Piece {
+  memory: Buffer;
+  used: Promise<unknown>;
+}
+
 /**
- * A new file that is written once from beginning to end, past the page cache where the file system allows it (O_DIRECT): large blobs are not read again soon, and
+ * A file that is written from beginning to end, past the page cache where the file system allows it (O_DIRECT): large blobs are not read again soon, and
  * filling the cache with them takes longer than hashing them. Elsewhere, e.g. on tmpfs, it is an ordinary file. `close` must be called, also after a failure.
  */
 export class DirectFile {
   /** While one piece is being written the other one fills. */
   private current = 0;
   private filled = 0;
-  private position = 0;
   private writing: Promise<void> = Promise.resolve();
 
   private constructor(
     private readonly path: string,
     private handle: FileHandle,
-    private readonly pieces: Buffer[],
+    private readonly pieces: readonly [Piece, Piece],
     private isDirect: boolean,
+    private position: number,
   ) {}
 
-  /** Throws `EEXIST` when the file is there. */
-  static async create(path: string): Promise<DirectFile> {
-    const flags = constants.O_CREAT | constants.O_EXCL | constants.O_WRONLY;
+  /** A new file. Throws `EEXIST` when it is there. */
+  static create(path: string): Promise<DirectFile> {
+    return DirectFile.open(path, constants.O_CREAT | constants.O_EXCL, 0);
+  }
+
+  /** Goes on with a file that another process has left, after its first `size` bytes, a multiple of `pieceBytes`; what is behind them is cut off. */
+  static async reopen(path: string, size: number): Promise<DirectFile> {
+    if (size % pieceBytes !== 0) throw new TypeError('a file is continued after a whole piece');
+    const file = await DirectFile.open(path, 0, size);
+    await file.handle.truncate(size);
+    return file;
+  }
+
+  private static async open(path: string, flags: number, position: number): Promise<DirectFile> {
     const pieces: Buffer[] = [];
     try {
-      const handle = await open(path, flags | constants.O_DIRECT, 0o644);
+      const handle = await open(path, constants.O_RDWR | flags | constants.O_DIRECT, 0o644);
       while (pieces.length < 2) {
-        const piece = pool.pop() ?? (await findAligned(handle));
+        const piece = pool.pop() ?? (await findAligned(handle, position > 0));
         if (!piece) break;
         pieces.push(piece);
       }
-      if (pieces.length === 2) return new DirectFile(path, handle, pieces, true);
+      if (pieces.length === 2) return new DirectFile(path, handle, toPieces(pieces), true, position);
       await handle.close();
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
     }
-    // The file was made before the file system refused the flag.
-    const handle = await open(path, constants.O_CREAT | constants.O_WRONLY | constants.O_TRUNC, 0o644);
-    return new DirectFile(path, handle, [Buffer.alloc(pieceBytes), Buffer.alloc(pieceBytes)], false);
+    // A new file was made before the file system refused the flag.
+    const handle = await open(path, constants.O_WRONLY | (position > 0 ? 0 : constants.O_CREAT | constants.O_TRUNC), 0o644);
+    const memory = () => Buffer.from(new SharedArrayBuffer(pieceBytes));
+    return new DirectFile(path, handle, toPieces([memory(), memory()]), false, position);
+  }
+
+  private get piece(): Piece {
+    return this.pieces[this.current] as Piece;
   }
 
   /** Takes a copy of the bytes. Rejects with what an earlier write failed with. */
   async append(chunk: Uint8Array): Promise<void> {
     for (let at = 0; at < chunk.byteLength; ) {
-      const piece = this.pieces[this.current] as Buffer;
       const count = Math.min(pieceBytes - this.filled, chunk.byteLength - at);
-      piece.set(chunk.subarray(at, at + count), this.filled);
+      this.piece.memory.set(chunk.subarray(at, at + count), this.filled);
       this.filled += count;
       at += count;
       if (this.filled === pieceBytes) await this.writePiece();
     }
   }
 
-  /** Copies a part of another file; `onBytes` sees every piece before it is written, and may throw. Ends early where that file ends. */
-  async appendFrom(source: { path: string; offset: number; size: number }, onBytes: (bytes: Buffer) => void): Promise<void> {
+  /** Copies a part of another file; `onPiece` looks at the bytes while they are written. Ends early where that file ends. */
+  async appendFrom(source: FileSpan, onPiece: OnPiece): Promise<void> {
     const input = await SourceFile.open(source.path, this.isDirect && this.filled === 0 && source.offset % sectorBytes === 0);
     try {
       for (let done = 0; done < source.size; ) {
-        const piece = this.pieces[this.current] as Buffer;
+        const { memory, used } = this.piece;
         const wanted = Math.min(pieceBytes - this.filled, source.size - done);
-        const count = await input.read(piece, this.filled, wanted, source.offset + done);
+        const count = await input.read(memory, this.filled, wanted, source.offset + done);
         if (count === 0) return;
-        onBytes(piece.subarray(this.filled, this.filled + count));
+        this.piece.used = settledLater(used, onPiece(memory.subarray(this.filled, this.filled + count)));
         this.filled += count;
         done += count;
         if (this.filled === pieceBytes) await this.writePiece();
@@ -80,7 +112,7 @@ export class DirectFile {
   async finish({ sync = false } = {}): Promise<number> {
     const size = this.position + this.filled;
     // Direct writes are of whole blocks; what is too much is cut off.
-    (this.pieces[this.current] as Buffer).fill(0, this.filled);
+    this.piece.memory.fill(0, this.filled);
     this.filled = Math.ceil(this.filled / blockBytes) * blockBytes;
     if (this.filled > 0) await this.writePiece();
     await this.writing;
@@ -90,20 +122,21 @@ export class DirectFile {
   }
 
   async close(): Promise<void> {
-    await this.writing.catch(() => undefined);
-    if (this.isDirect && pool.length < maxPooled) pool.push(...this.pieces);
+    await Promise.allSettled([this.writing, ...this.pieces.map(({ used }) => used)]);
+    if (this.isDirect && pool.length < maxPooled) pool.push(...this.pieces.map(({ memory }) => memory));
     await this.handle.close();
   }
 
   private async writePiece(): Promise<void> {
     await this.writing;
-    const piece = (this.pieces[this.current] as Buffer).subarray(0, this.filled);
-    this.writing = this.write(piece, this.position);
+    const bytes = this.piece.memory.subarray(0, this.filled);
+    this.writing = this.write(bytes, this.position);
     // Reported by the next call.
     this.writing.catch(() => undefined);
     this.position += this.filled;
     this.current = 1 - this.current;
     this.filled = 0;
+    await this.piece.used;
   }
 
   private async write(piece: Buffer, position: number): Promise<void> {
@@ -163,20 +196,55 @@ class SourceFile {
   }
 }
 
+/** Reads a part of a file, past the page cache where that is possible. Returns how many bytes there were: fewer than wanted where the file ends. */
+export async function readPieces({ path, offset, size }: FileSpan, onPiece: OnPiece): Promise<number> {
+  const aligned = offset % sectorBytes === 0 && pool.length >= 2;
+  const pieces = toPieces(aligned ? pool.splice(-2) : [0, 1].map(() => Buffer.from(new SharedArrayBuffer(pieceBytes))));
+  const input = await SourceFile.open(path, aligned);
+  let done = 0;
+  try {
+    for (let index = 0; done < size; index = 1 - index) {
+      const piece = pieces[index] as Piece;
+      await piece.used;
+      const count = await input.read(piece.memory, 0, Math.min(pieceBytes, size - done), offset + done);
+      if (count === 0) break;
+      piece.used = settledLater(piece.used, onPiece(piece.memory.subarray(0, count)));
+      done += count;
+    }
+    await Promise.all(pieces.map(({ used }) => used));
+    return done;
+  } finally {
+    await Promise.allSettled(pieces.map(({ used }) => used));
+    if (aligned) pool.push(...pieces.map(({ memory }) => memory));
+    await input.close();
+  }
+}
+
+const toPieces = (memories: readonly Buffer[]) =>
+  memories.map((memory) => ({ memory, used: Promise.resolve() as Promise<unknown> })) as unknown as [Piece, Piece];
+
+/** Both, with the failure reported to whoever waits later. */
+function settledLater(first: Promise<unknown>, second: Promise<unknown> | undefined): Promise<unknown> {
+  const all = Promise.all([first, second ?? Promise.resolve()]);
+  all.catch(() => undefined);
+  return all;
+}
+
 /** Pieces that are not in use. They are kept, since finding out where such memory may begin takes tries. */
 const pool: Buffer[] = [];
 const maxPooled = 16;
 
 /**
- * Memory that the disk takes direct writes from: it has to begin at a multiple of some power of two that nobody tells, and where memory begins is not told
- * either, so it is tried at the start of the new file. Undefined when no place suits.
+ * Memory that the disk takes direct reads and writes from: it has to begin at a multiple of some power of two that nobody tells, and where memory begins is not
+ * told either, so it is tried at the start of the file: a new one is written to, one with content is read. Undefined when no place suits.
  */
-async function findAligned(handle: FileHandle): Promise<Buffer | undefined> {
-  const memory = new ArrayBuffer(pieceBytes + blockBytes);
+async function findAligned(handle: FileHandle, hasContent: boolean): Promise<Buffer | undefined> {
+  const memory = new SharedArrayBuffer(pieceBytes + blockBytes);
   for (let offset = 0; offset < blockBytes; offset += 16) {
     const piece = Buffer.from(memory, offset, pieceBytes);
     try {
-      await handle.write(piece, 0, blockBytes, 0);
+      if (hasContent) await handle.read(piece, 0, blockBytes, 0);
+      else await handle.write(piece, 0, blockBytes, 0);
       return piece;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;

@@ -5,17 +5,19 @@
  */
 import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { constants, createReadStream } from 'node:fs';
+import { constants } from 'node:fs';
 import { access, link, mkdir, readdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
-import { createDigest, type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
+import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { DirectFile } from './direct-file.js';
 import { diskError, writeDurably } from './durable-file.js';
+import { createPooledDigest, hashPieces } from './hash-pool.js';
+import { digestOfFile } from './hash-pool.js';
 import type { BlobReader } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 
@@ -107,13 +109,7 @@ export class RegistryStorage {
   /** The digest that the bytes of a blob really have; undefined when it is not there. `onBytes` gets what was just read. */
   async digestOf(digest: Digest, { signal, onBytes }: Pick<PlaceOptions, 'signal' | 'onBytes'> = {}): Promise<Digest | undefined> {
     if (!(await stat(this.blobFile(digest)).catch(() => undefined))) return undefined;
-    const actual = createDigest();
-    for await (const chunk of createReadStream(this.blobFile(digest), { highWaterMark: 1024 * 1024 })) {
-      signal?.throwIfAborted();
-      actual.update(chunk as Buffer);
-      onBytes?.((chunk as Buffer).byteLength);
-    }
-    return actual.value();
+    return digestOfFile(this.blobFile(digest), { signal, onBytes });
   }
 
   /** Takes a damaged blob out of the registry, so that the next push brings it again; the bytes stay in `airdock-damaged/` to be looked at. */
@@ -223,22 +219,13 @@ async function copyVerified(
   onBytes?: (count: number) => void,
 ): Promise<void> {
   if (size <= smallBytes) return copySmall(reader, path, { digest, size }, onBytes);
-  const hash = createDigest();
+  const digested = createPooledDigest();
   const output = await DirectFile.create(path);
-  const count = (bytes: Buffer) => {
-    signal?.throwIfAborted();
-    hash.update(bytes);
-    onBytes?.(bytes.byteLength);
-  };
+  const look = hashPieces(digested, { signal, onBytes });
   try {
-    if (reader.file) await output.appendFrom({ ...reader.file, size }, count);
-    else {
-      for await (const chunk of reader.open()) {
-        count(chunk as Buffer);
-        await output.append(chunk as Buffer);
-      }
-    }
-    expectContent(hash.value(), await output.finish(), { digest, size });
+    if (reader.file) await output.appendFrom({ ...reader.file, size }, look);
+    else for await (const chunk of reader.open()) await Promise.all([look(chunk as Buffer), output.append(chunk as Buffer)]);
+    expectContent(await digested.value(), await output.finish(), { digest, size });
   } finally {
     await output.close();
   }

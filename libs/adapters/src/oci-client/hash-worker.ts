@@ -1,0 +1,30 @@
+/** Hashes for `hash-pool.ts` in a thread of its own. Imports Node.js only, and has no syntax that type stripping does not take: specs run this file as it is. */
+import { createHash, type Hash } from 'node:crypto';
+import { parentPort } from 'node:worker_threads';
+
+export interface HashRequest {
+  /** Answered with the same number. */
+  call: number;
+  hash: number;
+  bytes?: Uint8Array;
+  /** `prefix`: the digest so far. `end`: the digest; the hash is forgotten. `drop`: forgotten without one. */
+  ask?: 'prefix' | 'end' | 'drop';
+}
+
+export interface HashAnswer {
+  call: number;
+  hex?: string;
+}
+
+const hashes = new Map<number, Hash>();
+
+parentPort?.on('message', ({ call, hash: id, bytes, ask }: HashRequest) => {
+  const hash = hashes.get(id) ?? createHash('sha256');
+  hashes.set(id, hash);
+  if (bytes) hash.update(bytes);
+  const answer: HashAnswer = { call };
+  if (ask === 'prefix') answer.hex = hash.copy().digest('hex');
+  if (ask === 'end') answer.hex = hash.digest('hex');
+  if (ask === 'end' || ask === 'drop') hashes.delete(id);
+  parentPort?.postMessage(answer);
+});
