@@ -3,7 +3,7 @@ import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import { type Descriptor, isIndexMediaType, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
-import { describeImage, isForeignLayer, walkImage } from './image-graph.js';
+import { checkKinds, describeImage, foreignLayer, isForeignLayer, walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
 
 /**
@@ -62,10 +62,10 @@ async function presentRoot(files: BundleFiles, root: Descriptor): Promise<Descri
 /** Platforms and image IDs of one root, after checking that everything it needs is there, with the right size. */
 async function inspectImage(files: BundleFiles, root: Descriptor, name: string): Promise<SourceImage> {
   const graph = await walkImage(root, (digest) => readVerified(files, blobPath(digest), digest, maxManifestBytes));
+  checkKinds(graph);
   for (const blob of graph.blobs) {
     const reader = await files.find(blobPath(blob.digest));
-    if (!reader && isForeignLayer(blob))
-      throw new AppError('image_unsupported', { detail: `${name} has a layer that only its vendor may distribute`, digest: blob.digest });
+    if (!reader && isForeignLayer(blob)) throw foreignLayer(name, blob);
     if (!reader) throw missingFile(files, blobPath(blob.digest));
     if (reader.size !== blob.size) {
       throw new AppError('bundle_corrupt', {
@@ -74,13 +74,13 @@ async function inspectImage(files: BundleFiles, root: Descriptor, name: string):
       });
     }
   }
-  const facts = await describeImage(graph, ({ digest }, maxBytes) => readVerified(files, blobPath(digest), digest, maxBytes));
+  const facts = await describeImage(graph, ({ digest }, maxBytes) => readVerified(files, blobPath(digest), digest, maxBytes), { strict: true });
   return { names: [name], root, ...facts };
 }
 
 /**
  * Opens the images of a layout. Throws `image_name_missing`, `reference_invalid`, `bundle_corrupt`,
- * `digest_mismatch`, `image_unsupported`.
+ * `digest_mismatch`, `digest_unsupported`, `bundle_too_large`, `image_unsupported`, `layer_encrypted`, `layer_foreign`.
  */
 export async function openOciLayout(files: BundleFiles, format: 'oci-archive' | 'oci-layout', signal?: AbortSignal): Promise<ImageSource> {
   await checkVersion(files);
