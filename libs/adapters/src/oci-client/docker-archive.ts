@@ -59,7 +59,7 @@ async function inspectImage(files: BundleFiles, entry: DockerArchiveImage): Prom
     const diffId = diffIds[index];
     const reader = await files.find(member);
     const urls = entry.layerUrls.get(diffId ?? '');
-    if (!reader && diffId && urls) throw foreignLayer(entry.repoTags[0] ?? entry.config, { digest: diffId, urls });
+    if (!reader && diffId && urls) throw foreignLayer({ digest: diffId, urls });
     if (!reader) throw missingFile(files, member);
     if (!isDigest(diffId)) throw new AppError('bundle_corrupt', { detail: `${entry.config} has a diff ID that is no digest`, member: entry.config });
     layers.push({ member, diffId, reader });

@@ -33,15 +33,22 @@ const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
 /** Layers that stay on the servers of their vendor. */
 export const isForeignLayer = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.dockerForeignLayer || mediaType.includes('.nondistributable.');
 
-/** The refusal of a layer that is not there; `urls` says where its vendor has it. They come from the bundle, and nobody here opens them. */
-export const foreignLayer = (image: string, { digest, urls = [] }: { digest: string; urls?: readonly string[] | undefined }): AppError =>
-  new AppError('layer_foreign', { detail: `${image}: ${digest}`, digest, urls: urls.slice(0, 10).map((url) => url.slice(0, 2000)) });
+/** The refusal of a layer that its vendor keeps; `urls` says where its vendor has it. They come from the bundle, and nobody here opens them. */
+export const foreignLayer = ({ digest, urls = [] }: { digest: string; urls?: readonly string[] | undefined }): AppError =>
+  new AppError('layer_foreign', { detail: digest, digest, urls: urls.slice(0, 10).map((url) => url.slice(0, 2000)) });
 
 /**
- * Refuses what a registry would hold, but no host could run: `layer_encrypted`, `compression_unsupported`, and `bundle_corrupt` for blobs that
- * say to be something which cannot be at their place.
+ * Refuses what no registry takes or no host could run: `layer_encrypted`, `layer_foreign`, `compression_unsupported`, `image_unsupported` for other
+ * blobs with urls, and `bundle_corrupt` for blobs that say to be something which cannot be at their place.
  */
-export function checkKinds({ images }: ImageGraph): void {
+export function checkKinds({ images, blobs }: ImageGraph): void {
+  for (const blob of [...blobs, ...images.flatMap(({ manifest }) => manifest.layers)]) {
+    // The `distribution` registry refuses urls that it was not told to allow, and Docker's foreign layers without any, as if it would do so only now.
+    if (blob.mediaType === mediaTypes.dockerForeignLayer) throw foreignLayer(blob);
+    if (!blob.urls?.length) continue;
+    if (isForeignLayer(blob)) throw foreignLayer(blob);
+    throw new AppError('image_unsupported', { detail: `${blob.digest} is said to lie elsewhere too, which registries refuse`, digest: blob.digest });
+  }
   for (const { descriptor, manifest } of images) {
     const corrupt = (blob: Descriptor, role: string) =>
       new AppError('bundle_corrupt', { detail: `${descriptor.digest} has a ${role} of type ${blob.mediaType.slice(0, 100)}`, digest: blob.digest });

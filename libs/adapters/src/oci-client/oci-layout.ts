@@ -65,7 +65,7 @@ async function inspectImage(files: BundleFiles, root: Descriptor, name: string):
   checkKinds(graph);
   for (const blob of graph.blobs) {
     const reader = await files.find(blobPath(blob.digest));
-    if (!reader && isForeignLayer(blob)) throw foreignLayer(name, blob);
+    if (!reader && isForeignLayer(blob)) throw foreignLayer(blob);
     if (!reader) throw missingFile(files, blobPath(blob.digest));
     if (reader.size !== blob.size) {
       throw new AppError('bundle_corrupt', {

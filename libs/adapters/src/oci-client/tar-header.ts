@@ -24,11 +24,13 @@ export interface TarOverrides {
 
 const unsafe = (detail: string) => new AppError('bundle_unsafe', { detail });
 
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
 /** Text up to the first NUL. Anything but UTF-8 is refused: two readers could understand it differently. A byte order mark stays. */
 export function tarText(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   try {
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(end < 0 ? bytes : bytes.subarray(0, end));
+    return decoder.decode(end < 0 ? bytes : bytes.subarray(0, end));
   } catch (cause) {
     throw new AppError('bundle_unsafe', { detail: 'a member name is not UTF-8' }, { cause });
   }

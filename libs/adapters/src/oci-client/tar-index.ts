@@ -18,8 +18,8 @@ const maxMembers = 100_000;
 const maxExtensionBytes = 1024 * 1024;
 const maxNameLength = 4096;
 const maxFolders = 100;
-/** Of all names together, which are what an index has in memory: five times what 100,000 blobs need. */
-const maxNamesLength = 40_000_000;
+/** Of all names together, which are what an index has in memory: twice what 100,000 blobs need. */
+const maxNamesLength = 20_000_000;
 /** Headers of small members come from the disk together. */
 const windowBytes = 64 * 1024;
 

@@ -147,11 +147,15 @@ async function throughProgram(
   });
   // A program that gives up closes its input; its own words say why, so they are preferred to EPIPE.
   const fed = pipeline(input, child.stdin, options).catch((error: unknown) => ended.then(() => Promise.reject(error as Error)));
-  try {
-    await Promise.all([pipeline(child.stdout, bound, tarOnly(name), output, options), ended, fed]);
-  } finally {
+  const unpacked = pipeline(child.stdout, bound, tarOnly(name), output, options).catch((error: unknown) => {
     child.kill('SIGKILL');
-  }
+    throw error;
+  });
+  const results = await Promise.allSettled([unpacked, ended, fed]);
+  // What stops the output also ends the program, whose words are about that then; without a program there is just no output.
+  const reasons = results.flatMap((result) => (result.status === 'rejected' ? [result.reason as unknown] : []));
+  const cause = reasons.find((reason) => !(reason instanceof Error && 'code' in reason && reason.code === 'ERR_STREAM_PREMATURE_CLOSE')) ?? reasons[0];
+  if (cause !== undefined) throw cause;
 }
 
 function translate(error: unknown, compression: Compression, target: string): unknown {

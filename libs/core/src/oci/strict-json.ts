@@ -21,21 +21,30 @@ export function parseStrictJson(bytes: Uint8Array): unknown {
 
 /** `text` is known to be JSON, so that a string before a colon is a key. */
 function checkKeysAndDepth(text: string): void {
+  const marks = /[{}[\]"]/g;
+  const colon = /[ \t\r\n]*:/y;
   const open: Set<string>[] = [];
-  for (let at = 0; at < text.length; at++) {
-    const char = text[at];
-    if (char === '{' || char === '[') {
+  for (let mark = marks.exec(text); mark; mark = marks.exec(text)) {
+    if (mark[0] === '{' || mark[0] === '[') {
       if (open.push(new Set()) > maxDepth) throw new SyntaxError(`more than ${maxDepth} levels`);
-    } else if (char === '}' || char === ']') open.pop();
-    else if (char === '"') {
-      const start = at++;
-      for (; text[at] !== '"'; at++) if (text[at] === '\\') at++;
-      let after = at + 1;
-      while (/[ \t\r\n]/.test(text[after] ?? '')) after++;
-      if (text[after] !== ':') continue;
-      const key = JSON.parse(text.slice(start, at + 1)) as string;
+    } else if (mark[0] !== '"') open.pop();
+    else {
+      const end = endOfString(text, mark.index);
+      marks.lastIndex = end;
+      colon.lastIndex = end;
+      if (!colon.test(text)) continue;
+      const key = JSON.parse(text.slice(mark.index, end)) as string;
       if (open.at(-1)?.has(key)) throw new SyntaxError(`the key ${JSON.stringify(key.slice(0, 100))} is repeated`);
       open.at(-1)?.add(key);
     }
+  }
+}
+
+/** Behind the quote that ends the string: the first one with an even number of backslashes before it. */
+function endOfString(text: string, start: number): number {
+  for (let quote = text.indexOf('"', start + 1); ; quote = text.indexOf('"', quote + 1)) {
+    let backslashes = 0;
+    while (text[quote - 1 - backslashes] === '\\') backslashes++;
+    if (backslashes % 2 === 0) return quote + 1;
   }
 }
