@@ -119,6 +119,16 @@ const definitions = {
     title: 'The bundle contains members that no image tool writes',
     nextStep: 'Do not trust this file; make the bundle again from a trusted source.',
   },
+  bundle_too_large: {
+    family: 'invalid',
+    title: 'The bundle has more in it than can be read',
+    nextStep: 'Split the bundle; when a manifest or configuration is what is too large, no image tool wrote it, and the image has to be made again.',
+  },
+  compression_unsupported: {
+    family: 'invalid',
+    title: 'The compression is not supported',
+    nextStep: 'Use gzip, zstd (up to --long=27), xz or none for bundles, each only once; gzip or none for the layers of a docker-archive.',
+  },
   bundle_changed: { family: 'conflict', title: 'The bundle file changed since it was registered', nextStep: 'Register the bundle again.' },
   image_name_missing: {
     family: 'invalid',
@@ -142,6 +152,21 @@ const definitions = {
     nextStep: 'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again.',
   },
   image_unsupported: { family: 'invalid', title: 'The image uses something that a registry cannot hold', nextStep: 'Rebuild the image without it.' },
+  layer_encrypted: {
+    family: 'invalid',
+    title: 'The image has an encrypted layer',
+    nextStep: 'Decrypt the image before it is bundled: `skopeo copy --decryption-key KEY …`.',
+  },
+  layer_foreign: {
+    family: 'invalid',
+    title: 'The image has a layer that only its vendor may distribute',
+    nextStep: 'Fetch the layer from one of the `urls` where the vendor allows it, and rebuild the image with it as an ordinary layer.',
+  },
+  digest_unsupported: {
+    family: 'invalid',
+    title: 'The image uses another digest algorithm than SHA-256',
+    nextStep: 'Make the image again with sha256 digests, which all tools use unless told otherwise.',
+  },
   image_not_found: { family: 'notFound', title: 'There is no such image', nextStep: 'List the images with GET /v1/images.' },
   digest_mismatch: {
     family: 'invalid',

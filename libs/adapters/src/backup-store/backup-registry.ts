@@ -133,7 +133,7 @@ async function readManifests(
     };
     const graph = await walkImage({ digest, mediaType, size }, read).catch((error: unknown) => {
       // The words are about bundles; here it is the registry that holds something damaged.
-      if (error instanceof AppError && error.code === 'bundle_corrupt')
+      if (error instanceof AppError && (error.code === 'bundle_corrupt' || error.code === 'digest_unsupported'))
         throw new AppError('backup_incomplete', { detail: `${repository}:${tag} is damaged in the registry: ${error.message}` }, { cause: error });
       throw error;
     });

@@ -76,9 +76,10 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
   };
 }
 
-/** A small file in memory. Throws `bundle_corrupt` when it is larger than `maxBytes`. */
+/** A small file in memory. Throws `bundle_too_large` when it is larger than `maxBytes`. */
 export async function readSmall(name: string, reader: BlobReader, maxBytes: number): Promise<Buffer> {
-  if (reader.size > maxBytes) throw new AppError('bundle_corrupt', { detail: `${name} has ${reader.size} bytes; at most ${maxBytes} are read` });
+  if (reader.size > maxBytes)
+    throw new AppError('bundle_too_large', { detail: `${name} has ${reader.size} bytes; at most ${maxBytes} are read`, member: name });
   const chunks: Buffer[] = [];
   for await (const chunk of reader.open()) chunks.push(chunk as Buffer);
   return Buffer.concat(chunks);
@@ -92,7 +93,7 @@ export function missingFile(files: BundleFiles, name: string): AppError {
     : new AppError('bundle_truncated', { detail: `${detail}, and the end of the archive too`, member: name });
 }
 
-/** A metadata blob in memory, verified. Throws `digest_mismatch`, and `bundle_corrupt` when it is missing or too large. */
+/** A metadata blob in memory, verified. Throws `digest_mismatch`, `bundle_too_large`, and `bundle_corrupt` when it is missing. */
 export async function readVerified(files: BundleFiles, name: string, digest: Digest, maxBytes: number): Promise<Buffer> {
   const reader = await files.find(name);
   if (!reader) throw missingFile(files, name);

@@ -168,7 +168,7 @@ describe('what bundles are read', () => {
     const source = await open();
     expect(source.images[0]?.names).toEqual(['k8s.gcr.io/pause:3.2']);
     await source[Symbol.asyncDispose]();
-    expect(await left()).toEqual(['unpacked']);
+    expect(await left()).toEqual([]);
   });
 
   it('reads all frames of a zstd file that was compressed in parallel', async () => {
@@ -352,18 +352,13 @@ describe('what is refused', () => {
       await writeFile(file, compressed.subarray(0, 60_000));
       expect((await failure(open())).code).toBe('bundle_truncated');
     }
-    expect(await left()).toEqual(['unpacked']);
+    expect(await left()).toEqual([]);
   });
 
-  it('stops a bomb, and does not even begin with what is no tar', async () => {
-    await writeFile(file, '');
-    await withMember(file, { name: 'zeros' });
-    // The header of an empty member, which is enough to look like a tar, and then far too much.
-    await run('sh', ['-c', `(cat ${file}; head -c 1200M /dev/zero) | igzip -1 -c > ${file}.gz && mv ${file}.gz ${file}`]);
-    expect((await failure(open())).code).toBe('bundle_unsafe');
+  it('does not even begin to unpack what is no tar', async () => {
     await writeFile(file, gzipSync(Buffer.alloc(100_000)));
     expect((await failure(open())).code).toBe('bundle_format_unknown');
-    expect(await left()).toEqual(['unpacked']);
+    expect(await left()).toEqual([]);
   });
 
   it('refuses files that are no bundles, whatever they are', async () => {

@@ -4,7 +4,7 @@
  */
 
 import { randomUUID } from 'node:crypto';
-import { rm, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
@@ -15,7 +15,7 @@ import type { ImageList, ImageSource } from './image-source.js';
 import { findParts, JoinedFile } from './joined-file.js';
 import { LayerCache } from './layer-cache.js';
 import { hasNamedImages, isOciLayout, openOciLayout } from './oci-layout.js';
-import { detectCompression, unpack } from './unpack.js';
+import { detectCompression, removeUnpacked, unpack } from './unpack.js';
 
 export interface OpenBundleOptions {
   /** For what has to be unpacked or compressed: `layers/` stays for later runs, `unpacked/` goes when the source is disposed. */
@@ -31,8 +31,9 @@ export interface OpenBundleOptions {
  * and configurations are verified by digest, and every blob is there with its size; the content of blobs is verified by whoever moves it. The caller
  * disposes the source.
  *
- * Throws `bundle_not_found`, `bundle_format_unknown`, `bundle_truncated`, `bundle_corrupt`, `bundle_unsafe`, `digest_mismatch`,
- * `image_name_missing`, `reference_invalid`, `image_unsupported`, `space_insufficient`, and the signal's reason.
+ * Throws `bundle_not_found`, `bundle_format_unknown`, `compression_unsupported`, `bundle_truncated`, `bundle_corrupt`, `bundle_unsafe`,
+ * `bundle_too_large`, `digest_mismatch`, `digest_unsupported`, `image_name_missing`, `reference_invalid`, `image_unsupported`, `layer_encrypted`,
+ * `layer_foreign`, `space_insufficient`, and the signal's reason.
  */
 export async function openBundle(path: string, options: OpenBundleOptions): Promise<ImageSource> {
   const status = await stat(path).catch((cause: unknown) => {
@@ -57,11 +58,11 @@ export async function openBundle(path: string, options: OpenBundleOptions): Prom
     const close = source[Symbol.asyncDispose].bind(source);
     source[Symbol.asyncDispose] = async () => {
       await close();
-      await rm(unpacked, { force: true });
+      await removeUnpacked(unpacked);
     };
     return source;
   } catch (error) {
-    await rm(unpacked, { force: true });
+    await removeUnpacked(unpacked);
     throw error;
   }
 }

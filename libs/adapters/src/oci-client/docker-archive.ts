@@ -8,9 +8,12 @@ import { type DockerArchiveImage, parseDockerArchive } from '@airdock/core/oci/d
 import { type Descriptor, maxManifestBytes, mediaTypes, type Platform, parseImageConfig } from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, missingFile, readSmall } from './bundle-files.js';
+import { foreignLayer } from './image-graph.js';
 import { type GivenNames, givenNames, namesMissing } from './image-names.js';
 import type { BlobReader, ImageList, ImageSource, PrepareOptions, SourceImage } from './image-source.js';
 import { hashing, type LayerCache } from './layer-cache.js';
+import { blockSize } from './tar-header.js';
+import { bounded, compressionOf } from './unpack.js';
 
 /**
  * Reads what `docker save` writes. It has no manifests, and layers are not compressed: `prepare` compresses them once and makes the Docker
@@ -45,7 +48,7 @@ async function inspectImage(files: BundleFiles, entry: DockerArchiveImage): Prom
   if (promised && promised !== digest) {
     throw new AppError('digest_mismatch', { detail: `${entry.config} has the digest ${digest}`, member: entry.config, expected: promised, actual: digest });
   }
-  const { platform, diffIds } = parseImageConfig(config);
+  const { platform, diffIds = [] } = parseImageConfig(config, { strict: true });
   if (diffIds.length !== entry.layers.length) {
     throw new AppError('bundle_corrupt', {
       detail: `${entry.config} speaks of ${diffIds.length} layers, manifest.json of ${entry.layers.length}`,
@@ -54,9 +57,11 @@ async function inspectImage(files: BundleFiles, entry: DockerArchiveImage): Prom
   }
   const layers: Layer[] = [];
   for (const [index, member] of entry.layers.entries()) {
-    const reader = await files.find(member);
-    if (!reader) throw missingFile(files, member);
     const diffId = diffIds[index];
+    const reader = await files.find(member);
+    const urls = entry.layerUrls.get(diffId ?? '');
+    if (!reader && diffId && urls) throw foreignLayer({ digest: diffId, urls });
+    if (!reader) throw missingFile(files, member);
     if (!isDigest(diffId)) throw new AppError('bundle_corrupt', { detail: `${entry.config} has a diff ID that is no digest`, member: entry.config });
     layers.push({ member, diffId, reader });
   }
@@ -115,10 +120,10 @@ class DockerArchive implements ImageSource {
   }
 
   async #prepareLayer({ diffId, member, reader }: Layer, signal: AbortSignal | undefined, onBytes: (count: number) => void): Promise<Descriptor> {
-    const magic = await firstBytes(reader, 4);
-    if (magic.readUInt32LE(0) === 0xfd2fb528)
-      throw new AppError('image_unsupported', { detail: `${member} is compressed with zstd, which Docker's own manifests cannot say`, member });
-    if (magic.readUInt16BE(0) === 0x1f8b) {
+    const compression = compressionOf(await firstBytes(reader, blockSize));
+    // Docker's own manifests have no word for zstd either.
+    if (compression && compression !== 'gzip') throw new AppError('compression_unsupported', { detail: `${member} is compressed with ${compression}`, member });
+    if (compression === 'gzip') {
       const { digest, size } = await checkGzip(diffId, member, reader, signal, onBytes);
       this.#blobs.set(digest, reader);
       return { mediaType: mediaTypes.dockerLayerGzip, digest, size };
@@ -157,10 +162,14 @@ class DockerArchive implements ImageSource {
 async function checkGzip(diffId: Digest, member: string, reader: BlobReader, signal: AbortSignal | undefined, onBytes: (count: number) => void) {
   const compressed = hashing(onBytes);
   const plain = hashing();
+  const gunzip = createGunzip({ chunkSize: 1024 * 1024 });
   try {
-    await pipeline(reader.open(), compressed.through, createGunzip(), plain.through.resume(), signal ? { signal } : {});
+    await pipeline(reader.open(), compressed.through, gunzip, bounded(reader.size, member), plain.through.resume(), signal ? { signal } : {});
+    // Zeros behind the end, which Go's gzip and so every container engine refuses.
+    if (gunzip.bytesWritten !== reader.size) throw new Error('bytes after the end');
   } catch (cause) {
     signal?.throwIfAborted();
+    if (cause instanceof AppError) throw cause;
     throw new AppError('bundle_corrupt', { detail: `${member} is damaged gzip`, member }, { cause });
   }
   const actual = plain.digest();

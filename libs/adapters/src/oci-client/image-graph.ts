@@ -13,6 +13,8 @@ import {
 
 const maxDepth = 5;
 const maxManifests = 10_000;
+/** Of all manifests of an image: they are parsed, and stay in memory. A hundred platforms need less than 1 MB. */
+const maxGraphBytes = 64 * 1024 * 1024;
 
 /** Everything that belongs to an image, each digest once. */
 export interface ImageGraph {
@@ -31,14 +33,48 @@ const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
 /** Layers that stay on the servers of their vendor. */
 export const isForeignLayer = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.dockerForeignLayer || mediaType.includes('.nondistributable.');
 
+/** The refusal of a layer that its vendor keeps; `urls` says where its vendor has it. They come from the bundle, and nobody here opens them. */
+export const foreignLayer = ({ digest, urls = [] }: { digest: string; urls?: readonly string[] | undefined }): AppError =>
+  new AppError('layer_foreign', { detail: digest, digest, urls: urls.slice(0, 10).map((url) => url.slice(0, 2000)) });
+
+/**
+ * Refuses what no registry takes or no host could run: `layer_encrypted`, `layer_foreign`, `compression_unsupported`, `image_unsupported` for other
+ * blobs with urls, and `bundle_corrupt` for blobs that say to be something which cannot be at their place.
+ */
+export function checkKinds({ images, blobs }: ImageGraph): void {
+  for (const blob of [...blobs, ...images.flatMap(({ manifest }) => manifest.layers)]) {
+    // The `distribution` registry refuses urls that it was not told to allow, and Docker's foreign layers without any, as if it would do so only now.
+    if (blob.mediaType === mediaTypes.dockerForeignLayer) throw foreignLayer(blob);
+    if (!blob.urls?.length) continue;
+    if (isForeignLayer(blob)) throw foreignLayer(blob);
+    throw new AppError('image_unsupported', { detail: `${blob.digest} is said to lie elsewhere too, which registries refuse`, digest: blob.digest });
+  }
+  for (const { descriptor, manifest } of images) {
+    const corrupt = (blob: Descriptor, role: string) =>
+      new AppError('bundle_corrupt', { detail: `${descriptor.digest} has a ${role} of type ${blob.mediaType.slice(0, 100)}`, digest: blob.digest });
+    if (isManifestMediaType(manifest.config.mediaType) || isLayer(manifest.config)) throw corrupt(manifest.config, 'configuration');
+    for (const layer of manifest.layers) {
+      const { mediaType, digest } = layer;
+      if (isManifestMediaType(mediaType) || isImageConfig(layer)) throw corrupt(layer, 'layer');
+      if (mediaType.endsWith('+encrypted')) throw new AppError('layer_encrypted', { detail: `${digest} is of type ${mediaType}`, digest });
+      const compression = isLayer(layer) ? /\+(.+)$/.exec(mediaType)?.[1] : undefined;
+      if (compression && compression !== 'gzip' && compression !== 'zstd')
+        throw new AppError('compression_unsupported', { detail: `the layer ${digest} is compressed with ${compression.slice(0, 50)}`, digest });
+    }
+  }
+}
+
+const isLayer = ({ mediaType }: Descriptor): boolean => /^application\/vnd\.(oci\.image\.layer\.|docker\.image\.rootfs\.)/.test(mediaType);
+
 /**
  * Follows an image down to its blobs. `readManifest` must return verified bytes. Throws `bundle_corrupt` for documents that contradict their
- * descriptors, `image_unsupported` for children that are no manifests, and what `readManifest` throws.
+ * descriptors, `bundle_too_large`, `image_unsupported` for children that are no manifests, and what `readManifest` throws.
  */
 export async function walkImage(root: Descriptor, readManifest: (digest: Digest) => Promise<Uint8Array>): Promise<ImageGraph> {
   const manifests = new Map<Digest, Descriptor>();
   const blobs = new Map<Digest, Descriptor>();
   const images: ImageGraph['images'] = [];
+  let graphBytes = 0;
   const corrupt = (descriptor: Descriptor, detail: string) =>
     new AppError('bundle_corrupt', { detail: `${descriptor.digest}: ${detail}`, digest: descriptor.digest });
 
@@ -50,6 +86,8 @@ export async function walkImage(root: Descriptor, readManifest: (digest: Digest)
     }
     const bytes = await readManifest(descriptor.digest);
     if (bytes.byteLength !== descriptor.size) throw corrupt(descriptor, `has ${bytes.byteLength} bytes, its descriptor says ${descriptor.size}`);
+    graphBytes += bytes.byteLength;
+    if (graphBytes > maxGraphBytes) throw new AppError('bundle_too_large', { detail: `${root.digest} has more than ${maxGraphBytes} bytes of manifests` });
     const document = parseManifest(bytes, descriptor.mediaType);
     // Two readers must never see two different things in one document.
     if (document.mediaType !== descriptor.mediaType || isIndexMediaType(descriptor.mediaType) !== (document.kind === 'index')) {
@@ -73,16 +111,26 @@ export async function walkImage(root: Descriptor, readManifest: (digest: Digest)
 
 const maxConfigBytes = 8 * 1024 * 1024;
 
-/** Platforms, image IDs and size of an image. `readConfig` must return verified bytes, at most `maxBytes`. */
+/**
+ * Platforms, image IDs and size of an image. `readConfig` must return verified bytes, at most `maxBytes`. With `strict` it throws
+ * `bundle_corrupt` for configurations that readers understand differently, or that speak of other layers than the manifest: no engine runs such an image.
+ */
 export async function describeImage(
   { images, manifests, blobs }: ImageGraph,
   readConfig: (config: Descriptor, maxBytes: number) => Promise<Uint8Array>,
+  { strict = false } = {},
 ): Promise<{ platforms: Platform[]; sizeBytes: number; configDigests: Digest[] }> {
   const platforms: Platform[] = [];
   for (const { descriptor, manifest } of images) {
     // Charts, signatures and other artifacts have configurations of their own kinds, and run nowhere.
-    if (isImageConfig(manifest.config)) platforms.push(parseImageConfig(await readConfig(manifest.config, maxConfigBytes)).platform);
-    else if (descriptor.platform) platforms.push(descriptor.platform);
+    if (isImageConfig(manifest.config)) {
+      const { platform, diffIds } = parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict });
+      if (strict && diffIds && diffIds.length !== manifest.layers.length) {
+        const detail = `${manifest.config.digest} speaks of ${diffIds.length} layers, its manifest of ${manifest.layers.length}`;
+        throw new AppError('bundle_corrupt', { detail, digest: manifest.config.digest });
+      }
+      platforms.push(platform);
+    } else if (descriptor.platform) platforms.push(descriptor.platform);
   }
   return { platforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests: images.map(({ manifest }) => manifest.config.digest) };
 }

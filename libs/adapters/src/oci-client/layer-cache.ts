@@ -129,6 +129,8 @@ export class LayerCache {
     };
     const output = Readable.from(compress(engine, reader.open(), plain.through, check), { objectMode: false });
     const counted = output.compose(compressed.through) as Readable;
+    // It may fail before anyone reads it, which ends the process; who reads it then still hears of it.
+    counted.once('error', () => undefined);
     await writeDurably(path, counted, { signal: options.signal });
     const layer = { path, digest: compressed.digest(), size: compressed.size() };
     await writeDurably(`${path}.json`, Buffer.from(JSON.stringify({ digest: layer.digest, size: layer.size, engine: engine.name })), {});

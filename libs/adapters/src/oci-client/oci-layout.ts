@@ -3,7 +3,7 @@ import { type Digest, digestOf, isDigest } from '@airdock/core/oci/digest';
 import { type Descriptor, filterIndex, isIndexMediaType, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
 import { parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
-import { describeImage, type ImageGraph, isForeignLayer, totalSize, walkImage } from './image-graph.js';
+import { checkKinds, describeImage, foreignLayer, type ImageGraph, isForeignLayer, totalSize, walkImage } from './image-graph.js';
 import { annotatedName, bareName, companionKind, companionSubject, companionTag, type GivenNames, givenNames, namesMissing } from './image-names.js';
 import type { Companion, ImageSource, SourceImage } from './image-source.js';
 
@@ -57,7 +57,7 @@ export interface OpenLayoutOptions {
 
 /**
  * Opens the images of a layout. Throws `image_name_missing`, `reference_invalid`, `bundle_corrupt`,
- * `digest_mismatch`, `image_unsupported`.
+ * `digest_mismatch`, `digest_unsupported`, `bundle_too_large`, `image_unsupported`, `layer_encrypted`, `layer_foreign`.
  */
 export async function openOciLayout(files: BundleFiles, options: OpenLayoutOptions): Promise<ImageSource> {
   await checkVersion(files);
@@ -186,19 +186,20 @@ class Layout {
   async #describe({ root, graph, names }: Entry, belonging: readonly Entry[]): Promise<SourceImage> {
     const [name = root.digest] = names;
     for (const { graph: needed } of [{ graph }, ...belonging]) await this.#expectBlobs(needed, name);
-    const facts = await describeImage(graph, ({ digest }, maxBytes) => readVerified(this.files, blobPath(digest), digest, maxBytes));
+    const readConfig = ({ digest }: Descriptor, maxBytes: number) => readVerified(this.files, blobPath(digest), digest, maxBytes);
+    const facts = await describeImage(graph, readConfig, { strict: true });
     const companions = belonging.map(({ companion }) => companion as Companion);
     const extra = new Map(belonging.flatMap((entry) => [...entry.graph.manifests, ...entry.graph.blobs]).map((part) => [part.digest, part]));
     for (const { digest } of [...graph.manifests, ...graph.blobs]) extra.delete(digest);
     return { names, root, ...facts, sizeBytes: facts.sizeBytes + totalSize(extra.values()), companions };
   }
 
-  async #expectBlobs({ blobs }: ImageGraph, name: string): Promise<void> {
-    for (const blob of blobs) {
+  async #expectBlobs(graph: ImageGraph, name: string): Promise<void> {
+    checkKinds(graph);
+    for (const blob of graph.blobs) {
       const member = blobPath(blob.digest);
       const reader = await this.files.find(member);
-      if (!reader && isForeignLayer(blob))
-        throw new AppError('image_unsupported', { detail: `${name} has a layer that only its vendor may distribute`, digest: blob.digest });
+      if (!reader && isForeignLayer(blob)) throw foreignLayer(blob);
       if (!reader) throw missingFile(this.files, member);
       if (reader.size !== blob.size) throw new AppError('bundle_corrupt', { detail: `${member} has ${reader.size} bytes, ${name} says ${blob.size}`, member });
     }

@@ -16,8 +16,7 @@ import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/di
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { DirectFile } from './direct-file.js';
 import { diskError, writeDurably } from './durable-file.js';
-import { createPooledDigest, hashPieces } from './hash-pool.js';
-import { digestOfFile } from './hash-pool.js';
+import { createPooledDigest, digestOfFile, hashPieces } from './hash-pool.js';
 import type { BlobReader } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 

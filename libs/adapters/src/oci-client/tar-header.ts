@@ -24,11 +24,13 @@ export interface TarOverrides {
 
 const unsafe = (detail: string) => new AppError('bundle_unsafe', { detail });
 
-/** Text up to the first NUL. Anything but UTF-8 is refused: two readers could understand it differently. */
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+/** Text up to the first NUL. Anything but UTF-8 is refused: two readers could understand it differently. A byte order mark stays. */
 export function tarText(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(end < 0 ? bytes : bytes.subarray(0, end));
+    return decoder.decode(end < 0 ? bytes : bytes.subarray(0, end));
   } catch (cause) {
     throw new AppError('bundle_unsafe', { detail: 'a member name is not UTF-8' }, { cause });
   }
@@ -76,17 +78,37 @@ export function parseTarHeader(block: Uint8Array): TarHeader {
   };
 }
 
+/** Adds what an extension header says of the next member. Readers differ in which of two headers they believe, so they may not disagree. */
+export function mergeOverrides(known: TarOverrides, more: TarOverrides): TarOverrides {
+  for (const key of ['name', 'linkName', 'size'] as const) {
+    if (known[key] !== undefined && more[key] !== undefined && known[key] !== more[key])
+      throw unsafe(`two extension headers disagree about the ${key} of a member`);
+  }
+  return { ...known, ...more };
+}
+
+/** The largest size in octal digits; what is larger has its true size in a PAX header, and anything in this field. */
+const maxOctalSize = 0o77777777777;
+
+/** A member as its extension headers correct it. A small size cannot be corrected: a reader without PAX would find other members than we do. */
+export function withOverrides(header: TarHeader, overrides: TarOverrides): TarHeader {
+  if (overrides.size !== undefined && overrides.size < maxOctalSize && header.size !== 0 && header.size !== overrides.size)
+    throw unsafe(`a member has ${header.size} bytes, and ${overrides.size} by its PAX header`);
+  return { ...header, ...overrides };
+}
+
 /**
  * The records of a PAX extended header, `<length> <key>=<value>\n`, as far as they concern us. A global header may not rename or resize
  * members: no image tool writes that, and it would hold for every member that follows.
  */
 export function parsePax(bytes: Uint8Array, scope: 'next' | 'global'): TarOverrides {
-  const overrides: TarOverrides = {};
+  let overrides: TarOverrides = {};
   let at = 0;
   while (at < bytes.byteLength) {
     const space = bytes.indexOf(0x20, at);
-    const length = space < 0 ? Number.NaN : Number(Buffer.from(bytes.subarray(at, space)).toString('latin1'));
-    if (!Number.isInteger(length) || length < space - at + 3 || at + length > bytes.byteLength || bytes[at + length - 1] !== 0x0a) {
+    const digits = space < 0 ? '' : Buffer.from(bytes.subarray(at, space)).toString('latin1');
+    const length = Number(digits);
+    if (!/^\d{1,10}$/.test(digits) || length < space - at + 3 || at + length > bytes.byteLength || bytes[at + length - 1] !== 0x0a) {
       throw new AppError('bundle_corrupt', { detail: 'a PAX header is not well-formed' });
     }
     const record = bytes.subarray(space + 1, at + length - 1);
@@ -98,13 +120,9 @@ export function parsePax(bytes: Uint8Array, scope: 'next' | 'global'): TarOverri
     if (scope === 'global') throw unsafe(`a global PAX header sets ${key}`);
     const value = record.subarray(equals + 1);
     if (value.includes(0)) throw unsafe('a PAX header has a NUL in a value');
-    if (key === 'path') overrides.name = tarText(value);
-    else if (key === 'linkpath') overrides.linkName = tarText(value);
-    else {
-      const size = tarText(value);
-      if (!/^\d{1,15}$/.test(size)) throw unsafe('a member has an absurd size');
-      overrides.size = Number(size);
-    }
+    const text = tarText(value);
+    if (key === 'size' && !/^\d{1,15}$/.test(text)) throw unsafe('a member has an absurd size');
+    overrides = mergeOverrides(overrides, key === 'path' ? { name: text } : key === 'linkpath' ? { linkName: text } : { size: Number(text) });
   }
   return overrides;
 }

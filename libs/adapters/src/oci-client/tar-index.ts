@@ -1,11 +1,27 @@
 import { posix } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import type { JoinedFile } from './joined-file.js';
-import { blockSize, isTarHeader, isZeroBlock, parsePax, parseTarHeader, type TarHeader, type TarOverrides, tarText } from './tar-header.js';
+import {
+  blockSize,
+  isTarHeader,
+  isZeroBlock,
+  mergeOverrides,
+  parsePax,
+  parseTarHeader,
+  type TarHeader,
+  type TarOverrides,
+  tarText,
+  withOverrides,
+} from './tar-header.js';
 
 const maxMembers = 100_000;
 const maxExtensionBytes = 1024 * 1024;
 const maxNameLength = 4096;
+const maxFolders = 100;
+/** Of all names together, which are what an index has in memory: twice what 100,000 blobs need. */
+const maxNamesLength = 20_000_000;
+/** Headers of small members come from the disk together. */
+const windowBytes = 64 * 1024;
 
 export interface TarMember {
   /** Where the content starts in the file, bytes. */
@@ -24,15 +40,17 @@ export interface TarIndex {
   complete: boolean;
 }
 
+const tooLarge = (detail: string) => new AppError('bundle_too_large', { detail });
 const unsafe = (detail: string, member: string) => new AppError('bundle_unsafe', { detail: `${detail}: ${JSON.stringify(member.slice(0, 200))}` });
 
-/** `./a//b/` → `a/b`; the root itself is ''. Refuses what leaves the root, and characters that garble logs and terminals. */
+/** `./a//b/` → `a/b`; the root itself is ''. Refuses what leaves the root, and characters that garble or hide themselves in logs and terminals. */
 function safeName(raw: string): string {
   if (raw.length > maxNameLength) throw unsafe('a member name is too long', raw);
-  if (/\p{Cc}/u.test(raw)) throw unsafe('a member name has control characters', raw);
+  if (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(raw)) throw unsafe('a member name has control characters', raw);
   if (raw.startsWith('/')) throw unsafe('a member has an absolute name', raw);
   const segments = raw.split('/').filter((segment) => segment !== '' && segment !== '.');
   if (segments.includes('..')) throw unsafe('a member name leaves the archive', raw);
+  if (segments.length > maxFolders) throw unsafe('a member lies too deep', raw);
   return segments.join('/');
 }
 
@@ -49,16 +67,26 @@ function linkTarget(name: string, linkName: string, type: string): string {
 }
 
 /** Reads exactly `length` bytes, or throws `bundle_truncated` with the number of bytes that are missing at least. */
-async function readExactly(file: JoinedFile, position: number, length: number, fileSize: number): Promise<Buffer> {
-  if (position + length > fileSize) throw truncated(position + length - fileSize, fileSize);
-  const buffer = Buffer.alloc(length);
-  let filled = 0;
-  while (filled < length) {
-    const { bytesRead } = await file.read(buffer, filled, length - filled, position + filled);
-    if (bytesRead === 0) throw truncated(length - filled, position + filled);
-    filled += bytesRead;
-  }
-  return buffer;
+type ReadExactly = (position: number, length: number) => Promise<Buffer>;
+
+function windowed(file: JoinedFile, fileSize: number): ReadExactly {
+  let window = Buffer.alloc(0);
+  let start = 0;
+  return async (position, length) => {
+    if (position + length > fileSize) throw truncated(position + length - fileSize, fileSize);
+    if (position < start || position + length > start + window.byteLength) {
+      const buffer = Buffer.alloc(Math.min(Math.max(windowBytes, length), fileSize - position));
+      let filled = 0;
+      while (filled < length) {
+        const { bytesRead } = await file.read(buffer, filled, buffer.byteLength - filled, position + filled);
+        if (bytesRead === 0) throw truncated(length - filled, position + filled);
+        filled += bytesRead;
+      }
+      window = buffer.subarray(0, filled);
+      start = position;
+    }
+    return window.subarray(position - start, position - start + length);
+  };
 }
 
 const truncated = (missingBytes: number, fileSize: number) =>
@@ -66,22 +94,25 @@ const truncated = (missingBytes: number, fileSize: number) =>
 
 /**
  * Lists the members of an uncompressed tar by seeking from header to header: the time depends on the number of members, not on the size.
- * The tar is hostile input: `bundle_unsafe` for names and links that leave the archive, devices, sparse files and duplicates,
- * `bundle_truncated` when a member ends beyond the file, `bundle_format_unknown` when the file is no tar, `bundle_corrupt` for damaged headers.
+ * The tar is hostile input: `bundle_unsafe` for names and links that leave the archive, devices, sparse files, duplicates and whatever tar readers
+ * understand differently, `bundle_too_large` for more members or longer names than fit into memory, `bundle_truncated` when a member ends beyond the file, `bundle_format_unknown` when the file is no tar, `bundle_corrupt` for damaged headers.
  * The file stays open and belongs to the caller.
  */
 export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<TarIndex> {
   const { size: fileSize } = file;
+  const readExactly = windowed(file, fileSize);
   const files = new Map<string, TarMember>();
   const links = new Map<string, string>();
   let next: TarOverrides = {};
+  let isExtended = false;
+  let namesLength = 0;
   let complete = false;
   let members = 0;
   let position = 0;
   while (position < fileSize) {
     signal?.throwIfAborted();
     if (position === 0 && fileSize < blockSize) break;
-    const block = await readExactly(file, position, blockSize, fileSize);
+    const block = await readExactly(position, blockSize);
     if (isZeroBlock(block) && position > 0) {
       complete = true;
       break;
@@ -90,16 +121,20 @@ export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<
       if (position === 0) break;
       throw new AppError('bundle_corrupt', { detail: `the tar header at byte ${position} is damaged` });
     }
-    if (++members > maxMembers) throw new AppError('bundle_unsafe', { detail: `more than ${maxMembers} members` });
+    if (++members > maxMembers) throw tooLarge(`more than ${maxMembers} members`);
     const header = parseTarHeader(block);
     let { size } = header;
     position += blockSize;
     if ('xgLK'.includes(header.type)) {
-      if (size > maxExtensionBytes) throw new AppError('bundle_unsafe', { detail: `an extension header of ${size} bytes` });
-      applyExtension(header, await readExactly(file, position, size, fileSize), next);
+      if (size > maxExtensionBytes) throw tooLarge(`an extension header of ${size} bytes`);
+      next = mergeOverrides(next, readExtension(header, await readExactly(position, size)));
+      isExtended ||= header.type !== 'g';
     } else {
-      const member: TarHeader = { ...header, ...next };
+      const member = withOverrides(header, next);
       next = {};
+      isExtended = false;
+      namesLength += member.name.length + member.linkName.length;
+      if (namesLength > maxNamesLength) throw tooLarge(`names of more than ${maxNamesLength} characters`);
       // Links and folders have no content, whatever their header says: so every tar reader understands it.
       size = member.type === '0' ? member.size : 0;
       if (position + size > fileSize) throw truncated(position + size - fileSize, fileSize);
@@ -107,6 +142,7 @@ export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<
     }
     position += Math.ceil(size / blockSize) * blockSize;
   }
+  if (complete && isExtended) throw new AppError('bundle_corrupt', { detail: 'an extension header has no member' });
   if (members === 0) throw new AppError('bundle_format_unknown', { detail: fileSize === 0 ? 'the file is empty' : 'the file is not a tar archive' });
   return {
     complete,
@@ -124,10 +160,10 @@ export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<
   };
 }
 
-function applyExtension(header: TarHeader, content: Buffer, next: TarOverrides): void {
-  if (header.type === 'L') next.name = tarText(content);
-  else if (header.type === 'K') next.linkName = tarText(content);
-  else Object.assign(next, parsePax(content, header.type === 'g' ? 'global' : 'next'));
+function readExtension(header: TarHeader, content: Buffer): TarOverrides {
+  if (header.type === 'L') return { name: tarText(content) };
+  if (header.type === 'K') return { linkName: tarText(content) };
+  return parsePax(content, header.type === 'g' ? 'global' : 'next');
 }
 
 function addMember(member: TarHeader, offset: number, files: Map<string, TarMember>, links: Map<string, string>): void {
@@ -138,6 +174,15 @@ function addMember(member: TarHeader, offset: number, files: Map<string, TarMemb
   if (name === '') throw unsafe('a member has no name', member.name);
   // Which of two members counts differs between readers; that is a way to show one thing to a scanner and another to us.
   if (files.has(name) || links.has(name)) throw unsafe('two members have the same name', member.name);
+  // Unpacked, it would land where the link leads.
+  for (let slash = name.indexOf('/'); slash > 0; slash = name.indexOf('/', slash + 1)) {
+    const folder = name.slice(0, slash);
+    if (links.has(folder) || files.has(folder)) throw unsafe('a member lies below a file or a link', member.name);
+  }
   if (member.type === '0') files.set(name, { offset, size: member.size });
-  else links.set(name, linkTarget(name, member.linkName, member.type));
+  else {
+    const target = linkTarget(name, member.linkName, member.type);
+    if (member.type === '1' && !files.has(target) && !links.has(target)) throw unsafe('a hard link leads to no member before it', member.name);
+    links.set(name, target);
+  }
 }

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { AppError } from '../errors.js';
+import { parseStrictJson } from './strict-json.js';
 
 /** One image of a docker-archive's `manifest.json`. Source: https://github.com/moby/docker-image-spec/blob/main/v1.2.md#combined-image-json--filesystem-changeset-format */
 export interface DockerArchiveImage {
@@ -9,7 +10,11 @@ export interface DockerArchiveImage {
   repoTags: string[];
   /** Member names of the layers, lowest first, as many as the configuration has `diff_ids`. */
   layers: string[];
+  /** By diff ID: where Docker got the layers that only their vendor may distribute. */
+  layerUrls: ReadonlyMap<string, readonly string[]>;
 }
+
+const maxLayers = 100_000;
 
 const archiveSchema = z
   .array(
@@ -17,19 +22,28 @@ const archiveSchema = z
       Config: z.string().min(1).max(4096),
       RepoTags: z.array(z.string().max(512)).max(10_000).nullish(),
       Layers: z.array(z.string().max(4096)).max(10_000).nullish(),
+      LayerSources: z.record(z.string(), z.looseObject({ urls: z.array(z.string()).nullish() })).nullish(),
     }),
   )
   .max(10_000);
 
-/** Reads the `manifest.json` of a docker-archive. Throws `bundle_corrupt`. */
+/** Reads the `manifest.json` of a docker-archive. Throws `bundle_corrupt` and `bundle_too_large`. */
 export function parseDockerArchive(bytes: Uint8Array): DockerArchiveImage[] {
+  const images = parseImages(bytes);
+  if (images.reduce((sum, { Layers }) => sum + (Layers?.length ?? 0), 0) > maxLayers) {
+    throw new AppError('bundle_too_large', { detail: `manifest.json lists more than ${maxLayers} layers` });
+  }
+  return images.map(({ Config, RepoTags, Layers, LayerSources }) => ({
+    config: Config,
+    repoTags: (RepoTags ?? []).filter((tag) => tag !== '<none>:<none>'),
+    layers: Layers ?? [],
+    layerUrls: new Map(Object.entries(LayerSources ?? {}).map(([diffId, { urls }]) => [diffId, urls ?? []])),
+  }));
+}
+
+function parseImages(bytes: Uint8Array): z.infer<typeof archiveSchema> {
   try {
-    const images = archiveSchema.parse(JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes)));
-    return images.map(({ Config, RepoTags, Layers }) => ({
-      config: Config,
-      repoTags: (RepoTags ?? []).filter((tag) => tag !== '<none>:<none>'),
-      layers: Layers ?? [],
-    }));
+    return archiveSchema.parse(parseStrictJson(bytes));
   } catch (cause) {
     throw new AppError('bundle_corrupt', { detail: 'manifest.json is not the list of images that docker save writes' }, { cause });
   }

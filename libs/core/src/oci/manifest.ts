@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { AppError } from '../errors.js';
 import { type Digest, isDigest } from './digest.js';
+import { parseStrictJson } from './strict-json.js';
 
 export const mediaTypes = {
   ociIndex: 'application/vnd.oci.image.index.v1+json',
@@ -56,62 +57,86 @@ export interface ImageIndex {
 }
 
 const platformSchema = z.looseObject({ os: z.string().default(''), architecture: z.string().default(''), variant: z.string().optional() });
-const descriptorSchema = z.looseObject({
-  mediaType: z.string().max(255),
-  digest: z.custom<Digest>(isDigest, 'not a sha256 digest'),
-  size: z.number().int().nonnegative(),
-  platform: platformSchema.optional(),
-  annotations: z
-    .record(z.string(), z.string())
-    .nullish()
-    .transform((value) => value ?? undefined),
-  urls: z
-    .array(z.string())
-    .nullish()
-    .transform((value) => value ?? undefined),
-});
-const manifestSchema = z.looseObject({
-  schemaVersion: z.literal(2),
-  mediaType: z.string().optional(),
-  config: descriptorSchema,
-  layers: z.array(descriptorSchema).max(10_000),
-  subject: descriptorSchema.optional(),
-  annotations: z
-    .record(z.string(), z.string())
-    .nullish()
-    .transform((value) => value ?? undefined),
-});
-const indexSchema = z.looseObject({
-  schemaVersion: z.literal(2),
-  mediaType: z.string().optional(),
-  manifests: z.array(descriptorSchema).max(10_000),
-  annotations: z
-    .record(z.string(), z.string())
-    .nullish()
-    .transform((value) => value ?? undefined),
-});
+const otherAlgorithm = 'a digest of another algorithm than sha256';
+const isOtherDigest = (value: unknown) => typeof value === 'string' && /^(?!sha256:)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[\w=-]+$/.test(value);
+
+/** Go's decoder takes `Layers` for `layers`; JavaScript does not, and would not see what the registry sees. */
+function exactKeys<T extends z.ZodRawShape>(schema: z.ZodObject<T, z.core.$loose>) {
+  const names = new Map(Object.keys(schema.shape).map((name) => [name.toLowerCase(), name]));
+  return schema.refine(
+    (value) => Object.keys(value).every((key) => (names.get(key.toLowerCase()) ?? key) === key),
+    'a key differs from a known one by its case',
+  );
+}
+
+const descriptorSchema = exactKeys(
+  z.looseObject({
+    mediaType: z.string().max(255),
+    digest: z.custom<Digest>(isDigest, { error: ({ input }) => (isOtherDigest(input) ? otherAlgorithm : 'not a sha256 digest') }),
+    size: z.number().int().nonnegative(),
+    platform: platformSchema.optional(),
+    annotations: z
+      .record(z.string(), z.string())
+      .nullish()
+      .transform((value) => value ?? undefined),
+    urls: z
+      .array(z.string())
+      .nullish()
+      .transform((value) => value ?? undefined),
+  }),
+);
+const manifestSchema = exactKeys(
+  z.looseObject({
+    schemaVersion: z.literal(2),
+    mediaType: z.string().optional(),
+    config: descriptorSchema,
+    layers: z.array(descriptorSchema).max(10_000),
+    subject: descriptorSchema.optional(),
+    annotations: z
+      .record(z.string(), z.string())
+      .nullish()
+      .transform((value) => value ?? undefined),
+  }),
+);
+const indexSchema = exactKeys(
+  z.looseObject({
+    schemaVersion: z.literal(2),
+    mediaType: z.string().optional(),
+    manifests: z.array(descriptorSchema).max(10_000),
+    annotations: z
+      .record(z.string(), z.string())
+      .nullish()
+      .transform((value) => value ?? undefined),
+  }),
+);
 const configSchema = z.looseObject({
   os: z.string().default('linux'),
   architecture: z.string().default('amd64'),
   variant: z.string().optional(),
-  rootfs: z.looseObject({ diff_ids: z.array(z.string()) }).optional(),
+  // Go writes an empty list as null.
+  rootfs: z.looseObject({ diff_ids: z.array(z.string()).max(10_000).nullish() }).optional(),
 });
 
 /**
  * Reads the bytes of a manifest or an index. `mediaType` is what the descriptor or the response header says; without it the document's own
- * field, and without that its shape decides. Throws `bundle_corrupt` for anything that is neither (also Docker schema 1).
+ * field, and without that its shape decides. Throws `digest_unsupported`, and `bundle_corrupt` for anything that is neither (also Docker schema 1).
  */
 export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManifest | ImageIndex {
   const corrupt = (detail: string, cause?: unknown) => new AppError('bundle_corrupt', { detail }, { cause });
   if (bytes.byteLength > maxManifestBytes) throw corrupt(`a manifest of ${bytes.byteLength} bytes; at most ${maxManifestBytes} are allowed`);
   let json: unknown;
   try {
-    json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes));
+    json = parseStrictJson(bytes);
   } catch (cause) {
-    throw corrupt('a manifest is not JSON', cause);
+    throw corrupt(`a manifest is not JSON that every reader understands alike: ${String(cause).slice(0, 200)}`, cause);
   }
   const isIndex = typeof json === 'object' && json !== null && 'manifests' in json;
   const parsed = (isIndex ? indexSchema : manifestSchema).safeParse(json);
+  if (parsed.error?.issues.some(({ message }) => message === otherAlgorithm)) {
+    throw new AppError('digest_unsupported', { detail: 'a manifest refers to something by another digest than sha256' });
+  }
+  // An index that is a manifest too is one of them to each reader. Source: https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh
+  if (isIndex && ['layers', 'config'].some((key) => key in (json as object))) throw corrupt('a manifest is an index too');
   if (!parsed.success) throw corrupt(`a manifest is not valid: ${z.prettifyError(parsed.error).slice(0, 500)}`);
   const declared = parsed.data.mediaType ?? mediaType;
   const fallback = isIndex ? mediaTypes.ociIndex : mediaTypes.ociManifest;
@@ -132,11 +157,14 @@ export function filterIndex(bytes: Uint8Array, keep: (digest: Digest) => boolean
 export const isIndexMediaType = (mediaType: string): boolean => mediaType === mediaTypes.ociIndex || mediaType === mediaTypes.dockerList;
 export const isManifestMediaType = (mediaType: string): boolean => manifestMediaTypes.includes(mediaType);
 
-/** Platform and layer identities of an image configuration. Throws `bundle_corrupt`. */
-export function parseImageConfig(bytes: Uint8Array): { platform: Platform; diffIds: string[] } {
+/**
+ * Platform and layer identities of an image configuration; no identities when it does not speak of layers. With `strict` it must be JSON that every
+ * reader understands alike. Throws `bundle_corrupt`.
+ */
+export function parseImageConfig(bytes: Uint8Array, { strict = false } = {}): { platform: Platform; diffIds: string[] | undefined } {
   try {
-    const { os, architecture, variant, rootfs } = configSchema.parse(JSON.parse(Buffer.from(bytes).toString('utf8')));
-    return { platform: { os, architecture, variant }, diffIds: rootfs?.diff_ids ?? [] };
+    const { os, architecture, variant, rootfs } = configSchema.parse(strict ? parseStrictJson(bytes) : JSON.parse(Buffer.from(bytes).toString('utf8')));
+    return { platform: { os, architecture, variant }, diffIds: rootfs && (rootfs.diff_ids ?? []) };
   } catch (cause) {
     throw new AppError('bundle_corrupt', { detail: 'an image configuration is not valid' }, { cause });
   }

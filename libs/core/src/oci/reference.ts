@@ -18,6 +18,9 @@ const registryPattern = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-
 const repositoryPattern = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$/;
 const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 
+/** More than the longest host, path, tag and digest together. */
+const maxLength = 1000;
+
 export const isRepository = (text: string): boolean => text.length <= 255 && repositoryPattern.test(text);
 export const isTag = (text: string): boolean => tagPattern.test(text);
 
@@ -27,6 +30,7 @@ export const isTag = (text: string): boolean => tagPattern.test(text);
  */
 export function parseReference(text: string): Reference {
   const invalid = (detail: string) => new AppError('reference_invalid', { detail, reference: text.slice(0, 300) });
+  if (text.length > maxLength) throw invalid('it is too long');
   let rest = text;
   let digest: Digest | undefined;
   const at = rest.indexOf('@');
