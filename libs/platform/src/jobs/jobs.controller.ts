@@ -12,14 +12,19 @@ export const JOB_SERVICES = Symbol('JOB_SERVICES');
 
 const watchMs = 150;
 
-/** Finds a job's service, and tells watchers about changes by comparing revisions: one query per service for all of them. */
+/**
+ * Finds a job's service, and tells watchers about changes by comparing revisions: one query per service for all of them, a few times a second and whenever
+ * this process has changed a watched job.
+ */
 @Injectable()
 export class JobDirectory {
   private readonly watchers = new Map<string, Set<{ seen: number; changed: () => void }>>();
   private readonly logger = new Logger('jobs');
   private timer: NodeJS.Timeout | undefined;
 
-  constructor(@Inject(JOB_SERVICES) readonly services: JobsService[]) {}
+  constructor(@Inject(JOB_SERVICES) readonly services: JobsService[]) {
+    for (const service of services) service.changed.add((id) => this.watchers.has(id) && void this.compare());
+  }
 
   /** Throws `resource_not_found`. */
   async serviceOf(id: string): Promise<JobsService> {
@@ -40,6 +45,7 @@ export class JobDirectory {
   }
 
   private async compare(): Promise<void> {
+    clearTimeout(this.timer);
     try {
       const ids = [...this.watchers.keys()];
       for (const service of ids.length > 0 ? this.services : []) {
@@ -54,6 +60,7 @@ export class JobDirectory {
     } catch (error) {
       this.logger.warn({ err: error }, 'the job table could not be read; trying again');
     }
+    clearTimeout(this.timer);
     this.timer = this.watchers.size > 0 ? setTimeout(() => void this.compare(), watchMs) : undefined;
   }
 }

@@ -33,6 +33,8 @@ export interface NewJob {
  */
 export class JobsService {
   private readonly logger = new Logger('jobs');
+  /** Called with the id of each job that this process has changed; what others change is seen by looking. */
+  readonly changed = new Set<(id: string) => void>();
   /** Of this process; they register themselves. */
   readonly processors: { start(): void }[] = [];
 
@@ -225,6 +227,7 @@ export class JobsService {
   /** Stores progress, if the claim still holds. */
   async saveProgress(id: string, owner: string, progress: JobEntity['progress']): Promise<void> {
     await this.rows.update({ id, leaseOwner: owner, state: 'running' }, { progress, revision: () => 'revision + 1' });
+    this.tell(id);
   }
 
   /** Puts a running job back into the queue, after a transient failure or because its worker shuts down. One that was to be cancelled ends instead. */
@@ -253,7 +256,13 @@ export class JobsService {
       .update()
       .set({ ...columns<JobEntity>(ended), revision: () => 'revision + 1' })
       .where({ id, ...guard });
-    return atomically(this.database.dataSource, [update, ...this.endHook({ ...job, ...ended })]);
+    const hasEnded = await atomically(this.database.dataSource, [update, ...this.endHook({ ...job, ...ended })]);
+    this.tell(id);
+    return hasEnded;
+  }
+
+  private tell(id: string): void {
+    for (const listener of this.changed) listener(id);
   }
 
   async toResource(row: JobEntity): Promise<Job> {
