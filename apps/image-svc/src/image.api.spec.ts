@@ -1,8 +1,19 @@
-import { mkdir, readdir, symlink, writeFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
-import { breakConfig, buildDockerArchive, buildOciArchive, buildRandomFile, makeImage, truncateFile, withMember } from '@airdock/testing/bundles';
+import {
+  breakConfig,
+  buildDockerArchive,
+  buildOciArchive,
+  buildOciLayout,
+  buildRandomFile,
+  makeImage,
+  makeIndex,
+  truncateFile,
+  withMember,
+} from '@airdock/testing/bundles';
 import { startJsonServer, startRedis, startRegistry, tempDir } from '@airdock/testing/servers';
 import request from 'supertest';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -252,5 +263,188 @@ describe('image-svc', () => {
     expect(upstream).toContain('"k8s.gcr.io/pause:3.2"');
     expect(upstream).not.toContain('nginx');
     await api('get', `/v1/bundles/${bundleId}/docker-archive?image=quay.io/none:1`).expect(404);
+  });
+
+  describe('before and after a push', () => {
+    const layered = (name: string, seed: string) =>
+      makeImage({
+        name,
+        layers: [
+          { randomBytes: 150_000, seed: 'plan-base' },
+          { randomBytes: 50_000, seed },
+        ],
+      });
+    const bundleOf = async (file: string, names: string[]) => {
+      await buildOciArchive(join(bundleDir, file), await Promise.all(names.map((name) => layered(name, name))));
+      return idOf(await post('/v1/bundles', { path: file }));
+    };
+    const catalogue = async (search: string) => (await api('get', `/v1/images?search=${encodeURIComponent(search)}`).expect(200)).body.items;
+    const digestAt = async (name: string) => (await inRegistry(name)).headers.get('docker-content-digest');
+
+    it('tells what a bundle would add, and a dry run what a selection would, without writing', async () => {
+      const bundleId = await bundleOf('plan.tar', ['reg.site/plan/a:1', 'reg.site/plan/b:1', 'reg.site/other:1']);
+      const bundle = (await api('get', `/v1/bundles/${bundleId}`)).body;
+      expect(bundle.plan.images.map(({ state }: { state: string }) => state)).toEqual(['missing', 'missing', 'missing']);
+      // The shared layer is counted once.
+      expect(bundle.plan.missingBytes).toBeLessThan(350_000);
+      const job = await post('/v1/pushes', { bundleId, images: ['reg.site/plan/*'], naming: ['flat'], dryRun: true });
+      expect(job).toMatchObject({ state: 'succeeded', result: { images: 2, collisions: 0 } });
+      const push = (await api('get', `/v1/pushes/${idOf(job)}`)).body;
+      expect(push).toMatchObject({ dryRun: true, results: null, plan: { images: [{ localReferences: [`${registry.host}/plan/a:1`] }, expect.anything()] } });
+      expect(await repositories()).not.toContain('plan/a');
+      expect(await post('/v1/pushes', { bundleId, images: ['reg.site/plan/*'], naming: ['flat'] })).toMatchObject({
+        state: 'succeeded',
+        result: { images: 2 },
+      });
+      expect((await inRegistry('plan/a/manifests/1')).status).toBe(200);
+      expect((await inRegistry('reg.site/plan/a/manifests/1')).status).toBe(404);
+      expect((await catalogue('reg.site/plan/a'))[0]).toMatchObject({
+        localReferences: [`${registry.host}/plan/a:1`],
+        layers: [expect.anything(), expect.anything()],
+      });
+      expect((await api('post', '/v1/pushes').send({ bundleId, images: ['reg.site/none/*'] })).body).toMatchObject({ code: 'image_not_found' });
+    });
+
+    it('pushes only the platforms asked for', async () => {
+      const images = await Promise.all(
+        ['amd64', 'arm64'].map((architecture) =>
+          makeImage({ name: [], layers: [{ randomBytes: 1000, seed: architecture }], platform: { os: 'linux', architecture } }),
+        ),
+      );
+      await buildOciArchive(join(bundleDir, 'platforms.tar'), [makeIndex('reg.site/multi:1', images)]);
+      const bundleId = idOf(await post('/v1/bundles', { path: 'platforms.tar' }));
+      expect(await post('/v1/pushes', { bundleId, platforms: ['linux/arm64'] })).toMatchObject({ state: 'succeeded' });
+      expect((await catalogue('reg.site/multi'))[0]).toMatchObject({ platforms: ['linux/arm64'], imageIds: [images[1]?.configDigest] });
+      expect(await post('/v1/pushes', { bundleId, platforms: ['linux/s390x'] })).toMatchObject({ state: 'failed', error: { code: 'image_not_found' } });
+    });
+
+    it('gives a contested name to the winner that the push names, whoever has it', async () => {
+      const ours = await bundleOf('won.tar', ['reg.one/contest:1']);
+      const theirs = await bundleOf('lost.tar', ['reg.two/contest:1']);
+      await post('/v1/pushes', { bundleId: ours });
+      const before = await digestAt('contest/manifests/1');
+      expect((await api('post', '/v1/pushes').send({ bundleId: theirs })).body.code).toBe('image_name_collision');
+      expect(await post('/v1/pushes', { bundleId: theirs, winners: ['reg.one/contest:1'] })).toMatchObject({ state: 'succeeded' });
+      expect(await digestAt('contest/manifests/1')).toBe(before);
+      expect((await catalogue('reg.two/contest'))[0].localReferences).toEqual([`${registry.host}/reg.two/contest:1`]);
+      expect(await post('/v1/pushes', { bundleId: theirs, winners: ['reg.two/contest:1'] })).toMatchObject({ state: 'succeeded' });
+      expect(await digestAt('contest/manifests/1')).toBe(await digestAt('reg.two/contest/manifests/1'));
+      expect((await catalogue('reg.one/contest'))[0].localReferences).toEqual([`${registry.host}/reg.one/contest:1`]);
+    });
+
+    it('names images that have no name, and takes image sets from lists inside bundles', async () => {
+      await buildOciArchive(join(bundleDir, 'nameless.tar'), [await layered('reg.site/nameless:7', 'nameless')], { names: 'tag-only' });
+      const refused = await post('/v1/bundles', { path: 'nameless.tar' });
+      expect(refused).toMatchObject({ state: 'failed', error: { code: 'image_name_missing', unnamed: [expect.any(String)] } });
+      const bundleId = idOf(await post('/v1/bundles', { path: 'nameless.tar', names: { '7': 'reg.site/named:7' } }));
+      expect((await api('get', `/v1/bundles/${bundleId}`)).body.images[0].names).toEqual(['reg.site/named:7']);
+      const all = (await api('post', '/v1/image-sets').send({ name: 'from-names', bundleId }).expect(201)).body;
+      expect(all.images).toEqual(['reg.site/named:7']);
+
+      await buildOciLayout(join(bundleDir, 'layout'), [await layered('reg.site/listed:1', 'listed')]);
+      await writeFile(join(bundleDir, 'layout/release-images.txt'), 'reg.site/listed:1\nreg.site/absent:1\n');
+      const listed = idOf(await post('/v1/bundles', { path: 'layout' }));
+      const set = (await api('post', '/v1/image-sets').send({ name: 'from-list', bundleId: listed }).expect(201)).body;
+      expect(set.images).toEqual(['reg.site/listed:1', 'reg.site/absent:1']);
+      expect((await api('post', '/v1/image-sets').send({ name: 'from-none', bundleId: listed, list: 'x.txt' })).body.code).toBe('image_list_unclear');
+    });
+
+    it('removes one name, or a digest with all of its names, and says what that frees', async () => {
+      await post('/v1/pushes', { bundleId: await bundleOf('delete.tar', ['reg.site/gone:1', 'reg.site/kept:1']) });
+      const [gone] = await catalogue('reg.site/gone');
+      const plan = (await api('delete', `/v1/images/${gone.id}?dryRun=true`).expect(200)).body;
+      expect(plan).toMatchObject({ dryRun: true, upstreams: ['reg.site/gone:1'] });
+      expect(plan.freedBytes).toBeLessThan(70_000);
+      expect(plan.sharedBytes).toBeGreaterThan(150_000);
+      expect((await inRegistry('gone/manifests/1')).status).toBe(200);
+      expect((await api('delete', `/v1/images/${gone.id}`).expect(200)).body).toMatchObject({ dryRun: false, freedBytes: plan.freedBytes });
+      for (const name of ['gone', 'reg.site/gone']) expect((await inRegistry(`${name}/manifests/1`)).status).toBe(404);
+      expect((await inRegistry('kept/manifests/1')).status).toBe(200);
+      const [kept] = await catalogue('reg.site/kept');
+      await api('delete', `/v1/images/by-digest/${kept.digest}`).expect(200);
+      expect((await inRegistry('kept/manifests/1')).status).toBe(404);
+      expect(await catalogue('reg.site/kept')).toEqual([]);
+    });
+
+    it('makes the catalogue anew from the registry alone, and keeps who came when', async () => {
+      const bundleId = await bundleOf('rebuild.tar', ['reg.site/rebuilt:1']);
+      await post('/v1/pushes', { bundleId });
+      const [before] = await catalogue('reg.site/rebuilt');
+      const digest = await digestAt('contest/manifests/1');
+      await fetch(`${registry.url}/v2/contest/manifests/${digest}`, { method: 'DELETE' });
+      expect(await post('/v1/images/rebuild', {})).toMatchObject({ state: 'succeeded', result: { broken: [] } });
+      expect((await catalogue('reg.site/rebuilt'))[0]).toMatchObject({
+        id: before.id,
+        digest: before.digest,
+        firstBundleId: bundleId,
+        firstPushedAt: before.firstPushedAt,
+        layers: before.layers,
+      });
+      expect((await catalogue('reg.two/contest'))[0].localReferences).toEqual([`${registry.host}/reg.two/contest:1`]);
+    });
+
+    it('finds damage by reading everything again, sets it aside, and a push mends it', async () => {
+      answers['/v1/registry'] = {
+        mode: 'local',
+        url: registry.url,
+        host: registry.host,
+        storage: { path: registry.storageDir, id: null, usedBytes: 0, freeBytes: 0 },
+      };
+      const bundleId = await bundleOf('verify.tar', ['reg.site/verified:1']);
+      await post('/v1/pushes', { bundleId });
+      expect(await post('/v1/verifications', { images: ['reg.site/verified:*'] })).toMatchObject({ state: 'succeeded', result: { images: 1 } });
+      const [image] = await catalogue('reg.site/verified');
+      const hex = (image.layers[1].digest as string).slice(7);
+      const blob = join(registry.storageDir, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex, 'data');
+      const bytes = await readFile(blob);
+      bytes[1000] = (bytes[1000] ?? 0) ^ 0xff;
+      await writeFile(blob, bytes);
+      const job = await post('/v1/verifications', { images: ['reg.site/verified:1'] });
+      expect(job).toMatchObject({ state: 'failed', error: { code: 'images_damaged', images: ['reg.site/verified:1'] } });
+      expect((await api('get', `/v1/verifications/${idOf(job)}`)).body.problems).toEqual([
+        { upstream: 'reg.site/verified:1', kind: 'part_damaged', subject: `sha256:${hex}`, actual: expect.stringMatching(/^sha256:/) },
+      ]);
+    });
+
+    it('refuses a push that the disk would not hold, with the numbers, before its first byte', async () => {
+      await using other = await startComponent('image', ImageModule, {
+        dataDir: join(folder.path, 'other'),
+        redisUrl: redis.url,
+        overrides: { bundleDirs: [bundleDir], 'services.registry': registryService.url, 'registry.port': registry.port, 'registry.minFreeBytes': 1e15 },
+      });
+      const call = (method: 'get' | 'post', path: string) => request(other.url)[method](path).set('authorization', `Bearer ${other.token}`);
+      const done = async (job: Job): Promise<Job> => (await call('get', `/v1/jobs/${job.id}?waitSeconds=30`).expect(200)).body as Job;
+      await buildOciArchive(join(bundleDir, 'space.tar'), [await layered('reg.site/space:1', 'space')]);
+      const bundleId = idOf(await done((await call('post', '/v1/bundles').send({ path: 'space.tar' })).body as Job));
+      expect((await call('get', `/v1/bundles/${bundleId}`)).body.plan).toMatchObject({ fits: false, freeBytes: 0 });
+      const job = await done((await call('post', '/v1/pushes').send({ bundleId })).body as Job);
+      expect(job).toMatchObject({ state: 'failed', error: { code: 'space_insufficient', missingBytes: expect.any(Number), freeBytes: 0 } });
+      expect(await repositories()).not.toContain('space');
+    });
+
+    it('checks a file against the checksum that was declared for it', async () => {
+      const path = join(bundleDir, 'space.tar');
+      const sha256 = createHash('sha256')
+        .update(await readFile(path))
+        .digest('hex');
+      expect(await post('/v1/bundles', { path, sha256 })).toMatchObject({ state: 'succeeded' });
+      expect(await post('/v1/bundles', { path, sha256: '0'.repeat(64) })).toMatchObject({
+        state: 'failed',
+        error: { code: 'digest_mismatch', actual: sha256 },
+      });
+      const upload = async (declared: string) =>
+        api('post', '/v1/uploads').set({
+          'tus-resumable': '1.0.0',
+          'upload-length': '4',
+          'upload-metadata': `sha256 ${Buffer.from(declared).toString('base64')}`,
+        });
+      expect((await upload('nonsense')).status).toBe(400);
+      const { headers } = await upload('0'.repeat(64));
+      await api('patch', headers.location as string)
+        .set({ 'tus-resumable': '1.0.0', 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' })
+        .send(Buffer.from('abcd'));
+      const uploadId = (headers.location as string).split('/').at(-1);
+      expect(await post('/v1/bundles', { uploadId })).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch', expected: '0'.repeat(64) } });
+    });
   });
 });

@@ -126,10 +126,10 @@ export class PushService {
     }
     const localNames = await this.names.reserve(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: localNames[index] as LocalName[] }));
-    if (target.storageDir !== null) await this.reserveSpace(push, toCopy, task, target, registry, signal);
+    const present = await this.reserveSpace(push, toCopy, task, target, registry, signal);
     const sessions = new UploadSessions(join(this.bundles.workDir, 'uploads', push.id), target.storageDir ?? undefined);
     try {
-      const copied = await this.copy(push, toCopy, task, target, registry, sessions, context);
+      const copied = await this.copy(push, toCopy, present, task, target, registry, sessions, context);
       return { images: copied.length };
     } catch (error) {
       // A worker that shuts down, or a registry that is away for a while: the next run goes on with what has begun.
@@ -172,6 +172,7 @@ export class PushService {
   private async copy(
     push: PushEntity,
     toCopy: ImageToCopy[],
+    present: ReadonlySet<ImageToCopy>,
     { source }: Task,
     { storage }: RequiredRegistry,
     registry: RegistryClient,
@@ -195,6 +196,7 @@ export class PushService {
         registry,
         storage,
         sessions,
+        present,
         images: toCopy,
         signal,
         onProgress: ({ active, ...done }) => progress({ phase: 'push', ...done, items: () => active(shownItems, shownParts) }),
@@ -276,7 +278,7 @@ export class PushService {
 
   /**
    * Promises the missing bytes to this push before its first byte. Of pushes that run at the same time the earlier ones go first. Throws `space_insufficient`
-   * with the numbers.
+   * with the numbers. Returns the images that are there already.
    */
   private async reserveSpace(
     push: PushEntity,
@@ -285,9 +287,12 @@ export class PushService {
     { storage, storageDir }: RequiredRegistry,
     registry: RegistryClient,
     signal: AbortSignal,
-  ): Promise<void> {
-    const { missingBytes } = await planCopy({ source, images, registry, storage, signal });
-    if (missingBytes === 0) return;
+  ): Promise<ReadonlySet<ImageToCopy>> {
+    // The disk of a registry of others is not ours to see.
+    if (storageDir === null) return new Set();
+    const { images: planned, missingBytes } = await planCopy({ source, images, registry, storage, signal });
+    const present = new Set(images.filter((_, index) => planned[index]?.state === 'present'));
+    if (missingBytes === 0) return present;
     await this.pushes.update({ id: push.id }, { reservedBytes: String(missingBytes) });
     const earlier = await this.pushes.findBy({ id: LessThan(push.id), reservedBytes: Not('0') });
     const jobs = await this.jobs.byIds(earlier.map(({ jobId }) => jobId));
@@ -295,8 +300,8 @@ export class PushService {
       const job = jobs.get(jobId);
       return job && !isEnded(job.state) ? sum + Math.ceil(Number(reservedBytes) * (1 - job.progress.percent / 100)) : sum;
     }, 0);
-    const freeBytes = await this.freeBytes(storageDir ?? '/');
-    if (missingBytes + promisedBytes <= freeBytes) return;
+    const freeBytes = await this.freeBytes(storageDir);
+    if (missingBytes + promisedBytes <= freeBytes) return present;
     await this.pushes.update({ id: push.id }, { reservedBytes: '0' });
     throw new AppError('space_insufficient', {
       detail: `the push needs ${missingBytes} bytes, other pushes ${promisedBytes}; the disk of ${storageDir} has ${freeBytes} that may be used`,

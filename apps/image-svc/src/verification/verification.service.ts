@@ -1,7 +1,7 @@
 import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
-import { createDigest, type Digest } from '@airdock/core/oci/digest';
+import { createDigest, type Digest, isDigest } from '@airdock/core/oci/digest';
 import { parseReference } from '@airdock/core/oci/reference';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -121,10 +121,20 @@ export class VerificationService {
         onBytes((chunk as Buffer).byteLength);
       }
     } catch (error) {
-      if (error instanceof AppError && error.code === 'image_not_found') return undefined;
+      if (error instanceof AppError && error.code === 'image_not_found') return this.manifestDigest(registry, repository, digest, signal);
       throw error;
     }
     return actual.value();
+  }
+
+  /** Registries do not serve manifests as blobs. */
+  private async manifestDigest(registry: RegistryClient, repository: string, digest: Digest, signal: AbortSignal): Promise<Digest | undefined> {
+    try {
+      return (await registry.getManifest(repository, digest, { signal }))?.digest;
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'digest_mismatch' && isDigest(error.details.actual)) return error.details.actual;
+      throw error;
+    }
   }
 
   private async namesOf(registry: RegistryClient, { upstream, digest, localReferences }: CatalogueImage, signal: AbortSignal): Promise<VerificationProblem[]> {

@@ -60,6 +60,8 @@ export interface CopyImagesOptions {
   /** See BlobCopierOptions. */
   storage?: RegistryStorage | undefined;
   sessions?: UploadSessions | undefined;
+  /** Images that `planCopy` has just found present: they are not looked at again. */
+  present?: ReadonlySet<ImageToCopy> | undefined;
   /** Images at a time, and requests at a time. Default 4. */
   concurrency?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -138,7 +140,8 @@ class ImageCopy {
       const belongings = await Promise.all(
         (image.companions ?? []).map(async (companion) => ({ companion, graph: await walkImage(companion.root, readManifest) })),
       );
-      if (!(await this.#isThere(root, graph, belongings))) await this.#bring(root, graph, belongings);
+      const isThere = this.options.present?.has(this.item) || (await this.#isThere(root, graph, belongings));
+      if (!isThere) await this.#bring(root, graph, belongings);
       const { digest, mediaType } = root;
       const parts = partsOf(graph, belongings);
       return {

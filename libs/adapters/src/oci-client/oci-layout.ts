@@ -2,6 +2,7 @@ import { AppError } from '@airdock/core/errors';
 import { type Digest, digestOf, isDigest } from '@airdock/core/oci/digest';
 import { type Descriptor, filterIndex, isIndexMediaType, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
 import { parseReference } from '@airdock/core/oci/reference';
+import pLimit from 'p-limit';
 import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
 import { checkKinds, describeImage, foreignLayer, type ImageGraph, isForeignLayer, totalSize, walkImage } from './image-graph.js';
 import { annotatedName, bareName, companionKind, companionSubject, companionTag, type GivenNames, givenNames, namesMissing } from './image-names.js';
@@ -39,6 +40,7 @@ async function checkVersion(files: BundleFiles): Promise<void> {
 /** Manifests are read more than once in the life of a source; small ones are kept. */
 const keptManifestBytes = 64 * 1024;
 const keptTotalBytes = 32 * 1024 * 1024;
+const readsAtOnce = 8;
 
 interface Entry {
   root: Descriptor;
@@ -82,6 +84,8 @@ export async function openOciLayout(files: BundleFiles, options: OpenLayoutOptio
 
 class Layout {
   readonly #kept = new Map<Digest, Buffer>();
+  /** Sizes of blobs that were looked up: many images share their layers. */
+  readonly #sizes = new Map<Digest, Promise<number | undefined>>();
   #keptBytes = 0;
 
   constructor(private readonly files: BundleFiles) {}
@@ -131,9 +135,8 @@ class Layout {
       const owner = entry.companion && ownerOf(entry.companion, owners);
       if (entry.companion) belonging.set(owner, [...(belonging.get(owner) ?? []), entry]);
     }
-    const images: SourceImage[] = [];
-    for (const entry of entries) if (!entry.companion) images.push(await this.#describe(entry, belonging.get(entry) ?? []));
-    return images;
+    const limit = pLimit(readsAtOnce);
+    return Promise.all(entries.filter(({ companion }) => !companion).map((entry) => limit(() => this.#describe(entry, belonging.get(entry) ?? []))));
   }
 
   async #entry(descriptor: Descriptor, byRoot: Map<Digest, Entry>): Promise<Entry> {
@@ -198,10 +201,12 @@ class Layout {
     checkKinds(graph);
     for (const blob of graph.blobs) {
       const member = blobPath(blob.digest);
-      const reader = await this.files.find(member);
-      if (!reader && isForeignLayer(blob)) throw foreignLayer(blob);
-      if (!reader) throw missingFile(this.files, member);
-      if (reader.size !== blob.size) throw new AppError('bundle_corrupt', { detail: `${member} has ${reader.size} bytes, ${name} says ${blob.size}`, member });
+      const found = this.#sizes.get(blob.digest) ?? this.files.find(member).then((reader) => reader?.size);
+      this.#sizes.set(blob.digest, found);
+      const size = await found;
+      if (size === undefined && isForeignLayer(blob)) throw foreignLayer(blob);
+      if (size === undefined) throw missingFile(this.files, member);
+      if (size !== blob.size) throw new AppError('bundle_corrupt', { detail: `${member} has ${size} bytes, ${name} says ${blob.size}`, member });
     }
   }
 }

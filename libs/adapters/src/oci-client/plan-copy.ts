@@ -1,7 +1,7 @@
 import type { Digest } from '@airdock/core/oci/digest';
 import pLimit from 'p-limit';
 import type { ImageToCopy } from './copy-image.js';
-import { walkImage } from './image-graph.js';
+import { type ImageGraph, walkImage } from './image-graph.js';
 import type { ImageSource } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
@@ -9,7 +9,7 @@ import type { RegistryStorage } from './registry-storage.js';
 const requestsAtOnce = 8;
 
 export interface PlannedImage {
-  /** `present`: every name leads to it and nothing of it is missing. `changed`: a name leads to something else. */
+  /** `present`: every name leads to it, and every repository has all of it. `changed`: a name leads to something else. */
   state: 'present' | 'changed' | 'missing';
   /** Of the root; undefined while its layers have never been compressed. */
   digest?: Digest | undefined;
@@ -39,6 +39,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     signal?.throwIfAborted();
     let root = image.root;
     let parts: { digest?: Digest | undefined; size: number }[] = [];
+    let graphs: ImageGraph[] = [];
     if (!root && source.blobsOf) {
       parts = await source.blobsOf(image);
       // Everything is compressed already: its manifest costs nothing.
@@ -46,9 +47,23 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     }
     if (root) {
       const roots = [root, ...(image.companions ?? []).map((companion) => companion.root)];
-      const graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
+      graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
       parts = graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]);
     }
+    /** Every repository has its own links to blobs and manifests; over HTTP the copy finds out. */
+    const isComplete = async (everywhere: readonly string[]): Promise<boolean> => {
+      if (!storage) return false;
+      const looks = everywhere.flatMap((repository) =>
+        graphs.flatMap(({ blobs, manifests }) => [
+          ...blobs.map((blob) => storage.has(repository, blob)),
+          ...manifests.map(async ({ digest }) => (await storage.resolve(repository, digest)) === digest),
+        ]),
+      );
+      const tags = (image.companions ?? []).flatMap(({ tag, root: { digest } }) =>
+        tag === undefined ? [] : everywhere.map(async (repository) => (await storage.resolve(repository, tag)) === digest),
+      );
+      return (await Promise.all([...looks, ...tags])).every(Boolean);
+    };
     const repositories = [...new Set(names.map(({ repository }) => repository))];
     const isThere = async (digest: Digest, size: number) => {
       if (storage) return storage.hasBlob({ digest, size });
@@ -66,7 +81,8 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
         return (await storage?.resolve(repository, reference)) ?? (await requests(() => registry.headManifest(repository, reference, { signal })))?.digest;
       }),
     );
-    const isPresent = root !== undefined && missingBytes === 0 && digests.every((digest) => digest === root.digest);
+    const isThereAs = root !== undefined && missingBytes === 0 && digests.every((digest) => digest === root.digest);
+    const isPresent = isThereAs && (await isComplete(repositories));
     return {
       state: isPresent ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing',
       digest: root?.digest,
