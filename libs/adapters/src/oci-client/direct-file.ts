@@ -12,6 +12,8 @@ export interface FileSpan {
   offset: number;
   /** Bytes. */
   size: number;
+  /** True for what was just written, and can be had from the page cache. */
+  isCached?: boolean;
 }
 
 /** Sees bytes in memory that is used again once the promise resolves. May throw, which ends the work. */
@@ -46,20 +48,27 @@ export class DirectFile {
     return DirectFile.open(path, constants.O_CREAT | constants.O_EXCL, 0);
   }
 
-  /** Goes on with a file that another process has left, after its first `size` bytes, a multiple of `pieceBytes`; what is behind them is cut off. */
+  /** Goes on with a file after its first `size` bytes, which it must have; what is behind them is cut off. */
   static async reopen(path: string, size: number): Promise<DirectFile> {
-    if (size % pieceBytes !== 0) throw new TypeError('a file is continued after a whole piece');
-    const file = await DirectFile.open(path, 0, size);
-    await file.handle.truncate(size);
-    return file;
+    const rest = size % pieceBytes;
+    const file = await DirectFile.open(path, 0, size - rest);
+    try {
+      await file.append(await readRange(path, size - rest, rest));
+      await file.handle.truncate(size - rest);
+      return file;
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
   }
 
   private static async open(path: string, flags: number, position: number): Promise<DirectFile> {
     const pieces: Buffer[] = [];
+    const isNew = flags !== 0;
     try {
       const handle = await open(path, constants.O_RDWR | flags | constants.O_DIRECT, 0o644);
       while (pieces.length < 2) {
-        const piece = pool.pop() ?? (await findAligned(handle, position > 0));
+        const piece = pool.pop() ?? (await findAligned(handle, isNew ? 'write' : 'read'));
         if (!piece) break;
         pieces.push(piece);
       }
@@ -69,7 +78,7 @@ export class DirectFile {
       if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
     }
     // A new file was made before the file system refused the flag.
-    const handle = await open(path, constants.O_WRONLY | (position > 0 ? 0 : constants.O_CREAT | constants.O_TRUNC), 0o644);
+    const handle = await open(path, constants.O_WRONLY | (isNew ? constants.O_CREAT | constants.O_TRUNC : 0), 0o644);
     const memory = () => Buffer.from(new SharedArrayBuffer(pieceBytes));
     return new DirectFile(path, handle, toPieces([memory(), memory()]), false, position);
   }
@@ -91,7 +100,7 @@ export class DirectFile {
 
   /** Copies a part of another file; `onPiece` looks at the bytes while they are written. Ends early where that file ends. */
   async appendFrom(source: FileSpan, onPiece: OnPiece): Promise<void> {
-    const input = await SourceFile.open(source.path, this.isDirect && this.filled === 0 && source.offset % sectorBytes === 0);
+    const input = await SourceFile.open(source.path, this.isDirect && !source.isCached && this.filled === 0 && source.offset % sectorBytes === 0);
     try {
       for (let done = 0; done < source.size; ) {
         const { memory, used } = this.piece;
@@ -159,7 +168,7 @@ class SourceFile {
   private constructor(
     private readonly path: string,
     private handle: FileHandle,
-    private isDirect: boolean,
+    public isDirect: boolean,
   ) {}
 
   static async open(path: string, isDirect: boolean): Promise<SourceFile> {
@@ -172,6 +181,13 @@ class SourceFile {
       }
     }
     return new SourceFile(path, await open(path, flags), false);
+  }
+
+  /** Of `pieceBytes`, and where this disk takes it from. */
+  async memory(): Promise<Buffer> {
+    if (!this.isDirect) return Buffer.from(new SharedArrayBuffer(pieceBytes));
+    // Where no place suits, the first read will say so again and do without.
+    return pool.pop() ?? (await findAligned(this.handle, 'read')) ?? Buffer.from(new SharedArrayBuffer(pieceBytes));
   }
 
   /** How many of the wanted bytes were read; 0 at the end of the file. */
@@ -197,12 +213,14 @@ class SourceFile {
 }
 
 /** Reads a part of a file, past the page cache where that is possible. Returns how many bytes there were: fewer than wanted where the file ends. */
-export async function readPieces({ path, offset, size }: FileSpan, onPiece: OnPiece): Promise<number> {
-  const aligned = offset % sectorBytes === 0 && pool.length >= 2;
-  const pieces = toPieces(aligned ? pool.splice(-2) : [0, 1].map(() => Buffer.from(new SharedArrayBuffer(pieceBytes))));
-  const input = await SourceFile.open(path, aligned);
+export async function readPieces({ path, offset, size, isCached = false }: FileSpan, onPiece: OnPiece): Promise<number> {
+  const input = await SourceFile.open(path, !isCached && offset % sectorBytes === 0);
+  const memories: Buffer[] = [];
+  let pieces: Piece[] = [];
   let done = 0;
   try {
+    while (memories.length < 2) memories.push(await input.memory());
+    pieces = toPieces(memories);
     for (let index = 0; done < size; index = 1 - index) {
       const piece = pieces[index] as Piece;
       await piece.used;
@@ -215,8 +233,19 @@ export async function readPieces({ path, offset, size }: FileSpan, onPiece: OnPi
     return done;
   } finally {
     await Promise.allSettled(pieces.map(({ used }) => used));
-    if (aligned) pool.push(...pieces.map(({ memory }) => memory));
+    if (input.isDirect && pool.length < maxPooled) pool.push(...memories);
     await input.close();
+  }
+}
+
+async function readRange(path: string, position: number, size: number): Promise<Buffer> {
+  const handle = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  try {
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(size), 0, size, position);
+    if (bytesRead < size) throw new RangeError(`${path} has no ${position + size} bytes`);
+    return buffer;
+  } finally {
+    await handle.close();
   }
 }
 
@@ -236,15 +265,14 @@ const maxPooled = 16;
 
 /**
  * Memory that the disk takes direct reads and writes from: it has to begin at a multiple of some power of two that nobody tells, and where memory begins is not
- * told either, so it is tried at the start of the file: a new one is written to, one with content is read. Undefined when no place suits.
+ * told either, so it is tried at the start of the file, of which a new one is empty. Undefined when no place suits.
  */
-async function findAligned(handle: FileHandle, hasContent: boolean): Promise<Buffer | undefined> {
+async function findAligned(handle: FileHandle, by: 'read' | 'write'): Promise<Buffer | undefined> {
   const memory = new SharedArrayBuffer(pieceBytes + blockBytes);
   for (let offset = 0; offset < blockBytes; offset += 16) {
     const piece = Buffer.from(memory, offset, pieceBytes);
     try {
-      if (hasContent) await handle.read(piece, 0, blockBytes, 0);
-      else await handle.write(piece, 0, blockBytes, 0);
+      await (by === 'read' ? handle.read(piece, 0, blockBytes, 0) : handle.write(piece, 0, blockBytes, 0));
       return piece;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;

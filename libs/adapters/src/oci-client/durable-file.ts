@@ -68,3 +68,6 @@ export function diskError(error: unknown, path: string): unknown {
   if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
   return new AppError('space_insufficient', { detail: `the disk of ${dirname(path)} is full`, path: dirname(path) }, { cause: error });
 }
+
+/** False for failures after which an unfinished file is of no use, or in the way: wrong content, and a full disk. */
+export const isWorthKeeping = (error: unknown): boolean => !(error instanceof AppError && ['digest_mismatch', 'space_insufficient'].includes(error.code));

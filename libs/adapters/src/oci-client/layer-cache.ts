@@ -1,14 +1,13 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { access, constants, readFile, stat } from 'node:fs/promises';
-import { delimiter, join } from 'node:path';
-import { Readable, Transform, type Writable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
-import { createGzip } from 'node:zlib';
+import { access, constants, mkdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { basename, delimiter, join } from 'node:path';
+import { Transform } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { createDigest, type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
-import { writeDurably } from './durable-file.js';
+import { diskError, isWorthKeeping, syncFolder, writeDurably } from './durable-file.js';
+import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
+import { newPart, releasePart, sweepParts, takePart } from './parts.js';
+import { compressInPieces, type Engine, layerFile } from './piece-compressor.js';
 
 /** A layer compressed for the registry. */
 export interface CompressedLayer {
@@ -18,14 +17,11 @@ export interface CompressedLayer {
   size: number;
 }
 
-interface Engine {
-  name: string;
-  /** Absent for zlib, inside this process. */
-  command?: readonly [string, ...string[]];
-}
-
 /** Programs to look for, fastest first; without any of them zlib is used, which is slower by far. */
 export const compressionPrograms: readonly string[] = ['igzip', 'pigz'];
+
+/** Members run beside each other already, and what pigz writes depends on how many threads it has. */
+const threads: Partial<Record<string, readonly string[]>> = { pigz: ['-p', '1'] };
 
 async function findEngine(programs: readonly string[]): Promise<Engine> {
   for (const name of programs) {
@@ -36,7 +32,7 @@ async function findEngine(programs: readonly string[]): Promise<Engine> {
         () => false,
       );
       // Without name and time, so that one engine always gives the same bytes.
-      if (found) return { name, command: [program, '-1', '-n', '-c'] };
+      if (found) return { name, command: [program, '-1', '-n', '-c', ...(threads[name] ?? [])] };
     }
   }
   return { name: 'zlib' };
@@ -58,16 +54,6 @@ export function hashing(onBytes?: (count: number) => void): { through: Transform
   return { through, digest: () => digest.value(), size: () => size };
 }
 
-/** Waits for a child; its own words become the error. */
-async function exited(child: ChildProcess, name: string): Promise<void> {
-  let words = '';
-  child.stderr?.on('data', (chunk: Buffer) => {
-    words = (words + chunk.toString('utf8')).slice(0, 500);
-  });
-  const [code, signal] = (await once(child, 'close')) as [number | null, string | null];
-  if (code !== 0) throw new AppError('internal_error', { detail: `${name} ended with ${code ?? signal}: ${words.trim()}` });
-}
-
 /** Uncompressed layers, compressed once into a folder and found there by every later run: `<folder>/<diff ID>.tar.gz` with a `.json` beside it. */
 export class LayerCache {
   readonly #running = new Map<Digest, Promise<CompressedLayer>>();
@@ -86,7 +72,8 @@ export class LayerCache {
 
   /**
    * Compresses a layer, or finds it. The same layer asked for twice at a time is compressed once. Throws `digest_mismatch` naming `member` when the
-   * bytes are not those of `diffId`, `space_insufficient`, and the signal's reason. `onBytes` counts uncompressed bytes.
+   * bytes are not those of `diffId`, `space_insufficient`, and the signal's reason. `onBytes` counts uncompressed bytes. A run that was killed or aborted leaves
+   * a `.part` folder, which the next one for this layer continues, and which goes after an hour without one.
    */
   get(
     diffId: Digest,
@@ -106,6 +93,12 @@ export class LayerCache {
     return work;
   }
 
+  async #prepare(): Promise<Engine> {
+    startHelperShell();
+    await sweepParts(this.folder);
+    return findEngine(this.programs);
+  }
+
   async #findOrCompress(
     diffId: Digest,
     member: string,
@@ -118,42 +111,29 @@ export class LayerCache {
       options.onBytes?.(reader.size);
       return known;
     }
-    this.#engine ??= findEngine(this.programs);
+    this.#engine ??= this.#prepare();
     const engine = await this.#engine;
-    const plain = hashing(options.onBytes);
-    const compressed = hashing();
-    const check = () => {
-      const actual = plain.digest();
-      if (actual !== diffId)
-        throw new AppError('digest_mismatch', { detail: `${member} has the digest ${actual}, its image says ${diffId}`, member, expected: diffId, actual });
-    };
-    const output = Readable.from(compress(engine, reader.open(), plain.through, check), { objectMode: false });
-    const counted = output.compose(compressed.through) as Readable;
-    // It may fail before anyone reads it, which ends the process; who reads it then still hears of it.
-    counted.once('error', () => undefined);
-    await writeDurably(path, counted, { signal: options.signal });
-    const layer = { path, digest: compressed.digest(), size: compressed.size() };
-    await writeDurably(`${path}.json`, Buffer.from(JSON.stringify({ digest: layer.digest, size: layer.size, engine: engine.name })), {});
-    return layer;
-  }
-}
-
-/** The compressed bytes; fails instead of ending when the input was not what `check` wants, so nothing wrong is ever kept. */
-async function* compress(engine: Engine, input: Readable, plain: Transform, check: () => void): AsyncGenerator<Buffer> {
-  const [program, ...args] = engine.command ?? [];
-  const child = program === undefined ? undefined : spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
-  const ended = child ? exited(child, engine.name) : Promise.resolve();
-  const zlib = child ? undefined : createGzip({ level: 1 });
-  const fed = zlib ? pipeline(input, plain, zlib) : pipeline(input, plain, child?.stdin as Writable);
-  // Looked at below, after the output; until then a failure shows as an output that ends.
-  const both = Promise.allSettled([ended, fed]);
-  try {
-    yield* (zlib ?? child?.stdout) as Readable;
-    for (const result of await both) if (result.status === 'rejected') throw result.reason;
-    check();
-  } finally {
-    input.destroy();
-    child?.kill('SIGKILL');
+    await mkdir(this.folder, { recursive: true });
+    const subject = basename(path);
+    const part = (await takePart(this.folder, subject)) ?? newPart(this.folder, subject);
+    try {
+      await mkdir(part, { recursive: true });
+      const { plain, digest, size } = await compressInPieces(reader, part, engine, options);
+      if (plain !== diffId) {
+        const detail = `${member} has the digest ${plain}, its image says ${diffId}`;
+        throw new AppError('digest_mismatch', { detail, member, expected: diffId, actual: plain });
+      }
+      await rename(layerFile(part), path);
+      await syncFolder(this.folder);
+      await rm(part, { recursive: true, force: true });
+      await writeDurably(`${path}.json`, Buffer.from(JSON.stringify({ digest, size, engine: engine.name })), {});
+      return { path, digest, size };
+    } catch (error) {
+      const failure = diskError(error, path);
+      await (isWorthKeeping(failure) ? releasePart(part) : rm(part, { recursive: true, force: true }));
+      options.signal?.throwIfAborted();
+      throw failure;
+    }
   }
 }
 

@@ -4,7 +4,7 @@ import { AppError } from '@airdock/core/errors';
 import { digestOf } from '@airdock/core/oci/digest';
 import { buildDockerArchive, buildOciArchive, flipByteIn, makeImage } from '@airdock/testing/bundles';
 import { startRegistry, tempDir } from '@airdock/testing/servers';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { openBundle } from './bundle.js';
 import { copyImages } from './copy-image.js';
 import { RegistryClient } from './registry-client.js';
@@ -91,7 +91,9 @@ describe('RegistryStorage', () => {
     );
     const first = await push(file);
     expect(first.map(({ error }) => error)).toEqual([undefined, undefined, undefined]);
+    const flush = vi.spyOn(storage, 'flush');
     expect((await push(file)).map(({ digest }) => digest)).toEqual(first.map(({ digest }) => digest));
+    expect(flush).not.toHaveBeenCalled();
     expect(await readdir(join(server.storageDir, 'airdock-incoming'))).toEqual([]);
   });
 

@@ -3,31 +3,28 @@
  * itself never changes again is written: blob files, and the links that make them part of a repository. Manifests and tags go through the registry, which
  * then checks that every blob is there. Layout: storage paths v2 of distribution, registry/storage/paths.go; see docs/adr/0009.
  */
-import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { access, link, mkdir, readdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import { access, link, mkdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
-import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
-import { DirectFile } from './direct-file.js';
-import { diskError, writeDurably } from './durable-file.js';
+import { DirectFile, pieceBytes, readPieces } from './direct-file.js';
+import { diskError, isWorthKeeping, writeDurably } from './durable-file.js';
 import { createPooledDigest, digestOfFile, hashPieces } from './hash-pool.js';
+import { runProgram, startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
+import { newPart, releasePart, sweepParts, takePart } from './parts.js';
 import type { RegistryClient } from './registry-client.js';
-
-const run = promisify(execFile);
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
 
 /** Blobs up to this size are written in one piece. */
 const smallBytes = 256 * 1024;
-const abandonedMs = 60 * 60 * 1000;
 const gatherMs = 5;
 
 export interface PlaceOptions {
@@ -65,7 +62,7 @@ export class RegistryStorage {
       await rm(join(folder, 'docker/registry/v2/repositories/airdock/layout-check'), { recursive: true, force: true });
       await rmdir(join(folder, 'docker/registry/v2/repositories/airdock')).catch(() => undefined);
       await rm(dirname(storage.blobFile(probe.digest)), { recursive: true, force: true });
-      await sweepParts(join(folder, 'airdock-incoming'));
+      await sweepParts(storage.incoming);
     }
   }
 
@@ -74,11 +71,18 @@ export class RegistryStorage {
     try {
       if ((await readFile(join(folder, storageMarker), 'utf8')).trim() !== id) return undefined;
       await access(folder, constants.W_OK);
-      return new RegistryStorage(folder);
+      const storage = new RegistryStorage(folder);
+      startHelperShell();
+      await sweepParts(storage.incoming);
+      return storage;
     } catch {
       // Another machine's folder, or another user's.
       return undefined;
     }
+  }
+
+  private get incoming(): string {
+    return join(this.root, 'airdock-incoming');
   }
 
   /** Where the bytes of a blob lie, when they are there. */
@@ -136,7 +140,8 @@ export class RegistryStorage {
 
   /**
    * Makes a blob part of a repository. Content that is not in the storage is copied and hashed on the way, flushed to disk and only then given its name:
-   * nothing wrong or half is ever visible. The link is on disk after the next `flush`. Idempotent, safe beside others that place the same blob. Throws
+   * nothing wrong or half is ever visible. The link is on disk after the next `flush`. Idempotent, safe beside others that place the same blob. A copy that was
+   * killed, aborted or failed for a reason that may pass leaves its part, which the next one continues, and which goes after an hour without one. Throws
    * `digest_mismatch`, `space_insufficient`, and the signal's reason.
    */
   async place(repository: string, descriptor: Descriptor, reader: () => Promise<BlobReader>, options: PlaceOptions = {}): Promise<void> {
@@ -155,7 +160,7 @@ export class RegistryStorage {
       // A moment for others to join: a flush costs about as much for one blob as for a hundred.
       await delay(gatherMs);
       this.#nextFlush = undefined;
-      const flushed = run('sync', ['--file-system', this.root]).then(() => undefined);
+      const flushed = runProgram('sync', ['--file-system', this.root]);
       this.#lastFlush = flushed.catch(() => undefined);
       return flushed;
     });
@@ -168,35 +173,32 @@ export class RegistryStorage {
     reader: () => Promise<BlobReader>,
     { signal, onBytes, limit = (work) => work() }: PlaceOptions,
   ): Promise<void> {
-    const incoming = join(this.root, 'airdock-incoming');
-    const part = join(incoming, `${digestHex(descriptor.digest)}.${randomUUID()}.part`);
+    let part = newPart(this.incoming, digestHex(descriptor.digest));
     try {
       await limit(async () => {
         signal?.throwIfAborted();
-        await mkdir(incoming, { recursive: true });
+        await mkdir(this.incoming, { recursive: true });
         const source = await reader();
         const isOurs = source.file?.verified === descriptor.digest && (await linkOrFalse(source.file.path, part));
         if (isOurs) onBytes?.(descriptor.size);
-        else await copyVerified(source, part, descriptor, signal, onBytes);
+        else if (descriptor.size <= smallBytes) await copySmall(source, part, descriptor, onBytes);
+        else {
+          part = (await takePart(this.incoming, digestHex(descriptor.digest))) ?? part;
+          await copyVerified(source, part, descriptor, { signal, onBytes });
+        }
       });
       // One flush serves all blobs that arrive meanwhile: a sync for each would cost more than the copy of small ones.
       await this.flush();
       await mkdir(dirname(path), { recursive: true });
       await rename(part, path);
     } catch (error) {
-      await rm(part, { force: true });
+      const failure = diskError(error, path);
+      const { size, nlink } = (await stat(part).catch(() => undefined)) ?? { size: 0, nlink: 0 };
+      if (isWorthKeeping(failure) && size >= pieceBytes && nlink === 1) await releasePart(part);
+      else await rm(part, { force: true });
       signal?.throwIfAborted();
-      throw diskError(error, path);
+      throw failure;
     }
-  }
-}
-
-/** Removes what processes that were killed have left; a running copy touches its part all the time. */
-async function sweepParts(folder: string): Promise<void> {
-  for (const name of await readdir(folder).catch(() => [])) {
-    const path = join(folder, name);
-    const status = await stat(path).catch(() => undefined);
-    if (status && Date.now() - status.mtimeMs > abandonedMs) await rm(path, { force: true });
   }
 }
 
@@ -210,20 +212,44 @@ async function linkOrFalse(from: string, to: string): Promise<boolean> {
   }
 }
 
+/**
+ * Copies a large blob into `path`. What is there already was left by another process: it is hashed and continued, and when the whole turns out wrong the blob is
+ * copied once more from its beginning.
+ */
 async function copyVerified(
   reader: BlobReader,
   path: string,
-  { digest, size }: Descriptor,
-  signal?: AbortSignal,
-  onBytes?: (count: number) => void,
+  expected: Pick<Descriptor, 'digest' | 'size'>,
+  options: Pick<PlaceOptions, 'signal' | 'onBytes'>,
 ): Promise<void> {
-  if (size <= smallBytes) return copySmall(reader, path, { digest, size }, onBytes);
+  const found = Math.min((await stat(path).catch(() => undefined))?.size ?? 0, expected.size);
+  // The last piece may be there in part.
+  const start = found - (found % pieceBytes);
+  if (start > 0) {
+    try {
+      return await copyFrom(start, reader, path, expected, options);
+    } catch (error) {
+      if (!(error instanceof AppError && error.code === 'digest_mismatch')) throw error;
+    }
+  }
+  await rm(path, { force: true });
+  return copyFrom(0, reader, path, expected, start > 0 ? { signal: options.signal } : options);
+}
+
+async function copyFrom(
+  start: number,
+  reader: BlobReader,
+  path: string,
+  { digest, size }: Pick<Descriptor, 'digest' | 'size'>,
+  options: Pick<PlaceOptions, 'signal' | 'onBytes'>,
+): Promise<void> {
   const digested = createPooledDigest();
-  const output = await DirectFile.create(path);
-  const look = hashPieces(digested, { signal, onBytes });
+  const look = hashPieces(digested, options);
+  if (start > 0) await readPieces({ path, offset: 0, size: start }, look);
+  const output = start > 0 ? await DirectFile.reopen(path, start) : await DirectFile.create(path);
   try {
-    if (reader.file) await output.appendFrom({ ...reader.file, size }, look);
-    else for await (const chunk of reader.open()) await Promise.all([look(chunk as Buffer), output.append(chunk as Buffer)]);
+    if (reader.file) await output.appendFrom({ path: reader.file.path, offset: reader.file.offset + start, size: size - start }, look);
+    else for await (const chunk of reader.open({ start })) await Promise.all([look(chunk as Buffer), output.append(chunk as Buffer)]);
     expectContent(await digested.value(), await output.finish(), { digest, size });
   } finally {
     await output.close();
