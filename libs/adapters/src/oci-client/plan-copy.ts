@@ -72,7 +72,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     };
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
     for (const { digest } of fresh) if (digest) counted.add(digest);
-    const there = await Promise.all(fresh.map(({ digest, size }) => (digest ? isThere(digest, size) : false)));
+    const there = await Promise.all(fresh.map(({ digest, size }) => (digest ? isThere(digest, size) : Promise.resolve(false))));
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
     const digests = await Promise.all(
       names.map(async ({ repository, tag }) => {

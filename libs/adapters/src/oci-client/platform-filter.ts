@@ -59,7 +59,7 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
     const graph = await walkImage(root, readManifest);
     const there = new Set<string>(graph.manifests.map(({ digest }) => digest));
     const companions = (image.companions ?? []).filter(({ subject }) => there.has(subject));
-    const graphs = await Promise.all([graph, ...companions.map((companion) => walkImage(companion.root, readManifest))]);
+    const graphs = [graph, ...(await Promise.all(companions.map((companion) => walkImage(companion.root, readManifest))))];
     const parts = new Map(graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]).map((part) => [part.digest, part]));
     const runnable = graph.images.filter(({ manifest }) => isImageConfig(manifest.config));
     return {
