@@ -9,6 +9,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { UploadSessions } from '@airdock/adapters/oci-client/upload-sessions';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { formatPlatform } from '@airdock/core/oci/manifest';
+import { selectImages } from '@airdock/core/oci/select-images';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -26,7 +27,6 @@ import { ImageService } from '../image/image.service.js';
 import { type LocalName, LocalNamesService, type NamingRule, refuseCollisions } from '../image/local-names.service.js';
 import { PushEntity } from './push.entity.js';
 import type { CreatePush, Push, PushedImage, PushPlan } from './push.schema.js';
-import { selectImages } from './select-images.js';
 
 export const pushJobType = 'image.push';
 const recordAtOnce = 50;

@@ -3,6 +3,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import { createDigest, type Digest, isDigest } from '@airdock/core/oci/digest';
 import { parseReference } from '@airdock/core/oci/reference';
+import { selectImages } from '@airdock/core/oci/select-images';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
@@ -16,7 +17,6 @@ import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import type { Repository } from 'typeorm';
 import { type CatalogueImage, ImageService } from '../image/image.service.js';
-import { selectImages } from '../push/select-images.js';
 import { VerificationEntity } from './verification.entity.js';
 import type { CreateVerification, Verification, VerificationProblem } from './verification.schema.js';
 

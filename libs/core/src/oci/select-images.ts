@@ -1,4 +1,4 @@
-import { AppError } from '@airdock/core/errors';
+import { AppError } from '../errors.js';
 
 /**
  * The images that a selection names, in their own order. A pattern has `*` for any characters and `?` for one; anything else is a name in full. Throws
