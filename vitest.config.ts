@@ -13,7 +13,7 @@ export default defineConfig({
     projects: [
       {
         ...source,
-        test: { name: 'unit', include: ['libs/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 30_000, hookTimeout: 30_000 },
+        test: { name: 'unit', include: ['libs/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 120_000, hookTimeout: 120_000 },
       },
       {
         ...source,
@@ -21,8 +21,8 @@ export default defineConfig({
           name: 'component',
           include: ['apps/**/src/**/*.spec.ts'],
           exclude: ['**/dist/**', '**/node_modules/**'],
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          testTimeout: 180_000,
+          hookTimeout: 180_000,
         },
       },
       {
