@@ -12,7 +12,7 @@ export interface FileSpan {
   offset: number;
   /** Bytes. */
   size: number;
-  /** True for what was just written, and can be had from the page cache. */
+  /** True for what the page cache probably has, since it was just written or read. */
   isCached?: boolean;
 }
 
@@ -68,7 +68,7 @@ export class DirectFile {
     try {
       const handle = await open(path, constants.O_RDWR | flags | constants.O_DIRECT, 0o644);
       while (pieces.length < 2) {
-        const piece = pool.pop() ?? (await findAligned(handle, isNew ? 'write' : 'read'));
+        const piece = alignedPool.pop() ?? (await findAligned(handle, isNew ? 'write' : 'read'));
         if (!piece) break;
         pieces.push(piece);
       }
@@ -79,8 +79,7 @@ export class DirectFile {
     }
     // A new file was made before the file system refused the flag.
     const handle = await open(path, constants.O_WRONLY | (isNew ? constants.O_CREAT | constants.O_TRUNC : 0), 0o644);
-    const memory = () => Buffer.from(new SharedArrayBuffer(pieceBytes));
-    return new DirectFile(path, handle, toPieces([memory(), memory()]), false, position);
+    return new DirectFile(path, handle, toPieces([ordinaryMemory(), ordinaryMemory()]), false, position);
   }
 
   private get piece(): Piece {
@@ -132,7 +131,7 @@ export class DirectFile {
 
   async close(): Promise<void> {
     await Promise.allSettled([this.writing, ...this.pieces.map(({ used }) => used)]);
-    if (this.isDirect && pool.length < maxPooled) pool.push(...this.pieces.map(({ memory }) => memory));
+    giveBack(this.pieces.map(({ memory }) => memory));
     await this.handle.close();
   }
 
@@ -185,9 +184,9 @@ class SourceFile {
 
   /** Of `pieceBytes`, and where this disk takes it from. */
   async memory(): Promise<Buffer> {
-    if (!this.isDirect) return Buffer.from(new SharedArrayBuffer(pieceBytes));
+    if (!this.isDirect) return ordinaryMemory();
     // Where no place suits, the first read will say so again and do without.
-    return pool.pop() ?? (await findAligned(this.handle, 'read')) ?? Buffer.from(new SharedArrayBuffer(pieceBytes));
+    return alignedPool.pop() ?? (await findAligned(this.handle, 'read')) ?? ordinaryMemory();
   }
 
   /** How many of the wanted bytes were read; 0 at the end of the file. */
@@ -233,7 +232,7 @@ export async function readPieces({ path, offset, size, isCached = false }: FileS
     return done;
   } finally {
     await Promise.allSettled(pieces.map(({ used }) => used));
-    if (input.isDirect && pool.length < maxPooled) pool.push(...memories);
+    giveBack(memories);
     await input.close();
   }
 }
@@ -259,9 +258,20 @@ function settledLater(first: Promise<unknown>, second: Promise<unknown> | undefi
   return all;
 }
 
-/** Pieces that are not in use. They are kept, since finding out where such memory may begin takes tries. */
-const pool: Buffer[] = [];
+/** Pieces that are not in use: new memory costs a fault for each of its pages, and finding out where a disk takes it from takes tries. */
+const alignedPool: Buffer[] = [];
+const ordinaryPool: Buffer[] = [];
 const maxPooled = 16;
+
+const ordinaryMemory = (): Buffer => ordinaryPool.pop() ?? Buffer.from(new SharedArrayBuffer(pieceBytes));
+
+function giveBack(memories: readonly Buffer[]): void {
+  for (const memory of memories) {
+    // Memory that was made to be aligned is a block longer.
+    const pool = memory.buffer.byteLength > pieceBytes ? alignedPool : ordinaryPool;
+    if (pool.length < maxPooled) pool.push(memory);
+  }
+}
 
 /**
  * Memory that the disk takes direct reads and writes from: it has to begin at a multiple of some power of two that nobody tells, and where memory begins is not

@@ -55,7 +55,9 @@ function feedOf(reader: BlobReader): { feed: Feed; close(): void } {
   if (file) {
     let position = 0;
     const feed: Feed = async (size, onPiece) => {
-      const count = await readPieces({ path: file.path, offset: file.offset + position, size: Math.min(size, reader.size - position) }, onPiece);
+      const span = { path: file.path, offset: file.offset + position, size: Math.min(size, reader.size - position) };
+      // A bundle was often just written or looked through.
+      const count = await readPieces({ ...span, isCached: true }, onPiece);
       position += count;
       return count;
     };

@@ -98,7 +98,7 @@ describe('a copy whose process was killed', () => {
     const readers = [countingReader(), countingReader()];
     const storage = await open();
     await Promise.all(readers.map(({ reader }, index) => storage.place(`a/r${index}`, descriptor, reader)));
-    expect(readers.map(({ read }) => (read.starts[0] as number) > 0).sort((a, b) => Number(a) - Number(b))).toEqual([false, true]);
+    expect(readers.filter(({ read }) => (read.starts[0] as number) > 0)).toHaveLength(1);
     expect(await isPlaced()).toBe(true);
     expect(await incoming()).toEqual([]);
   });
