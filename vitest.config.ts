@@ -13,7 +13,13 @@ export default defineConfig({
     projects: [
       {
         ...source,
-        test: { name: 'unit', include: ['libs/**/src/**/*.spec.ts'], exclude: ['**/dist/**', '**/node_modules/**'], testTimeout: 120_000, hookTimeout: 120_000 },
+        test: {
+          name: 'unit',
+          include: ['libs/**/src/**/*.spec.ts'],
+          exclude: ['**/dist/**', '**/node_modules/**'],
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
+        },
       },
       {
         ...source,
