@@ -33,6 +33,8 @@ export interface PlaceOptions {
   onBytes?: ((count: number) => void) | undefined;
   /** Bounds how many copies run at a time; waiting for the disk is not bounded by it. */
   limit?: <T>(work: () => Promise<T>) => Promise<T>;
+  /** Whether the bytes are on disk before they get their name. Default true. */
+  isLasting?: boolean;
 }
 
 export class RegistryStorage {
@@ -54,7 +56,8 @@ export class RegistryStorage {
     const probe = { mediaType: 'application/octet-stream', digest: digestOf(content), size: content.byteLength };
     const repository = 'airdock/layout-check';
     try {
-      await storage.place(repository, probe, async () => ({ size: probe.size, open: () => Readable.from([content]) }));
+      // It is gone at once, so no disk that is busy with others has to be waited for.
+      await storage.place(repository, probe, async () => ({ size: probe.size, open: () => Readable.from([content]) }), { isLasting: false });
       const found = await registry.headBlob(repository, probe.digest);
       return found?.size === probe.size ? id : undefined;
     } finally {
@@ -171,7 +174,7 @@ export class RegistryStorage {
     path: string,
     descriptor: Descriptor,
     reader: () => Promise<BlobReader>,
-    { signal, onBytes, limit = (work) => work() }: PlaceOptions,
+    { signal, onBytes, limit = (work) => work(), isLasting = true }: PlaceOptions,
   ): Promise<void> {
     let part = newPart(this.incoming, digestHex(descriptor.digest));
     try {
@@ -188,7 +191,7 @@ export class RegistryStorage {
         }
       });
       // One flush serves all blobs that arrive meanwhile: a sync for each would cost more than the copy of small ones.
-      await this.flush();
+      if (isLasting) await this.flush();
       await mkdir(dirname(path), { recursive: true });
       await rename(part, path);
     } catch (error) {
