@@ -170,7 +170,7 @@ class LayerRun {
     }
   }
 
-  /** Into a file, since a pipe costs twice as much; it is used again and gone before it would reach the disk. */
+  /** Into a file, which takes less processor time than a pipe. It is used again for later members, and mostly gone before it would reach the disk. */
   private async spool(path: string): Promise<number> {
     const { signal, onBytes } = this.options;
     const look = hashPieces(this.plain, { signal, onBytes });
