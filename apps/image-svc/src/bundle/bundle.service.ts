@@ -3,10 +3,11 @@ import { basename, join, sep } from 'node:path';
 import type { Readable } from 'node:stream';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { writeDockerArchive } from '@airdock/adapters/oci-client/docker-archive-writer';
+import { createPooledDigest } from '@airdock/adapters/oci-client/hash-pool';
 import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { findParts, JoinedFile } from '@airdock/adapters/oci-client/joined-file';
 import { AppError } from '@airdock/core/errors';
-import { createDigest, digestHex } from '@airdock/core/oci/digest';
+import { digestHex } from '@airdock/core/oci/digest';
 import { formatPlatform } from '@airdock/core/oci/manifest';
 import { parseReference } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -154,15 +155,15 @@ export class BundleService {
   private async checkSha256({ path, sizeBytes }: BundleEntity, sha256: string, { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<void> {
     await using file = await openParts(path);
     const bytesTotal = Number(sizeBytes);
-    const digest = createDigest();
+    const digest = createPooledDigest();
     let bytesDone = 0;
     for await (const chunk of file.stream(0, file.size)) {
       signal.throwIfAborted();
-      digest.update(chunk as Buffer);
+      await digest.update(chunk as Buffer);
       bytesDone += (chunk as Buffer).byteLength;
       progress({ phase: 'checksum', bytesDone, bytesTotal });
     }
-    const actual = digestHex(digest.value());
+    const actual = digestHex(await digest.value());
     if (actual === sha256) return;
     throw new AppError('digest_mismatch', { detail: `the file has the sha256 ${actual}, and was declared with ${sha256}`, expected: sha256, actual });
   }

@@ -8,7 +8,7 @@ import { filterPlatforms } from '@airdock/adapters/oci-client/platform-filter';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { UploadSessions } from '@airdock/adapters/oci-client/upload-sessions';
 import { AppError, toProblem } from '@airdock/core/errors';
-import { formatPlatform } from '@airdock/core/oci/manifest';
+import { formatPlatform, isPlatform } from '@airdock/core/oci/manifest';
 import { selectImages } from '@airdock/core/oci/select-images';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
@@ -56,7 +56,7 @@ export class PushService {
   /** Throws `bundle_not_ready`, `image_not_found`, `image_name_collision`, `registry_off`. */
   async create(request: JobRequest, { bundleId, images, platforms, naming, winners, dryRun }: CreatePush): Promise<Job> {
     const seen = await this.bundles.images(bundleId);
-    const isWanted = (own: string) => platforms?.some((platform) => own === platform || own.startsWith(`${platform}/`)) ?? true;
+    const isWanted = (own: string) => platforms?.some((platform) => isPlatform(own, platform)) ?? true;
     const selected = selectImages(
       seen.filter((image) => image.platforms.length === 0 || image.platforms.some(isWanted)),
       images,

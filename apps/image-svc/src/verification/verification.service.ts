@@ -1,7 +1,8 @@
 import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
+import { createPooledDigest } from '@airdock/adapters/oci-client/hash-pool';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
-import { createDigest, type Digest, isDigest } from '@airdock/core/oci/digest';
+import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import { parseReference } from '@airdock/core/oci/reference';
 import { selectImages } from '@airdock/core/oci/select-images';
 import { columns, now } from '@airdock/platform/database';
@@ -114,10 +115,10 @@ export class VerificationService {
     onBytes: (count: number) => void,
   ): Promise<Digest | undefined> {
     if (storage) return storage.digestOf(digest, { signal, onBytes });
-    const actual = createDigest();
+    const actual = createPooledDigest();
     try {
       for await (const chunk of await registry.getBlob(repository, digest, { signal })) {
-        actual.update(chunk as Buffer);
+        await actual.update(chunk as Buffer);
         onBytes((chunk as Buffer).byteLength);
       }
     } catch (error) {

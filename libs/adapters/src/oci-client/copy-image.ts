@@ -159,10 +159,9 @@ class ImageCopy {
   }
 
   async #bring(root: Descriptor, graph: ImageGraph, belongings: readonly Belonging[]): Promise<void> {
-    const blobs = uniqueBlobs([graph, ...belongings.map((belonging) => belonging.graph)]);
+    const { blobs, children } = contentOf([graph, ...belongings.map((belonging) => belonging.graph)]);
     this.progress.planned(this.item, blobs);
     const [first, ...others] = this.#repositories;
-    const children = [...childrenOf(graph), ...belongings.flatMap((belonging) => childrenOf(belonging.graph))];
     if (first !== undefined) await this.#copyTo(first, blobs, children, ({ digest }, bytes) => this.progress.copied(this.item, digest, bytes));
     for (const repository of others) await this.#copyTo(repository, blobs, children);
     for (const repository of this.#repositories) await this.#verify(repository, blobs, children);
@@ -180,8 +179,7 @@ class ImageCopy {
       for (const repository of this.#repositories)
         wanted.push({ repository, reference: companion.tag ?? companion.root.digest, digest: companion.root.digest });
     for (const { repository, reference, digest } of wanted) if ((await this.#digestAt(repository, reference)) !== digest) return false;
-    const blobs = uniqueBlobs([graph, ...belongings.map((belonging) => belonging.graph)]);
-    const children = [...childrenOf(graph), ...belongings.flatMap((belonging) => childrenOf(belonging.graph))];
+    const { blobs, children } = contentOf([graph, ...belongings.map((belonging) => belonging.graph)]);
     try {
       for (const repository of this.#repositories) await this.#verify(repository, blobs, children);
       return true;
@@ -251,9 +249,11 @@ async function allOrFirstError(work: Promise<unknown>[]): Promise<void> {
   if (failed) throw failed.reason;
 }
 
-const uniqueBlobs = (graphs: readonly ImageGraph[]): Descriptor[] => [
-  ...new Map(graphs.flatMap(({ blobs }) => blobs).map((blob) => [blob.digest, blob])).values(),
-];
+/** What has to be in a repository before the roots: blobs, each once, and all other manifests. */
+const contentOf = (graphs: readonly ImageGraph[]): { blobs: Descriptor[]; children: Descriptor[] } => ({
+  blobs: [...new Map(graphs.flatMap(({ blobs }) => blobs).map((blob) => [blob.digest, blob])).values()],
+  children: graphs.flatMap(childrenOf),
+});
 
 /** Everything that an image consists of, each digest once: its root first, what belongs to it last. */
 export function partsOf({ manifests, images, blobs }: ImageGraph, belongings: readonly Pick<Belonging, 'graph'>[]): ImagePart[] {

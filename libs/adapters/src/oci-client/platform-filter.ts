@@ -1,6 +1,6 @@
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
-import { type Descriptor, filterIndex, formatPlatform, isIndexMediaType, type Platform, parseManifest } from '@airdock/core/oci/manifest';
+import { type Descriptor, filterIndex, formatPlatform, isIndexMediaType, isPlatform, type Platform, parseManifest } from '@airdock/core/oci/manifest';
 import { describeImage, isImageConfig, totalSize, walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
 
@@ -15,7 +15,7 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
   const made = new Map<Digest, Buffer>();
   const originals = new Map<SourceImage, SourceImage>();
   const readManifest = async (digest: Digest) => made.get(digest) ?? (await source.readManifest(digest));
-  const isWanted = (platform: Platform) => wanted.some((text) => formatPlatform(platform) === text || formatPlatform(platform).startsWith(`${text}/`));
+  const isWanted = (platform: Platform) => wanted.some((text) => isPlatform(formatPlatform(platform), text));
   for (const image of source.images) {
     if (image.platforms.every(isWanted)) originals.set(image, image);
     else if (image.platforms.some(isWanted) && image.root && isIndexMediaType(image.root.mediaType)) {
