@@ -10,6 +10,8 @@ const source = {
 
 export default defineConfig({
   test: {
+    // Tests wait more than they compute; by default a machine of two cores would run one file at a time.
+    maxWorkers: 2,
     projects: [
       {
         ...source,

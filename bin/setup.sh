@@ -32,9 +32,23 @@ setup_packages() {
   if ! cmp -s "$stamp" "$ROOT/pnpm-lock.yaml"; then
     say "installing npm packages"
     (cd "$ROOT" && CI=true pnpm install --frozen-lockfile --reporter=append-only >&2)
+    build_ssh2
     cp "$ROOT/pnpm-lock.yaml" "$stamp"
   fi
   (cd "$ROOT" && node node_modules/typescript/bin/tsc -b) || fail "the build failed"
+}
+
+# ssh2's C++ part, where there is a compiler: with it tunnels need half of the processor time (see docs/adr/0002). The headers came with Node.js.
+build_ssh2() {
+  local prefix folder
+  prefix=$(node -p 'require("node:path").resolve(process.execPath, "../..")')
+  if [ ! -e "$prefix/include/node/node.h" ] || ! command -v g++ >/dev/null || ! command -v make >/dev/null || ! command -v python3 >/dev/null; then
+    say "no g++, make, python3 or headers of Node.js: ssh2 does without its C++ part, tunnels need twice the processor time"
+    return
+  fi
+  folder=$(dirname "$(realpath "$ROOT/libs/adapters/node_modules/ssh2/package.json")")/lib/protocol/crypto
+  (cd "$folder" && "$ROOT/node_modules/.bin/node-gyp" rebuild --nodedir="$prefix" "--real_openssl_major=$(node -p 'parseInt(process.versions.openssl)')") \
+    >"$AIRDOCK_CACHE/ssh2.log" 2>&1 || say "ssh2's C++ part was not built, see $AIRDOCK_CACHE/ssh2.log"
 }
 
 # missing_debian PROGRAM=PACKAGE ...: prints the packages whose program is not there.
@@ -68,4 +82,4 @@ setup_debian() {
 mkdir -p "$AIRDOCK_CACHE"
 DEBIAN_DU="redis-server=redis-server docker-registry=docker-registry xz=xz-utils zstd=zstd"
 DEBIAN_LAB="dockerd=docker.io skopeo=skopeo debootstrap=debootstrap iptables=iptables busybox=busybox-static ssh-keygen=openssh-client igzip=isal"
-DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux"
+DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux apt-ftparchive=apt-utils rpmbuild=rpm createrepo_c=createrepo-c"

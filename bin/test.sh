@@ -7,14 +7,21 @@ export REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true
 [ $# -gt 0 ] && exec vitest run "$@"
 
 passed=0 failed=0 skipped=0
+failures=''
 reports=$(mktemp -d)
 trap 'rm -rf "$reports"' EXIT
+
+# Failures are said again at the end: of a long log often only the end is kept.
+fail() {
+  failed=$((failed + 1))
+  failures+="FAILED: $1"$'\n'
+}
 
 check() {
   local name=$1
   shift
   printf '\n== %s\n' "$name"
-  if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && printf 'FAILED: %s\n' "$name"; fi
+  if "$@"; then passed=$((passed + 1)); else fail "$name"; fi
 }
 
 # suite PROJECT: adds what vitest counted; a run that ends without a report, or with an error outside of tests, counts as a failure.
@@ -27,7 +34,8 @@ suite() {
   # shellcheck disable=SC2086
   set -- $counts
   passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3))
-  [ "$code" != 0 ] && [ "$2" = 0 ] && failed=$((failed + 1))
+  [ "$2" = 0 ] || failures+=$(node "$PWD/bin/test-failures.mjs" "$report" || echo "FAILED: $project")$'\n'
+  [ "$code" != 0 ] && [ "$2" = 0 ] && fail "$project: the run itself"
   return 0
 }
 
@@ -38,5 +46,5 @@ suite unit
 suite component
 suite e2e
 
-printf '\n%s passed, %s failed%s\n' "$passed" "$failed" "$([ "$skipped" = 0 ] || printf ', %s skipped' "$skipped")"
+printf '\n%s%s passed, %s failed%s\n' "$failures" "$passed" "$failed" "$([ "$skipped" = 0 ] || printf ', %s skipped' "$skipped")"
 [ "$failed" = 0 ]

@@ -1,24 +1,24 @@
 /**
  * Pushes bundles into one registry, with Airdock, skopeo and Docker in turn, beside the floor: `cp` of the same bytes and one sha256 of them.
- * `node test/dist/bench/push.js [--rounds N] [--only NAME]`; writes docs/benchmarks.md when nothing was left out and medians are of five or more.
+ * Then (or with `--only load`) pushes 20 GB, and measures what that costs others: memory of the process, and time of `GET /v1/jobs/{id}`.
+ * `node test/dist/bench/push.js [--rounds N] [--only NAME]`; each row goes into docs/benchmarks.md as it is finished, when it is of five rounds or more.
  */
 import { execFile } from 'node:child_process';
-import { mkdir, rm, writeFile } from 'node:fs/promises';
-import { cpus } from 'node:os';
+import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { createBundle, createPush } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createBundle, createPush, getJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { labCacheDir } from '@airdock/testing/lab/engine';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { tempDir } from '@airdock/testing/servers';
-import { Du, repository } from '../support/du.js';
+import { Du } from '../support/du.js';
 import { resourceId, success } from '../support/jobs.js';
+import { Services } from '../support/services.js';
 import { type BenchBundle, dockerArchive, ociLayout, tinyImages } from './bundles.js';
+import { forgetPeak, median, memoryOf, option, publish, rounds } from './report.js';
 
 const run = promisify(execFile);
-const option = (name: string): string | undefined => (process.argv.includes(name) ? process.argv[process.argv.indexOf(name) + 1] : undefined);
-const rounds = Number(option('--rounds') ?? 5);
 const only = option('--only');
 
 type Contender = 'Airdock' | 'Airdock over HTTP' | 'skopeo' | 'docker' | 'floor';
@@ -37,8 +37,6 @@ interface Site {
   lab: Lab | undefined;
   folder: string;
 }
-
-const sizeOf = async (path: string): Promise<number> => Number.parseInt((await run('du', ['-sk', path])).stdout, 10) * 1024;
 
 /** Milliseconds of the pushed job alone: from the request to the job's end. */
 async function pushWithAirdock({ client }: Site, bundle: BenchBundle): Promise<number> {
@@ -96,21 +94,50 @@ async function reset({ du }: Site): Promise<void> {
   await run('sync');
 }
 
-const median = (values: number[]): number => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] as number;
-
 async function measure(sites: Record<'direct' | 'http', Site>, row: Row): Promise<Map<Contender, number>> {
   const times = new Map<Contender, number[]>(row.contenders.map((name) => [name, []]));
+  const siteOf = (name: Contender) => (name === 'Airdock over HTTP' ? sites.http : sites.direct);
+  if (row.before === row.bundle) {
+    await Promise.all([reset(sites.direct), reset(sites.http)]);
+    for (const name of row.contenders) await contenders[name](siteOf(name), row.bundle);
+  }
   for (let round = 0; round < rounds; round++) {
     for (const name of row.contenders) {
-      const site = name === 'Airdock over HTTP' ? sites.http : sites.direct;
-      await reset(site);
-      if (row.before && name !== 'floor') await contenders[name](site, row.before);
+      const site = siteOf(name);
+      // What changes nothing needs to be prepared once.
+      if (row.before !== row.bundle) {
+        await reset(site);
+        if (row.before) await contenders[name](site, row.before);
+      }
       const elapsed = await contenders[name](site, row.bundle);
       times.get(name)?.push(elapsed);
       process.stderr.write(`${row.name}, round ${round + 1}: ${name} ${(elapsed / 1000).toFixed(2)} s\n`);
     }
   }
   return new Map([...times].map(([name, values]) => [name, median(values)]));
+}
+
+const megabytes = (value: number): string => `${Math.round(value)} MB`;
+
+/** One push of a large bundle, which is asked for fifty times a second meanwhile; the memory is that of the process `pid`. Returns the cells of its row. */
+async function measureLoad(name: string, { client, pid }: { client: Client; pid: number | undefined }, bundle: BenchBundle): Promise<string[]> {
+  const bundleId = resourceId(await success(client, createBundle({ client, body: { path: bundle.path }, throwOnError: true })));
+  await forgetPeak(pid);
+  const idle = await memoryOf(pid, 'VmRSS');
+  const started = performance.now();
+  const { id } = (await createPush({ client, body: { bundleId }, throwOnError: true })).data;
+  const answers: number[] = [];
+  for (let finished = false; !finished; await new Promise((resolve) => setTimeout(resolve, 20))) {
+    const asked = performance.now();
+    const { data: job } = await getJob({ client, path: { id }, throwOnError: true });
+    answers.push(performance.now() - asked);
+    if (job.error) throw new Error(`the push failed: ${job.error.detail}`);
+    finished = job.finishedAt !== null;
+  }
+  const seconds = (performance.now() - started) / 1000;
+  const sorted = answers.toSorted((a, b) => a - b);
+  const percentile = (share: number) => `${sorted[Math.floor(share * (sorted.length - 1))]?.toFixed(1)} ms`;
+  return [name, `${seconds.toFixed(1)} s`, megabytes(idle), megabytes(await memoryOf(pid, 'VmHWM')), `${answers.length}`, ...[0.5, 0.99, 1].map(percentile)];
 }
 
 async function main(): Promise<void> {
@@ -145,33 +172,32 @@ async function main(): Promise<void> {
   const sites = { direct: await start('direct', true), http: await start('http', false) };
   await using _direct = sites.direct.du;
   await using _http = sites.http.du;
-  const lines: string[] = [];
   for (const row of rows) {
     const medians = await measure(sites, row);
     const ours = medians.get('Airdock') as number;
     const cell = (name: Contender) => {
       const value = medians.get(name);
-      return value === undefined
-        ? ''
-        : name === 'Airdock'
-          ? `${(value / 1000).toFixed(2)} s`
-          : `${(value / 1000).toFixed(2)} s (${(value / ours).toFixed(value / ours < 10 ? 1 : 0)}×)`;
+      if (value === undefined) return '';
+      const ratio = value / ours;
+      return name === 'Airdock' ? `${(value / 1000).toFixed(2)} s` : `${(value / 1000).toFixed(2)} s (${ratio.toFixed(ratio < 10 ? 1 : 0)}×)`;
     };
-    lines.push(`| ${[row.name, ...(['Airdock', 'Airdock over HTTP', 'skopeo', 'docker', 'floor'] as const).map(cell)].join(' | ')} |`);
+    await publish([row.name, ...(['Airdock', 'Airdock over HTTP', 'skopeo', 'docker', 'floor'] as const).map(cell)]);
   }
-  const sizes = await Promise.all([saved, layout, tiny].map(async ({ path }) => `${((await sizeOf(path)) / 1e6).toFixed(0)} MB`));
-  const text = `# Benchmarks
-
-Made by \`test/bench/push.ts\`: each tool pushes the same bundle into the same kind of registry (distribution, on this machine), in turn, from an empty registry and with
-nothing remembered; medians of ${rounds}, on ${cpus().length} × ${cpus()[0]?.model.trim()}. In brackets: how many times Airdock's own time. Airdock gives every image two or three
-names, the others one. The floor is \`cp\` of the bundle and one sha256 of it. Bundles: ${sizes.join(', ')}. Machines differ: compare ratios.
-
-| bundle | Airdock | Airdock over HTTP | skopeo copy | docker load + push | floor |
-| --- | --- | --- | --- | --- | --- |
-${lines.join('\n')}
-`;
-  process.stdout.write(text);
-  if (!only && rounds >= 5) await writeFile(join(repository, 'docs/benchmarks.md'), text);
+  if (!only || only === 'load') {
+    const large = await ociLayout(bundles, { images: 20, sharedBytes: [20_000], ownBytes: 1_000_000_000 });
+    for (const [name, site] of [
+      ['20 GB', sites.direct],
+      ['20 GB over HTTP', sites.http],
+    ] as const) {
+      await reset(site);
+      await publish(await measureLoad(name, { client: site.client, pid: site.du.pid as number }, large));
+      await reset(site);
+    }
+    await using services = await Services.start(join(folder.path, 'services'), bundles);
+    const worker = services.process('image', 'worker').pid;
+    await publish(await measureLoad('20 GB, services apart', { client: services.client('image'), pid: worker }, large));
+    await rm(large.path, { recursive: true });
+  }
 }
 
 await main();

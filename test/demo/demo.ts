@@ -180,17 +180,17 @@ async function prepareHost(du: Du, client: Client, lab: Lab, bundleIds: string[]
   });
   const site = { host, hostId: registered.id };
   const configure = () => success(client, createHostConfiguration({ client, body: { hostIds: [site.hostId], bundleIds }, throwOnError: true }));
-  const steps = async (job: Job) => (await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true })).data.results?.[0]?.steps ?? [];
+  const steps = async (job: Job) => (await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true })).data.hosts[0]?.steps ?? [];
   const first = await steps(await configure());
   say(`host ${host.name} configured: ${first.map(({ name, status }) => `${name} ${status}`).join(', ')}`);
   const cached = await host.exec("docker image ls --format '{{.Repository}}:{{.Tag}}'");
   verify(cached.stdout.includes(`localhost:${du.registryPort}/pause:3.2`), 'warmed images have local names');
   const second = await steps(await configure());
   verify(
-    second.every(({ name, status }) => !['tunnel', 'images'].includes(name) || status === 'unchanged'),
+    second.every(({ name, status }) => !['tunnel', 'runtime', 'images'].includes(name) || status === 'unchanged'),
     'a second run changes nothing',
   );
-  say('configured again: tunnel and images unchanged');
+  say('configured again: tunnel, runtime and images unchanged');
   const digests = await pullOnHost(du, client, site);
   const run = await host.exec(`docker run --rm localhost:${du.registryPort}/pause:3.2`);
   verify(run.stdout.includes('hello from k8s.gcr.io/pause:3.2'), 'the pulled image runs on the host');

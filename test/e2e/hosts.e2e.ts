@@ -2,19 +2,8 @@
 import { generateKeyPairSync } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import {
-  createHost,
-  createHostCheck,
-  createHostConfiguration,
-  createPush,
-  createSshCredential,
-  getBundle,
-  getHost,
-  getHostCheck,
-  getHostConfiguration,
-  listTunnels,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { CreateHostConfiguration, HostConfigurationResult, Problem } from '@airdock/adapters/api-clients/generated/types.gen';
+import { createPush, getBundle, getHost } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { CreateHostConfiguration, Problem } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
@@ -22,9 +11,9 @@ import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';
-import { endOf, resourceId, success } from '../support/jobs.js';
+import { checkHost, configureHost, dockerNames, registerHost, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
+import { success } from '../support/jobs.js';
 import { register } from '../support/large-bundle.js';
-import { digestAt, nameOf } from '../support/registry.js';
 
 const names = ['k8s.gcr.io/pause:3.2', 'quay.io/coreos/flannel:v0.14.0'];
 const started = await startLab();
@@ -60,40 +49,7 @@ describe.skipIf(!started.lab)('hosts', () => {
     await folder?.remove();
   });
 
-  let count = 0;
-  interface Registration {
-    user?: string;
-    privateKey?: string;
-    hostKey?: string;
-    port?: number;
-    address?: string;
-  }
-  async function registerHost(
-    of: LabHost,
-    { user = 'root', privateKey = of.privateKey, hostKey = of.hostKey, port = of.port, address = of.address }: Registration,
-  ) {
-    const name = `host-${++count}`;
-    const { data: credential } = await createSshCredential({ client, body: { name, username: user, privateKey }, throwOnError: true });
-    const body = { name, address, port, credentialId: credential.id, hostKey };
-    return (await createHost({ client, body, throwOnError: true })).data.id;
-  }
-
-  /** Configures one host. */
-  async function configure(hostId: string, options: Partial<CreateHostConfiguration> = {}) {
-    const { data } = await createHostConfiguration({ client, body: { hostIds: [hostId], bundleIds: [bundleId], ...options }, throwOnError: true });
-    const job = await endOf(client, data.id);
-    const { data: configuration } = await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true });
-    return { job, result: configuration.results?.[0] as HostConfigurationResult };
-  }
-  const statuses = ({ steps }: HostConfigurationResult) => Object.fromEntries(steps.map(({ name, status }) => [name, status]));
-
-  async function check(hostId: string, pull: string[] = []) {
-    const { data } = await createHostCheck({ client, body: { hostIds: [hostId], pull }, throwOnError: true });
-    const job = await endOf(client, data.id);
-    return { job, result: (await getHostCheck({ client, path: { id: resourceId(job) }, throwOnError: true })).data.results?.[0] };
-  }
-  const tunnelOf = async (hostId: string) => (await listTunnels({ client, query: { hostId }, throwOnError: true })).data.items[0];
-  const imagesOn = async () => (await host.exec("docker image ls --format '{{.Repository}}:{{.Tag}}'")).stdout.trim().split('\n').filter(Boolean).sort();
+  const configure = (hostId: string, options: Partial<CreateHostConfiguration> = {}) => configureHost(client, hostId, { bundleIds: [bundleId], ...options });
 
   describe('that cannot be used', () => {
     /** Both ways of using the host must say so, in the job and for the host, soon. */
@@ -109,13 +65,13 @@ describe.skipIf(!started.lab)('hosts', () => {
       return job.error as Problem;
     }
     async function cannotBeChecked(hostId: string, code: string) {
-      const { job, result } = await check(hostId);
+      const { job, result } = await checkHost(client, hostId);
       expect(job).toMatchObject({ state: 'failed', error: { code } });
       expect(result).toMatchObject({ ok: false, error: { code } });
     }
 
     it('because they refuse the connection', async () => {
-      const hostId = await registerHost(host, { address: '127.0.0.1', port: await freePort() });
+      const hostId = await registerHost(client, host, { address: '127.0.0.1', port: await freePort() });
       const problem = await fails(hostId, 'host_unreachable', /address, port and firewall/);
       expect(problem.detail).toContain('ECONNREFUSED');
       await cannotBeChecked(hostId, 'host_unreachable');
@@ -123,7 +79,7 @@ describe.skipIf(!started.lab)('hosts', () => {
 
     it('because they show another key than the pinned one', async () => {
       const pinned = `SHA256:${Buffer.alloc(32, 7).toString('base64').replace(/=+$/, '')}`;
-      const hostId = await registerHost(host, { hostKey: pinned });
+      const hostId = await registerHost(client, host, { hostKey: pinned });
       const problem = await fails(hostId, 'host_key_mismatch', /compare the fingerprint on its console/);
       expect(problem.detail).toContain(pinned);
       expect(problem.detail).toContain(host.hostKeyFingerprint);
@@ -136,22 +92,22 @@ describe.skipIf(!started.lab)('hosts', () => {
         publicKeyEncoding: { type: 'pkcs1', format: 'pem' },
         privateKeyEncoding: { type: 'pkcs1', format: 'pem' },
       });
-      const hostId = await registerHost(host, { privateKey });
+      const hostId = await registerHost(client, host, { credential: { privateKey } });
       await fails(hostId, 'host_auth_failed', /authorized_keys/);
       await cannotBeChecked(hostId, 'host_auth_failed');
     });
 
     it('because the user may not use sudo', async () => {
-      const hostId = await registerHost(host, { user: 'guest' });
+      const hostId = await registerHost(client, host, { credential: { username: 'guest', privateKey: host.privateKey } });
       await fails(hostId, 'host_sudo_failed', /sudo without password/);
       await cannotBeChecked(hostId, 'host_sudo_failed');
     });
 
     it('because another program listens on the registry port', async () => {
       await using occupied = await lab.startHost({ occupyPort: du.registryPort });
-      const hostId = await registerHost(occupied, {});
+      const hostId = await registerHost(client, occupied);
       await fails(hostId, 'host_port_taken', /ss -ltnp/);
-      const { job, result } = await check(hostId);
+      const { job, result } = await checkHost(client, hostId);
       expect(job).toMatchObject({ state: 'succeeded', result: { ok: false } });
       expect(result?.checks.find(({ name }) => name === `port ${du.registryPort}`)).toMatchObject({
         status: 'failure',
@@ -161,7 +117,7 @@ describe.skipIf(!started.lab)('hosts', () => {
 
     it('because they have no Docker', async () => {
       await using bare = await lab.startHost({ withDocker: false });
-      await fails(await registerHost(bare, {}), 'host_runtime_missing', /Install Docker/);
+      await fails(await registerHost(client, bare), 'host_runtime_missing', /Install Docker/);
     });
   });
 
@@ -170,35 +126,46 @@ describe.skipIf(!started.lab)('hosts', () => {
     const localNames = names.map((name) => name.slice(name.indexOf('/') + 1));
 
     it('are not changed by a dry run', async () => {
-      hostId = await registerHost(host, { user: 'admin' });
+      hostId = await registerHost(client, host, { credential: { username: 'admin', privateKey: host.privateKey } });
       const { job, result } = await configure(hostId, { dryRun: true });
       expect(job.state).toBe('succeeded');
-      expect(statuses(result)).toEqual({ check: 'done', repositories: 'skipped', runtime: 'unchanged', tunnel: 'planned', images: 'planned' });
-      expect(await tunnelOf(hostId)).toBeUndefined();
-      expect(await imagesOn()).toEqual([]);
+      expect(statuses(result)).toEqual({ check: 'done', repositories: 'skipped', runtime: 'planned', tunnel: 'planned', images: 'planned' });
+      expect(await tunnelOf(client, hostId)).toBeUndefined();
+      expect(await dockerNames(host)).toEqual([]);
       expect((await getHost({ client, path: { id: hostId }, throwOnError: true })).data.configuredAt).toBeNull();
     });
 
     it.each([
-      ['skipDockerImgImport', { skipDockerImgImport: true }],
       ['skipDockerInstall', { skipDockerInstall: true }],
+      ['skipDockerImgImport', { skipDockerImgImport: true }],
     ])('get a tunnel and no images with %s, and a warning when renaming is skipped as well', async (option, options) => {
       const without = await configure(hostId, options);
       expect(without.job.state).toBe('succeeded');
-      expect(statuses(without.result)).toMatchObject({ images: 'skipped', verify: 'done', runtime: option === 'skipDockerInstall' ? 'skipped' : 'unchanged' });
+      expect(statuses(without.result)).toMatchObject({ images: 'skipped', verify: 'done', runtime: option === 'skipDockerInstall' ? 'skipped' : 'done' });
       expect(without.result.warnings.join()).not.toContain('skipImageRenaming');
       const both = await configure(hostId, { ...options, skipImageRenaming: true });
       expect(both.job.state).toBe('succeeded');
       expect(both.result.warnings.join()).toContain(`skipImageRenaming has no meaning with ${option}`);
-      expect((await imagesOn()).filter((name) => !name.includes('<none>'))).toEqual([]);
-      expect(await tunnelOf(hostId)).toMatchObject({ state: 'up', error: null });
+      expect(await dockerNames(host)).toEqual([]);
+      expect(await tunnelOf(client, hostId)).toMatchObject({ state: 'up', error: null });
     });
 
     it('get images under their upstream names with skipImageRenaming', async () => {
       const { result } = await configure(hostId, { skipImageRenaming: true });
       expect(statuses(result)).toMatchObject({ tunnel: 'unchanged', images: 'done' });
-      expect((await imagesOn()).filter((name) => !name.includes('<none>'))).toEqual(names);
+      expect(await dockerNames(host)).toEqual(names);
       expect(statuses((await configure(hostId, { skipImageRenaming: true })).result)).toMatchObject({ images: 'unchanged' });
+    });
+
+    it('get from the bundle only what the registry does not have', async () => {
+      await host.exec('docker image prune --all --force');
+      const file = join(du.bundleDir, 'partly.tar');
+      const partly = [names[0] as string, 'quay.io/partly/new:v1'];
+      await buildDockerArchive(file, await Promise.all(partly.map((name) => makeImage({ name, layers: [{ randomBytes: 200_000, seed: name }] }))));
+      const { result } = await configure(hostId, { bundleIds: [await register(client, file)], skipImageRenaming: true });
+      const detail = expect.stringContaining('1 pulled through the tunnel, 1 streamed from the bundle') as string;
+      expect(result.steps.find(({ name }) => name === 'images')).toMatchObject({ status: 'done', detail });
+      expect(await dockerNames(host)).toEqual(partly);
     });
 
     it('get images under their local names, while the secrets are nowhere to be seen; a second run changes nothing', async () => {
@@ -214,7 +181,7 @@ describe.skipIf(!started.lab)('hosts', () => {
       expect(statuses((await configure(hostId)).result)).toMatchObject({ runtime: 'unchanged', tunnel: 'unchanged', images: 'unchanged' });
       const { data: bundle } = await getBundle({ client, path: { id: bundleId }, throwOnError: true });
       const local = bundle.images.flatMap(({ localReferences }) => localReferences);
-      expect(await imagesOn()).toEqual(expect.arrayContaining(local));
+      expect(await dockerNames(host)).toEqual(expect.arrayContaining(local));
       expect(local).toEqual(expect.arrayContaining(localNames.map((name) => `localhost:${du.registryPort}/${name}`)));
     });
 
@@ -222,15 +189,12 @@ describe.skipIf(!started.lab)('hosts', () => {
     async function pulls() {
       await host.exec('docker image prune --all --force');
       const references = localNames.map((name) => `localhost:${du.registryPort}/${name}`);
-      const { result } = await check(hostId, references);
-      expect(result).toMatchObject({ ok: true, error: null });
-      const digests = await Promise.all(references.map((reference) => digestAt(du.registryPort, nameOf(reference))));
-      expect(result?.pulls.map(({ digest }) => digest)).toEqual(digests);
+      expect(await wrongPulls(client, du.registryPort, hostId, references)).toEqual([]);
     }
     const isUpAgain = (after: string) =>
       waitFor(
         async () => {
-          const tunnel = await tunnelOf(hostId);
+          const tunnel = await tunnelOf(client, hostId);
           return tunnel?.state === 'up' && tunnel.since > after ? tunnel : undefined;
         },
         { what: 'the tunnel to be up again', timeoutMs: 60_000, intervalMs: 200 },
@@ -238,7 +202,7 @@ describe.skipIf(!started.lab)('hosts', () => {
 
     it('get their tunnel back after a reboot', async () => {
       await pulls();
-      const before = (await tunnelOf(hostId))?.since ?? '';
+      const before = (await tunnelOf(client, hostId))?.since ?? '';
       await host.reboot();
       const tunnel = await isUpAgain(before);
       expect(tunnel.reconnects).toBeGreaterThan(0);
@@ -246,7 +210,7 @@ describe.skipIf(!started.lab)('hosts', () => {
     });
 
     it('get their tunnel back when the DU was killed and started again', async () => {
-      const before = (await tunnelOf(hostId))?.since ?? '';
+      const before = (await tunnelOf(client, hostId))?.since ?? '';
       await du.end('SIGKILL');
       await du.startProcess();
       await isUpAgain(before);

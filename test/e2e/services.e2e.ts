@@ -1,8 +1,21 @@
 /** The five services apart: ten processes, one Redis, one PostgreSQL. What holds in the embedded DU must hold here, also when workers are killed. */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createBackup, createPush, createRestore, getJob, getPush, getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import {
+  createBackup,
+  createHost,
+  createHostConfiguration,
+  createPush,
+  createRestore,
+  createSshCredential,
+  getJob,
+  getPush,
+  getRegistry,
+  listImages,
+  listTunnels,
+} from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
+import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { endOf, midway, resourceId, success } from '../support/jobs.js';
@@ -10,6 +23,8 @@ import { type LargeBundle, register, writeLargeBundle } from '../support/large-b
 import { digestAt, missingOf, nameOf, namesAt } from '../support/registry.js';
 import { Services } from '../support/services.js';
 
+const started = await startLab();
+if (!started.lab) process.stderr.write(`tunnels of services apart: skipped: ${started.reason}\n`);
 let folder: TempDir;
 let services: Services;
 beforeAll(async () => {
@@ -21,6 +36,7 @@ afterEach(({ task }) => {
 });
 afterAll(async () => {
   await services?.stop();
+  await started.lab?.stop();
   await folder?.remove();
 });
 
@@ -135,5 +151,37 @@ describe('two workers of one service', () => {
     expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
     const { data: after } = await getJob({ client: image(), path: { id: job.id }, throwOnError: true });
     expect(after).toMatchObject({ state: 'succeeded', attempt: 2 });
+  });
+});
+
+describe.skipIf(!started.lab)('a worker of host-svc that is killed', () => {
+  const lab = started.lab as Lab;
+
+  it('has its tunnels taken over by another one', async () => {
+    await using host = await lab.startHost({ withContainerd: true });
+    const client = services.client('host');
+    const { address, port, hostKey, privateKey, user: username } = host;
+    const { data: credential } = await createSshCredential({ client, body: { name: 'root', username, privateKey }, throwOnError: true });
+    const body = { name: 'host', address, port, hostKey, credentialId: credential.id };
+    const { id: hostId } = (await createHost({ client, body, throwOnError: true })).data;
+    await success(client, createHostConfiguration({ client, body: { hostIds: [hostId] }, throwOnError: true }));
+    const status = async () => (await host.exec(`curl -s -o /dev/null -m 5 -w '%{http_code}' http://127.0.0.1:${services.registryPort}/v2/`)).stdout;
+    const tunnel = async () => (await listTunnels({ client, query: { hostId }, throwOnError: true })).data.items[0];
+    expect(await tunnel()).toMatchObject({ state: 'up' });
+    expect(await status()).toBe('200');
+
+    const second = await services.addWorker('host');
+    const [killedAt, since] = [performance.now(), (await tunnel())?.since ?? ''];
+    await services.process('host', 'worker').end('SIGKILL');
+    await waitFor(
+      async () => {
+        const now = await tunnel();
+        return now?.state === 'up' && now.since > since && (await status()) === '200';
+      },
+      { what: 'the other worker to bring the tunnel up', timeoutMs: 60_000, intervalMs: 100 },
+    );
+    process.stderr.write(`the tunnel of a killed worker was back after ${((performance.now() - killedAt) / 1000).toFixed(1)} s\n`);
+    await services.process('host', 'worker').start();
+    await second.end();
   });
 });

@@ -17,6 +17,10 @@ export interface DuOptions {
   environment?: NodeJS.ProcessEnv;
   /** Further keys below `airdock.registry`. */
   registry?: Record<string, unknown>;
+  /** Keys below `airdock.packages`; the port is a free one. */
+  packages?: Record<string, unknown>;
+  /** Keys below `airdock.hosts`. */
+  hosts?: Record<string, unknown>;
   /** The registry ends with the DU, also when this process is killed; otherwise it stays, as users have it. */
   stopsRegistry?: boolean;
   /** Default warn. */
@@ -37,6 +41,7 @@ export class Du implements AsyncDisposable {
     readonly configFile: string,
     readonly registryPort: number,
     readonly readOnlyPort: number,
+    readonly packagePort: number,
     private readonly environment: NodeJS.ProcessEnv,
     private readonly stopsRegistry: boolean,
     private readonly onOutput: (text: string) => void,
@@ -52,6 +57,8 @@ export class Du implements AsyncDisposable {
       environment = {},
       stopsRegistry = false,
       registry = {},
+      packages = {},
+      hosts = {},
       logLevel = 'warn',
       onOutput = () => undefined,
     } = options;
@@ -62,9 +69,18 @@ export class Du implements AsyncDisposable {
     const rwPort = registryPort ?? (await freePort());
     const roPort = await freePort();
     const configFile = join(folder, 'airctl-config.yaml');
-    const airdock = { dataDir, http: { port }, registry: { port: rwPort, readOnlyPort: roPort, ...registry }, bundleDirs: [bundleDir], logLevel };
+    const packagePort = await freePort();
+    const airdock = {
+      dataDir,
+      http: { port },
+      registry: { port: rwPort, readOnlyPort: roPort, ...registry },
+      packages: { port: packagePort, ...packages },
+      hosts,
+      bundleDirs: [bundleDir],
+      logLevel,
+    };
     await writeFile(configFile, stringify({ privateRegistryType, airdock }));
-    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, environment, stopsRegistry, onOutput);
+    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, packagePort, environment, stopsRegistry, onOutput);
     try {
       await du.startProcess();
     } catch (error) {
@@ -99,7 +115,7 @@ export class Du implements AsyncDisposable {
     child.stderr?.on('data', keep);
     const ready = () => this.log.includes(`Airdock is ready on ${this.url}`);
     const giveUp = () => (child.exitCode === null && child.signalCode === null ? undefined : new Error(`the DU ended at once:\n${this.log}`));
-    await waitFor(ready, { what: 'the DU to be ready', timeoutMs: 30_000, giveUp });
+    await waitFor(ready, { what: 'the DU to be ready', timeoutMs: 120_000, giveUp });
   }
 
   /** Its last words. */

@@ -69,7 +69,7 @@ export class Services implements AsyncDisposable {
   readonly #extra: ServiceProcess[] = [];
 
   private constructor(
-    readonly folder: string,
+    readonly bundleDir: string,
     readonly registryPort: number,
     readonly processes: ReadonlyMap<string, ServiceProcess>,
     readonly environment: NodeJS.ProcessEnv,
@@ -77,12 +77,12 @@ export class Services implements AsyncDisposable {
     private readonly token: string,
   ) {}
 
-  /** Everything is below `folder`. All ten are ready when this returns. */
-  static async start(folder: string): Promise<Services> {
+  /** Everything is below `folder`, bundles too if they are not elsewhere. All ten are ready when this returns. */
+  static async start(folder: string, bundleDir = join(folder, 'bundles')): Promise<Services> {
     await using servers = new AsyncDisposableStack();
     const redis = servers.use(await startRedis());
     const postgres = servers.use(await startPostgres());
-    const [dataDir, bundleDir] = [join(folder, 'data'), join(folder, 'bundles')];
+    const dataDir = join(folder, 'data');
     for (const dir of [dataDir, bundleDir]) await mkdir(dir, { recursive: true });
     const token = 'a-token-of-the-test-that-is-long-enough';
     const tokenFile = join(folder, 'token');
@@ -109,7 +109,7 @@ export class Services implements AsyncDisposable {
     const processes = new Map(
       entries.map(({ name, entry }) => [`${name} ${entry}`, new ServiceProcess(name, entry, portOf(name, entry), environment)] as const),
     );
-    const services = new Services(folder, registryPort, processes, environment, servers.move(), token);
+    const services = new Services(bundleDir, registryPort, processes, environment, servers.move(), token);
     try {
       const started = await Promise.allSettled([...processes.values()].map((process) => process.start()));
       for (const result of started) if (result.status === 'rejected') throw result.reason;
@@ -118,10 +118,6 @@ export class Services implements AsyncDisposable {
       throw error;
     }
     return services;
-  }
-
-  get bundleDir(): string {
-    return join(this.folder, 'bundles');
   }
 
   process(name: ServiceName, entry: Entry): ServiceProcess {

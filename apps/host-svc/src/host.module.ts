@@ -9,11 +9,19 @@ import { HostCheckController } from './host-check/host-check.controller.js';
 import { HostCheckEntity } from './host-check/host-check.entity.js';
 import { HostCheckProcessor } from './host-check/host-check.processor.js';
 import { HostCheckService, hostCheckJobType } from './host-check/host-check.service.js';
+import { ConfigureFleet, configureHostJobType } from './host-configuration/configure-fleet.service.js';
 import { ConfigureHost } from './host-configuration/configure-host.service.js';
+import { DriftSchedule } from './host-configuration/drift-schedule.js';
 import { HostConfigurationController } from './host-configuration/host-configuration.controller.js';
-import { HostConfigurationEntity } from './host-configuration/host-configuration.entity.js';
-import { HostConfigurationProcessor } from './host-configuration/host-configuration.processor.js';
+import { ConfiguredHostEntity, DriftScheduleEntity, HostConfigurationEntity } from './host-configuration/host-configuration.entity.js';
+import { ConfigureHostProcessor, HostConfigurationProcessor } from './host-configuration/host-configuration.processor.js';
 import { HostConfigurationService, hostConfigurationJobType } from './host-configuration/host-configuration.service.js';
+import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
+import { HostImportController } from './host-import/host-import.controller.js';
+import { HostImportService } from './host-import/host-import.service.js';
+import { PackageRepositoryController } from './package-repository/package-repository.controller.js';
+import { PackageRepositoryService } from './package-repository/package-repository.service.js';
+import { PackageServer } from './package-repository/package-server.js';
 import { SshCredentialController } from './ssh-credential/ssh-credential.controller.js';
 import { SshCredentialEntity } from './ssh-credential/ssh-credential.entity.js';
 import { SshCredentialService } from './ssh-credential/ssh-credential.service.js';
@@ -22,26 +30,38 @@ import { TunnelEntity } from './tunnel/tunnel.entity.js';
 import { TunnelService } from './tunnel/tunnel.service.js';
 import { TunnelSupervisor } from './tunnel/tunnel.supervisor.js';
 
-/** Hosts over SSH: credentials, checks, configure-hosts, tunnels. */
+/** Hosts over SSH: credentials, checks, configure-hosts, tunnels, packages for them. */
 @Module({})
 export class HostModule {
   static register(roles: Roles): DynamicModule {
     return defineService(roles, {
       module: HostModule,
       name: 'host',
-      entities: [SshCredentialEntity, HostEntity, HostCheckEntity, HostConfigurationEntity, TunnelEntity],
-      controllers: [SshCredentialController, HostController, HostCheckController, HostConfigurationController, TunnelController],
+      entities: [SshCredentialEntity, HostEntity, HostCheckEntity, HostConfigurationEntity, ConfiguredHostEntity, DriftScheduleEntity, TunnelEntity],
+      controllers: [
+        SshCredentialController,
+        HostImportController,
+        HostController,
+        HostCheckController,
+        HostConfigurationController,
+        TunnelController,
+        PackageRepositoryController,
+      ],
       providers: [
         serviceClientsProvider(ServiceClients),
         SshCredentialService,
         HostService,
+        HostImportService,
         TunnelService,
         HostCheckService,
+        PackageRepositoryService,
         ConfigureHost,
+        UnconfigureHost,
+        ConfigureFleet,
         HostConfigurationService,
       ],
-      workers: [HostCheckProcessor, HostConfigurationProcessor, TunnelSupervisor],
-      jobTypes: [hostCheckJobType, hostConfigurationJobType],
+      workers: [HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
+      jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType],
     });
   }
 }

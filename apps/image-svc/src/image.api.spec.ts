@@ -407,9 +407,11 @@ describe('image-svc', () => {
     });
 
     it('refuses a push that the disk would not hold, with the numbers, before its first byte', async () => {
+      // On one Redis two services of a kind would take each other's wake-ups.
+      await using ownRedis = await startRedis();
       await using other = await startComponent('image', ImageModule, {
         dataDir: join(folder.path, 'other'),
-        redisUrl: redis.url,
+        redisUrl: ownRedis.url,
         overrides: { bundleDirs: [bundleDir], 'services.registry': registryService.url, 'registry.port': registry.port, 'registry.minFreeBytes': 1e15 },
       });
       const call = (method: 'get' | 'post', path: string) => request(other.url)[method](path).set('authorization', `Bearer ${other.token}`);

@@ -20,6 +20,7 @@ import { PushController } from './push/push.controller.js';
 import { PushEntity } from './push/push.entity.js';
 import { PushProcessor } from './push/push.processor.js';
 import { PushService, pushJobType } from './push/push.service.js';
+import { PushSpaceService } from './push/push-space.service.js';
 import { UploadController } from './upload/upload.controller.js';
 import { UploadService } from './upload/upload.service.js';
 import { VerificationController } from './verification/verification.controller.js';
@@ -41,6 +42,7 @@ export class ImageModule {
         UploadService,
         LocalNamesService,
         BundleService,
+        PushSpaceService,
         PushService,
         ImageService,
         CatalogueService,

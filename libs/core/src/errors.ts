@@ -108,6 +108,11 @@ const definitions = {
     title: 'The file is no image bundle',
     nextStep: 'Make bundles with `docker save` or `skopeo copy … oci-archive:`.',
   },
+  bundle_empty: {
+    family: 'invalid',
+    title: 'The bundle has no images',
+    nextStep: 'See on the side where it was made why nothing was saved, and make it again.',
+  },
   bundle_truncated: {
     family: 'invalid',
     title: 'The bundle ends before its content does',
@@ -191,12 +196,37 @@ const definitions = {
   host_key_mismatch: {
     family: 'conflict',
     title: 'The host key is not the pinned one',
-    nextStep: 'Someone may be in between. If the host was reinstalled, compare the fingerprint on its console and PATCH the host with it.',
+    nextStep: 'Someone may be in between. If the host was reinstalled, compare the fingerprint on its console and PATCH the host with it as hostKey.',
   },
   host_auth_failed: {
     family: 'conflict',
     title: 'The host refused the credential',
-    nextStep: "Check user and key: the public key must be in the user's authorized_keys.",
+    nextStep:
+      "Check user and credential: a key must be in the user's authorized_keys; a password needs PasswordAuthentication or KbdInteractiveAuthentication.",
+  },
+  jump_host_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'The host cannot be reached through this jump host',
+    nextStep: 'Choose a registered host that does not lead back to this one, with three more hosts before it at the most.',
+  },
+  label_selector_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'This is not a label selector',
+    nextStep: 'Write it as Kubernetes does: role=worker,site!=b,env in (a,b),gpu,!old.',
+  },
+  inventory_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'The inventory cannot be read',
+    nextStep: 'Correct the line named, and see that `format` is that of the file.',
+  },
+  inventory_refused: {
+    family: 'invalid',
+    status: 422,
+    title: 'Hosts of the inventory cannot be registered, so nothing was changed',
+    nextStep: 'Correct the lines in `refused`, or send `partial: true` to register the others.',
   },
   host_timeout: { family: 'unavailable', title: 'The host did not answer in time', nextStep: 'Check the load of the host and the network, then retry.' },
   host_check_failed: { family: 'conflict', title: 'The host is not ready', nextStep: 'Correct what the failed checks name, then retry.' },
@@ -207,15 +237,36 @@ const definitions = {
   },
   host_sudo_failed: {
     family: 'conflict',
-    title: 'The user may not use sudo without a password',
-    nextStep: 'Use root, or allow sudo without password for the user.',
+    title: 'The user could not become root with sudo',
+    nextStep: 'As `detail` says: use root, allow sudo without password for the user, or give a credential with the right sudoPassword.',
   },
   host_runtime_missing: {
     family: 'conflict',
-    title: 'The host has no working Docker',
-    nextStep: 'Install Docker on the host (docker info must work), then retry.',
+    title: 'The host has no working container runtime',
+    nextStep: 'Install Docker on the host (docker info must work), or name its packages in airdock.packages.docker, then retry.',
+  },
+  host_runtime_failed: {
+    family: 'conflict',
+    title: 'The container runtime did not take its new configuration',
+    nextStep: "Look at the runtime's log on the host (journalctl -u docker, or -u containerd), correct what it complains about, then retry.",
+  },
+  host_file_refused: {
+    family: 'conflict',
+    title: 'A configuration file on the host cannot be changed safely',
+    nextStep: 'Correct the file named in `detail` on the host; nothing in it was changed. Then retry.',
+  },
+  host_packages_failed: {
+    family: 'conflict',
+    title: 'Packages could not be installed on the host',
+    nextStep:
+      "The package manager's own message is in `detail`. Dependencies that hosts lack must be in the repository's folder; see GET /v1/package-repositories.",
   },
   host_command_failed: { family: 'conflict', title: 'A command on the host failed', nextStep: "The command's own message is in `detail`." },
+  host_disk_full: {
+    family: 'conflict',
+    title: "The host's disk is full",
+    nextStep: "Free space on the host (`df -h`; images are in Docker's or containerd's folder below /var/lib), then retry. What was there before stays usable.",
+  },
   host_pull_failed: {
     family: 'conflict',
     title: 'The host could not pull from the registry',

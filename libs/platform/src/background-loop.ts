@@ -11,6 +11,7 @@ export abstract class BackgroundLoop implements OnApplicationBootstrap, BeforeAp
   private timer: NodeJS.Timeout | undefined;
   private current: Promise<void> = Promise.resolve();
   private isFailing = false;
+  private isWanted = false;
   protected isStopped = false;
 
   protected abstract round(): Promise<void>;
@@ -18,6 +19,12 @@ export abstract class BackgroundLoop implements OnApplicationBootstrap, BeforeAp
   onApplicationBootstrap(): void {
     this.current = this.run();
   }
+
+  /** Begins the next round now, or right after the running one. */
+  protected readonly wake = (): void => {
+    if (this.timer === undefined) this.isWanted = true;
+    else this.next(0);
+  };
 
   async beforeApplicationShutdown(): Promise<void> {
     this.isStopped = true;
@@ -33,9 +40,16 @@ export abstract class BackgroundLoop implements OnApplicationBootstrap, BeforeAp
       if (!this.isFailing) this.logger.error({ err: error }, 'failed; trying again');
       this.isFailing = true;
     }
+    this.next(this.isWanted ? 0 : this.pauseMs);
+  }
+
+  private next(pauseMs: number): void {
+    clearTimeout(this.timer);
+    this.isWanted = false;
     if (this.isStopped) return;
     this.timer = setTimeout(() => {
+      this.timer = undefined;
       this.current = this.run();
-    }, this.pauseMs);
+    }, pauseMs);
   }
 }

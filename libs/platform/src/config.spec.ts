@@ -44,6 +44,31 @@ describe('loadConfig', () => {
     expect(issues.map(({ key, line }) => `${key} ${line}`).sort()).toEqual(['airdock.datadir 5', 'airdock.http.port 4', 'airdock.registry.color 7']);
   });
 
+  it('reads package repositories, and refuses names that a package list cannot hold', async () => {
+    const text = 'airdock: {packages: {repositories: [{name: docker, format: apt, folder: /srv/docker}], docker: {debian: [docker.io]}}}';
+    expect((await load(text)).packages).toEqual({
+      port: 5102,
+      repositories: [{ name: 'docker', format: 'apt', folder: '/srv/docker', distributions: [], components: ['main'] }],
+      install: { debian: [], redhat: [] },
+      docker: { debian: ['docker.io'], redhat: [] },
+    });
+    for (const wrong of [
+      'repositories: [{name: "a b", format: apt, folder: /x}]',
+      'repositories: [{name: a, format: apt, folder: /x, distributions: ["x main\\ndeb http://y"]}]',
+      'repositories: [{name: a, format: yum, folder: /x, gpgKey: ../key}]',
+      'repositories: [{name: a, format: yum, folder: /x}, {name: a, format: apt, folder: /y}]',
+      'install: {debian: [--force-yes]}',
+    ])
+      expect(await load(`airdock: {packages: {${wrong}}}`).catch((error: AppError) => error.code)).toBe('configuration_invalid');
+  });
+
+  it('looks for drift every hour, and takes any other time but what is none', async () => {
+    expect((await load('')).hosts.drift).toEqual({ everyMinutes: 60, repair: false });
+    expect((await load('airdock: {hosts: {drift: {everyMinutes: 0, repair: true}}}')).hosts.drift).toEqual({ everyMinutes: 0, repair: true });
+    for (const wrong of ['everyMinutes: -1', 'everyMinutes: often', 'everyMinutes: 50000', 'repair: perhaps', 'every: 5'])
+      expect(await load(`airdock: {hosts: {drift: {${wrong}}}}`).catch((error: AppError) => error.code)).toBe('configuration_invalid');
+  });
+
   it.each([['a: [1'], ['- a\n- b'], ['airdock: 5'], ['privateRegistryType: external']])('refuses %j', async (text) =>
     expect(await load(text).catch((error: AppError) => error.code)).toBe('configuration_invalid'),
   );

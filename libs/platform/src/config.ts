@@ -15,6 +15,32 @@ export type ServiceName = (typeof serviceNames)[number];
 
 const port = z.coerce.number().int().min(1).max(65535);
 
+const names = z
+  .array(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9+._-]*$/, 'must be the name of a package'))
+  .max(100)
+  .default([]);
+const packagesByFamily = z.strictObject({ debian: names, redhat: names }).prefault({});
+const word = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
+/** What cannot leave a line of a package list, nor lead out of the folder. */
+const pathInFolder = /^(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._/+-]*$/;
+
+const packageRepository = z.strictObject({
+  name: z.string().regex(/^[a-z0-9][a-z0-9-]{0,40}$/, 'must be lower-case letters, digits and -'),
+  format: z.enum(['apt', 'yum']),
+  folder: z.string().min(1).describe('Folder of the release with packages and their metadata'),
+  distributions: z
+    .array(z.string().regex(word))
+    .max(50)
+    .default([])
+    .describe(
+      'apt: suites below dists/ in the folder, by codename of the hosts; yum: subfolders, by major release of the hosts. Without any: one flat folder for all',
+    ),
+  components: z.array(z.string().regex(word)).min(1).max(20).default(['main']).describe('apt with distributions'),
+  gpgKey: z.string().regex(pathInFolder).optional().describe('yum: path of the public key in the folder, which then must have signed the packages'),
+});
+/** A folder of packages that the DU serves to its hosts. */
+export type PackageRepositoryConfig = z.output<typeof packageRepository>;
+
 const airdockSchema = z.strictObject({
   dataDir: z.string().default('/var/lib/airdock').describe('Folder of everything that Airdock keeps'),
   http: z
@@ -42,6 +68,35 @@ const airdockSchema = z.strictObject({
       externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
     })
     .prefault({}),
+  packages: z
+    .strictObject({
+      port: port.default(5102).describe('On loopback of the DU, and of every host'),
+      repositories: z
+        .array(packageRepository)
+        .max(100)
+        .refine((all) => new Set(all.map(({ name }) => name)).size === all.length, 'names must differ')
+        .default([]),
+      install: packagesByFamily.describe('Packages that every host gets from the repositories, e.g. pf9-hostagent'),
+      docker: packagesByFamily.describe('Packages that make Docker on a host without it'),
+    })
+    .prefault({})
+    .describe('Package repositories for hosts'),
+  hosts: z
+    .strictObject({
+      drift: z
+        .strictObject({
+          everyMinutes: z.coerce.number().min(0).max(43_200).default(60).describe('Between two looks at all configured hosts; 0: never'),
+          repair: z.boolean().default(false).describe('Whether what has drifted is put right at once'),
+        })
+        .prefault({}),
+    })
+    .prefault({})
+    .describe('Hosts after they were configured'),
+  mirroredUpstreams: z
+    .array(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?$/))
+    .max(100)
+    .default(['docker.io', 'quay.io', 'gcr.io', 'k8s.gcr.io', 'registry.k8s.io'])
+    .describe('Registries that containerd hosts find in the local one'),
   bundleDirs: z.array(z.string()).default([]).describe('Folders that bundles may be registered from'),
   naming: z
     .array(z.enum(nameKinds))
@@ -73,6 +128,7 @@ const environmentKeys: Record<string, string> = {
   AIRDOCK_SECRETS_KEY_FILE: 'secretsKeyFile',
   AIRDOCK_REGISTRY_PORT: 'registry.port',
   AIRDOCK_REGISTRY_READONLY_PORT: 'registry.readOnlyPort',
+  AIRDOCK_PACKAGES_PORT: 'packages.port',
   AIRDOCK_BACKUP_DIR: 'backupDir',
   DATABASE_URL: 'databaseUrl',
   REDIS_URL: 'redisUrl',
@@ -162,6 +218,7 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),
     backupDir: resolve(data.backupDir ?? join(dataDir, 'backups')),
     bundleDirs: data.bundleDirs.map((folder) => resolve(folder)),
+    packages: { ...data.packages, repositories: data.packages.repositories.map((one) => ({ ...one, folder: resolve(one.folder) })) },
     registry: { ...data.registry, storageDir: resolve(data.registry.storageDir ?? join(dataDir, 'registry', 'storage')) },
     file: path,
   };

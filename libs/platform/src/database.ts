@@ -88,7 +88,7 @@ export async function atomically(dataSource: DataSource, statements: Statement[]
       await runner.release();
     }
   }
-  const database = (dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database }).databaseConnection;
+  const database = sqliteOf(dataSource);
   const prepared = statements.map((statement) => statement.getQueryAndParameters());
   database.exec('BEGIN IMMEDIATE');
   try {
@@ -105,6 +105,25 @@ export async function atomically(dataSource: DataSource, statements: Statement[]
     throw error;
   }
 }
+
+/**
+ * Runs one statement whose loss in a power cut would do no harm, such as progress. Returns how many rows it changed. On SQLite it does not wait for the disk,
+ * since all requests would wait with it: while a push keeps the disk busy, that takes a tenth of a second.
+ */
+export async function runUnflushed(dataSource: DataSource, statement: UpdateQueryBuilder<ObjectLiteral>): Promise<number> {
+  if (dataSource.options.type === 'postgres') return (await statement.execute()).affected ?? 0;
+  const database = sqliteOf(dataSource);
+  const [sql, parameters] = statement.getQueryAndParameters();
+  // Nothing else runs on the connection between the two.
+  database.pragma('synchronous = NORMAL');
+  try {
+    return database.prepare(sql).run(...(parameters as never[])).changes;
+  } finally {
+    database.pragma('synchronous = FULL');
+  }
+}
+
+const sqliteOf = (dataSource: DataSource) => (dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database }).databaseConnection;
 
 /**
  * Column values for TypeORM's insert and update, checked against the entity. TypeORM's own input type cannot express JSON columns with free keys,

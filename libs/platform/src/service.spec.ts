@@ -204,6 +204,18 @@ describe('a service', () => {
     await call('post', `/v1/jobs/${id}/retry`).expect(409);
   });
 
+  it('forgets a job with its children, once all of them have ended, and no other', async () => {
+    const jobs = app.get<JobsService>('jobs:image', { strict: false });
+    const [parent, other] = [await ended(await make('parent')), await ended(await make('other'))];
+    const child = await jobs.submit({ type: 'image.thing', resource: '/v1/things/long', parentId: parent.id });
+    await waitFor(async () => (await jobs.get(child.id)).progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
+    expect(await jobs.remove(parent.id, [])).toBe(false);
+    release();
+    await ended(child.id);
+    expect(await jobs.remove(parent.id, [])).toBe(true);
+    expect([...(await jobs.byIds([parent.id, child.id, other.id])).keys()]).toEqual([other.id]);
+  });
+
   it('streams a job as server-sent events until it ends', async () => {
     const id = await make('long');
     const url = await app.getUrl();

@@ -3,6 +3,7 @@
  * They die with the test process, and their folders go when they are stopped. For hosts and container engines see `lab/`.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { randomInt } from 'node:crypto';
 import { existsSync, rmSync } from 'node:fs';
 import { chown, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
 import { createServer as createHttpServer } from 'node:http';
@@ -13,14 +14,15 @@ import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-/** A loopback TCP port that nothing listens on now. Another process may take it before you do. */
+/**
+ * A loopback TCP port that nothing listens on now. It is below the ports that the system gives to connections and to listeners without a wish
+ * (Linux: 32768 and above), or another test's connection could hold it before or after whoever asked for it.
+ */
 export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (!address || typeof address === 'string') throw new Error('the system gave no port');
-  return address.port;
+  for (;;) {
+    const port = randomInt(15_000, 32_768);
+    if (await isPortFree(port)) return port;
+  }
 }
 
 /** Whether nothing listens on a loopback port now. */

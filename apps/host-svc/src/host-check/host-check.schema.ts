@@ -47,7 +47,7 @@ export const HostCheckPage = pageOf(HostCheck, 'HostCheckPage');
 export const CreateHostCheck = z
   .strictObject({
     hostIds: z.array(z.uuid()).min(1).max(1000),
-    pull: z.array(z.string().max(512)).max(1000).default([]).describe('Local references that each host pulls with its own Docker, comparing digests'),
+    pull: z.array(z.string().max(512)).max(1000).default([]).describe('Local references that each host pulls with its own runtime, comparing digests'),
   })
   .meta({ id: 'CreateHostCheck' });
 export type CreateHostCheck = z.infer<typeof CreateHostCheck>;

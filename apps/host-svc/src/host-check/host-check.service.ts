@@ -1,7 +1,9 @@
 import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
+import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -26,6 +28,7 @@ import { type Inspection, inspectHost } from './inspect-host.js';
 
 export const hostCheckJobType = 'host.check';
 const hostsAtOnce = 8;
+const ownPortMs = 3_000;
 
 /** Looks at hosts, and lets them pull, without changing them. */
 @Injectable()
@@ -86,9 +89,11 @@ export class HostCheckService {
     const result: HostCheckResult = { hostId: host.id, hostName: host.name, ok: false, checks: [], pulls: [], error: null };
     try {
       await using connection = await this.hosts.connect(host, signal);
-      result.checks = (await this.inspect(host, connection, signal)).checks;
-      const docker = new DockerHost(connection, signal);
-      for (const reference of pull) result.pulls.push(await this.pullOne(docker, reference));
+      const { checks, hasDocker } = await this.inspect(host, connection, signal);
+      const isContainerd = host.configuration?.containerRuntime === 'containerd' || (host.configuration !== null && !hasDocker);
+      result.checks = isContainerd ? checks.filter(({ name }) => name !== 'docker') : checks;
+      const runtime = isContainerd ? new ContainerdHost(connection, signal) : new DockerHost(connection, signal);
+      for (const reference of pull) result.pulls.push(await this.pullOne(runtime, reference));
       result.ok = result.checks.every(({ status }) => status !== 'failure') && result.pulls.every(({ error }) => error === null);
     } catch (error) {
       signal.throwIfAborted();
@@ -99,21 +104,23 @@ export class HostCheckService {
 
   /** Looks at a host and keeps what was found. */
   async inspect(host: Host, connection: Awaited<ReturnType<HostService['connect']>>, signal: AbortSignal): Promise<Inspection> {
-    const ownsPort = (await this.tunnels.find(host.id))?.state === 'up';
-    const inspection = await inspectHost(connection, this.config.registry.port, ownsPort, now(), signal);
+    const look = (ownsPort: boolean) => inspectHost(connection, this.config.registry.port, ownsPort, now(), signal);
+    let inspection = await look((await this.tunnels.find(host.id))?.state === 'up');
+    // What took the port may be our own tunnel, which came up meanwhile and has yet to say so.
+    if (inspection.isPortTaken && (await this.tunnels.isUpWithin(host.id, signal, ownPortMs))) inspection = await look(true);
     await this.hosts.saveFacts(host.id, inspection.facts);
     return inspection;
   }
 
-  /** One pull by the host's own Docker, its digest compared with what the registry holds. Never throws but for a broken connection. */
-  async pullOne(docker: DockerHost, reference: string): Promise<Pull> {
+  /** One pull by the host's own runtime, its digest compared with what the registry holds. Never throws but for a broken connection. */
+  async pullOne(runtime: RuntimeHost, reference: string): Promise<Pull> {
     try {
       const { repository, tag, digest: wanted } = parseReference(reference);
       const { url } = await requireRegistry(this.clients.registry);
       await using registry = new RegistryClient(url);
       const head = await registry.headManifest(repository, wanted ?? tag ?? 'latest');
       if (!head) throw new AppError('image_not_found', { detail: `${reference} is not in the registry` });
-      const digest = await docker.pull(reference);
+      const digest = await runtime.pull(reference);
       if (digest !== head.digest) throw new AppError('host_pull_failed', { detail: `${reference}: the host got ${digest}, the registry holds ${head.digest}` });
       return { reference, digest, error: null };
     } catch (error) {

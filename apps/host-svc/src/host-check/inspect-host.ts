@@ -1,6 +1,8 @@
-import type { SshConnection } from '@airdock/adapters/ssh/connection';
+import { firstCommandMs, type SshConnection } from '@airdock/adapters/ssh/connection';
+import { packageFamily } from '@airdock/core/host/package-list';
 import type { HostFacts } from '../host/host.schema.js';
 import type { Check } from './host-check.schema.js';
+import { hostScript } from './host-script.js';
 
 /** What one look at a host found. */
 export interface Inspection {
@@ -10,72 +12,184 @@ export interface Inspection {
   isPortTaken: boolean;
 }
 
-// Read by `sh -s`, with the port as $1. /proc and df are everywhere; ss and lsof are not. State 0A is LISTEN.
-const script = `
-. /etc/os-release 2>/dev/null
-echo "os=\${ID:-unknown}"
-echo "osVersion=\${VERSION_ID:-unknown}"
-echo "machine=$(uname -m)"
-echo "cpus=$(getconf _NPROCESSORS_ONLN)"
-echo "memoryKiB=$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
-echo "diskFreeKiB=$(df -Pk /var/lib 2>/dev/null | awk 'NR==2 {print $4}')"
-echo "swapKiB=$(sed -n 's/^SwapTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
-echo "docker=$(docker version --format '{{.Server.Version}}' 2>/dev/null)"
-hex=$(printf '%04X' "$1")
-cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v port=":$hex" '$4 == "0A" && substr($2, length($2) - 4) == port {found = 1} END {print "portTaken=" (found ? "yes" : "no")}'
-`;
-
 const architectures: Record<string, string> = { x86_64: 'amd64', aarch64: 'arm64' };
-const supportedOs = ['debian', 'ubuntu', 'rhel', 'centos', 'rocky', 'almalinux'];
-const minDiskFreeBytes = 2 * 1024 ** 3;
-const minMemoryBytes = 1 * 1024 ** 3;
+/** The oldest major version of each that PMK was made for, and Debian's of about the same age. */
+const supportedOs: Record<string, number> = { debian: 10, ubuntu: 16, rhel: 7, centos: 7, rocky: 8, almalinux: 8 };
+const gib = 1024 ** 3;
+const minDiskFreeBytes = 2 * gib;
+/** What PMK asks of a node. */
+const pmk = { cpus: 2, memoryBytes: 12e9, rootBytes: 30e9, rootFreeBytes: 15e9 };
+const pmkPorts = [443, 2379, 2380, 8285, 10250, 10255, 4194, 3306, 8158, 5672, 5673, 8023, 9080, 6264, 5395, 8558];
+const timeOffset = { warningSeconds: 2, failureSeconds: 60 };
+
+const maxLines = 5000;
+const maxValueLength = 100;
+
+type Found = [status: Check['status'], seen: string, nextStep?: string];
 
 /**
- * Looks at a host: operating system, Docker, the registry's port, disk, memory. `ownsPort` says that the listener on the port is our own tunnel.
- * Changes nothing. Throws only when the connection breaks.
+ * Looks at a host: how it is reached, what it is, what it has, and what is in the way. `ownsPort` says that the listener on the port is our own tunnel.
+ * Changes nothing. Throws `host_sudo_failed`, and what breaks the connection.
  */
 export async function inspectHost(connection: SshConnection, port: number, ownsPort: boolean, seenAt: string, signal?: AbortSignal): Promise<Inspection> {
-  const output = await connection.run(['sh', '-s', String(port)], { stdin: script, sudo: true, signal });
-  const values = new Map(output.split('\n').map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]));
-  const text = (key: string) => values.get(key)?.slice(0, 100) ?? '';
-  // A host may say anything.
-  const count = (key: string) => Math.max(0, Math.min(Number.parseInt(text(key), 10) || 0, 1_000_000_000_000));
-  const bytes = (key: string) => count(key) * 1024;
-  const facts: HostFacts = {
-    os: text('os'),
-    osVersion: text('osVersion'),
-    architecture: architectures[text('machine')] ?? text('machine'),
-    cpus: count('cpus'),
-    memoryBytes: bytes('memoryKiB'),
-    diskFreeBytes: bytes('diskFreeKiB'),
-    dockerVersion: text('docker') || null,
-    seenAt,
-  };
-  const isPortTaken = text('portTaken') === 'yes' && !ownsPort;
-  const gib = (value: number) => `${(value / 1024 ** 3).toFixed(1)} GiB`;
-  const check = (name: string, ok: boolean, seen: string, nextStep: string, otherwise: Check['status'] = 'failure'): Check => ({
-    name,
-    status: ok ? 'pass' : otherwise,
-    seen,
-    nextStep: ok ? null : nextStep,
-  });
-  const checks = [
-    check('os', supportedOs.includes(facts.os), `${facts.os} ${facts.osVersion}`, `Supported are ${supportedOs.join(', ')}.`, 'warning'),
-    check(
-      'docker',
-      facts.dockerVersion !== null,
+  const elevation = await connection.elevation(signal);
+  const { offset, roundTripMs } = await timeOf(connection, signal);
+  const values = parse(await connection.run(['sh', '-s'], { stdin: hostScript, sudo: true, signal }));
+  const facts = factsOf(values, seenAt);
+  const listening = new Set(values.all('listens').map((hex) => Number.parseInt(hex, 16)));
+  const isPortTaken = listening.has(port) && !ownsPort;
+  const programOn = new Map(values.all('program').map((line) => [Number(line.split(' ')[0]), line.slice(line.indexOf(' ') + 1)]));
+  const byWhom = (taken: number) => `${taken}${programOn.has(taken) ? ` by ${programOn.get(taken)}` : ''}`;
+  const taken = pmkPorts.filter((wanted) => listening.has(wanted) && wanted !== port);
+  const runtimes = [...(facts.dockerVersion ? [`docker ${facts.dockerVersion}`] : []), ...values.all('runtime')];
+  const conflicts = [...new Set(values.all('conflict'))];
+  const firewalls = values.all('firewall');
+  const swapBytes = values.bytes('swapKiB');
+
+  const found: Record<string, Found> = {
+    ssh: ['pass', `${connection.where}, ${roundTripMs} ms`],
+    sudo: ['pass', elevation],
+    os: osOf(facts),
+    packages: facts.packageManager
+      ? ['pass', facts.packageManager]
+      : ['warning', 'no package manager', 'apt-get, dnf or yum is needed where packages are to be installed.'],
+    cpu: atLeast(values.count('cpus'), pmk.cpus, String, 'CPUs'),
+    memory: atLeast(values.bytes('memoryKiB'), pmk.memoryBytes, inGib, 'of memory'),
+    disk:
+      values.bytes('diskFreeKiB') === undefined
+        ? unseen('the space below /var/lib')
+        : [
+            facts.diskFreeBytes >= minDiskFreeBytes ? 'pass' : 'failure',
+            `${inGib(facts.diskFreeBytes)} free below /var/lib`,
+            `Free at least ${inGib(minDiskFreeBytes)}.`,
+          ],
+    'disk size': atLeast(values.bytes('rootKiB'), pmk.rootBytes, inGib, 'on /'),
+    'disk space': atLeast(values.bytes('rootFreeKiB'), pmk.rootFreeBytes, inGib, 'free on /'),
+    systemd: values.text('systemd') ? ['pass', 'runs'] : ['warning', 'does not run', 'The services of a Kubernetes node need systemd as the first process.'],
+    time: timeFound(offset, roundTripMs),
+    swap:
+      swapBytes === undefined
+        ? unseen('swap')
+        : [swapBytes === 0 ? 'pass' : 'warning', swapBytes === 0 ? 'off' : inGib(swapBytes), 'Switch swap off for Kubernetes: swapoff -a.'],
+    [`port ${port}`]: [
+      isPortTaken ? 'failure' : 'pass',
+      isPortTaken ? `taken: ${byWhom(port)}` : ownsPort ? 'our tunnel' : 'free',
+      `Find the program with \`ss -ltnp sport = :${port}\` on the host and stop it.`,
+    ],
+    ports:
+      taken.length === 0
+        ? ['pass', `those of PMK are free`]
+        : ['warning', `taken: ${taken.map(byWhom).join(', ')}`, 'PMK listens on these ports: stop the programs before the host becomes a node.'],
+    docker: [
+      facts.dockerVersion ? 'pass' : 'failure',
       facts.dockerVersion ?? 'no answer from docker',
       'Install Docker, or see why `docker info` fails on the host.',
-    ),
-    check(
-      `port ${port}`,
-      !isPortTaken,
-      isPortTaken ? 'another program listens' : ownsPort ? 'our tunnel' : 'free',
-      `Find the program with \`ss -ltnp sport = :${port}\` on the host and stop it.`,
-    ),
-    check('disk', facts.diskFreeBytes >= minDiskFreeBytes, `${gib(facts.diskFreeBytes)} free below /var/lib`, `Free at least ${gib(minDiskFreeBytes)}.`),
-    check('memory', facts.memoryBytes >= minMemoryBytes, gib(facts.memoryBytes), 'Kubernetes nodes need more memory.', 'warning'),
-    check('swap', bytes('swapKiB') === 0, bytes('swapKiB') === 0 ? 'off' : gib(bytes('swapKiB')), 'Switch swap off for Kubernetes: swapoff -a.', 'warning'),
-  ];
+    ],
+    runtimes: runtimes.length > 0 ? ['pass', runtimes.join(', ')] : ['warning', 'none', 'A Kubernetes node needs Docker or containerd.'],
+    conflicts:
+      conflicts.length === 0
+        ? ['pass', 'none']
+        : ['warning', conflicts.join(', '), 'Remove these before the host becomes a node: PMK brings its own Kubernetes.'],
+    firewall:
+      firewalls.length === 0
+        ? ['pass', 'none']
+        : ['warning', firewalls.join(', '), 'Let SSH from the DU in, and what the nodes of a cluster say to each other; Airdock needs nothing else.'],
+    cgroup: values.text('cgroup')
+      ? ['pass', `version ${values.text('cgroup')}`]
+      : ['warning', 'not mounted', 'Containers need /sys/fs/cgroup, which systemd mounts.'],
+  };
+  const checks = Object.entries(found).map(([name, [status, seen, nextStep]]) => ({
+    name,
+    status,
+    seen: seen.slice(0, 1000),
+    nextStep: status === 'pass' ? null : (nextStep ?? null),
+  }));
   return { facts, checks, hasDocker: facts.dockerVersion !== null, isPortTaken };
 }
+
+interface Values {
+  text(key: string): string;
+  all(key: string): string[];
+  count(key: string): number | undefined;
+  bytes(keyOfKiB: string): number | undefined;
+}
+
+/** A host may say anything: lines and values are bounded, and without control characters. */
+function parse(output: string): Values {
+  const values = new Map<string, string[]>();
+  for (const line of output.split('\n', maxLines)) {
+    const at = line.indexOf('=');
+    const value = line
+      .slice(at + 1, at + 1 + maxValueLength)
+      .replaceAll(/\p{C}/gu, '')
+      .trim();
+    if (at <= 0 || value === '') continue;
+    const key = line.slice(0, at);
+    const known = values.get(key);
+    if (known) known.push(value);
+    else values.set(key, [value]);
+  }
+  const all = (key: string) => values.get(key) ?? [];
+  const text = (key: string) => all(key)[0] ?? '';
+  const count = (key: string) => (/^\d{1,12}$/.test(text(key)) ? Number(text(key)) : undefined);
+  const bytes = (key: string) => {
+    const kibibytes = count(key);
+    return kibibytes === undefined ? undefined : kibibytes * 1024;
+  };
+  return { all, text, count, bytes };
+}
+
+function factsOf(values: Values, seenAt: string): HostFacts {
+  const os = values.text('os') || 'unknown';
+  return {
+    os,
+    osVersion: values.text('osVersion') || 'unknown',
+    osFamily: packageFamily(os, values.text('osLike')) ?? null,
+    packageManager: values.text('packageManager') || null,
+    architecture: architectures[values.text('machine')] ?? (values.text('machine') || 'unknown'),
+    cpus: values.count('cpus') ?? 0,
+    memoryBytes: values.bytes('memoryKiB') ?? 0,
+    diskFreeBytes: values.bytes('diskFreeKiB') ?? 0,
+    dockerVersion: values.text('docker') || null,
+    seenAt,
+  };
+}
+
+function osOf({ os, osVersion, architecture }: HostFacts): Found {
+  const seen = `${os} ${osVersion}, ${architecture}`;
+  const oldest = Object.hasOwn(supportedOs, os) ? supportedOs[os] : undefined;
+  const known = Object.entries(supportedOs).map(([name, version]) => `${name} ${version}`);
+  if (oldest === undefined || !(Number.parseFloat(osVersion) >= oldest)) return ['warning', seen, `Supported are these and later: ${known.join(', ')}.`];
+  if (!Object.values(architectures).includes(architecture)) return ['warning', seen, 'Supported are amd64 and arm64.'];
+  return ['pass', seen];
+}
+
+/** Seconds that the host's clock is ahead of ours, half of the round trip taken off. Undefined when its `date` says nothing that can be used. */
+async function timeOf(connection: SshConnection, signal: AbortSignal | undefined): Promise<{ offset: number | undefined; roundTripMs: number }> {
+  const before = Date.now();
+  const { stdout } = await connection.exec(['date', '+%s.%N'], { signal, stallTimeoutMs: firstCommandMs });
+  const after = Date.now();
+  const [, seconds, fraction] = /^(\d{1,12})(?:\.(\d{1,9}))?/.exec(stdout.trim()) ?? [];
+  // busybox knows no %N: then the middle of the second is the best guess.
+  const theirs = seconds === undefined ? undefined : Number(`${seconds}.${fraction ?? '5'}`);
+  return { offset: theirs === undefined ? undefined : theirs - (before + after) / 2000, roundTripMs: after - before };
+}
+
+function timeFound(offset: number | undefined, roundTripMs: number): Found {
+  if (offset === undefined) return unseen('the time');
+  const seconds = Math.abs(offset);
+  const seen = `${seconds.toFixed(1)} s ${offset < 0 ? 'behind' : 'ahead of'} the DU`;
+  // How long the way there took is known only to half of the round trip.
+  const certain = seconds - roundTripMs / 2000;
+  const nextStep = 'Let chrony or systemd-timesyncd on host and DU follow one clock: certificates and logs need the same time.';
+  return [certain > timeOffset.failureSeconds ? 'failure' : certain > timeOffset.warningSeconds ? 'warning' : 'pass', seen, nextStep];
+}
+
+const unseen = (what: string): Found => ['warning', `${what} could not be seen`, 'The host lacks a program for it: df, awk, sed and date are needed.'];
+
+function atLeast(value: number | undefined, wanted: number, format: (value: number) => string, what: string): Found {
+  if (value === undefined) return unseen(what);
+  return [value >= wanted ? 'pass' : 'warning', `${format(value)} ${what}`, `A node of PMK needs at least ${format(wanted)} ${what}.`];
+}
+
+const inGib = (bytes: number): string => `${(bytes / gib).toFixed(1)} GiB`;

@@ -1,32 +1,51 @@
-import { Readable } from 'node:stream';
-import type { ReadableStream } from 'node:stream/web';
-import { getBundle, getBundleDockerArchive, getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { setTimeout as delay } from 'node:timers/promises';
+import { getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { DockerHost } from '@airdock/adapters/ssh/docker-host';
+import { HostSystem } from '@airdock/adapters/ssh/host-system';
+import type { RateLimit } from '@airdock/adapters/ssh/rate-limit';
+import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError, fromProblem } from '@airdock/core/errors';
-import { Injectable } from '@nestjs/common';
-import type { Host } from '../host/host.schema.js';
+import { isPlatform } from '@airdock/core/oci/manifest';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { Inject, Injectable } from '@nestjs/common';
+import type { Change, Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
 import { HostCheckService } from '../host-check/host-check.service.js';
+import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
+import type { Tunnel } from '../tunnel/tunnel.schema.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import type { HostConfigurationEntity } from './host-configuration.entity.js';
-import type { HostConfigurationResult, Step } from './host-configuration.schema.js';
+import type { HostConfigurationResult } from './host-configuration.schema.js';
+import { change, HostSteps, type Outcome, skipped, stepLog } from './host-steps.js';
+import { warmImages } from './images-step.js';
+import { configureRepositories } from './repositories-step.js';
+import { configureRuntime } from './runtime-step.js';
 
 type Configuration = Pick<HostConfigurationEntity, 'bundleIds' | 'dryRun' | 'options'>;
+const leadsMs = 30_000;
+const leadsSoonMs = 10_000;
 
 /** The steps of configuring one host, each of which looks first and changes only what is not as it should be. */
 @Injectable()
 export class ConfigureHost {
   constructor(
+    @Inject(CONFIG) private readonly config: Config,
     private readonly hosts: HostService,
     private readonly checks: HostCheckService,
     private readonly tunnels: TunnelService,
+    private readonly packageRepositories: PackageRepositoryService,
     private readonly clients: ServiceClients,
   ) {}
 
-  /** Notes each step in `result` as it goes, so that what was done is known also when a later step throws. */
-  async run(host: Host, { bundleIds, dryRun, options }: Configuration, result: HostConfigurationResult, signal: AbortSignal): Promise<void> {
-    const note = (name: Step['name'], status: Step['status'], detail: string) => void result.steps.push({ name, status, detail });
+  /** Notes each step in `result` as it goes, so that what was done is known also when a later step throws. Image data keeps to the `limits`. */
+  async run(
+    host: Host,
+    { bundleIds, dryRun, options }: Configuration,
+    result: HostConfigurationResult,
+    signal: AbortSignal,
+    limits: readonly RateLimit[] = [],
+  ): Promise<void> {
+    const note = stepLog(result);
     const { data: registry } = await getRegistry({ client: this.clients.registry, throwOnError: true });
     const hasRegistry = registry.mode !== 'none';
     const hasTunnel = registry.readOnlyUrl !== null;
@@ -37,92 +56,94 @@ export class ConfigureHost {
       );
 
     await using connection = await this.hosts.connect(host, signal);
-    const inspection = await this.checks.inspect(host, connection, signal);
+    const tunnel = await this.tunnels.settled(host.id, signal);
+    const [inspection, facts] = await Promise.all([this.checks.inspect(host, connection, signal), new HostSystem(connection, signal).facts()]);
     if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
-    if (!inspection.hasDocker) throw new AppError('host_runtime_missing', { detail: 'docker gives no answer' });
-    const failures = inspection.checks.filter(({ status }) => status === 'failure');
+    // Whether there is a container runtime is the matter of a later step.
+    const failures = inspection.checks.filter(({ name, status }) => status === 'failure' && name !== 'docker');
     if (failures.length > 0)
       throw new AppError('host_check_failed', { detail: failures.map(({ name, seen }) => `${name}: ${seen}`).join('; '), checks: failures });
     result.warnings.push(...inspection.checks.filter(({ status }) => status === 'warning').map(({ name, seen }) => `${name}: ${seen}`));
-    note('check', 'done', `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`);
-    note('repositories', 'skipped', options.skipYumRepoInstall ? 'skipYumRepoInstall' : 'the DU serves no package repositories');
-    note('runtime', options.skipDockerInstall ? 'skipped' : 'unchanged', `Docker ${inspection.facts.dockerVersion} of the host`);
+    note('check', { status: 'done', detail: `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`, changes: [] });
+    const steps = new HostSteps(this.config, connection, facts, options, dryRun, hasTunnel, signal, (brought) => this.hosts.remember(host.id, brought));
 
-    const wasUp = (await this.tunnels.find(host.id))?.state === 'up';
     if (!hasTunnel)
-      note('tunnel', 'skipped', hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none');
-    else if (dryRun) note('tunnel', wasUp ? 'unchanged' : 'planned', `127.0.0.1 of the host to ${registry.readOnlyUrl}`);
-    else {
-      const { hostPort, target } = await this.tunnels.ensureUp(host.id, signal);
-      note('tunnel', wasUp ? 'unchanged' : 'done', `127.0.0.1:${hostPort} leads to ${target}`);
+      note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
+    else if (dryRun) {
+      const isUp = tunnel?.state === 'up' && (await this.leadsSoon(host.id, steps));
+      // Nothing on the host would help.
+      if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk) throw new AppError('registry_unavailable', { detail: registry.readOnlyUrl ?? '' });
+      note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.readOnlyUrl}`));
+    } else {
+      const { hostPort, target, since } = await this.ensureLeads(host.id, steps);
+      const isSame = tunnel?.state === 'up' && tunnel.since === since;
+      note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
     }
 
-    const docker = new DockerHost(connection, signal);
-    if (skipsImages) note('images', 'skipped', options.skipDockerImgImport ? 'skipDockerImgImport' : 'skipDockerInstall');
-    else if (bundleIds.length === 0) note('images', 'skipped', 'no bundles were named');
-    else await this.warm(docker, `linux/${inspection.facts.architecture}`, bundleIds, hasRegistry && !options.skipImageRenaming, dryRun, note, signal);
+    note('repositories', await configureRepositories(steps, this.packageRepositories.baseUrl));
+    const { runtime, ...outcome } = await configureRuntime(steps);
+    note('runtime', outcome);
 
-    if (dryRun) return;
-    if (hasTunnel) await this.verify(docker, `linux/${inspection.facts.architecture}`, note);
-    await this.hosts.saveConfigured(host.id, options);
+    const platform = `linux/${inspection.facts.architecture}`;
+    if (skipsImages) note('images', skipped(options.skipDockerImgImport ? 'skipDockerImgImport' : 'skipDockerInstall'));
+    else if (bundleIds.length === 0) note('images', skipped('no bundles were named'));
+    else {
+      const rename = hasRegistry && !options.skipImageRenaming;
+      const warming = { clients: this.clients, runtime, platform, rename, limits, warnings: result.warnings };
+      for (const id of bundleIds) note('images', await warmImages(steps, id, warming));
+    }
+
+    if (dryRun || !runtime) return;
+    if (hasTunnel) note('verify', await this.verify(host, runtime, platform));
+    if (!inspection.hasDocker && runtime.name === 'docker') await this.checks.inspect(host, connection, signal);
+    await this.hosts.saveConfigured(host.id, { ...options, containerRuntime: runtime.name });
   }
 
-  /** Brings the images of the bundles into Docker's cache; what is there under its name with its ID is not sent again. */
-  private async warm(
-    docker: DockerHost,
-    platform: string,
-    bundleIds: string[],
-    rename: boolean,
-    dryRun: boolean,
-    note: (name: Step['name'], status: Step['status'], detail: string) => void,
-    signal: AbortSignal,
-  ): Promise<void> {
-    const there = await docker.imageIds();
-    for (const id of bundleIds) {
-      const { data: bundle } = await getBundle({ client: this.clients.image, path: { id }, throwOnError: true });
-      const missing = bundle.images.filter(({ names, localReferences, imageIds }) =>
-        (rename ? localReferences : names).some((name) => !imageIds.includes(there.get(name) ?? '')),
-      );
-      const what = `${missing.length} of ${bundle.images.length} images of ${bundle.name}, ${rename ? 'local' : 'upstream'} names`;
-      if (missing.length === 0) {
-        note('images', 'unchanged', what);
-        continue;
-      }
-      if (dryRun) {
-        note('images', 'planned', what);
-        continue;
-      }
-      const { data } = await getBundleDockerArchive({
-        client: this.clients.image,
-        path: { id },
-        // Names travel in the URL, so only few are named; else the whole bundle comes, and Docker skips the layers that it has.
-        query: {
-          platform,
-          names: rename ? 'local' : 'upstream',
-          ...(missing.length <= 50 ? { image: missing.flatMap(({ names }) => names.slice(0, 1)) } : {}),
-        },
-        parseAs: 'stream',
-        signal,
-        throwOnError: true,
-      });
-      await docker.load(Readable.fromWeb(data as unknown as ReadableStream));
-      note('images', 'done', what);
+  /** The tunnel is up, and the host gets an answer from the registry through it. A connection that died is noticed by its owner within 20 s, and made anew. */
+  private async ensureLeads(hostId: string, steps: HostSteps): Promise<Tunnel> {
+    const deadline = Date.now() + leadsMs;
+    for (;;) {
+      const tunnel = await this.tunnels.ensureUp(hostId, steps.signal);
+      if (await this.leads(steps)) return tunnel;
+      if (Date.now() > deadline)
+        throw new AppError('tunnel_failed', { detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry` });
+      await delay(500, undefined, { signal: steps.signal });
     }
+  }
+
+  /** False when the tunnel is down, or is up and the host gets no answer: one that was taken over, or is of a worker that was killed, may be back in a moment. */
+  private async leadsSoon(hostId: string, steps: HostSteps): Promise<boolean> {
+    const deadline = Date.now() + leadsSoonMs;
+    while ((await this.tunnels.settled(hostId, steps.signal))?.state === 'up') {
+      if (await this.leads(steps)) return true;
+      if (Date.now() > deadline) return false;
+      await delay(500, undefined, { signal: steps.signal });
+    }
+    return false;
+  }
+
+  /** Asked from the host; where it has nothing to ask with, the state of the tunnel has to do. */
+  private async leads({ system }: HostSteps): Promise<boolean> {
+    const status = await system.statusOf(`http://127.0.0.1:${this.config.registry.port}/v2/`);
+    return status === undefined || status === 200;
+  }
+
+  private opened(): Change {
+    return change('tunnel', 'open', `127.0.0.1:${this.config.registry.port}`);
   }
 
   /** A real pull through the tunnel, by digest: of the smallest image, since the way is what is tested. */
-  private async verify(docker: DockerHost, platform: string, note: (name: Step['name'], status: Step['status'], detail: string) => void): Promise<void> {
+  private async verify(host: Host, runtime: RuntimeHost, platform: string): Promise<Outcome> {
     const { data } = await listImages({ client: this.clients.image, query: { limit: 500 }, throwOnError: true });
-    const [smallest] = data.items
-      .filter(({ platforms }) => platforms.some((own) => own === platform || own.startsWith(`${platform}/`)))
-      .sort((a, b) => a.sizeBytes - b.sizeBytes);
+    const [smallest] = data.items.filter(({ platforms }) => platforms.some((own) => isPlatform(own, platform))).sort((a, b) => a.sizeBytes - b.sizeBytes);
     const [local] = smallest?.localReferences ?? [];
-    if (!smallest || !local) return note('verify', 'skipped', `the catalogue has no image for ${platform} yet`);
+    if (!smallest || !local) return skipped(`the catalogue has no image for ${platform} yet`);
     const name = local.slice(0, local.lastIndexOf(':'));
-    const pull = await this.checks.pullOne(docker, `${name}@${smallest.digest}`);
+    await this.hosts.remember(host.id, { images: [`${name}@${smallest.digest}`] });
+    const pull = await this.checks.pullOne(runtime, `${name}@${smallest.digest}`);
     // The way is what is tested; an image that vanished from the registry is another matter.
-    if (pull.error?.code === 'image_not_found') return note('verify', 'skipped', `${name} is no longer in the registry`);
+    if (pull.error?.code === 'image_not_found') return skipped(`${name} is no longer in the registry`);
     if (pull.error) throw fromProblem(pull.error);
-    note('verify', 'done', `the host pulled ${name}@${smallest.digest}`);
+    return { status: 'done', detail: `the host pulled ${name}@${smallest.digest}`, changes: [] };
   }
 }

@@ -14,7 +14,12 @@ export class HostConfigurationController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createHostConfiguration', summary: 'Prepare hosts: checks, tunnel, images', returns: Job, status: 202 })
+  @Operation({
+    id: 'createHostConfiguration',
+    summary: 'Prepare hosts: checks, tunnel, package repositories, container runtime, images',
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateHostConfiguration }) body: CreateHostConfiguration, @JobRequest() request: JobRequest): Promise<Job> {
     return this.hostConfigurations.create(request, body);
   }

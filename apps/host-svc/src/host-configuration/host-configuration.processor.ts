@@ -1,12 +1,31 @@
 import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { HostConfigurationService, hostConfigurationJobType } from './host-configuration.service.js';
+import { ConfigureFleet, configureHostJobType } from './configure-fleet.service.js';
+import { hostConfigurationJobType } from './host-configuration.service.js';
 
-@JobType(hostConfigurationJobType)
+/** Rollouts wait most of their time; many may run beside each other. */
+@JobType(hostConfigurationJobType, 16)
 export class HostConfigurationProcessor extends JobProcessor {
   constructor(
     jobs: JobsService,
-    private readonly hostConfigurations: HostConfigurationService,
+    private readonly fleet: ConfigureFleet,
+  ) {
+    super(jobs);
+  }
+
+  /** The failure is of a host, whose own job has tried. */
+  protected override readonly maxFailures = 1;
+
+  protected run(context: JobContext) {
+    return this.fleet.run(context);
+  }
+}
+
+@JobType(configureHostJobType, 64)
+export class ConfigureHostProcessor extends JobProcessor {
+  constructor(
+    jobs: JobsService,
+    private readonly fleet: ConfigureFleet,
   ) {
     super(jobs);
   }
@@ -15,6 +34,6 @@ export class HostConfigurationProcessor extends JobProcessor {
   protected override readonly maxFailures = 1;
 
   protected run(context: JobContext) {
-    return this.hostConfigurations.run(context);
+    return this.fleet.runHost(context);
   }
 }

@@ -1,10 +1,10 @@
 import { Idempotent } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
-import { type Page, PageQuery } from '@airdock/platform/http/page';
+import { type Page } from '@airdock/platform/http/page';
 import { Body, Controller, Delete, Get, Param, Patch, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
 import { TunnelService } from '../tunnel/tunnel.service.js';
-import { CreateHost, Host, HostPage, PatchHost } from './host.schema.js';
+import { CreateHost, Host, HostListQuery, HostPage, PatchHost } from './host.schema.js';
 import { HostService } from './host.service.js';
 
 @ApiTags('hosts')
@@ -17,14 +17,14 @@ export class HostController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createHost', summary: 'Register a host with its credential and its pinned host key', returns: Host, status: 201 })
+  @Operation({ id: 'createHost', summary: 'Register a host with its credential and its host key', returns: Host, status: 201 })
   create(@Body({ schema: CreateHost }) body: CreateHost): Promise<Host> {
     return this.hosts.create(body);
   }
 
   @Get()
-  @Operation({ id: 'listHosts', summary: 'Hosts, newest first', returns: HostPage })
-  list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<Host>> {
+  @Operation({ id: 'listHosts', summary: 'Hosts, newest first, by label if wanted', returns: HostPage })
+  list(@Query({ schema: HostListQuery }) query: HostListQuery): Promise<Page<Host>> {
     return this.hosts.list(query);
   }
 
@@ -35,7 +35,7 @@ export class HostController {
   }
 
   @Patch(':id')
-  @Operation({ id: 'patchHost', summary: 'Change address, credential or pinned key', returns: Host })
+  @Operation({ id: 'patchHost', summary: 'Change how a host is reached, its pinned key, or labels', returns: Host })
   patch(@Param('id') id: string, @Body({ schema: PatchHost }) body: PatchHost): Promise<Host> {
     return this.hosts.patch(id, body);
   }
@@ -43,6 +43,7 @@ export class HostController {
   @Delete(':id')
   @Operation({ id: 'deleteHost', summary: 'Forget a host and close its tunnel; what is on the host stays' })
   async remove(@Param('id') id: string): Promise<void> {
+    await this.hosts.assertNoJumpHost(id);
     // In this order: a tunnel without a host would be tried for ever.
     await this.hosts.get(id);
     await this.tunnels.remove(id);

@@ -1,5 +1,5 @@
 import { Column, Entity, PrimaryColumn } from 'typeorm';
-import type { ConfigurationOptions, HostFacts } from './host.schema.js';
+import type { Brought, ConfigurationOptions, Drift, HostFacts } from './host.schema.js';
 
 @Entity('host')
 export class HostEntity {
@@ -8,9 +8,16 @@ export class HostEntity {
   @Column('varchar') address!: string;
   @Column('integer') port!: number;
   @Column('varchar') credentialId!: string;
-  @Column('varchar') hostKeyFingerprint!: string;
+  /** Null until the first connection, when that may pin it. */
+  @Column('varchar', { nullable: true }) hostKeyFingerprint!: string | null;
+  @Column('varchar', { default: 'pinned' }) hostKeySource!: 'pinned' | 'firstUse';
+  @Column('varchar', { nullable: true }) jumpHostId!: string | null;
+  @Column('simple-json', { nullable: true }) labels!: Record<string, string> | null;
   @Column('simple-json', { nullable: true }) facts!: HostFacts | null;
   @Column('simple-json', { nullable: true }) configuration!: ConfigurationOptions | null;
+  /** What configurations have brought that no file of the host tells. */
+  @Column('simple-json', { nullable: true }) brought!: Brought | null;
   @Column('varchar', { nullable: true }) configuredAt!: string | null;
+  @Column('simple-json', { nullable: true }) drift!: Drift | null;
   @Column('varchar') createdAt!: string;
 }

@@ -1,10 +1,14 @@
-import { pageOf } from '@airdock/platform/http/page';
+import { labelKey, labelValue } from '@airdock/core/label-selector';
+import { ProblemDocument } from '@airdock/platform/http/operation';
+import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 
 export const HostFacts = z
   .object({
     os: z.string(),
     osVersion: z.string(),
+    osFamily: z.enum(['debian', 'redhat']).nullable().describe('Whose packages it takes; null when neither'),
+    packageManager: z.string().nullable().describe('The program found: apt-get, dnf, yum, zypper or apk'),
     architecture: z.string().describe('As images name it: amd64, arm64'),
     cpus: z.number().int(),
     memoryBytes: z.number().int(),
@@ -15,16 +19,37 @@ export const HostFacts = z
   .meta({ id: 'HostFacts' });
 export type HostFacts = z.infer<typeof HostFacts>;
 
-/** The four flags of configure-hosts. */
+/** The flags of configure-hosts, and which runtime is meant. */
 export const ConfigurationOptions = z
   .strictObject({
     skipDockerImgImport: z.boolean().default(false).describe('No images are brought to the host; it relies on the registry'),
-    skipDockerInstall: z.boolean().default(false).describe('The host brings its own Docker; also skips the images'),
+    skipDockerInstall: z.boolean().default(false).describe('The host brings its own container runtime, configured; also skips the images'),
     skipImageRenaming: z.boolean().default(false).describe('Warmed images keep their upstream names'),
-    skipYumRepoInstall: z.boolean().default(false).describe('Package repositories are left alone'),
+    skipYumRepoInstall: z.boolean().default(false).describe('Package repositories, apt and yum, are left alone: the host gets its packages elsewhere'),
+    containerRuntime: z.enum(['docker', 'containerd']).optional().describe('Default: Docker where it answers, else containerd, else Docker is installed'),
   })
   .meta({ id: 'ConfigurationOptions' });
 export type ConfigurationOptions = z.infer<typeof ConfigurationOptions>;
+
+export const Change = z
+  .object({
+    kind: z.enum(['file', 'package', 'service', 'image', 'tunnel']),
+    target: z.string().describe('Path, package, service, image or address on the host'),
+    action: z.enum(['create', 'change', 'install', 'refresh', 'start', 'reload', 'restart', 'load', 'pull', 'open', 'remove', 'close']),
+    diff: z.string().nullable().describe('Of a file: a unified diff, with credentials masked'),
+  })
+  .meta({ id: 'Change' });
+export type Change = z.infer<typeof Change>;
+
+export const Drift = z
+  .object({
+    checkedAt: z.iso.datetime(),
+    changes: z.array(Change).describe('What would put the host right; empty: it is as it should be'),
+    error: ProblemDocument.nullable().describe('Why the host could not be looked at or put right to the end; `changes` then also has what was known before'),
+    configurationId: z.uuid().describe('That found it; a scheduled one may be gone by now'),
+  })
+  .meta({ id: 'Drift' });
+export type Drift = z.infer<typeof Drift>;
 
 const address = z.string().regex(/^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45})$/);
 
@@ -35,16 +60,44 @@ export const Host = z
     address,
     port: z.number().int(),
     credentialId: z.uuid(),
-    hostKeyFingerprint: z.string().describe('The pinned key'),
+    hostKeyFingerprint: z.string().nullable().describe('The pinned key; null until the first connection with trustOnFirstUse'),
+    hostKeySource: z.enum(['pinned', 'firstUse']).describe('Who pinned the key: the caller, or the first connection'),
+    jumpHostId: z.uuid().nullable().describe('The host that connections go through'),
+    labels: z.record(z.string(), z.string()),
     facts: HostFacts.nullable(),
     configuration: ConfigurationOptions.nullable().describe('Of the last successful configuration'),
     configuredAt: z.iso.datetime().nullable(),
+    drift: Drift.nullable().describe('What has changed on the host since it was configured, as far as was looked; null: it is not configured'),
     createdAt: z.iso.datetime(),
   })
   .meta({ id: 'Host' });
 export type Host = z.infer<typeof Host>;
 export const HostPage = pageOf(Host, 'HostPage');
 
+/** What configurations have brought to a host: names of packages, those that came along among them, and full references of images. */
+export interface Brought {
+  packages: string[];
+  images: string[];
+}
+
+export const HostListQuery = PageQuery.extend({
+  labelSelector: z.string().max(2000).optional().describe('As in Kubernetes: role=worker,site!=b,env in (a,b),gpu,!old'),
+  drifted: z
+    .stringbool()
+    .optional()
+    .describe('true: configured hosts that are not as they should be, or could not be looked at; false: those that are as they should be'),
+});
+export type HostListQuery = z.infer<typeof HostListQuery>;
+
+const maxLabels = 64;
+const key = z.string().regex(labelKey, 'must be a label key of Kubernetes');
+const value = z.string().regex(labelValue, 'must be a label value of Kubernetes');
+export const Labels = z.record(key, value).refine((labels) => Object.keys(labels).length <= maxLabels, { message: `at most ${maxLabels} labels` });
+
+const trustOnFirstUse = z
+  .literal(true)
+  .optional()
+  .describe('Instead of hostKey: the first connection pins the key that the host shows. Whoever is in between then stays unseen');
 const hostKey = z.string().min(1).max(4096).describe('SHA256:… or a public key line; get it from the host itself, e.g. /etc/ssh/ssh_host_ed25519_key.pub');
 
 export const CreateHost = z
@@ -53,8 +106,12 @@ export const CreateHost = z
     address,
     port: z.number().int().min(1).max(65535).default(22),
     credentialId: z.uuid(),
-    hostKey,
+    hostKey: hostKey.optional(),
+    trustOnFirstUse,
+    jumpHostId: z.uuid().nullable().default(null).describe('A registered host that connections go through'),
+    labels: Labels.default({}),
   })
+  .refine((body) => (body.hostKey === undefined) !== (body.trustOnFirstUse === undefined), { message: 'give either hostKey or trustOnFirstUse' })
   .meta({ id: 'CreateHost' });
 export type CreateHost = z.infer<typeof CreateHost>;
 
@@ -64,6 +121,10 @@ export const PatchHost = z
     port: z.number().int().min(1).max(65535).optional(),
     credentialId: z.uuid().optional(),
     hostKey: hostKey.optional(),
+    trustOnFirstUse: trustOnFirstUse.describe('Forgets the pinned key: the next connection pins the key that the host shows then'),
+    jumpHostId: z.uuid().nullable().optional(),
+    labels: z.record(key, value.nullable()).optional().describe('Merged into the labels of the host; null removes one'),
   })
+  .refine((body) => body.hostKey === undefined || body.trustOnFirstUse === undefined, { message: 'give either hostKey or trustOnFirstUse' })
   .meta({ id: 'PatchHost' });
 export type PatchHost = z.infer<typeof PatchHost>;

@@ -1,10 +1,10 @@
 import { Idempotent } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
-import { Body, Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
+import { Body, Controller, Delete, Get, Param, Patch, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
 import { HostService } from '../host/host.service.js';
-import { CreateSshCredential, SshCredential, SshCredentialPage } from './ssh-credential.schema.js';
+import { CreateSshCredential, PatchSshCredential, SshCredential, SshCredentialPage } from './ssh-credential.schema.js';
 import { SshCredentialService } from './ssh-credential.service.js';
 
 @ApiTags('ssh-credentials')
@@ -32,6 +32,12 @@ export class SshCredentialController {
   @Operation({ id: 'getSshCredential', summary: 'One credential without its secret', returns: SshCredential })
   get(@Param('id') id: string): Promise<SshCredential> {
     return this.credentials.get(id);
+  }
+
+  @Patch(':id')
+  @Operation({ id: 'patchSshCredential', summary: 'Give a credential another key, password, user or name; hosts keep it', returns: SshCredential })
+  patch(@Param('id') id: string, @Body({ schema: PatchSshCredential }) body: PatchSshCredential): Promise<SshCredential> {
+    return this.credentials.patch(id, body);
   }
 
   @Delete(':id')

@@ -7,7 +7,8 @@ export class SshCredentialEntity {
   @Column('varchar') username!: string;
   @Column('varchar') kind!: 'key' | 'password';
   @Column('varchar', { nullable: true }) publicKeyFingerprint!: string | null;
-  /** Private key, passphrase and password, sealed with the id as context. */
+  @Column('boolean', { default: false }) hasSudoPassword!: boolean;
+  /** Private key, passphrase, password and sudoPassword, sealed with the id as context. */
   @Column('text') sealed!: string;
   @Column('varchar') createdAt!: string;
 }

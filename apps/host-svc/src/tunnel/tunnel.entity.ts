@@ -10,8 +10,16 @@ export class TunnelEntity {
   @Column('varchar') since!: string;
   @Column('integer') hostPort!: number;
   @Column('varchar') target!: string;
+  /** On 127.0.0.1 of the host and of the DU. */
+  @Column('integer', { nullable: true }) packagePort!: number | null;
   @Column('integer') reconnects!: number;
+  /** Of the connection that is up, or was last. */
+  @Column('float', { nullable: true }) latencyMs!: number | null;
+  @Column('bigint', { default: '0' }) bytesSent!: string;
+  @Column('integer', { default: 0 }) bytesPerSecond!: number;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
+  /** The process on the host that holds the port: see `sessionOf`. */
+  @Column('varchar', { nullable: true }) session!: string | null;
   /** The one process that keeps it up, and until when its word is good. */
   @Column('varchar', { nullable: true }) leaseOwner!: string | null;
   @Column('varchar', { nullable: true }) leaseUntil!: string | null;

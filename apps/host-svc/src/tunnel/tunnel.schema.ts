@@ -10,7 +10,11 @@ export const Tunnel = z
     since: z.iso.datetime().describe('When it came into this state'),
     hostPort: z.number().int().describe('On 127.0.0.1 of the host'),
     target: z.string().describe('Where it leads on the DU: the read-only registry'),
+    packagePort: z.number().int().nullable().describe('On 127.0.0.1 of the host, leads to the package repositories; null where the DU has none'),
     reconnects: z.number().int(),
+    latencyMs: z.number().nullable().describe('Of a question and its answer, measured every ten seconds; null before the first time'),
+    bytesSent: z.number().int().describe('To the host, since the connection is up'),
+    bytesPerSecond: z.number().int().describe('To the host, over the last ten seconds'),
     error: ProblemDocument.nullable().describe('Why it is down; it is tried again by itself'),
     createdAt: z.iso.datetime(),
   })

@@ -2,37 +2,64 @@ import { requireRegistry } from '@airdock/adapters/api-clients/require-registry'
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import { columns, isUniqueViolation, now } from '@airdock/platform/database';
+import { columns, isUniqueViolation, now, runUnflushed } from '@airdock/platform/database';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
+import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import { TunnelEntity } from './tunnel.entity.js';
 import type { Tunnel, TunnelListQuery } from './tunnel.schema.js';
 
 const leaseMs = 8_000;
-const pollMs = 200;
+const pollMs = 50;
 
 /** Which hosts should have a tunnel, and what is known of each. Workers keep them up, see TunnelSupervisor. */
 @Injectable()
 export class TunnelService {
+  /** Called when this process wants a tunnel that nobody has yet; what others want is seen by looking. */
+  readonly wanted = new Set<() => void>();
+
   constructor(
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(TunnelEntity, 'host') private readonly tunnels: Repository<TunnelEntity>,
     private readonly clients: ServiceClients,
   ) {}
 
-  list({ hostId, ...query }: TunnelListQuery): Promise<Page<Tunnel>> {
-    return findPage(this.tunnels, query, hostId ? { hostId } : {});
+  async list({ hostId, ...query }: TunnelListQuery): Promise<Page<Tunnel>> {
+    const { items, nextCursor } = await findPage(this.tunnels, query, hostId ? { hostId } : {});
+    return { items: items.map(toResource), nextCursor };
   }
 
-  get(id: string): Promise<Tunnel> {
-    return getRow(this.tunnels, id);
+  async get(id: string): Promise<Tunnel> {
+    return toResource(await getRow(this.tunnels, id));
   }
 
   async find(hostId: string): Promise<Tunnel | undefined> {
-    return (await this.tunnels.findOneBy({ hostId })) ?? undefined;
+    const row = await this.tunnels.findOneBy({ hostId });
+    return row ? toResource(row) : undefined;
+  }
+
+  /** The tunnel of a host, when its owner has brought it up or has failed; at the latest after `timeoutMs`. Undefined when none is wanted. */
+  settled(hostId: string, signal: AbortSignal, timeoutMs = 15_000): Promise<Tunnel | undefined> {
+    return this.watch(hostId, (tunnel) => tunnel?.state !== 'connecting', signal, timeoutMs);
+  }
+
+  /** False when none is wanted, or it is not up after `timeoutMs`. */
+  async isUpWithin(hostId: string, signal: AbortSignal, timeoutMs: number): Promise<boolean> {
+    return (await this.watch(hostId, (tunnel) => !tunnel || tunnel.state === 'up', signal, timeoutMs))?.state === 'up';
+  }
+
+  /** The tunnel as it is when `isEnough`, or after `timeoutMs`. */
+  private async watch(hostId: string, isEnough: (tunnel: Tunnel | undefined) => boolean, signal: AbortSignal, timeoutMs: number): Promise<Tunnel | undefined> {
+    const deadline = Date.now() + timeoutMs;
+    for (;;) {
+      signal.throwIfAborted();
+      const tunnel = await this.find(hostId);
+      if (isEnough(tunnel) || Date.now() > deadline) return tunnel;
+      await new Promise((resolve) => setTimeout(resolve, pollMs));
+    }
   }
 
   /** Wants a tunnel for a host, and waits until it is up. Throws why it is not, e.g. `host_port_taken`, `tunnel_failed`. */
@@ -40,27 +67,36 @@ export class TunnelService {
     const { readOnlyUrl } = await requireRegistry(this.clients.registry);
     if (!readOnlyUrl) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
     const target = new URL(readOnlyUrl).host;
-    const wanted = { hostPort: this.config.registry.port, target };
+    const { repositories, port } = this.config.packages;
+    const wanted = { hostPort: this.config.registry.port, target, packagePort: repositories.length > 0 ? port : null };
     const fresh = { state: 'connecting' as const, since: now(), error: null };
     try {
-      await this.tunnels.insert({ id: newId(), hostId, ...wanted, ...fresh, reconnects: 0, leaseOwner: null, leaseUntil: null, createdAt: now() });
+      await this.tunnels.insert({
+        id: newId(),
+        hostId,
+        ...wanted,
+        ...fresh,
+        ...unmeasured,
+        reconnects: 0,
+        session: null,
+        leaseOwner: null,
+        leaseUntil: null,
+        createdAt: now(),
+      });
     } catch (error) {
       if (!isUniqueViolation(error)) throw error;
       // One that is up stays up. One that is down forgets its old error, so that what we see next is new; its owner goes on trying.
       const row = await this.tunnels.findOneByOrFail({ hostId });
-      if (row.target !== target || row.hostPort !== wanted.hostPort)
+      if (row.target !== target || row.hostPort !== wanted.hostPort || row.packagePort !== wanted.packagePort)
         await this.tunnels.update({ hostId }, { ...wanted, ...fresh, leaseOwner: null, leaseUntil: null });
       else if (row.state !== 'up') await this.tunnels.update({ hostId }, fresh);
     }
-    const deadline = Date.now() + timeoutMs;
-    for (;;) {
-      signal.throwIfAborted();
-      const row = await this.find(hostId);
-      if (row?.state === 'up') return row;
-      if (row?.state === 'down' && row.error) throw fromProblem(row.error);
-      if (Date.now() > deadline) throw new AppError('tunnel_failed', { detail: `not up after ${timeoutMs / 1000} s; no worker of host-svc may be running` });
-      await new Promise((resolve) => setTimeout(resolve, pollMs));
-    }
+    for (const listener of this.wanted) listener();
+    const hasEnded = (tunnel: Tunnel | undefined) => tunnel?.state === 'up' || (tunnel?.state === 'down' && tunnel.error !== null);
+    const tunnel = await this.watch(hostId, hasEnded, signal, timeoutMs);
+    if (tunnel?.state === 'up') return tunnel;
+    if (tunnel?.state === 'down' && tunnel.error) throw fromProblem(tunnel.error);
+    throw new AppError('tunnel_failed', { detail: `not up after ${timeoutMs / 1000} s; no worker of host-svc may be running` });
   }
 
   async remove(hostId: string): Promise<void> {
@@ -87,6 +123,28 @@ export class TunnelService {
   }
 
   async report(id: string, owner: string, seen: { state: TunnelEntity['state']; error?: Problem | null; reconnects?: number }): Promise<void> {
-    await this.tunnels.update({ id, leaseOwner: owner }, columns({ error: null, ...seen, since: now() }));
+    await this.note(id, owner, columns<TunnelEntity>({ error: null, ...seen, since: now() }));
   }
+
+  /** What holds the port on the host: see `sessionOf`. It has to outlive a power cut of the DU, after which the host takes it for alive. */
+  async noteSession(id: string, owner: string, session: string | null): Promise<void> {
+    await this.tunnels.update({ id, leaseOwner: owner }, { session });
+  }
+
+  async measured(id: string, owner: string, seen: Measured): Promise<void> {
+    await this.note(id, owner, seen);
+  }
+
+  /** What was seen may be lost in a power cut, which ends the tunnel as well; two hundred must not keep the disk busy. */
+  private async note(id: string, owner: string, seen: QueryDeepPartialEntity<TunnelEntity>): Promise<void> {
+    await runUnflushed(this.tunnels.manager.dataSource, this.tunnels.createQueryBuilder().update().set(seen).where({ id, leaseOwner: owner }));
+  }
+}
+
+export type Measured = Pick<TunnelEntity, 'latencyMs' | 'bytesSent' | 'bytesPerSecond'>;
+const unmeasured: Measured = { latencyMs: null, bytesSent: '0', bytesPerSecond: 0 };
+
+function toResource(row: TunnelEntity): Tunnel {
+  const { session: _, ...own } = row;
+  return { ...own, bytesSent: Number(row.bytesSent) };
 }

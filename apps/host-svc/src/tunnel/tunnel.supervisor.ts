@@ -1,6 +1,7 @@
 import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
-import { openTunnel } from '@airdock/adapters/ssh/tunnel';
+import type { SshConnection } from '@airdock/adapters/ssh/connection';
+import { endSession, type Tunnel as OpenTunnel, openTunnel, sessionOf, type TunnelOptions } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { newId } from '@airdock/platform/ids';
@@ -10,11 +11,14 @@ import type { TunnelEntity } from './tunnel.entity.js';
 import { TunnelService } from './tunnel.service.js';
 
 const firstRetryMs = 500;
-const maxRetryMs = 15_000;
+// With the jitter less than ten seconds: so long after the host can be reached again its tunnel is back.
+const maxRetryMs = 6_500;
+const measureMs = 10_000;
+/** So long an sshd that was told to end may take to give its port back. */
+const releaseMs = 3_000;
 
 interface Running {
-  target: string;
-  hostPort: number;
+  wanted: TunnelEntity;
   stop: AbortController;
   done: Promise<void>;
 }
@@ -31,6 +35,7 @@ export class TunnelSupervisor extends BackgroundLoop {
     private readonly hosts: HostService,
   ) {
     super();
+    tunnels.wanted.add(this.wake);
   }
 
   override async beforeApplicationShutdown(): Promise<void> {
@@ -41,15 +46,15 @@ export class TunnelSupervisor extends BackgroundLoop {
 
   protected async round(): Promise<void> {
     const mine = new Map((await this.tunnels.claim(this.owner)).map((tunnel) => [tunnel.id, tunnel]));
-    for (const [id, { target, hostPort, stop }] of this.running) {
-      const wanted = mine.get(id);
-      if (!wanted || wanted.target !== target || wanted.hostPort !== hostPort) stop.abort();
+    for (const [id, { wanted, stop }] of this.running) {
+      const now = mine.get(id);
+      if (!now || now.target !== wanted.target || now.hostPort !== wanted.hostPort || now.packagePort !== wanted.packagePort) stop.abort();
     }
     for (const tunnel of this.isStopped ? [] : mine.values()) {
       if (this.running.has(tunnel.id)) continue;
       const stop = new AbortController();
       const done = this.keepUp(tunnel, stop.signal).finally(() => this.running.delete(tunnel.id));
-      this.running.set(tunnel.id, { target: tunnel.target, hostPort: tunnel.hostPort, stop, done });
+      this.running.set(tunnel.id, { wanted: tunnel, stop, done });
     }
   }
 
@@ -60,19 +65,27 @@ export class TunnelSupervisor extends BackgroundLoop {
   }
 
   /** One tunnel, up again and again until it is stopped. Never throws. */
-  private async keepUp({ id, hostId, hostPort, target, reconnects }: TunnelEntity, stop: AbortSignal): Promise<void> {
+  private async keepUp({ id, hostId, hostPort, target, packagePort, reconnects, session: lastSession }: TunnelEntity, stop: AbortSignal): Promise<void> {
     let retryMs = firstRetryMs;
+    let session = lastSession;
     let count = reconnects;
     const [host = '', port] = target.split(':');
     const stopping = new Promise<'stopped'>((resolve) => stop.addEventListener('abort', () => resolve('stopped'), { once: true }));
     while (!stop.aborted) {
       try {
         await using connection = await this.hosts.connect(await this.hosts.get(hostId), stop);
-        const tunnel = await openTunnel(connection, { hostPort, target: { host, port: Number(port) } });
+        const own = await sessionOf(connection, stop);
+        const tunnel = await this.open(connection, { hostPort, target: { host, port: Number(port) } }, session, stop);
+        const forwards = [tunnel];
+        if (packagePort) forwards.push(await this.open(connection, { hostPort: packagePort, target: { host: '127.0.0.1', port: packagePort } }, session, stop));
         await this.tunnels.report(id, this.owner, { state: 'up', reconnects: count });
         retryMs = firstRetryMs;
+        session = own ?? null;
+        await this.tunnels.noteSession(id, this.owner, session);
+        const measuring = this.measure(id, connection, tunnel);
         const ended = await Promise.race([connection.closed, stopping]);
-        await (ended === 'stopped' ? tunnel.close() : undefined);
+        await measuring.stop();
+        if (ended === 'stopped') await Promise.all(forwards.map((forward) => forward.close()));
         if (ended !== 'stopped') throw new AppError('tunnel_failed', { detail: ended?.message ?? 'the host closed the connection' }, { cause: ended });
       } catch (error) {
         if (stop.aborted) return;
@@ -84,5 +97,43 @@ export class TunnelSupervisor extends BackgroundLoop {
         retryMs = Math.min(maxRetryMs, retryMs * 2);
       }
     }
+  }
+
+  /** Opens a tunnel; where the port is still held for our last connection, that is ended. */
+  private async open(connection: SshConnection, options: TunnelOptions, session: string | null, stop: AbortSignal): Promise<OpenTunnel> {
+    const deadline = Date.now() + releaseMs;
+    for (let hasEnded = false; ; await delay(100, undefined, { signal: stop })) {
+      try {
+        return await openTunnel(connection, options);
+      } catch (error) {
+        if (!session || !(error instanceof AppError) || error.code !== 'host_port_taken' || Date.now() > deadline) throw error;
+        if (!hasEnded) await endSession(connection, session, stop);
+        hasEnded = true;
+      }
+    }
+  }
+
+  /** Latency and throughput of a tunnel that is up, until `stop`. */
+  private measure(id: string, connection: SshConnection, tunnel: OpenTunnel): { stop(): Promise<void> } {
+    const stop = new AbortController();
+    const loop = async () => {
+      let bytesBefore = 0;
+      for (let since = performance.now(); !stop.signal.aborted; await delay(measureMs, undefined, { signal: stop.signal })) {
+        const latencyMs = Math.round((await connection.roundTrip()) * 100) / 100;
+        const [bytes, at] = [tunnel.bytesSent(), performance.now()];
+        const bytesPerSecond = Math.round(((bytes - bytesBefore) / Math.max(1, at - since)) * 1000);
+        await this.tunnels.measured(id, this.owner, { latencyMs, bytesSent: String(bytes), bytesPerSecond });
+        [bytesBefore, since] = [bytes, at];
+      }
+    };
+    const done = loop().catch((error: unknown) => {
+      if (!stop.signal.aborted) this.logger.debug({ tunnelId: id, err: error }, 'the tunnel could not be measured');
+    });
+    return {
+      stop: () => {
+        stop.abort();
+        return done;
+      },
+    };
   }
 }

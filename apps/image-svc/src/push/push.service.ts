@@ -1,4 +1,4 @@
-import { readdir, rm, stat, statfs } from 'node:fs/promises';
+import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/adapters/oci-client/copy-image';
@@ -10,23 +10,23 @@ import { UploadSessions } from '@airdock/adapters/oci-client/upload-sessions';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { formatPlatform, isPlatform } from '@airdock/core/oci/manifest';
 import { selectImages } from '@airdock/core/oci/select-images';
-import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
+import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { Inject, Injectable } from '@nestjs/common';
+import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import { LessThan, Not, type Repository } from 'typeorm';
+import type { Repository } from 'typeorm';
 import { BundleService, toSeenImage } from '../bundle/bundle.service.js';
 import { ImageService } from '../image/image.service.js';
 import { type LocalName, LocalNamesService, type NamingRule, refuseCollisions } from '../image/local-names.service.js';
 import { PushEntity } from './push.entity.js';
 import type { CreatePush, Push, PushedImage, PushPlan } from './push.schema.js';
+import { PushSpaceService } from './push-space.service.js';
 
 export const pushJobType = 'image.push';
 const recordAtOnce = 50;
@@ -34,22 +34,24 @@ const abandonedMs = 24 * 60 * 60 * 1000;
 const shownItems = 8;
 const shownParts = 16;
 
-/** What is to be done for which images. */
+/** Which images go where, under which names. */
 interface Task {
   source: ImageSource;
   images: SourceImage[];
   rule: NamingRule;
+  target: RequiredRegistry;
+  registry: RegistryClient;
 }
 
 /** Brings the images of a bundle into the registry. */
 @Injectable()
 export class PushService {
   constructor(
-    @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(PushEntity, 'image') private readonly pushes: Repository<PushEntity>,
     private readonly bundles: BundleService,
     private readonly images: ImageService,
     private readonly names: LocalNamesService,
+    private readonly space: PushSpaceService,
     private readonly jobs: JobsService,
   ) {}
 
@@ -97,7 +99,7 @@ export class PushService {
     try {
       const target = await this.images.registry();
       await using registry = new RegistryClient(target.url);
-      return await this.plan({ source, images: [...source.images], rule: {} }, target, registry, signal);
+      return await this.plan({ source, images: [...source.images], rule: {}, target, registry }, signal);
     } catch (error) {
       // The bundle is what it is, also while there is nothing to compare it with.
       if (error instanceof AppError && /^registry_|^dependency_/.test(error.code)) return undefined;
@@ -117,19 +119,19 @@ export class PushService {
     await using source = await this.open(push, signal);
     const images = selectImages(source.images, push.images ?? undefined);
     const rule = { kinds: push.naming ?? undefined, winners: push.winners ?? undefined };
-    const task = { source, images, rule };
+    const task = { source, images, rule, target, registry };
     progress({ phase: 'compare', itemsTotal: images.length });
     if (push.dryRun) {
-      const plan = await this.plan(task, target, registry, signal);
+      const plan = await this.plan(task, signal);
       await this.pushes.update({ id: push.id }, columns<PushEntity>({ plan }));
       return { images: plan.images.length, missingBytes: plan.missingBytes, collisions: plan.collisions.length };
     }
     const localNames = await this.names.reserve(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: localNames[index] as LocalName[] }));
-    const present = await this.reserveSpace(push, toCopy, task, target, registry, signal);
     const sessions = new UploadSessions(join(this.bundles.workDir, 'uploads', push.id), target.storageDir ?? undefined);
     try {
-      const copied = await this.copy(push, toCopy, present, task, target, registry, sessions, context);
+      const present = await this.reserveSpace(push.id, toCopy, task, signal);
+      const copied = await this.copy(push, toCopy, present, task, sessions, context);
       return { images: copied.length };
     } catch (error) {
       // A worker that shuts down, or a registry that is away for a while: the next run goes on with what has begun.
@@ -139,7 +141,7 @@ export class PushService {
       if (!goesOn) await sessions.discard((session) => registry.cancelUpload(session));
       throw error;
     } finally {
-      await this.pushes.update({ id: push.id }, { reservedBytes: '0' });
+      await this.space.release(push.id);
     }
   }
 
@@ -173,9 +175,7 @@ export class PushService {
     push: PushEntity,
     toCopy: ImageToCopy[],
     present: ReadonlySet<ImageToCopy>,
-    { source }: Task,
-    { storage }: RequiredRegistry,
-    registry: RegistryClient,
+    { source, target, registry }: Task,
     sessions: UploadSessions,
     { signal, progress }: JobContext,
   ): Promise<CopiedImage[]> {
@@ -194,7 +194,7 @@ export class PushService {
       copied = await copyImages({
         source,
         registry,
-        storage,
+        storage: target.storage,
         sessions,
         present,
         images: toCopy,
@@ -247,11 +247,11 @@ export class PushService {
     return references.filter((reference) => own.includes(reference));
   }
 
-  private async plan({ source, images, rule }: Task, target: RequiredRegistry, registry: RegistryClient, signal: AbortSignal): Promise<PushPlan> {
+  private async plan({ source, images, rule, target, registry }: Task, signal: AbortSignal): Promise<PushPlan> {
     const { names, collisions } = await this.names.assign(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: names[index] as LocalName[] }));
     const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, signal });
-    const freeBytes = target.storageDir === null ? null : await this.freeBytes(target.storageDir);
+    const freeBytes = target.storageDir === null ? null : await this.space.free(target.storageDir);
     return {
       images: images.map(({ names: upstreams, platforms, sizeBytes }, index) => ({
         names: upstreams,
@@ -270,46 +270,18 @@ export class PushService {
     };
   }
 
-  /** Bytes that pushes may write: what the disk has, less what is to stay free. */
-  private async freeBytes(folder: string): Promise<number> {
-    const { bavail, bsize } = await statfs(folder);
-    return Math.max(0, bavail * bsize - this.config.registry.minFreeBytes);
-  }
-
-  /**
-   * Promises the missing bytes to this push before its first byte. Of pushes that run at the same time the earlier ones go first. Throws `space_insufficient`
-   * with the numbers. Returns the images that are there already.
-   */
+  /** Promises the missing bytes to this push. Returns the images that are there already. */
   private async reserveSpace(
-    push: PushEntity,
+    pushId: string,
     images: ImageToCopy[],
-    { source }: Task,
-    { storage, storageDir }: RequiredRegistry,
-    registry: RegistryClient,
+    { source, target: { storage, storageDir }, registry }: Task,
     signal: AbortSignal,
   ): Promise<ReadonlySet<ImageToCopy>> {
     // The disk of a registry of others is not ours to see.
     if (storageDir === null) return new Set();
     const { images: planned, missingBytes } = await planCopy({ source, images, registry, storage, signal });
-    const present = new Set(images.filter((_, index) => planned[index]?.state === 'present'));
-    if (missingBytes === 0) return present;
-    await this.pushes.update({ id: push.id }, { reservedBytes: String(missingBytes) });
-    const earlier = await this.pushes.findBy({ id: LessThan(push.id), reservedBytes: Not('0') });
-    const jobs = await this.jobs.byIds(earlier.map(({ jobId }) => jobId));
-    const promisedBytes = earlier.reduce((sum, { jobId, reservedBytes }) => {
-      const job = jobs.get(jobId);
-      return job && !isEnded(job.state) ? sum + Math.ceil(Number(reservedBytes) * (1 - job.progress.percent / 100)) : sum;
-    }, 0);
-    const freeBytes = await this.freeBytes(storageDir);
-    if (missingBytes + promisedBytes <= freeBytes) return present;
-    await this.pushes.update({ id: push.id }, { reservedBytes: '0' });
-    throw new AppError('space_insufficient', {
-      detail: `the push needs ${missingBytes} bytes, other pushes ${promisedBytes}; the disk of ${storageDir} has ${freeBytes} that may be used`,
-      missingBytes,
-      promisedBytes,
-      freeBytes,
-      minFreeBytes: this.config.registry.minFreeBytes,
-    });
+    if (missingBytes > 0) await this.space.reserve(pushId, missingBytes, storageDir);
+    return new Set(images.filter((_, index) => planned[index]?.state === 'present'));
   }
 }
 

@@ -43,8 +43,8 @@ export class BlobUpload {
     } catch (error) {
       const goesOn = slot && upload.offset > 0 && (options.signal?.aborted || isTransient(error));
       if (goesOn) throw error;
-      await slot?.clear();
       await cancelUpload(this.http, upload.location);
+      await options.session?.discard(upload.location);
       // The registry knows nothing of the upload any more: the next try begins anew.
       const isForgotten = resumed && error instanceof AppError && String(error.details.registryCode).startsWith('BLOB_UPLOAD');
       throw isForgotten ? new AppError('registry_unavailable', error.details, { cause: error }) : error;

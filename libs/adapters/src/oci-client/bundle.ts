@@ -77,6 +77,7 @@ async function openTar(paths: readonly string[], options: OpenBundleOptions): Pr
 
 async function openFiles(files: BundleFiles, layout: 'oci-archive' | 'oci-layout', options: OpenBundleOptions): Promise<ImageSource | undefined> {
   const source = await openImages(files, layout, options);
+  if (source?.images.length === 0) throw new AppError('bundle_empty');
   if (source) source.lists = await readLists(files);
   return source;
 }

@@ -7,6 +7,7 @@ import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/di
 import { type DockerArchiveImage, parseDockerArchive } from '@airdock/core/oci/docker-archive';
 import { type Descriptor, maxManifestBytes, mediaTypes, type Platform, parseImageConfig } from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import pLimit from 'p-limit';
 import { type BundleFiles, missingFile, readSmall } from './bundle-files.js';
 import { foreignLayer } from './image-graph.js';
 import { type GivenNames, givenNames, namesMissing } from './image-names.js';
@@ -20,6 +21,7 @@ import { bounded, compressionOf } from './unpack.js';
  * schema 2 manifest, so that the same archive and the same compression program give the same digest.
  */
 const maxConfigBytes = 8 * 1024 * 1024;
+const checksAtOnce = 4;
 
 interface Layer {
   member: string;
@@ -77,6 +79,7 @@ class DockerArchive implements ImageSource {
   readonly #roots = new Map<SourceImage, Descriptor>();
   readonly #manifests = new Map<Digest, Uint8Array>();
   readonly #blobs = new Map<Digest, BlobReader>();
+  readonly #checks = pLimit(checksAtOnce);
 
   constructor(
     private readonly layerCache: LayerCache,
@@ -86,8 +89,8 @@ class DockerArchive implements ImageSource {
   }
 
   async prepare(image: SourceImage, { signal, onProgress }: PrepareOptions = {}): Promise<Descriptor> {
-    const prepared = this.#roots.get(image);
-    if (prepared) return prepared;
+    const known = this.#roots.get(image);
+    if (known) return known;
     const details = this.details.get(image);
     if (!details) throw new TypeError('the image is of another source');
     let bytesDone = details.config.size;
@@ -96,10 +99,10 @@ class DockerArchive implements ImageSource {
       onProgress?.(Math.min(bytesDone, image.sizeBytes));
     };
     const compressed = new Map<Digest, Descriptor>();
-    for (const layer of uniqueLayers(details.layers)) {
-      signal?.throwIfAborted();
-      compressed.set(layer.diffId, await this.#prepareLayer(layer, signal, onBytes));
-    }
+    const prepared = await Promise.allSettled(
+      uniqueLayers(details.layers).map(async (layer) => compressed.set(layer.diffId, await this.#prepareLayer(layer, signal, onBytes))),
+    );
+    for (const result of prepared) if (result.status === 'rejected') throw result.reason;
     this.#blobs.set(details.config.digest, details.config.reader);
     const describe = ({ digest, size, mediaType }: Descriptor) => ({ mediaType, size, digest });
     // The order of keys is part of the digest.
@@ -124,7 +127,7 @@ class DockerArchive implements ImageSource {
     // Docker's own manifests have no word for zstd either.
     if (compression && compression !== 'gzip') throw new AppError('compression_unsupported', { detail: `${member} is compressed with ${compression}`, member });
     if (compression === 'gzip') {
-      const { digest, size } = await checkGzip(diffId, member, reader, signal, onBytes);
+      const { digest, size } = await this.#checks(() => checkGzip(diffId, member, reader, signal, onBytes));
       this.#blobs.set(digest, reader);
       return { mediaType: mediaTypes.dockerLayerGzip, digest, size };
     }

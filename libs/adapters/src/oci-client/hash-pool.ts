@@ -4,8 +4,8 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
-import { type OnPiece, readPieces } from './direct-file.js';
 import type { HashAnswer, HashRequest } from './hash-worker.js';
+import { type OnPiece, readPieces } from './read-pieces.js';
 
 /** Up to here handing bytes over costs more than hashing them. */
 const inlineBytes = 256 * 1024;

@@ -1,5 +1,7 @@
 /** Hashes for `hash-pool.ts` in a thread of its own. Imports Node.js only, and has no syntax that type stripping does not take: specs run this file as it is. */
 import { createHash, type Hash } from 'node:crypto';
+import { readlinkSync } from 'node:fs';
+import { setPriority } from 'node:os';
 import { parentPort } from 'node:worker_threads';
 
 export interface HashRequest {
@@ -17,6 +19,13 @@ export interface HashAnswer {
 }
 
 const hashes = new Map<number, Hash>();
+
+// Where processors are few the main thread goes first. On Linux a priority is a thread's own; the link ends with its number.
+try {
+  setPriority(Number(readlinkSync('/proc/thread-self').split('/').at(-1)), 5);
+} catch {
+  // No /proc, or not permitted: then all are equal.
+}
 
 parentPort?.on('message', ({ call, hash: id, bytes, ask }: HashRequest) => {
   const hash = hashes.get(id) ?? createHash('sha256');

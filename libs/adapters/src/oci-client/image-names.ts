@@ -8,12 +8,13 @@ export type GivenNames = Readonly<Record<string, string | readonly string[]>>;
 
 /**
  * The full name that a tool wrote beside an image. containerd, Docker and Hauler write `io.containerd.image.name`; skopeo, crane, Zarf and others put what
- * they were given into `ref.name`, which is a tag only when it has neither `/` nor `:`.
+ * they were given into `ref.name`, which is a tag only when it has neither `/` nor `:`. containerd keeps images of Kubernetes a second time under their
+ * ID, which is no name.
  */
 export function annotatedName({ annotations }: Descriptor): string | undefined {
   const refName = bareName({ annotations });
   const name = annotations?.['io.containerd.image.name'] ?? (refName && /[/:]/.test(refName) ? refName : undefined);
-  return name === undefined ? undefined : formatReference(parseReference(name));
+  return name === undefined || isDigest(name) ? undefined : formatReference(parseReference(name));
 }
 
 /** `ref.name` as it is. */

@@ -91,7 +91,7 @@ describe('LayerCache', () => {
       code: 'digest_mismatch',
       details: { member: 'layer.tar', actual: diffId },
     });
-    expect(await readdir(join(dir.path, 'a'))).toEqual([]);
+    expect(await readdir(dir.path)).not.toContain('a');
   });
 
   describe('after its process was killed', () => {

@@ -1,8 +1,9 @@
-import { access, constants, mkdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { access, constants, mkdir, readFile, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { basename, delimiter, join } from 'node:path';
 import { Transform } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { createDigest, type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
+import pLimit from 'p-limit';
 import { diskError, isWorthKeeping, syncFolder, writeDurably } from './durable-file.js';
 import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
@@ -16,6 +17,9 @@ export interface CompressedLayer {
   /** Bytes. */
   size: number;
 }
+
+/** Each has its buffers. Small layers take more waiting for the disk than processor time, which a large one beside them has a use for. */
+const layersAtOnce = 4;
 
 /** Programs to look for, fastest first; without any of them zlib is used, which is slower by far. */
 export const compressionPrograms: readonly string[] = ['igzip', 'pigz'];
@@ -59,6 +63,7 @@ export class LayerCache {
   readonly #running = new Map<Digest, Promise<CompressedLayer>>();
 
   #engine: Promise<Engine> | undefined;
+  readonly #limit = pLimit(layersAtOnce);
 
   constructor(
     readonly folder: string,
@@ -88,7 +93,7 @@ export class LayerCache {
         return layer;
       });
     }
-    const work = this.#findOrCompress(diffId, member, reader, options).finally(() => this.#running.delete(diffId));
+    const work = this.#limit(() => this.#findOrCompress(diffId, member, reader, options)).finally(() => this.#running.delete(diffId));
     this.#running.set(diffId, work);
     return work;
   }
@@ -105,6 +110,7 @@ export class LayerCache {
     reader: BlobReader,
     options: { signal?: AbortSignal | undefined; onBytes?: (count: number) => void },
   ): Promise<CompressedLayer> {
+    options.signal?.throwIfAborted();
     const path = join(this.folder, `${digestHex(diffId)}.tar.gz`);
     const known = await readRecord(path);
     if (known) {
@@ -130,7 +136,12 @@ export class LayerCache {
       return { path, digest, size };
     } catch (error) {
       const failure = diskError(error, path);
-      await (isWorthKeeping(failure) ? releasePart(part) : rm(part, { recursive: true, force: true }));
+      if (isWorthKeeping(failure)) await releasePart(part);
+      else {
+        await rm(part, { recursive: true, force: true });
+        // Unless there are other layers.
+        await rmdir(this.folder).catch(() => undefined);
+      }
       options.signal?.throwIfAborted();
       throw failure;
     }

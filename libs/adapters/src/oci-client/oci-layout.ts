@@ -16,10 +16,11 @@ import type { Companion, ImageSource, SourceImage } from './image-source.js';
 /** Both files that make a layout. */
 export const isOciLayout = async (files: BundleFiles): Promise<boolean> => Boolean((await files.find('oci-layout')) && (await files.find('index.json')));
 
-/** True when every entry of `index.json` has a full name. */
+/** True when every manifest of `index.json` has a full name, there or in another entry for it. */
 export async function hasNamedImages(files: BundleFiles): Promise<boolean> {
   const entries = await readIndex(files);
-  return entries.length > 0 && entries.every((entry) => annotatedName(entry) !== undefined);
+  const named = new Set(entries.filter((entry) => annotatedName(entry) !== undefined).map(({ digest }) => digest));
+  return entries.length > 0 && entries.every(({ digest }) => named.has(digest));
 }
 
 async function readIndex(files: BundleFiles): Promise<Descriptor[]> {

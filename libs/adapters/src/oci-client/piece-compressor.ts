@@ -12,10 +12,12 @@ import { createGzip } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import pLimit from 'p-limit';
-import { DirectFile, type OnPiece, readPieces } from './direct-file.js';
+import { DirectFile } from './direct-file.js';
 import { createPooledDigest, hashPieces } from './hash-pool.js';
 import { runProgram } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
+
+import { type OnPiece, readPieces } from './read-pieces.js';
 
 /** Bytes of the layer in one gzip member. */
 const memberBytes = 32 * 1024 * 1024;

@@ -12,12 +12,14 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
-import { DirectFile, pieceBytes, readPieces } from './direct-file.js';
+import { DirectFile } from './direct-file.js';
 import { diskError, isWorthKeeping, writeDurably } from './durable-file.js';
 import { createPooledDigest, digestOfFile, hashPieces } from './hash-pool.js';
 import { runProgram, startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
 import { newPart, releasePart, sweepParts, takePart } from './parts.js';
+import { pieceBytes } from './piece-memory.js';
+import { readPieces } from './read-pieces.js';
 import type { RegistryClient } from './registry-client.js';
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */

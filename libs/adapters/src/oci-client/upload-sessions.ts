@@ -17,6 +17,8 @@ export interface SessionSlot {
   /** On disk when it resolves. */
   save(session: UploadSession): Promise<void>;
   clear(): Promise<void>;
+  /** Forgets the upload at `location`, which was cancelled, and takes away what distribution 2 keeps of one that broke off in the middle. */
+  discard(location: string): Promise<void>;
 }
 
 /**
@@ -40,6 +42,10 @@ export class UploadSessions {
       },
       save: ({ location, offset }) => writeDurably(path, Buffer.from(JSON.stringify({ repository, location, offset }))),
       clear: () => rm(path, { force: true }),
+      discard: async (location) => {
+        await this.#removeLeftover({ repository, location });
+        await rm(path, { force: true });
+      },
     };
   }
 
@@ -49,9 +55,7 @@ export class UploadSessions {
       const session = await readSession(join(this.folder, name));
       if (!session) continue;
       await cancel(session);
-      // What still arrives at that moment makes the registry refuse.
-      const left = this.#folderOf(session);
-      if (left) await rm(left, { recursive: true, force: true });
+      await this.#removeLeftover(session);
     }
     await rm(this.folder, { recursive: true, force: true });
   }
@@ -68,8 +72,14 @@ export class UploadSessions {
     if (size > session.offset) await truncate(data, session.offset);
   }
 
+  /** distribution 2 refuses to cancel what still arrives, or broke off. */
+  async #removeLeftover(session: UploadPlace): Promise<void> {
+    const folder = this.#folderOf(session);
+    if (folder) await rm(folder, { recursive: true, force: true });
+  }
+
   /** Where distribution keeps an upload, when its storage is seen here. */
-  #folderOf({ repository, location }: StoredSession): string | undefined {
+  #folderOf({ repository, location }: UploadPlace): string | undefined {
     const id = new URL(location, 'http://localhost').pathname.split('/').at(-1) ?? '';
     if (this.storageDir === undefined || !/^[0-9a-f-]{36}$/.test(id)) return undefined;
     return join(this.storageDir, 'docker/registry/v2/repositories', repository, '_uploads', id);
@@ -79,6 +89,8 @@ export class UploadSessions {
 interface StoredSession extends UploadSession {
   repository: string;
 }
+
+type UploadPlace = Pick<StoredSession, 'repository' | 'location'>;
 
 async function readSession(path: string): Promise<StoredSession | undefined> {
   try {

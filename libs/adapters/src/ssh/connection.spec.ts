@@ -1,10 +1,13 @@
+import { createHash, randomBytes } from 'node:crypto';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import { freePort, startRegistry, waitFor } from '@airdock/testing/servers';
+import { freePort, startJsonServer, startRegistry, waitFor } from '@airdock/testing/servers';
+import { type SshServerOptions, startSshServer } from '@airdock/testing/ssh-server';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { connectSsh, parseHostKey, parsePrivateKey, type SshConnection, type SshTarget } from './connection.js';
+import { connectSsh, type SshConnection, type SshTarget } from './connection.js';
+import { parseHostKey } from './keys.js';
 import { openTunnel } from './tunnel.js';
 
 let sshd: Sshd;
@@ -37,7 +40,7 @@ async function withConnection(use: (connection: SshConnection) => Promise<void>)
 }
 
 describe('connectSsh', () => {
-  it.each(['ed25519', 'ecdsa'] as const)('accepts the pinned key when it is the %s one of several', async (type) => {
+  it.each(['ed25519', 'ecdsa', 'rsa'] as const)('accepts the pinned key when it is the %s one of several', async (type) => {
     const connection = await connectSsh(target({ hostKeyFingerprint: parseHostKey(sshd.hostKeys[type]) }));
     expect(await connection.run(['echo', 'hello'])).toBe('hello');
     await connection.close();
@@ -56,12 +59,170 @@ describe('connectSsh', () => {
       message: expect.stringContaining('ECONNREFUSED'),
     });
     expect(await failure(connectSsh(target({ privateKey: sshd.otherPrivateKey })))).toMatchObject({ code: 'host_auth_failed' });
-    expect(await failure(connectSsh(target(), AbortSignal.abort(new AppError('job_cancelled'))))).toMatchObject({ code: 'job_cancelled' });
+    expect(await failure(connectSsh(target(), { signal: AbortSignal.abort(new AppError('job_cancelled')) }))).toMatchObject({ code: 'job_cancelled' });
   });
 
   it('never shows a secret in its errors', async () => {
     const error = await failure(connectSsh(target({ privateKey: sshd.otherPrivateKey })));
     expect(JSON.stringify([error?.message, error?.details, String(error?.cause)])).not.toContain('PRIVATE KEY');
+  });
+});
+
+describe('connectSsh on first use', () => {
+  it('asks who pins before it logs in, and holds to the answer', async () => {
+    const seen: string[] = [];
+    const connection = await connectSsh(
+      target({
+        hostKeyFingerprint: async (shown) => {
+          seen.push(shown);
+          return shown;
+        },
+      }),
+    );
+    expect(await connection.run(['echo', 'hello'])).toBe('hello');
+    await connection.close();
+    expect(seen).toEqual([parseHostKey(sshd.hostKeys.ed25519)]);
+    // Another connection was first, and saw another key.
+    await using server = await startSshServer({ password: 'sesame' });
+    const pinned = `SHA256:${'A'.repeat(43)}`;
+    const error = await failure(
+      connectSsh({ address: '127.0.0.1', port: server.port, username: 'admin', password: 'sesame', hostKeyFingerprint: async () => pinned }),
+    );
+    expect(error).toMatchObject({ code: 'host_key_mismatch', details: { pinned, seen: parseHostKey(server.hostKey) } });
+    expect(await failure(connectSsh(target({ hostKeyFingerprint: () => Promise.reject(new AppError('resource_changed')) })))).toMatchObject({
+      code: 'resource_changed',
+    });
+  });
+});
+
+describe('connectSsh with a password', () => {
+  const login = async (options: Partial<SshServerOptions>, password: string) => {
+    await using server = await startSshServer({ password: 'open sesame', ...options });
+    const connection = await connectSsh({
+      address: '127.0.0.1',
+      port: server.port,
+      username: 'admin',
+      password,
+      hostKeyFingerprint: parseHostKey(server.hostKey),
+    });
+    const said = await connection.run(['echo', 'hello']);
+    await connection.close();
+    return said;
+  };
+  it.each(['password', 'keyboard-interactive'] as const)('logs in where the server asks by %s', async (asks) => {
+    expect(await login({ asks }, 'open sesame')).toBe('hello');
+    const error = await failure(login({ asks }, 'sesame'));
+    expect(error).toMatchObject({ code: 'host_auth_failed' });
+    expect(JSON.stringify([error?.message, error?.details, String(error?.cause)])).not.toContain('sesame');
+  });
+  it('says so when the server asks for more', async () => {
+    expect(await failure(login({ asks: 'code' }, 'open sesame'))).toMatchObject({
+      code: 'host_auth_failed',
+      message: expect.stringContaining('more than the password'),
+    });
+  });
+});
+
+describe('connectSsh through a jump host', () => {
+  it('checks the key of each, and closes both', async () => {
+    await using inner = await startSshd();
+    const beyond = { port: inner.port, privateKey: inner.privateKey, hostKeyFingerprint: parseHostKey(inner.hostKeys.ecdsa) };
+    const via = await connectSsh(target());
+    const connection = await connectSsh(target(beyond), { via });
+    expect(connection.where).toBe(`127.0.0.1:${inner.port} through 127.0.0.1:${sshd.port}`);
+    expect(await connection.run(['wc', '-c'], { stdin: Readable.from([Buffer.alloc(3_000_000)]) })).toBe('3000000');
+    await using registry = await startRegistry();
+    const hostPort = await freePort();
+    await openTunnel(connection, { hostPort, target: { host: '127.0.0.1', port: registry.port } });
+    expect((await fetch(`http://127.0.0.1:${hostPort}/v2/`)).status).toBe(200);
+    await connection.close();
+    await expect(fetch(`http://127.0.0.1:${hostPort}/v2/`)).rejects.toThrow('fetch failed');
+    expect(await via.closed).toBeUndefined();
+    // The key of the jump host is none of the host behind it.
+    const wrong = await connectSsh(target());
+    const error = await failure(connectSsh(target({ ...beyond, hostKeyFingerprint: parseHostKey(sshd.hostKeys.ed25519) }), { via: wrong }));
+    expect(error).toMatchObject({ code: 'host_key_mismatch', details: { host: connection.where, seen: parseHostKey(inner.hostKeys.ed25519) } });
+    await wrong.closed;
+  });
+
+  it('says which of them fails, and ends when the jump host does', async () => {
+    const port = await freePort();
+    const via = await connectSsh(target());
+    expect(await failure(connectSsh(target({ port }), { via }))).toMatchObject({
+      code: 'host_unreachable',
+      message: expect.stringMatching(`:${port} through 127.0.0.1:${sshd.port}: .*refused`),
+    });
+    await via.closed;
+    await using inner = await startSshd();
+    const beyond = { port: inner.port, privateKey: inner.privateKey, hostKeyFingerprint: parseHostKey(inner.hostKeys.ed25519) };
+    await using outer = await startSshd();
+    const first = await connectSsh(target({ port: outer.port, privateKey: outer.privateKey, hostKeyFingerprint: parseHostKey(outer.hostKeys.ed25519) }));
+    const second = await connectSsh(target(beyond), { via: first });
+    await outer.kill();
+    await second.closed;
+    expect(await failure(second.run(['true']))).toMatchObject({ code: 'host_unreachable' });
+  });
+});
+
+describe('sudo', () => {
+  const asRoot = async (options: Partial<SshServerOptions>, sudoPassword: string | undefined, use: (connection: SshConnection) => Promise<void>) => {
+    const server = await startSshServer({ password: 'p', ...options });
+    const connection = await connectSsh({
+      address: '127.0.0.1',
+      port: server.port,
+      username: 'admin',
+      password: 'p',
+      sudoPassword,
+      hostKeyFingerprint: parseHostKey(server.hostKey),
+    });
+    try {
+      await use(connection);
+    } finally {
+      await connection.close();
+      await server.stop();
+    }
+    return server.commands;
+  };
+
+  it('gets its password as the first line, and the command all that follows', async () => {
+    const commands = await asRoot({ sudo: { password: "it's $HOME" } }, "it's $HOME", async (connection) => {
+      expect(await connection.elevation()).toBe('sudo with password');
+      expect(await connection.run(['cat'], { stdin: 'input', sudo: true })).toBe('input');
+      expect(await connection.run(['cat'], { sudo: true })).toBe('');
+      expect(await connection.run(['printf', '%s|', 'a b', "c'd"], { sudo: true })).toBe("a b|c'd|");
+      expect(await connection.run(['wc', '-c'], { stdin: Readable.from([Buffer.alloc(3_000_000)]), sudo: true })).toBe('3000000');
+      expect(await connection.exec(['sh', '-c', 'exit 3'], { sudo: true })).toMatchObject({ exitCode: 3 });
+    });
+    expect(commands.filter((command) => command.includes('HOME'))).toEqual([]);
+    expect(commands.length).toBe(2 + 5);
+  });
+
+  it('gets no password where it asks for none', async () => {
+    await asRoot({ sudo: 'free' }, 'secret', async (connection) => {
+      expect(await connection.elevation()).toBe('sudo without password');
+      expect(await connection.run(['cat'], { stdin: 'input', sudo: true })).toBe('input');
+    });
+  });
+
+  it('says what is wrong, tries a wrong password once, and repeats no password', async () => {
+    const commands = await asRoot({ sudo: { password: 'right' } }, 'wrong one', async (connection) => {
+      for (let round = 0; round < 2; round++) {
+        const error = await failure(connection.run(['true'], { sudo: true }));
+        expect(error).toMatchObject({ code: 'host_sudo_failed', message: expect.stringContaining('with the sudoPassword of the credential') });
+        expect(error?.message).toContain('Was it …?');
+        expect(error?.message).not.toContain('wrong one');
+      }
+    });
+    expect(commands.length).toBe(2);
+    await asRoot({ sudo: 'no' }, undefined, async (connection) =>
+      expect(await failure(connection.run(['true'], { sudo: true }))).toMatchObject({
+        code: 'host_sudo_failed',
+        message: expect.stringContaining('the credential has no sudoPassword'),
+      }),
+    );
+    await asRoot({ shell: ['sh', '-c', 'exit 127'] }, 'secret', async (connection) =>
+      expect(await failure(connection.elevation())).toMatchObject({ code: 'host_sudo_failed', message: expect.stringContaining('has no sudo') }),
+    );
   });
 });
 
@@ -73,13 +234,30 @@ describe('SshConnection', () => {
 
   it('gives exit code, both outputs and takes standard input', async () => {
     await withConnection(async (connection) => {
-      expect(await connection.exec(['sh', '-c', 'cat; echo oops >&2; exit 3'], { stdin: 'in' })).toEqual({ exitCode: 3, stdout: 'in', stderr: 'oops\n' });
+      expect(await connection.exec(['sh', '-c', 'cat; echo oops >&2; exit 3'], { stdin: 'in' })).toEqual({
+        exitCode: 3,
+        stdout: 'in',
+        stderr: 'oops\n',
+        isCut: false,
+      });
       const bytes = Buffer.alloc(5_000_000, 7);
       expect(await connection.run(['wc', '-c'], { stdin: Readable.from([bytes.subarray(0, 3_000_000), bytes.subarray(3_000_000)]) })).toBe('5000000');
       expect(await failure(connection.run(['sh', '-c', 'echo no >&2; exit 1']))).toMatchObject({
         code: 'host_command_failed',
         details: { exitCode: 1, detail: expect.stringContaining('no') },
       });
+    });
+  });
+
+  it('tells a full disk from what else may fail', async () => {
+    const words = [
+      'write /var/lib/docker/tmp/x: no space left on device',
+      "E: You don't have enough free space in /var/cache/apt/archives/.",
+      'At least 12MB more space needed on the / filesystem.',
+    ];
+    await withConnection(async (connection) => {
+      for (const word of words)
+        expect(await failure(connection.run(['sh', '-c', 'echo "$1" >&2; exit 1', 'sh', word]))).toMatchObject({ code: 'host_disk_full' });
     });
   });
 
@@ -105,7 +283,9 @@ describe('SshConnection', () => {
 
   it('keeps a bounded part of an endless output, and ends with the signal', async () => {
     await withConnection(async (connection) => {
-      expect((await connection.run(['sh', '-c', 'head -c 5000000 /dev/zero | tr "\\0" x'])).length).toBe(1024 * 1024);
+      const talk = ['sh', '-c', 'head -c 5000000 /dev/zero | tr "\\0" x'];
+      expect(await connection.exec(talk)).toMatchObject({ exitCode: 0, stdout: 'x'.repeat(1024 * 1024), isCut: true });
+      expect(await failure(connection.run(talk))).toMatchObject({ code: 'host_command_failed', details: { detail: expect.stringContaining('1048576 bytes') } });
       const stop = new AbortController();
       const running = failure(connection.run(['cat'], { stdin: new Readable({ read: () => undefined }), signal: stop.signal }));
       stop.abort(new AppError('job_cancelled'));
@@ -134,18 +314,20 @@ describe('openTunnel', () => {
     });
   });
 
-  it('loses no byte when the target closes the connection behind its last one', async () => {
-    const body = Buffer.alloc(3_000_000, 'x');
-    const target = createServer((socket) => void socket.once('data', () => socket.end(body)));
+  it('loses and mixes up no byte, also when the target closes the connection behind its last one', async () => {
+    const bodies = Array.from({ length: 8 }, () => randomBytes(3_000_000));
+    const target = createServer((socket) => void socket.once('data', (which) => socket.end(bodies[Number(which)] as Buffer)));
     await new Promise<void>((resolve) => target.listen(0, '127.0.0.1', resolve));
     const hostPort = await freePort();
     await withConnection(async (connection) => {
       await openTunnel(connection, { hostPort, target: { host: '127.0.0.1', port: (target.address() as AddressInfo).port } });
-      const read = () =>
-        new Promise<number>((resolve, reject) => {
+      const read = (_: unknown, which: number) =>
+        new Promise<string>((resolve, reject) => {
           let bytes = 0;
-          const socket = connect(hostPort, '127.0.0.1', () => socket.write('go'));
+          const hash = createHash('sha256');
+          const socket = connect(hostPort, '127.0.0.1', () => socket.write(String(which)));
           socket.on('data', (chunk) => {
+            hash.update(chunk);
             bytes += chunk.length;
             // A slow reader, so that the last bytes wait in the tunnel.
             if (bytes % 7 === 0) {
@@ -153,11 +335,30 @@ describe('openTunnel', () => {
               setImmediate(() => socket.resume());
             }
           });
-          socket.once('end', () => resolve(bytes)).once('error', reject);
+          socket.once('end', () => resolve(hash.digest('hex'))).once('error', reject);
         });
-      for (let round = 0; round < 5; round++) expect(await Promise.all(Array.from({ length: 8 }, read))).toEqual(Array(8).fill(body.length));
+      const expected = bodies.map((body) => createHash('sha256').update(body).digest('hex'));
+      for (let round = 0; round < 5; round++) expect(await Promise.all(bodies.map(read))).toEqual(expected);
     });
     await new Promise((resolve) => target.close(resolve));
+  });
+
+  it('keeps several on one connection apart', async () => {
+    await using first = await startJsonServer({ '/': 'first' });
+    await using second = await startJsonServer({ '/': 'second' });
+    await withConnection(async (connection) => {
+      const ports = await Promise.all([freePort(), freePort()]);
+      const tunnels = await Promise.all(
+        [first, second].map(({ url }, index) =>
+          openTunnel(connection, { hostPort: ports[index] ?? 0, target: { host: '127.0.0.1', port: Number(new URL(url).port) } }),
+        ),
+      );
+      const answer = (port: number) => fetch(`http://127.0.0.1:${port}/`).then((response) => response.json());
+      expect(await Promise.all(ports.map(answer))).toEqual(['first', 'second']);
+      await tunnels[0]?.close();
+      await expect(answer(ports[0])).rejects.toThrow('fetch failed');
+      expect(await answer(ports[1])).toBe('second');
+    });
   });
 
   it('says that the port is taken, and what it is told when the target is down', async () => {
@@ -185,29 +386,5 @@ describe('openTunnel', () => {
     await waitFor(() => isClosed, { what: 'the connection to be noticed as closed', timeoutMs: 20_000 });
     expect(await failure(connection.run(['true']))).toMatchObject({ code: 'host_unreachable' });
     await own.stop();
-  });
-});
-
-describe('parsePrivateKey', () => {
-  it('reads a key, and refuses text that is none without repeating it', () => {
-    expect(parsePrivateKey(sshd.privateKey)).toMatchObject({ type: 'ssh-ed25519', fingerprint: expect.stringMatching(/^SHA256:/) });
-    for (const text of ['', 'sesame', sshd.hostKeys.ed25519]) {
-      try {
-        parsePrivateKey(text);
-        expect.unreachable();
-      } catch (error) {
-        expect(error).toMatchObject({ code: 'credential_invalid' });
-        if (text) expect((error as AppError).message).not.toContain(text);
-      }
-    }
-  });
-});
-
-describe('parseHostKey', () => {
-  it('reads fingerprints and the lines of ssh-keyscan and .pub files', () => {
-    const fingerprint = parseHostKey(sshd.hostKeys.ed25519);
-    expect(parseHostKey(fingerprint)).toBe(fingerprint);
-    expect(parseHostKey(`[127.0.0.1]:22 ${sshd.hostKeys.ed25519}`)).toBe(fingerprint);
-    for (const text of ['', 'SHA256:short', 'ssh-ed25519', 'MD5:aa:bb']) expect(() => parseHostKey(text)).toThrowError(AppError);
   });
 });

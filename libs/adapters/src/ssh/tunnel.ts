@@ -6,9 +6,20 @@ import type { SshConnection } from './connection.js';
 export interface TunnelOptions {
   /** Listens on the host's 127.0.0.1 only. */
   hostPort: number;
-  /** Where it leads, seen from here: the DU's read-only registry. */
+  /** Where it leads, seen from here: the DU's read-only registry, or its package repositories. */
   target: { host: string; port: number };
 }
+
+/** One read of a socket. The larger, the fewer writes to the connection; freed when no more than so many are used at once. */
+const readBytes = 512 * 1024;
+/** A read of so many bytes is part of something large: the next one waits for more to come, since it costs little more for it. */
+const partBytes = 16 * 1024;
+const gatherMs = 1;
+const maxBuffers = 16;
+const buffers: Uint8Array[] = [];
+const keep = (buffer: Uint8Array): void => {
+  if (buffers.length < maxBuffers) buffers.push(buffer);
+};
 
 /** An open tunnel; it lives as long as its connection. */
 export interface Tunnel {
@@ -19,7 +30,7 @@ export interface Tunnel {
 
 /**
  * Makes the host's `127.0.0.1:hostPort` lead to `target` through the connection. Every connection that the host opens becomes one SSH channel, and
- * can reach nothing but the target. Throws `host_port_taken` when something else listens on the host's port, `host_unreachable`.
+ * can reach nothing but the target. A connection can carry several tunnels, each with a port of its own. Throws `host_port_taken` when something else listens on the host's port, `host_unreachable`.
  */
 export async function openTunnel(connection: SshConnection, { hostPort, target }: TunnelOptions): Promise<Tunnel> {
   const { client } = connection;
@@ -27,19 +38,34 @@ export async function openTunnel(connection: SshConnection, { hostPort, target }
   let bytesSent = 0;
   const lead = ({ destPort }: { destPort: number }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
     if (destPort !== hostPort) return;
-    const socket = connect({ ...target, noDelay: true });
-    sockets.add(socket);
     // The channel is accepted when the target answers: a registry that is down looks to the host as one that is down.
     let channel: ClientChannel | undefined;
+    let isFull = false;
+    const goOn = () => {
+      if (!isFull) socket.resume();
+    };
+    const onread = {
+      buffer: () => buffers.pop() ?? Buffer.allocUnsafeSlow(readBytes),
+      callback: (bytes: number, buffer: Uint8Array) => {
+        bytesSent += bytes;
+        isFull = !connection.batched(() => (channel as ClientChannel).write(buffer.subarray(0, bytes), () => keep(buffer)));
+        const isPart = bytes >= partBytes && bytes < readBytes / 2;
+        if (isPart && !isFull) setTimeout(goOn, gatherMs);
+        return !isFull && !isPart;
+      },
+    };
+    const socket = connect({ ...target, noDelay: true, onread });
+    sockets.add(socket);
     socket.once('connect', () => {
       const opened = accept();
       channel = opened;
       opened.on('error', () => socket.destroy());
       opened.once('close', () => socket.end());
-      socket.on('data', (chunk: Buffer) => {
-        bytesSent += chunk.length;
+      opened.on('drain', () => {
+        isFull = false;
+        socket.resume();
       });
-      opened.pipe(socket).pipe(opened);
+      opened.pipe(socket);
     });
     socket.once('error', () => {
       if (!channel) reject();
@@ -70,4 +96,38 @@ export async function openTunnel(connection: SshConnection, { hostPort, target }
       for (const socket of sockets) socket.destroy();
     },
   };
+}
+
+const findSession = `
+pid=$PPID
+for _ in 1 2 3 4 5; do
+  read -r stat 2>/dev/null <"/proc/$pid/stat" || exit 0
+  case "$stat" in "$pid (sshd"*) set -- \${stat##*) }; echo "$pid \${20}"; exit 0 ;; esac
+  set -- \${stat##*) }
+  pid=$2
+done`;
+
+const endSessionScript = `
+pid=$1 start=$2
+read -r stat 2>/dev/null <"/proc/$pid/stat" || exit 0
+case "$stat" in "$pid (sshd"*) ;; *) exit 0 ;; esac
+set -- \${stat##*) }
+[ "\${20}" != "$start" ] || kill "$pid"`;
+
+/**
+ * The process of the host's sshd that serves this connection, and so holds its tunnels' ports: pid and start time, as proc(5) says it. Undefined where the host
+ * does not tell.
+ */
+export async function sessionOf(connection: SshConnection, signal?: AbortSignal): Promise<string | undefined> {
+  const { stdout } = await connection.exec(['sh', '-c', findSession], { signal, stallTimeoutMs: 10_000 });
+  return sessionPattern.exec(stdout.trim())?.[0];
+}
+const sessionPattern = /^\d{1,10} \d{1,20}$/;
+
+/**
+ * Ends what serves an earlier connection of ours, if it is still that process. A connection that died without a word is taken for alive by the host, for hours
+ * perhaps, and its port stays taken. Throws what breaks the connection.
+ */
+export async function endSession(connection: SshConnection, session: string, signal?: AbortSignal): Promise<void> {
+  await connection.exec(['sh', '-c', endSessionScript, 'sh', ...session.split(' ')], { signal, stallTimeoutMs: 10_000 });
 }

@@ -2,8 +2,9 @@ import { AppError, toProblem } from '@airdock/core/errors';
 import { Logger } from '@nestjs/common';
 import type { Queue } from 'bullmq';
 import { In, LessThan } from 'typeorm';
+import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { ServiceName } from '../config.js';
-import { atomically, columns, isUniqueViolation, now, type ServiceDatabase, type Statement } from '../database.js';
+import { atomically, columns, isUniqueViolation, now, runUnflushed, type ServiceDatabase, type Statement } from '../database.js';
 import { cursorId, getRow } from '../http/page.js';
 import { newId } from '../ids.js';
 import { JobEntity } from './job.entity.js';
@@ -219,15 +220,19 @@ export class JobsService {
 
   /** Renews the claim. `lost` when another worker has the job now or it was ended. */
   async renew(id: string, owner: string): Promise<'held' | 'cancelRequested' | 'lost'> {
-    const { affected } = await this.rows.update({ id, leaseOwner: owner, state: 'running' }, { leaseUntil: leaseEnd() });
-    if (!affected) return 'lost';
+    if (!(await this.note(id, owner, { leaseUntil: leaseEnd() }))) return 'lost';
     return (await this.find(id))?.cancelRequestedAt ? 'cancelRequested' : 'held';
   }
 
   /** Stores progress, if the claim still holds. */
   async saveProgress(id: string, owner: string, progress: JobEntity['progress']): Promise<void> {
-    await this.rows.update({ id, leaseOwner: owner, state: 'running' }, { progress, revision: () => 'revision + 1' });
+    await this.note(id, owner, { progress, revision: () => 'revision + 1' });
     this.tell(id);
+  }
+
+  /** What a power cut may undo: then the worker is gone as well. */
+  private note(id: string, owner: string, set: QueryDeepPartialEntity<JobEntity>): Promise<number> {
+    return runUnflushed(this.database.dataSource, this.rows.createQueryBuilder().update().set(set).where({ id, leaseOwner: owner, state: 'running' }));
   }
 
   /** Puts a running job back into the queue, after a transient failure or because its worker shuts down. One that was to be cancelled ends instead. */
@@ -259,6 +264,18 @@ export class JobsService {
     const hasEnded = await atomically(this.database.dataSource, [update, ...this.endHook({ ...job, ...ended })]);
     this.tell(id);
     return hasEnded;
+  }
+
+  /**
+   * Removes a job and its children, together with the rows that they were for, all or none. False, with nothing changed, when one of them has not ended.
+   */
+  remove(id: string, together: Statement[]): Promise<boolean> {
+    const open = this.rows.createQueryBuilder('open').select('1').where('(open.id = :id OR open.parentId = :id) AND open.state IN (:...states)');
+    const jobs = this.rows
+      .createQueryBuilder()
+      .delete()
+      .where(`(id = :id OR "parentId" = :id) AND NOT EXISTS (${open.getQuery()})`, { id, states: ['queued', 'running'] });
+    return atomically(this.database.dataSource, [jobs, ...together]);
   }
 
   private tell(id: string): void {

@@ -1,22 +1,29 @@
-/** A machine for Airdock to configure: own file system, own address, a real sshd, and a real Docker if wanted. */
+/** A machine for Airdock to configure: own file system, own address, a real sshd, and a real Docker or containerd if wanted. */
 import { createHash } from 'node:crypto';
 import { connect } from 'node:net';
 import { PassThrough } from 'node:stream';
 import type Docker from 'dockerode';
-import ssh2 from 'ssh2';
 import { waitFor } from '../servers.js';
+import { sshKeyPair } from '../ssh-keys.js';
 import type { LabEngine } from './engine.js';
+import { tarOf } from './images.js';
 import type { Log } from './owner.js';
 import { labelsOf } from './owner.js';
-import { ensureHostImage } from './rootfs.js';
+import { ensureHostImage, hostFiles } from './rootfs.js';
 
 export interface HostOptions {
   /** Its host name; default `host-N`. Once per engine. */
   name?: string;
   /** False removes Docker from the host. Default true. */
   withDocker?: boolean;
+  /** containerd as Debian brings it, in place of Docker. */
+  withContainerd?: boolean;
+  /** What /etc/os-release says; default Debian. The host has apt and dnf. */
+  osRelease?: string;
   /** A program on the host listens on this port of 127.0.0.1. */
   occupyPort?: number;
+  /** The account `admin` logs in with this password only, and sudo asks for it. */
+  adminPassword?: string;
   log?: Log | undefined;
 }
 
@@ -43,7 +50,7 @@ export interface LabHost extends AsyncDisposable {
   hostKeyFingerprint: string;
   /** Runs a shell command as root, without SSH. `timeoutMs` defaults to 60 000. */
   exec(command: string, options?: { timeoutMs?: number }): Promise<ExecResult>;
-  /** Resolves when sshd answers and, with Docker, `docker info` works. `startHost` has awaited it. */
+  /** Resolves when sshd answers and, with a runtime, that answers. `startHost` has awaited it. */
   ready(): Promise<void>;
   /** Cuts the power, and starts it again; files, address and host key stay. Resolves when it is ready. */
   reboot(): Promise<void>;
@@ -53,28 +60,30 @@ export interface LabHost extends AsyncDisposable {
 
 /** dockerd and sshd need these; `--privileged` is refused where the engine itself lacks a capability. */
 const capabilities = ['SYS_ADMIN', 'NET_ADMIN', 'SYS_PTRACE', 'SYSLOG', 'IPC_LOCK', 'SYS_NICE', 'DAC_READ_SEARCH', 'LINUX_IMMUTABLE'];
-const keys = ssh2.utils.generateKeyPairSync('ed25519', { comment: 'airdock-lab' });
+const keys = sshKeyPair('airdock-lab');
 let count = 0;
 
 /** Starts a host and waits until it is ready, usually four to eight seconds. The first one on a machine makes `hostImage`. */
 export async function startHost(engine: LabEngine, options: HostOptions = {}): Promise<LabHost> {
-  const { name = `host-${++count}`, withDocker = true, occupyPort, log } = options;
+  const { name = `host-${++count}`, withContainerd = false, withDocker = !withContainerd, osRelease = '', occupyPort, adminPassword, log } = options;
+  const runtime = withContainerd ? 'containerd' : withDocker ? 'docker' : '';
   const { docker, runId } = engine;
   const image = await ensureHostImage(engine, log);
   const fullName = `airdock-lab-${runId}-${name}`;
   const labels = labelsOf(runId);
   const env = {
     AIRDOCK_AUTHORIZED_KEY: keys.public,
-    AIRDOCK_DOCKER: withDocker ? 'yes' : '',
+    AIRDOCK_RUNTIME: runtime,
+    AIRDOCK_OS_RELEASE: osRelease,
     AIRDOCK_OCCUPY_PORT: occupyPort ?? '',
     AIRDOCK_CGROUP_PARENT: `/airdock-lab-${runId}/${name}`,
   };
-  // overlayfs cannot lie on overlayfs, so Docker's data needs a volume.
+  // overlayfs cannot lie on overlayfs, so the runtime's data needs a volume; also where Docker may be installed later.
   const mounts: Docker.MountSettings[] = [
     {
       Type: 'volume',
       Source: fullName,
-      Target: '/var/lib/docker',
+      Target: `/var/lib/${runtime || 'docker'}`,
       VolumeOptions: { NoCopy: true, Labels: labels, DriverConfig: { Name: 'local', Options: {} } },
     },
   ];
@@ -86,7 +95,7 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
     ReadonlyPaths: [],
     CgroupnsMode: 'host',
     Binds: ['/sys/fs/cgroup:/sys/fs/cgroup:rw'],
-    Mounts: withDocker ? mounts : [],
+    Mounts: mounts,
     // Like a real host's: empty after a reboot, without pid files that name other processes now.
     Tmpfs: { '/run': 'exec' },
     ...(engine.cgroupParent ? { CgroupParent: engine.cgroupParent } : {}),
@@ -106,10 +115,14 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
     await docker.getVolume(fullName).remove({ force: true }).catch(ignoreMissing);
   };
   try {
+    await container.putArchive(await tarOf(hostFiles), { path: '/' });
     await container.start();
     const { NetworkSettings } = await container.inspect();
     const address = Object.values(NetworkSettings.Networks)[0]?.IPAddress ?? '';
-    const ready = () => waitUntilReady(container, address, exec, { withDocker, occupyPort });
+    const ready = async () => {
+      await waitUntilReady(container, address, exec, { runtime, occupyPort });
+      if (adminPassword !== undefined) await exec(askFor(adminPassword));
+    };
     const reboot = async () => {
       await container.restart({ t: 0 });
       await ready();
@@ -125,6 +138,12 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
   }
 }
 
+/** A command that makes `admin` a user with a password. The first process has made it one without. */
+const askFor = (password: string) => {
+  const line = `'admin:${password.replaceAll("'", "'\\''")}'`;
+  return `printf '%s\\n' ${line} | chpasswd && rm -f /home/admin/.ssh/authorized_keys && echo 'admin ALL=(ALL) ALL' >/etc/sudoers.d/admin`;
+};
+
 function ignoreMissing(error: { statusCode?: number }): void {
   if (error.statusCode !== 404) throw error;
 }
@@ -136,12 +155,15 @@ function fingerprint(publicKeyLine: string): string {
 }
 
 interface Expected {
-  withDocker: boolean;
+  runtime: 'docker' | 'containerd' | '';
   occupyPort: number | undefined;
 }
 
-async function waitUntilReady(container: Docker.Container, address: string, exec: LabHost['exec'], { withDocker, occupyPort }: Expected): Promise<void> {
-  const checks = [withDocker ? 'docker info' : '', occupyPort ? `ss -Hltn "sport = :${occupyPort}" | grep -q LISTEN` : ''].filter(Boolean);
+async function waitUntilReady(container: Docker.Container, address: string, exec: LabHost['exec'], { runtime, occupyPort }: Expected): Promise<void> {
+  const checks = [
+    { docker: 'docker info', containerd: 'ctr version', '': '' }[runtime],
+    occupyPort ? `ss -Hltn "sport = :${occupyPort}" | grep -q LISTEN` : '',
+  ].filter(Boolean);
   const isUp = async () => {
     const { State } = await container.inspect();
     if (!State.Running) return { ended: true };
@@ -150,7 +172,7 @@ async function waitUntilReady(container: Docker.Container, address: string, exec
       : undefined;
   };
   const result = await waitFor(isUp, { timeoutMs: 60_000, intervalMs: 100, what: `the host at ${address} to be ready` }).catch(async (error: Error) => {
-    const { stdout } = await exec('tail -n 20 /var/log/dockerd.log').catch(() => ({ stdout: '' }));
+    const { stdout } = await exec('tail -n 20 /var/log/docker.log /var/log/containerd.log').catch(() => ({ stdout: '' }));
     throw new Error(`${error.message}\n${stdout}`, { cause: error });
   });
   if (result.ended) throw new Error(`the host ended: ${(await container.logs({ stdout: true, stderr: true, tail: 20 })).toString()}`);

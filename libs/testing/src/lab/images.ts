@@ -36,7 +36,8 @@ export function followOutput(docker: Docker, stream: NodeJS.ReadableStream): Pro
   });
 }
 
-async function tarOf(members: { name: string; content?: Buffer | string; linkTo?: string; mode?: number }[]): Promise<Buffer> {
+/** A tar of files that belong to root. */
+export async function tarOf(members: { name: string; content?: Buffer | string; linkTo?: string; mode?: number }[]): Promise<Buffer> {
   const tar = pack();
   for (const { name, content, linkTo, mode = 0o755 } of members) {
     if (linkTo) tar.entry({ name, type: 'symlink', linkname: linkTo, mtime });

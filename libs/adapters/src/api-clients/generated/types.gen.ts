@@ -519,7 +519,7 @@ export type CreateSshCredential = {
     name: string;
     username: string;
     /**
-     * OpenSSH or PEM; write-only
+     * Ed25519, ECDSA or RSA, in OpenSSH or PEM format; write-only
      */
     privateKey?: string;
     /**
@@ -527,9 +527,13 @@ export type CreateSshCredential = {
      */
     passphrase?: string;
     /**
-     * Instead of a key; write-only
+     * Instead of a key; also answers keyboard-interactive authentication; write-only
      */
     password?: string;
+    /**
+     * For sudo on hosts where it asks for one; write-only
+     */
+    sudoPassword?: string;
 };
 
 export type SshCredential = {
@@ -538,6 +542,7 @@ export type SshCredential = {
     username: string;
     kind: 'key' | 'password';
     publicKeyFingerprint: string | null;
+    hasSudoPassword: boolean;
     createdAt: string;
 };
 
@@ -549,6 +554,84 @@ export type SshCredentialPage = {
     nextCursor?: string;
 };
 
+export type PatchSshCredential = {
+    name?: string;
+    username?: string;
+    /**
+     * Takes the place of the old key with its passphrase, or of the password; write-only
+     */
+    privateKey?: string;
+    /**
+     * Of the private key; write-only
+     */
+    passphrase?: string;
+    /**
+     * Takes the place of the old password, or of the key; write-only
+     */
+    password?: string;
+    /**
+     * null forgets it; write-only
+     */
+    sudoPassword?: string | null;
+};
+
+export type CreateHostImport = {
+    /**
+     * ini is Ansible's; yaml is a list of hosts, or Ansible's groups
+     */
+    format: 'csv' | 'yaml' | 'ini';
+    /**
+     * The inventory; at most 5,000 hosts, and no passwords
+     */
+    content: string;
+    /**
+     * Of new hosts, where the inventory says nothing. Hosts that are there keep what it does not say
+     */
+    defaults?: {
+        credentialId?: string;
+        port?: number;
+        labels?: {
+            [key: string]: string;
+        };
+        trustOnFirstUse?: true;
+        jumpHostId?: string | null;
+    };
+    /**
+     * Say what would be done, and change nothing
+     */
+    dryRun?: boolean;
+    /**
+     * Register the hosts that can be, and leave out the others
+     */
+    partial?: boolean;
+};
+
+export type HostImport = {
+    dryRun: boolean;
+    created: number;
+    updated: number;
+    unchanged: number;
+    refused: number;
+    hosts: Array<ImportedHost>;
+};
+
+export type ImportedHost = {
+    line: number;
+    /**
+     * Empty when what stands there cannot be one
+     */
+    name: string;
+    outcome: 'created' | 'updated' | 'unchanged' | 'refused';
+    /**
+     * null for a refused host, and for one that a dry run would create
+     */
+    hostId: string | null;
+    /**
+     * Why it was refused
+     */
+    problem: string | null;
+};
+
 export type CreateHost = {
     name: string;
     address: string;
@@ -557,7 +640,18 @@ export type CreateHost = {
     /**
      * SHA256:… or a public key line; get it from the host itself, e.g. /etc/ssh/ssh_host_ed25519_key.pub
      */
-    hostKey: string;
+    hostKey?: string;
+    /**
+     * Instead of hostKey: the first connection pins the key that the host shows. Whoever is in between then stays unseen
+     */
+    trustOnFirstUse?: true;
+    /**
+     * A registered host that connections go through
+     */
+    jumpHostId?: string | null;
+    labels?: {
+        [key: string]: string;
+    };
 };
 
 export type Host = {
@@ -567,21 +661,44 @@ export type Host = {
     port: number;
     credentialId: string;
     /**
-     * The pinned key
+     * The pinned key; null until the first connection with trustOnFirstUse
      */
-    hostKeyFingerprint: string;
+    hostKeyFingerprint: string | null;
+    /**
+     * Who pinned the key: the caller, or the first connection
+     */
+    hostKeySource: 'pinned' | 'firstUse';
+    /**
+     * The host that connections go through
+     */
+    jumpHostId: string | null;
+    labels: {
+        [key: string]: string;
+    };
     facts: HostFacts | null;
     /**
      * Of the last successful configuration
      */
     configuration: ConfigurationOptions | null;
     configuredAt: string | null;
+    /**
+     * What has changed on the host since it was configured, as far as was looked; null: it is not configured
+     */
+    drift: Drift | null;
     createdAt: string;
 };
 
 export type HostFacts = {
     os: string;
     osVersion: string;
+    /**
+     * Whose packages it takes; null when neither
+     */
+    osFamily: 'debian' | 'redhat';
+    /**
+     * The program found: apt-get, dnf, yum, zypper or apk
+     */
+    packageManager: string | null;
     /**
      * As images name it: amd64, arm64
      */
@@ -599,7 +716,7 @@ export type ConfigurationOptions = {
      */
     skipDockerImgImport: boolean;
     /**
-     * The host brings its own Docker; also skips the images
+     * The host brings its own container runtime, configured; also skips the images
      */
     skipDockerInstall: boolean;
     /**
@@ -607,9 +724,42 @@ export type ConfigurationOptions = {
      */
     skipImageRenaming: boolean;
     /**
-     * Package repositories are left alone
+     * Package repositories, apt and yum, are left alone: the host gets its packages elsewhere
      */
     skipYumRepoInstall: boolean;
+    /**
+     * Default: Docker where it answers, else containerd, else Docker is installed
+     */
+    containerRuntime?: 'docker' | 'containerd';
+};
+
+export type Drift = {
+    checkedAt: string;
+    /**
+     * What would put the host right; empty: it is as it should be
+     */
+    changes: Array<Change>;
+    /**
+     * Why the host could not be looked at or put right to the end; `changes` then also has what was known before
+     */
+    error: Problem | null;
+    /**
+     * That found it; a scheduled one may be gone by now
+     */
+    configurationId: string;
+};
+
+export type Change = {
+    kind: 'file' | 'package' | 'service' | 'image' | 'tunnel';
+    /**
+     * Path, package, service, image or address on the host
+     */
+    target: string;
+    action: 'create' | 'change' | 'install' | 'refresh' | 'start' | 'reload' | 'restart' | 'load' | 'pull' | 'open' | 'remove' | 'close';
+    /**
+     * Of a file: a unified diff, with credentials masked
+     */
+    diff: string | null;
 };
 
 export type HostPage = {
@@ -628,12 +778,23 @@ export type PatchHost = {
      * SHA256:… or a public key line; get it from the host itself, e.g. /etc/ssh/ssh_host_ed25519_key.pub
      */
     hostKey?: string;
+    /**
+     * Forgets the pinned key: the next connection pins the key that the host shows then
+     */
+    trustOnFirstUse?: true;
+    jumpHostId?: string | null;
+    /**
+     * Merged into the labels of the host; null removes one
+     */
+    labels?: {
+        [key: string]: string | null;
+    };
 };
 
 export type CreateHostCheck = {
     hostIds: Array<string>;
     /**
-     * Local references that each host pulls with its own Docker, comparing digests
+     * Local references that each host pulls with its own runtime, comparing digests
      */
     pull?: Array<string>;
 };
@@ -693,7 +854,7 @@ export type CreateHostConfiguration = {
      */
     skipDockerImgImport?: boolean;
     /**
-     * The host brings its own Docker; also skips the images
+     * The host brings its own container runtime, configured; also skips the images
      */
     skipDockerInstall?: boolean;
     /**
@@ -701,18 +862,58 @@ export type CreateHostConfiguration = {
      */
     skipImageRenaming?: boolean;
     /**
-     * Package repositories are left alone
+     * Package repositories, apt and yum, are left alone: the host gets its packages elsewhere
      */
     skipYumRepoInstall?: boolean;
-    hostIds: Array<string>;
+    /**
+     * Default: Docker where it answers, else containerd, else Docker is installed
+     */
+    containerRuntime?: 'docker' | 'containerd';
+    /**
+     * unconfigure takes away what configurations have put on the hosts; reapply does the last successful configuration of each host again, without images: with dryRun it finds drift. The options mean nothing with either
+     */
+    action?: 'configure' | 'unconfigure' | 'reapply';
+    hostIds?: Array<string>;
+    /**
+     * Instead of hostIds: the hosts whose labels match now, e.g. role=worker,!old
+     */
+    labelSelector?: string;
     /**
      * Whose images warm the caches of the hosts
      */
     bundleIds?: Array<string>;
+    rollout?: Rollout;
+    bandwidth?: Bandwidth;
     /**
      * Say what would be done, and change nothing
      */
     dryRun?: boolean;
+};
+
+export type Rollout = {
+    /**
+     * Hosts that are configured at the same time
+     */
+    atOnce: number;
+    /**
+     * So many hosts go first; when one of them fails, the others are not begun
+     */
+    canary: number;
+    /**
+     * No further host is begun when a larger share of all hosts has failed
+     */
+    maxFailureShare: number;
+};
+
+export type Bandwidth = {
+    /**
+     * Of image data to all hosts together; with several workers of host-svc, of each of them
+     */
+    totalBytesPerSecond?: number;
+    /**
+     * Of image data to each host
+     */
+    perHostBytesPerSecond?: number;
 };
 
 export type HostConfigurationPage = {
@@ -725,28 +926,50 @@ export type HostConfigurationPage = {
 
 export type HostConfiguration = {
     id: string;
-    hostIds: Array<string>;
+    action: 'configure' | 'unconfigure' | 'reapply';
     bundleIds: Array<string>;
     dryRun: boolean;
+    /**
+     * Of a `configure`; a `reapply` takes those of each host
+     */
     options: ConfigurationOptions;
+    rollout: Rollout;
+    bandwidth: Bandwidth;
+    /**
+     * Begun by airdock.hosts.drift; the newest 24 of these are kept
+     */
+    scheduled: boolean;
     state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
-    results: Array<HostConfigurationResult> | null;
+    /**
+     * In the order in which they are begun
+     */
+    hosts: Array<ConfiguredHost>;
     jobId: string;
     createdAt: string;
 };
 
-export type HostConfigurationResult = {
-    hostId: string;
-    hostName: string;
+export type ConfiguredHost = {
     steps: Array<Step>;
     warnings: Array<string>;
     error: Problem | null;
+    hostId: string;
+    hostName: string;
+    /**
+     * waiting: not begun; stays so when the configuration was stopped
+     */
+    state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled' | 'waiting';
+    jobId: string | null;
 };
 
 export type Step = {
-    name: 'check' | 'repositories' | 'runtime' | 'tunnel' | 'images' | 'verify';
+    name: 'check' | 'tunnel' | 'repositories' | 'runtime' | 'images' | 'verify' | 'packages';
     status: 'done' | 'unchanged' | 'skipped' | 'planned' | 'failed';
     detail: string;
+    /**
+     * What was changed, or would be with `dryRun`
+     */
+    changes: Array<Change>;
+    durationMs: number;
 };
 
 export type TunnelPage = {
@@ -773,12 +996,52 @@ export type Tunnel = {
      * Where it leads on the DU: the read-only registry
      */
     target: string;
+    /**
+     * On 127.0.0.1 of the host, leads to the package repositories; null where the DU has none
+     */
+    packagePort: number | null;
     reconnects: number;
+    /**
+     * Of a question and its answer, measured every ten seconds; null before the first time
+     */
+    latencyMs: number | null;
+    /**
+     * To the host, since the connection is up
+     */
+    bytesSent: number;
+    /**
+     * To the host, over the last ten seconds
+     */
+    bytesPerSecond: number;
     /**
      * Why it is down; it is tried again by itself
      */
     error: Problem | null;
     createdAt: string;
+};
+
+export type PackageRepositoryList = {
+    items: Array<PackageRepository>;
+};
+
+export type PackageRepository = {
+    name: string;
+    format: 'apt' | 'yum';
+    /**
+     * On the DU
+     */
+    folder: string;
+    /**
+     * apt: codenames; yum: major releases. Empty: one flat folder for every host
+     */
+    distributions: Array<string>;
+    /**
+     * Where hosts find it, through the tunnel
+     */
+    url: string;
+    state: 'ready' | 'folder_unreadable' | 'metadata_missing' | 'not_served';
+    detail: string;
+    nextStep: string | null;
 };
 
 export type ClusterDefaults = {
@@ -2138,6 +2401,72 @@ export type GetSshCredentialResponses = {
 
 export type GetSshCredentialResponse = GetSshCredentialResponses[keyof GetSshCredentialResponses];
 
+export type PatchSshCredentialData = {
+    body: PatchSshCredential;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/ssh-credentials/{id}';
+};
+
+export type PatchSshCredentialErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type PatchSshCredentialError = PatchSshCredentialErrors[keyof PatchSshCredentialErrors];
+
+export type PatchSshCredentialResponses = {
+    /**
+     * Give a credential another key, password, user or name; hosts keep it
+     */
+    200: SshCredential;
+};
+
+export type PatchSshCredentialResponse = PatchSshCredentialResponses[keyof PatchSshCredentialResponses];
+
+export type ImportHostsData = {
+    body: CreateHostImport;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/hosts/imports';
+};
+
+export type ImportHostsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ImportHostsError = ImportHostsErrors[keyof ImportHostsErrors];
+
+export type ImportHostsResponses = {
+    /**
+     * Register the hosts of an inventory, all or none unless `partial`
+     */
+    200: HostImport;
+};
+
+export type ImportHostsResponse = ImportHostsResponses[keyof ImportHostsResponses];
+
 export type ListHostsData = {
     body?: never;
     path?: never;
@@ -2150,6 +2479,14 @@ export type ListHostsData = {
          * `nextCursor` of the page before
          */
         cursor?: string;
+        /**
+         * As in Kubernetes: role=worker,site!=b,env in (a,b),gpu,!old
+         */
+        labelSelector?: string;
+        /**
+         * true: configured hosts that are not as they should be, or could not be looked at; false: those that are as they should be
+         */
+        drifted?: string;
     };
     url: '/v1/hosts';
 };
@@ -2169,7 +2506,7 @@ export type ListHostsError = ListHostsErrors[keyof ListHostsErrors];
 
 export type ListHostsResponses = {
     /**
-     * Hosts, newest first
+     * Hosts, newest first, by label if wanted
      */
     200: HostPage;
 };
@@ -2204,7 +2541,7 @@ export type CreateHostError = CreateHostErrors[keyof CreateHostErrors];
 
 export type CreateHostResponses = {
     /**
-     * Register a host with its credential and its pinned host key
+     * Register a host with its credential and its host key
      */
     201: Host;
 };
@@ -2297,7 +2634,7 @@ export type PatchHostError = PatchHostErrors[keyof PatchHostErrors];
 
 export type PatchHostResponses = {
     /**
-     * Change address, credential or pinned key
+     * Change how a host is reached, its pinned key, or labels
      */
     200: Host;
 };
@@ -2474,7 +2811,7 @@ export type CreateHostConfigurationError = CreateHostConfigurationErrors[keyof C
 
 export type CreateHostConfigurationResponses = {
     /**
-     * Prepare hosts: checks, tunnel, images
+     * Prepare hosts: checks, tunnel, package repositories, container runtime, images
      */
     202: Job;
 };
@@ -2581,6 +2918,35 @@ export type GetTunnelResponses = {
 };
 
 export type GetTunnelResponse = GetTunnelResponses[keyof GetTunnelResponses];
+
+export type ListPackageRepositoriesData = {
+    body?: never;
+    path?: never;
+    query?: never;
+    url: '/v1/package-repositories';
+};
+
+export type ListPackageRepositoriesErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListPackageRepositoriesError = ListPackageRepositoriesErrors[keyof ListPackageRepositoriesErrors];
+
+export type ListPackageRepositoriesResponses = {
+    /**
+     * Package repositories of the configuration, and whether hosts can use them
+     */
+    200: PackageRepositoryList;
+};
+
+export type ListPackageRepositoriesResponse = ListPackageRepositoriesResponses[keyof ListPackageRepositoriesResponses];
 
 export type GetClusterDefaultsData = {
     body?: never;

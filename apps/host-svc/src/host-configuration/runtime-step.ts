@@ -1,0 +1,253 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
+import { DockerHost } from '@airdock/adapters/ssh/docker-host';
+import type { HostFile } from '@airdock/adapters/ssh/host-files';
+import type { RuntimeHost, RuntimeName } from '@airdock/adapters/ssh/runtime-host';
+import { renderHostsToml, setHostsDir } from '@airdock/core/container-runtime/containerd-config';
+import { hasMirror, mergeDaemonJson, unmergeDaemonJson } from '@airdock/core/container-runtime/daemon-json';
+import { AppError } from '@airdock/core/errors';
+import { isOwn } from '@airdock/core/host/host-file';
+import { repositoriesFor } from '@airdock/core/host/package-list';
+import type { Change } from '../host/host.schema.js';
+import { change, fileChange, type HostSteps, type Outcome } from './host-steps.js';
+import { installAndCheck } from './repositories-step.js';
+
+const daemonJson = '/etc/docker/daemon.json';
+const configToml = '/etc/containerd/config.toml';
+const startMs = 30_000;
+/** Docker takes new mirrors over within moments of a reload. */
+const reloadMs = 3_000;
+
+export interface RuntimeOutcome extends Outcome {
+  /** Undefined where it would only be installed by a run that is not a dry one. */
+  runtime: RuntimeHost | undefined;
+}
+
+/**
+ * The host has a container runtime that pulls through the tunnel: Docker is installed where there is none, its or containerd's configuration is merged.
+ * Throws `host_runtime_missing`, `host_packages_failed`, `host_file_refused`, and `host_runtime_failed` after the old configuration was put back.
+ */
+export async function configureRuntime(steps: HostSteps): Promise<RuntimeOutcome> {
+  const { facts, options } = steps;
+  const name = chooseRuntime(steps);
+  const version = facts[name].version;
+  if (options.skipDockerInstall) {
+    if (!version) throw new AppError('host_runtime_missing', { detail: `${name} gives no answer, and skipDockerInstall expects it` });
+    return { status: 'skipped', detail: `skipDockerInstall; ${name} ${version} of the host`, changes: [], runtime: runtimeOf(steps, name) };
+  }
+  return name === 'docker' ? configureDocker(steps) : configureContainerd(steps);
+}
+
+export function chooseRuntime({ facts, options }: Pick<HostSteps, 'facts' | 'options'>): RuntimeName {
+  if (options.containerRuntime) return options.containerRuntime;
+  return !facts.docker.isInstalled && facts.containerd.version ? 'containerd' : 'docker';
+}
+
+/** The runtime of a host that is as it should be, or is only looked at. */
+export function runtimeOf({ connection, signal }: Pick<HostSteps, 'connection' | 'signal'>, name: RuntimeName): RuntimeHost {
+  return name === 'docker' ? new DockerHost(connection, signal) : new ContainerdHost(connection, signal);
+}
+
+async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
+  const { config, dryRun, facts, system, files } = steps;
+  const docker = new DockerHost(steps.connection, steps.signal);
+  const changes: Change[] = [];
+  const isThere = facts.docker.version !== undefined;
+  if (!facts.docker.isInstalled) changes.push(...(await installDocker(steps)));
+  const isUp = isThere || (!dryRun && !facts.docker.isInstalled && (await docker.mirrors()) !== undefined);
+  if (!isUp) {
+    changes.push(change('service', 'start', 'docker'));
+    if (!dryRun) {
+      const complaint = await system.service('start', 'docker');
+      if (!(await isTrueWithin(complaint === undefined ? startMs : 0, async () => (await docker.mirrors()) !== undefined)))
+        throw new AppError('host_runtime_missing', { detail: `docker does not start: ${complaint ?? 'it gives no answer'}` });
+    }
+  }
+  // Without flat names nothing in the local registry has the names that Docker asks a mirror for.
+  const mirror = steps.hasTunnel && config.naming.includes('flat') ? `http://127.0.0.1:${config.registry.port}` : undefined;
+  if (mirror) {
+    const before = await files.read(daemonJson);
+    const text = mergeDaemonJson(before.text, mirror);
+    if (text !== before.text) changes.push(fileChange(before, text));
+    if (text !== before.text || before.isPending) {
+      if (dryRun) changes.push(change('service', 'reload', 'docker'));
+      else
+        changes.push(
+          await activate(
+            steps,
+            before,
+            text,
+            'docker',
+            false,
+            () => takeOver(docker, (mirrors) => hasMirror(mirrors, mirror)),
+            async () => (await docker.mirrors()) !== undefined,
+          ),
+        );
+    }
+  }
+  const version = isThere ? `Docker ${facts.docker.version} of the host` : 'Docker';
+  return { ...steps.outcome(changes, mirror ? `${version}, with ${mirror} as its first mirror` : version), runtime: isThere || !dryRun ? docker : undefined };
+}
+
+/** Installs the packages that the configuration says make Docker. Throws `host_runtime_missing` where it says none. */
+async function installDocker(steps: HostSteps): Promise<Change[]> {
+  const { config, facts, options, system, dryRun } = steps;
+  const { family, distribution } = facts;
+  const names = family ? config.packages.docker[family] : [];
+  const missing = (why: string) => new AppError('host_runtime_missing', { detail: `docker gives no answer, and it cannot be installed: ${why}` });
+  if (!family) throw missing('the operating system is of no known family');
+  if (names.length === 0) throw missing(`airdock.packages.docker.${family} names no packages`);
+  const onlyAirdock = !options.skipYumRepoInstall;
+  if (onlyAirdock && (!steps.hasTunnel || repositoriesFor(config.packages.repositories, family, distribution).length === 0))
+    throw missing(`the DU has no package repository for this host (${family} ${distribution})`);
+  const absent = await system.missingPackages(family, names);
+  if (absent.length > 0 && !dryRun) {
+    if (onlyAirdock) await system.refreshLists(family);
+    await installAndCheck(steps, absent, onlyAirdock);
+  }
+  return absent.map((name) => change('package', 'install', name));
+}
+
+/** Docker takes its mirrors over without a restart, unless the rest of the file keeps it from that. */
+async function takeOver(docker: DockerHost, isDone: (mirrors: string[]) => boolean): Promise<boolean> {
+  await docker.reload();
+  return isTrueWithin(reloadMs, async () => {
+    const mirrors = await docker.mirrors();
+    return mirrors !== undefined && isDone(mirrors);
+  });
+}
+
+const majorOf = (version: string): number => Number.parseInt(version.replace(/^v/, ''), 10) || 1;
+
+const localRegistryOf = ({ registry }: HostSteps['config']): string => `localhost:${registry.port}`;
+
+/** What containerd has a `hosts.toml` for, and where. */
+function hostsTomls(config: HostSteps['config'], hostsDir: string): { upstreams: string[]; paths: string[] } {
+  const upstreams = [...config.mirroredUpstreams, localRegistryOf(config)];
+  return { upstreams, paths: upstreams.map((upstream) => `${hostsDir}/${upstream}/hosts.toml`) };
+}
+
+async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
+  const { config, dryRun, facts, files } = steps;
+  const { version } = facts.containerd;
+  if (!version) throw new AppError('host_runtime_missing', { detail: 'containerd gives no answer to ctr' });
+  const detail = `containerd ${version} of the host`;
+  if (!steps.hasTunnel) return { ...steps.outcome([], detail), runtime: new ContainerdHost(steps.connection, steps.signal) };
+  const before = await files.read(configToml);
+  const { text, hostsDir } = setHostsDir(before.text, majorOf(version));
+  const containerd = new ContainerdHost(steps.connection, steps.signal, hostsDir);
+  const changes: Change[] = [];
+  const localRegistry = localRegistryOf(config);
+  // These are read at every pull.
+  const { upstreams, paths } = hostsTomls(config, hostsDir);
+  const found = await files.readAll(paths);
+  for (const [index, file] of found.entries()) {
+    const wanted = renderHostsToml(upstreams[index] as string, localRegistry, config.registry.port, config.naming);
+    const written = await steps.bring(file, wanted, { hasHeader: true });
+    if (written) changes.push(written);
+  }
+  if (text !== before.text) changes.push(fileChange(before, text));
+  if (text !== before.text || before.isPending) {
+    if (dryRun) changes.push(change('service', 'restart', 'containerd'));
+    else {
+      const cri = await containerd.criState();
+      const isUp = async () => {
+        const now = await containerd.criState();
+        // A plugin that failed before is not ours to judge.
+        return now !== undefined && (now !== 'error' || cri === 'error');
+      };
+      changes.push(await activate(steps, before, text, 'containerd', true, async () => false, isUp));
+    }
+  }
+  return { ...steps.outcome(changes, `${detail}, pulls by ${hostsDir}`), runtime: containerd };
+}
+
+/**
+ * Takes Airdock out of the configuration of a runtime; what others have changed there since stays. `isThere` is false when the runtime itself was taken away.
+ * Throws `host_file_refused` when a file cannot be told apart from what others made of it, and `host_runtime_failed`.
+ */
+export async function unconfigureRuntime(steps: HostSteps, name: RuntimeName, isThere: boolean): Promise<Outcome> {
+  const { files, config } = steps;
+  const changes: (Change | undefined)[] = [];
+  const docker = new DockerHost(steps.connection, steps.signal);
+  const mirror = `http://127.0.0.1:${config.registry.port}`;
+  let makeKnown: (() => Promise<boolean>) | undefined;
+  let main: Change | undefined;
+  if (name === 'docker') {
+    const file = await files.read(daemonJson);
+    if (file.text !== null) main = await steps.takeBack(file, unmergeDaemonJson(file.text, await files.before(daemonJson), mirror));
+    makeKnown = () => takeOver(docker, (mirrors) => !hasMirror(mirrors, mirror));
+  } else {
+    const file = await files.read(configToml);
+    const kept = await files.before(configToml);
+    const major = majorOf(steps.facts.containerd.version ?? '');
+    const { hostsDir } = setHostsDir(file.text, major);
+    for (const own of (await files.readAll(hostsTomls(config, hostsDir).paths)).filter(({ text }) => isOwn(text)))
+      changes.push(await steps.takeBack(own, await files.before(own.path)));
+    if (kept !== null && setHostsDir(kept, major).text !== file.text)
+      throw new AppError('host_file_refused', {
+        detail: `${configToml} was changed after Airdock did; what was there before is in ${configToml}.airdock-before`,
+      });
+    if (kept !== null || isOwn(file.text)) main = await steps.takeBack(file, kept);
+  }
+  if (main && isThere) {
+    const action = makeKnown ? 'reload' : 'restart';
+    changes.push(main, change('service', action, name));
+    if (!steps.dryRun && !(await makeKnown?.())) {
+      const complaint = await steps.system.service('restart', name);
+      if (complaint !== undefined) throw new AppError('host_runtime_failed', { detail: `${name} did not start with its old ${main.target}: ${complaint}` });
+    }
+  } else changes.push(main);
+  return steps.outcome(
+    changes.filter((one) => one !== undefined),
+    name,
+  );
+}
+
+/**
+ * Writes the main file of a runtime and makes it known: by `takeOver` where that is enough, else by a restart. When the runtime is not up afterwards the
+ * old file is put back, and the runtime started again with it; throws `host_runtime_failed`, which says how either went.
+ */
+async function activate(
+  steps: HostSteps,
+  before: HostFile,
+  text: string,
+  service: RuntimeName,
+  hasHeader: boolean,
+  takeOver: () => Promise<boolean>,
+  isUp: () => Promise<boolean>,
+): Promise<Change> {
+  const { files, system } = steps;
+  if (text !== before.text) await files.write(before, text, { hasHeader, pending: true });
+  if (await takeOver()) {
+    await files.settle(before.path);
+    return change('service', 'reload', service);
+  }
+  const restart = async (): Promise<string | undefined> => {
+    const complaint = await system.service('restart', service);
+    if (complaint !== undefined) return complaint;
+    return (await isTrueWithin(startMs, isUp)) ? undefined : `${service} gives no answer`;
+  };
+  const complaint = await restart();
+  if (complaint === undefined) {
+    await files.settle(before.path);
+    return change('service', 'restart', service);
+  }
+  await files.restore(before);
+  const second = await restart();
+  const back = second === undefined ? `${service} runs with it again` : `${service} does not start with it either (${second})`;
+  throw new AppError('host_runtime_failed', {
+    detail: `${service} did not start with the new ${before.path} (${complaint}); the old file is back, and ${back}`,
+    file: before.path,
+    isRunning: second === undefined,
+  });
+}
+
+async function isTrueWithin(timeoutMs: number, condition: () => Promise<boolean>): Promise<boolean> {
+  const deadline = Date.now() + timeoutMs;
+  for (;;) {
+    if (await condition()) return true;
+    if (Date.now() > deadline) return false;
+    await delay(300);
+  }
+}

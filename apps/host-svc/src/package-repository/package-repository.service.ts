@@ -1,0 +1,105 @@
+import { access, constants, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
+import { Inject, Injectable } from '@nestjs/common';
+import type { PackageRepository } from './package-repository.schema.js';
+
+type Seen = Pick<PackageRepository, 'state' | 'detail' | 'nextStep'>;
+
+const makeMetadata = {
+  apt: 'cd FOLDER && apt-ftparchive packages . >Packages',
+  yum: 'createrepo_c FOLDER',
+};
+
+/** The package repositories of the configuration, as they are on the disk of the DU. */
+@Injectable()
+export class PackageRepositoryService {
+  constructor(@Inject(CONFIG) private readonly config: Config) {}
+
+  /** Where hosts find the repositories: their own end of the tunnel. */
+  get baseUrl(): string {
+    return `http://127.0.0.1:${this.config.packages.port}`;
+  }
+
+  async list(): Promise<PackageRepository[]> {
+    const { repositories } = this.config.packages;
+    const isServed = repositories.length > 0 && (await this.isServed());
+    return Promise.all(
+      repositories.map(async (repository) => {
+        const seen = await look(repository);
+        const { name, format, folder, distributions } = repository;
+        return { name, format, folder, distributions, url: `${this.baseUrl}/${name}`, ...(seen.state !== 'ready' || isServed ? seen : this.notServed()) };
+      }),
+    );
+  }
+
+  /** The workers of host-svc serve the folders; the API may be another process. */
+  private async isServed(): Promise<boolean> {
+    const answer = await fetch(`${this.baseUrl}/`, { method: 'HEAD', signal: AbortSignal.timeout(2_000) }).catch(() => undefined);
+    return answer?.headers.get('server') === serverName;
+  }
+
+  private notServed(): Seen {
+    const { port } = this.config.packages;
+    return {
+      state: 'not_served',
+      detail: `nothing of Airdock answers on 127.0.0.1:${port}`,
+      nextStep: `Start a worker of host-svc. If one runs, another program has the port: \`ss -ltnp sport = :${port}\`, or set airdock.packages.port.`,
+    };
+  }
+}
+
+/** How the server of the packages calls itself. */
+export const serverName = 'airdock-packages';
+
+async function look(repository: PackageRepositoryConfig): Promise<Seen> {
+  const { folder, format, distributions } = repository;
+  let files: string[];
+  try {
+    files = await readdir(folder);
+  } catch (error) {
+    return {
+      state: 'folder_unreadable',
+      detail: (error as Error).message,
+      nextStep: 'Unpack the release there, or correct airdock.packages.repositories in the configuration.',
+    };
+  }
+  const missing = await missingMetadata(repository);
+  if (missing.length === 0) {
+    const what = distributions.length > 0 ? distributions.join(', ') : 'one flat folder';
+    return { state: 'ready', detail: `${format}: ${what}`, nextStep: null };
+  }
+  const packages = files.filter((name) => name.endsWith(format === 'apt' ? '.deb' : '.rpm')).length;
+  return {
+    state: 'metadata_missing',
+    detail: `${missing.join(', ')} cannot be read${packages > 0 ? `, though there are ${packages} packages` : ''}`,
+    nextStep:
+      packages > 0 || distributions.length === 0
+        ? `Make it: ${makeMetadata[format].replaceAll('FOLDER', folder)}`
+        : 'Copy the whole repository, metadata included, or correct `distributions`.',
+  };
+}
+
+/** The files that apt or dnf ask for first, those of them that are not there. */
+async function missingMetadata({ folder, format, distributions }: PackageRepositoryConfig): Promise<string[]> {
+  const missing: string[] = [];
+  const places = distributions.length > 0 ? distributions : [''];
+  for (const place of places) {
+    const either =
+      format === 'yum'
+        ? [join(place, 'repodata/repomd.xml')]
+        : place
+          ? ['InRelease', 'Release'].map((name) => join('dists', place, name))
+          : ['Packages', 'Packages.gz', 'Packages.xz', 'Packages.zst', 'Packages.bz2'];
+    const found = await Promise.all(
+      either.map((path) =>
+        access(join(folder, path), constants.R_OK).then(
+          () => true,
+          () => false,
+        ),
+      ),
+    );
+    if (!found.includes(true)) missing.push(either[0] as string);
+  }
+  return missing;
+}

@@ -1,0 +1,72 @@
+import { lstat, realpath } from 'node:fs/promises';
+import { join, relative, sep } from 'node:path';
+import { BackgroundLoop } from '@airdock/platform/background-loop';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import fastifyStatic from '@fastify/static';
+import { Inject, Injectable } from '@nestjs/common';
+import { type FastifyInstance, type FastifyReply, fastify } from 'fastify';
+import { serverName } from './package-repository.service.js';
+
+/**
+ * Serves the files of the package repositories on loopback, for the tunnels: no listing, nothing but GET and HEAD, nothing outside the folders. One of
+ * the workers on a machine has the port; the others try again, so that one of them takes over.
+ */
+@Injectable()
+export class PackageServer extends BackgroundLoop {
+  protected readonly pauseMs = 2_000;
+  private server: FastifyInstance | undefined;
+
+  constructor(@Inject(CONFIG) private readonly config: Config) {
+    super();
+  }
+
+  protected async round(): Promise<void> {
+    const { repositories, port } = this.config.packages;
+    if (this.server || repositories.length === 0) return;
+    const server = await packageServer(new Map(repositories.map(({ name, folder }) => [name, folder])));
+    try {
+      await server.listen({ host: '127.0.0.1', port });
+      this.server = server;
+    } catch (error) {
+      await server.close();
+      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw error;
+    }
+  }
+
+  override async beforeApplicationShutdown(): Promise<void> {
+    await super.beforeApplicationShutdown();
+    await this.server?.close();
+  }
+}
+
+/** Folders by name. */
+export async function packageServer(folders: ReadonlyMap<string, string>): Promise<FastifyInstance> {
+  const server = fastify({ forceCloseConnections: true });
+  await server.register(fastifyStatic, { serve: false, index: false, dotfiles: 'deny', cacheControl: false });
+  server.addHook('onRequest', async (request, reply) => {
+    reply.header('server', serverName);
+    if (request.method !== 'GET' && request.method !== 'HEAD') await reply.code(405).header('allow', 'GET, HEAD').send();
+  });
+  server.setNotFoundHandler((_, reply) => reply.code(404).send());
+  server.setErrorHandler(({ statusCode = 500 }: { statusCode?: number }, _, reply) => reply.code(statusCode < 500 ? statusCode : 500).send());
+  server.get('/', (_, reply) => reply.code(204).send());
+  server.get<{ Params: { name: string; '*': string } }>('/:name/*', async ({ params }, reply): Promise<FastifyReply> => {
+    const folder = folders.get(params.name);
+    const found = folder === undefined ? undefined : await findFile(folder, params['*']);
+    return found ? reply.sendFile(found.path, found.root) : reply.code(404).send();
+  });
+  return server;
+}
+
+/** Links may lead to other files of the folder, as those of mirrors do, but not out of it. */
+async function findFile(folder: string, path: string): Promise<{ path: string; root: string } | undefined> {
+  if (path.includes('\0')) return undefined;
+  try {
+    const root = await realpath(folder);
+    const file = await realpath(join(root, path));
+    if (!file.startsWith(root + sep) || !(await lstat(file)).isFile()) return undefined;
+    return { path: relative(root, file), root };
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,138 @@
+/**
+ * Reads lists of hosts: CSV, YAML and Ansible's two formats. It looks at nothing but the text; what it cannot use it says for each host.
+ * Text of the inventory gets into no message: a password may stand in any place of it.
+ */
+import { AppError } from '@airdock/core/errors';
+import { CsvError, type Info, parse } from 'csv-parse/sync';
+import { isScalar, LineCounter, parseDocument, visit } from 'yaml';
+import { AnsibleInventory } from './ansible.js';
+import { hostName, type InventoryHost, invalid, isRecord, maxHosts, parseLabelList, portNumber, scalarText, secretProblem } from './inventory-host.js';
+
+export type { InventoryHost };
+
+export const inventoryFormats = ['csv', 'yaml', 'ini'] as const;
+export type InventoryFormat = (typeof inventoryFormats)[number];
+
+/** Throws `inventory_invalid`, with `line` where that is known. */
+export function parseInventory(format: InventoryFormat, content: string): InventoryHost[] {
+  const hosts = { csv: parseCsv, yaml: parseYaml, ini: parseIni }[format](content);
+  if (hosts.length > maxHosts) throw invalid(undefined, `more than ${maxHosts} hosts`);
+  return hosts;
+}
+
+const fields = ['name', 'address', 'port', 'user', 'credential', 'hostkey', 'labels'] as const;
+const normalized = (key: string) => key.trim().toLowerCase().replaceAll(/[_-]/g, '');
+
+/** A host of a table or list, whose keys are `fields` in any spelling. */
+function fromFields(line: number, values: [key: string, text: string][]): InventoryHost {
+  const problems: string[] = [];
+  const given = new Map<string, string>();
+  for (const [key, text] of values) {
+    if (text === '') continue;
+    const secret = secretProblem(key, line);
+    if (secret) problems.push(secret);
+    else if (fields.some((field) => field === normalized(key))) given.set(normalized(key), text);
+    else problems.push(`only ${fields.join(', ')} are known`);
+  }
+  const port = given.get('port');
+  const name = hostName(given.get('name') ?? '');
+  if (!name) problems.push('it has no name, or one that no host can have');
+  return {
+    line,
+    name,
+    address: given.get('address'),
+    port: port === undefined ? undefined : portNumber(port),
+    user: given.get('user'),
+    credential: given.get('credential'),
+    hostKey: given.get('hostkey'),
+    labels: parseLabelList(given.get('labels') ?? ''),
+    problem: problems[0],
+  };
+}
+
+/** A header line, and a line for each host. Throws `inventory_invalid`. */
+function parseCsv(content: string): InventoryHost[] {
+  try {
+    const options = { bom: true, info: true, skip_empty_lines: true, trim: true, max_record_size: 20_000, to: maxHosts + 2 } as const;
+    const [header, ...rows] = parse(content, options) as unknown as { info: Info; record: string[] }[];
+    if (!header) throw invalid(undefined, 'it is empty');
+    const known = header.record.map(normalized);
+    if (!known.includes('name')) throw invalid(1, `the first line must name the columns: ${fields.join(', ')}`);
+    const unknown = header.record.findIndex((key, index) => !fields.some((field) => field === known[index]) && !secretProblem(key, 1));
+    if (unknown >= 0) throw invalid(1, `column ${unknown + 1} has an unknown name; known are ${fields.join(', ')}`);
+    return rows.map(({ info, record }) =>
+      fromFields(
+        info.lines,
+        header.record.map((key, index) => [key, record[index] ?? '']),
+      ),
+    );
+  } catch (error) {
+    if (error instanceof AppError) throw error;
+    // Its message quotes the record.
+    const { code, lines } = error as CsvError & { lines?: number };
+    throw invalid(lines, error instanceof CsvError ? code.toLowerCase().replaceAll('_', ' ') : 'no CSV');
+  }
+}
+
+/** A list of hosts with `fields` as keys, or Ansible's tree of groups. Throws `inventory_invalid`. */
+function parseYaml(content: string): InventoryHost[] {
+  const { value, lineAt } = readYaml(content);
+  if (Array.isArray(value))
+    return value.map((item: unknown, index) => {
+      const line = lineAt([index]);
+      if (!isRecord(item)) return { line, name: '', labels: {}, problem: 'it must hold keys and values' };
+      const { labels, ...rest } = item;
+      const host = fromFields(
+        line,
+        Object.entries(rest).map(([key, field]) => [key, scalarText(field)]),
+      );
+      if (isRecord(labels)) host.labels = Object.fromEntries(Object.entries(labels).map(([key, field]) => [key, scalarText(field)]));
+      else if (labels !== undefined && labels !== null) host.labels = parseLabelList(scalarText(labels));
+      return host;
+    });
+  if (!isRecord(value)) throw invalid(1, 'it must hold a list of hosts, or the groups of Ansible');
+  const inventory = new AnsibleInventory();
+  inventory.addTree(value, lineAt);
+  return inventory.hosts();
+}
+
+/** The value of a document, and where its keys stand. */
+function readYaml(content: string): { value: unknown; lineAt: (path: (string | number)[]) => number } {
+  const counter = new LineCounter();
+  try {
+    // Ansible's own tags, such as !vault, are no errors. The library compares each key with all others, which takes seconds for thousands of hosts.
+    const document = parseDocument(content, { lineCounter: counter, prettyErrors: false, merge: true, logLevel: 'error', uniqueKeys: false });
+    const [error] = document.errors;
+    if (error) throw invalid(counter.linePos(error.pos[0]).line, `no YAML: ${error.code.toLowerCase().replaceAll('_', ' ')}`);
+    const lineOf = (node: unknown): number => {
+      const range = (node as { range?: [number, number, number] | null } | undefined)?.range;
+      return range ? counter.linePos(range[0]).line : 1;
+    };
+    const keys = new Map<unknown, Map<string, number>>();
+    visit(document, {
+      Map: (_, map) => {
+        const lines = new Map<string, number>();
+        for (const { key } of map.items) {
+          const name = isScalar(key) ? String(key.value) : '';
+          if (lines.has(name) && name !== '<<') throw invalid(lineOf(key), 'a key that stands there twice');
+          lines.set(name, lineOf(key));
+        }
+        keys.set(map, lines);
+      },
+    });
+    const lineAt = (path: (string | number)[]): number =>
+      keys.get(document.getIn(path.slice(0, -1), true) ?? document.contents)?.get(String(path.at(-1))) ?? lineOf(document.getIn(path, true));
+    return { value: document.toJS({ maxAliasCount: 100 }), lineAt };
+  } catch (error) {
+    if (error instanceof AppError) throw error;
+    // Aliases without an end, or a depth that no stack can hold.
+    throw invalid(undefined, 'no YAML that can be read');
+  }
+}
+
+/** Ansible's INI format. Throws `inventory_invalid`. */
+function parseIni(content: string): InventoryHost[] {
+  const inventory = new AnsibleInventory();
+  inventory.addIni(content);
+  return inventory.hosts();
+}

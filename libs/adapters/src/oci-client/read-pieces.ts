@@ -1,0 +1,109 @@
+import { constants } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
+import { alignedMemory, blockBytes, giveBack, ordinaryMemory, type Piece, pieceBytes, settledLater, toPieces } from './piece-memory.js';
+
+/** Direct reads begin at multiples of this; members of tars do. */
+const sectorBytes = 512;
+
+export interface FileSpan {
+  path: string;
+  offset: number;
+  /** Bytes. */
+  size: number;
+  /** True for what the page cache has, or should have: it was just written, or is read again at once. */
+  isCached?: boolean;
+}
+
+/** Sees bytes in memory that is used again once the promise resolves. May throw, which ends the work. */
+export type OnPiece = (bytes: Buffer) => Promise<unknown> | undefined;
+
+/** A read that is faster came out of the page cache, or from a disk for which the way there makes no difference. Bytes per millisecond. */
+const cachedRate = 800_000;
+/** After a slower read so many pieces are read past the page cache before it is tried again. */
+const directPieces = 8;
+
+/**
+ * A file whose bytes come from the page cache as long as they are there, and past it otherwise, while the file system allows that: what was carried in just now is
+ * in memory, at several times the speed of a disk; what is not would only push out what others need. Node.js cannot ask which it is, so a read is timed.
+ */
+export class SourceFile {
+  /** Pieces to read past the page cache before it is tried again. */
+  private directLeft = 0;
+
+  private constructor(
+    private readonly buffered: FileHandle,
+    private direct: FileHandle | undefined,
+  ) {}
+
+  /** `isAligned` says that the memory it will be read to suits direct reads. */
+  static async open({ path, offset, isCached }: FileSpan, { isAligned = true } = {}): Promise<SourceFile> {
+    const flags = constants.O_RDONLY | constants.O_NOFOLLOW;
+    const buffered = await open(path, flags);
+    if (isCached || !isAligned || offset % sectorBytes > 0) return new SourceFile(buffered, undefined);
+    try {
+      return new SourceFile(buffered, await open(path, flags | constants.O_DIRECT));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'EINVAL') return new SourceFile(buffered, undefined);
+      await buffered.close();
+      throw error;
+    }
+  }
+
+  /** Of `pieceBytes`, and where this disk takes it from. */
+  async memory(): Promise<Buffer> {
+    // Where no place suits, the first direct read will say so again and do without.
+    return (this.direct && (await alignedMemory(this.direct, 'read'))) ?? ordinaryMemory();
+  }
+
+  /** How many of the wanted bytes were read; 0 at the end of the file. */
+  async read(buffer: Buffer, at: number, wanted: number, position: number): Promise<number> {
+    if (this.direct && this.directLeft > 0) {
+      this.directLeft -= 1;
+      try {
+        // Whole blocks; what comes after the wanted bytes is overwritten by the next piece, or cut off.
+        const length = Math.min(Math.ceil(wanted / blockBytes) * blockBytes, buffer.byteLength - at);
+        return Math.min((await this.direct.read(buffer, at, length, position)).bytesRead, wanted);
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
+        await this.direct.close();
+        this.direct = undefined;
+      }
+    }
+    const started = performance.now();
+    const { bytesRead } = await this.buffered.read(buffer, at, wanted, position);
+    if (bytesRead < (performance.now() - started) * cachedRate) this.directLeft = directPieces;
+    return bytesRead;
+  }
+
+  async close(): Promise<void> {
+    await this.direct?.close();
+    await this.buffered.close();
+  }
+}
+
+/** Reads a part of a file. Returns how many bytes there were: fewer than wanted where the file ends. */
+export async function readPieces(span: FileSpan, onPiece: OnPiece): Promise<number> {
+  const { offset, size } = span;
+  const input = await SourceFile.open(span);
+  const memories: Buffer[] = [];
+  let pieces: Piece[] = [];
+  let done = 0;
+  try {
+    while (memories.length < 2) memories.push(await input.memory());
+    pieces = toPieces(memories);
+    for (let index = 0; done < size; index = 1 - index) {
+      const piece = pieces[index] as Piece;
+      await piece.used;
+      const count = await input.read(piece.memory, 0, Math.min(pieceBytes, size - done), offset + done);
+      if (count === 0) break;
+      piece.used = settledLater(piece.used, onPiece(piece.memory.subarray(0, count)));
+      done += count;
+    }
+    await Promise.all(pieces.map(({ used }) => used));
+    return done;
+  } finally {
+    await Promise.allSettled(pieces.map(({ used }) => used));
+    giveBack(memories);
+    await input.close();
+  }
+}

@@ -1,0 +1,208 @@
+import { type PackageFamily, packageFamily } from '@airdock/core/host/package-list';
+import { commandError } from './command-error.js';
+import type { SshConnection } from './connection.js';
+
+export interface SystemFacts {
+  family: PackageFamily | undefined;
+  /** Which of several distributions of a repository is the host's: the codename on Debian, the major release on Red Hat. */
+  distribution: string;
+  /** Docker's daemon is there, and answers. */
+  docker: { isInstalled: boolean; version: string | undefined };
+  /** containerd's is; the one inside Docker does not count. */
+  containerd: { version: string | undefined };
+}
+
+export interface InstallOptions {
+  /** Only from Airdock's repositories, since others may be out of reach. */
+  onlyAirdock: boolean;
+}
+
+// Read by `sh -s`.
+const factsScript = `
+. /etc/os-release 2>/dev/null
+echo "id=\${ID:-}"
+echo "idLike=\${ID_LIKE:-}"
+echo "codename=\${VERSION_CODENAME:-}"
+echo "version=\${VERSION_ID:-}"
+command -v dockerd >/dev/null && echo dockerd=yes
+echo "docker=$(docker version --format '{{.Server.Version}}' 2>/dev/null)"
+# ctr would wait ten seconds for a socket that is not there.
+[ ! -S /run/containerd/containerd.sock ] || echo "containerd=$(ctr --connect-timeout 5s version 2>/dev/null | sed -n '/^Server/,$ s/^ *Version: *//p')"
+`;
+
+// What the command starts may keep its output open for as long as it runs, so the output goes through a file.
+const quietScript = `
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+"$@" >"$out" 2>&1 </dev/null
+code=$?
+tail -c 2000 "$out"
+exit $code`;
+
+const serviceScript = `
+action=$1 name=$2
+if [ -d /run/systemd/system ]; then
+  set -- systemctl "$action" "$name"
+  [ "$action" != start ] || systemctl enable "$name" >/dev/null 2>&1
+  systemctl reset-failed "$name" >/dev/null 2>&1
+elif [ -x "/etc/init.d/$name" ]; then set -- service "$name" "$action"
+else echo "there is neither systemd nor /etc/init.d/$name"; exit 69; fi
+${quietScript}`;
+
+// The first program that is there asks; without any nothing is printed.
+const statusScript = `
+unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
+if command -v curl >/dev/null; then curl -q -s -o /dev/null -m 10 -w '%{http_code}' "$1"
+elif command -v wget >/dev/null; then wget -q -O /dev/null -T 10 "$1" && echo 200 || echo 000
+elif command -v bash >/dev/null && command -v timeout >/dev/null; then
+  timeout 10 bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "GET %s HTTP/1.0\\r\\nHost: $1\\r\\n\\r\\n" "$3" >&3 && read -r _ code _ <&3 && echo "$code"' bash "$2" "$3" "$4" 2>/dev/null || echo 000
+fi
+exit 0`;
+
+const aptOnly = ['-o', 'Dir::Etc::sourcelist=/etc/apt/sources.list.d/airdock.list', '-o', 'Dir::Etc::sourceparts=-'];
+const aptAlways = [
+  // Another one may be at work: unattended-upgrades, or what a connection that broke has left running.
+  ['-o', 'DPkg::Lock::Timeout=600'],
+  ['-o', 'Acquire::http::Proxy::127.0.0.1=DIRECT'],
+  // A configuration file that is there already is the host's own.
+  ['-o', 'Dpkg::Options::=--force-confdef', '-o', 'Dpkg::Options::=--force-confold'],
+].flat();
+const aptInstall = (names: readonly string[], onlyAirdock: boolean, ...further: string[]): string[] => [
+  ...['env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', 'install', '-y', '-qq', '--no-install-recommends', ...further],
+  ...aptAlways,
+  ...(onlyAirdock ? aptOnly : []),
+  '--',
+  ...names,
+];
+const dnfOnly = ['--disablerepo=*', '--enablerepo=airdock-*', '--setopt=airdock-*.skip_if_unavailable=0'];
+
+/** Packages and services of a host. */
+export class HostSystem {
+  constructor(
+    private readonly connection: SshConnection,
+    private readonly signal: AbortSignal,
+  ) {}
+
+  /** Throws only when the connection breaks. */
+  async facts(): Promise<SystemFacts> {
+    const output = await this.connection.run(['sh', '-s'], { stdin: factsScript, sudo: true, signal: this.signal });
+    const values = new Map(
+      output.split('\n').map((line) => [
+        line.slice(0, line.indexOf('=')),
+        line
+          .slice(line.indexOf('=') + 1)
+          .trim()
+          .slice(0, 100),
+      ]),
+    );
+    const text = (key: string) => values.get(key) ?? '';
+    const family = packageFamily(text('id'), text('idLike'));
+    return {
+      family,
+      distribution: family === 'debian' ? text('codename') : (text('version').split('.')[0] ?? ''),
+      docker: { isInstalled: values.has('dockerd'), version: text('docker') || undefined },
+      containerd: { version: text('containerd') || undefined },
+    };
+  }
+
+  /**
+   * The HTTP status that the host itself gets from a plain HTTP URL; 0 when it gets no answer, undefined when it has no program to ask with (curl, wget, or
+   * bash with timeout). wget tells 200 and 0 only.
+   */
+  async statusOf(url: string): Promise<number | undefined> {
+    const { hostname, port, pathname } = new URL(url);
+    const { stdout } = await this.connection.exec(['sh', '-c', statusScript, 'sh', url, hostname, port || '80', pathname], { signal: this.signal });
+    const [status] = /^\d{3}$/.exec(stdout.trim()) ?? [];
+    return status === undefined ? undefined : Number(status);
+  }
+
+  /** Those of the packages that are not installed. */
+  async missingPackages(family: PackageFamily, names: readonly string[]): Promise<string[]> {
+    if (names.length === 0) return [];
+    const isInstalled =
+      family === 'debian'
+        ? `[ "$(dpkg-query -W -f '\${db:Status-Status}' "$name" 2>/dev/null)" = installed ]`
+        : 'rpm -q --quiet "$name" || rpm -q --quiet --whatprovides "$name"';
+    const output = await this.connection.run(['sh', '-c', `for name; do { ${isInstalled}; } >/dev/null 2>&1 || echo "$name"; done`, 'sh', ...names], {
+      sudo: true,
+      signal: this.signal,
+    });
+    // Only what was asked for: the host may say anything.
+    const missing = new Set(output.split('\n'));
+    return names.filter((name) => missing.has(name));
+  }
+
+  /** Reads Airdock's package lists anew, and no others. Throws `host_packages_failed`. */
+  async refreshLists(family: PackageFamily): Promise<void> {
+    // With its cleanup apt would throw away the lists of all other repositories.
+    if (family === 'debian')
+      await this.packages(['apt-get', 'update', '-qq', ...aptOnly, ...aptAlways, '-o', 'APT::Get::List-Cleanup=0', '-o', 'Acquire::Retries=2']);
+    else await this.packages([await this.yum(), '-y', ...dnfOnly, 'makecache']);
+  }
+
+  /** Installs packages with what they need, without asking. Throws `host_packages_failed` with the package manager's own words. */
+  async install(family: PackageFamily, names: readonly string[], { onlyAirdock }: InstallOptions): Promise<void> {
+    if (family === 'debian') await this.packages(aptInstall(names, onlyAirdock));
+    else await this.packages([await this.yum(), '-y', ...(onlyAirdock ? dnfOnly : []), 'install', ...names]);
+  }
+
+  /** What `install` would bring or bring anew, as far as that is known before: dnf says it to people only, so there it is the packages themselves. */
+  async wouldInstall(family: PackageFamily, names: readonly string[], { onlyAirdock }: InstallOptions): Promise<string[]> {
+    if (family !== 'debian') return [...names];
+    const { stdout } = await this.connection.exec(aptInstall(names, onlyAirdock, '--simulate'), { sudo: true, signal: this.signal });
+    // `Inst NAME [OLD VERSION] (…)`. What it cannot do it says when it does it.
+    return [...names, ...stdout.split('\n').flatMap((line) => /^Inst ([a-z0-9][a-z0-9.+-]*)/.exec(line)?.[1] ?? [])];
+  }
+
+  /** All packages that are installed. */
+  async installedPackages(family: PackageFamily): Promise<Set<string>> {
+    const list = family === 'debian' ? ['dpkg-query', '-W', '-f', '${db:Status-Status} ${Package}\\n'] : ['rpm', '-qa', '--qf', 'installed %{NAME}\\n'];
+    const output = await this.connection.run(list, { sudo: true, signal: this.signal });
+    return new Set(output.split('\n').flatMap((line) => (line.startsWith('installed ') ? [line.slice('installed '.length)] : [])));
+  }
+
+  /** Removes packages, all or none. Throws `host_packages_failed` when others need them, which are left alone. */
+  async remove(family: PackageFamily, names: readonly string[]): Promise<void> {
+    const remove = family === 'debian' ? ['env', 'DEBIAN_FRONTEND=noninteractive', 'dpkg', '--purge'] : ['rpm', '--erase'];
+    await this.packages([...remove, '--', ...names]);
+  }
+
+  /** Forgets what was read of Airdock's package lists. */
+  async forgetLists(family: PackageFamily, baseUrl: string): Promise<void> {
+    const host = new URL(baseUrl).host;
+    if (family === 'debian')
+      await this.connection.run(['sh', '-c', 'rm -f "/var/lib/apt/lists/$1"_* "/var/lib/apt/lists/partial/$1"_*', 'sh', host], {
+        sudo: true,
+        signal: this.signal,
+      });
+    else await this.packages([await this.yum(), '-y', ...dnfOnly, 'clean', 'all']);
+  }
+
+  /** With systemd, else with an init script. Returns the service manager's complaint, undefined when there was none. */
+  async service(action: 'start' | 'restart', name: string): Promise<string | undefined> {
+    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', serviceScript, 'sh', action, name], {
+      sudo: true,
+      signal: this.signal,
+      stallTimeoutMs: 180_000,
+    });
+    return exitCode === 0 ? undefined : lastLines(stdout || stderr) || `${action} ended with ${exitCode}`;
+  }
+
+  private async yum(): Promise<string> {
+    return this.connection.run(['sh', '-c', 'command -v dnf || command -v yum || echo dnf'], { sudo: true, signal: this.signal });
+  }
+
+  private async packages(argv: string[]): Promise<void> {
+    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', quietScript, 'sh', ...argv], {
+      sudo: true,
+      signal: this.signal,
+      stallTimeoutMs: 1_800_000,
+    });
+    if (exitCode === 0) return;
+    const program = argv.find((word) => /apt-get|dnf|yum|dpkg|rpm/.test(word)) ?? argv[0];
+    throw commandError('host_packages_failed', { detail: `${program}: ${(stdout || stderr).trim().slice(-1000)}`, exitCode });
+  }
+}
+
+/** What a program complains about stands at the end of what it says. */
+const lastLines = (output: string): string => output.trim().split('\n').slice(-2).join(' ').slice(-500);

@@ -1,0 +1,63 @@
+import { parse } from 'smol-toml';
+import { AppError } from '../errors.js';
+import { ownHeader } from '../host/host-file.js';
+import type { NameKind } from '../oci/reference.js';
+import { formatTable, setTomlString } from './toml-edit.js';
+
+const defaultHostsDir = '/etc/containerd/certs.d';
+
+/**
+ * `hosts.toml` of one upstream: everything is pulled from the host's end of the tunnel, and from nowhere else, since `server` takes the place of the
+ * upstream. Images are asked for below their upstream where they have such names (`override_path`), else under their flat names.
+ * Format: https://github.com/containerd/containerd/blob/main/docs/hosts.md
+ */
+export function renderHostsToml(upstream: string, localRegistry: string, port: number, naming: readonly NameKind[]): string {
+  const isBelow = upstream !== localRegistry && naming.includes('upstream');
+  const server = `http://127.0.0.1:${port}/v2${isBelow ? `/${upstream.toLowerCase().replaceAll(':', '_')}` : ''}`;
+  const settings = ['capabilities = ["pull", "resolve"]', 'override_path = true'];
+  // containerd 1.6 wants a `host` table, and asks the upstream when it cannot read the file.
+  return `${[ownHeader, `server = "${server}"`, ...settings, '', `[host."${server}"]`, ...settings.map((line) => `  ${line}`)].join('\n')}\n`;
+}
+
+/**
+ * containerd's main configuration with a folder of `hosts.toml` files, and that folder: one that is configured already is used as it is, and the text is
+ * returned itself. Comments and everything else stay. `null` is a file that is not there. `major` is containerd's own version, for a file without one.
+ * Throws `host_file_refused` when the text is no TOML or cannot be edited without changing more than this.
+ */
+export function setHostsDir(text: string | null, major: number): { text: string; hostsDir: string } {
+  const content = read(text ?? '');
+  const isEmpty = Object.keys(content).length === 0;
+  const version = isEmpty ? (major >= 2 ? 3 : 2) : typeof content.version === 'number' ? content.version : 1;
+  const table = ['plugins', pluginOf(version), 'registry'];
+  const registry = table.reduce<unknown>((at, key) => (at as Record<string, unknown> | undefined)?.[key], content) as Record<string, unknown> | undefined;
+  const present = registry?.config_path;
+  if (typeof present === 'string' && present !== '') return { text: text ?? '', hostsDir: present.split(':')[0] ?? present };
+  // containerd would start without its CRI plugin: `mirrors` cannot be set when `config_path` is provided.
+  const inTheWay = ['mirrors', 'configs'].filter((key) => Object.keys((registry?.[key] as object | undefined) ?? {}).length > 0);
+  if (inTheWay.length > 0)
+    throw new AppError('host_file_refused', {
+      detail: `config.toml sets registry.${inTheWay.join(' and registry.')}, which containerd does not allow beside config_path; move them to ${defaultHostsDir}`,
+    });
+  if (isEmpty)
+    return {
+      text: `${text ? ensureNewline(text) : `${ownHeader}\n`}version = ${version}\n\n${formatTable(table)}\n  config_path = "${defaultHostsDir}"\n`,
+      hostsDir: defaultHostsDir,
+    };
+  return { text: setTomlString(text ?? '', table, 'config_path', defaultHostsDir), hostsDir: defaultHostsDir };
+}
+
+/** The plugin that pulls images, by the version of the configuration format. */
+function pluginOf(version: number): string {
+  if (version >= 3) return 'io.containerd.cri.v1.images';
+  return version === 2 ? 'io.containerd.grpc.v1.cri' : 'cri';
+}
+
+function read(text: string): Record<string, unknown> {
+  try {
+    return parse(text);
+  } catch (error) {
+    throw new AppError('host_file_refused', { detail: `config.toml is not valid TOML: ${(error as Error).message.split('\n')[0]}` });
+  }
+}
+
+const ensureNewline = (text: string): string => (text.endsWith('\n') ? text : `${text}\n`);

@@ -1,0 +1,59 @@
+import { describe, expect, it } from 'vitest';
+import { packageFamily, renderAptList, renderYumRepo, repositoriesFor, type ServedRepository } from './package-list.js';
+
+const url = 'http://127.0.0.1:5102';
+const repository = (change: Partial<ServedRepository>): ServedRepository => ({
+  name: 'docker',
+  format: 'apt',
+  distributions: [],
+  components: ['main'],
+  ...change,
+});
+
+describe('packageFamily', () => {
+  it.each([
+    ['debian', '', 'debian'],
+    ['ubuntu', 'debian', 'debian'],
+    ['rocky', 'rhel centos fedora', 'redhat'],
+    ['ol', 'fedora', 'redhat'],
+    ['raspbian', 'debian', 'debian'],
+    ['alpine', '', undefined],
+    ['', '', undefined],
+  ])('of %j like %j is %s', (id, like, family) => expect(packageFamily(id, like)).toBe(family));
+});
+
+describe('repositoriesFor', () => {
+  it('gives what a host can use: its format, and its distribution where there are several', () => {
+    const all = [
+      repository({ name: 'flat' }),
+      repository({ name: 'bookworm', distributions: ['bookworm'] }),
+      repository({ name: 'jammy', distributions: ['jammy'] }),
+      repository({ name: 'el', format: 'yum', distributions: ['8', '9'] }),
+    ];
+    const names = (...host: ['debian' | 'redhat', string]) => repositoriesFor(all, ...host).map(({ name }) => name);
+    expect(names('debian', 'bookworm')).toEqual(['flat', 'bookworm']);
+    expect(names('redhat', '9')).toEqual(['el']);
+    expect(names('redhat', '7')).toEqual([]);
+  });
+});
+
+it('renderAptList writes flat repositories and suites', () => {
+  const text = renderAptList([repository({}), repository({ name: 'pf9', distributions: ['bookworm'], components: ['main', 'extra'] })], url, 'bookworm');
+  expect(text.split('\n').slice(1)).toEqual([
+    'deb [trusted=yes] http://127.0.0.1:5102/docker ./',
+    'deb [trusted=yes] http://127.0.0.1:5102/pf9 bookworm main extra',
+    '',
+  ]);
+  expect(text).toMatch(/^# Written by Airdock/);
+});
+
+it('renderYumRepo checks signatures where there is a key, and never uses a proxy', () => {
+  const text = renderYumRepo(
+    [repository({ format: 'yum' }), repository({ name: 'pf9', format: 'yum', distributions: ['9'], gpgKey: 'RPM-GPG-KEY' })],
+    url,
+    '9',
+  );
+  expect(text).toContain('[airdock-docker]\nname=docker, served by Airdock\nbaseurl=http://127.0.0.1:5102/docker/\nenabled=1\ngpgcheck=0\n');
+  expect(text).toContain('baseurl=http://127.0.0.1:5102/pf9/9/\nenabled=1\ngpgcheck=1\ngpgkey=http://127.0.0.1:5102/pf9/RPM-GPG-KEY\n');
+  expect(text.match(/proxy=_none_/g)).toHaveLength(2);
+});

@@ -1,0 +1,57 @@
+import { ownHeader } from './host-file.js';
+
+/** A folder of packages as hosts see it. */
+export interface ServedRepository {
+  name: string;
+  format: 'apt' | 'yum';
+  /** apt: suites below `dists/`; yum: subfolders, by major release. Empty: one flat folder for every host. */
+  distributions: readonly string[];
+  /** apt with distributions. */
+  components: readonly string[];
+  /** yum: path of the public key in the folder; without it signatures are not checked. */
+  gpgKey?: string | undefined;
+}
+
+/** Which packages a host takes. */
+export type PackageFamily = 'debian' | 'redhat';
+
+/** By `ID` and `ID_LIKE` of os-release(5); undefined for others than Debian's and Red Hat's relatives. */
+export function packageFamily(id: string, idLike: string): PackageFamily | undefined {
+  const names = [id, ...idLike.split(/\s+/)].map((name) => name.toLowerCase());
+  const is = (...wanted: string[]) => names.some((name) => wanted.includes(name));
+  if (is('debian', 'ubuntu')) return 'debian';
+  return is('rhel', 'centos', 'fedora', 'rocky', 'almalinux') ? 'redhat' : undefined;
+}
+
+/** What a host of this kind can use: those of its package format that are flat, or have its distribution. */
+export function repositoriesFor(repositories: readonly ServedRepository[], family: PackageFamily, distribution: string): ServedRepository[] {
+  const format = family === 'debian' ? 'apt' : 'yum';
+  return repositories.filter((one) => one.format === format && (one.distributions.length === 0 || one.distributions.includes(distribution)));
+}
+
+/**
+ * `/etc/apt/sources.list.d/airdock.list`, see sources.list(5). The lists are trusted without a signature: they come from the DU inside the SSH
+ * connection, whose host key is pinned.
+ */
+export function renderAptList(repositories: readonly ServedRepository[], baseUrl: string, codename: string): string {
+  const lines = repositories.map(({ name, distributions, components }) =>
+    distributions.length === 0 ? `deb [trusted=yes] ${baseUrl}/${name} ./` : `deb [trusted=yes] ${baseUrl}/${name} ${codename} ${components.join(' ')}`,
+  );
+  return `${[ownHeader, ...lines].join('\n')}\n`;
+}
+
+/** `/etc/yum.repos.d/airdock.repo`, see dnf.conf(5). A tunnel that is down must not keep the host from its other repositories. */
+export function renderYumRepo(repositories: readonly ServedRepository[], baseUrl: string, release: string): string {
+  const sections = repositories.map(({ name, distributions, gpgKey }) =>
+    [
+      `[airdock-${name}]`,
+      `name=${name}, served by Airdock`,
+      `baseurl=${baseUrl}/${name}/${distributions.length === 0 ? '' : `${release}/`}`,
+      'enabled=1',
+      ...(gpgKey ? ['gpgcheck=1', `gpgkey=${baseUrl}/${name}/${gpgKey}`] : ['gpgcheck=0']),
+      'skip_if_unavailable=1',
+      'proxy=_none_',
+    ].join('\n'),
+  );
+  return `${[ownHeader, ...sections].join('\n\n')}\n`;
+}
