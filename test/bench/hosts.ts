@@ -9,10 +9,8 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import {
-  createHost,
   createHostConfiguration,
   createPush,
-  createSshCredential,
   deleteHost,
   getHostConfiguration,
   getJob,
@@ -24,11 +22,11 @@ import { labCacheDir } from '@airdock/testing/lab/engine';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { freePort, tempDir, waitFor } from '@airdock/testing/servers';
-import { startSshServer } from '@airdock/testing/ssh-server';
 import { Du } from '../support/du.js';
 import { registerHost } from '../support/hosts.js';
 import { resourceId, success } from '../support/jobs.js';
 import { register } from '../support/large-bundle.js';
+import { registerSimulatedHosts, startSimulatedHosts } from '../support/simulated-hosts.js';
 import { type BenchBundle, dockerArchive, ociLayout } from './bundles.js';
 import { forgetPeak, median, memoryOf, option, publish, rounds } from './report.js';
 
@@ -228,27 +226,12 @@ async function benchEight(site: Site, bundle: BenchBundle): Promise<void> {
   await Promise.all(hosts.map((host) => host.stop()));
 }
 
-/** What a host of the lab answers, without being one. */
-const simulated: Record<string, string> = {
-  swapKiB: `os=debian\nosVersion=12\nmachine=x86_64\npackageManager=apt-get\ncpus=4\nmemoryKiB=16000000\nswapKiB=0\ndiskFreeKiB=90000000\nrootKiB=90000000
-rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ndocker=20.10.24\n`,
-  VERSION_CODENAME: 'id=debian\ncodename=bookworm\nversion=12\ndockerd=yes\ndocker=20.10.24\n',
-};
-const simulate = (command: string, input: string): string =>
-  command.startsWith('date') ? `${Date.now() / 1000}\n` : (Object.entries(simulated).find(([word]) => input.includes(word))?.[1] ?? '');
-
 /** Hosts that answer at once: what is left is Airdock's own work. Then their tunnels, which nobody uses. */
 async function benchMany({ folder }: Site, hosts: number, atOnce: number): Promise<void> {
   await using du = await Du.start({ folder: join(folder, `many-${hosts}`), stopsRegistry: true });
   const client = await du.client();
-  await using server = await startSshServer({ user: 'root', password: 'simulated', answer: simulate, takesForwards: true });
-  const secrets = { name: 'simulated', username: 'root', password: 'simulated' };
-  const { data: credential } = await createSshCredential({ client, body: secrets, throwOnError: true });
-  const ids: string[] = [];
-  for (let index = 0; index < hosts; index++) {
-    const body = { name: `simulated-${index}`, address: '127.0.0.1', port: server.port, credentialId: credential.id, hostKey: server.hostKey };
-    ids.push((await createHost({ client, body, throwOnError: true })).data.id);
-  }
+  await using server = await startSimulatedHosts();
+  const ids = await registerSimulatedHosts(client, server, hosts);
   await delay(5_000);
   const before = await memoryOf(du.pid, 'VmRSS');
   const job = await configure(client, { hostIds: ids, skipDockerInstall: true, rollout: { atOnce, canary: 0, maxFailureShare: 0 } });

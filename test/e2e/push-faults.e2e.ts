@@ -37,8 +37,8 @@ async function startDu(environment: NodeJS.ProcessEnv = {}): Promise<void> {
 }
 
 /** A push that is midway, and what it pushes. */
-async function startPush() {
-  const bundleId = await register(client, bundle);
+async function startPush(file = bundle) {
+  const bundleId = await register(client, file);
   const { data } = await createPush({ client, body: { bundleId }, throwOnError: true });
   return { bundleId, job: await midway(client, data.id) };
 }
@@ -127,7 +127,9 @@ describe('a push', () => {
 
   it('that is cancelled ends within two seconds, shows no incomplete image, and completes when it is retried', async () => {
     await startDu();
-    const { bundleId, job } = await startPush();
+    // A worker hears of it within a second, when a fast machine has pushed a smaller one.
+    const larger = await writeLargeBundle({ dir: bundles.path, name: 'larger', format: 'docker', layerBytes: 96_000_000 });
+    const { bundleId, job } = await startPush(larger);
     const start = performance.now();
     await cancelJob({ client, path: { id: job.id }, throwOnError: true });
     const ended = await waitFor(

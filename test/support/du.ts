@@ -21,6 +21,8 @@ export interface DuOptions {
   packages?: Record<string, unknown>;
   /** Keys below `airdock.hosts`. */
   hosts?: Record<string, unknown>;
+  /** Further keys below `airdock`. */
+  airdock?: Record<string, unknown>;
   /** The registry ends with the DU, also when this process is killed; otherwise it stays, as users have it. */
   stopsRegistry?: boolean;
   /** Default warn. */
@@ -59,6 +61,7 @@ export class Du implements AsyncDisposable {
       registry = {},
       packages = {},
       hosts = {},
+      airdock: further = {},
       logLevel = 'warn',
       onOutput = () => undefined,
     } = options;
@@ -78,6 +81,7 @@ export class Du implements AsyncDisposable {
       hosts,
       bundleDirs: [bundleDir],
       logLevel,
+      ...further,
     };
     await writeFile(configFile, stringify({ privateRegistryType, airdock }));
     const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, packagePort, environment, stopsRegistry, onOutput);

@@ -1,5 +1,4 @@
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { ServiceDatabase } from '@airdock/platform/database';
 import { defineService, type Roles } from '@airdock/platform/service';
 import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';
@@ -11,9 +10,9 @@ import { RestoreController } from './restore/restore.controller.js';
 import { RestoreEntity } from './restore/restore.entity.js';
 import { RestoreProcessor } from './restore/restore.processor.js';
 import { RestoreService, restoreJobType } from './restore/restore.service.js';
-import { WebhookDeliveryController } from './webhook-delivery/webhook-delivery.controller.js';
+import { WebhookDeliveryController, WebhookEventController } from './webhook-delivery/webhook-delivery.controller.js';
 import { WebhookDeliveryEntity, WebhookEventEntity } from './webhook-delivery/webhook-delivery.entity.js';
-import { jobEndEvent, WebhookDeliveryService } from './webhook-delivery/webhook-delivery.service.js';
+import { WebhookDeliveryService } from './webhook-delivery/webhook-delivery.service.js';
 import { WebhookDispatcher } from './webhook-delivery/webhook-dispatcher.js';
 import { WebhookEndpointController } from './webhook-endpoint/webhook-endpoint.controller.js';
 import { WebhookEndpointEntity } from './webhook-endpoint/webhook-endpoint.entity.js';
@@ -27,11 +26,11 @@ export class BackupModule {
       module: BackupModule,
       name: 'backup',
       entities: [BackupEntity, RestoreEntity, WebhookEndpointEntity, WebhookEventEntity, WebhookDeliveryEntity],
-      controllers: [BackupController, RestoreController, WebhookEndpointController, WebhookDeliveryController],
+      controllers: [BackupController, RestoreController, WebhookEndpointController, WebhookDeliveryController, WebhookEventController],
       providers: [serviceClientsProvider(ServiceClients), BackupService, RestoreService, WebhookEndpointService, WebhookDeliveryService],
       workers: [BackupProcessor, RestoreProcessor, WebhookDispatcher],
       jobTypes: [backupJobType, restoreJobType],
-      jobEndHook: { inject: [ServiceDatabase], useFactory: jobEndEvent },
+      eventJobTypes: [backupJobType, restoreJobType],
     });
   }
 }

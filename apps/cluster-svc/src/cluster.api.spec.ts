@@ -1,131 +1,461 @@
+import { idOf } from '@airdock/platform/ids';
 import { startComponent } from '@airdock/platform/component';
-import { startJsonServer, startRedis, tempDir } from '@airdock/testing/servers';
+import { type JsonRequest, startJsonServer, startRedis, tempDir } from '@airdock/testing/servers';
 import request from 'supertest';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { ClusterModule } from './cluster.module.js';
 
-const [host, otherHost, bareHost] = ['01900000-0000-7000-8000-000000000001', '01900000-0000-7000-8000-000000000002', '01900000-0000-7000-8000-000000000003'];
-const setId = '01900000-0000-7000-8000-00000000000a';
-const checkJob = '01900000-0000-7000-8000-00000000000b';
+const uuid = (number: number): string => `01900000-0000-7000-8000-${String(number).padStart(12, '0')}`;
+const [one, two, three, four, bare] = [1, 2, 3, 4, 5].map(uuid) as [string, string, string, string, string];
+const [set120, set121, bundle] = [100, 101, 200].map(uuid) as [string, string, string];
+const registry = 'localhost:5100';
+const registryFields = { dockerPrivateRegistry: registry, quayPrivateRegistry: registry, gcrPrivateRegistry: registry, k8sPrivateRegistry: registry };
+const problem = (code: string, status: number, detail = '') => ({ code, status, detail, title: code, type: code, nextStep: 'stub' });
 
-// The creation itself, which needs hosts that pull, is tested in the lab; here are the rules.
+/** The other services as this one sees them. Jobs that are begun end at once, unless `hold` keeps them. */
+class OtherServices {
+  registry: object = { mode: 'local', host: registry, url: `http://${registry}`, readOnlyUrl: 'http://localhost:5101' };
+  hosts = new Map([one, two, three, four, bare].map((id, index) => [id, hostOf(id, index)]));
+  tunnels = new Map<string, string>([one, two, three, four].map((id) => [id, 'up']));
+  images = new Map([
+    [set120, [imageOf('k8s.gcr.io/pause:3.2'), imageOf('k8s.gcr.io/kube-apiserver:v1.20.11', 40_000_000)]],
+    [set121, [imageOf('k8s.gcr.io/pause:3.4.1'), imageOf('k8s.gcr.io/kube-apiserver:v1.21.14', 40_000_000)]],
+  ]);
+  /** What was begun, by the path. */
+  asked: { path: string; body: Record<string, unknown> }[] = [];
+  /** Pulls of a host fail with this. */
+  brokenHosts = new Map<string, ReturnType<typeof problem>>();
+  /** Operations on a host fail with this. */
+  brokenNodes = new Map<string, ReturnType<typeof problem>>();
+  private readonly jobs = new Map<string, Record<string, unknown>>();
+  private readonly byKey = new Map<string, string>();
+  private held = false;
+
+  readonly answers: Record<string, unknown> = {
+    '/v1/registry': () => this.registry,
+    '/v1/package-repositories': {
+      items: [
+        { name: 'pf9', format: 'apt', url: 'http://127.0.0.1:5102/pf9' },
+        { name: 'docker-apt', format: 'apt', url: 'http://127.0.0.1:5102/docker-apt' },
+        { name: 'docker-yum', format: 'yum', url: 'http://127.0.0.1:5102/docker-yum' },
+      ],
+    },
+    ...Object.fromEntries([one, two, three, four, bare].map((id) => [`/v1/hosts/${id}`, () => this.hosts.get(id)])),
+    '/v1/tunnels': () => ({ items: [...this.tunnels].map(([hostId, state]) => ({ hostId, state })) }),
+    '/v1/image-sets': ({ query }: JsonRequest) => ({
+      items: [
+        { id: set120, name: 'k8s-1.20', kubernetesVersion: '1.20.11' },
+        { id: set121, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
+      ].filter(({ id, kubernetesVersion }) => this.images.has(id) && query.get('kubernetesVersion') === kubernetesVersion),
+    }),
+    ...Object.fromEntries(
+      [set120, set121].flatMap((id) => [
+        [`/v1/image-sets/${id}`, { id, name: id === set120 ? 'k8s-1.20' : 'k8s-1.21' }],
+        [`/v1/image-sets/${id}/missing`, () => ({ missing: [], images: this.images.get(id) })],
+      ]),
+    ),
+    '/v1/host-checks': (asked: JsonRequest) => this.begin(asked),
+    '/v1/node-operations': (asked: JsonRequest) => this.begin(asked),
+    '/v1/pushes': (asked: JsonRequest) => {
+      const { images } = asked.body as { images: string[] };
+      for (const list of this.images.values()) for (const image of list) if (images.includes(image.upstream)) Object.assign(image, imageOf(image.upstream));
+      return this.begin(asked);
+    },
+  };
+
+  /** Jobs that are begun from now on do not end before the returned function is called. */
+  hold(): () => void {
+    this.held = true;
+    return () => {
+      this.held = false;
+      for (const job of this.jobs.values()) job.finishedAt = '2026-01-01T00:00:00.000Z';
+    };
+  }
+
+  of(path: string): Record<string, unknown>[] {
+    return this.asked.filter((one) => one.path === path).map(({ body }) => body);
+  }
+
+  private begin({ path, body, headers }: JsonRequest) {
+    const key = headers['idempotency-key'] as string;
+    const known = this.byKey.get(key);
+    if (known) return this.jobs.get(known);
+    const asked = body as Record<string, unknown>;
+    this.asked.push({ path, body: asked });
+    const id = uuid(1000 + this.jobs.size);
+    this.byKey.set(key, id);
+    const error = path === '/v1/node-operations' ? (this.brokenNodes.get(asked.hostId as string) ?? null) : null;
+    const job = { id, resource: `${path}/${id}`, progress: { itemsDone: 1 }, error, finishedAt: this.held ? null : '2026-01-01T00:00:00.000Z' };
+    this.jobs.set(id, job);
+    this.answers[`/v1/jobs/${id}`] = async () => {
+      // A long-poll, though a short one.
+      if (!job.finishedAt) await new Promise((resolve) => setTimeout(resolve, 50));
+      return job;
+    };
+    this.answers[`${path}/${id}`] = { id, results: path === '/v1/host-checks' ? this.check(asked as never) : undefined };
+    return job;
+  }
+
+  private check({ hostIds, pull }: { hostIds: string[]; pull: string[] }) {
+    return hostIds.map((hostId) => {
+      const error = this.brokenHosts.get(hostId) ?? null;
+      return { hostId, hostName: this.hosts.get(hostId)?.name, ok: !error, checks: [], pulls: pull.map((reference) => ({ reference, digest: null, error })), error: null };
+    });
+  }
+}
+
+function hostOf(id: string, index: number) {
+  const name = ['one', 'two', 'three', 'four', 'bare'][index];
+  const facts = { architecture: 'amd64' };
+  return { id, name, address: `10.1.0.${index + 1}`, facts, configuration: name === 'bare' ? null : {}, drift: null as { changes: object[] } | null };
+}
+
+function imageOf(upstream: string, sizeBytes = 300_000) {
+  const localReference = upstream.replace(/^[^/]+/, registry) as string | null;
+  return { upstream, state: 'present', localReference, digest: `sha256:${idOf(upstream)}`, platforms: ['linux/amd64'], sizeBytes, bundles: [] as object[] };
+}
+
 describe('cluster-svc', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
   let redis: Awaited<ReturnType<typeof startRedis>>;
-  let others: Awaited<ReturnType<typeof startJsonServer>>;
+  let others: OtherServices;
+  let server: Awaited<ReturnType<typeof startJsonServer>>;
   let service: Awaited<ReturnType<typeof startComponent>>;
-  const answers: Record<string, unknown> = {
-    '/v1/registry': { mode: 'local', host: 'localhost:5100', url: 'http://localhost:5100' },
-    [`/v1/hosts/${host}`]: { id: host, name: 'one', configuredAt: '2026-01-01T00:00:00.000Z' },
-    [`/v1/hosts/${otherHost}`]: { id: otherHost, name: 'two', configuredAt: '2026-01-01T00:00:00.000Z' },
-    [`/v1/hosts/${bareHost}`]: { id: bareHost, name: 'bare', configuredAt: null },
-    '/v1/tunnels': { items: [{ state: 'up' }] },
-    '/v1/image-sets': { items: [{ id: setId, name: 'k8s', images: ['k8s.gcr.io/pause:3.2'] }] },
-    [`/v1/image-sets/${setId}`]: { id: setId, name: 'k8s', images: ['k8s.gcr.io/pause:3.2'] },
-    [`/v1/image-sets/${setId}/missing`]: { missing: [] },
-    '/v1/host-checks': { id: checkJob, resource: '/v1/host-checks/check', progress: { itemsDone: 0 } },
-    [`/v1/jobs/${checkJob}`]: { id: checkJob, progress: { itemsDone: 1 }, finishedAt: '2026-01-01T00:00:00.000Z', error: null },
-    '/v1/host-checks/check': { results: [{ hostName: 'one', pulls: [{ reference: 'localhost:5100/pause:3.2', error: null }] }] },
-  };
   const api = (method: 'get' | 'post' | 'delete', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
-  const create = (body: object) =>
-    api('post', '/v1/clusters').send({ name: 'one', kubernetesVersion: '1.20.11', nodes: [{ hostId: host, role: 'controlPlane' }], ...body });
+  const node = (hostId: string, role = 'worker') => ({ hostId, role });
+  const create = (body: object = {}) =>
+    api('post', '/v1/clusters').send({ name: 'c', kubernetesVersion: '1.20.11', nodes: [node(one, 'controlPlane'), node(two), node(three)], ...body });
+  const endOf = async (id: string) => (await api('get', `/v1/jobs/${id}?waitSeconds=20`)).body;
+  const idOfResource = (job: { resource: string }) => job.resource.split('/').at(-1) as string;
+  const created = async (body: object = {}) => {
+    const { body: job } = await create(body).expect(202);
+    expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+    return `/v1/clusters/${idOfResource(job)}`;
+  };
+  const startService = async (overrides: Record<string, unknown> = {}) => {
+    const addresses = Object.fromEntries(['registry', 'image', 'host'].map((name) => [`services.${name}`, server.url]));
+    service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides: { ...addresses, ...overrides } });
+  };
 
   beforeAll(async () => {
-    folder = await tempDir('cluster-svc');
     redis = await startRedis();
-    others = await startJsonServer(answers);
-    const overrides = { 'services.registry': others.url, 'services.image': others.url, 'services.host': others.url };
-    service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides });
   });
-  afterAll(async () => {
+  afterAll(() => redis?.stop());
+  beforeEach(async () => {
+    folder = await tempDir('cluster-svc');
+    others = new OtherServices();
+    server = await startJsonServer(others.answers);
+    await startService();
+  });
+  afterEach(async () => {
     await service?.app.close();
-    await Promise.all([redis?.stop(), others?.stop()]);
+    await server?.stop();
     await folder?.remove();
   });
 
-  it('points new clusters at the registry, with the field names of PMK, and at nothing without one', async () => {
-    const registry = 'localhost:5100';
-    const fields = { dockerPrivateRegistry: registry, quayPrivateRegistry: registry, gcrPrivateRegistry: registry, k8sPrivateRegistry: registry };
-    expect((await api('get', '/v1/cluster-defaults').expect(200)).body).toMatchObject({ registryMode: 'local', fields });
-    const on = answers['/v1/registry'];
-    answers['/v1/registry'] = { mode: 'none', host: null, url: null };
-    expect((await api('get', '/v1/cluster-defaults')).body).toMatchObject({ registryMode: 'none', fields: { k8sPrivateRegistry: '' } });
-    answers['/v1/registry'] = on;
+  describe('defaults', () => {
+    it('point new clusters at the registry in the words of PMK, and at nothing without one', async () => {
+      const packages = { dockerCentosPackageRepoUrl: 'http://127.0.0.1:5102/docker-yum', dockerUbuntuPackageRepoUrl: 'http://127.0.0.1:5102/docker-apt' };
+      expect((await api('get', '/v1/cluster-defaults').expect(200)).body).toMatchObject({
+        ...{ registryMode: 'local', fields: registryFields, packages, mirrors: ['http://localhost:5100'], movesExistingClusters: true },
+        pmk: { ...registryFields, ...packages },
+      });
+      others.registry = { mode: 'none', host: null, url: null, readOnlyUrl: null };
+      expect((await api('get', '/v1/cluster-defaults')).body).toMatchObject({ registryMode: 'none', fields: { k8sPrivateRegistry: '' }, mirrors: [], pmk: {} });
+    });
+
+    it('follow a registry of others to its own address', async () => {
+      others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', readOnlyUrl: null };
+      const { body } = await api('get', '/v1/cluster-defaults');
+      expect(body).toMatchObject({ fields: { k8sPrivateRegistry: 'harbor.site:8443' }, packages: { dockerUbuntuPackageRepoUrl: '' } });
+    });
+
+    it('answer unavailable when a service that is needed is away', async () => {
+      await service.app.close();
+      await startService({ 'services.registry': 'http://127.0.0.1:9' });
+      const answer = await api('get', '/v1/cluster-defaults');
+      expect(answer.body).toMatchObject({ status: 503, code: 'dependency_unavailable' });
+      expect(answer.headers['retry-after']).toBeDefined();
+    });
   });
 
-  it.each([
-    ['a version below 1.20', { kubernetesVersion: '1.19.16' }, 422, 'kubernetes_version_unsupported'],
-    ['a version that is none', { kubernetesVersion: 'latest' }, 422, 'kubernetes_version_unsupported'],
-    [
-      'a host twice',
-      {
-        nodes: [
-          { hostId: host, role: 'controlPlane' },
-          { hostId: host, role: 'worker' },
+  describe('a new cluster', () => {
+    it.each([
+      ['a version below 1.20', { kubernetesVersion: '1.19.16' }, 422, 'kubernetes_version_unsupported'],
+      ['a version that is none', { kubernetesVersion: 'latest' }, 422, 'kubernetes_version_unsupported'],
+      ['a host twice', { nodes: [node(one, 'controlPlane'), node(one)] }, 422, 'request_invalid'],
+      ['an even number of control planes', { nodes: [node(one, 'controlPlane'), node(two, 'controlPlane')] }, 422, 'request_invalid'],
+      ['a host that is not configured', { nodes: [node(bare, 'controlPlane')] }, 409, 'host_not_configured'],
+      ['a host that does not exist', { nodes: [node(uuid(99), 'controlPlane')] }, 404, 'resource_not_found'],
+      ['networks that overlap', { network: { servicesCidr: '10.20.128.0/20' } }, 422, 'cluster_network_invalid'],
+      ['a network that holds a host', { network: { containersCidr: '10.1.0.0/16' } }, 422, 'cluster_network_invalid'],
+      ['a registry mode that the DU does not have', { registryMode: 'external' }, 409, 'registry_off'],
+      ['Docker where kubeadm has no use for it', { kubernetesVersion: '1.24.0', provisioner: 'kubeadm' }, 422, 'provisioner_unavailable'],
+      ['PMK without its address', { provisioner: 'pmk' }, 422, 'provisioner_unavailable'],
+    ])('is refused with %s', async (_what, body, status, code) => {
+      expect((await create(body).expect(status)).body).toMatchObject({ code, nextStep: expect.any(String) });
+      expect((await api('get', '/v1/clusters')).body.items).toEqual([]);
+    });
+
+    it('is refused by a DU that has no registry yet', async () => {
+      await service.app.close();
+      await startService({ duVersion: 'v-5.1.0-1400000' });
+      expect((await create().expect(409)).body).toMatchObject({ code: 'du_version_unsupported' });
+    });
+
+    it('is refused while something is in the way: by its own name, or all of it at once', async () => {
+      const [pause] = others.images.get(set120) ?? [];
+      Object.assign(pause ?? {}, { state: 'missing' });
+      expect((await create().expect(409)).body).toMatchObject({ code: 'images_missing', missing: ['k8s.gcr.io/pause:3.2'] });
+      others.tunnels.set(two, 'down');
+      const { body } = await create().expect(409);
+      expect(body).toMatchObject({ code: 'cluster_not_ready', problems: [{ code: 'images_missing' }, { code: 'tunnel_failed', hostId: two }] });
+      others.images.delete(set120);
+      others.tunnels.set(two, 'up');
+      expect((await create().expect(409)).body).toMatchObject({ code: 'image_set_missing' });
+    });
+
+    it('is ready once its hosts have every image, keeps them from other clusters, and is forgotten on request', async () => {
+      const { body: job } = await create().expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { imagesPerHost: 2, hosts: 3 } });
+      expect(others.of('/v1/host-checks')).toEqual([
+        { hostIds: [one, two, three], pull: [`${registry}/pause:3.2`, `${registry}/kube-apiserver:v1.20.11`] },
+      ]);
+      const path = `/v1/clusters/${idOfResource(job)}`;
+      expect((await api('get', path)).body).toMatchObject({
+        ...{ name: 'c', state: 'ready', registryMode: { requested: 'local', effective: 'local' }, fields: registryFields, followsDefaults: true },
+        network: { containersCidr: '10.20.0.0/16', servicesCidr: '10.21.0.0/16', mtuSize: 1440, networkPlugin: 'calico' },
+        nodes: [{ hostId: one, role: 'controlPlane', kubernetesVersion: '1.20.11' }, { hostId: two }, { hostId: three }],
+      });
+      expect((await create({ name: 'd' }).expect(409)).body).toMatchObject({ code: 'host_in_cluster', hostIds: [one, two, three] });
+      expect((await create({ nodes: [node(four, 'controlPlane')] }).expect(409)).body).toMatchObject({ code: 'resource_exists' });
+      expect((await api('get', `/v1/clusters?imageSetId=${set120}`)).body.items).toHaveLength(1);
+      expect((await api('get', `/v1/clusters?imageSetId=${set121}`)).body.items).toHaveLength(0);
+      await api('delete', path).expect(204);
+      await create({ name: 'd' }).expect(202);
+    });
+
+    it('fails, naming the host and the image, when a host cannot pull', async () => {
+      others.brokenHosts.set(two, problem('host_pull_failed', 409, 'no route'));
+      const { body: job } = await create().expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'failed', error: { code: 'host_pull_failed', detail: expect.stringContaining(`two: ${registry}/pause:3.2: no route`) } });
+      expect((await api('get', `/v1/clusters/${idOfResource(job)}`)).body).toMatchObject({ state: 'failed' });
+    });
+
+    it('keeps what it has when the registry is switched off, and says so', async () => {
+      const path = await created();
+      others.registry = { mode: 'none', host: null, url: null, readOnlyUrl: null };
+      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'none', effective: 'local' }, fields: registryFields, followsDefaults: false });
+    });
+
+    it('hands out what an installer needs', async () => {
+      const path = await created();
+      const { body } = await api('get', `${path}/configuration`).expect(200);
+      expect(body.pmk).toMatchObject({ name: 'c', kubeRoleVersion: '1.20.11', privileged: 1, allowWorkloadsOnMaster: 0, ...registryFields });
+      expect(body.images).toContainEqual({ upstream: 'k8s.gcr.io/pause:3.2', reference: `${registry}/pause:3.2` });
+      expect(body.files.map((file: { path: string }) => file.path)).toEqual(
+        expect.arrayContaining([
+          '/etc/docker/daemon.json',
+          '/etc/containerd/certs.d/k8s.gcr.io/hosts.toml',
+          '/etc/rancher/k3s/registries.yaml',
+          '/etc/containers/registries.conf.d/airdock.conf',
+        ]),
+      );
+    });
+
+    it('is made with kubeadm: the first control plane, then the others, then the workers, with the names of the registry', async () => {
+      await created({ provisioner: 'kubeadm' });
+      const operations = others.of('/v1/node-operations') as { hostId: string; operation: { action: string; cluster: object } }[];
+      expect(operations.map(({ hostId, operation }) => [hostId, operation.action])).toEqual([
+        [one, 'init'],
+        [two, 'join'],
+        [three, 'join'],
+      ]);
+      expect(operations[0]?.operation.cluster).toEqual({
+        ...{ kubernetesVersion: '1.20.11', imageRepository: registry, podSubnet: '10.20.0.0/16', serviceSubnet: '10.21.0.0/16' },
+        pauseImage: `${registry}/pause:3.2`,
+      });
+    });
+  });
+
+  describe('readiness', () => {
+    it('tells what is missing and which bundle has it, what is for another platform, and which hosts are not ready', async () => {
+      const path = await created();
+      expect((await api('get', `${path}/readiness`)).body).toMatchObject({ ready: true, problems: [], missingImages: [], imageSet: { images: 2 } });
+      const [pause, server120] = others.images.get(set120) ?? [];
+      Object.assign(pause ?? {}, { state: 'missing', bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }] });
+      Object.assign(server120 ?? {}, { platforms: ['linux/arm64'], bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/arm64'] }] });
+      others.tunnels.delete(two);
+      Object.assign(others.hosts.get(three) ?? {}, { drift: { changes: [{}] } });
+      const { body } = await api('get', `${path}/readiness`);
+      expect(body).toMatchObject({
+        ready: false,
+        missingImages: [
+          { upstream: 'k8s.gcr.io/pause:3.2', state: 'missing', bundles: [{ id: bundle, name: 'carried.tar' }] },
+          { upstream: 'k8s.gcr.io/kube-apiserver:v1.20.11', state: 'wrongPlatform', platforms: ['linux/amd64'], bundles: [] },
         ],
-      },
-      422,
-      'request_invalid',
-    ],
-    [
-      'an even number of control planes',
-      {
-        nodes: [
-          { hostId: host, role: 'controlPlane' },
-          { hostId: otherHost, role: 'controlPlane' },
-        ],
-      },
-      422,
-      'request_invalid',
-    ],
-    ['a host that is not configured', { nodes: [{ hostId: bareHost, role: 'controlPlane' }] }, 409, 'host_not_configured'],
-    ['a host that does not exist', { nodes: [{ hostId: setId, role: 'controlPlane' }] }, 404, 'resource_not_found'],
-  ])('refuses %s', async (_what, body, status, code) => expect((await create(body).expect(status)).body).toMatchObject({ code, nextStep: expect.any(String) }));
+        hosts: [{ name: 'one', tunnel: 'up' }, { name: 'two', tunnel: 'none' }, { name: 'three', drifted: true }],
+      });
+      expect(body.problems.map(({ code }: { code: string }) => code)).toEqual(['images_missing', 'tunnel_failed', 'host_drifted']);
+    });
 
-  it('refuses while an image is missing, naming it, and while no image set is defined', async () => {
-    answers[`/v1/image-sets/${setId}/missing`] = { missing: ['k8s.gcr.io/pause:3.2'] };
-    expect((await create({}).expect(409)).body).toMatchObject({ code: 'images_missing', missing: ['k8s.gcr.io/pause:3.2'] });
-    answers[`/v1/image-sets/${setId}/missing`] = { missing: [] };
-    const sets = answers['/v1/image-sets'];
-    answers['/v1/image-sets'] = { items: [] };
-    expect((await create({}).expect(409)).body).toMatchObject({ code: 'image_set_missing' });
-    answers['/v1/image-sets'] = sets;
-    expect((await api('get', '/v1/clusters')).body.items).toEqual([]);
+    it('is asked for hosts that are no cluster, which pull the smallest image, and all of them on request', async () => {
+      const ask = (pull?: string) => api('post', '/v1/readiness-checks').send({ kubernetesVersion: '1.20.11', hostIds: [one, two], pull });
+      const { body: job } = await ask().expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { ready: true } });
+      expect((await api('get', `/v1/readiness-checks/${idOfResource(job)}`)).body).toMatchObject({ result: { pull: 'sample', hosts: [{ pulled: 1 }, { pulled: 1 }] } });
+      others.brokenHosts.set(two, problem('host_pull_failed', 409, 'no route'));
+      const { body: second } = await ask('all').expect(202);
+      await endOf(second.id);
+      const { result } = (await api('get', `/v1/readiness-checks/${idOfResource(second)}`)).body;
+      expect(result).toMatchObject({ ready: false, hosts: [{ pulled: 2, failedPulls: [] }, { pulled: 0, failedPulls: [{ reference: `${registry}/pause:3.2` }, {}] }] });
+      expect(result.problems.map(({ code }: { code: string }) => code)).toEqual(['host_pull_failed', 'host_pull_failed']);
+    });
+
+    it('is put right by pushing only what is missing, from as few bundles as possible', async () => {
+      const other = uuid(201);
+      const [pause, server120] = others.images.get(set120) ?? [];
+      const carried = { id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] };
+      Object.assign(pause ?? {}, { state: 'missing', bundles: [{ ...carried, id: other }, carried] });
+      Object.assign(server120 ?? {}, { state: 'changed', bundles: [carried] });
+      const { body: job } = await api('post', '/v1/readiness-checks').send({ kubernetesVersion: '1.20.11', hostIds: [one], fix: true }).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { ready: true } });
+      expect(others.of('/v1/pushes')).toEqual([{ bundleId: bundle, images: ['k8s.gcr.io/pause:3.2', 'k8s.gcr.io/kube-apiserver:v1.20.11'] }]);
+      expect((await api('get', `/v1/readiness-checks/${idOfResource(job)}`)).body.pushed).toHaveLength(2);
+    });
+
+    it('says what no bundle has', async () => {
+      Object.assign(others.images.get(set120)?.[0] ?? {}, { state: 'missing' });
+      const { body: job } = await api('post', '/v1/readiness-checks').send({ kubernetesVersion: '1.20.11', hostIds: [one], fix: true }).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { ready: false, missingImages: 1 } });
+      expect(others.of('/v1/pushes')).toEqual([]);
+    });
   });
 
-  it('answers unavailable, and accepts nothing, when a service that it needs is away', async () => {
-    const away = await startComponent('cluster', ClusterModule, {
-      dataDir: folder.path,
-      redisUrl: redis.url,
-      overrides: { 'services.registry': 'http://127.0.0.1:9' },
-    });
-    const answer = await request(away.url).get('/v1/cluster-defaults').set('authorization', `Bearer ${away.token}`);
-    await away.app.close();
-    expect(answer.body).toMatchObject({ status: 503, code: 'dependency_unavailable' });
-    expect(answer.headers['retry-after']).toBeDefined();
-  });
+  describe('an upgrade', () => {
+    const upgrade = (path: string, body: object = {}) => api('post', `${path}/upgrades`).send({ kubernetesVersion: '1.21.14', ...body });
+    const upgradeOf = async (job: { resource: string }) => (await api('get', job.resource)).body;
 
-  it('creates a cluster once its hosts have every image, keeps its hosts from other clusters, and tells its readiness', async () => {
-    const { body: job } = await create({ kubernetesVersion: '1.20.11-pmk.2038' }).expect(202);
-    expect((await api('get', `/v1/jobs/${job.id}?waitSeconds=20`)).body).toMatchObject({ state: 'succeeded', result: { imagesPerHost: 1 } });
-    const id = job.resource.split('/').at(-1);
-    expect((await api('get', `/v1/clusters/${id}`)).body).toMatchObject({
-      name: 'one',
-      state: 'ready',
-      registryMode: 'local',
-      nodes: [{ hostId: host, role: 'controlPlane' }],
+    it.each([
+      ['a downgrade', '1.19.16', 'upgrade_refused'],
+      ['the same version', '1.20.11', 'upgrade_refused'],
+      ['a version that skips one', '1.22.0', 'upgrade_refused'],
+      ['a version that nothing is known of', '1.20.12', 'image_set_missing'],
+    ])('is refused to %s', async (_what, kubernetesVersion, code) => {
+      const path = await created();
+      expect((await upgrade(path, { kubernetesVersion })).body).toMatchObject({ code });
+      expect((await api('get', path)).body).toMatchObject({ state: 'ready', upgradeId: null });
     });
-    expect((await create({ name: 'two' }).expect(409)).body).toMatchObject({ code: 'host_in_cluster', hostIds: [host] });
-    expect((await create({ nodes: [{ hostId: otherHost, role: 'controlPlane' }] }).expect(409)).body).toMatchObject({ code: 'resource_exists' });
-    expect((await api('get', `/v1/clusters/${id}/readiness`)).body).toMatchObject({
-      ready: true,
-      missingImages: [],
-      hosts: [{ name: 'one', configured: true, tunnelUp: true }],
+
+    it('tells its plan, and changes nothing', async () => {
+      const path = await created({ nodes: [node(one, 'controlPlane'), node(two), node(three), node(four)] });
+      Object.assign(others.images.get(set121)?.[0] ?? {}, { state: 'missing', bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }] });
+      others.tunnels.set(four, 'down');
+      const { body: job } = await upgrade(path, { dryRun: true, batch: { percent: 70 } }).expect(202);
+      expect((await endOf(job.id)).result.plan).toMatchObject({
+        ...{ from: '1.20.11', to: '1.21.14', kind: 'minor', imagesToPush: [{ upstream: 'k8s.gcr.io/pause:3.4.1' }] },
+        imagesToPull: [`${registry}/pause:3.4.1`, `${registry}/kube-apiserver:v1.21.14`],
+        batches: [[{ name: 'one' }], [{ name: 'two' }, { name: 'three' }], [{ name: 'four' }]],
+        problems: [{ code: 'tunnel_failed' }],
+      });
+      expect(others.of('/v1/pushes')).toEqual([]);
+      expect((await api('get', path)).body).toMatchObject({ state: 'ready', kubernetesVersion: '1.20.11', upgradeId: null });
     });
-    answers['/v1/tunnels'] = { items: [{ state: 'down' }] };
-    expect((await api('get', `/v1/clusters/${id}/readiness`)).body).toMatchObject({ ready: false, hosts: [{ tunnelUp: false }] });
-    await api('delete', `/v1/clusters/${id}`).expect(204);
-    await create({ name: 'two' }).expect(202);
+
+    it('brings images to the registry and to every node before it touches the first, control planes first', async () => {
+      const path = await created({ provisioner: 'kubeadm', nodes: [node(two), node(one, 'controlPlane'), node(three)] });
+      Object.assign(others.images.get(set121)?.[0] ?? {}, { state: 'missing', bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }] });
+      others.asked = [];
+      const { body: job } = await upgrade(path).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { from: '1.20.11', to: '1.21.14', registryMode: 'local', nodes: 3 } });
+      expect(others.asked.map(({ path: asked, body }) => [asked, body.hostId])).toEqual([
+        ['/v1/pushes', undefined],
+        ['/v1/host-checks', undefined],
+        ['/v1/node-operations', one],
+        ['/v1/node-operations', two],
+        ['/v1/node-operations', three],
+      ]);
+      expect(others.of('/v1/node-operations')[0]).toMatchObject({ operation: { action: 'upgrade', isFirst: true, kubernetesVersion: '1.21.14', controlPlaneHostId: one } });
+      expect((await api('get', path)).body).toMatchObject({
+        ...{ state: 'ready', kubernetesVersion: '1.21.14', imageSetId: set121, targetImageSetId: null, upgradeId: null },
+        nodes: [{ kubernetesVersion: '1.21.14' }, { kubernetesVersion: '1.21.14' }, { kubernetesVersion: '1.21.14' }],
+      });
+    });
+
+    it('stops on the first node that is not healthy, and goes on with it after a retry', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      others.brokenNodes.set(two, problem('kubeadm_failed', 409, 'no'));
+      others.asked = [];
+      const { body: job } = await upgrade(path).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'failed', error: { code: 'node_unhealthy', hostId: two } });
+      expect((await upgradeOf(job)).nodes).toMatchObject([{ state: 'done' }, { state: 'failed', tries: 1, error: { code: 'node_unhealthy' } }, { state: 'waiting' }]);
+      expect((await api('get', path)).body).toMatchObject({
+        state: 'upgradeStopped',
+        kubernetesVersion: '1.20.11',
+        nodes: [{ kubernetesVersion: '1.21.14' }, { kubernetesVersion: '1.20.11' }, { kubernetesVersion: '1.20.11' }],
+      });
+      expect((await upgrade(path, { kubernetesVersion: '1.20.12' })).body).toMatchObject({ code: 'upgrade_refused', detail: expect.stringContaining('finish the upgrade') });
+      others.brokenNodes.clear();
+      await api('post', `/v1/jobs/${job.id}/retry`).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([one, two, two, three]);
+    });
+
+    it('is held between two nodes, goes on, and is cancelled there: the node that was begun is finished', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      const release = others.hold();
+      const { body: job } = await upgrade(path).expect(202);
+      expect((await upgrade(path).expect(409)).body).toMatchObject({ code: 'cluster_busy' });
+      expect((await api('delete', path).expect(409)).body).toMatchObject({ code: 'cluster_busy' });
+      expect((await api('post', `${job.resource}/pause`).expect(200)).body).toMatchObject({ paused: true });
+      release();
+      await expect.poll(async () => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase, { timeout: 20_000 }).toBe('paused');
+      expect((await api('get', path)).body).toMatchObject({ state: 'paused', targetImageSetId: set121 });
+      expect(others.of('/v1/node-operations').filter(({ operation }) => (operation as { action: string }).action === 'upgrade')).toEqual([]);
+
+      const releaseNode = others.hold();
+      await api('post', `${job.resource}/resume`).expect(200);
+      await expect.poll(async () => (await upgradeOf(job)).nodes[0].state, { timeout: 20_000 }).toBe('upgrading');
+      await api('post', `/v1/jobs/${job.id}/cancel`).expect(202);
+      releaseNode();
+      expect(await endOf(job.id)).toMatchObject({ state: 'cancelled' });
+      expect((await upgradeOf(job)).nodes).toMatchObject([{ state: 'done' }, { state: 'waiting' }, { state: 'waiting' }]);
+      expect((await api('post', `${job.resource}/pause`).expect(409)).body).toMatchObject({ code: 'upgrade_not_running' });
+      await api('post', `/v1/jobs/${job.id}/retry`).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+    });
+
+    it('goes on with the same operation after the worker was stopped in the middle of a node', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      others.asked = [];
+      const { body: job } = await upgrade(path).expect(202);
+      const release = others.hold();
+      await expect.poll(async () => (await upgradeOf(job)).nodes.some(({ state }: { state: string }) => state === 'upgrading'), { timeout: 20_000 }).toBe(true);
+      await service.app.close();
+      release();
+      await startService();
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([one, two, three]);
+    });
+
+    it('brings a cluster from before the registry into it, which shows both states until then', async () => {
+      others.registry = { mode: 'none', host: null, url: null, readOnlyUrl: null };
+      const path = await created({ kubernetesVersion: '1.19.16' });
+      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'none', effective: 'none' }, fields: { k8sPrivateRegistry: '' } });
+      others.registry = new OtherServices().registry;
+      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'local', effective: 'none' }, followsDefaults: false });
+      const { body: job } = await upgrade(path, { kubernetesVersion: '1.20.11' }).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { registryMode: 'local' } });
+      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'local', effective: 'local' }, fields: registryFields, followsDefaults: true });
+    });
+
+    it('moves no cluster of before in a DU below 5.3, which creates new ones', async () => {
+      await service.app.close();
+      await startService({ duVersion: 'v-5.2.0-1500000' });
+      const path = await created({ existing: true, kubernetesVersion: '1.19.16' });
+      expect((await api('get', path)).body).toMatchObject({ state: 'ready', registryMode: { requested: 'local', effective: 'none' } });
+      expect((await upgrade(path, { kubernetesVersion: '1.20.11' })).body).toMatchObject({ code: 'du_version_unsupported' });
+      await created({ name: 'new', nodes: [node(four, 'controlPlane')] });
+    });
   });
 });

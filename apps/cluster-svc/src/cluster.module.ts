@@ -6,21 +6,48 @@ import { ClusterController } from './cluster/cluster.controller.js';
 import { ClusterEntity, ClusterNodeEntity } from './cluster/cluster.entity.js';
 import { CreateClusterProcessor } from './cluster/cluster.processor.js';
 import { ClusterService, createClusterJobType } from './cluster/cluster.service.js';
+import { ClusterConfigurationService } from './cluster/cluster-configuration.service.js';
+import { CreateClusterService } from './cluster/create-cluster.service.js';
 import { ClusterDefaultsController } from './cluster-defaults/cluster-defaults.controller.js';
 import { ClusterDefaultsService } from './cluster-defaults/cluster-defaults.service.js';
+import { ProvisionerService } from './provisioner/provisioner.service.js';
+import { ClusterFacts } from './readiness/cluster-facts.service.js';
+import { ReadinessController } from './readiness/readiness.controller.js';
+import { ReadinessCheckEntity } from './readiness/readiness.entity.js';
+import { ReadinessCheckProcessor } from './readiness/readiness.processor.js';
+import { ReadinessService } from './readiness/readiness.service.js';
+import { ReadinessCheckService, readinessCheckJobType } from './readiness/readiness-check.service.js';
+import { UpgradeController } from './upgrade/upgrade.controller.js';
+import { UpgradeEntity } from './upgrade/upgrade.entity.js';
+import { PlanUpgradeProcessor, UpgradeProcessor } from './upgrade/upgrade.processor.js';
+import { planUpgradeJobType, UpgradeService, upgradeJobType } from './upgrade/upgrade.service.js';
+import { UpgradeCluster } from './upgrade/upgrade-cluster.service.js';
 
-/** Clusters: what new ones point at, whether one would stand up, and creating it. */
+/** Clusters: what new ones point at, whether one would stand up, creating and upgrading them. */
 @Module({})
 export class ClusterModule {
   static register(roles: Roles): DynamicModule {
     return defineService(roles, {
       module: ClusterModule,
       name: 'cluster',
-      entities: [ClusterEntity, ClusterNodeEntity],
-      controllers: [ClusterDefaultsController, ClusterController],
-      providers: [serviceClientsProvider(ServiceClients), ClusterDefaultsService, ClusterService],
-      workers: [CreateClusterProcessor],
-      jobTypes: [createClusterJobType],
+      entities: [ClusterEntity, ClusterNodeEntity, ReadinessCheckEntity, UpgradeEntity],
+      controllers: [ClusterDefaultsController, ClusterController, ReadinessController, UpgradeController],
+      providers: [
+        serviceClientsProvider(ServiceClients),
+        ClusterDefaultsService,
+        ClusterFacts,
+        ReadinessService,
+        ProvisionerService,
+        ClusterService,
+        ClusterConfigurationService,
+        CreateClusterService,
+        ReadinessCheckService,
+        UpgradeService,
+        UpgradeCluster,
+      ],
+      workers: [CreateClusterProcessor, ReadinessCheckProcessor, UpgradeProcessor, PlanUpgradeProcessor],
+      jobTypes: [createClusterJobType, readinessCheckJobType, upgradeJobType, planUpgradeJobType],
+      eventJobTypes: [createClusterJobType, upgradeJobType],
     });
   }
 }

@@ -49,7 +49,8 @@ describe('image-svc', () => {
     [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
     answers['/v1/registry'] = { mode: 'local', url: registry.url, host: registry.host };
     registryService = await startJsonServer(answers);
-    const overrides = { bundleDirs: [bundleDir], 'services.registry': registryService.url, 'registry.port': registry.port };
+    const others = { 'services.registry': registryService.url, 'services.cluster': registryService.url };
+    const overrides = { bundleDirs: [bundleDir], ...others, 'registry.port': registry.port };
     service = await startComponent('image', ImageModule, { dataDir: join(folder.path, 'data'), redisUrl: redis.url, overrides });
   });
   afterAll(async () => {
@@ -203,10 +204,18 @@ describe('image-svc', () => {
         .expect(201)
     ).body;
     expect(set.images).toEqual([pause, 'quay.io/coreos/flannel:v0.14.0']);
-    expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body).toEqual({ missing: ['quay.io/coreos/flannel:v0.14.0'] });
+    expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body).toMatchObject({
+      missing: ['quay.io/coreos/flannel:v0.14.0'],
+      images: [
+        { upstream: pause, state: 'present', localReference: `${registry.host}/pause:3.2`, platforms: ['linux/amd64'], sizeBytes: expect.any(Number) },
+        { upstream: 'quay.io/coreos/flannel:v0.14.0', state: 'missing', localReference: null, bundles: [] },
+      ],
+    });
     const digest = (await inRegistry('pause/manifests/3.2')).headers.get('docker-content-digest');
     await fetch(`${registry.url}/v2/pause/manifests/${digest}`, { method: 'DELETE' });
-    expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body.missing).toContain(pause);
+    const { missing, images } = (await api('get', `/v1/image-sets/${set.id}/missing`)).body;
+    expect(missing).toContain(pause);
+    expect(images[0].bundles[0]).toMatchObject({ name: expect.any(String), platforms: ['linux/amd64'] });
     expect((await api('post', '/v1/image-sets').send({ name: 'kubernetes-1.20', images: [pause] })).body.code).toBe('resource_exists');
     expect((await api('post', '/v1/image-sets').send({ name: 'x', images: ['NOT A NAME'] })).body.code).toBe('reference_invalid');
     await api('delete', `/v1/image-sets/${set.id}`).expect(204);
@@ -364,6 +373,30 @@ describe('image-svc', () => {
       await api('delete', `/v1/images/by-digest/${kept.digest}`).expect(200);
       expect((await inRegistry('kept/manifests/1')).status).toBe(404);
       expect(await catalogue('reg.site/kept')).toEqual([]);
+    });
+
+    it('tells who needs an image, and removes neither it nor their set without force', async () => {
+      await post('/v1/pushes', { bundleId: await bundleOf('needed.tar', ['reg.site/needed:1']) });
+      const [image] = await catalogue('reg.site/needed');
+      const wanted = `reg.site/needed:1@sha256:${'0'.repeat(64)}`;
+      const set = (await api('post', '/v1/image-sets').send({ name: 'needing', images: [wanted] }).expect(201)).body;
+      expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body).toMatchObject({ missing: [wanted], images: [{ state: 'changed', digest: image.digest }] });
+      const clusters = [{ id: set.id, name: 'prod' }];
+      answers['/v1/clusters'] = ({ query }: { query: URLSearchParams }) => ({ items: query.get('imageSetId') === set.id ? clusters : [] });
+      const usedBy = { imageSets: [{ id: set.id, name: 'needing' }], clusters };
+      expect((await api('get', `/v1/images/${image.id}`).expect(200)).body).toMatchObject({ upstream: 'reg.site/needed:1', usedBy });
+      expect((await api('delete', `/v1/images/${image.id}?dryRun=true`).expect(200)).body).toMatchObject({ usedBy });
+      const refused = (await api('delete', `/v1/images/${image.id}`).expect(409)).body;
+      expect(refused).toMatchObject({ code: 'image_in_use', detail: 'image set needing, cluster prod', usedBy });
+      expect((await api('delete', `/v1/image-sets/${set.id}`).expect(409)).body).toMatchObject({ code: 'resource_in_use', detail: expect.stringContaining('prod') });
+      expect((await inRegistry('needed/manifests/1')).status).toBe(200);
+
+      answers['/v1/clusters'] = { status: 503, code: 'dependency_unavailable', title: 'stub', type: 'stub', nextStep: 'stub' };
+      expect((await api('get', `/v1/images/${image.id}`).expect(200)).body).toMatchObject({ usedBy: null });
+      await api('delete', `/v1/images/${image.id}`).expect(503);
+      await api('delete', `/v1/images/${image.id}?force=true`).expect(200);
+      expect((await inRegistry('needed/manifests/1')).status).toBe(404);
+      await api('delete', `/v1/image-sets/${set.id}?force=true`).expect(204);
     });
 
     it('makes the catalogue anew from the registry alone, and keeps who came when', async () => {

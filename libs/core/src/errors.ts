@@ -273,6 +273,11 @@ const definitions = {
     nextStep: 'See GET /v1/tunnels for the tunnel and GET /v1/images for the image.',
   },
   host_not_configured: { family: 'conflict', title: 'The host is not configured', nextStep: 'POST /v1/host-configurations for it first.' },
+  host_drifted: {
+    family: 'conflict',
+    title: 'The host is no longer as it was configured',
+    nextStep: 'See `drift` of the host; POST /v1/host-configurations with action reapply puts it right.',
+  },
   tunnel_failed: { family: 'unavailable', title: 'The tunnel is down', nextStep: 'See GET /v1/tunnels for the reason; it is tried again by itself.' },
   credential_invalid: {
     family: 'invalid',
@@ -299,6 +304,78 @@ const definitions = {
     nextStep: 'Push bundles that contain the images named in `missing`.',
   },
   host_in_cluster: { family: 'conflict', title: 'A host belongs to another cluster', nextStep: 'Choose other hosts, or delete that cluster first.' },
+  cluster_network_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'The networks of the cluster cannot be used',
+    nextStep: 'Choose networks that overlap neither each other nor the addresses of hosts, e.g. 10.20.0.0/16 and 10.21.0.0/16.',
+  },
+  du_version_unsupported: {
+    family: 'conflict',
+    title: 'The DU is too old for this',
+    nextStep: 'Upgrade the DU; airdock.duVersion tells which version it has. Clusters that exist can be moved to the local registry from 5.3 on.',
+  },
+  upgrade_refused: {
+    family: 'conflict',
+    status: 422,
+    title: 'There is no such upgrade',
+    nextStep: 'Choose a later version, at most one minor version ahead.',
+  },
+  upgrade_not_running: { family: 'conflict', title: 'The upgrade is not running', nextStep: 'See its job; a failed or cancelled one goes on with a retry.' },
+  cluster_not_ready: {
+    family: 'conflict',
+    title: 'The cluster would not stand up from the local registry now',
+    nextStep: 'Correct what `problems` names; POST /v1/readiness-checks with fix pushes missing images from registered bundles.',
+  },
+  cluster_busy: { family: 'conflict', title: 'Something else is done to the cluster now', nextStep: 'Wait for the job named, or cancel it.' },
+  cluster_diverged: {
+    family: 'conflict',
+    title: 'The cluster is not as Airdock knows it',
+    nextStep: 'Compare `detail` with the cluster itself; correct it there, or delete the cluster here and register it again with `existing`.',
+  },
+  node_unhealthy: {
+    family: 'conflict',
+    title: 'A node is not healthy, so the upgrade has stopped',
+    nextStep: 'Look at the node (kubectl describe node, journalctl -u kubelet), then retry the job: it goes on with this node.',
+  },
+  provisioner_unavailable: {
+    family: 'conflict',
+    status: 422,
+    title: 'The provisioner cannot be used',
+    nextStep: 'Choose another provisioner, or do what `detail` says.',
+  },
+  image_in_use: {
+    family: 'conflict',
+    title: 'Clusters or image sets need the image',
+    nextStep: 'Delete those named first, or repeat the request with force=true.',
+  },
+  pmk_unavailable: {
+    family: 'unavailable',
+    title: 'The PMK control plane did not answer',
+    nextStep: 'Check its URL and that it runs: during a DU upgrade all of its APIs are down. Jobs try again by themselves.',
+  },
+  pmk_unauthorized: {
+    family: 'conflict',
+    title: 'The PMK control plane refused the login',
+    nextStep: 'Check user, password, project and domain of the PMK connection.',
+  },
+  pmk_refused: {
+    family: 'conflict',
+    title: 'The PMK control plane refused the request',
+    nextStep: "PMK's own words are in `detail`, its HTTP status is in `pmkStatus`.",
+  },
+  pmk_unexpected: {
+    family: 'conflict',
+    title: 'The PMK control plane did not answer as PMK does',
+    nextStep:
+      'Check that the URL of the PMK connection is that of the DU itself, such as https://du.example.com; `detail` says what was wrong with the answer.',
+  },
+  pmk_field_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'A field cannot be given to PMK',
+    nextStep: 'Correct the field named in `field`. Registry fields are host or host:port, such as localhost:5100.',
+  },
   // Backups
   backup_incomplete: { family: 'conflict', title: 'The backup is not complete', nextStep: 'Use a backup whose state is complete.' },
   backup_corrupt: { family: 'invalid', title: 'The backup is damaged', nextStep: 'Use another backup; the damaged blob is named in `detail`.' },

@@ -21,3 +21,23 @@ export function parseKubernetesVersion(text: string): KubernetesVersion {
 
 /** Local-registry mode exists from Kubernetes 1.20 on. */
 export const supportsLocalRegistry = ({ major, minor }: KubernetesVersion): boolean => major > 1 || (major === 1 && minor >= 20);
+
+/** Without PMK's build, as the parts of Kubernetes call themselves: `1.20.11`. */
+export const formatUpstreamVersion = ({ major, minor, patch }: KubernetesVersion): string => `${major}.${minor}.${patch}`;
+
+/**
+ * What kind of an upgrade leads from one version to another. Throws `upgrade_refused` for the same version, a downgrade, and one that skips a minor version,
+ * which neither kubeadm nor PMK does: https://kubernetes.io/releases/version-skew-policy/
+ */
+export function upgradeKind(from: string, to: string): 'minor' | 'patch' {
+  const [old, wanted] = [parseKubernetesVersion(from), parseKubernetesVersion(to)];
+  const refuse = (why: string) => new AppError('upgrade_refused', { detail: `from ${from} to ${to}: ${why}` });
+  const order = [wanted.major - old.major, wanted.minor - old.minor, wanted.patch - old.patch, (wanted.build ?? 0) - (old.build ?? 0)].find(
+    (difference) => difference !== 0,
+  );
+  if (order === undefined) throw refuse('the cluster has this version');
+  if (order < 0) throw refuse('this is a downgrade');
+  if (wanted.major !== old.major) throw refuse('there is no way from one major version to another');
+  if (wanted.minor > old.minor + 1) throw refuse(`go over ${old.major}.${old.minor + 1} first: no minor version may be skipped`);
+  return wanted.minor === old.minor ? 'patch' : 'minor';
+}

@@ -13,7 +13,10 @@ export interface ComponentOptions {
   roles?: Roles;
 }
 
-/** One service in this process, API and worker, listening on a free loopback port: for component tests, with real parts around it. */
+/**
+ * One service in this process, API and worker, listening on a free loopback port: for component tests, with real parts around it. A service that calls itself
+ * needs `http.port` among the overrides.
+ */
 export async function startComponent(
   name: ServiceName,
   service: ServiceModule,
@@ -25,6 +28,6 @@ export async function startComponent(
     overrides: { dataDir, redisUrl, logLevel: 'silent', ...overrides },
   });
   const app: NestFastifyApplication = await createHttpApp(rootModule(config, { [name]: service }, roles), { title: name });
-  await listen(app, 0, '127.0.0.1');
+  await listen(app, 'http.port' in overrides ? config.http.port : 0, '127.0.0.1');
   return { app, config, url: await app.getUrl(), token: apiToken(config), [Symbol.asyncDispose]: () => app.close() };
 }

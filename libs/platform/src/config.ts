@@ -103,6 +103,21 @@ const airdockSchema = z.strictObject({
     .min(1)
     .default([...nameKinds])
     .describe('Which names images get in the local registry: flat as PMK rewrites them, and below their upstream'),
+  duVersion: z
+    .string()
+    .regex(/^(?:v-?)?\d+\.\d+\.\d+(?:-\d+)?$/, 'must be a version like v-5.3.0-1558488')
+    .default('v-5.3.0')
+    .describe('Of the DU that Airdock runs in'),
+  pmk: z
+    .strictObject({
+      url: z.url({ protocol: /^https?$/ }).describe('Of the DU of PMK'),
+      project: z.string().min(1).describe('Name of the project (tenant) that clusters are created in'),
+      user: z.string().min(1),
+      domain: z.string().min(1).default('default'),
+      passwordFile: z.string().min(1).describe('File with the password of the user'),
+    })
+    .optional()
+    .describe('The PMK control plane, for clusters with the provisioner pmk'),
   backupDir: z.string().optional().describe('Where backups are kept; default: backups in dataDir'),
   services: z.partialRecord(z.enum(serviceNames), z.url()).default({}).describe('URLs of services that run in processes of their own'),
 });

@@ -7,13 +7,14 @@ import type { Queue } from 'bullmq';
 import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
 import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
+import { OutboxForwarder } from './events/outbox-forwarder.js';
 import { createHttpApp } from './http/app.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
 import { platformEntities } from './jobs/job.entity.js';
 import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
-import { type JobEndHook, JobsService } from './jobs/jobs.service.js';
+import { JobsService } from './jobs/jobs.service.js';
 import { PlatformModule } from './platform.module.js';
 
 /** What a process does for a service: answer requests, work off jobs, or both. */
@@ -36,8 +37,8 @@ export interface ServiceDefinition {
   /** Present in the role `worker`: job processors and whatever else runs by itself. */
   workers: Provider[];
   jobTypes: string[];
-  /** Makes the hook that adds statements to the end of each job; gets what `inject` names. */
-  jobEndHook?: { inject: Type[]; useFactory: (...args: never[]) => JobEndHook };
+  /** Those of them whose ends are events that webhooks tell of. */
+  eventJobTypes?: string[];
 }
 
 /** Injection token of a service's `JobsService` outside its module. */
@@ -47,19 +48,21 @@ const databaseToken = (name: ServiceName) => `database:${name}`;
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
 export function defineService(
   roles: Roles,
-  { module, name, entities, controllers, providers, workers, jobTypes, jobEndHook }: ServiceDefinition,
+  { module, name, entities, controllers, providers, workers, jobTypes, eventJobTypes = [] }: ServiceDefinition,
 ): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
     provide: JobsService,
-    inject: [ServiceDatabase, ...jobTypes.map((type) => getQueueToken(type)), ...(jobEndHook?.inject ?? [])],
-    useFactory: (database: ServiceDatabase, ...rest: unknown[]) => {
-      const queues = new Map(jobTypes.map((type, index) => [type, rest[index] as Queue]));
-      const hook = jobEndHook?.useFactory(...(rest.slice(jobTypes.length) as never[]));
-      return new JobsService(name, database, queues, hook);
-    },
+    inject: [ServiceDatabase, ...jobTypes.map((type) => getQueueToken(type))],
+    useFactory: (database: ServiceDatabase, ...queues: Queue[]) =>
+      new JobsService(name, database, new Map(jobTypes.map((type, index) => [type, queues[index] as Queue])), eventJobTypes),
   };
   const isWorker = roles.includes('worker');
+  const forwarder: Provider = {
+    provide: OutboxForwarder,
+    inject: [CONFIG, ServiceDatabase],
+    useFactory: (config: Config, database: ServiceDatabase) => new OutboxForwarder(config, database),
+  };
   return {
     module,
     imports: [
@@ -88,6 +91,7 @@ export function defineService(
       IdempotencyInterceptor,
       ...providers,
       ...(isWorker ? [...workers, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }] : []),
+      ...(isWorker && eventJobTypes.length > 0 ? [forwarder] : []),
     ],
     exports: [jobsToken(name), databaseToken(name)],
   };

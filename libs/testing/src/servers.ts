@@ -6,7 +6,7 @@ import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomInt } from 'node:crypto';
 import { existsSync, rmSync } from 'node:fs';
 import { chown, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
-import { createServer as createHttpServer } from 'node:http';
+import { createServer as createHttpServer, type IncomingHttpHeaders } from 'node:http';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
@@ -355,15 +355,32 @@ async function userIds(name: string): Promise<{ uid: number; gid: number }> {
   return { uid: uid ?? 0, gid: gid ?? 0 };
 }
 
-/** Another service of Airdock as a component test needs it: answers `GET path` with what the table says now; everything else is 404. */
+export interface JsonRequest {
+  method: string;
+  path: string;
+  query: URLSearchParams;
+  headers: IncomingHttpHeaders;
+  /** The parsed JSON; undefined without one. */
+  body: unknown;
+}
+
+/**
+ * Another service of Airdock as a component test needs it: answers a path with what the table says now, or with what the function there returns; everything
+ * else is 404. Problem documents are answered with their status.
+ */
 export async function startJsonServer(answers: Record<string, unknown>): Promise<TestServer> {
-  const server = createHttpServer((request, response) => {
-    const path = (request.url ?? '').split('?')[0] ?? '';
-    const known = path in answers;
-    response.writeHead(known ? 200 : 404, { 'content-type': 'application/json' });
-    response.end(
-      JSON.stringify(known ? answers[path] : { code: 'resource_not_found', title: 'stub', status: 404, type: 'stub', nextStep: 'stub', detail: path }),
-    );
+  const answerTo = async (request: JsonRequest): Promise<unknown> => {
+    const { path } = request;
+    const answer = path in answers ? answers[path] : { code: 'resource_not_found', title: 'stub', status: 404, type: 'stub', nextStep: 'stub', detail: path };
+    return typeof answer === 'function' ? (answer as (asked: JsonRequest) => unknown)(request) : answer;
+  };
+  const server = createHttpServer(async (request, response) => {
+    const { pathname: path, searchParams: query } = new URL(request.url ?? '', 'http://stub');
+    const text = (await request.setEncoding('utf8').toArray()).join('');
+    const answer = await answerTo({ method: request.method ?? '', path, query, headers: request.headers, body: text ? JSON.parse(text) : undefined });
+    const { status, nextStep } = (answer ?? {}) as { status?: number; nextStep?: string };
+    response.writeHead(nextStep && status ? status : 200, { 'content-type': 'application/json' });
+    response.end(JSON.stringify(answer));
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const address = server.address();

@@ -1,5 +1,6 @@
 import { pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
+import { eventTypes } from '../webhook-endpoint/webhook-endpoint.schema.js';
 
 export const WebhookDelivery = z
   .object({
@@ -18,3 +19,8 @@ export const WebhookDelivery = z
   .meta({ id: 'WebhookDelivery' });
 export type WebhookDelivery = z.infer<typeof WebhookDelivery>;
 export const WebhookDeliveryPage = pageOf(WebhookDelivery, 'WebhookDeliveryPage');
+
+export const WebhookEvent = z
+  .strictObject({ id: z.uuid(), type: z.enum(eventTypes), payload: z.string().describe('What endpoints get'), createdAt: z.iso.datetime() })
+  .meta({ id: 'WebhookEvent' });
+export type WebhookEvent = z.infer<typeof WebhookEvent>;

@@ -1,33 +1,19 @@
-import { atomically, isUniqueViolation, now, ServiceDatabase, type Statement } from '@airdock/platform/database';
+import { atomically, isUniqueViolation, now, ServiceDatabase } from '@airdock/platform/database';
 import { findPage, type Page, type PageQuery } from '@airdock/platform/http/page';
-import { idOf, newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
+import { idOf } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
 import { Webhook } from 'standardwebhooks';
 import { LessThanOrEqual } from 'typeorm';
-import { eventTypes } from '../webhook-endpoint/webhook-endpoint.schema.js';
 import { WebhookEndpointService } from '../webhook-endpoint/webhook-endpoint.service.js';
 import { WebhookDeliveryEntity, WebhookEventEntity } from './webhook-delivery.entity.js';
-import type { WebhookDelivery } from './webhook-delivery.schema.js';
+import type { WebhookDelivery, WebhookEvent } from './webhook-delivery.schema.js';
 
 const timeoutMs = 10_000;
 const giveUpAfterMs = 24 * 60 * 60 * 1000;
 const firstRetryMs = 1_000;
 const maxRetryMs = 60 * 60 * 1000;
 
-/** The statement that puts the end of a job into the outbox; none for jobs and ends that nobody can subscribe to. */
-export const jobEndEvent =
-  (database: ServiceDatabase) =>
-  (job: JobEntity): Statement[] => {
-    const type = `${job.type}.${job.state}`;
-    if (!(eventTypes as readonly string[]).includes(type)) return [];
-    const data = { jobId: job.id, resource: job.resource, state: job.state, result: job.result, error: job.error };
-    const createdAt = now();
-    const row = { id: newId(), type, payload: JSON.stringify({ type, timestamp: createdAt, data }), createdAt, dispatched: false };
-    return [database.dataSource.getRepository(WebhookEventEntity).createQueryBuilder().insert().values(row)];
-  };
-
-/** Sends events out: from the outbox to one delivery per endpoint, and each delivery until it is accepted or a day is over. */
+/** Sends events out: takes them from the services' outboxes, makes one delivery per endpoint, and each delivery until it is accepted or a day is over. */
 @Injectable()
 export class WebhookDeliveryService {
   constructor(
@@ -45,6 +31,15 @@ export class WebhookDeliveryService {
 
   list(query: PageQuery): Promise<Page<WebhookDelivery>> {
     return findPage(this.deliveries, query);
+  }
+
+  /** Takes an event; one that is here already is no error. */
+  async accept(event: WebhookEvent): Promise<void> {
+    try {
+      await this.events.insert({ ...event, dispatched: false });
+    } catch (error) {
+      if (!isUniqueViolation(error)) throw error;
+    }
   }
 
   /** One round: makes deliveries of new events, then tries what is due. */

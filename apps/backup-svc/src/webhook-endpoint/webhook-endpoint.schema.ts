@@ -1,7 +1,10 @@
 import { pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 
-export const eventTypes = ['backup.create.succeeded', 'backup.create.failed', 'backup.restore.succeeded', 'backup.restore.failed'] as const;
+const jobTypes = ['backup.create', 'backup.restore', 'cluster.create', 'cluster.upgrade'] as const;
+const ends = ['succeeded', 'failed', 'cancelled'] as const;
+/** Ends of jobs that endpoints are told of. */
+export const eventTypes = jobTypes.flatMap((type) => ends.map((end) => `${type}.${end}` as const));
 
 export const WebhookEndpoint = z
   .object({ id: z.uuid(), url: z.string(), events: z.array(z.enum(eventTypes)), createdAt: z.iso.datetime() })

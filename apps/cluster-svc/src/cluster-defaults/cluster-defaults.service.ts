@@ -1,20 +1,79 @@
-import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { getRegistry, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { PackageRepository } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { Injectable } from '@nestjs/common';
-import type { ClusterDefaults } from './cluster-defaults.schema.js';
+import { duCapabilities } from '@airdock/core/du-version';
+import { AppError } from '@airdock/core/errors';
+import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';
+import { CONFIG, type Config, type RegistryMode } from '@airdock/platform/config';
+import { Inject, Injectable } from '@nestjs/common';
+import type { ClusterDefaults, PackageFields, RegistryFields } from './cluster-defaults.schema.js';
+
+const minKubernetesVersion = '1.20.0';
+
+/** What a cluster with or without the registry is created with. */
+export interface RegistrySettings {
+  fields: RegistryFields;
+  packages: PackageFields;
+}
 
 /** What a new cluster is created with: it follows the registry, and keeps nothing of its own. */
 @Injectable()
 export class ClusterDefaultsService {
-  constructor(private readonly clients: ServiceClients) {}
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    private readonly clients: ServiceClients,
+  ) {}
 
   async get(): Promise<ClusterDefaults> {
-    const { data } = await getRegistry({ client: this.clients.registry, throwOnError: true });
-    const host = data.host ?? '';
+    const [{ data: registry }, { data: packageRepositories }] = await Promise.all([
+      getRegistry({ client: this.clients.registry, throwOnError: true }),
+      listPackageRepositories({ client: this.clients.host, throwOnError: true }),
+    ]);
+    // A registry of others is reached by its own address, without a tunnel.
+    const host = registry.mode === 'external' && registry.url ? new URL(registry.url).host : (registry.host ?? '');
+    const fields = { dockerPrivateRegistry: host, quayPrivateRegistry: host, gcrPrivateRegistry: host, k8sPrivateRegistry: host };
+    // Without a tunnel no host reaches the repositories.
+    const isServed = registry.readOnlyUrl !== null;
+    const packages = {
+      dockerCentosPackageRepoUrl: isServed ? dockerRepository(packageRepositories.items, 'yum') : '',
+      dockerUbuntuPackageRepoUrl: isServed ? dockerRepository(packageRepositories.items, 'apt') : '',
+    };
+    const set = Object.entries({ ...fields, ...packages }).filter(([, value]) => value !== '');
     return {
-      registryMode: data.mode,
-      fields: { dockerPrivateRegistry: host, quayPrivateRegistry: host, gcrPrivateRegistry: host, k8sPrivateRegistry: host },
-      minKubernetesVersion: '1.20.0',
+      registryMode: registry.mode,
+      fields,
+      packages,
+      mirrors: host && this.config.naming.includes('flat') ? [`http://${host}`] : [],
+      pmk: host ? Object.fromEntries(set) : {},
+      duVersion: this.config.duVersion,
+      movesExistingClusters: duCapabilities(this.config.duVersion).movesClusters,
+      minKubernetesVersion,
     };
   }
+
+  /**
+   * What the wanted registry mode means for a cluster of this version; without a wish the DU's mode. `isNew` is false for one that joins by its upgrade.
+   * Throws `registry_off`, `kubernetes_version_unsupported`, `du_version_unsupported`.
+   */
+  async forCluster(wanted: RegistryMode | undefined, kubernetesVersion: string, isNew: boolean): Promise<RegistrySettings & { registryMode: RegistryMode }> {
+    const { registryMode, fields, packages } = await this.get();
+    const mode = wanted ?? registryMode;
+    const version = parseKubernetesVersion(kubernetesVersion);
+    if (mode === 'none') return { registryMode: mode, fields: noFields, packages };
+    if (mode !== registryMode) throw new AppError('registry_off', { detail: `the DU's registry is ${registryMode}, and the cluster wants ${mode}` });
+    if (!supportsLocalRegistry(version)) throw new AppError('kubernetes_version_unsupported', { detail: `${kubernetesVersion} is older than 1.20` });
+    const { duVersion } = this.config;
+    const { hasRegistry, movesClusters } = duCapabilities(duVersion);
+    if (!hasRegistry) throw new AppError('du_version_unsupported', { detail: `${duVersion} has no local registry` });
+    if (!isNew && !movesClusters) throw new AppError('du_version_unsupported', { detail: `${duVersion} has the registry, but moves no cluster to it` });
+    return { registryMode: mode, fields, packages };
+  }
+}
+
+export const noFields: RegistryFields = { dockerPrivateRegistry: '', quayPrivateRegistry: '', gcrPrivateRegistry: '', k8sPrivateRegistry: '' };
+
+/** The repository of a format that is named for Docker, else its first. */
+function dockerRepository(all: readonly PackageRepository[], format: PackageRepository['format']): string {
+  const own = all.filter((one) => one.format === format);
+  return (own.find(({ name }) => name.startsWith('docker')) ?? own[0])?.url ?? '';
 }

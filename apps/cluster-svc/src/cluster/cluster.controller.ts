@@ -1,27 +1,31 @@
 import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
-import { type Page, PageQuery } from '@airdock/platform/http/page';
+import type { Page } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
 import { Body, Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { Cluster, ClusterPage, CreateCluster, Readiness } from './cluster.schema.js';
+import { Cluster, ClusterConfiguration, ClusterListQuery, ClusterPage, CreateCluster } from './cluster.schema.js';
 import { ClusterService } from './cluster.service.js';
+import { ClusterConfigurationService } from './cluster-configuration.service.js';
 
 @ApiTags('clusters')
 @Controller({ path: 'clusters', version: '1' })
 export class ClusterController {
-  constructor(private readonly clusters: ClusterService) {}
+  constructor(
+    private readonly clusters: ClusterService,
+    private readonly configurations: ClusterConfigurationService,
+  ) {}
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createCluster', summary: 'Create a cluster from configured hosts', returns: Job, status: 202 })
+  @Operation({ id: 'createCluster', summary: 'Create a cluster from configured hosts, or register one that exists', returns: Job, status: 202 })
   create(@Body({ schema: CreateCluster }) body: CreateCluster, @JobRequest() request: JobRequest): Promise<Job> {
     return this.clusters.create(request, body);
   }
 
   @Get()
   @Operation({ id: 'listClusters', summary: 'Clusters, newest first', returns: ClusterPage })
-  list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<Cluster>> {
+  list(@Query({ schema: ClusterListQuery }) query: ClusterListQuery): Promise<Page<Cluster>> {
     return this.clusters.list(query);
   }
 
@@ -31,10 +35,10 @@ export class ClusterController {
     return this.clusters.get(id);
   }
 
-  @Get(':id/readiness')
-  @Operation({ id: 'getClusterReadiness', summary: 'Would this cluster stand up now, with no network', returns: Readiness })
-  readiness(@Param('id') id: string): Promise<Readiness> {
-    return this.clusters.readiness(id);
+  @Get(':id/configuration')
+  @Operation({ id: 'getClusterConfiguration', summary: 'What an installer of the cluster needs: registry fields, runtime files, images', returns: ClusterConfiguration })
+  configuration(@Param('id') id: string): Promise<ClusterConfiguration> {
+    return this.configurations.get(id);
   }
 
   @Delete(':id')

@@ -1,10 +1,57 @@
 import { registryModes } from '@airdock/platform/config';
-import { pageOf } from '@airdock/platform/http/page';
+import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
-import { RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';
+import { PackageFields, RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';
 
-export const ClusterNode = z.strictObject({ hostId: z.uuid(), role: z.enum(['controlPlane', 'worker']) }).meta({ id: 'ClusterNode' });
+export const nodeRoles = ['controlPlane', 'worker'] as const;
+export const provisionerNames = ['external', 'kubeadm', 'pmk'] as const;
+export type ProvisionerName = (typeof provisionerNames)[number];
+
+const role = z.enum(nodeRoles);
+
+export const ClusterNode = z
+  .object({
+    hostId: z.uuid(),
+    role,
+    kubernetesVersion: z.string().nullable().describe('What the node runs; null until it is part of the cluster'),
+  })
+  .meta({ id: 'ClusterNode' });
 export type ClusterNode = z.infer<typeof ClusterNode>;
+
+export const ClusterNetwork = z
+  .strictObject({
+    containersCidr: z.string().max(50).default('10.20.0.0/16').describe('Of the pods'),
+    servicesCidr: z.string().max(50).default('10.21.0.0/16'),
+    mtuSize: z.number().int().min(576).max(9216).default(1440),
+    networkPlugin: z.enum(['calico', 'flannel']).default('calico'),
+  })
+  .meta({ id: 'ClusterNetwork' });
+export type ClusterNetwork = z.infer<typeof ClusterNetwork>;
+
+export const ClusterOptions = z
+  .strictObject({
+    containerRuntime: z.enum(['docker', 'containerd']).default('docker'),
+    allowWorkloadsOnMaster: z.boolean().default(false),
+    privileged: z.boolean().default(true),
+    masterVipIpv4: z.ipv4().optional().describe('Address of all control planes together'),
+    masterVipIface: z
+      .string()
+      .regex(/^[A-Za-z0-9._-]{1,15}$/)
+      .optional()
+      .describe('The interface that has it'),
+  })
+  .meta({ id: 'ClusterOptions' });
+export type ClusterOptions = z.infer<typeof ClusterOptions>;
+
+export const RegistryState = z
+  .object({
+    requested: z.enum(registryModes).describe("What the cluster was asked for; without a wish the DU's mode of now"),
+    effective: z.enum(registryModes).describe('What it runs with. One from before the registry joins by an upgrade, and no other way'),
+  })
+  .meta({ id: 'RegistryState' });
+export type RegistryState = z.infer<typeof RegistryState>;
+
+export const clusterStates = ['creating', 'ready', 'failed', 'upgrading', 'paused', 'upgradeStopped'] as const;
 
 export const Cluster = z
   .object({
@@ -12,38 +59,79 @@ export const Cluster = z
     name: z.string(),
     kubernetesVersion: z.string(),
     nodes: z.array(ClusterNode),
-    imageSetId: z.uuid().nullable(),
-    registryMode: z.enum(registryModes),
-    fields: RegistryFields,
-    provisioner: z.enum(['external']).describe('external: Airdock verifies hosts and images and hands out the fields; someone else runs the installer'),
-    state: z.enum(['creating', 'ready', 'failed']),
-    jobId: z.uuid(),
+    network: ClusterNetwork,
+    options: ClusterOptions,
+    imageSetId: z.uuid().nullable().describe('The images of its version; null where the cluster needs none from the registry'),
+    targetImageSetId: z.uuid().nullable().describe('Of the version that it is being upgraded to'),
+    registryMode: RegistryState,
+    fields: RegistryFields.describe('As it was created or last upgraded; a change of the defaults does not change it'),
+    packages: PackageFields,
+    followsDefaults: z
+      .boolean()
+      .nullable()
+      .describe('false: `cluster-defaults` have other fields now, and the cluster keeps what it has until it is upgraded; null: not known now'),
+    provisioner: z
+      .enum(provisionerNames)
+      .describe(
+        'pmk: the PMK control plane of airdock.pmk. kubeadm: Airdock, over SSH. external: Airdock brings and verifies images and hands out the configuration; ' +
+          'someone else runs the installer',
+      ),
+    provisionerId: z.string().nullable().describe('What the provisioner calls it: the uuid of PMK'),
+    state: z
+      .enum(clusterStates)
+      .describe('paused: between two nodes of an upgrade; upgradeStopped: an upgrade has failed or was cancelled, nodes may have different versions'),
+    jobId: z.uuid().describe('Of its creation'),
+    upgradeId: z.uuid().nullable().describe('The upgrade that has not been ended with success'),
     createdAt: z.iso.datetime(),
   })
   .meta({ id: 'Cluster' });
 export type Cluster = z.infer<typeof Cluster>;
 export const ClusterPage = pageOf(Cluster, 'ClusterPage');
 
+export const ClusterListQuery = PageQuery.extend({ imageSetId: z.uuid().optional().describe('Clusters that need this image set, or are being upgraded to it') });
+export type ClusterListQuery = z.infer<typeof ClusterListQuery>;
+
 export const CreateCluster = z
   .strictObject({
     name: z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
     kubernetesVersion: z.string().max(60).describe('1.20.11 or 1.20.11-pmk.2038'),
-    nodes: z.array(ClusterNode).min(1).max(1000),
-    provisioner: z.enum(['external']).default('external'),
+    nodes: z
+      .array(z.strictObject({ hostId: z.uuid(), role }))
+      .min(1)
+      .max(1000),
+    network: ClusterNetwork.prefault({}),
+    options: ClusterOptions.prefault({}),
+    registryMode: z.enum(registryModes).optional().describe("Without it the DU's, also when that changes before the next upgrade"),
+    imageSetId: z.uuid().optional().describe('Without it the newest set that is defined for the version'),
+    provisioner: z.enum(provisionerNames).default('external'),
+    existing: z
+      .boolean()
+      .default(false)
+      .describe('The cluster runs already, from public registries or from warmed caches: it is only registered, and joins the registry by its next upgrade'),
   })
   .refine(({ nodes }) => new Set(nodes.map(({ hostId }) => hostId)).size === nodes.length, { path: ['nodes'], message: 'names a host twice' })
-  .refine(({ nodes }) => nodes.filter(({ role }) => role === 'controlPlane').length % 2 === 1, {
+  .refine(({ nodes }) => nodes.filter((node) => node.role === 'controlPlane').length % 2 === 1, {
     path: ['nodes'],
     message: 'must have an odd number of control planes',
   })
   .meta({ id: 'CreateCluster' });
 export type CreateCluster = z.infer<typeof CreateCluster>;
 
-export const Readiness = z
+export const RuntimeFile = z
   .object({
-    ready: z.boolean(),
-    missingImages: z.array(z.string()),
-    hosts: z.array(z.object({ hostId: z.uuid(), name: z.string(), configured: z.boolean(), tunnelUp: z.boolean() })),
+    runtime: z.enum(['docker', 'containerd', 'k3s', 'rke2', 'cri-o']),
+    path: z.string().describe('On the node'),
+    text: z.string(),
+    note: z.string().nullable().describe('What else it needs'),
   })
-  .meta({ id: 'Readiness' });
-export type Readiness = z.infer<typeof Readiness>;
+  .meta({ id: 'RuntimeFile' });
+export type RuntimeFile = z.infer<typeof RuntimeFile>;
+
+export const ClusterConfiguration = z
+  .object({
+    pmk: z.record(z.string(), z.unknown()).describe('For the create call of PMK'),
+    files: z.array(RuntimeFile).describe('What points a runtime at the local registry. configure-hosts writes those of Docker and containerd'),
+    images: z.array(z.object({ upstream: z.string(), reference: z.string() })).describe('Every image of the set, and what it is called here'),
+  })
+  .meta({ id: 'ClusterConfiguration' });
+export type ClusterConfiguration = z.infer<typeof ClusterConfiguration>;

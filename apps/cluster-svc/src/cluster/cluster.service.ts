@@ -1,82 +1,92 @@
-import {
-  createHostCheck,
-  getHost,
-  getHostCheck,
-  getImageSet,
-  getJob,
-  getMissingImages,
-  listImageSets,
-  listTunnels,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { AppError, fromProblem } from '@airdock/core/errors';
-import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';
-import { formatReference, localReferences, parseReference } from '@airdock/core/oci/reference';
-import { isUniqueViolation, now } from '@airdock/platform/database';
+import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
+import { assertNetworksApart } from '@airdock/core/ipv4-network';
+import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';
+import { columns, isUniqueViolation, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
-import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import { In, type Repository } from 'typeorm';
-import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
+import { type FindOptionsWhere, In, type Repository } from 'typeorm';
+import type { ClusterDefaults } from '../cluster-defaults/cluster-defaults.schema.js';
+import { ClusterDefaultsService, noFields } from '../cluster-defaults/cluster-defaults.service.js';
+import { ProvisionerService } from '../provisioner/provisioner.service.js';
+import { ClusterFacts } from '../readiness/cluster-facts.service.js';
+import type { Readiness } from '../readiness/readiness.schema.js';
+import { ReadinessService } from '../readiness/readiness.service.js';
 import { ClusterEntity, ClusterNodeEntity } from './cluster.entity.js';
-import type { Cluster, ClusterNode, CreateCluster, Readiness } from './cluster.schema.js';
+import type { Cluster, ClusterListQuery, CreateCluster } from './cluster.schema.js';
 
 export const createClusterJobType = 'cluster.create';
 
-/** Clusters that stand up from the local registry alone, and whether they would. */
+/** Clusters: who is in them, what they run with, and the rules that they keep. */
 @Injectable()
 export class ClusterService {
   constructor(
     @InjectRepository(ClusterEntity, 'cluster') private readonly clusters: Repository<ClusterEntity>,
     @InjectRepository(ClusterNodeEntity, 'cluster') private readonly clusterNodes: Repository<ClusterNodeEntity>,
     private readonly defaults: ClusterDefaultsService,
+    private readonly readiness: ReadinessService,
+    private readonly facts: ClusterFacts,
+    private readonly provisioners: ProvisionerService,
     private readonly jobs: JobsService,
-    private readonly clients: ServiceClients,
   ) {}
 
   /**
-   * Accepts a cluster that could stand up now.
-   * Throws `kubernetes_version_unsupported`, `host_not_configured`, `host_in_cluster`, `image_set_missing`, `images_missing` with the list, `resource_exists`.
+   * Accepts a cluster that could stand up now, or one that exists. Throws `kubernetes_version_unsupported`, `du_version_unsupported`, `registry_off`,
+   * `cluster_network_invalid`, `host_in_cluster`, `provisioner_unavailable`, `resource_exists`, and what is in the way: the problem itself when it is one
+   * (`host_not_configured`, `image_set_missing`, `images_missing`, `tunnel_failed` …), else `cluster_not_ready` with all of them.
    */
-  async create(request: JobRequest, { name, kubernetesVersion, nodes, provisioner }: CreateCluster): Promise<Job> {
+  async create(request: JobRequest, body: CreateCluster): Promise<Job> {
     // The rules below would refuse the hosts of the cluster that the first request created.
     const first = await this.jobs.findRequested(request.requestKey);
     if (first) return first;
-    const version = parseKubernetesVersion(kubernetesVersion);
-    const { registryMode, fields } = await this.defaults.get();
-    const usesRegistry = registryMode !== 'none';
-    if (usesRegistry && !supportsLocalRegistry(version))
-      throw new AppError('kubernetes_version_unsupported', { detail: `${kubernetesVersion} is older than 1.20` });
-    await this.assertHostsFree(nodes);
-    await this.assertHostsConfigured(nodes);
-    const imageSetId = usesRegistry ? await this.completeImageSet(kubernetesVersion) : null;
+    const { name, kubernetesVersion, network, options, nodes, provisioner, existing } = body;
+    parseKubernetesVersion(kubernetesVersion);
+    const hostIds = nodes.map(({ hostId }) => hostId);
+    const hosts = await this.facts.hosts(hostIds);
+    assertNetworksApart(network.containersCidr, network.servicesCidr, hosts);
+    await this.provisioners.get(provisioner).check({ kubernetesVersion, options, existing });
+    await this.assertHostsFree(hostIds);
+    const settings = existing ? undefined : await this.defaults.forCluster(body.registryMode, kubernetesVersion, true);
+    const { registryMode, fields, packages } = settings ?? { registryMode: 'none' as const, fields: noFields, packages: (await this.defaults.get()).packages };
+    const imageSetId = existing ? null : await this.assertReady({ kubernetesVersion, registryMode, hostIds, imageSetId: body.imageSetId });
+
     const id = newId();
-    const row = { id, name, kubernetesVersion, imageSetId, registryMode, fields, provisioner, jobId: request.id, createdAt: now() };
+    const row: ClusterEntity = {
+      ...{ id, name, kubernetesVersion, network, options, imageSetId, wantedMode: body.registryMode ?? null, effectiveMode: registryMode, fields, packages },
+      ...{ provisioner, provisionerId: null, existing, jobId: request.id, upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null },
+      createdAt: now(),
+    };
     try {
       return await this.jobs.submit({ ...request, type: createClusterJobType, resource: `/v1/clusters/${id}` }, [
-        this.clusters.createQueryBuilder().insert().values(row),
-        ...nodes.map((node) =>
+        this.clusters.createQueryBuilder().insert().values(columns(row)),
+        ...nodes.map((node, position) =>
           this.clusterNodes
             .createQueryBuilder()
             .insert()
-            .values({ ...node, clusterId: id }),
+            .values({ ...node, position, clusterId: id, kubernetesVersion: null }),
         ),
       ]);
     } catch (error) {
       if (!isUniqueViolation(error)) throw error;
-      await this.assertHostsFree(nodes);
+      await this.assertHostsFree(hostIds);
       throw new AppError('resource_exists', { detail: `a cluster named ${name}` });
     }
   }
 
-  private async assertHostsFree(nodes: ClusterNode[]): Promise<void> {
-    const taken = await this.clusterNodes.findBy({ hostId: In(nodes.map(({ hostId }) => hostId)) });
+  /** Returns the image set that the answer was for. */
+  async assertReady(question: Parameters<ReadinessService['answer']>[0]): Promise<string | null> {
+    const answer = await this.readiness.answer(question);
+    if (!answer.ready) throw notReady(answer);
+    return answer.imageSet?.id ?? null;
+  }
+
+  private async assertHostsFree(hostIds: readonly string[]): Promise<void> {
+    const taken = await this.clusterNodes.findBy({ hostId: In(hostIds) });
     if (taken.length === 0) return;
     const others = await this.clusters.findBy({ id: In(taken.map(({ clusterId }) => clusterId)) });
     throw new AppError('host_in_cluster', {
@@ -85,26 +95,9 @@ export class ClusterService {
     });
   }
 
-  private async assertHostsConfigured(nodes: ClusterNode[]): Promise<void> {
-    for (const { hostId } of nodes) {
-      const { data: host } = await getHost({ client: this.clients.host, path: { id: hostId }, throwOnError: true });
-      if (!host.configuredAt) throw new AppError('host_not_configured', { detail: host.name, hostId });
-    }
-  }
-
-  /** The image set of a version, when the registry can serve all of it. Throws `image_set_missing`, `images_missing`. */
-  private async completeImageSet(kubernetesVersion: string): Promise<string> {
-    const { data } = await listImageSets({ client: this.clients.image, query: { kubernetesVersion }, throwOnError: true });
-    const [set] = data.items;
-    if (!set) throw new AppError('image_set_missing', { detail: kubernetesVersion });
-    const { data: answer } = await getMissingImages({ client: this.clients.image, path: { id: set.id }, throwOnError: true });
-    if (answer.missing.length > 0)
-      throw new AppError('images_missing', { detail: `${answer.missing.length} of ${set.images.length} images of ${set.name}`, missing: answer.missing });
-    return set.id;
-  }
-
-  async list(query: PageQuery): Promise<Page<Cluster>> {
-    const { items, nextCursor } = await findPage(this.clusters, query);
+  async list({ imageSetId, ...query }: ClusterListQuery): Promise<Page<Cluster>> {
+    const where = imageSetId ? ([{ imageSetId }, { targetImageSetId: imageSetId }] satisfies FindOptionsWhere<ClusterEntity>[]) : {};
+    const { items, nextCursor } = await findPage(this.clusters, query, where);
     return { items: await this.toResources(items), nextCursor };
   }
 
@@ -113,74 +106,102 @@ export class ClusterService {
     return cluster as Cluster;
   }
 
-  /** Forgets a cluster; what runs on its hosts is not touched. */
+  /** Forgets a cluster; what runs on its hosts is not touched. Throws `cluster_busy`. */
   async remove(id: string): Promise<void> {
-    await getRow(this.clusters, id);
+    const { jobId, upgradeJobId } = await getRow(this.clusters, id);
+    await this.assertIdle([jobId, ...(upgradeJobId ? [upgradeJobId] : [])]);
     // A cluster without nodes can be deleted again; nodes without a cluster would keep their hosts for ever.
     await this.clusterNodes.delete({ clusterId: id });
     await this.clusters.delete({ id });
   }
 
-  /** Would this cluster stand up, with no network, now? */
-  async readiness(id: string): Promise<Readiness> {
-    const { nodes, imageSetId } = await this.get(id);
-    const missingImages = imageSetId ? (await getMissingImages({ client: this.clients.image, path: { id: imageSetId }, throwOnError: true })).data.missing : [];
-    const hosts = await Promise.all(
-      nodes.map(async ({ hostId }) => {
-        const { data: host } = await getHost({ client: this.clients.host, path: { id: hostId }, throwOnError: true });
-        const { data: tunnels } = await listTunnels({ client: this.clients.host, query: { hostId }, throwOnError: true });
-        return { hostId, name: host.name, configured: host.configuredAt !== null, tunnelUp: tunnels.items.some(({ state }) => state === 'up') };
-      }),
-    );
-    return { ready: missingImages.length === 0 && hosts.every(({ configured, tunnelUp }) => configured && tunnelUp), missingImages, hosts };
+  /** Throws `cluster_busy` while one of these jobs has not ended. */
+  async assertIdle(jobIds: string[]): Promise<void> {
+    const [running] = [...(await this.jobs.byIds(jobIds)).values()].filter(({ state }) => !isEnded(state));
+    if (running) throw new AppError('cluster_busy', { detail: `${running.type} ${running.id} is ${running.state}`, jobId: running.id });
   }
 
-  /** Every node pulls every image of the set by its local name: afterwards the installer needs no network but the tunnel. */
-  async run({ jobId, attempt, resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
-    const { nodes, imageSetId, registryMode, fields } = await this.get(resourceId);
-    if (!imageSetId) return { fields };
-    const { data: set } = await getImageSet({ client: this.clients.image, path: { id: imageSetId }, throwOnError: true });
-    const host = fields.k8sPrivateRegistry;
-    const pull = set.images.flatMap((upstream) => localReferences(parseReference(upstream), host).slice(0, 1)).map(formatReference);
-    progress({ phase: 'pull', itemsTotal: nodes.length * pull.length });
-    const { data: started } = await createHostCheck({
-      client: this.clients.host,
-      headers: { 'Idempotency-Key': `cluster-create-${jobId}-${attempt}` },
-      body: { hostIds: nodes.map(({ hostId }) => hostId), pull },
-      throwOnError: true,
-    });
-    const checkJob = await this.follow(started.id, signal, (done) => progress({ itemsDone: done * pull.length }));
-    if (checkJob.error) throw fromProblem(checkJob.error);
-    const { data: check } = await getHostCheck({ client: this.clients.host, path: { id: started.resource.split('/').at(-1) ?? '' }, throwOnError: true });
-    const failures = (check.results ?? []).flatMap(({ hostName, pulls }) =>
-      pulls.filter(({ error }) => error).map(({ reference }) => `${hostName}: ${reference}`),
-    );
-    if (failures.length > 0) throw new AppError('host_pull_failed', { detail: failures.slice(0, 20).join('; '), failures });
-    return { registryMode, fields, hosts: nodes.length, imagesPerHost: pull.length };
+  /** Whether it was there before Airdock knew of it. */
+  async isExisting(id: string): Promise<boolean> {
+    return (await getRow(this.clusters, id)).existing;
   }
 
-  /** Waits for another service's job by long-polls. */
-  private async follow(id: string, signal: AbortSignal, onProgress: (itemsDone: number) => void) {
-    for (;;) {
-      const { data } = await getJob({ client: this.clients.host, path: { id }, query: { waitSeconds: 5 }, signal, throwOnError: true });
-      onProgress(data.progress.itemsDone);
-      if (data.finishedAt) return data;
-    }
+  /** What has become of a cluster. */
+  async update(id: string, values: Partial<Pick<ClusterEntity, 'kubernetesVersion' | 'provisionerId' | 'effectiveMode' | 'fields'>>): Promise<void> {
+    await this.clusters.update({ id }, columns<ClusterEntity>(values));
+  }
+
+  /** What nodes run now; without `hostIds` all of them. */
+  async setNodes(clusterId: string, kubernetesVersion: string, hostIds?: readonly string[]): Promise<void> {
+    await this.clusterNodes.update({ clusterId, ...(hostIds ? { hostId: In(hostIds) } : {}) }, { kubernetesVersion });
+  }
+
+  /** Gives the cluster to an upgrade, if no other has taken it since `before` was the last. */
+  claimUpgrade(id: string, before: string | null, claim: { upgradeId: string; upgradeJobId: string; targetImageSetId: string | null }): Statement {
+    const guard = before === null ? 'upgradeId IS NULL' : 'upgradeId = :before';
+    return this.clusters
+      .createQueryBuilder()
+      .update()
+      .set({ ...claim, pausedAt: null })
+      .where(`id = :id AND ${guard.replace('upgradeId', '"upgradeId"')}`, { id, before });
+  }
+
+  /** An upgrade has been ended with success: the cluster is what it led to. */
+  async finishUpgrade(id: string, upgradeId: string, reached: Pick<ClusterEntity, 'kubernetesVersion' | 'imageSetId' | 'effectiveMode' | 'fields' | 'packages'>): Promise<void> {
+    const free = { upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null };
+    await this.clusters.update({ id, upgradeId }, columns<ClusterEntity>({ ...reached, ...free }));
+  }
+
+  /** Holds the running upgrade before its next node, or lets it go on. Throws `upgrade_not_running`. */
+  async setPaused(id: string, upgradeId: string, isPaused: boolean): Promise<void> {
+    const row = await getRow(this.clusters, id);
+    const job = row.upgradeId === upgradeId && row.upgradeJobId ? await this.jobs.find(row.upgradeJobId) : undefined;
+    if (!job || isEnded(job.state)) throw new AppError('upgrade_not_running', { detail: job ? `its job has ${job.state}` : 'it has ended' });
+    await this.clusters.update({ id, upgradeId }, { pausedAt: isPaused ? (row.pausedAt ?? now()) : null });
+  }
+
+  async isPaused(id: string): Promise<boolean> {
+    return (await getRow(this.clusters, id)).pausedAt !== null;
   }
 
   private async toResources(rows: ClusterEntity[]): Promise<Cluster[]> {
     const ids = rows.map(({ id }) => id);
-    const nodes = ids.length > 0 ? await this.clusterNodes.findBy({ clusterId: In(ids) }) : [];
-    const jobs = await this.jobs.byIds(rows.map(({ jobId }) => jobId));
+    const nodes = ids.length > 0 ? await this.clusterNodes.find({ where: { clusterId: In(ids) }, order: { position: 'ASC' } }) : [];
+    const jobs = await this.jobs.byIds(rows.flatMap(({ jobId, upgradeJobId }) => [jobId, ...(upgradeJobId ? [upgradeJobId] : [])]));
+    const defaults = ids.length > 0 ? await this.currentDefaults() : undefined;
     return rows.map((row) => ({
       ...row,
-      nodes: nodes.filter(({ clusterId }) => clusterId === row.id).map(({ hostId, role }) => ({ hostId, role })),
-      state: stateOf(jobs.get(row.jobId)),
+      nodes: nodes.filter(({ clusterId }) => clusterId === row.id).map(({ hostId, role, kubernetesVersion }) => ({ hostId, role, kubernetesVersion })),
+      registryMode: { requested: row.wantedMode ?? defaults?.registryMode ?? row.effectiveMode, effective: row.effectiveMode },
+      followsDefaults: defaults ? JSON.stringify(row.fields) === JSON.stringify(defaults.fields) : null,
+      state: stateOf(jobs.get(row.jobId), row.upgradeJobId ? jobs.get(row.upgradeJobId) : undefined, row.pausedAt !== null),
     }));
+  }
+
+  /** Clusters are told of also while registry-svc or host-svc are away. */
+  private async currentDefaults(): Promise<ClusterDefaults | undefined> {
+    try {
+      return await this.defaults.get();
+    } catch (error) {
+      if (error instanceof AppError && error.family === 'unavailable') return undefined;
+      throw error;
+    }
   }
 }
 
-const stateOf = (job: JobEntity | undefined): Cluster['state'] => {
-  if (job?.state === 'succeeded') return 'ready';
-  return job?.state === 'queued' || job?.state === 'running' ? 'creating' : 'failed';
-};
+/** The one problem, or all of them as one. */
+export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
+  const [first, ...others] = problems as [Problem, ...Problem[]];
+  if (others.length === 0) return fromProblem(first);
+  const sentence = ({ title, detail }: Problem) => (detail ? `${title}: ${detail}` : title);
+  return new AppError('cluster_not_ready', { detail: problems.slice(0, 10).map((problem) => sentence(problem as Problem)).join('; '), problems: problems.slice(0, 100) });
+}
+
+function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined, isPaused: boolean): Cluster['state'] {
+  if (upgrade) {
+    if (isEnded(upgrade.state)) return 'upgradeStopped';
+    return isPaused ? 'paused' : 'upgrading';
+  }
+  if (creation?.state === 'succeeded') return 'ready';
+  return creation && !isEnded(creation.state) ? 'creating' : 'failed';
+}

@@ -9,7 +9,7 @@ import { findParts, JoinedFile } from '@airdock/adapters/oci-client/joined-file'
 import { AppError } from '@airdock/core/errors';
 import { digestHex } from '@airdock/core/oci/digest';
 import { formatPlatform } from '@airdock/core/oci/manifest';
-import { parseReference } from '@airdock/core/oci/reference';
+import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -23,12 +23,15 @@ import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { LocalNamesService } from '../image/local-names.service.js';
+import type { SetImage } from '../image-set/image-set.schema.js';
 import type { PushPlan } from '../push/push.schema.js';
 import { UploadService } from '../upload/upload.service.js';
 import { BundleEntity, type SeenImage } from './bundle.entity.js';
 import type { Bundle, CreateBundle, DockerArchiveQuery } from './bundle.schema.js';
 
 export const readBundleJobType = 'image.read-bundle';
+
+type ContainingBundle = SetImage['bundles'][number];
 
 /** Bundles that were carried in: registered where they lie, read once, and opened again for each push. */
 @Injectable()
@@ -127,6 +130,19 @@ export class BundleService {
       detail: `the bundle has ${lists.map((list) => list.name).join(', ') || 'no list'}`,
       lists: lists.map((list) => list.name),
     });
+  }
+
+  /** The bundles that were read and contain images of these upstream references, newest first. */
+  async containing(upstreams: readonly string[]): Promise<Map<string, ContainingBundle[]>> {
+    const wanted = new Map(upstreams.map((upstream) => [withoutDigest(upstream), upstream]));
+    const found = new Map<string, ContainingBundle[]>();
+    for (const { id, name, images } of await this.bundles.find({ select: { id: true, name: true, images: true }, order: { id: 'DESC' } }))
+      for (const { names, platforms } of images ?? [])
+        for (const imageName of names) {
+          const upstream = wanted.get(imageName);
+          if (upstream) found.set(upstream, [...(found.get(upstream) ?? []), { id, name, platforms }]);
+        }
+    return found;
   }
 
   /**

@@ -3,7 +3,7 @@ import { Operation } from '@airdock/platform/http/operation';
 import type { Page } from '@airdock/platform/http/page';
 import { Body, Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { CreateImageSet, ImageSet, ImageSetListQuery, ImageSetPage, MissingImages } from './image-set.schema.js';
+import { CreateImageSet, DeleteImageSetQuery, ImageSet, ImageSetListQuery, ImageSetPage, MissingImages } from './image-set.schema.js';
 import { ImageSetService } from './image-set.service.js';
 
 @ApiTags('image-sets')
@@ -31,14 +31,14 @@ export class ImageSetController {
   }
 
   @Get(':id/missing')
-  @Operation({ id: 'getMissingImages', summary: 'Which images of the set the registry cannot serve now', returns: MissingImages })
+  @Operation({ id: 'getMissingImages', summary: 'Which images of the set the registry cannot serve now, and which bundles contain them', returns: MissingImages })
   missing(@Param('id') id: string): Promise<MissingImages> {
     return this.imageSets.missing(id);
   }
 
   @Delete(':id')
   @Operation({ id: 'deleteImageSet', summary: 'Forget an image set; the images stay' })
-  remove(@Param('id') id: string): Promise<void> {
-    return this.imageSets.remove(id);
+  remove(@Param('id') id: string, @Query({ schema: DeleteImageSetQuery }) query: DeleteImageSetQuery): Promise<void> {
+    return this.imageSets.remove(id, query);
   }
 }

@@ -27,7 +27,30 @@ export type CreateImageSet = z.infer<typeof CreateImageSet>;
 export const ImageSetListQuery = PageQuery.extend({ kubernetesVersion: z.string().max(60).optional(), name: name.optional() });
 export type ImageSetListQuery = z.infer<typeof ImageSetListQuery>;
 
+export const SetImage = z
+  .object({
+    upstream: z.string(),
+    state: z
+      .enum(['present', 'changed', 'missing'])
+      .describe('As the registry answers now. changed: the name leads to something else than what was pushed, or than the digest that the set names'),
+    localReference: z.string().nullable().describe('The one that PMK rewrites to; null until it was pushed'),
+    digest: z.string().nullable(),
+    platforms: z.array(z.string()),
+    sizeBytes: z.number().int().nullable(),
+    bundles: z
+      .array(z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()) }))
+      .describe('Registered bundles that contain it, newest first'),
+  })
+  .meta({ id: 'SetImage' });
+export type SetImage = z.infer<typeof SetImage>;
+
 export const MissingImages = z
-  .object({ missing: z.array(z.string()).describe('Upstream references that the registry cannot serve now') })
+  .object({
+    missing: z.array(z.string()).describe('Upstream references that the registry cannot serve now'),
+    images: z.array(SetImage).describe('All images of the set'),
+  })
   .meta({ id: 'MissingImages' });
 export type MissingImages = z.infer<typeof MissingImages>;
+
+export const DeleteImageSetQuery = z.strictObject({ force: z.stringbool().default(false).describe('Also when clusters need it') });
+export type DeleteImageSetQuery = z.infer<typeof DeleteImageSetQuery>;

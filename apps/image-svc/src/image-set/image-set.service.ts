@@ -1,6 +1,8 @@
+import { listClusters } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';
-import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import { formatReference, parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { isUniqueViolation, now } from '@airdock/platform/database';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -8,9 +10,10 @@ import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { BundleService } from '../bundle/bundle.service.js';
+import type { ImageUsers } from '../image/image.schema.js';
 import { ImageService } from '../image/image.service.js';
 import { ImageSetEntity } from './image-set.entity.js';
-import type { CreateImageSet, ImageSet, ImageSetListQuery, MissingImages } from './image-set.schema.js';
+import type { CreateImageSet, DeleteImageSetQuery, ImageSet, ImageSetListQuery, MissingImages } from './image-set.schema.js';
 
 /** Which images something needs: a Kubernetes version, or an add-on. Lists are the site's data, never code. */
 @Injectable()
@@ -19,6 +22,7 @@ export class ImageSetService {
     @InjectRepository(ImageSetEntity, 'image') private readonly imageSets: Repository<ImageSetEntity>,
     private readonly images: ImageService,
     private readonly bundles: BundleService,
+    private readonly clients: ServiceClients,
   ) {}
 
   /** Throws `bundle_not_ready`, `image_list_unclear`, `reference_invalid`, `kubernetes_version_unsupported`, `resource_exists`. */
@@ -44,13 +48,41 @@ export class ImageSetService {
     return getRow(this.imageSets, id);
   }
 
-  async remove(id: string): Promise<void> {
-    await getRow(this.imageSets, id);
+  /** Throws `resource_in_use` with the names of the clusters that need it, unless `force`. */
+  async remove(id: string, { force }: DeleteImageSetQuery): Promise<void> {
+    const { name } = await getRow(this.imageSets, id);
+    const clusters = force ? [] : await this.clustersOf([id]);
+    if (clusters.length > 0)
+      throw new AppError('resource_in_use', { detail: `${name}: clusters ${clusters.map((cluster) => cluster.name).join(', ')} need it`, clusters });
     await this.imageSets.delete({ id });
   }
 
+  /** What the registry has of a set now, and which bundles contain the images. Throws `registry_off`, `registry_unavailable`. */
   async missing(id: string): Promise<MissingImages> {
-    const { images } = await getRow(this.imageSets, id);
-    return { missing: await this.images.missing(images) };
+    const { images: upstreams } = await getRow(this.imageSets, id);
+    const [states, bundles] = await Promise.all([this.images.states(upstreams), this.bundles.containing(upstreams)]);
+    const images = states.map((state) => ({ ...state, bundles: bundles.get(state.upstream) ?? [] }));
+    return { missing: images.filter(({ state }) => state !== 'present').map(({ upstream }) => upstream), images };
+  }
+
+  /** Which sets name an image, and which clusters need those. Throws `dependency_unavailable` when cluster-svc does not answer. */
+  async usersOf(upstreams: readonly string[]): Promise<ImageUsers> {
+    const names = new Set(upstreams);
+    const sets = (await this.imageSets.find()).filter(({ images }) => images.some((image) => names.has(image) || names.has(withoutDigest(image))));
+    return { imageSets: sets.map(({ id, name }) => ({ id, name })), clusters: await this.clustersOf(sets.map(({ id }) => id)) };
+  }
+
+  private async clustersOf(imageSetIds: readonly string[]): Promise<ImageUsers['clusters']> {
+    const found = new Map<string, string>();
+    for (const imageSetId of imageSetIds) {
+      let cursor: string | undefined;
+      do {
+        const query = { imageSetId, limit: 500, ...(cursor ? { cursor } : {}) };
+        const { data } = await listClusters({ client: this.clients.cluster, query, throwOnError: true });
+        for (const { id, name } of data.items) found.set(id, name);
+        cursor = data.nextCursor;
+      } while (cursor);
+    }
+    return [...found].map(([id, name]) => ({ id, name }));
   }
 }

@@ -16,8 +16,9 @@ import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import { In, type Repository } from 'typeorm';
+import { ImageSetService } from '../image-set/image-set.service.js';
 import { ImageEntity, ImageNameEntity } from './image.entity.js';
-import type { DeleteImageQuery, ImageDeletion } from './image.schema.js';
+import type { DeleteImageQuery, ImageDeletion, ImageInUse } from './image.schema.js';
 import { ImageService, type RecordedImage } from './image.service.js';
 import { LocalNamesService } from './local-names.service.js';
 
@@ -38,8 +39,19 @@ export class CatalogueService {
     @InjectRepository(ImageNameEntity, 'image') private readonly imageNames: Repository<ImageNameEntity>,
     private readonly images: ImageService,
     private readonly names: LocalNamesService,
+    private readonly imageSets: ImageSetService,
     private readonly jobs: JobsService,
   ) {}
+
+  /** One image, with who needs it. */
+  async get(id: string): Promise<ImageInUse> {
+    const image = await this.images.get(id);
+    const usedBy = await this.imageSets.usersOf([image.upstream]).catch((error: unknown) => {
+      if (error instanceof AppError && error.code === 'dependency_unavailable') return null;
+      throw error;
+    });
+    return { ...image, usedBy };
+  }
 
   /** Removes the names of one upstream reference. What they lead to goes with the last name that does. */
   async remove(id: string, query: DeleteImageQuery): Promise<ImageDeletion> {
@@ -53,8 +65,11 @@ export class CatalogueService {
     return this.removeRows(rows, query);
   }
 
-  /** The registry first: a row without an image can be removed again, an image without a row would be forgotten. */
-  private async removeRows(rows: readonly ImageEntity[], { dryRun }: DeleteImageQuery): Promise<ImageDeletion> {
+  /** Throws `image_in_use`. The registry first: a row without an image can be removed again, an image without a row would be forgotten. */
+  private async removeRows(rows: readonly ImageEntity[], { dryRun, force }: DeleteImageQuery): Promise<ImageDeletion> {
+    const usedBy = force ? null : await this.imageSets.usersOf(rows.map(({ upstream }) => upstream));
+    const users = Object.entries(usedBy ?? {}).flatMap(([kind, list]) => list.map(({ name }) => `${kind === 'clusters' ? 'cluster' : 'image set'} ${name}`));
+    if (users.length > 0 && !dryRun) throw new AppError('image_in_use', { detail: users.join(', '), usedBy });
     const others = (await this.rows.find()).filter(({ id }) => !rows.some((row) => row.id === id));
     const kept = new Set(others.flatMap(({ parts }) => parts.map(({ digest }) => digest)));
     const parts = new Map(rows.flatMap((row) => row.parts).map((part) => [part.digest, part]));
@@ -69,7 +84,7 @@ export class CatalogueService {
       for (const row of rows) await this.removeFromRegistry(registry, row, localReferences, others);
       await this.forget(rows.map(({ upstream }) => upstream));
     }
-    return { dryRun, upstreams: rows.map(({ upstream }) => upstream), localReferences, freedBytes: sum(freed), sharedBytes: sum(shared) };
+    return { dryRun, upstreams: rows.map(({ upstream }) => upstream), localReferences, freedBytes: sum(freed), sharedBytes: sum(shared), usedBy };
   }
 
   private async forget(upstreams: readonly string[]): Promise<void> {

@@ -5,7 +5,7 @@ import { Job } from '@airdock/platform/jobs/job.schema';
 import { Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
 import { CatalogueService } from './catalogue.service.js';
-import { DeleteImageQuery, DigestParameter, Image, ImageDeletion, ImageListQuery, ImagePage } from './image.schema.js';
+import { DeleteImageQuery, DigestParameter, type Image, ImageDeletion, ImageInUse, ImageListQuery, ImagePage } from './image.schema.js';
 import { ImageService } from './image.service.js';
 
 @ApiTags('images')
@@ -30,9 +30,9 @@ export class ImageController {
   }
 
   @Get(':id')
-  @Operation({ id: 'getImage', summary: 'One image', returns: Image })
-  get(@Param('id') id: string): Promise<Image> {
-    return this.images.get(id);
+  @Operation({ id: 'getImage', summary: 'One image, and which clusters and image sets need it', returns: ImageInUse })
+  get(@Param('id') id: string): Promise<ImageInUse> {
+    return this.catalogue.get(id);
   }
 
   @Delete('by-digest/:digest')

@@ -26,6 +26,18 @@ export const Image = z
   })
   .meta({ id: 'Image' });
 export type Image = z.infer<typeof Image>;
+
+const user = z.object({ id: z.uuid(), name: z.string() });
+export const ImageUsers = z
+  .object({ imageSets: z.array(user).describe('Sets that name it'), clusters: z.array(user).describe('Clusters that need those sets') })
+  .meta({ id: 'ImageUsers' });
+export type ImageUsers = z.infer<typeof ImageUsers>;
+
+export const ImageInUse = Image.extend({
+  usedBy: ImageUsers.nullable().describe('null: not known, since cluster-svc did not answer'),
+}).meta({ id: 'ImageInUse' });
+export type ImageInUse = z.infer<typeof ImageInUse>;
+
 export const ImagePage = pageOf(Image, 'ImagePage');
 
 export const ImageListQuery = PageQuery.extend({
@@ -38,6 +50,7 @@ export type ImageListQuery = z.infer<typeof ImageListQuery>;
 
 export const DeleteImageQuery = z.strictObject({
   dryRun: z.stringbool().default(false).describe('Tells what would be removed and freed, and changes nothing'),
+  force: z.stringbool().default(false).describe('Also when image sets or clusters need it'),
 });
 export type DeleteImageQuery = z.infer<typeof DeleteImageQuery>;
 
@@ -50,6 +63,7 @@ export const ImageDeletion = z
     localReferences: z.array(z.string()).describe('Names that lead nowhere now'),
     freedBytes: z.number().int().describe('What no other image uses: the next garbage collection gives it back'),
     sharedBytes: z.number().int().describe('What other images use too: it stays'),
+    usedBy: ImageUsers.nullable().describe('Who needs it: without force nothing is removed then; null with force, which does not ask'),
   })
   .meta({ id: 'ImageDeletion' });
 export type ImageDeletion = z.infer<typeof ImageDeletion>;

@@ -2,7 +2,7 @@ import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-cl
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
-import { parseReference } from '@airdock/core/oci/reference';
+import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { atomically, chunks, columns, isUniqueViolation, now } from '@airdock/platform/database';
 import { cursorId, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -10,6 +10,7 @@ import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import { In, type Repository } from 'typeorm';
+import type { SetImage } from '../image-set/image-set.schema.js';
 import { ImageEntity } from './image.entity.js';
 import type { Image, ImageListQuery } from './image.schema.js';
 
@@ -23,6 +24,9 @@ export type RecordedImage = Pick<
 
 /** As others work with it. */
 export type CatalogueImage = Pick<ImageEntity, 'upstream' | 'localReferences' | 'digest' | 'parts'> & { names: string[] };
+
+/** What the registry serves of an upstream reference. */
+export type ImageState = Omit<SetImage, 'bundles'>;
 
 /** The catalogue: what was pushed, and whether it is still there. */
 @Injectable()
@@ -89,25 +93,31 @@ export class ImageService {
     }
   }
 
-  /** Which of these upstream references the registry cannot serve now: asked of the registry itself, not of the catalogue. */
-  async missing(upstreams: string[]): Promise<string[]> {
+  /**
+   * What the registry serves of these upstream references now: asked of the registry itself, not of the catalogue. In their order.
+   * Throws `registry_off`, `registry_unavailable`.
+   */
+  async states(upstreams: readonly string[]): Promise<ImageState[]> {
+    const names = upstreams.map(withoutDigest);
     const known = new Map<string, ImageEntity>();
-    for (const chunk of chunks(upstreams)) for (const row of await this.images.findBy({ upstream: In(chunk) })) known.set(row.upstream, row);
+    for (const chunk of chunks(names)) for (const row of await this.images.findBy({ upstream: In(chunk) })) known.set(row.upstream, row);
     const { url } = await this.registry();
     await using registry = new RegistryClient(url);
     const limit = pLimit(checksAtOnce);
-    const there = await Promise.all(
-      upstreams.map((upstream) =>
-        limit(async () => {
-          const row = known.get(upstream);
+    return await Promise.all(
+      upstreams.map((upstream, index) =>
+        limit(async (): Promise<ImageState> => {
+          const row = known.get(names[index] ?? '');
           const [first] = row?.localReferences ?? [];
-          if (!row || !first) return false;
+          if (!row || !first) return { upstream, state: 'missing', localReference: null, digest: null, platforms: [], sizeBytes: null };
           const { repository, tag } = parseReference(first);
-          return (await registry.headManifest(repository, tag ?? row.digest))?.digest === row.digest;
+          const digest = (await registry.headManifest(repository, tag ?? row.digest))?.digest;
+          const wanted = parseReference(upstream).digest ?? row.digest;
+          const state = !digest ? 'missing' : digest === row.digest && digest === wanted ? 'present' : 'changed';
+          return { upstream, state, localReference: first, digest: digest ?? null, platforms: row.platforms, sizeBytes: Number(row.sizeBytes) };
         }),
       ),
     );
-    return upstreams.filter((_, index) => !there[index]);
   }
 }
 

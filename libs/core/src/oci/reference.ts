@@ -21,6 +21,8 @@ const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 /** More than the longest host, path, tag and digest together. */
 const maxLength = 1000;
 
+/** True for `host[:port]`, as a registry stands in references: no scheme, no path. */
+export const isRegistry = (text: string): boolean => text.length <= 255 && registryPattern.test(text);
 export const isRepository = (text: string): boolean => text.length <= 255 && repositoryPattern.test(text);
 export const isTag = (text: string): boolean => tagPattern.test(text);
 
@@ -63,6 +65,12 @@ export function parseReference(text: string): Reference {
 /** The full text of a reference; `parseReference` reads it back to the same value. */
 export function formatReference({ registry, repository, tag, digest }: Reference): string {
   return `${registry}/${repository}${tag ? `:${tag}` : ''}${digest ? `@${digest}` : ''}`;
+}
+
+/** The reference text without a digest that stands beside a tag: what such an image is listed under. */
+export function withoutDigest(text: string): string {
+  const reference = parseReference(text);
+  return formatReference(reference.tag ? { ...reference, digest: undefined } : reference);
 }
 
 /** `repository:tag`, the name inside one registry. */

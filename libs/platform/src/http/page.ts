@@ -26,10 +26,15 @@ export function cursorId(cursor: string): string {
   return cursor;
 }
 
-/** One page of rows, newest first. Ids sort by time of creation, so the last id is the cursor. */
-export async function findPage<T extends { id: string }>(rows: Repository<T>, query: PageQuery, where: FindOptionsWhere<T> = {}): Promise<Page<T>> {
+/** One page of rows, newest first, of those that one of the conditions holds for. Ids sort by time of creation, so the last id is the cursor. */
+export async function findPage<T extends { id: string }>(
+  rows: Repository<T>,
+  query: PageQuery,
+  where: FindOptionsWhere<T> | FindOptionsWhere<T>[] = {},
+): Promise<Page<T>> {
   const before = query.cursor ? { id: LessThan(cursorId(query.cursor)) } : {};
-  const found = await rows.find({ where: { ...where, ...before } as FindOptionsWhere<T>, order: { id: 'DESC' } as never, take: query.limit + 1 });
+  const conditions = [where].flat().map((one) => ({ ...(one as object), ...before }) as FindOptionsWhere<T>);
+  const found = await rows.find({ where: conditions, order: { id: 'DESC' } as never, take: query.limit + 1 });
   const items = found.slice(0, query.limit);
   return { items, nextCursor: found.length > query.limit ? items.at(-1)?.id : undefined };
 }

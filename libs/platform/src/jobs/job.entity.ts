@@ -1,5 +1,6 @@
 import type { Problem } from '@airdock/core/errors';
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
+import { OutboxEventEntity } from '../events/outbox.entity.js';
 import type { JobProgress, JobState } from './job.schema.js';
 
 /** A job's row: the truth about it. The queue only wakes workers up. */
@@ -49,4 +50,4 @@ export class IdempotencyKeyEntity {
 }
 
 /** The tables that every service has beside its own. */
-export const platformEntities = [JobEntity, IdempotencyKeyEntity];
+export const platformEntities = [JobEntity, IdempotencyKeyEntity, OutboxEventEntity];

@@ -5,6 +5,7 @@ import { In, LessThan } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { ServiceName } from '../config.js';
 import { atomically, columns, isUniqueViolation, now, runUnflushed, type ServiceDatabase, type Statement } from '../database.js';
+import { OutboxEventEntity } from '../events/outbox.entity.js';
 import { cursorId, getRow } from '../http/page.js';
 import { newId } from '../ids.js';
 import { JobEntity } from './job.entity.js';
@@ -13,9 +14,6 @@ import { noProgress } from './progress.js';
 
 /** How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its jobs wait. */
 export const leaseMs = 6_000;
-
-/** Statements that must happen together with the end of a job, e.g. its event in the webhook outbox. */
-export type JobEndHook = (job: JobEntity) => Statement[];
 
 export interface NewJob {
   id?: string;
@@ -43,7 +41,8 @@ export class JobsService {
     readonly service: ServiceName,
     private readonly database: ServiceDatabase,
     private readonly queues: ReadonlyMap<string, Queue>,
-    private readonly endHook: JobEndHook = () => [],
+    /** Types whose ends are events that webhooks tell of. */
+    private readonly eventTypes: readonly string[] = [],
   ) {
     for (const queue of queues.values()) queue.on('error', (error) => this.logger.debug(`queue: ${error.message}`));
   }
@@ -261,9 +260,19 @@ export class JobsService {
       .update()
       .set({ ...columns<JobEntity>(ended), revision: () => 'revision + 1' })
       .where({ id, ...guard });
-    const hasEnded = await atomically(this.database.dataSource, [update, ...this.endHook({ ...job, ...ended })]);
+    const hasEnded = await atomically(this.database.dataSource, [update, ...this.endEvent({ ...job, ...ended })]);
     this.tell(id);
     return hasEnded;
+  }
+
+  /** The statement that puts the end of a job into the outbox; none for types that nobody is told of. */
+  private endEvent({ id: jobId, type: jobType, state, resource, result, error }: JobEntity): Statement[] {
+    if (!this.eventTypes.includes(jobType)) return [];
+    const type = `${jobType}.${state}`;
+    const createdAt = now();
+    const payload = JSON.stringify({ type, timestamp: createdAt, data: { jobId, resource, state, result, error } });
+    const events = this.database.dataSource.getRepository(OutboxEventEntity);
+    return [events.createQueryBuilder().insert().values({ id: newId(), type, payload, createdAt })];
   }
 
   /**

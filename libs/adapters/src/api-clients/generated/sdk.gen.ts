@@ -2,7 +2,7 @@
 
 import { client } from './client.gen.js';
 import type { Client, ClientMeta, Options as Options2, RequestResult, ServerSentEventsResult, TDataShape } from './client/index.js';
-import type { CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetPushData, GetPushErrors, GetPushResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, HeadUploadData, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, RetryJobData, RetryJobErrors, RetryJobResponses, StreamJobData, StreamJobResponse, StreamJobResponses } from './types.gen.js';
+import type { CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateClusterUpgradeData, CreateClusterUpgradeErrors, CreateClusterUpgradeResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateReadinessCheckData, CreateReadinessCheckErrors, CreateReadinessCheckResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, CreateWebhookEventData, CreateWebhookEventErrors, CreateWebhookEventResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterConfigurationData, GetClusterConfigurationErrors, GetClusterConfigurationResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetClusterUpgradeData, GetClusterUpgradeErrors, GetClusterUpgradeResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetPushData, GetPushErrors, GetPushResponses, GetReadinessCheckData, GetReadinessCheckErrors, GetReadinessCheckResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, HeadUploadData, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListClusterUpgradesData, ListClusterUpgradesErrors, ListClusterUpgradesResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListReadinessChecksData, ListReadinessChecksErrors, ListReadinessChecksResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadResponses, PauseClusterUpgradeData, PauseClusterUpgradeErrors, PauseClusterUpgradeResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, ResumeClusterUpgradeData, ResumeClusterUpgradeErrors, ResumeClusterUpgradeResponses, RetryJobData, RetryJobErrors, RetryJobResponses, StreamJobData, StreamJobResponse, StreamJobResponses } from './types.gen.js';
 
 export type Options<TData extends TDataShape = TDataShape, ThrowOnError extends boolean = boolean, TResponse = unknown> = Options2<TData, ThrowOnError, TResponse> & {
     /**
@@ -238,7 +238,7 @@ export const deleteImage = <ThrowOnError extends boolean = false>(options: Optio
 });
 
 /**
- * One image
+ * One image, and which clusters and image sets need it
  */
 export const getImage = <ThrowOnError extends boolean = false>(options: Options<GetImageData, ThrowOnError>): RequestResult<GetImageResponses, GetImageErrors, ThrowOnError> => (options.client ?? client).get<GetImageResponses, GetImageErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
@@ -296,7 +296,7 @@ export const getImageSet = <ThrowOnError extends boolean = false>(options: Optio
 });
 
 /**
- * Which images of the set the registry cannot serve now
+ * Which images of the set the registry cannot serve now, and which bundles contain them
  */
 export const getMissingImages = <ThrowOnError extends boolean = false>(options: Options<GetMissingImagesData, ThrowOnError>): RequestResult<GetMissingImagesResponses, GetMissingImagesErrors, ThrowOnError> => (options.client ?? client).get<GetMissingImagesResponses, GetMissingImagesErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
@@ -562,7 +562,7 @@ export const listClusters = <ThrowOnError extends boolean = false>(options?: Opt
 });
 
 /**
- * Create a cluster from configured hosts
+ * Create a cluster from configured hosts, or register one that exists
  */
 export const createCluster = <ThrowOnError extends boolean = false>(options: Options<CreateClusterData, ThrowOnError>): RequestResult<CreateClusterResponses, CreateClusterErrors, ThrowOnError> => (options.client ?? client).post<CreateClusterResponses, CreateClusterErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
@@ -593,11 +593,100 @@ export const getCluster = <ThrowOnError extends boolean = false>(options: Option
 });
 
 /**
- * Would this cluster stand up now, with no network
+ * What an installer of the cluster needs: registry fields, runtime files, images
+ */
+export const getClusterConfiguration = <ThrowOnError extends boolean = false>(options: Options<GetClusterConfigurationData, ThrowOnError>): RequestResult<GetClusterConfigurationResponses, GetClusterConfigurationErrors, ThrowOnError> => (options.client ?? client).get<GetClusterConfigurationResponses, GetClusterConfigurationErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/clusters/{id}/configuration',
+    ...options
+});
+
+/**
+ * Would this cluster stand up now, with no network: from what is known
  */
 export const getClusterReadiness = <ThrowOnError extends boolean = false>(options: Options<GetClusterReadinessData, ThrowOnError>): RequestResult<GetClusterReadinessResponses, GetClusterReadinessErrors, ThrowOnError> => (options.client ?? client).get<GetClusterReadinessResponses, GetClusterReadinessErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/clusters/{id}/readiness',
+    ...options
+});
+
+/**
+ * Readiness checks, newest first
+ */
+export const listReadinessChecks = <ThrowOnError extends boolean = false>(options?: Options<ListReadinessChecksData, ThrowOnError>): RequestResult<ListReadinessChecksResponses, ListReadinessChecksErrors, ThrowOnError> => (options?.client ?? client).get<ListReadinessChecksResponses, ListReadinessChecksErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/readiness-checks',
+    ...options
+});
+
+/**
+ * Would it stand up: hosts pull for the answer, and `fix` pushes what is missing
+ */
+export const createReadinessCheck = <ThrowOnError extends boolean = false>(options: Options<CreateReadinessCheckData, ThrowOnError>): RequestResult<CreateReadinessCheckResponses, CreateReadinessCheckErrors, ThrowOnError> => (options.client ?? client).post<CreateReadinessCheckResponses, CreateReadinessCheckErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/readiness-checks',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
+ * One readiness check, with its answer when the job has succeeded
+ */
+export const getReadinessCheck = <ThrowOnError extends boolean = false>(options: Options<GetReadinessCheckData, ThrowOnError>): RequestResult<GetReadinessCheckResponses, GetReadinessCheckErrors, ThrowOnError> => (options.client ?? client).get<GetReadinessCheckResponses, GetReadinessCheckErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/readiness-checks/{id}',
+    ...options
+});
+
+/**
+ * Upgrades of a cluster, newest first
+ */
+export const listClusterUpgrades = <ThrowOnError extends boolean = false>(options: Options<ListClusterUpgradesData, ThrowOnError>): RequestResult<ListClusterUpgradesResponses, ListClusterUpgradesErrors, ThrowOnError> => (options.client ?? client).get<ListClusterUpgradesResponses, ListClusterUpgradesErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/clusters/{clusterId}/upgrades',
+    ...options
+});
+
+/**
+ * Upgrade a cluster, or with dryRun tell the plan; one from before the registry joins it by this
+ */
+export const createClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<CreateClusterUpgradeData, ThrowOnError>): RequestResult<CreateClusterUpgradeResponses, CreateClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).post<CreateClusterUpgradeResponses, CreateClusterUpgradeErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/clusters/{clusterId}/upgrades',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
+ * One upgrade: its plan, and how far each node is
+ */
+export const getClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<GetClusterUpgradeData, ThrowOnError>): RequestResult<GetClusterUpgradeResponses, GetClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).get<GetClusterUpgradeResponses, GetClusterUpgradeErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/clusters/{clusterId}/upgrades/{id}',
+    ...options
+});
+
+/**
+ * Hold the upgrade before its next node
+ */
+export const pauseClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<PauseClusterUpgradeData, ThrowOnError>): RequestResult<PauseClusterUpgradeResponses, PauseClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).post<PauseClusterUpgradeResponses, PauseClusterUpgradeErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/clusters/{clusterId}/upgrades/{id}/pause',
+    ...options
+});
+
+/**
+ * Let a paused upgrade go on
+ */
+export const resumeClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<ResumeClusterUpgradeData, ThrowOnError>): RequestResult<ResumeClusterUpgradeResponses, ResumeClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).post<ResumeClusterUpgradeResponses, ResumeClusterUpgradeErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/clusters/{clusterId}/upgrades/{id}/resume',
     ...options
 });
 
@@ -701,4 +790,17 @@ export const listWebhookDeliveries = <ThrowOnError extends boolean = false>(opti
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/webhook-deliveries',
     ...options
+});
+
+/**
+ * Tell endpoints of something: for the services of Airdock, which may say it twice
+ */
+export const createWebhookEvent = <ThrowOnError extends boolean = false>(options: Options<CreateWebhookEventData, ThrowOnError>): RequestResult<CreateWebhookEventResponses, CreateWebhookEventErrors, ThrowOnError> => (options.client ?? client).post<CreateWebhookEventResponses, CreateWebhookEventErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/webhook-events',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
 });

@@ -398,6 +398,59 @@ export type ImageLayer = {
     platform: string | null;
 };
 
+export type ImageInUse = {
+    id: string;
+    /**
+     * e.g. k8s.gcr.io/pause:3.2
+     */
+    upstream: string;
+    /**
+     * The first is the one that PMK rewrites to
+     */
+    localReferences: Array<string>;
+    digest: string;
+    mediaType: string;
+    imageIds: Array<string>;
+    platforms: Array<string>;
+    layers: Array<ImageLayer>;
+    /**
+     * Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of
+     */
+    companions: Array<string>;
+    sizeBytes: number;
+    /**
+     * The bundle that it came with first; null when the catalogue was rebuilt from the registry
+     */
+    firstBundleId: string | null;
+    /**
+     * The bundle that it came with last
+     */
+    bundleId: string | null;
+    firstPushedAt: string;
+    pushedAt: string;
+    /**
+     * null: not known, since cluster-svc did not answer
+     */
+    usedBy: ImageUsers | null;
+};
+
+export type ImageUsers = {
+    /**
+     * Sets that name it
+     */
+    imageSets: Array<{
+        id: string;
+        name: string;
+    }>;
+    /**
+     * Clusters that need those sets
+     */
+    clusters: Array<{
+        id: string;
+        name: string;
+    }>;
+};
+
 export type ImageDeletion = {
     dryRun: boolean;
     upstreams: Array<string>;
@@ -413,6 +466,10 @@ export type ImageDeletion = {
      * What other images use too: it stays
      */
     sharedBytes: number;
+    /**
+     * Who needs it: without force nothing is removed then; null with force, which does not ask
+     */
+    usedBy: ImageUsers | null;
 };
 
 export type CreateImageSet = {
@@ -462,6 +519,33 @@ export type MissingImages = {
      * Upstream references that the registry cannot serve now
      */
     missing: Array<string>;
+    /**
+     * All images of the set
+     */
+    images: Array<SetImage>;
+};
+
+export type SetImage = {
+    upstream: string;
+    /**
+     * As the registry answers now. changed: the name leads to something else than what was pushed, or than the digest that the set names
+     */
+    state: 'present' | 'changed' | 'missing';
+    /**
+     * The one that PMK rewrites to; null until it was pushed
+     */
+    localReference: string | null;
+    digest: string | null;
+    platforms: Array<string>;
+    sizeBytes: number | null;
+    /**
+     * Registered bundles that contain it, newest first
+     */
+    bundles: Array<{
+        id: string;
+        name: string;
+        platforms: Array<string>;
+    }>;
 };
 
 export type CreateVerification = {
@@ -1049,10 +1133,23 @@ export type ClusterDefaults = {
      * Of the DU; new clusters follow it
      */
     registryMode: 'none' | 'local' | 'external';
-    /**
-     * Merge into the control plane's create call
-     */
     fields: RegistryFields;
+    packages: PackageFields;
+    /**
+     * Registry mirrors of the nodes: REGISTRY_MIRRORS
+     */
+    mirrors: Array<string>;
+    /**
+     * Merge into the control plane's create call: `POST /qbert/v4/{projectId}/clusters`. Empty while the registry is off, which changes nothing then
+     */
+    pmk: {
+        [key: string]: string;
+    };
+    duVersion: string;
+    /**
+     * Whether a cluster from before the registry joins it by an upgrade: from DU 5.3 on
+     */
+    movesExistingClusters: boolean;
     /**
      * The first version that can use a local registry
      */
@@ -1066,19 +1163,60 @@ export type RegistryFields = {
     k8sPrivateRegistry: string;
 };
 
+export type PackageFields = {
+    dockerCentosPackageRepoUrl: string;
+    dockerUbuntuPackageRepoUrl: string;
+};
+
 export type CreateCluster = {
     name: string;
     /**
      * 1.20.11 or 1.20.11-pmk.2038
      */
     kubernetesVersion: string;
-    nodes: Array<ClusterNode>;
-    provisioner?: 'external';
+    nodes: Array<{
+        hostId: string;
+        role: 'controlPlane' | 'worker';
+    }>;
+    network?: ClusterNetwork;
+    options?: ClusterOptions;
+    /**
+     * Without it the DU's, also when that changes before the next upgrade
+     */
+    registryMode?: 'none' | 'local' | 'external';
+    /**
+     * Without it the newest set that is defined for the version
+     */
+    imageSetId?: string;
+    provisioner?: 'external' | 'kubeadm' | 'pmk';
+    /**
+     * The cluster runs already, from public registries or from warmed caches: it is only registered, and joins the registry by its next upgrade
+     */
+    existing?: boolean;
 };
 
-export type ClusterNode = {
-    hostId: string;
-    role: 'controlPlane' | 'worker';
+export type ClusterNetwork = {
+    /**
+     * Of the pods
+     */
+    containersCidr: string;
+    servicesCidr: string;
+    mtuSize: number;
+    networkPlugin: 'calico' | 'flannel';
+};
+
+export type ClusterOptions = {
+    containerRuntime: 'docker' | 'containerd';
+    allowWorkloadsOnMaster: boolean;
+    privileged: boolean;
+    /**
+     * Address of all control planes together
+     */
+    masterVipIpv4?: string;
+    /**
+     * The interface that has it
+     */
+    masterVipIface?: string;
 };
 
 export type ClusterPage = {
@@ -1094,27 +1232,322 @@ export type Cluster = {
     name: string;
     kubernetesVersion: string;
     nodes: Array<ClusterNode>;
-    imageSetId: string | null;
-    registryMode: 'none' | 'local' | 'external';
-    fields: RegistryFields;
+    network: ClusterNetwork;
+    options: ClusterOptions;
     /**
-     * external: Airdock verifies hosts and images and hands out the fields; someone else runs the installer
+     * The images of its version; null where the cluster needs none from the registry
      */
-    provisioner: 'external';
-    state: 'creating' | 'ready' | 'failed';
+    imageSetId: string | null;
+    /**
+     * Of the version that it is being upgraded to
+     */
+    targetImageSetId: string | null;
+    registryMode: RegistryState;
+    /**
+     * As it was created or last upgraded; a change of the defaults does not change it
+     */
+    fields: RegistryFields;
+    packages: PackageFields;
+    /**
+     * false: `cluster-defaults` have other fields now, and the cluster keeps what it has until it is upgraded; null: not known now
+     */
+    followsDefaults: boolean | null;
+    /**
+     * pmk: the PMK control plane of airdock.pmk. kubeadm: Airdock, over SSH. external: Airdock brings and verifies images and hands out the configuration; someone else runs the installer
+     */
+    provisioner: 'external' | 'kubeadm' | 'pmk';
+    /**
+     * What the provisioner calls it: the uuid of PMK
+     */
+    provisionerId: string | null;
+    /**
+     * paused: between two nodes of an upgrade; upgradeStopped: an upgrade has failed or was cancelled, nodes may have different versions
+     */
+    state: 'creating' | 'ready' | 'failed' | 'upgrading' | 'paused' | 'upgradeStopped';
+    /**
+     * Of its creation
+     */
     jobId: string;
+    /**
+     * The upgrade that has not been ended with success
+     */
+    upgradeId: string | null;
     createdAt: string;
+};
+
+export type ClusterNode = {
+    hostId: string;
+    role: 'controlPlane' | 'worker';
+    /**
+     * What the node runs; null until it is part of the cluster
+     */
+    kubernetesVersion: string | null;
+};
+
+export type RegistryState = {
+    /**
+     * What the cluster was asked for; without a wish the DU's mode of now
+     */
+    requested: 'none' | 'local' | 'external';
+    /**
+     * What it runs with. One from before the registry joins by an upgrade, and no other way
+     */
+    effective: 'none' | 'local' | 'external';
+};
+
+export type ClusterConfiguration = {
+    /**
+     * For the create call of PMK
+     */
+    pmk: {
+        [key: string]: unknown;
+    };
+    /**
+     * What points a runtime at the local registry. configure-hosts writes those of Docker and containerd
+     */
+    files: Array<RuntimeFile>;
+    /**
+     * Every image of the set, and what it is called here
+     */
+    images: Array<{
+        upstream: string;
+        reference: string;
+    }>;
+};
+
+export type RuntimeFile = {
+    runtime: 'docker' | 'containerd' | 'k3s' | 'rke2' | 'cri-o';
+    /**
+     * On the node
+     */
+    path: string;
+    text: string;
+    /**
+     * What else it needs
+     */
+    note: string | null;
 };
 
 export type Readiness = {
     ready: boolean;
-    missingImages: Array<string>;
-    hosts: Array<{
+    kubernetesVersion: string;
+    /**
+     * That the answer is for
+     */
+    registryMode: 'none' | 'local' | 'external';
+    imageSet: {
+        id: string;
+        name: string;
+        images: number;
+    } | null;
+    missingImages: Array<MissingImage>;
+    hosts: Array<ReadyHost>;
+    /**
+     * Everything that is in the way, each with its next step. Empty: it would stand up, with no network, now
+     */
+    problems: Array<Problem>;
+    /**
+     * Which images each host has pulled for this answer
+     */
+    pull: 'none' | 'sample' | 'all';
+    seenAt: string;
+};
+
+export type MissingImage = {
+    upstream: string;
+    /**
+     * changed: the name leads to another digest; wrongPlatform: not for every host
+     */
+    state: 'missing' | 'changed' | 'wrongPlatform';
+    /**
+     * That the hosts need and the registry does not have
+     */
+    platforms: Array<string>;
+    /**
+     * Registered bundles that have it for all hosts; without any it has to be carried in
+     */
+    bundles: Array<{
+        id: string;
+        name: string;
+    }>;
+};
+
+export type ReadyHost = {
+    hostId: string;
+    name: string;
+    /**
+     * null until it was checked
+     */
+    architecture: string | null;
+    configured: boolean;
+    drifted: boolean;
+    /**
+     * none: it has none, or needs none
+     */
+    tunnel: 'up' | 'connecting' | 'down' | 'none';
+    /**
+     * Images that the host pulled for this answer; null: it was not asked to
+     */
+    pulled: number | null;
+    failedPulls: Array<{
+        reference: string;
+        error: Problem;
+    }>;
+};
+
+export type CreateReadinessCheck = {
+    /**
+     * Whose hosts, version and registry mode are meant, where they are not given
+     */
+    clusterId?: string;
+    kubernetesVersion?: string;
+    hostIds?: Array<string>;
+    /**
+     * Without it the newest set that is defined for the version
+     */
+    imageSetId?: string;
+    /**
+     * sample: the smallest image of the set, by every host; all: every image
+     */
+    pull?: 'none' | 'sample' | 'all';
+    /**
+     * First pushes what is missing from registered bundles, and only that
+     */
+    fix?: boolean;
+};
+
+export type ReadinessCheckPage = {
+    items: Array<ReadinessCheck>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type ReadinessCheck = {
+    id: string;
+    clusterId: string | null;
+    kubernetesVersion: string;
+    hostIds: Array<string>;
+    /**
+     * sample: the smallest image of the set, by every host; all: every image
+     */
+    pull: 'none' | 'sample' | 'all';
+    fix: boolean;
+    state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+    result: Readiness | null;
+    /**
+     * Upstream references that `fix` has pushed
+     */
+    pushed: Array<string>;
+    jobId: string;
+    createdAt: string;
+};
+
+export type CreateUpgrade = {
+    /**
+     * 1.20.11 or 1.20.11-pmk.2038
+     */
+    kubernetesVersion: string;
+    /**
+     * Without it the newest set that is defined for the version
+     */
+    imageSetId?: string;
+    batch?: UpgradeBatchOptions;
+    /**
+     * Only tells the plan
+     */
+    dryRun?: boolean;
+};
+
+/**
+ * Default: one worker after the other. Control planes always go one by one, and first
+ */
+export type UpgradeBatchOptions = {
+    /**
+     * Workers at the same time
+     */
+    nodes?: number;
+    /**
+     * Of the workers, as PMK's batchUpgradePercent
+     */
+    percent?: number;
+};
+
+export type UpgradePage = {
+    items: Array<Upgrade>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type Upgrade = {
+    id: string;
+    clusterId: string;
+    from: string;
+    to: string;
+    dryRun: boolean;
+    batch: UpgradeBatchOptions;
+    plan: UpgradePlan;
+    nodes: Array<UpgradedNode>;
+    /**
+     * It waits, or will wait, before the next node
+     */
+    paused: boolean;
+    state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+    /**
+     * Cancel it to stop before the next node; retry it to go on
+     */
+    jobId: string;
+    createdAt: string;
+};
+
+export type UpgradePlan = {
+    from: string;
+    to: string;
+    kind: 'minor' | 'patch';
+    /**
+     * A cluster from before the registry joins it by this
+     */
+    registryMode: {
+        from: 'none' | 'local' | 'external';
+        to: 'none' | 'local' | 'external';
+    };
+    /**
+     * From registered bundles; what no bundle has is among the problems
+     */
+    imagesToPush: Array<MissingImage>;
+    /**
+     * References that every node pulls before the first one is drained; what it has costs nothing
+     */
+    imagesToPull: Array<string>;
+    /**
+     * In their order
+     */
+    batches: Array<Array<{
         hostId: string;
         name: string;
-        configured: boolean;
-        tunnelUp: boolean;
-    }>;
+        role: 'controlPlane' | 'worker';
+    }>>;
+    /**
+     * What restarts on each node
+     */
+    restarts: Array<string>;
+    /**
+     * What is in the way now, other than images that will be pushed
+     */
+    problems: Array<Problem>;
+    plannedAt: string;
+};
+
+export type UpgradedNode = {
+    hostId: string;
+    name: string;
+    role: 'controlPlane' | 'worker';
+    state: 'waiting' | 'upgrading' | 'done' | 'failed';
+    tries: number;
+    error: Problem | null;
 };
 
 export type CreateBackup = {
@@ -1175,13 +1608,13 @@ export type CreateWebhookEndpoint = {
      * http or https
      */
     url: string;
-    events?: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.restore.succeeded' | 'backup.restore.failed'>;
+    events?: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled'>;
 };
 
 export type CreatedWebhookEndpoint = {
     id: string;
     url: string;
-    events: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.restore.succeeded' | 'backup.restore.failed'>;
+    events: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled'>;
     createdAt: string;
     /**
      * whsec_…; shown this once
@@ -1200,7 +1633,7 @@ export type WebhookEndpointPage = {
 export type WebhookEndpoint = {
     id: string;
     url: string;
-    events: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.restore.succeeded' | 'backup.restore.failed'>;
+    events: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled'>;
     createdAt: string;
 };
 
@@ -1227,6 +1660,16 @@ export type WebhookDelivery = {
     createdAt: string;
     nextAttemptAt: string | null;
     deliveredAt: string | null;
+};
+
+export type WebhookEvent = {
+    id: string;
+    type: 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled';
+    /**
+     * What endpoints get
+     */
+    payload: string;
+    createdAt: string;
 };
 
 export type ListJobsData = {
@@ -1898,6 +2341,10 @@ export type DeleteImageData = {
          * Tells what would be removed and freed, and changes nothing
          */
         dryRun?: string;
+        /**
+         * Also when image sets or clusters need it
+         */
+        force?: string;
     };
     url: '/v1/images/{id}';
 };
@@ -1948,9 +2395,9 @@ export type GetImageError = GetImageErrors[keyof GetImageErrors];
 
 export type GetImageResponses = {
     /**
-     * One image
+     * One image, and which clusters and image sets need it
      */
-    200: Image;
+    200: ImageInUse;
 };
 
 export type GetImageResponse = GetImageResponses[keyof GetImageResponses];
@@ -1965,6 +2412,10 @@ export type DeleteImagesByDigestData = {
          * Tells what would be removed and freed, and changes nothing
          */
         dryRun?: string;
+        /**
+         * Also when image sets or clusters need it
+         */
+        force?: string;
     };
     url: '/v1/images/by-digest/{digest}';
 };
@@ -2074,7 +2525,12 @@ export type DeleteImageSetData = {
     path: {
         id: string;
     };
-    query?: never;
+    query?: {
+        /**
+         * Also when clusters need it
+         */
+        force?: string;
+    };
     url: '/v1/image-sets/{id}';
 };
 
@@ -2155,7 +2611,7 @@ export type GetMissingImagesError = GetMissingImagesErrors[keyof GetMissingImage
 
 export type GetMissingImagesResponses = {
     /**
-     * Which images of the set the registry cannot serve now
+     * Which images of the set the registry cannot serve now, and which bundles contain them
      */
     200: MissingImages;
 };
@@ -2989,6 +3445,10 @@ export type ListClustersData = {
          * `nextCursor` of the page before
          */
         cursor?: string;
+        /**
+         * Clusters that need this image set, or are being upgraded to it
+         */
+        imageSetId?: string;
     };
     url: '/v1/clusters';
 };
@@ -3043,7 +3503,7 @@ export type CreateClusterError = CreateClusterErrors[keyof CreateClusterErrors];
 
 export type CreateClusterResponses = {
     /**
-     * Create a cluster from configured hosts
+     * Create a cluster from configured hosts, or register one that exists
      */
     202: Job;
 };
@@ -3112,12 +3572,48 @@ export type GetClusterResponses = {
 
 export type GetClusterResponse = GetClusterResponses[keyof GetClusterResponses];
 
-export type GetClusterReadinessData = {
+export type GetClusterConfigurationData = {
     body?: never;
     path: {
         id: string;
     };
     query?: never;
+    url: '/v1/clusters/{id}/configuration';
+};
+
+export type GetClusterConfigurationErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetClusterConfigurationError = GetClusterConfigurationErrors[keyof GetClusterConfigurationErrors];
+
+export type GetClusterConfigurationResponses = {
+    /**
+     * What an installer of the cluster needs: registry fields, runtime files, images
+     */
+    200: ClusterConfiguration;
+};
+
+export type GetClusterConfigurationResponse = GetClusterConfigurationResponses[keyof GetClusterConfigurationResponses];
+
+export type GetClusterReadinessData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: {
+        /**
+         * Another one than the cluster's, e.g. of an upgrade
+         */
+        kubernetesVersion?: string;
+    };
     url: '/v1/clusters/{id}/readiness';
 };
 
@@ -3136,12 +3632,289 @@ export type GetClusterReadinessError = GetClusterReadinessErrors[keyof GetCluste
 
 export type GetClusterReadinessResponses = {
     /**
-     * Would this cluster stand up now, with no network
+     * Would this cluster stand up now, with no network: from what is known
      */
     200: Readiness;
 };
 
 export type GetClusterReadinessResponse = GetClusterReadinessResponses[keyof GetClusterReadinessResponses];
+
+export type ListReadinessChecksData = {
+    body?: never;
+    path?: never;
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/readiness-checks';
+};
+
+export type ListReadinessChecksErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListReadinessChecksError = ListReadinessChecksErrors[keyof ListReadinessChecksErrors];
+
+export type ListReadinessChecksResponses = {
+    /**
+     * Readiness checks, newest first
+     */
+    200: ReadinessCheckPage;
+};
+
+export type ListReadinessChecksResponse = ListReadinessChecksResponses[keyof ListReadinessChecksResponses];
+
+export type CreateReadinessCheckData = {
+    body: CreateReadinessCheck;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/readiness-checks';
+};
+
+export type CreateReadinessCheckErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateReadinessCheckError = CreateReadinessCheckErrors[keyof CreateReadinessCheckErrors];
+
+export type CreateReadinessCheckResponses = {
+    /**
+     * Would it stand up: hosts pull for the answer, and `fix` pushes what is missing
+     */
+    202: Job;
+};
+
+export type CreateReadinessCheckResponse = CreateReadinessCheckResponses[keyof CreateReadinessCheckResponses];
+
+export type GetReadinessCheckData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/readiness-checks/{id}';
+};
+
+export type GetReadinessCheckErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetReadinessCheckError = GetReadinessCheckErrors[keyof GetReadinessCheckErrors];
+
+export type GetReadinessCheckResponses = {
+    /**
+     * One readiness check, with its answer when the job has succeeded
+     */
+    200: ReadinessCheck;
+};
+
+export type GetReadinessCheckResponse = GetReadinessCheckResponses[keyof GetReadinessCheckResponses];
+
+export type ListClusterUpgradesData = {
+    body?: never;
+    path: {
+        clusterId: string;
+    };
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/clusters/{clusterId}/upgrades';
+};
+
+export type ListClusterUpgradesErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListClusterUpgradesError = ListClusterUpgradesErrors[keyof ListClusterUpgradesErrors];
+
+export type ListClusterUpgradesResponses = {
+    /**
+     * Upgrades of a cluster, newest first
+     */
+    200: UpgradePage;
+};
+
+export type ListClusterUpgradesResponse = ListClusterUpgradesResponses[keyof ListClusterUpgradesResponses];
+
+export type CreateClusterUpgradeData = {
+    body: CreateUpgrade;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path: {
+        clusterId: string;
+    };
+    query?: never;
+    url: '/v1/clusters/{clusterId}/upgrades';
+};
+
+export type CreateClusterUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateClusterUpgradeError = CreateClusterUpgradeErrors[keyof CreateClusterUpgradeErrors];
+
+export type CreateClusterUpgradeResponses = {
+    /**
+     * Upgrade a cluster, or with dryRun tell the plan; one from before the registry joins it by this
+     */
+    202: Job;
+};
+
+export type CreateClusterUpgradeResponse = CreateClusterUpgradeResponses[keyof CreateClusterUpgradeResponses];
+
+export type GetClusterUpgradeData = {
+    body?: never;
+    path: {
+        clusterId: string;
+        id: string;
+    };
+    query?: never;
+    url: '/v1/clusters/{clusterId}/upgrades/{id}';
+};
+
+export type GetClusterUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetClusterUpgradeError = GetClusterUpgradeErrors[keyof GetClusterUpgradeErrors];
+
+export type GetClusterUpgradeResponses = {
+    /**
+     * One upgrade: its plan, and how far each node is
+     */
+    200: Upgrade;
+};
+
+export type GetClusterUpgradeResponse = GetClusterUpgradeResponses[keyof GetClusterUpgradeResponses];
+
+export type PauseClusterUpgradeData = {
+    body?: never;
+    path: {
+        clusterId: string;
+        id: string;
+    };
+    query?: never;
+    url: '/v1/clusters/{clusterId}/upgrades/{id}/pause';
+};
+
+export type PauseClusterUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type PauseClusterUpgradeError = PauseClusterUpgradeErrors[keyof PauseClusterUpgradeErrors];
+
+export type PauseClusterUpgradeResponses = {
+    /**
+     * Hold the upgrade before its next node
+     */
+    200: Upgrade;
+};
+
+export type PauseClusterUpgradeResponse = PauseClusterUpgradeResponses[keyof PauseClusterUpgradeResponses];
+
+export type ResumeClusterUpgradeData = {
+    body?: never;
+    path: {
+        clusterId: string;
+        id: string;
+    };
+    query?: never;
+    url: '/v1/clusters/{clusterId}/upgrades/{id}/resume';
+};
+
+export type ResumeClusterUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ResumeClusterUpgradeError = ResumeClusterUpgradeErrors[keyof ResumeClusterUpgradeErrors];
+
+export type ResumeClusterUpgradeResponses = {
+    /**
+     * Let a paused upgrade go on
+     */
+    200: Upgrade;
+};
+
+export type ResumeClusterUpgradeResponse = ResumeClusterUpgradeResponses[keyof ResumeClusterUpgradeResponses];
 
 export type ListBackupsData = {
     body?: never;
@@ -3492,3 +4265,32 @@ export type ListWebhookDeliveriesResponses = {
 };
 
 export type ListWebhookDeliveriesResponse = ListWebhookDeliveriesResponses[keyof ListWebhookDeliveriesResponses];
+
+export type CreateWebhookEventData = {
+    body: WebhookEvent;
+    path?: never;
+    query?: never;
+    url: '/v1/webhook-events';
+};
+
+export type CreateWebhookEventErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateWebhookEventError = CreateWebhookEventErrors[keyof CreateWebhookEventErrors];
+
+export type CreateWebhookEventResponses = {
+    /**
+     * Tell endpoints of something: for the services of Airdock, which may say it twice
+     */
+    204: void;
+};
+
+export type CreateWebhookEventResponse = CreateWebhookEventResponses[keyof CreateWebhookEventResponses];

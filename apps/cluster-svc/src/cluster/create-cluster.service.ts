@@ -1,0 +1,83 @@
+import { AppError } from '@airdock/core/errors';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { Injectable } from '@nestjs/common';
+import type { Target } from '../provisioner/provisioner.js';
+import { ProvisionerService } from '../provisioner/provisioner.service.js';
+import { ClusterFacts } from '../readiness/cluster-facts.service.js';
+import type { Cluster } from './cluster.schema.js';
+import { ClusterService } from './cluster.service.js';
+
+/** What a cluster should be made into; of an upgrade what it leads to. */
+type Wanted = Pick<Cluster, 'kubernetesVersion' | 'imageSetId' | 'fields' | 'packages'>;
+
+/** Makes clusters: every image on every node first, then the provisioner. */
+@Injectable()
+export class CreateClusterService {
+  constructor(
+    private readonly clusters: ClusterService,
+    private readonly facts: ClusterFacts,
+    private readonly provisioners: ProvisionerService,
+  ) {}
+
+  /** The job of a cluster's creation. */
+  async run(context: JobContext): Promise<Record<string, unknown>> {
+    const cluster = await this.clusters.get(context.resourceId);
+    const { id, kubernetesVersion, imageSetId, fields, registryMode } = cluster;
+    const provisioner = this.provisioners.get(cluster.provisioner);
+    if (await this.clusters.isExisting(id)) return this.register(cluster, context);
+    const target = await this.targetOf(cluster, cluster);
+    const imagesPerHost = await this.pullImages(target, imageSetId, `cluster-create-${context.jobId}-${context.attempt}`, context);
+    context.progress({ phase: 'provision' });
+    await provisioner.create(target, context, (provisionerId) => this.clusters.update(id, { provisionerId }));
+    await this.clusters.setNodes(id, kubernetesVersion);
+    return { registryMode: registryMode.effective, fields, hosts: target.nodes.length, imagesPerHost };
+  }
+
+  /** A cluster that runs already is as its provisioner says. */
+  private async register(cluster: Cluster, { signal }: JobContext): Promise<Record<string, unknown>> {
+    const found = await this.provisioners.get(cluster.provisioner).find(cluster, signal);
+    if (found.kubernetesVersion !== cluster.kubernetesVersion)
+      throw new AppError('cluster_diverged', { detail: `${cluster.name} runs ${found.kubernetesVersion}, and was registered with ${cluster.kubernetesVersion}` });
+    const { fields, provisionerId } = found;
+    await this.clusters.update(cluster.id, { provisionerId, ...(fields ? { fields } : {}) });
+    await this.clusters.setNodes(cluster.id, cluster.kubernetesVersion);
+    return { hosts: cluster.nodes.length };
+  }
+
+  /** The cluster as its provisioner should make it. */
+  async targetOf({ nodes, ...cluster }: Cluster, { kubernetesVersion, imageSetId, fields, packages }: Wanted): Promise<Target> {
+    const hosts = await this.facts.hosts(nodes.map(({ hostId }) => hostId));
+    const set = await this.facts.imageSetOf(kubernetesVersion, imageSetId);
+    const images = set && imageSetId ? (await this.facts.imagesOf(set)).images : [];
+    const pause = images.filter(({ upstream }) => /\/pause:/.test(upstream)).slice(0, 1);
+    return {
+      ...cluster,
+      ...{ kubernetesVersion, fields, packages },
+      nodes: nodes.map((node, index) => ({ ...node, host: hosts[index] as Target['nodes'][number]['host'] })),
+      pauseImage: this.facts.references(pause, fields.k8sPrivateRegistry)[0],
+    };
+  }
+
+  /**
+   * Every node pulls every image of the set by its local name: afterwards an installer needs no network but the tunnel. Returns how many.
+   * Throws `host_pull_failed` with all failures, and what keeps a host from being asked.
+   */
+  async pullImages({ nodes, fields }: Target, imageSetId: string | null, key: string, context: JobContext): Promise<number> {
+    if (!imageSetId) return 0;
+    const { images } = await this.facts.imagesOf({ id: imageSetId, name: '' });
+    const references = this.facts.references(images, fields.k8sPrivateRegistry);
+    context.progress({ phase: 'pull', itemsTotal: nodes.length * references.length });
+    const results = await this.facts.pull(
+      key,
+      nodes.map(({ hostId }) => hostId),
+      references,
+      context,
+    );
+    const failures = results.flatMap(({ hostName, pulls, error }) => [
+      ...(error ? [`${hostName}: ${error.detail ?? error.title}`] : []),
+      ...pulls.flatMap((one) => (one.error ? [`${hostName}: ${one.reference}: ${one.error.detail ?? one.error.title}`] : [])),
+    ]);
+    if (failures.length > 0) throw new AppError('host_pull_failed', { detail: failures.slice(0, 20).join('; '), failures: failures.slice(0, 200) });
+    return references.length;
+  }
+}

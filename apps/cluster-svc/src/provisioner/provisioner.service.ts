@@ -1,0 +1,22 @@
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { Inject, Injectable } from '@nestjs/common';
+import type { ProvisionerName } from '../cluster/cluster.schema.js';
+import { ExternalProvisioner } from './external.provisioner.js';
+// KUBEADM
+import { PmkProvisioner } from './pmk.provisioner.js';
+import type { Provisioner } from './provisioner.js';
+
+/** The provisioners, by name. */
+@Injectable()
+export class ProvisionerService {
+  private readonly provisioners: Record<ProvisionerName, Provisioner>;
+
+  constructor(@Inject(CONFIG) config: Config, clients: ServiceClients) {
+    this.provisioners = { external: new ExternalProvisioner(), kubeadm: new ExternalProvisioner(), pmk: new PmkProvisioner(config) };
+  }
+
+  get(name: ProvisionerName): Provisioner {
+    return this.provisioners[name];
+  }
+}

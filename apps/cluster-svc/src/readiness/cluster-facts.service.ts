@@ -1,0 +1,93 @@
+import {
+  createHostCheck,
+  createPush,
+  getHost,
+  getHostCheck,
+  getImageSet,
+  getMissingImages,
+  listImageSets,
+  listTunnels,
+} from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { Host, HostCheckResult, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
+import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { Injectable } from '@nestjs/common';
+import pLimit from 'p-limit';
+
+const requestsAtOnce = 16;
+
+/** The images that a version needs, as the registry has them now. */
+export interface ClusterImages {
+  id: string;
+  name: string;
+  images: SetImage[];
+}
+
+/** What the other services know of the hosts and images of a cluster, and what they do for it. */
+@Injectable()
+export class ClusterFacts {
+  constructor(private readonly clients: ServiceClients) {}
+
+  /** In the order of the ids. Throws `resource_not_found`. */
+  async hosts(ids: readonly string[]): Promise<Host[]> {
+    const limit = pLimit(requestsAtOnce);
+    return Promise.all(
+      ids.map((id) => limit(async () => (await getHost({ client: this.clients.host, path: { id }, throwOnError: true })).data)),
+    );
+  }
+
+  /** By the id of the host. */
+  async tunnels(hostIds: readonly string[]): Promise<Map<string, Tunnel>> {
+    const wanted = new Set(hostIds);
+    const found = new Map<string, Tunnel>();
+    let cursor: string | undefined;
+    do {
+      const query = { limit: 500, ...(cursor ? { cursor } : {}) };
+      const { data } = await listTunnels({ client: this.clients.host, query, throwOnError: true });
+      for (const tunnel of data.items) if (wanted.has(tunnel.hostId)) found.set(tunnel.hostId, tunnel);
+      cursor = data.nextCursor;
+    } while (cursor && found.size < wanted.size);
+    return found;
+  }
+
+  /** The set with this id, or the newest one of a version. */
+  async imageSetOf(kubernetesVersion: string, id?: string | null): Promise<{ id: string; name: string } | undefined> {
+    if (id) return (await getImageSet({ client: this.clients.image, path: { id }, throwOnError: true })).data;
+    const { data } = await listImageSets({ client: this.clients.image, query: { kubernetesVersion }, throwOnError: true });
+    return data.items[0];
+  }
+
+  async imagesOf({ id, name }: { id: string; name: string }): Promise<ClusterImages> {
+    const { data } = await getMissingImages({ client: this.clients.image, path: { id }, throwOnError: true });
+    return { id, name, images: data.images };
+  }
+
+  /** What the images of a set are called on hosts whose registry is `host`. */
+  references(images: readonly SetImage[], host: string): string[] {
+    return images.flatMap(({ localReference }) => (localReference ? [formatReference({ ...parseReference(localReference), registry: host })] : []));
+  }
+
+  /** Every host pulls every reference with its own runtime. Asking again with the same key, after a crash, finds the first check. */
+  async pull(key: string, hostIds: readonly string[], references: readonly string[], { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<HostCheckResult[]> {
+    const { data: started } = await createHostCheck({
+      client: this.clients.host,
+      headers: { 'Idempotency-Key': key },
+      body: { hostIds: [...hostIds], pull: [...references] },
+      throwOnError: true,
+    });
+    const job = await followJob(this.clients.host, started.id, signal, ({ progress: done }) => progress({ itemsDone: done.itemsDone * references.length }));
+    // A host that could not be checked is told with its result.
+    if (typeof job.error?.host !== 'string') assertSucceeded(job);
+    const { data } = await getHostCheck({ client: this.clients.host, path: { id: started.resource.split('/').at(-1) ?? '' }, throwOnError: true });
+    return data.results ?? [];
+  }
+
+  /** Pushes images of a bundle, and waits for it. */
+  async push(key: string, bundleId: string, images: readonly string[], signal: AbortSignal): Promise<void> {
+    const headers = { 'Idempotency-Key': key };
+    const { data } = await createPush({ client: this.clients.image, headers, body: { bundleId, images: [...images] }, throwOnError: true });
+    assertSucceeded(await followJob(this.clients.image, data.id, signal));
+  }
+}

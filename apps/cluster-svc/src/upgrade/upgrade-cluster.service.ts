@@ -1,0 +1,146 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { AppError, isTransient, toProblem } from '@airdock/core/errors';
+import { now } from '@airdock/platform/database';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { Injectable } from '@nestjs/common';
+import type { Cluster } from '../cluster/cluster.schema.js';
+import { ClusterService, notReady } from '../cluster/cluster.service.js';
+import { CreateClusterService } from '../cluster/create-cluster.service.js';
+import type { Provisioner, Target } from '../provisioner/provisioner.js';
+import { ProvisionerService } from '../provisioner/provisioner.service.js';
+import { ReadinessService } from '../readiness/readiness.service.js';
+import type { UpgradeEntity } from './upgrade.entity.js';
+import type { UpgradedNode } from './upgrade.schema.js';
+import { batchesOf, batchSize, UpgradeService } from './upgrade.service.js';
+
+const pauseLookMs = 1_000;
+
+/**
+ * Upgrades a cluster: images into the registry, the gate of readiness, images onto every node before anything is drained, then node after node. What is done
+ * is on the row before and after each node, so that a run after a crash, a failure or a cancellation goes on with the node where the last one stopped.
+ */
+@Injectable()
+export class UpgradeCluster {
+  constructor(
+    private readonly upgrades: UpgradeService,
+    private readonly clusters: ClusterService,
+    private readonly creation: CreateClusterService,
+    private readonly readiness: ReadinessService,
+    private readonly provisioners: ProvisionerService,
+  ) {}
+
+  async run(context: JobContext): Promise<Record<string, unknown>> {
+    const upgrade = await this.upgrades.row(context.resourceId);
+    const cluster = await this.clusters.get(upgrade.clusterId);
+    if (cluster.upgradeId !== upgrade.id) throw new AppError('cluster_busy', { detail: `upgrade ${cluster.upgradeId} has taken its place` });
+    const target = await this.creation.targetOf(cluster, { ...upgrade, kubernetesVersion: upgrade.to });
+    if (!upgrade.pulledAt) await this.bringImages(upgrade, target, context);
+
+    const provisioner = this.provisioners.get(cluster.provisioner);
+    context.progress({ phase: 'upgrade', itemsTotal: target.nodes.length });
+    if (provisioner.upgradeCluster) await this.upgradeAll(provisioner, upgrade, target, context);
+    else await this.upgradeNodes(provisioner, upgrade, target, context);
+
+    context.progress({ phase: 'verify' });
+    const { registryMode, fields } = await this.verify(provisioner, cluster, upgrade, target, context);
+    const { imageSetId, packages, to } = upgrade;
+    await this.clusters.setNodes(cluster.id, to);
+    await this.clusters.finishUpgrade(cluster.id, upgrade.id, { kubernetesVersion: to, imageSetId, effectiveMode: registryMode, fields, packages });
+    return { from: upgrade.from, to, registryMode, nodes: target.nodes.length };
+  }
+
+  private async bringImages(upgrade: UpgradeEntity, target: Target, context: JobContext): Promise<void> {
+    const { to, registryMode, imageSetId } = upgrade;
+    const question = { kubernetesVersion: to, registryMode, imageSetId, hostIds: target.nodes.map(({ hostId }) => hostId) };
+    if (upgrade.plan.imagesToPush.length > 0) await this.readiness.pushMissing(question, context);
+    context.progress({ phase: 'gate' });
+    const answer = await this.readiness.answer(question);
+    if (!answer.ready) throw notReady(answer);
+    await this.creation.pullImages(target, imageSetId, `upgrade-${context.jobId}-${context.attempt}`, context);
+    upgrade.pulledAt = now();
+    await this.upgrades.save(upgrade.id, { pulledAt: upgrade.pulledAt });
+  }
+
+  /** The provisioner has its own order; nobody can hold it between nodes. */
+  private async upgradeAll(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, context: JobContext): Promise<void> {
+    await this.waitWhilePaused(upgrade, context);
+    const size = { nodes: batchSize(upgrade.batch, upgrade.nodes), percent: upgrade.batch.percent };
+    await provisioner.upgradeCluster?.(target, size, context, async (hostIds) => {
+      const done = upgrade.nodes.filter(({ hostId, state }) => state !== 'done' && hostIds.includes(hostId));
+      if (done.length > 0) await this.note(upgrade, done, { state: 'done', error: null });
+    });
+  }
+
+  private async upgradeNodes(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, context: JobContext): Promise<void> {
+    // A node that is half way comes first: never are there two.
+    const isHalfWay = ({ state }: UpgradedNode) => state === 'upgrading' || state === 'failed';
+    const size = batchSize(upgrade.batch, upgrade.nodes);
+    const left = upgrade.nodes.filter(({ state }) => state !== 'done');
+    const batches = [left.filter(isHalfWay), ...batchesOf(left.filter((node) => !isHalfWay(node)), size)].filter((batch) => batch.length > 0);
+    for (const batch of batches) {
+      context.progress({ itemsDone: upgrade.nodes.filter(({ state }) => state === 'done').length });
+      await this.waitWhilePaused(upgrade, context);
+      await this.upgradeBatch(provisioner, upgrade, target, batch, context.signal);
+    }
+  }
+
+  /** All of a batch are let end, whatever becomes of one. Throws the first failure. */
+  private async upgradeBatch(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, batch: UpgradedNode[], signal: AbortSignal): Promise<void> {
+    await this.note(upgrade, batch, { state: 'upgrading' });
+    const nodeSignal = untilInterrupted(signal);
+    const ends = await Promise.allSettled(
+      batch.map(async (node) => {
+        const own = target.nodes.find(({ hostId }) => hostId === node.hostId);
+        if (!own) throw new AppError('cluster_diverged', { detail: `${node.name} is no longer in the cluster` });
+        try {
+          await provisioner.upgradeNode?.(target, own, `upgrade-${upgrade.id}-${node.hostId}-${node.tries}`, nodeSignal);
+        } catch (error) {
+          // It goes on by itself, or is asked for again under the same key.
+          if (nodeSignal.aborted || isTransient(error)) throw error;
+          await this.note(upgrade, [node], { state: 'failed', tries: node.tries + 1, error: toProblem(error) });
+          throw error;
+        }
+        await this.note(upgrade, [node], { state: 'done', error: null });
+        await this.clusters.setNodes(upgrade.clusterId, upgrade.to, [node.hostId]);
+      }),
+    );
+    const failed = ends.find((end) => end.status === 'rejected');
+    if (failed) throw failed.reason;
+  }
+
+  private async note(upgrade: UpgradeEntity, nodes: readonly UpgradedNode[], values: Partial<UpgradedNode>): Promise<void> {
+    for (const node of nodes) Object.assign(node, values);
+    await this.upgrades.save(upgrade.id, { nodes: upgrade.nodes });
+  }
+
+  /** What the cluster runs with now. PMK may have kept the registry fields of its creation: then the cluster has not joined, whatever was asked for. */
+  private async verify(provisioner: Provisioner, cluster: Cluster, upgrade: UpgradeEntity, target: Target, { signal }: JobContext) {
+    const found = await provisioner.find(target, signal);
+    if (found.kubernetesVersion !== upgrade.to)
+      throw new AppError('cluster_diverged', { detail: `${cluster.name} runs ${found.kubernetesVersion} after its upgrade to ${upgrade.to}` });
+    const fields = found.fields ?? upgrade.fields;
+    const hasJoined = JSON.stringify(fields) === JSON.stringify(upgrade.fields);
+    return { registryMode: hasJoined ? upgrade.registryMode : cluster.registryMode.effective, fields };
+  }
+
+  /** Between two nodes: the place where an upgrade is held, or is cancelled. */
+  private async waitWhilePaused({ clusterId }: UpgradeEntity, { signal, progress }: JobContext): Promise<void> {
+    signal.throwIfAborted();
+    while (await this.clusters.isPaused(clusterId)) {
+      progress({ phase: 'paused' });
+      await delay(pauseLookMs, undefined, { signal }).catch(() => signal.throwIfAborted());
+    }
+    progress({ phase: 'upgrade' });
+  }
+}
+
+/** Aborts when the job goes on elsewhere, not when it is cancelled: a node that was begun is finished. */
+function untilInterrupted(signal: AbortSignal): AbortSignal {
+  const controller = new AbortController();
+  const onAbort = () => {
+    if (!(signal.reason instanceof AppError) || signal.reason.code !== 'job_cancelled') controller.abort(signal.reason);
+  };
+  if (signal.aborted) onAbort();
+  else signal.addEventListener('abort', onAbort, { once: true });
+  return controller.signal;
+}

@@ -1,0 +1,151 @@
+import { AppError, type Problem } from '@airdock/core/errors';
+import { upgradeKind } from '@airdock/core/kubernetes-version';
+import { columns, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
+import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { newId } from '@airdock/platform/ids';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import type { Repository } from 'typeorm';
+import type { Cluster } from '../cluster/cluster.schema.js';
+import { ClusterService, notReady } from '../cluster/cluster.service.js';
+import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
+import { ProvisionerService } from '../provisioner/provisioner.service.js';
+import { ClusterFacts } from '../readiness/cluster-facts.service.js';
+import { ReadinessService } from '../readiness/readiness.service.js';
+import { UpgradeEntity } from './upgrade.entity.js';
+import type { CreateUpgrade, Upgrade, UpgradedNode, UpgradePlan } from './upgrade.schema.js';
+
+export const upgradeJobType = 'cluster.upgrade';
+/** Of its own, so that nobody is told of an upgrade that was only planned. */
+export const planUpgradeJobType = 'cluster.plan-upgrade';
+
+/** Upgrades of clusters: the plan, the rules, and what became of each node; UpgradeCluster does them. */
+@Injectable()
+export class UpgradeService {
+  constructor(
+    @InjectRepository(UpgradeEntity, 'cluster') private readonly upgrades: Repository<UpgradeEntity>,
+    private readonly clusters: ClusterService,
+    private readonly defaults: ClusterDefaultsService,
+    private readonly provisioners: ProvisionerService,
+    private readonly readiness: ReadinessService,
+    private readonly facts: ClusterFacts,
+    private readonly jobs: JobsService,
+  ) {}
+
+  /**
+   * Accepts an upgrade that could be begun now. Throws `upgrade_refused`, `kubernetes_version_unsupported`, `du_version_unsupported`, `cluster_busy`, and what is
+   * in the way as `ClusterService.create` does; with `dryRun` that is told by the plan.
+   */
+  async create(clusterId: string, request: JobRequest, { kubernetesVersion: to, imageSetId, batch, dryRun }: CreateUpgrade): Promise<Job> {
+    const first = await this.jobs.findRequested(request.requestKey);
+    if (first) return first;
+    const cluster = await this.clusters.get(clusterId);
+    if (!dryRun) await this.assertFree(cluster, to);
+    const kind = upgradeKind(cluster.kubernetesVersion, to);
+    const settings = await this.defaults.forCluster(cluster.registryMode.requested, to, cluster.registryMode.effective !== 'none');
+    await this.provisioners.get(cluster.provisioner).checkUpgrade(cluster, to);
+    const { registryMode, fields, packages } = settings;
+    const hostIds = cluster.nodes.map(({ hostId }) => hostId);
+    const question = { kubernetesVersion: to, registryMode, hostIds, imageSetId };
+    const answer = await this.readiness.answer(question);
+    const toPush = answer.missingImages.filter(({ bundles }) => bundles.length > 0);
+    // Images that bundles have are pushed by the job.
+    const problems = answer.problems.filter((problem) => problem.code !== 'images_missing' || toPush.length < answer.missingImages.length) as Problem[];
+    if (!dryRun && problems.length > 0) throw notReady({ problems });
+
+    const names = new Map(answer.hosts.map(({ hostId, name }) => [hostId, name]));
+    const nodes = inOrder(cluster).map(({ hostId, role }) => ({ hostId, name: names.get(hostId) ?? '', role }));
+    const set = answer.imageSet ? await this.facts.imagesOf(answer.imageSet) : undefined;
+    const plan: UpgradePlan = {
+      ...{ from: cluster.kubernetesVersion, to, kind, registryMode: { from: cluster.registryMode.effective, to: registryMode } },
+      imagesToPush: toPush,
+      imagesToPull: set ? this.facts.references(set.images, fields.k8sPrivateRegistry) : [],
+      batches: batchesOf(nodes, batchSize(batch, nodes)),
+      restarts: cluster.provisioner === 'external' ? [] : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
+      problems,
+      plannedAt: now(),
+    };
+    const id = newId();
+    const row: UpgradeEntity = {
+      ...{ id, clusterId, from: cluster.kubernetesVersion, to, dryRun, batch, registryMode, fields, packages, plan },
+      ...{ imageSetId: answer.imageSet?.id ?? null, pulledAt: null, jobId: request.id, createdAt: now() },
+      nodes: nodes.map((node) => ({ ...node, state: 'waiting', tries: 0, error: null })),
+    };
+    const claim = { upgradeId: id, upgradeJobId: request.id, targetImageSetId: row.imageSetId };
+    try {
+      const type = dryRun ? planUpgradeJobType : upgradeJobType;
+      return await this.jobs.submit({ ...request, type, resource: `/v1/clusters/${clusterId}/upgrades/${id}` }, [
+        ...(dryRun ? [] : [this.clusters.claimUpgrade(clusterId, cluster.upgradeId, claim)]),
+        this.upgrades.createQueryBuilder().insert().values(columns(row)),
+      ]);
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'resource_changed') throw new AppError('cluster_busy', { detail: 'another upgrade was begun' });
+      throw error;
+    }
+  }
+
+  /** Nothing else may be done to the cluster; one that an upgrade has left half way goes where that led, and nowhere else. */
+  private async assertFree({ jobId, upgradeId, state }: Cluster, to: string): Promise<void> {
+    await this.clusters.assertIdle([jobId]);
+    if (state === 'failed') throw new AppError('cluster_busy', { detail: 'the cluster was not created: retry that job first', jobId });
+    if (!upgradeId) return;
+    const last = await getRow(this.upgrades, upgradeId);
+    await this.clusters.assertIdle([last.jobId]);
+    if (last.to !== to && last.nodes.some((node) => node.state !== 'waiting'))
+      throw new AppError('upgrade_refused', { detail: `nodes have ${last.to} already: finish the upgrade to it first, by a retry of job ${last.jobId}` });
+  }
+
+  async list(clusterId: string, query: PageQuery): Promise<Page<Upgrade>> {
+    const cluster = await this.clusters.get(clusterId);
+    const { items, nextCursor } = await findPage(this.upgrades, query, { clusterId });
+    return { items: await Promise.all(items.map((row) => this.toResource(row, cluster))), nextCursor };
+  }
+
+  async get(clusterId: string, id: string): Promise<Upgrade> {
+    const row = await this.row(id);
+    if (row.clusterId !== clusterId) throw new AppError('resource_not_found', { detail: `no upgrade with id ${id} of this cluster` });
+    return this.toResource(row, await this.clusters.get(clusterId));
+  }
+
+  async setPaused(clusterId: string, id: string, isPaused: boolean): Promise<Upgrade> {
+    await this.get(clusterId, id);
+    await this.clusters.setPaused(clusterId, id, isPaused);
+    return this.get(clusterId, id);
+  }
+
+  /** As the job works with it. */
+  row(id: string): Promise<UpgradeEntity> {
+    return getRow(this.upgrades, id);
+  }
+
+  async save(id: string, values: Partial<Pick<UpgradeEntity, 'nodes' | 'pulledAt'>>): Promise<void> {
+    await this.upgrades.update({ id }, columns<UpgradeEntity>(values));
+  }
+
+  private async toResource(row: UpgradeEntity, cluster: Cluster): Promise<Upgrade> {
+    const job = await this.jobs.find(row.jobId);
+    return { ...row, paused: cluster.upgradeId === row.id && (await this.clusters.isPaused(cluster.id)), state: job?.state ?? 'failed' };
+  }
+}
+
+/** Control planes first, each in the order that the cluster was created with. */
+export const inOrder = ({ nodes }: Pick<Cluster, 'nodes'>): Cluster['nodes'] => [
+  ...nodes.filter(({ role }) => role === 'controlPlane'),
+  ...nodes.filter(({ role }) => role === 'worker'),
+];
+
+export function batchSize({ nodes, percent }: CreateUpgrade['batch'], all: readonly Pick<UpgradedNode, 'role'>[]): number {
+  const workers = all.filter(({ role }) => role === 'worker').length;
+  return nodes ?? Math.max(1, Math.floor((workers * (percent ?? 0)) / 100));
+}
+
+/** Control planes one by one, workers so many at a time. */
+export function batchesOf<T extends Pick<UpgradedNode, 'role'>>(nodes: readonly T[], size: number): T[][] {
+  const workers = nodes.filter(({ role }) => role === 'worker');
+  const batches = nodes.filter(({ role }) => role === 'controlPlane').map((node) => [node]);
+  for (let start = 0; start < workers.length; start += size) batches.push(workers.slice(start, start + size));
+  return batches;
+}

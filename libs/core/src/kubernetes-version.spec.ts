@@ -1,0 +1,36 @@
+import { describe, expect, it } from 'vitest';
+import { formatUpstreamVersion, parseKubernetesVersion, supportsLocalRegistry, upgradeKind } from './kubernetes-version.js';
+
+describe('Kubernetes versions', () => {
+  it.each([
+    ['1.20.11', { major: 1, minor: 20, patch: 11, build: undefined }],
+    ['v1.20.11', { major: 1, minor: 20, patch: 11, build: undefined }],
+    ['1.20.11-pmk.2038', { major: 1, minor: 20, patch: 11, build: 2038 }],
+  ])('reads %s', (text, version) => expect(parseKubernetesVersion(text)).toEqual(version));
+
+  it.each(['1.20', 'latest', '1.20.11-rc.1', '1.20.11-pmk.x', ''])('refuses %s', (text) => {
+    expect(() => parseKubernetesVersion(text)).toThrow(expect.objectContaining({ code: 'kubernetes_version_unsupported' }));
+  });
+
+  it('knows which can use a local registry, and what they are called without the build of PMK', () => {
+    expect(['1.19.16', '1.20.0', '1.34.1', '2.0.0'].map((text) => supportsLocalRegistry(parseKubernetesVersion(text)))).toEqual([false, true, true, true]);
+    expect(formatUpstreamVersion(parseKubernetesVersion('v1.20.11-pmk.2038'))).toBe('1.20.11');
+  });
+
+  it.each([
+    ['1.19.16', '1.20.11', 'minor'],
+    ['1.20.4', '1.20.11', 'patch'],
+    ['1.20.11-pmk.2000', '1.20.11-pmk.2038', 'patch'],
+    ['1.20.11-pmk.2038', '1.21.0-pmk.1', 'minor'],
+  ])('goes from %s to %s as a %s upgrade', (from, to, kind) => expect(upgradeKind(from, to)).toBe(kind));
+
+  it.each([
+    ['1.20.11', '1.20.11', 'has this version'],
+    ['1.20.11', '1.19.16', 'a downgrade'],
+    ['1.20.11-pmk.2038', '1.20.11-pmk.2000', 'a downgrade'],
+    ['1.19.16', '1.21.3', 'go over 1.20 first'],
+    ['1.35.0', '2.0.0', 'major version'],
+  ])('refuses to go from %s to %s, since it is or does: %s', (from, to, why) => {
+    expect(() => upgradeKind(from, to)).toThrow(expect.objectContaining({ code: 'upgrade_refused', message: expect.stringContaining(why) }));
+  });
+});

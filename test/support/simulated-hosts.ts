@@ -1,0 +1,34 @@
+import { createHost, createSshCredential } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { type SshServer, startSshServer } from '@airdock/testing/ssh-server';
+
+/** What a host of the lab answers, without being one. */
+const simulated: Record<string, string> = {
+  swapKiB: `os=debian\nosVersion=12\nmachine=x86_64\npackageManager=apt-get\ncpus=4\nmemoryKiB=16000000\nswapKiB=0\ndiskFreeKiB=90000000\nrootKiB=90000000
+rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ndocker=20.10.24\n`,
+  VERSION_CODENAME: 'id=debian\ncodename=bookworm\nversion=12\ndockerd=yes\ndocker=20.10.24\n',
+};
+
+/** Hosts that are none: an SSH server in this process, which answers at once. `answer` is asked before what every host says. */
+export const startSimulatedHosts = (answer: (command: string) => string | undefined = () => undefined): Promise<SshServer> =>
+  startSshServer({
+    user: 'root',
+    password: 'simulated',
+    takesForwards: true,
+    answer: (command, input) => {
+      if (command.startsWith('date')) return `${Date.now() / 1000}\n`;
+      return answer(command) ?? Object.entries(simulated).find(([word]) => input.includes(word))?.[1] ?? '';
+    },
+  });
+
+/** Registers `count` hosts that are this server. Returns their ids. */
+export async function registerSimulatedHosts(client: Client, { port, hostKey }: SshServer, count: number): Promise<string[]> {
+  const secrets = { name: 'simulated', username: 'root', password: 'simulated' };
+  const { data: credential } = await createSshCredential({ client, body: secrets, throwOnError: true });
+  const ids: string[] = [];
+  for (let index = 0; index < count; index++) {
+    const body = { name: `simulated-${index}`, address: '127.0.0.1', port, credentialId: credential.id, hostKey };
+    ids.push((await createHost({ client, body, throwOnError: true })).data.id);
+  }
+  return ids;
+}
