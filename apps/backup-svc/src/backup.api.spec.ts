@@ -8,7 +8,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
-import { startJsonServer, startRedis, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
+import { freePort, startJsonServer, startRedis, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
 import { Webhook } from 'standardwebhooks';
 import request from 'supertest';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -49,7 +49,7 @@ describe('backup-svc', () => {
     service = await startComponent('backup', BackupModule, {
       dataDir: folder.path,
       redisUrl: redis.url,
-      overrides: { 'services.registry': registryService.url },
+      overrides: { 'services.registry': registryService.url, 'http.port': await freePort() },
     });
     const file = join(folder.path, 'bundle.tar');
     const images = ['quay.io/a:1', 'quay.io/b:2'].map((name) => makeImage({ name, layers: [{ randomBytes: 300_000, seed: 'base' }, { files: { name } }] }));

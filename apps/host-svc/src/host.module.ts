@@ -5,6 +5,7 @@ import { type DynamicModule, Module } from '@nestjs/common';
 import { HostController } from './host/host.controller.js';
 import { HostEntity } from './host/host.entity.js';
 import { HostService } from './host/host.service.js';
+import { HostTurn } from './host/host-turn.service.js';
 import { HostCheckController } from './host-check/host-check.controller.js';
 import { HostCheckEntity } from './host-check/host-check.entity.js';
 import { HostCheckProcessor } from './host-check/host-check.processor.js';
@@ -19,6 +20,10 @@ import { HostConfigurationService, hostConfigurationJobType } from './host-confi
 import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
 import { HostImportController } from './host-import/host-import.controller.js';
 import { HostImportService } from './host-import/host-import.service.js';
+import { NodeOperationController } from './node-operation/node-operation.controller.js';
+import { NodeOperationEntity } from './node-operation/node-operation.entity.js';
+import { NodeOperationProcessor } from './node-operation/node-operation.processor.js';
+import { NodeOperationService, operateNodeJobType } from './node-operation/node-operation.service.js';
 import { PackageRepositoryController } from './package-repository/package-repository.controller.js';
 import { PackageRepositoryService } from './package-repository/package-repository.service.js';
 import { PackageServer } from './package-repository/package-server.js';
@@ -37,7 +42,16 @@ export class HostModule {
     return defineService(roles, {
       module: HostModule,
       name: 'host',
-      entities: [SshCredentialEntity, HostEntity, HostCheckEntity, HostConfigurationEntity, ConfiguredHostEntity, DriftScheduleEntity, TunnelEntity],
+      entities: [
+        SshCredentialEntity,
+        HostEntity,
+        HostCheckEntity,
+        HostConfigurationEntity,
+        ConfiguredHostEntity,
+        DriftScheduleEntity,
+        TunnelEntity,
+        NodeOperationEntity,
+      ],
       controllers: [
         SshCredentialController,
         HostImportController,
@@ -46,11 +60,13 @@ export class HostModule {
         HostConfigurationController,
         TunnelController,
         PackageRepositoryController,
+        NodeOperationController,
       ],
       providers: [
         serviceClientsProvider(ServiceClients),
         SshCredentialService,
         HostService,
+        HostTurn,
         HostImportService,
         TunnelService,
         HostCheckService,
@@ -59,9 +75,10 @@ export class HostModule {
         UnconfigureHost,
         ConfigureFleet,
         HostConfigurationService,
+        NodeOperationService,
       ],
-      workers: [HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
-      jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType],
+      workers: [HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, NodeOperationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
+      jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
     });
   }
 }

@@ -376,6 +376,37 @@ const definitions = {
     title: 'A field cannot be given to PMK',
     nextStep: 'Correct the field named in `field`. Registry fields are host or host:port, such as localhost:5100.',
   },
+  runtime_unsupported: {
+    family: 'conflict',
+    status: 422,
+    title: 'This Kubernetes version does not work with Docker',
+    nextStep: 'Configure the host with `containerRuntime: containerd`, or use Kubernetes up to 1.23.',
+  },
+  kubernetes_version_skew: {
+    family: 'conflict',
+    title: 'Kubernetes cannot go from this version to that one in one step',
+    nextStep: 'Upgrade one minor version at a time, never back, the first control plane first and the workers last.',
+  },
+  kubeadm_failed: {
+    family: 'conflict',
+    title: 'kubeadm failed on the host',
+    nextStep: "kubeadm's own message is in `detail`; correct what it complains about on the host, then retry: what is done already is not done again.",
+  },
+  kubernetes_api_failed: {
+    family: 'conflict',
+    title: 'The API of the Kubernetes cluster gave no proper answer',
+    nextStep: 'Look on the control plane host: `kubectl --kubeconfig /etc/kubernetes/admin.conf get nodes`, and the log of its kubelet; then retry.',
+  },
+  drain_failed: {
+    family: 'conflict',
+    title: 'The node could not be drained',
+    nextStep: 'Move or delete the pods named in `detail`, or correct their disruption budgets, then retry. No new pods come to the node until then.',
+  },
+  node_not_ready: {
+    family: 'conflict',
+    title: 'The node did not become ready',
+    nextStep: 'Look at the log of the kubelet on the host (`journalctl -u kubelet`) and at the network plugin of the cluster, then retry.',
+  },
   // Backups
   backup_incomplete: { family: 'conflict', title: 'The backup is not complete', nextStep: 'Use a backup whose state is complete.' },
   backup_corrupt: { family: 'invalid', title: 'The backup is damaged', nextStep: 'Use another backup; the damaged blob is named in `detail`.' },

@@ -19,6 +19,8 @@ const names = z
   .array(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9+._-]*$/, 'must be the name of a package'))
   .max(100)
   .default([]);
+/** Those that make a node, as Kubernetes calls them. */
+const nodePackages = names.default(['kubeadm', 'kubelet', 'kubectl']);
 const packagesByFamily = z.strictObject({ debian: names, redhat: names }).prefault({});
 const word = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
 /** What cannot leave a line of a package list, nor lead out of the folder. */
@@ -78,6 +80,7 @@ const airdockSchema = z.strictObject({
         .default([]),
       install: packagesByFamily.describe('Packages that every host gets from the repositories, e.g. pf9-hostagent'),
       docker: packagesByFamily.describe('Packages that make Docker on a host without it'),
+      kubernetes: z.strictObject({ debian: nodePackages, redhat: nodePackages }).prefault({}).describe('Packages that make a node of a host'),
     })
     .prefault({})
     .describe('Package repositories for hosts'),

@@ -3,7 +3,7 @@ import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import type { ProvisionerName } from '../cluster/cluster.schema.js';
 import { ExternalProvisioner } from './external.provisioner.js';
-// KUBEADM
+import { KubeadmProvisioner } from './kubeadm.provisioner.js';
 import { PmkProvisioner } from './pmk.provisioner.js';
 import type { Provisioner } from './provisioner.js';
 
@@ -13,7 +13,7 @@ export class ProvisionerService {
   private readonly provisioners: Record<ProvisionerName, Provisioner>;
 
   constructor(@Inject(CONFIG) config: Config, clients: ServiceClients) {
-    this.provisioners = { external: new ExternalProvisioner(), kubeadm: new ExternalProvisioner(), pmk: new PmkProvisioner(config) };
+    this.provisioners = { external: new ExternalProvisioner(), kubeadm: new KubeadmProvisioner(clients), pmk: new PmkProvisioner(config) };
   }
 
   get(name: ProvisionerName): Provisioner {

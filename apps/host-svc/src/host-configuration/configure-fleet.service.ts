@@ -6,12 +6,14 @@ import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import { isEnded, type JobProgressItem } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { JobWatch } from '@airdock/platform/jobs/job-watch';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import { IsNull, LessThan, type Repository } from 'typeorm';
+import { IsNull, type Repository } from 'typeorm';
 import type { Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
+import { HostTurn } from '../host/host-turn.service.js';
 import { ofHost } from '../host-check/host-check.service.js';
 import { ConfigureHost } from './configure-host.service.js';
 import { driftAfter, driftWord } from './drift.js';
@@ -20,8 +22,6 @@ import type { HostConfigurationResult } from './host-configuration.schema.js';
 import { UnconfigureHost } from './unconfigure-host.service.js';
 
 export const configureHostJobType = 'host.configure-host';
-/** Children that another process runs are seen by looking. */
-const lookMs = 1_000;
 
 /** The rollout of a configuration: a child job for each host, so many at once, canaries first, and no further one when too many fail. */
 @Injectable()
@@ -33,6 +33,7 @@ export class ConfigureFleet {
     @InjectRepository(HostConfigurationEntity, 'host') private readonly configurations: Repository<HostConfigurationEntity>,
     @InjectRepository(ConfiguredHostEntity, 'host') private readonly members: Repository<ConfiguredHostEntity>,
     private readonly hosts: HostService,
+    private readonly turn: HostTurn,
     private readonly configureHost: ConfigureHost,
     private readonly unconfigureHost: UnconfigureHost,
     private readonly jobs: JobsService,
@@ -131,7 +132,7 @@ export class ConfigureFleet {
     let host: Host | undefined;
     try {
       progress({ phase: 'wait for the host' });
-      await this.waitForTurn(member, jobId, signal);
+      await this.turn.take(member.hostId, jobId, signal);
       host = await this.hosts.get(member.hostId);
       await this.act(host, configuration, result, signal);
       return { steps: Object.fromEntries(result.steps.map(({ name, status }) => [name, status])) };
@@ -179,55 +180,6 @@ export class ConfigureFleet {
       if (total.users === 0) this.totals.delete(id);
     }
   }
-
-  /** Two configurations never work on one host at the same time: the one that began later waits. */
-  private async waitForTurn({ hostId }: ConfiguredHostEntity, jobId: string, signal: AbortSignal): Promise<void> {
-    const others = await this.members.findBy({ hostId, jobId: LessThan(jobId) });
-    const ids = others.flatMap((other) => other.jobId ?? []);
-    using watch = new JobWatch(this.jobs, new Set(ids));
-    while ([...(await this.jobs.byIds(ids)).values()].some(({ state }) => !isEnded(state))) {
-      await watch.wait(signal);
-      signal.throwIfAborted();
-    }
-  }
-}
-
-/** Tells when one of some jobs has changed, or may have; what happens between two looks is not missed. */
-class JobWatch implements Disposable {
-  private hasChanged = false;
-  private wake: () => void = () => undefined;
-
-  constructor(
-    private readonly jobs: JobsService,
-    private readonly watched: { has(id: string): boolean },
-  ) {
-    jobs.changed.add(this.onChange);
-  }
-
-  /** Look at the jobs after this, not before. */
-  async wait(signal: AbortSignal): Promise<void> {
-    if (!this.hasChanged && !signal.aborted) {
-      const woken = new Promise<void>((resolve) => {
-        this.wake = resolve;
-      });
-      const timer = setTimeout(this.wake, lookMs);
-      signal.addEventListener('abort', this.wake, { once: true });
-      await woken;
-      clearTimeout(timer);
-      signal.removeEventListener('abort', this.wake);
-    }
-    this.hasChanged = false;
-  }
-
-  [Symbol.dispose](): void {
-    this.jobs.changed.delete(this.onChange);
-  }
-
-  private readonly onChange = (id: string) => {
-    if (!this.watched.has(id)) return;
-    this.hasChanged = true;
-    this.wake();
-  };
 }
 
 const toItem = (name: string, job: JobEntity | undefined): JobProgressItem => ({

@@ -48,17 +48,7 @@ export async function configureRepositories(steps: HostSteps, baseUrl: string): 
 /** Installs packages, and looks whether they are there. Throws `host_packages_failed`. */
 export async function installAndCheck({ facts, system, remember }: HostSteps, names: string[], onlyAirdock: boolean): Promise<void> {
   if (!facts.family) throw new AppError('host_packages_failed', { detail: 'the operating system is of no known family' });
-  const before = await system.installedPackages(facts.family);
-  // Whoever comes after an installation whose end was not seen does not know what came along.
-  await remember({ packages: (await system.wouldInstall(facts.family, names, { onlyAirdock })).filter((name) => !before.has(name)) });
-  try {
-    await system.install(facts.family, names, { onlyAirdock });
-  } finally {
-    // What came along, also when it ended half way.
-    await remember({ packages: [...(await system.installedPackages(facts.family))].filter((name) => !before.has(name)) });
-  }
-  const still = await system.missingPackages(facts.family, names);
-  if (still.length > 0) throw new AppError('host_packages_failed', { detail: `${still.join(', ')} not there after the installation` });
+  await system.bring(facts.family, names, onlyAirdock, (packages) => remember({ packages }));
 }
 
 /** Takes Airdock's package list off a host. */

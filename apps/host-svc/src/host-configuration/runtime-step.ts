@@ -1,4 +1,4 @@
-import { setTimeout as delay } from 'node:timers/promises';
+import { type Activation, activateFile, containerdActivation, isTrueWithin } from '@airdock/adapters/ssh/activate-file';
 import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import type { HostFile } from '@airdock/adapters/ssh/host-files';
@@ -73,15 +73,12 @@ async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
       if (dryRun) changes.push(change('service', 'reload', 'docker'));
       else
         changes.push(
-          await activate(
-            steps,
-            before,
-            text,
-            'docker',
-            false,
-            () => takeOver(docker, (mirrors) => hasMirror(mirrors, mirror)),
-            async () => (await docker.mirrors()) !== undefined,
-          ),
+          await activate(steps, before, text, {
+            service: 'docker',
+            hasHeader: false,
+            takeOver: () => takeOver(docker, (mirrors) => hasMirror(mirrors, mirror)),
+            isUp: async () => (await docker.mirrors()) !== undefined,
+          }),
         );
     }
   }
@@ -150,13 +147,7 @@ async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
   if (text !== before.text || before.isPending) {
     if (dryRun) changes.push(change('service', 'restart', 'containerd'));
     else {
-      const cri = await containerd.criState();
-      const isUp = async () => {
-        const now = await containerd.criState();
-        // A plugin that failed before is not ours to judge.
-        return now !== undefined && (now !== 'error' || cri === 'error');
-      };
-      changes.push(await activate(steps, before, text, 'containerd', true, async () => false, isUp));
+      changes.push(await activate(steps, before, text, await containerdActivation(containerd)));
     }
   }
   return { ...steps.outcome(changes, `${detail}, pulls by ${hostsDir}`), runtime: containerd };
@@ -204,50 +195,6 @@ export async function unconfigureRuntime(steps: HostSteps, name: RuntimeName, is
   );
 }
 
-/**
- * Writes the main file of a runtime and makes it known: by `takeOver` where that is enough, else by a restart. When the runtime is not up afterwards the
- * old file is put back, and the runtime started again with it; throws `host_runtime_failed`, which says how either went.
- */
-async function activate(
-  steps: HostSteps,
-  before: HostFile,
-  text: string,
-  service: RuntimeName,
-  hasHeader: boolean,
-  takeOver: () => Promise<boolean>,
-  isUp: () => Promise<boolean>,
-): Promise<Change> {
-  const { files, system } = steps;
-  if (text !== before.text) await files.write(before, text, { hasHeader, pending: true });
-  if (await takeOver()) {
-    await files.settle(before.path);
-    return change('service', 'reload', service);
-  }
-  const restart = async (): Promise<string | undefined> => {
-    const complaint = await system.service('restart', service);
-    if (complaint !== undefined) return complaint;
-    return (await isTrueWithin(startMs, isUp)) ? undefined : `${service} gives no answer`;
-  };
-  const complaint = await restart();
-  if (complaint === undefined) {
-    await files.settle(before.path);
-    return change('service', 'restart', service);
-  }
-  await files.restore(before);
-  const second = await restart();
-  const back = second === undefined ? `${service} runs with it again` : `${service} does not start with it either (${second})`;
-  throw new AppError('host_runtime_failed', {
-    detail: `${service} did not start with the new ${before.path} (${complaint}); the old file is back, and ${back}`,
-    file: before.path,
-    isRunning: second === undefined,
-  });
-}
-
-async function isTrueWithin(timeoutMs: number, condition: () => Promise<boolean>): Promise<boolean> {
-  const deadline = Date.now() + timeoutMs;
-  for (;;) {
-    if (await condition()) return true;
-    if (Date.now() > deadline) return false;
-    await delay(300);
-  }
+async function activate({ files, system }: HostSteps, before: HostFile, text: string, activation: Activation): Promise<Change> {
+  return change('service', await activateFile(files, system, before, text, activation), activation.service);
 }

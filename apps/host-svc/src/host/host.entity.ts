@@ -19,5 +19,7 @@ export class HostEntity {
   @Column('simple-json', { nullable: true }) brought!: Brought | null;
   @Column('varchar', { nullable: true }) configuredAt!: string | null;
   @Column('simple-json', { nullable: true }) drift!: Drift | null;
+  /** The job that changes the host, or was the last that did. */
+  @Column('varchar', { nullable: true }) turnJobId!: string | null;
   @Column('varchar') createdAt!: string;
 }

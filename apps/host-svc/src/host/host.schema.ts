@@ -33,9 +33,9 @@ export type ConfigurationOptions = z.infer<typeof ConfigurationOptions>;
 
 export const Change = z
   .object({
-    kind: z.enum(['file', 'package', 'service', 'image', 'tunnel']),
-    target: z.string().describe('Path, package, service, image or address on the host'),
-    action: z.enum(['create', 'change', 'install', 'refresh', 'start', 'reload', 'restart', 'load', 'pull', 'open', 'remove', 'close']),
+    kind: z.enum(['file', 'package', 'service', 'image', 'tunnel', 'command']),
+    target: z.string().describe('Path, package, service, image or address on the host; or the words of a command'),
+    action: z.enum(['create', 'change', 'install', 'refresh', 'start', 'reload', 'restart', 'load', 'pull', 'open', 'remove', 'close', 'run']),
     diff: z.string().nullable().describe('Of a file: a unified diff, with credentials masked'),
   })
   .meta({ id: 'Change' });

@@ -263,6 +263,7 @@ const newRow = ({ hostKey, trustOnFirstUse, ...body }: CreateHost): HostEntity =
   configuredAt: null,
   brought: null,
   drift: null,
+  turnJobId: null,
   createdAt: now(),
 });
 
@@ -270,7 +271,7 @@ const newRow = ({ hostKey, trustOnFirstUse, ...body }: CreateHost): HostEntity =
 const hasDrifted = ({ changes, error }: Drift): boolean => changes.length > 0 || error !== null;
 
 function toResource(row: HostEntity): Host {
-  const { brought: _, ...own } = row;
+  const { brought: _, turnJobId: __, ...own } = row;
   return { ...own, labels: row.labels ?? {} };
 }
 

@@ -1,3 +1,4 @@
+import { AppError } from '@airdock/core/errors';
 import { type PackageFamily, packageFamily } from '@airdock/core/host/package-list';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
@@ -15,6 +16,15 @@ export interface SystemFacts {
 export interface InstallOptions {
   /** Only from Airdock's repositories, since others may be out of reach. */
   onlyAirdock: boolean;
+  /** The names say versions, see `findVersions`: also of packages that are held. */
+  exact?: boolean;
+}
+
+/** A package in one version. */
+export interface ExactPackage {
+  name: string;
+  /** With epoch and build, as the package manager has it. */
+  version: string;
 }
 
 // Read by `sh -s`.
@@ -44,6 +54,8 @@ action=$1 name=$2
 if [ -d /run/systemd/system ]; then
   set -- systemctl "$action" "$name"
   [ "$action" != start ] || systemctl enable "$name" >/dev/null 2>&1
+  # A package that was exchanged may have brought another unit.
+  systemctl daemon-reload >/dev/null 2>&1
   systemctl reset-failed "$name" >/dev/null 2>&1
 elif [ -x "/etc/init.d/$name" ]; then set -- service "$name" "$action"
 else echo "there is neither systemd nor /etc/init.d/$name"; exit 69; fi
@@ -74,6 +86,7 @@ const aptInstall = (names: readonly string[], onlyAirdock: boolean, ...further: 
   '--',
   ...names,
 ];
+const aptExact = ['--allow-change-held-packages'];
 const dnfOnly = ['--disablerepo=*', '--enablerepo=airdock-*', '--setopt=airdock-*.skip_if_unavailable=0'];
 
 /** Packages and services of a host. */
@@ -141,17 +154,77 @@ export class HostSystem {
   }
 
   /** Installs packages with what they need, without asking. Throws `host_packages_failed` with the package manager's own words. */
-  async install(family: PackageFamily, names: readonly string[], { onlyAirdock }: InstallOptions): Promise<void> {
-    if (family === 'debian') await this.packages(aptInstall(names, onlyAirdock));
+  async install(family: PackageFamily, names: readonly string[], { onlyAirdock, exact }: InstallOptions): Promise<void> {
+    if (family === 'debian') await this.packages(aptInstall(names, onlyAirdock, ...(exact ? aptExact : [])));
     else await this.packages([await this.yum(), '-y', ...(onlyAirdock ? dnfOnly : []), 'install', ...names]);
   }
 
   /** What `install` would bring or bring anew, as far as that is known before: dnf says it to people only, so there it is the packages themselves. */
-  async wouldInstall(family: PackageFamily, names: readonly string[], { onlyAirdock }: InstallOptions): Promise<string[]> {
+  async wouldInstall(family: PackageFamily, names: readonly string[], { onlyAirdock, exact }: InstallOptions): Promise<string[]> {
     if (family !== 'debian') return [...names];
-    const { stdout } = await this.connection.exec(aptInstall(names, onlyAirdock, '--simulate'), { sudo: true, signal: this.signal });
+    const argv = aptInstall(names, onlyAirdock, '--simulate', ...(exact ? aptExact : []));
+    const { stdout } = await this.connection.exec(argv, { sudo: true, signal: this.signal });
     // `Inst NAME [OLD VERSION] (…)`. What it cannot do it says when it does it.
     return [...names, ...stdout.split('\n').flatMap((line) => /^Inst ([a-z0-9][a-z0-9.+-]*)/.exec(line)?.[1] ?? [])];
+  }
+
+  /**
+   * Installs packages, and looks whether they are there. `remember` gets the names of those that were not there before, also of those that came along: first of
+   * what is about to come, then of what has come, also when it ended half way. Throws `host_packages_failed`.
+   */
+  async bring(
+    family: PackageFamily,
+    packages: readonly (string | ExactPackage)[],
+    onlyAirdock: boolean,
+    remember: (names: string[]) => Promise<void>,
+  ): Promise<void> {
+    const names = packages.map((one) => (typeof one === 'string' ? one : one.name));
+    const asked = packages.map((one) => (typeof one === 'string' ? one : `${one.name}${family === 'debian' ? '=' : '-'}${withoutEpoch(one.version, family)}`));
+    const options = { onlyAirdock, exact: packages.some((one) => typeof one !== 'string') };
+    const before = await this.installedPackages(family);
+    // Whoever comes after an installation whose end was not seen does not know what came along.
+    const expected = [...names, ...(await this.wouldInstall(family, asked, options)).filter((name) => !asked.includes(name))];
+    await remember([...new Set(expected)].filter((name) => !before.has(name)));
+    try {
+      await this.install(family, asked, options);
+    } finally {
+      await remember([...(await this.installedPackages(family))].filter((name) => !before.has(name)));
+    }
+    const still = await this.missingPackages(family, names);
+    const versions = await this.installedVersions(family, names);
+    const others = packages.flatMap((one) => (typeof one === 'string' || versions.get(one.name) === one.version ? [] : one.name));
+    if (still.length > 0) throw new AppError('host_packages_failed', { detail: `${still.join(', ')} not there after the installation` });
+    if (others.length > 0) throw new AppError('host_packages_failed', { detail: `${others.join(', ')} not there in the version that was installed` });
+  }
+
+  /** Versions of those packages that are installed, by name. */
+  async installedVersions(family: PackageFamily, names: readonly string[]): Promise<Map<string, string>> {
+    if (names.length === 0) return new Map();
+    const list =
+      family === 'debian'
+        ? `dpkg-query -W -f '\${db:Status-Status} \${Package} \${Version}\\n' "$@" 2>/dev/null`
+        : `rpm -q --qf 'installed %{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\\n' "$@"`;
+    const output = await this.connection.run(['sh', '-c', `${list}; :`, 'sh', ...names], { sudo: true, signal: this.signal });
+    const found = output.split('\n').map((line) => line.split(' '));
+    return new Map(found.flatMap(([status, name = '', version = '']) => (status === 'installed' && version ? [[name, version]] : [])));
+  }
+
+  /** The versions of a package that Airdock's repositories have, as far as their lists were read; in the order of the package manager. */
+  async offeredVersions(family: PackageFamily, name: string): Promise<string[]> {
+    const argv =
+      family === 'debian' ? ['apt-cache', ...aptOnly, 'madison', '--', name] : [await this.yum(), '-q', ...dnfOnly, 'list', '--showduplicates', name];
+    // No answer is an answer: dnf calls it an error.
+    const { stdout } = await this.connection.exec(argv, { sudo: true, signal: this.signal });
+    const lines = stdout.split('\n').map((line) => line.trim().split(family === 'debian' ? /\s*\|\s*/ : /\s+/));
+    // `kubeadm | 1.20.11-00 | http://…`; `kubeadm.x86_64 1.20.11-0 airdock-x`, and `@airdock-x` of what is installed.
+    const isOffered = ([first = '', , from = '']: string[]) => first.replace(/\.[a-z0-9_]+$/, '') === name && !from.startsWith('@');
+    return [...new Set(lines.filter(isOffered).flatMap(([, version]) => version ?? []))];
+  }
+
+  /** Keeps packages from being exchanged by an automatic upgrade, or no longer. Where the package manager has no such mark nothing is done. */
+  async hold(family: PackageFamily, names: readonly string[], isHeld: boolean): Promise<void> {
+    if (family === 'debian' && names.length > 0)
+      await this.connection.run(['apt-mark', isHeld ? 'hold' : 'unhold', ...names], { sudo: true, signal: this.signal });
   }
 
   /** All packages that are installed. */
@@ -203,6 +276,12 @@ export class HostSystem {
     throw commandError('host_packages_failed', { detail: `${program}: ${(stdout || stderr).trim().slice(-1000)}`, exitCode });
   }
 }
+
+/** The version that the makers of the program gave it: without epoch and build. `1:1.20.11-00` is `1.20.11`. */
+export const upstreamVersion = (version: string): string => version.replace(/^\d+:/, '').replace(/-[^-]*$/, '');
+
+/** dnf wants it before the name, and does without. */
+const withoutEpoch = (version: string, family: PackageFamily): string => (family === 'debian' ? version : version.replace(/^\d+:/, ''));
 
 /** What a program complains about stands at the end of what it says. */
 const lastLines = (output: string): string => output.trim().split('\n').slice(-2).join(' ').slice(-500);

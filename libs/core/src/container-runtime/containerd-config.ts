@@ -25,11 +25,9 @@ export function renderHostsToml(upstream: string, localRegistry: string, port: n
  * Throws `host_file_refused` when the text is no TOML or cannot be edited without changing more than this.
  */
 export function setHostsDir(text: string | null, major: number): { text: string; hostsDir: string } {
-  const content = read(text ?? '');
-  const isEmpty = Object.keys(content).length === 0;
-  const version = isEmpty ? (major >= 2 ? 3 : 2) : typeof content.version === 'number' ? content.version : 1;
+  const { content, isEmpty, version } = readConfig(text, major);
   const table = ['plugins', pluginOf(version), 'registry'];
-  const registry = table.reduce<unknown>((at, key) => (at as Record<string, unknown> | undefined)?.[key], content) as Record<string, unknown> | undefined;
+  const registry = tableOf(content, table);
   const present = registry?.config_path;
   if (typeof present === 'string' && present !== '') return { text: text ?? '', hostsDir: present.split(':')[0] ?? present };
   // containerd would start without its CRI plugin: `mirrors` cannot be set when `config_path` is provided.
@@ -45,6 +43,37 @@ export function setHostsDir(text: string | null, major: number): { text: string;
     };
   return { text: setTomlString(text ?? '', table, 'config_path', defaultHostsDir), hostsDir: defaultHostsDir };
 }
+
+/**
+ * containerd's main configuration with the image of the containers that hold pods together; the text itself when it names that one. `null` and `major` as
+ * for `setHostsDir`, `host_file_refused` as there.
+ */
+export function setSandboxImage(text: string | null, major: number, image: string): string {
+  const { isEmpty, version } = readConfig(text, major);
+  if (sandboxImageOf(text, major) === image) return text ?? '';
+  const base = isEmpty ? `${text ? ensureNewline(text) : `${ownHeader}\n`}version = ${version}\n` : (text ?? '');
+  return setTomlString(base, sandboxTable(version), sandboxKey(version), image);
+}
+
+/** The image that `setSandboxImage` sets; undefined where the text leaves it to containerd. Throws `host_file_refused` when the text is no TOML. */
+export function sandboxImageOf(text: string | null, major: number): string | undefined {
+  const { content, version } = readConfig(text, major);
+  const image = tableOf(content, sandboxTable(version))?.[sandboxKey(version)];
+  return typeof image === 'string' ? image : undefined;
+}
+
+const sandboxTable = (version: number) => ['plugins', pluginOf(version), ...(version >= 3 ? ['pinned_images'] : [])];
+const sandboxKey = (version: number) => (version >= 3 ? 'sandbox' : 'sandbox_image');
+
+function readConfig(text: string | null, major: number): { content: Record<string, unknown>; isEmpty: boolean; version: number } {
+  const content = read(text ?? '');
+  const isEmpty = Object.keys(content).length === 0;
+  const version = isEmpty ? (major >= 2 ? 3 : 2) : typeof content.version === 'number' ? content.version : 1;
+  return { content, isEmpty, version };
+}
+
+const tableOf = (content: Record<string, unknown>, table: readonly string[]) =>
+  table.reduce<unknown>((at, key) => (at as Record<string, unknown> | undefined)?.[key], content) as Record<string, unknown> | undefined;
 
 /** The plugin that pulls images, by the version of the configuration format. */
 function pluginOf(version: number): string {

@@ -834,12 +834,12 @@ export type Drift = {
 };
 
 export type Change = {
-    kind: 'file' | 'package' | 'service' | 'image' | 'tunnel';
+    kind: 'file' | 'package' | 'service' | 'image' | 'tunnel' | 'command';
     /**
-     * Path, package, service, image or address on the host
+     * Path, package, service, image or address on the host; or the words of a command
      */
     target: string;
-    action: 'create' | 'change' | 'install' | 'refresh' | 'start' | 'reload' | 'restart' | 'load' | 'pull' | 'open' | 'remove' | 'close';
+    action: 'create' | 'change' | 'install' | 'refresh' | 'start' | 'reload' | 'restart' | 'load' | 'pull' | 'open' | 'remove' | 'close' | 'run';
     /**
      * Of a file: a unified diff, with credentials masked
      */
@@ -1126,6 +1126,144 @@ export type PackageRepository = {
     state: 'ready' | 'folder_unreadable' | 'metadata_missing' | 'not_served';
     detail: string;
     nextStep: string | null;
+};
+
+export type CreateNodeOperation = {
+    hostId: string;
+    operation: NodeAction;
+    /**
+     * Say what would be done, and change nothing
+     */
+    dryRun?: boolean;
+};
+
+export type NodeAction = {
+    /**
+     * The host becomes the first control plane
+     */
+    action: 'init';
+    cluster: NodeCluster;
+} | {
+    /**
+     * The host joins a cluster
+     */
+    action: 'join';
+    role: 'controlPlane' | 'worker';
+    /**
+     * The host of a control plane that is a node already: tokens are made, and kubectl runs, there
+     */
+    controlPlaneHostId: string;
+    cluster: NodeCluster;
+} | {
+    /**
+     * The node is drained, upgraded, and takes pods again
+     */
+    action: 'upgrade';
+    /**
+     * The new one
+     */
+    kubernetesVersion: string;
+    role: 'controlPlane' | 'worker';
+    /**
+     * The host of a control plane that is a node already: tokens are made, and kubectl runs, there
+     */
+    controlPlaneHostId: string;
+    /**
+     * The first control plane: it upgrades the cluster, and all other nodes follow it
+     */
+    isFirst: boolean;
+    /**
+     * As it is to be; its kubernetesVersion is not looked at
+     */
+    cluster: NodeCluster;
+} | {
+    /**
+     * What the cluster says of its nodes
+     */
+    action: 'inspect';
+    /**
+     * The host itself
+     */
+    controlPlaneHostId: string;
+} | {
+    /**
+     * The host is no node any more
+     */
+    action: 'reset';
+    /**
+     * Of a cluster that goes on: the node is taken out of it
+     */
+    controlPlaneHostId?: string;
+};
+
+export type NodeCluster = {
+    /**
+     * 1.20.11 or 1.20.11-pmk.2038
+     */
+    kubernetesVersion: string;
+    /**
+     * What nodes pull the images of Kubernetes from, e.g. localhost:5100
+     */
+    imageRepository: string;
+    podSubnet: string;
+    serviceSubnet: string;
+    /**
+     * Full reference, e.g. localhost:5100/pause:3.2
+     */
+    pauseImage: string;
+    /**
+     * Where all nodes reach the API, e.g. a balancer before several control planes. Default: port 6443 of the first control plane
+     */
+    controlPlaneEndpoint?: string;
+};
+
+export type NodeOperationPage = {
+    items: Array<NodeOperation>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type NodeOperation = {
+    /**
+     * Those that ended, also when a later one failed
+     */
+    steps: Array<NodeStep>;
+    /**
+     * All nodes of the cluster, as it tells of them afterwards
+     */
+    nodes: Array<SeenNode>;
+    warnings: Array<string>;
+    error: Problem | null;
+    id: string;
+    hostId: string;
+    operation: NodeAction;
+    dryRun: boolean;
+    state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+    jobId: string;
+    createdAt: string;
+};
+
+export type NodeStep = {
+    name: 'check' | 'drain' | 'packages' | 'runtime' | 'kubeadm' | 'kubelet' | 'node' | 'uncordon';
+    status: 'done' | 'unchanged' | 'planned';
+    detail: string;
+    /**
+     * What was changed, or would be with `dryRun`; never with secrets
+     */
+    changes: Array<Change>;
+    durationMs: number;
+};
+
+export type SeenNode = {
+    name: string;
+    ready: boolean;
+    /**
+     * Of its kubelet, e.g. 1.20.11
+     */
+    version: string;
+    schedulable: boolean;
 };
 
 export type ClusterDefaults = {
@@ -3403,6 +3541,110 @@ export type ListPackageRepositoriesResponses = {
 };
 
 export type ListPackageRepositoriesResponse = ListPackageRepositoriesResponses[keyof ListPackageRepositoriesResponses];
+
+export type ListNodeOperationsData = {
+    body?: never;
+    path?: never;
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/node-operations';
+};
+
+export type ListNodeOperationsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListNodeOperationsError = ListNodeOperationsErrors[keyof ListNodeOperationsErrors];
+
+export type ListNodeOperationsResponses = {
+    /**
+     * Operations on nodes, newest first
+     */
+    200: NodeOperationPage;
+};
+
+export type ListNodeOperationsResponse = ListNodeOperationsResponses[keyof ListNodeOperationsResponses];
+
+export type CreateNodeOperationData = {
+    body: CreateNodeOperation;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/node-operations';
+};
+
+export type CreateNodeOperationErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateNodeOperationError = CreateNodeOperationErrors[keyof CreateNodeOperationErrors];
+
+export type CreateNodeOperationResponses = {
+    /**
+     * Make a Kubernetes node of a host, upgrade it, look at it, or take it apart
+     */
+    202: Job;
+};
+
+export type CreateNodeOperationResponse = CreateNodeOperationResponses[keyof CreateNodeOperationResponses];
+
+export type GetNodeOperationData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/node-operations/{id}';
+};
+
+export type GetNodeOperationErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetNodeOperationError = GetNodeOperationErrors[keyof GetNodeOperationErrors];
+
+export type GetNodeOperationResponses = {
+    /**
+     * One operation with its steps, and the nodes of the cluster after it
+     */
+    200: NodeOperation;
+};
+
+export type GetNodeOperationResponse = GetNodeOperationResponses[keyof GetNodeOperationResponses];
 
 export type GetClusterDefaultsData = {
     body?: never;

@@ -1,0 +1,34 @@
+import { getRow } from '@airdock/platform/http/page';
+import { isEnded } from '@airdock/platform/jobs/job.schema';
+import { JobWatch } from '@airdock/platform/jobs/job-watch';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import { IsNull, type Repository } from 'typeorm';
+import { HostEntity } from './host.entity.js';
+
+/** One job at a time changes a host. */
+@Injectable()
+export class HostTurn {
+  constructor(
+    @InjectRepository(HostEntity, 'host') private readonly hosts: Repository<HostEntity>,
+    private readonly jobs: JobsService,
+  ) {}
+
+  /** Waits until the job that has the host has ended, and takes it. A job has it to its end, wherever it goes on. Throws `resource_not_found`. */
+  async take(hostId: string, jobId: string, signal: AbortSignal): Promise<void> {
+    for (;;) {
+      signal.throwIfAborted();
+      const { turnJobId } = await getRow(this.hosts, hostId);
+      if (turnJobId === jobId) return;
+      const other = turnJobId ? await this.jobs.find(turnJobId) : undefined;
+      if (other && !isEnded(other.state)) {
+        using watch = new JobWatch(this.jobs, new Set([other.id]));
+        await watch.wait(signal);
+      } else {
+        const { affected } = await this.hosts.update({ id: hostId, turnJobId: turnJobId ?? IsNull() }, { turnJobId: jobId });
+        if (affected) return;
+      }
+    }
+  }
+}
