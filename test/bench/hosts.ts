@@ -8,14 +8,7 @@ import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import {
-  createHostConfiguration,
-  createPush,
-  deleteHost,
-  getHostConfiguration,
-  getJob,
-  listTunnels,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createHostConfiguration, createPush, deleteHost, getHostConfiguration, getJob, listTunnels } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { labCacheDir } from '@airdock/testing/lab/engine';

@@ -49,7 +49,10 @@ await using server = await startSimulatedHosts((command) => {
   return `["${name}@${digest}"]\n`;
 });
 const hostIds = await registerSimulatedHosts(client, server, hostCount);
-await success(client, createHostConfiguration({ client, body: { hostIds, skipDockerInstall: true, rollout: { atOnce: 16, canary: 0, maxFailureShare: 0 } }, throwOnError: true }));
+await success(
+  client,
+  createHostConfiguration({ client, body: { hostIds, skipDockerInstall: true, rollout: { atOnce: 16, canary: 0, maxFailureShare: 0 } }, throwOnError: true }),
+);
 const nodes = hostIds.map((hostId, index) => ({ hostId, role: index === 0 ? ('controlPlane' as const) : ('worker' as const) }));
 const created = await success(client, createCluster({ client, body: { name: 'bench', kubernetesVersion, nodes }, throwOnError: true }));
 const clusterId = resourceId(created);

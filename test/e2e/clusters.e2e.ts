@@ -86,7 +86,9 @@ describe.skipIf(!started.lab)('clusters', () => {
   const nodes = (): CreateCluster['nodes'] => hostIds.map((hostId, index) => ({ hostId, role: index === 0 ? 'controlPlane' : 'worker' }));
   const clusterOf = async (id: string): Promise<Cluster> => (await getCluster({ client, path: { id }, throwOnError: true })).data;
   const create = async (body: Partial<CreateCluster>): Promise<Cluster> =>
-    clusterOf(resourceId(await success(client, createCluster({ client, body: { name: 'c', kubernetesVersion: first, nodes: nodes(), ...body }, throwOnError: true }))));
+    clusterOf(
+      resourceId(await success(client, createCluster({ client, body: { name: 'c', kubernetesVersion: first, nodes: nodes(), ...body }, throwOnError: true }))),
+    );
   async function checked(body: object): Promise<Readiness> {
     const job = await success(client, createReadinessCheck({ client, body: { kubernetesVersion: first, hostIds, ...body }, throwOnError: true }));
     return (await getReadinessCheck({ client, path: { id: resourceId(job) }, throwOnError: true })).data.result as Readiness;
@@ -122,13 +124,22 @@ describe.skipIf(!started.lab)('clusters', () => {
 
     await success(client, putRegistry({ client, body: { mode: 'local' }, throwOnError: true }));
     expect((await getClusterDefaults({ client, throwOnError: true })).data.fields.k8sPrivateRegistry).toBe(`localhost:${registryPort}`);
-    expect(await clusterOf(id)).toMatchObject({ registryMode: { requested: 'local', effective: 'none' }, fields: { k8sPrivateRegistry: '' }, followsDefaults: false });
-    const refused = await createClusterUpgrade({ client, path: { clusterId: id }, body: { kubernetesVersion: first }, throwOnError: true }).catch((error: unknown) => error);
+    expect(await clusterOf(id)).toMatchObject({
+      registryMode: { requested: 'local', effective: 'none' },
+      fields: { k8sPrivateRegistry: '' },
+      followsDefaults: false,
+    });
+    const refused = await createClusterUpgrade({ client, path: { clusterId: id }, body: { kubernetesVersion: first }, throwOnError: true }).catch(
+      (error: unknown) => error,
+    );
     expect(refused).toMatchObject({ code: 'cluster_not_ready' });
 
     await configureAll({ skipDockerImgImport: true });
     await carryIn(first);
-    const plan = await success(client, createClusterUpgrade({ client, path: { clusterId: id }, body: { kubernetesVersion: first, dryRun: true }, throwOnError: true }));
+    const plan = await success(
+      client,
+      createClusterUpgrade({ client, path: { clusterId: id }, body: { kubernetesVersion: first, dryRun: true }, throwOnError: true }),
+    );
     expect(plan.result?.plan).toMatchObject({ registryMode: { from: 'none', to: 'local' }, problems: [], imagesToPush: [{}, {}, {}] });
     await success(client, createClusterUpgrade({ client, path: { clusterId: id }, body: { kubernetesVersion: first }, throwOnError: true }));
     expect(await clusterOf(id)).toMatchObject({
@@ -160,12 +171,19 @@ describe.skipIf(!started.lab)('clusters', () => {
 
     const { id, provisionerId } = await create({ kubernetesVersion: versions[0], provisioner: 'pmk' });
     const local = `localhost:${registryPort}`;
-    expect(qbert.clusters.get(provisionerId ?? '')).toMatchObject({ name: 'c', kubeRoleVersion: versions[0], dockerPrivateRegistry: local, k8sPrivateRegistry: local });
+    expect(qbert.clusters.get(provisionerId ?? '')).toMatchObject({
+      name: 'c',
+      kubeRoleVersion: versions[0],
+      dockerPrivateRegistry: local,
+      k8sPrivateRegistry: local,
+    });
     await expectPulls(registryPort, first);
 
     const job = await success(client, createClusterUpgrade({ client, path: { clusterId: id }, body: { kubernetesVersion: versions[1] }, throwOnError: true }));
     expect(job.result).toMatchObject({ to: versions[1], registryMode: 'local' });
-    expect((await getClusterUpgrade({ client, path: { clusterId: id, id: resourceId(job) }, throwOnError: true })).data.nodes.map(({ state }) => state)).toEqual(['done', 'done', 'done']);
+    expect(
+      (await getClusterUpgrade({ client, path: { clusterId: id, id: resourceId(job) }, throwOnError: true })).data.nodes.map(({ state }) => state),
+    ).toEqual(['done', 'done', 'done']);
     expect(qbert.clusters.get(provisionerId ?? '')).toMatchObject({ kubeRoleVersion: versions[1] });
     await expectPulls(registryPort, second);
     await expectNothingElsewhere();

@@ -48,6 +48,7 @@ describe('image-svc', () => {
     await mkdir(bundleDir);
     [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
     answers['/v1/registry'] = { mode: 'local', url: registry.url, host: registry.host };
+    answers['/v1/clusters'] = { items: [] };
     registryService = await startJsonServer(answers);
     const others = { 'services.registry': registryService.url, 'services.cluster': registryService.url };
     const overrides = { bundleDirs: [bundleDir], ...others, 'registry.port': registry.port };
@@ -379,8 +380,15 @@ describe('image-svc', () => {
       await post('/v1/pushes', { bundleId: await bundleOf('needed.tar', ['reg.site/needed:1']) });
       const [image] = await catalogue('reg.site/needed');
       const wanted = `reg.site/needed:1@sha256:${'0'.repeat(64)}`;
-      const set = (await api('post', '/v1/image-sets').send({ name: 'needing', images: [wanted] }).expect(201)).body;
-      expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body).toMatchObject({ missing: [wanted], images: [{ state: 'changed', digest: image.digest }] });
+      const set = (
+        await api('post', '/v1/image-sets')
+          .send({ name: 'needing', images: [wanted] })
+          .expect(201)
+      ).body;
+      expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body).toMatchObject({
+        missing: [wanted],
+        images: [{ state: 'changed', digest: image.digest }],
+      });
       const clusters = [{ id: set.id, name: 'prod' }];
       answers['/v1/clusters'] = ({ query }: { query: URLSearchParams }) => ({ items: query.get('imageSetId') === set.id ? clusters : [] });
       const usedBy = { imageSets: [{ id: set.id, name: 'needing' }], clusters };
@@ -388,7 +396,10 @@ describe('image-svc', () => {
       expect((await api('delete', `/v1/images/${image.id}?dryRun=true`).expect(200)).body).toMatchObject({ usedBy });
       const refused = (await api('delete', `/v1/images/${image.id}`).expect(409)).body;
       expect(refused).toMatchObject({ code: 'image_in_use', detail: 'image set needing, cluster prod', usedBy });
-      expect((await api('delete', `/v1/image-sets/${set.id}`).expect(409)).body).toMatchObject({ code: 'resource_in_use', detail: expect.stringContaining('prod') });
+      expect((await api('delete', `/v1/image-sets/${set.id}`).expect(409)).body).toMatchObject({
+        code: 'resource_in_use',
+        detail: expect.stringContaining('prod'),
+      });
       expect((await inRegistry('needed/manifests/1')).status).toBe(200);
 
       answers['/v1/clusters'] = { status: 503, code: 'dependency_unavailable', title: 'stub', type: 'stub', nextStep: 'stub' };

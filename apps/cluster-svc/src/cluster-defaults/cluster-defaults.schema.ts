@@ -19,7 +19,9 @@ export const ClusterDefaults = z
     mirrors: z.array(z.string()).describe('Registry mirrors of the nodes: REGISTRY_MIRRORS'),
     pmk: z
       .record(z.string(), z.string())
-      .describe("Merge into the control plane's create call: `POST /qbert/v4/{projectId}/clusters`. Empty while the registry is off, which changes nothing then"),
+      .describe(
+        "Merge into the control plane's create call: `POST /qbert/v4/{projectId}/clusters`. Empty while the registry is off, which changes nothing then",
+      ),
     duVersion: z.string(),
     movesExistingClusters: z.boolean().describe('Whether a cluster from before the registry joins it by an upgrade: from DU 5.3 on'),
     minKubernetesVersion: z.string().describe('The first version that can use a local registry'),

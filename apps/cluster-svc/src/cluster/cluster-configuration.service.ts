@@ -1,5 +1,5 @@
-import { mergeDaemonJson } from '@airdock/core/container-runtime/daemon-json';
 import { renderHostsToml } from '@airdock/core/container-runtime/containerd-config';
+import { mergeDaemonJson } from '@airdock/core/container-runtime/daemon-json';
 import { renderRegistriesConf, renderRegistriesYaml } from '@airdock/core/container-runtime/registry-mirrors';
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -24,13 +24,25 @@ export class ClusterConfigurationService {
       this.facts.references([image], fields.k8sPrivateRegistry).map((reference) => ({ upstream: image.upstream, reference })),
     );
     // The pool is PMK's to name, and differs with each.
-    const { nodePoolUuid: _, ...pmk } = pmkCreateBody({ name, kubeRoleVersion: kubernetesVersion, nodePoolUuid: '', network, ...options, registries: fields, ...packages });
+    const { nodePoolUuid: _, ...pmk } = pmkCreateBody({
+      name,
+      kubeRoleVersion: kubernetesVersion,
+      nodePoolUuid: '',
+      network,
+      ...options,
+      registries: fields,
+      ...packages,
+    });
     return { pmk, files: fields.k8sPrivateRegistry ? runtimeFiles(this.config) : [], images };
   }
 }
 
 /** Each as it looks where there was none before. */
-export function runtimeFiles({ mirroredUpstreams: upstreams, naming, registry: { port } }: Pick<Config, 'mirroredUpstreams' | 'naming' | 'registry'>): RuntimeFile[] {
+export function runtimeFiles({
+  mirroredUpstreams: upstreams,
+  naming,
+  registry: { port },
+}: Pick<Config, 'mirroredUpstreams' | 'naming' | 'registry'>): RuntimeFile[] {
   const localRegistry = `localhost:${port}`;
   const mirrors = { upstreams, localRegistry, port, naming };
   const yaml = renderRegistriesYaml(mirrors);

@@ -36,7 +36,11 @@ export class ClusterController {
   }
 
   @Get(':id/configuration')
-  @Operation({ id: 'getClusterConfiguration', summary: 'What an installer of the cluster needs: registry fields, runtime files, images', returns: ClusterConfiguration })
+  @Operation({
+    id: 'getClusterConfiguration',
+    summary: 'What an installer of the cluster needs: registry fields, runtime files, images',
+    returns: ClusterConfiguration,
+  })
   configuration(@Param('id') id: string): Promise<ClusterConfiguration> {
     return this.configurations.get(id);
   }

@@ -88,7 +88,9 @@ export const Cluster = z
 export type Cluster = z.infer<typeof Cluster>;
 export const ClusterPage = pageOf(Cluster, 'ClusterPage');
 
-export const ClusterListQuery = PageQuery.extend({ imageSetId: z.uuid().optional().describe('Clusters that need this image set, or are being upgraded to it') });
+export const ClusterListQuery = PageQuery.extend({
+  imageSetId: z.uuid().optional().describe('Clusters that need this image set, or are being upgraded to it'),
+});
 export type ClusterListQuery = z.infer<typeof ClusterListQuery>;
 
 export const CreateCluster = z

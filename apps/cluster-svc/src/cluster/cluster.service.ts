@@ -147,7 +147,11 @@ export class ClusterService {
   }
 
   /** An upgrade has been ended with success: the cluster is what it led to. */
-  async finishUpgrade(id: string, upgradeId: string, reached: Pick<ClusterEntity, 'kubernetesVersion' | 'imageSetId' | 'effectiveMode' | 'fields' | 'packages'>): Promise<void> {
+  async finishUpgrade(
+    id: string,
+    upgradeId: string,
+    reached: Pick<ClusterEntity, 'kubernetesVersion' | 'imageSetId' | 'effectiveMode' | 'fields' | 'packages'>,
+  ): Promise<void> {
     const free = { upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null };
     await this.clusters.update({ id, upgradeId }, columns<ClusterEntity>({ ...reached, ...free }));
   }
@@ -194,7 +198,13 @@ export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
   const [first, ...others] = problems as [Problem, ...Problem[]];
   if (others.length === 0) return fromProblem(first);
   const sentence = ({ title, detail }: Problem) => (detail ? `${title}: ${detail}` : title);
-  return new AppError('cluster_not_ready', { detail: problems.slice(0, 10).map((problem) => sentence(problem as Problem)).join('; '), problems: problems.slice(0, 100) });
+  return new AppError('cluster_not_ready', {
+    detail: problems
+      .slice(0, 10)
+      .map((problem) => sentence(problem as Problem))
+      .join('; '),
+    problems: problems.slice(0, 100),
+  });
 }
 
 function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined, isPaused: boolean): Cluster['state'] {

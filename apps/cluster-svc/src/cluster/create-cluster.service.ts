@@ -37,7 +37,9 @@ export class CreateClusterService {
   private async register(cluster: Cluster, { signal }: JobContext): Promise<Record<string, unknown>> {
     const found = await this.provisioners.get(cluster.provisioner).find(cluster, signal);
     if (found.kubernetesVersion !== cluster.kubernetesVersion)
-      throw new AppError('cluster_diverged', { detail: `${cluster.name} runs ${found.kubernetesVersion}, and was registered with ${cluster.kubernetesVersion}` });
+      throw new AppError('cluster_diverged', {
+        detail: `${cluster.name} runs ${found.kubernetesVersion}, and was registered with ${cluster.kubernetesVersion}`,
+      });
     const { fields, provisionerId } = found;
     await this.clusters.update(cluster.id, { provisionerId, ...(fields ? { fields } : {}) });
     await this.clusters.setNodes(cluster.id, cluster.kubernetesVersion);

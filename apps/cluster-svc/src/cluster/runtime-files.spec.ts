@@ -16,7 +16,8 @@ describe('files that point a runtime at the registry', () => {
   let registry: TestRegistry;
   const filesOf = (naming: ('flat' | 'upstream')[]) =>
     runtimeFiles({ mirroredUpstreams: ['k8s.gcr.io', 'docker.io', 'harbor.site:8443'], naming, registry: { port: registry.port } as never });
-  const textOf = (runtime: string, naming: ('flat' | 'upstream')[] = ['flat', 'upstream']) => filesOf(naming).find((file) => file.runtime === runtime)?.text ?? '';
+  const textOf = (runtime: string, naming: ('flat' | 'upstream')[] = ['flat', 'upstream']) =>
+    filesOf(naming).find((file) => file.runtime === runtime)?.text ?? '';
 
   beforeAll(async () => {
     folder = await tempDir('runtime-files');

@@ -1,6 +1,6 @@
+import { followJob } from '@airdock/adapters/api-clients/follow-job';
 import { createNodeOperation } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { NodeAction, NodeCluster } from '@airdock/adapters/api-clients/generated/types.gen';
-import { followJob } from '@airdock/adapters/api-clients/follow-job';
 import type { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { AppError, fromProblem } from '@airdock/core/errors';
 import { formatUpstreamVersion, parseKubernetesVersion } from '@airdock/core/kubernetes-version';
@@ -85,7 +85,8 @@ function clusterOf({ kubernetesVersion, fields, network, pauseImage }: Target): 
   const imageRepository = fields.k8sPrivateRegistry || upstreamRepository;
   // Without the registry nodes have what warmed their caches, under its upstream name.
   const pause = pauseImage ?? (fields.k8sPrivateRegistry ? undefined : `${upstreamRepository}/pause:3.2`);
-  if (!pause) throw new AppError('provisioner_unavailable', { detail: `the image set of ${kubernetesVersion} has no pause image: name one, e.g. k8s.gcr.io/pause:3.2` });
+  if (!pause)
+    throw new AppError('provisioner_unavailable', { detail: `the image set of ${kubernetesVersion} has no pause image: name one, e.g. k8s.gcr.io/pause:3.2` });
   return {
     kubernetesVersion: formatUpstreamVersion(parseKubernetesVersion(kubernetesVersion)),
     imageRepository,
@@ -99,5 +100,7 @@ function clusterOf({ kubernetesVersion, fields, network, pauseImage }: Target): 
 function assertRuntime(kubernetesVersion: string, { containerRuntime }: CreateCluster['options']): void {
   const { major, minor } = parseKubernetesVersion(kubernetesVersion);
   if (containerRuntime === 'docker' && (major > 1 || minor >= 24))
-    throw new AppError('provisioner_unavailable', { detail: `Kubernetes ${kubernetesVersion} does not run on Docker: use options.containerRuntime containerd` });
+    throw new AppError('provisioner_unavailable', {
+      detail: `Kubernetes ${kubernetesVersion} does not run on Docker: use options.containerRuntime containerd`,
+    });
 }

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import { type PmkCluster, PmkClient, type PmkNode } from '@airdock/adapters/pmk/pmk-client';
+import { PmkClient, type PmkCluster, type PmkNode } from '@airdock/adapters/pmk/pmk-client';
 import { AppError } from '@airdock/core/errors';
 import { upgradeKind } from '@airdock/core/kubernetes-version';
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
@@ -113,7 +113,9 @@ export class PmkProvisioner implements Provisioner {
     }));
     const missing = found.filter(({ own }) => !own).map(({ node }) => node.host.name);
     if (missing.length > 0)
-      throw new AppError('provisioner_unavailable', { detail: `PMK knows no node with the address or name of ${missing.join(', ')}: its host agent must run there` });
+      throw new AppError('provisioner_unavailable', {
+        detail: `PMK knows no node with the address or name of ${missing.join(', ')}: its host agent must run there`,
+      });
     return found.flatMap(({ node, own }) => (own ? [{ ...own, node }] : []));
   }
 

@@ -1,3 +1,4 @@
+import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
 import {
   createHostCheck,
   createPush,
@@ -9,7 +10,6 @@ import {
   listTunnels,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Host, HostCheckResult, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
-import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
@@ -33,9 +33,7 @@ export class ClusterFacts {
   /** In the order of the ids. Throws `resource_not_found`. */
   async hosts(ids: readonly string[]): Promise<Host[]> {
     const limit = pLimit(requestsAtOnce);
-    return Promise.all(
-      ids.map((id) => limit(async () => (await getHost({ client: this.clients.host, path: { id }, throwOnError: true })).data)),
-    );
+    return Promise.all(ids.map((id) => limit(async () => (await getHost({ client: this.clients.host, path: { id }, throwOnError: true })).data)));
   }
 
   /** By the id of the host. */
@@ -70,7 +68,12 @@ export class ClusterFacts {
   }
 
   /** Every host pulls every reference with its own runtime. Asking again with the same key, after a crash, finds the first check. */
-  async pull(key: string, hostIds: readonly string[], references: readonly string[], { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<HostCheckResult[]> {
+  async pull(
+    key: string,
+    hostIds: readonly string[],
+    references: readonly string[],
+    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
+  ): Promise<HostCheckResult[]> {
     const { data: started } = await createHostCheck({
       client: this.clients.host,
       headers: { 'Idempotency-Key': key },

@@ -91,7 +91,6 @@ export class ReadinessCheckService {
     await this.checks.update({ id: row.id }, columns<ReadinessCheckEntity>({ result }));
     return { ready: result.ready, problems: result.problems.length, missingImages: result.missingImages.length };
   }
-
 }
 
 const toResource = (row: ReadinessCheckEntity, job: JobEntity | undefined): ReadinessCheck => ({ ...row, state: job?.state ?? 'failed' });

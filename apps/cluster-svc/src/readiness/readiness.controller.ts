@@ -20,7 +20,12 @@ export class ReadinessController {
 
   @Post('readiness-checks')
   @Idempotent()
-  @Operation({ id: 'createReadinessCheck', summary: 'Would it stand up: hosts pull for the answer, and `fix` pushes what is missing', returns: Job, status: 202 })
+  @Operation({
+    id: 'createReadinessCheck',
+    summary: 'Would it stand up: hosts pull for the answer, and `fix` pushes what is missing',
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateReadinessCheck }) body: CreateReadinessCheck, @JobRequest() request: JobRequest): Promise<Job> {
     return this.checks.create(request, body);
   }

@@ -9,7 +9,9 @@ export const MissingImage = z
     upstream: z.string(),
     state: z.enum(['missing', 'changed', 'wrongPlatform']).describe('changed: the name leads to another digest; wrongPlatform: not for every host'),
     platforms: z.array(z.string()).describe('That the hosts need and the registry does not have'),
-    bundles: z.array(z.object({ id: z.uuid(), name: z.string() })).describe('Registered bundles that have it for all hosts; without any it has to be carried in'),
+    bundles: z
+      .array(z.object({ id: z.uuid(), name: z.string() }))
+      .describe('Registered bundles that have it for all hosts; without any it has to be carried in'),
   })
   .meta({ id: 'MissingImage' });
 export type MissingImage = z.infer<typeof MissingImage>;

@@ -35,8 +35,17 @@ export class ReadinessService {
     const images = set ? await this.facts.imagesOf(set) : undefined;
     const platforms = [...new Set(hosts.flatMap(({ facts }) => (facts ? [`linux/${facts.architecture}`] : [])))];
     const missingImages = images ? missingFor(images, platforms) : [];
-    const readyHosts = hosts.map((host) => readyHost(host, tunnels.get(host.id), pulls?.results.find(({ hostId }) => hostId === host.id)));
-    const problems = [...setProblems(kubernetesVersion, usesRegistry, images, missingImages), ...readyHosts.flatMap((host) => hostProblems(host, registryMode))];
+    const readyHosts = hosts.map((host) =>
+      readyHost(
+        host,
+        tunnels.get(host.id),
+        pulls?.results.find(({ hostId }) => hostId === host.id),
+      ),
+    );
+    const problems = [
+      ...setProblems(kubernetesVersion, usesRegistry, images, missingImages),
+      ...readyHosts.flatMap((host) => hostProblems(host, registryMode)),
+    ];
     for (const { hostName, error } of pulls?.results ?? []) if (error) problems.push({ ...error, detail: `${hostName}: ${error.detail ?? error.title}` });
     return {
       ready: problems.length === 0,

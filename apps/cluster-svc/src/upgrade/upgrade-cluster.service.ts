@@ -76,7 +76,13 @@ export class UpgradeCluster {
     const isHalfWay = ({ state }: UpgradedNode) => state === 'upgrading' || state === 'failed';
     const size = batchSize(upgrade.batch, upgrade.nodes);
     const left = upgrade.nodes.filter(({ state }) => state !== 'done');
-    const batches = [left.filter(isHalfWay), ...batchesOf(left.filter((node) => !isHalfWay(node)), size)].filter((batch) => batch.length > 0);
+    const batches = [
+      left.filter(isHalfWay),
+      ...batchesOf(
+        left.filter((node) => !isHalfWay(node)),
+        size,
+      ),
+    ].filter((batch) => batch.length > 0);
     for (const batch of batches) {
       context.progress({ itemsDone: upgrade.nodes.filter(({ state }) => state === 'done').length });
       await this.waitWhilePaused(upgrade, context);

@@ -14,7 +14,12 @@ export class UpgradeController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createClusterUpgrade', summary: 'Upgrade a cluster, or with dryRun tell the plan; one from before the registry joins it by this', returns: Job, status: 202 })
+  @Operation({
+    id: 'createClusterUpgrade',
+    summary: 'Upgrade a cluster, or with dryRun tell the plan; one from before the registry joins it by this',
+    returns: Job,
+    status: 202,
+  })
   create(@Param('clusterId') clusterId: string, @Body({ schema: CreateUpgrade }) body: CreateUpgrade, @JobRequest() request: JobRequest): Promise<Job> {
     return this.upgrades.create(clusterId, request, body);
   }

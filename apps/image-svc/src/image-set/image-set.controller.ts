@@ -31,7 +31,11 @@ export class ImageSetController {
   }
 
   @Get(':id/missing')
-  @Operation({ id: 'getMissingImages', summary: 'Which images of the set the registry cannot serve now, and which bundles contain them', returns: MissingImages })
+  @Operation({
+    id: 'getMissingImages',
+    summary: 'Which images of the set the registry cannot serve now, and which bundles contain them',
+    returns: MissingImages,
+  })
   missing(@Param('id') id: string): Promise<MissingImages> {
     return this.imageSets.missing(id);
   }

@@ -37,9 +37,7 @@ export const SetImage = z
     digest: z.string().nullable(),
     platforms: z.array(z.string()),
     sizeBytes: z.number().int().nullable(),
-    bundles: z
-      .array(z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()) }))
-      .describe('Registered bundles that contain it, newest first'),
+    bundles: z.array(z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()) })).describe('Registered bundles that contain it, newest first'),
   })
   .meta({ id: 'SetImage' });
 export type SetImage = z.infer<typeof SetImage>;

@@ -13,8 +13,7 @@ export interface Mirrors {
 }
 
 /** The path below which the images of an upstream are: its own where they have such names, else none, where flat names are. */
-const pathOf = (upstream: string, naming: readonly NameKind[]): string =>
-  naming.includes('upstream') ? upstream.toLowerCase().replaceAll(':', '_') : '';
+const pathOf = (upstream: string, naming: readonly NameKind[]): string => (naming.includes('upstream') ? upstream.toLowerCase().replaceAll(':', '_') : '');
 
 /**
  * `/etc/rancher/k3s/registries.yaml`, or `/etc/rancher/rke2/registries.yaml`. Only `--disable-default-registry-endpoint` keeps k3s (1.29 and later) and RKE2
