@@ -299,6 +299,33 @@ const definitions = {
     nextStep: 'Push bundles that contain the images named in `missing`.',
   },
   host_in_cluster: { family: 'conflict', title: 'A host belongs to another cluster', nextStep: 'Choose other hosts, or delete that cluster first.' },
+  pmk_unavailable: {
+    family: 'unavailable',
+    title: 'The PMK control plane did not answer',
+    nextStep: 'Check its URL and that it runs: during a DU upgrade all of its APIs are down. Jobs try again by themselves.',
+  },
+  pmk_unauthorized: {
+    family: 'conflict',
+    title: 'The PMK control plane refused the login',
+    nextStep: 'Check user, password, project and domain of the PMK connection.',
+  },
+  pmk_refused: {
+    family: 'conflict',
+    title: 'The PMK control plane refused the request',
+    nextStep: "PMK's own words are in `detail`, its HTTP status is in `pmkStatus`.",
+  },
+  pmk_unexpected: {
+    family: 'conflict',
+    title: 'The PMK control plane did not answer as PMK does',
+    nextStep:
+      'Check that the URL of the PMK connection is that of the DU itself, such as https://du.example.com; `detail` says what was wrong with the answer.',
+  },
+  pmk_field_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'A field cannot be given to PMK',
+    nextStep: 'Correct the field named in `field`. Registry fields are host or host:port, such as localhost:5100.',
+  },
   // Backups
   backup_incomplete: { family: 'conflict', title: 'The backup is not complete', nextStep: 'Use a backup whose state is complete.' },
   backup_corrupt: { family: 'invalid', title: 'The backup is damaged', nextStep: 'Use another backup; the damaged blob is named in `detail`.' },

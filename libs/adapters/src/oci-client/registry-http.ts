@@ -1,6 +1,7 @@
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { Agent, type Dispatcher, request } from 'undici';
+import { rootMessage } from '../http/root-message.js';
 
 export interface RegistryAuth {
   username: string;
@@ -218,13 +219,4 @@ function firstError(text: string): { code?: string; message?: string } {
   } catch {
     return {};
   }
-}
-
-/** Connection errors hide their reason below, sometimes in several attempts. */
-function rootMessage(error: unknown): string {
-  let current = error;
-  while (current instanceof Error && (current.cause instanceof Error || current instanceof AggregateError)) {
-    current = current instanceof AggregateError ? current.errors[0] : current.cause;
-  }
-  return current instanceof Error ? current.message || current.name : 'connection failed';
 }

@@ -21,6 +21,8 @@ const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 /** More than the longest host, path, tag and digest together. */
 const maxLength = 1000;
 
+/** True for `host[:port]`, as a registry stands in references: no scheme, no path. */
+export const isRegistry = (text: string): boolean => text.length <= 255 && registryPattern.test(text);
 export const isRepository = (text: string): boolean => text.length <= 255 && repositoryPattern.test(text);
 export const isTag = (text: string): boolean => tagPattern.test(text);
 
