@@ -202,7 +202,7 @@ describe('cluster-svc', () => {
       ['networks that overlap', { network: { servicesCidr: '10.20.128.0/20' } }, 422, 'cluster_network_invalid'],
       ['a network that holds a host', { network: { containersCidr: '10.1.0.0/16' } }, 422, 'cluster_network_invalid'],
       ['a registry mode that the DU does not have', { registryMode: 'external' }, 409, 'registry_off'],
-      ['Docker where kubeadm has no use for it', { kubernetesVersion: '1.24.0', provisioner: 'kubeadm' }, 422, 'provisioner_unavailable'],
+      ['Docker where kubeadm has no use for it', { kubernetesVersion: '1.24.0', provisioner: 'kubeadm' }, 422, 'runtime_unsupported'],
       ['PMK without its address', { provisioner: 'pmk' }, 422, 'provisioner_unavailable'],
     ])('is refused with %s', async (_what, body, status, code) => {
       expect((await create(body).expect(status)).body).toMatchObject({ code, nextStep: expect.any(String) });

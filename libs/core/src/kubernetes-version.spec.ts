@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { formatUpstreamVersion, parseKubernetesVersion, supportsLocalRegistry, upgradeKind } from './kubernetes-version.js';
+import { parseKubernetesVersion, supportsLocalRegistry, upgradeKind } from './kubernetes-version.js';
 
 describe('Kubernetes versions', () => {
   it.each([
@@ -12,9 +12,8 @@ describe('Kubernetes versions', () => {
     expect(() => parseKubernetesVersion(text)).toThrow(expect.objectContaining({ code: 'kubernetes_version_unsupported' }));
   });
 
-  it('knows which can use a local registry, and what they are called without the build of PMK', () => {
+  it('knows which can use a local registry', () => {
     expect(['1.19.16', '1.20.0', '1.34.1', '2.0.0'].map((text) => supportsLocalRegistry(parseKubernetesVersion(text)))).toEqual([false, true, true, true]);
-    expect(formatUpstreamVersion(parseKubernetesVersion('v1.20.11-pmk.2038'))).toBe('1.20.11');
   });
 
   it.each([

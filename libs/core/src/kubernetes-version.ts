@@ -22,9 +22,6 @@ export function parseKubernetesVersion(text: string): KubernetesVersion {
 /** Local-registry mode exists from Kubernetes 1.20 on. */
 export const supportsLocalRegistry = ({ major, minor }: KubernetesVersion): boolean => major > 1 || (major === 1 && minor >= 20);
 
-/** Without PMK's build, as the parts of Kubernetes call themselves: `1.20.11`. */
-export const formatUpstreamVersion = ({ major, minor, patch }: KubernetesVersion): string => `${major}.${minor}.${patch}`;
-
 /**
  * What kind of an upgrade leads from one version to another. Throws `upgrade_refused` for the same version, a downgrade, and one that skips a minor version,
  * which neither kubeadm nor PMK does: https://kubernetes.io/releases/version-skew-policy/

@@ -6,10 +6,11 @@ import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomInt } from 'node:crypto';
 import { existsSync, rmSync } from 'node:fs';
 import { chown, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
-import { createServer as createHttpServer, type IncomingHttpHeaders } from 'node:http';
+import { createServer as createHttpServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from 'node:http';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { promisify } from 'node:util';
 
 const run = promisify(execFile);
@@ -374,14 +375,15 @@ export async function startJsonServer(answers: Record<string, unknown>): Promise
     const answer = path in answers ? answers[path] : { code: 'resource_not_found', title: 'stub', status: 404, type: 'stub', nextStep: 'stub', detail: path };
     return typeof answer === 'function' ? (answer as (asked: JsonRequest) => unknown)(request) : answer;
   };
-  const server = createHttpServer(async (request, response) => {
+  const serve = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const { pathname: path, searchParams: query } = new URL(request.url ?? '', 'http://stub');
-    const text = (await request.setEncoding('utf8').toArray()).join('');
-    const answer = await answerTo({ method: request.method ?? '', path, query, headers: request.headers, body: text ? JSON.parse(text) : undefined });
+    const body = await text(request);
+    const answer = await answerTo({ method: request.method ?? '', path, query, headers: request.headers, body: body ? JSON.parse(body) : undefined });
     const { status, nextStep } = (answer ?? {}) as { status?: number; nextStep?: string };
     response.writeHead(nextStep && status ? status : 200, { 'content-type': 'application/json' });
     response.end(JSON.stringify(answer));
-  });
+  };
+  const server = createHttpServer((request, response) => void serve(request, response).catch((error: Error) => response.destroy(error)));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const address = server.address();
   if (!address || typeof address === 'string') throw new Error('the system gave no port');

@@ -1,7 +1,7 @@
 import { AppError } from '@airdock/core/errors';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
-import type { Target } from '../provisioner/provisioner.js';
+import type { Target } from '../provisioner/provisioner.schema.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
 import { ClusterFacts } from '../readiness/cluster-facts.service.js';
 import type { Cluster } from './cluster.schema.js';

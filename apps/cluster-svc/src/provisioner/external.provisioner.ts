@@ -1,4 +1,4 @@
-import type { Found, Provisioner, Target } from './provisioner.js';
+import type { Found, Provisioner, Target } from './provisioner.schema.js';
 
 /** Someone else runs the installer: what Airdock does for it, images on every node and the configuration, is done for all provisioners. */
 export class ExternalProvisioner implements Provisioner {

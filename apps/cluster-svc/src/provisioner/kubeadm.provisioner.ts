@@ -3,11 +3,11 @@ import { createNodeOperation } from '@airdock/adapters/api-clients/generated/sdk
 import type { NodeAction, NodeCluster } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { AppError, fromProblem } from '@airdock/core/errors';
-import { formatUpstreamVersion, parseKubernetesVersion } from '@airdock/core/kubernetes-version';
+import { criSocketOf, plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import pLimit from 'p-limit';
 import type { CreateCluster } from '../cluster/cluster.schema.js';
-import type { Found, Provisioner, Target, TargetNode } from './provisioner.js';
+import type { Found, Provisioner, Target, TargetNode } from './provisioner.schema.js';
 
 /** Workers join beside each other; control planes one by one, since each changes the members of etcd. */
 const joinsAtOnce = 4;
@@ -19,11 +19,11 @@ export class KubeadmProvisioner implements Provisioner {
 
   async check({ kubernetesVersion, options, existing }: Pick<CreateCluster, 'kubernetesVersion' | 'options' | 'existing'>): Promise<void> {
     if (existing) throw new AppError('provisioner_unavailable', { detail: 'a cluster that exists cannot be taken over with kubeadm: register it as external' });
-    assertRuntime(kubernetesVersion, options);
+    criSocketOf(options.containerRuntime, kubernetesVersion);
   }
 
   async checkUpgrade({ options }: Pick<Target, 'options'>, to: string): Promise<void> {
-    assertRuntime(to, options);
+    criSocketOf(options.containerRuntime, to);
   }
 
   async create(target: Target, context: JobContext): Promise<void> {
@@ -88,19 +88,10 @@ function clusterOf({ kubernetesVersion, fields, network, pauseImage }: Target): 
   if (!pause)
     throw new AppError('provisioner_unavailable', { detail: `the image set of ${kubernetesVersion} has no pause image: name one, e.g. k8s.gcr.io/pause:3.2` });
   return {
-    kubernetesVersion: formatUpstreamVersion(parseKubernetesVersion(kubernetesVersion)),
+    kubernetesVersion: plainVersion(kubernetesVersion),
     imageRepository,
     podSubnet: network.containersCidr,
     serviceSubnet: network.servicesCidr,
     pauseImage: pause,
   };
-}
-
-/** The kubelet speaks to Docker up to 1.23. */
-function assertRuntime(kubernetesVersion: string, { containerRuntime }: CreateCluster['options']): void {
-  const { major, minor } = parseKubernetesVersion(kubernetesVersion);
-  if (containerRuntime === 'docker' && (major > 1 || minor >= 24))
-    throw new AppError('provisioner_unavailable', {
-      detail: `Kubernetes ${kubernetesVersion} does not run on Docker: use options.containerRuntime containerd`,
-    });
 }

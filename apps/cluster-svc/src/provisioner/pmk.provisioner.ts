@@ -7,7 +7,7 @@ import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import type { Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import type { Cluster, CreateCluster } from '../cluster/cluster.schema.js';
-import type { Found, Provisioner, Target, TargetNode, UpgradeBatch } from './provisioner.js';
+import type { Found, Provisioner, Target, TargetNode, UpgradeBatch } from './provisioner.schema.js';
 
 const firstLookMs = 200;
 const lookMs = 5_000;

@@ -5,7 +5,7 @@ import type { ProvisionerName } from '../cluster/cluster.schema.js';
 import { ExternalProvisioner } from './external.provisioner.js';
 import { KubeadmProvisioner } from './kubeadm.provisioner.js';
 import { PmkProvisioner } from './pmk.provisioner.js';
-import type { Provisioner } from './provisioner.js';
+import type { Provisioner } from './provisioner.schema.js';
 
 /** The provisioners, by name. */
 @Injectable()

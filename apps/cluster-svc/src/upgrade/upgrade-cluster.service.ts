@@ -6,7 +6,7 @@ import { Injectable } from '@nestjs/common';
 import type { Cluster } from '../cluster/cluster.schema.js';
 import { ClusterService, notReady } from '../cluster/cluster.service.js';
 import { CreateClusterService } from '../cluster/create-cluster.service.js';
-import type { Provisioner, Target } from '../provisioner/provisioner.js';
+import type { Provisioner, Target } from '../provisioner/provisioner.schema.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
 import { ReadinessService } from '../readiness/readiness.service.js';
 import type { UpgradeEntity } from './upgrade.entity.js';

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { createServer, type RequestListener } from 'node:http';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { inspect } from 'node:util';
 import { AppError } from '@airdock/core/errors';
@@ -36,8 +36,8 @@ const connectionTo = ({ url, user, project }: Pick<Qbert, 'url' | 'user' | 'proj
 const clientOf = (server: Qbert, options: PmkHttpOptions = {}): PmkClient => new PmkClient(connectionTo(server), password, options);
 
 /** A server that says what no good control plane says. */
-async function server(listener: RequestListener): Promise<string> {
-  const http = createServer(listener);
+async function server(listener: (incoming: IncomingMessage, outgoing: ServerResponse) => unknown): Promise<string> {
+  const http = createServer((incoming, outgoing) => void listener(incoming, outgoing));
   await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
   cleanups.push(() => {
     http.closeAllConnections();

@@ -39,7 +39,7 @@ export interface Found {
  * way of a single node is thrown as `node_unhealthy`; `dependency_unavailable` and other transient errors are tried again by the job.
  */
 export interface Provisioner {
-  /** Refuses early what it cannot make. Throws `provisioner_unavailable`, `kubernetes_version_unsupported`. */
+  /** Refuses early what it cannot make. Throws `provisioner_unavailable`, `kubernetes_version_unsupported`, `runtime_unsupported`. */
   check(cluster: Pick<CreateCluster, 'kubernetesVersion' | 'options' | 'existing'>): Promise<void>;
   /** Throws `upgrade_refused` when it does not offer the version. */
   checkUpgrade(cluster: Pick<Cluster, 'name' | 'provisionerId' | 'options'>, to: string): Promise<void>;
