@@ -257,9 +257,8 @@ class ControlPlane {
     return { minor: latest(this.versions, row.kubeRoleVersion, 1), patch: latest(this.versions, row.kubeRoleVersion, 0) };
   }
 
-  /** Masters first. */
   private nodesOf({ row }: Cluster): Node[] {
-    return [...this.nodes.values()].filter(({ clusterUuid }) => clusterUuid === row.uuid).sort((a, b) => b.isMaster - a.isMaster);
+    return [...this.nodes.values()].filter(({ clusterUuid }) => clusterUuid === row.uuid);
   }
 }
 

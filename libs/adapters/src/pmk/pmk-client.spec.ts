@@ -8,6 +8,7 @@ import { type Qbert, type QbertOptions, startQbert } from '@airdock/testing/qber
 import { waitFor } from '@airdock/testing/servers';
 import { afterEach, describe, expect, it } from 'vitest';
 import { PmkClient, type PmkCluster, type PmkConnection, type PmkHttpOptions } from './pmk-client.js';
+import { PmkHttp } from './pmk-http.js';
 
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -199,6 +200,14 @@ describe('a cluster', () => {
     }
   });
 
+  it('is not deleted when PMK refuses to', async () => {
+    const server = await qbert();
+    const pmk = clientOf(server);
+    const uuid = await create(pmk);
+    server.failCalls(`/clusters/${uuid}`, { status: 409, body: '{"message":"nodes are attached"}' });
+    expect(await failure(pmk.deleteCluster(uuid))).toMatchObject({ code: 'pmk_refused', details: { pmkStatus: 409 } });
+  });
+
   it('is not there when v4 says 404, or v3 400', async () => {
     const server = await qbert();
     const unknown = randomUUID();
@@ -311,8 +320,10 @@ describe('what may pass by waiting', () => {
   it('is an answer that does not come, or does not end, within the time limit', async () => {
     const slow = await qbert();
     slow.hold('/nodes');
-    const error = await failure(clientOf(slow, { requestTimeoutMs: 200 }).listNodes());
-    expect(error).toMatchObject({ code: 'pmk_unavailable', details: { detail: expect.stringContaining('no answer within 200 ms') } });
+    for (const signal of [undefined, new AbortController().signal]) {
+      const error = await failure(clientOf(slow, { requestTimeoutMs: 200 }).listNodes(signal));
+      expect(error).toMatchObject({ code: 'pmk_unavailable', details: { detail: expect.stringContaining('no answer within 200 ms') } });
+    }
     const url = await server((_incoming, outgoing) => outgoing.writeHead(201, { 'content-length': '100' }).write('{'));
     const endless = new PmkClient({ ...connectionTo(slow), url }, password, { requestTimeoutMs: 200 });
     expect((await failure(endless.listNodes())).code).toBe('pmk_unavailable');
@@ -357,19 +368,19 @@ describe('a control plane that is none', () => {
   });
 
   it.each([
-    ['no token', {}, token, '[]'],
-    ['no project', { 'x-subject-token': 't' }, '{}', '[]'],
-    ['a web page', { 'x-subject-token': 't' }, token, '<html>'],
-    ['another shape', { 'x-subject-token': 't' }, token, '[{"name":"a"}]'],
-    ['too much', { 'x-subject-token': 't' }, token, `"${'x'.repeat(33 * 1024 * 1024)}"`],
-  ])('is told by an answer with %s', async (_what, headers, login, list) => {
+    ['no token', {}, token, '[]', 'X-Subject-Token'],
+    ['no project', { 'x-subject-token': 't' }, '{}', '[]', 'token'],
+    ['a web page', { 'x-subject-token': 't' }, token, '<html>', 'not JSON'],
+    ['another shape', { 'x-subject-token': 't' }, token, '[{"name":"a"}]', 'uuid'],
+    ['too much', { 'x-subject-token': 't' }, token, `[${' '.repeat(33 * 1024 * 1024)}]`, 'larger'],
+  ])('is told by an answer with %s', async (_what, headers, login, list, detail) => {
     const url = await server((incoming, outgoing) => {
       incoming.resume();
       if (incoming.url?.startsWith('/keystone')) outgoing.writeHead(201, headers).end(login);
       else outgoing.end(list);
     });
     const error = await failure(clientAt(url).listNodes());
-    expect(error.code).toBe('pmk_unexpected');
+    expect(error).toMatchObject({ code: 'pmk_unexpected', details: { detail: expect.stringContaining(detail) } });
     expect(error.message.length).toBeLessThan(1000);
   });
 
@@ -420,8 +431,9 @@ describe('the password', () => {
   });
 
   it('is not shown with the client', async () => {
-    const pmk = clientOf(await qbert());
+    const server = await qbert();
+    const pmk = clientOf(server);
     await pmk.listNodes();
-    expect(shown(pmk)).not.toContain('sesame');
+    expect(shown([pmk, new PmkHttp(connectionTo(server), password)])).not.toContain('sesame');
   });
 });
