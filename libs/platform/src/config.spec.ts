@@ -44,9 +44,19 @@ describe('loadConfig', () => {
     expect(issues.map(({ key, line }) => `${key} ${line}`).sort()).toEqual(['airdock.datadir 5', 'airdock.http.port 4', 'airdock.registry.color 7']);
   });
 
+  it('reads the address of PMK, which gets a password: over https, or on this machine', async () => {
+    const pmk = (url: string) => load(`airdock: {pmk: {url: '${url}', project: service, user: admin@site, passwordFile: /etc/airdock/pmk}}`);
+    expect((await pmk('https://du.site')).pmk).toMatchObject({ url: 'https://du.site', domain: 'default' });
+    expect((await pmk('http://127.0.0.1:8080')).pmk?.url).toBe('http://127.0.0.1:8080');
+    await expect(pmk('http://du.site')).rejects.toMatchObject({
+      code: 'configuration_invalid',
+      message: expect.stringContaining('airdock.pmk.url must be https'),
+    });
+  });
+
   it('reads package repositories, and refuses names that a package list cannot hold', async () => {
     const text = 'airdock: {packages: {repositories: [{name: docker, format: apt, folder: /srv/docker}], docker: {debian: [docker.io]}}}';
-    expect((await load(text)).packages).toEqual({
+    expect((await load(text)).packages).toMatchObject({
       port: 5102,
       repositories: [{ name: 'docker', format: 'apt', folder: '/srv/docker', distributions: [], components: ['main'] }],
       install: { debian: [], redhat: [] },

@@ -113,7 +113,10 @@ const airdockSchema = z.strictObject({
     .describe('Of the DU that Airdock runs in'),
   pmk: z
     .strictObject({
-      url: z.url({ protocol: /^https?$/ }).describe('Of the DU of PMK'),
+      url: z
+        .url({ protocol: /^https?$/ })
+        .refine((url) => /^https:|^http:\/\/(localhost|127\.\d+\.\d+\.\d+|\[::1\])([:/]|$)/.test(url), 'must be https, since the password goes there')
+        .describe('Of the DU of PMK'),
       project: z.string().min(1).describe('Name of the project (tenant) that clusters are created in'),
       user: z.string().min(1),
       domain: z.string().min(1).default('default'),

@@ -3,7 +3,7 @@ import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
-import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
+import { pullsAtOnce, type RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -28,6 +28,7 @@ import { type Inspection, inspectHost } from './inspect-host.js';
 
 export const hostCheckJobType = 'host.check';
 const hostsAtOnce = 8;
+const requestsAtOnce = 8;
 const ownPortMs = 3_000;
 
 /** Looks at hosts, and lets them pull, without changing them. */
@@ -68,11 +69,12 @@ export class HostCheckService {
     const hosts = await this.hosts.getAll(row.hostIds);
     let itemsDone = 0;
     progress({ phase: 'check', itemsTotal: hosts.length });
+    const wanted = await this.digestsOf(row.pull);
     const limit = pLimit(hostsAtOnce);
     const results = await Promise.all(
       hosts.map((host) =>
         limit(async () => {
-          const result = await this.checkHost(host, row.pull, signal);
+          const result = await this.checkHost(host, wanted, signal);
           itemsDone += 1;
           progress({ itemsDone });
           return result;
@@ -85,7 +87,7 @@ export class HostCheckService {
     return { hosts: results.length, ok: results.every(({ ok }) => ok) };
   }
 
-  private async checkHost(host: Host, pull: string[], signal: AbortSignal): Promise<HostCheckResult> {
+  private async checkHost(host: Host, wanted: WantedDigests, signal: AbortSignal): Promise<HostCheckResult> {
     const result: HostCheckResult = { hostId: host.id, hostName: host.name, ok: false, checks: [], pulls: [], error: null };
     try {
       await using connection = await this.hosts.connect(host, signal);
@@ -93,7 +95,8 @@ export class HostCheckService {
       const isContainerd = host.configuration?.containerRuntime === 'containerd' || (host.configuration !== null && !hasDocker);
       result.checks = isContainerd ? checks.filter(({ name }) => name !== 'docker') : checks;
       const runtime = isContainerd ? new ContainerdHost(connection, signal) : new DockerHost(connection, signal);
-      for (const reference of pull) result.pulls.push(await this.pullOne(runtime, reference));
+      const limit = pLimit(pullsAtOnce);
+      result.pulls = await Promise.all([...wanted.keys()].map((reference) => limit(() => this.pullOne(runtime, reference, wanted))));
       result.ok = result.checks.every(({ status }) => status !== 'failure') && result.pulls.every(({ error }) => error === null);
     } catch (error) {
       signal.throwIfAborted();
@@ -112,16 +115,39 @@ export class HostCheckService {
     return inspection;
   }
 
-  /** One pull by the host's own runtime, its digest compared with what the registry holds. Never throws but for a broken connection. */
-  async pullOne(runtime: RuntimeHost, reference: string): Promise<Pull> {
+  /** What the registry holds under these references, or why that is not known. */
+  private async digestsOf(references: readonly string[]): Promise<WantedDigests> {
+    const wanted: WantedDigests = new Map(
+      references.map((reference) => [reference, new AppError('image_not_found', { detail: `${reference} is not in the registry` })]),
+    );
+    if (references.length === 0) return wanted;
     try {
-      const { repository, tag, digest: wanted } = parseReference(reference);
       const { url } = await requireRegistry(this.clients.registry);
       await using registry = new RegistryClient(url);
-      const head = await registry.headManifest(repository, wanted ?? tag ?? 'latest');
-      if (!head) throw new AppError('image_not_found', { detail: `${reference} is not in the registry` });
+      const limit = pLimit(requestsAtOnce);
+      await Promise.all(
+        [...wanted.keys()].map((text) =>
+          limit(async () => {
+            const { repository, tag, digest } = parseReference(text);
+            const head = await registry.headManifest(repository, digest ?? tag ?? 'latest');
+            if (head) wanted.set(text, head.digest);
+          }),
+        ),
+      );
+    } catch (error) {
+      if (!(error instanceof AppError)) throw error;
+      for (const reference of references) wanted.set(reference, error);
+    }
+    return wanted;
+  }
+
+  /** One pull by the host's own runtime, its digest compared with what the registry holds. Never throws but for a broken connection. */
+  async pullOne(runtime: RuntimeHost, reference: string, known?: WantedDigests): Promise<Pull> {
+    try {
+      const wanted = (known ?? (await this.digestsOf([reference]))).get(reference);
+      if (wanted instanceof AppError) throw wanted;
       const digest = await runtime.pull(reference);
-      if (digest !== head.digest) throw new AppError('host_pull_failed', { detail: `${reference}: the host got ${digest}, the registry holds ${head.digest}` });
+      if (digest !== wanted) throw new AppError('host_pull_failed', { detail: `${reference}: the host got ${digest}, the registry holds ${wanted}` });
       return { reference, digest, error: null };
     } catch (error) {
       if (error instanceof AppError && error.code === 'host_unreachable') throw error;
@@ -129,6 +155,9 @@ export class HostCheckService {
     }
   }
 }
+
+/** By reference: the digest that the registry holds, or why it is not known. */
+type WantedDigests = Map<string, string | AppError>;
 
 /** A host's problem as the job's, with the host's name. */
 export function ofHost(hostName: string, problem: Problem): AppError {

@@ -6,14 +6,12 @@ import type { ServiceClients } from '@airdock/adapters/api-clients/service-clien
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { describeRegistryImage } from '@airdock/adapters/oci-client/registry-image';
 import { limited, type RateLimit } from '@airdock/adapters/ssh/rate-limit';
-import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
+import { pullsAtOnce, type RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
 import pLimit from 'p-limit';
 import { change, type HostSteps, type Outcome } from './host-steps.js';
 
-/** A runtime fetches the layers of one image beside each other by itself; more at once only share the way. */
-const pullsAtOnce = 3;
 /** Names travel in the URL, so only so many images are asked for by name; of more the whole bundle comes, and the runtime skips the layers that it has. */
 const maxNamed = 50;
 

@@ -3,6 +3,9 @@ import type { Readable } from 'node:stream';
 export const runtimeNames = ['docker', 'containerd'] as const;
 export type RuntimeName = (typeof runtimeNames)[number];
 
+/** A runtime fetches the layers of one image beside each other by itself; more at once only share the way. */
+export const pullsAtOnce = 3;
+
 /** The container runtime of a host, spoken to through SSH. */
 export interface RuntimeHost {
   readonly name: RuntimeName;
