@@ -108,7 +108,9 @@ class Layout {
     const byRoot = new Map<Digest, Entry>();
     const nameless: { entry: Entry; descriptor: Descriptor }[] = [];
     const signatures: { entry: Entry; name: string; kind: 'sig' | 'att' | 'sbom' }[] = [];
-    for (const descriptor of await readIndex(this.files)) {
+    const index = await readIndex(this.files);
+    await this.#readAhead(index);
+    for (const descriptor of index) {
       signal?.throwIfAborted();
       const entry = await this.#entry(descriptor, byRoot);
       const name = annotatedName(descriptor);
@@ -138,6 +140,13 @@ class Layout {
     }
     const limit = pLimit(readsAtOnce);
     return Promise.all(entries.filter(({ companion }) => !companion).map((entry) => limit(() => this.#describe(entry, belonging.get(entry) ?? []))));
+  }
+
+  /** Reads what will be kept beside each other; what is wrong is told where it is needed. */
+  async #readAhead(index: readonly Descriptor[]): Promise<void> {
+    const limit = pLimit(readsAtOnce);
+    const small = index.filter(({ size }) => size <= keptManifestBytes).slice(0, keptTotalBytes / keptManifestBytes);
+    await Promise.all(small.map(({ digest }) => limit(() => this.readManifest(digest).catch(() => undefined))));
   }
 
   async #entry(descriptor: Descriptor, byRoot: Map<Digest, Entry>): Promise<Entry> {

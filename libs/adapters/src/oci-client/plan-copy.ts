@@ -7,6 +7,7 @@ import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
 
 const requestsAtOnce = 8;
+const looksAtOnce = 8;
 
 export interface PlannedImage {
   /** `present`: every name leads to it, and every repository has all of it. `changed`: a name leads to something else. */
@@ -31,14 +32,25 @@ export interface PlanCopyOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** What is known of an image without regard to the others of its plan. */
+interface Looked {
+  root: ImageToCopy['image']['root'];
+  parts: { digest?: Digest | undefined; size: number }[];
+  repositories: string[];
+  /** What its names lead to now. */
+  digests: (Digest | undefined)[];
+  /** Every repository has its own links to all blobs and manifests; over HTTP the copy finds out. */
+  isLinked: boolean;
+}
+
 /** What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what the registry client throws. */
 export async function planCopy({ source, images, registry, storage, signal }: PlanCopyOptions): Promise<CopyPlan> {
   const requests = pLimit(requestsAtOnce);
-  const counted = new Set<Digest>();
-  const plan = async ({ image, names }: ImageToCopy): Promise<PlannedImage> => {
+  const looks = pLimit(looksAtOnce);
+  const look = async ({ image, names }: ImageToCopy): Promise<Looked> => {
     signal?.throwIfAborted();
     let root = image.root;
-    let parts: { digest?: Digest | undefined; size: number }[] = [];
+    let parts: Looked['parts'] = [];
     let graphs: ImageGraph[] = [];
     if (!root && source.blobsOf) {
       parts = await source.blobsOf(image);
@@ -50,30 +62,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
       graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
       parts = graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]);
     }
-    /** Every repository has its own links to blobs and manifests; over HTTP the copy finds out. */
-    const isComplete = async (everywhere: readonly string[]): Promise<boolean> => {
-      if (!storage) return false;
-      const looks = everywhere.flatMap((repository) =>
-        graphs.flatMap(({ blobs, manifests }) => [
-          ...blobs.map((blob) => storage.has(repository, blob)),
-          ...manifests.map(async ({ digest }) => (await storage.resolve(repository, digest)) === digest),
-        ]),
-      );
-      const tags = (image.companions ?? []).flatMap(({ tag, root: { digest } }) =>
-        tag === undefined ? [] : everywhere.map(async (repository) => (await storage.resolve(repository, tag)) === digest),
-      );
-      return (await Promise.all([...looks, ...tags])).every(Boolean);
-    };
     const repositories = [...new Set(names.map(({ repository }) => repository))];
-    const isThere = async (digest: Digest, size: number) => {
-      if (storage) return storage.hasBlob({ digest, size });
-      for (const repository of repositories) if ((await requests(() => registry.headBlob(repository, digest, { signal })))?.size === size) return true;
-      return false;
-    };
-    const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
-    for (const { digest } of fresh) if (digest) counted.add(digest);
-    const there = await Promise.all(fresh.map(({ digest, size }) => (digest ? isThere(digest, size) : Promise.resolve(false))));
-    const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
     const digests = await Promise.all(
       names.map(async ({ repository, tag }) => {
         const reference = tag ?? root?.digest;
@@ -81,16 +70,51 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
         return (await storage?.resolve(repository, reference)) ?? (await requests(() => registry.headManifest(repository, reference, { signal })))?.digest;
       }),
     );
-    const isThereAs = root !== undefined && missingBytes === 0 && digests.every((digest) => digest === root.digest);
-    const isPresent = isThereAs && (await isComplete(repositories));
-    return {
-      state: isPresent ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing',
-      digest: root?.digest,
-      missingBytes,
-    };
+    const isNamed = root !== undefined && digests.every((digest) => digest === root.digest);
+    return { root, parts, repositories, digests, isLinked: isNamed && storage !== undefined && (await isLinked(storage, repositories, image, graphs)) };
   };
+
+  const counted = new Set<Digest>();
+  const count = async ({ root, parts, repositories, digests, isLinked }: Looked): Promise<PlannedImage> => {
+    const isThere = async (digest: Digest, size: number) => {
+      if (storage) return storage.hasBlob({ digest, size });
+      for (const repository of repositories) if ((await requests(() => registry.headBlob(repository, digest, { signal })))?.size === size) return true;
+      return false;
+    };
+    const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
+    for (const { digest } of fresh) if (digest) counted.add(digest);
+    // What has links in its repositories was looked at.
+    const there = await Promise.all(fresh.map(({ digest, size }) => isLinked || (digest ? isThere(digest, size) : false)));
+    const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
+    const state = isLinked ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
+    return { state, digest: root?.digest, missingBytes };
+  };
+
+  const looked = images.map((item) => looks(() => look(item)));
   const planned: PlannedImage[] = [];
-  // One after the other: what two images share is counted for the first.
-  for (const item of images) planned.push(await plan(item));
+  try {
+    // One after the other: what two images share is counted for the first.
+    for (const each of looked) planned.push(await count(await each));
+  } finally {
+    // After a failure nobody must read on in what the caller closes.
+    await Promise.allSettled(looked);
+  }
   return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
+}
+
+async function isLinked(
+  storage: RegistryStorage,
+  repositories: readonly string[],
+  image: ImageToCopy['image'],
+  graphs: readonly ImageGraph[],
+): Promise<boolean> {
+  const manifests = graphs.flatMap((graph) => graph.manifests).map((manifest) => storage.hasBlob(manifest));
+  const links = repositories.flatMap((repository) => [
+    ...graphs.flatMap(({ blobs, manifests }) => [
+      ...blobs.map((blob) => storage.has(repository, blob)),
+      ...manifests.map(async ({ digest }) => (await storage.resolve(repository, digest)) === digest),
+    ]),
+    ...(image.companions ?? []).map(async ({ tag, root: { digest } }) => tag === undefined || (await storage.resolve(repository, tag)) === digest),
+  ]);
+  return (await Promise.all([...manifests, ...links])).every(Boolean);
 }
