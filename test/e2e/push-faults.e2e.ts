@@ -8,7 +8,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { Du } from '../support/du.js';
 import { endOf, midway, notBackwards, success } from '../support/jobs.js';
 import { register, writeLargeBundle } from '../support/large-bundle.js';
-import { childOf, listProcesses } from '../support/processes.js';
+import { childOf, registryPid, registryPids } from '../support/processes.js';
 import { missingOf, namesAt } from '../support/registry.js';
 
 /** A new DU for each test, so that each push starts from nothing; the bundle is written once. */
@@ -52,13 +52,6 @@ async function succeeds({ bundleId, job }: { bundleId: string; job: Job }): Prom
 }
 
 const stillRuns = async (id: string) => expect((await getJob({ client, path: { id }, throwOnError: true })).data).toMatchObject({ state: 'running' });
-
-const registryPid = async (instance: 'read-write' | 'read-only') => {
-  const all = (await listProcesses()).filter(({ commandLine }) => commandLine.includes(` serve ${join(du.dataDir, 'registry', instance)}.`));
-  if (all.length !== 1 || !all[0]) throw new Error(`${all.length} processes are the ${instance} registry`);
-  return all[0].pid;
-};
-const registryPids = () => Promise.all([registryPid('read-write'), registryPid('read-only')]);
 
 describe('a push', () => {
   it('succeeds when the embedded Redis is killed, and what is started afterwards succeeds as well', async () => {
@@ -108,21 +101,21 @@ describe('a push', () => {
   it('succeeds when the DU is killed with Redis, and finds the registry that went on', async () => {
     await startDu();
     const push = await startPush();
-    const pids = await registryPids();
+    const pids = await registryPids(du);
     await du.end('SIGKILL');
     await du.startProcess();
     const ended = await succeeds(push);
     expect(ended.attempt).toBeGreaterThan(1);
-    expect(await registryPids()).toEqual(pids);
+    expect(await registryPids(du)).toEqual(pids);
   });
 
   it('succeeds when the registry is killed, which its supervisor brings back', async () => {
     await startDu();
     const push = await startPush();
-    const readWrite = await registryPid('read-write');
+    const readWrite = await registryPid(du, 'read-write');
     process.kill(readWrite, 'SIGKILL');
     await succeeds(push);
-    expect(await registryPid('read-write')).not.toBe(readWrite);
+    expect(await registryPid(du, 'read-write')).not.toBe(readWrite);
   });
 
   it('that is cancelled ends within two seconds, shows no incomplete image, and completes when it is retried', async () => {

@@ -1,4 +1,5 @@
 import { readdir, readFile, readlink } from 'node:fs/promises';
+import { join } from 'node:path';
 
 export interface ProcessInfo {
   pid: number;
@@ -43,3 +44,13 @@ export async function childOf(parent: number | undefined, program: string): Prom
   if (children.length !== 1 || !children[0]) throw new Error(`process ${parent} has ${children.length} children that run ${program}`);
   return children[0].pid;
 }
+
+/** The process that is one of a DU's two registries. Throws when there is not exactly one. */
+export async function registryPid({ dataDir }: { dataDir: string }, instance: 'read-write' | 'read-only'): Promise<number> {
+  const all = (await listProcesses()).filter(({ commandLine }) => commandLine.includes(` serve ${join(dataDir, 'registry', instance)}.`));
+  if (all.length !== 1 || !all[0]) throw new Error(`${all.length} processes are the ${instance} registry`);
+  return all[0].pid;
+}
+
+export const registryPids = (du: { dataDir: string }): Promise<number[]> =>
+  Promise.all((['read-write', 'read-only'] as const).map((instance) => registryPid(du, instance)));

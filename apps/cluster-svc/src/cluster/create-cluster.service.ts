@@ -1,4 +1,4 @@
-import { AppError } from '@airdock/core/errors';
+import { AppError, fromProblem, isTransient } from '@airdock/core/errors';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import type { Target } from '../provisioner/provisioner.schema.js';
@@ -69,17 +69,20 @@ export class CreateClusterService {
     const { images } = await this.facts.imagesOf({ id: imageSetId, name: '' });
     const references = this.facts.references(images, fields.k8sPrivateRegistry);
     context.progress({ phase: 'pull', itemsTotal: nodes.length * references.length });
-    const results = await this.facts.pull(
-      key,
-      nodes.map(({ hostId }) => hostId),
-      references,
-      context,
-    );
-    const failures = results.flatMap(({ hostName, pulls, error }) => [
-      ...(error ? [`${hostName}: ${error.detail ?? error.title}`] : []),
-      ...pulls.flatMap((one) => (one.error ? [`${hostName}: ${one.reference}: ${one.error.detail ?? one.error.title}`] : [])),
-    ]);
-    if (failures.length > 0) throw new AppError('host_pull_failed', { detail: failures.slice(0, 20).join('; '), failures: failures.slice(0, 200) });
-    return references.length;
+    const hostIds = nodes.map(({ hostId }) => hostId);
+    const pullAll = async (round: number) =>
+      (await this.facts.pull(`${key}-${round}`, hostIds, references, context)).flatMap(({ hostName, pulls, error }) => [
+        ...(error ? [{ what: hostName, error }] : []),
+        ...pulls.flatMap((one) => (one.error ? [{ what: `${hostName}: ${one.reference}`, error: one.error }] : [])),
+      ]);
+    let problems = await pullAll(1);
+    // A runtime does not say whether the registry went away in the middle. What a host has costs nothing the second time.
+    if (problems.length > 0) problems = await pullAll(2);
+    if (problems.length === 0) return references.length;
+    // What may pass, such as a registry that is away, is tried again by the job.
+    const passing = problems.map(({ error }) => fromProblem(error)).find(isTransient);
+    if (passing) throw passing;
+    const failures = problems.map(({ what, error }) => `${what}: ${error.detail ?? error.title}`);
+    throw new AppError('host_pull_failed', { detail: failures.slice(0, 20).join('; '), failures: failures.slice(0, 200) });
   }
 }

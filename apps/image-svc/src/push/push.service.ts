@@ -63,8 +63,9 @@ export class PushService {
       seen.filter((image) => image.platforms.length === 0 || image.platforms.some(isWanted)),
       images,
     );
-    if (!dryRun) refuseCollisions((await this.names.assign(selected, { kinds: naming, winners })).collisions);
-    await this.images.registry();
+    const assigned = dryRun ? undefined : this.names.assign(selected, { kinds: naming, winners });
+    const [names] = await Promise.all([assigned, this.images.registry()]);
+    refuseCollisions(names?.collisions ?? []);
     const id = newId();
     const row = columns<PushEntity>({
       id,
