@@ -42,7 +42,7 @@ export const adminConf = '/etc/kubernetes/admin.conf';
 /** Stands on a host from before an init or join until its end was seen; what was asked for, without secrets. */
 export const unfinishedFile = '/etc/kubernetes/airdock-unfinished.yaml';
 /** Of files that kubeadm reads once. In memory, for root only. */
-const workDir = '/run/airdock/kubeadm';
+const workDir = '/run/airdock-kubeadm';
 
 // A worker that was killed may have left a kubeadm at work: its end is waited for, since only then it is known what there is.
 const stateScript = `
