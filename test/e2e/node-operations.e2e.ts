@@ -5,6 +5,7 @@ import { createNodeOperation, createPush, getNodeOperation } from '@airdock/adap
 import type { Job, NodeAction, NodeCluster, NodeOperation } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { fromProblem } from '@airdock/core/errors';
+import { renderInitConfig, renderJoinConfig } from '@airdock/core/kubernetes/kubeadm-config';
 import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { kubernetesImages, makeKubernetesPackages } from '@airdock/testing/lab/kubeadm';
@@ -107,9 +108,11 @@ describe.skipIf(!started.lab)('nodes', () => {
     return end;
   }
   const init = (change: Partial<NodeCluster> = {}): NodeAction => ({ action: 'init', cluster: { ...cluster, ...change } });
-  const joins = (): NodeAction => ({ action: 'join', role: 'worker', controlPlaneHostId: ids.master, cluster });
-  const upgrade = (isFirst: boolean, kubernetesVersion: string = newVersion): NodeAction => ({
-    ...{ action: 'upgrade', kubernetesVersion, isFirst, role: isFirst ? 'controlPlane' : 'worker', controlPlaneHostId: ids.master },
+  /** All but the first are joined as this. */
+  const roles = { master: 'controlPlane', first: 'worker', second: 'controlPlane' } as const;
+  const joins = (name: Name): NodeAction => ({ action: 'join', role: roles[name], controlPlaneHostId: ids.master, cluster });
+  const upgrade = (name: Name, kubernetesVersion: string = newVersion): NodeAction => ({
+    ...{ action: 'upgrade', kubernetesVersion, isFirst: name === 'master', role: roles[name], controlPlaneHostId: ids.master },
     cluster: { ...cluster, pauseImage: `${cluster.imageRepository}/pause:3.4.1` },
   });
   const inspect = (): NodeAction => ({ action: 'inspect', controlPlaneHostId: ids.master });
@@ -175,6 +178,12 @@ describe.skipIf(!started.lab)('nodes', () => {
     await expect.poll(seen, { timeout: 30_000 }).toEqual([`master Ready ${oldVersion}`]);
   });
 
+  it('are refused by kubeadm with its words when an image is not there, and a later call is not in the way of that', async () => {
+    const { job } = await endOfOperation(await start('second', init({ imageRepository: `${cluster.imageRepository}/nowhere` })));
+    expect(job).toMatchObject({ state: 'failed', error: { code: 'kubeadm_failed' } });
+    expect(job.error?.detail).toMatch(/second: kubeadm init .*failed to pull image "localhost:\d+\/nowhere\/kube-apiserver:v1\.20\.11"/s);
+  });
+
   it('are finished, and not made anew, where the host came up as a member after its power went; and are reset', async () => {
     await gates.second.shut();
     const job = await start('second', init());
@@ -187,16 +196,16 @@ describe.skipIf(!started.lab)('nodes', () => {
     expect(done(operation)).toContain('command run kubeadm init phase addon all --config FILE');
     expect(done(operation).join()).not.toMatch(/kubeadm (?:reset|init --)/);
     expect(await out(hosts.second, 'kubectl get nodes')).toContain('second');
-    const foreign = await endOfOperation(await start('second', joins()));
+    const foreign = await endOfOperation(await start('second', joins('second')));
     expect(foreign.job.error).toMatchObject({ code: 'host_in_cluster' });
     const reset = await endOfOperation(await start('second', { action: 'reset' }));
     expect(reset.job).toMatchObject({ state: 'succeeded', error: null });
-    expect((await hosts.second.exec('ls -dA /etc/kubernetes /run/airdock*')).stdout).toBe('');
+    expect((await hosts.second.exec('ls -dA /etc/kubernetes /run/airdock-kubeadm*')).stdout).toBe('');
     await isSettled('second', { action: 'reset' });
   });
 
   it('are joined by workers, with containerd as with Docker', async () => {
-    const { job, operation } = await operate('first', joins());
+    const { job, operation } = await operate('first', joins('first'));
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     expect(statuses(operation)).toMatchObject({ packages: 'done', runtime: 'done', kubeadm: 'done' });
     expect(await out(hosts.first, 'cat /etc/containerd/config.toml')).toContain(`sandbox_image = "${cluster.pauseImage}"`);
@@ -204,9 +213,9 @@ describe.skipIf(!started.lab)('nodes', () => {
     expect(processes).toContain('kubeadm');
   });
 
-  it('join to the end on a host that went on while the DU was dead', async () => {
+  it('join to the end on a host that went on while the DU was dead, here as a second control plane', async () => {
     await gates.second.shut();
-    const job = await start('second', joins());
+    const job = await start('second', joins('second'));
     await gates.second.reached();
     processes += await out(hosts.second, 'cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n"');
     await du.end('SIGKILL');
@@ -216,34 +225,66 @@ describe.skipIf(!started.lab)('nodes', () => {
     expect(ended).toMatchObject({ state: 'succeeded', error: null });
     // Once, and not again.
     expect(done(operation).filter((one) => one.startsWith('command run kubeadm'))).toEqual([]);
-    expect(await out(hosts.second, 'ls -A /etc/kubernetes; ls -dA /run/airdock* 2>/dev/null || true')).not.toMatch(/unfinished|kubeadm/);
+    expect(await out(hosts.second, 'ls -A /etc/kubernetes; ls -dA /run/airdock-kubeadm* 2>/dev/null || true')).not.toMatch(/unfinished|airdock-kubeadm/);
     await expect.poll(seen, { timeout: 30_000 }).toEqual([`first Ready ${oldVersion}`, `master Ready ${oldVersion}`, `second Ready ${oldVersion}`]);
   });
 
   it('are left as they are by a second run', async () => {
     await isSettled('master', init());
-    for (const name of ['first', 'second'] as const) await isSettled(name, joins());
+    for (const name of ['first', 'second'] as const) await isSettled(name, joins(name));
+  });
+
+  it('are made by a stand-in that refuses what kubeadm refuses', async () => {
+    const version = { kubernetesVersion: oldVersion, nodeName: 'other', criSocket: '/var/run/dockershim.sock', advertiseAddress: hosts.master.address };
+    const settings = { ...cluster, ...version, controlPlaneEndpoint: `${hosts.master.address}:6443` };
+    const config = renderInitConfig(settings);
+    const joinConfig = renderJoinConfig({
+      ...{ ...settings, apiServerEndpoint: settings.controlPlaneEndpoint, certificateKey: undefined },
+      ...{ token: 'abcdef.0123456789abcdef', caCertHash: `sha256:${'0'.repeat(64)}` },
+    });
+    const refusal = async (name: Name, command: string, text = '') => {
+      const { exitCode, stderr } = await hosts[name].exec(`cat >/tmp/config.yaml <<'END'\n${text}END\n${command}`);
+      return exitCode === 0 ? 'not refused' : stderr;
+    };
+    const withConfig = (command: string) => `kubeadm ${command} --config /tmp/config.yaml`;
+    expect(await refusal('master', withConfig('init'), config)).toMatch(/ERROR DirAvailable--var-lib-etcd|FileAvailable--etc-kubernetes-manifests/);
+    expect(await refusal('master', withConfig('init --nonsense'), config)).toContain('unknown flag: --nonsense');
+    expect(await refusal('master', withConfig('token create --ttl 1h'), config)).toContain("can not mix '--config' with arguments [ttl]");
+    expect(await refusal('master', withConfig('init'), config.replace('podSubnet', 'podNet'))).toContain('unknown field "podNet"');
+    expect(await refusal('master', withConfig('init'), config.replaceAll('v1beta2', 'v1beta3'))).toContain('API spec');
+    expect(await refusal('master', `kubeadm upgrade apply v${newVersion} --yes`)).toContain('is not the kubeadm version');
+    expect(await refusal('first', withConfig('join'), joinConfig)).toContain('FileAvailable--etc-kubernetes-kubelet.conf');
+    await out(hosts.first, 'mkdir /tmp/kept && cp -a /etc/kubernetes/. /tmp/kept && rm -r /etc/kubernetes/pki /etc/kubernetes/kubelet.conf');
+    const wrongToken = await refusal('first', withConfig('join'), joinConfig);
+    const expired = await out(hosts.master, `cat >/tmp/config.yaml <<'END'\n${config.replace('15m0s', '1s')}END\nkubeadm token create --config /tmp/config.yaml; sleep 1.1`);
+    const late = await refusal('first', withConfig('join'), joinConfig.replace('abcdef.0123456789abcdef', expired));
+    const good = await out(hosts.master, 'kubeadm token create --ttl 1h');
+    const otherAuthority = await refusal('first', withConfig('join'), joinConfig.replace('abcdef.0123456789abcdef', good));
+    await out(hosts.first, 'cp -a /tmp/kept/. /etc/kubernetes && rm -r /tmp/kept /tmp/config.yaml');
+    expect(wrongToken).toContain('Unauthorized');
+    expect(late).toContain('Unauthorized');
+    expect(otherAuthority).toContain('does not match any of the pinned ones');
   });
 
   it('are upgraded one after the other, the first control plane first, and no version is skipped', async () => {
-    const early = await endOfOperation(await start('first', upgrade(false)));
+    const early = await endOfOperation(await start('first', upgrade('first')));
     expect(early.job.error).toMatchObject({ code: 'kubernetes_version_skew' });
-    const far = await endOfOperation(await start('master', upgrade(true, '1.22.17')));
+    const far = await endOfOperation(await start('master', upgrade('master', '1.22.17')));
     expect(far.job.error).toMatchObject({ code: 'kubernetes_version_skew', detail: expect.stringContaining('1.20.11') as string });
     await out(hosts.master, 'kubectl cordon second');
-    for (const name of names) {
-      const { job, operation } = await operate(name, upgrade(name === 'master'));
+    for (const name of ['master', 'second', 'first'] as const) {
+      const { job, operation } = await operate(name, upgrade(name));
       expect(job).toMatchObject({ state: 'succeeded', error: null });
       expect(done(operation)).toContain(name === 'master' ? `command run kubeadm upgrade apply v${newVersion} --yes` : 'command run kubeadm upgrade node');
       expect(operation.nodes.find((node) => node.name === name)).toMatchObject({ ready: true, version: newVersion, schedulable: name !== 'second' });
       expect(operation.warnings.join()).toContain(name === 'second' ? 'stays so' : '');
-      await isSettled(name, upgrade(name === 'master'));
+      await isSettled(name, upgrade(name));
     }
     const expected = kubernetesImages(newVersion).map((name) => name.replace('k8s.gcr.io', cluster.imageRepository));
     expect(await images('master')).toEqual(expect.arrayContaining(expected));
     expect(await images('first')).toContain(`${cluster.imageRepository}/pause:3.4.1`);
     expect(await out(hosts.first, 'apt-mark showhold')).toBe('kubeadm\nkubectl\nkubelet');
-    const down = await endOfOperation(await start('first', upgrade(false, oldVersion)));
+    const down = await endOfOperation(await start('first', upgrade('first', oldVersion)));
     expect(down.job.error).toMatchObject({ code: 'kubernetes_version_skew' });
   });
 

@@ -69,8 +69,8 @@ export async function initNode(work: NodeWork, cluster: ClusterSettings): Promis
   }
   noteStep(work, 'kubeadm', changes, `the first control plane of a cluster of Kubernetes ${plainVersion(cluster.kubernetesVersion)}`);
   if (dryRun) return;
-  await registered(work);
   if (standing !== 'member') await finish(work);
+  await registered(work);
 }
 
 /**
@@ -105,8 +105,8 @@ export async function joinNode(work: NodeWork, role: NodeRole, cluster: ClusterS
   }
   noteStep(work, 'kubeadm', changes, `a ${role === 'worker' ? 'worker' : 'control plane'} of the cluster of ${controlPlane.hostName}`);
   if (dryRun) return;
-  await registered(work);
   if (standing !== 'member') await finish(work);
+  await registered(work);
 }
 
 /**
@@ -234,7 +234,7 @@ function standingOfJoining(host: KubeadmHost, state: NodeState, node: ClusterNod
 }
 
 async function authorityOf(controlPlane: KubeadmHost): Promise<string> {
-  const { files, authority } = await controlPlane.state();
+  const { files, authority } = await controlPlane.currentState();
   if (!authority || !files.has('admin.conf')) throw new AppError('kubernetes_api_failed', { detail: `${controlPlane.hostName} is no control plane` });
   return authority;
 }
