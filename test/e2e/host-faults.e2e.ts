@@ -65,7 +65,7 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
   beforeAll(async () => {
     folder = await tempDir('host-faults');
     const apt = join(folder.path, 'apt');
-    await Promise.all([makeDeb(apt, 'lab-agent', ['lab-library']), makeDeb(apt, 'lab-library')]);
+    await Promise.all([makeDeb(apt, 'lab-agent', { depends: ['lab-library'] }), makeDeb(apt, 'lab-library')]);
     await addAptMetadata(apt);
     const packages = { repositories: [{ name: 'release', format: 'apt', folder: apt }], install: { debian: ['lab-agent'] } };
     du = await Du.start({ folder: folder.path, packages });

@@ -61,6 +61,7 @@ describe('loadConfig', () => {
       repositories: [{ name: 'docker', format: 'apt', folder: '/srv/docker', distributions: [], components: ['main'] }],
       install: { debian: [], redhat: [] },
       docker: { debian: ['docker.io'], redhat: [] },
+      kubernetes: { debian: ['kubeadm', 'kubelet', 'kubectl'], redhat: ['kubeadm', 'kubelet', 'kubectl'] },
     });
     for (const wrong of [
       'repositories: [{name: "a b", format: apt, folder: /x}]',

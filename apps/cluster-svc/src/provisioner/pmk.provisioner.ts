@@ -86,9 +86,10 @@ export class PmkProvisioner implements Provisioner {
     let seenAt = Date.now();
     progress({ itemsTotal: nodes.length });
     for (;;) {
+      // In this order a task that has failed says why, when its nodes have.
+      const own = await this.nodesOf(client, nodes, signal);
       const cluster = await client.getCluster(uuid, signal);
       if (!cluster) throw new AppError('cluster_diverged', { detail: `PMK has no cluster ${uuid} any more` });
-      const own = await this.nodesOf(client, nodes, signal);
       const healthy = own.filter(({ status, kubeRoleVersion = kubernetesVersion }) => status === 'ok' && kubeRoleVersion === kubernetesVersion);
       await onNodes(healthy.map(({ node }) => node.hostId));
       progress({ itemsDone: healthy.length, phase: cluster.taskStatus });

@@ -38,7 +38,7 @@ export const NodeAction = z
     z.strictObject({ action: z.literal('init').describe('The host becomes the first control plane'), cluster: NodeCluster }),
     z.strictObject({ action: z.literal('join').describe('The host joins a cluster'), role, controlPlaneHostId, cluster: NodeCluster }),
     z.strictObject({
-      action: z.literal('upgrade').describe('The node is drained, upgraded, and takes pods again'),
+      action: z.literal('upgrade').describe('The node is upgraded, drained for its new kubelet, and takes pods again'),
       kubernetesVersion: version.describe('The new one'),
       role,
       controlPlaneHostId,

@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 import { findProgram, freePort, startJsonServer, type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { SshConnection } from './connection.js';
-import { HostSystem } from './host-system.js';
+import { HostSystem, upstreamVersion } from './host-system.js';
 
 const run = promisify(execFile);
 let folder: TempDir;
@@ -39,5 +39,43 @@ describe('statusOf', () => {
 
   it('is not known where the host has nothing to ask with', async () => {
     expect(await (await hostWith([])).statusOf(`${server.url}/v2/`)).toBeUndefined();
+  });
+});
+
+/** A host that answers commands, of which the first matching part decides. */
+const answering = (answers: Record<string, string>) => {
+  const exec = async (argv: string[]) => ({
+    exitCode: 0,
+    stdout: Object.entries(answers).find(([part]) => argv.join(' ').includes(part))?.[1] ?? '',
+    stderr: '',
+  });
+  const run = async (argv: string[]) => (await exec(argv)).stdout;
+  return new HostSystem({ exec, run } as unknown as SshConnection, new AbortController().signal);
+};
+
+describe('offeredVersions', () => {
+  it('are those of apt', async () => {
+    const host = answering({
+      madison: '   kubeadm | 1.21.14-00 | http://127.0.0.1:5102/k8s ./ Packages\n   kubeadm | 1.20.11-00 | http://127.0.0.1:5102/k8s ./ Packages\n',
+    });
+    expect(await host.offeredVersions('debian', 'kubeadm')).toEqual(['1.21.14-00', '1.20.11-00']);
+  });
+
+  it('are those of dnf, without what is only installed', async () => {
+    const host = answering({
+      'command -v dnf': '/usr/bin/dnf',
+      '--showduplicates':
+        'Installed Packages\nkubeadm.x86_64  1.19.16-0  @airdock-k8s\nAvailable Packages\nkubeadm.x86_64   1.20.11-0   airdock-k8s\nkubeadm.x86_64 1:1.21.14-0 airdock-k8s\n',
+    });
+    expect(await host.offeredVersions('redhat', 'kubeadm')).toEqual(['1.20.11-0', '1:1.21.14-0']);
+    expect(await host.offeredVersions('redhat', 'kubelet')).toEqual([]);
+  });
+
+  it.each([
+    ['1.20.11-00', '1.20.11'],
+    ['1:1.20.11-1.1', '1.20.11'],
+    ['1.20.11', '1.20.11'],
+  ])('%s is %s of the makers', (version, upstream) => {
+    expect(upstreamVersion(version)).toBe(upstream);
   });
 });

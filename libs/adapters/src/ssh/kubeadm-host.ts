@@ -41,18 +41,26 @@ export interface JoinSecrets {
 export const adminConf = '/etc/kubernetes/admin.conf';
 /** Stands on a host from before an init or join until its end was seen; what was asked for, without secrets. */
 export const unfinishedFile = '/etc/kubernetes/airdock-unfinished.yaml';
-/** Of files that kubeadm reads once. In memory, for root only. */
-const workDir = '/run/airdock/kubeadm';
+/** Of one run of kubeadm, with the id of the process behind it: what it reads once. In memory, for root only. */
+const workDirs = '/run/airdock-kubeadm.';
 
 // A worker that was killed may have left a kubeadm at work: its end is waited for, since only then it is known what there is.
-const stateScript = `
+const waitScript = `
+isBusy() {
+  for work in ${workDirs}*; do
+    [ -d "$work" ] || continue
+    grep -qs airdock-kubeadm "/proc/\${work##*.}/cmdline" && return 0
+    rm -rf "$work"
+  done
+  grep -qsx kubeadm /proc/[0-9]*/comm
+}
 rounds=0
-while [ -d "/proc/$(cat ${workDir}/pid 2>/dev/null)/fd" ] || grep -qsx kubeadm /proc/[0-9]*/comm; do
+while isBusy; do
   rounds=$((rounds + 1))
   [ "$rounds" -le 1200 ] || { echo 'another kubeadm has been at work for ten minutes' >&2; exit 75; }
   sleep 0.5
-done
-rm -rf ${workDir}
+done`;
+const stateScript = `
 cd /etc/kubernetes 2>/dev/null || exit 0
 for file in kubelet.conf bootstrap-kubelet.conf admin.conf pki/ca.crt manifests/*; do [ ! -e "$file" ] || echo "file=$file"; done
 [ ! -e pki/ca.crt ] || echo "authority=$(sha256sum <pki/ca.crt | cut -d' ' -f1)"
@@ -64,22 +72,22 @@ exit 0`;
 // standard input, \`$1\` bytes of it, and is gone afterwards; --config is added for it.
 const kubeadmScript = `
 umask 077
-bytes=$1 output=$2
+bytes=$1 output=$2 work=${workDirs}$$
 shift 2
-mkdir -p ${workDir} || exit 73
-echo $$ >${workDir}/pid
-trap 'rm -rf ${workDir}' EXIT
+rm -rf "$work"
+mkdir "$work" || exit 73
+trap 'rm -rf "$work"' EXIT
 trap 'exit 143' HUP INT TERM
 export LC_ALL=C
 if [ "$bytes" -gt 0 ]; then
-  cat >${workDir}/config.yaml
+  cat >"$work/config.yaml"
   # A connection that breaks looks like the end of the text.
-  [ "$(wc -c <${workDir}/config.yaml)" -eq "$bytes" ] || { echo 'the configuration did not arrive whole' >&2; exit 74; }
-  set -- "$@" --config ${workDir}/config.yaml
+  [ "$(wc -c <"$work/config.yaml")" -eq "$bytes" ] || { echo 'the configuration did not arrive whole' >&2; exit 74; }
+  set -- "$@" --config "$work/config.yaml"
 fi
-if [ "$output" = kept ]; then kubeadm "$@" 2>${workDir}/errors </dev/null; else kubeadm "$@" >/dev/null 2>${workDir}/errors </dev/null; fi
+if [ "$output" = kept ]; then kubeadm "$@" 2>"$work/errors" </dev/null; else kubeadm "$@" >/dev/null 2>"$work/errors" </dev/null; fi
 code=$?
-[ "$code" -eq 0 ] || tail -c 4000 ${workDir}/errors >&2
+[ "$code" -eq 0 ] || tail -c 4000 "$work/errors" >&2
 exit "$code"`;
 
 const jsonPath = [
@@ -105,9 +113,18 @@ export class KubeadmHost {
     return this.hostName.toLowerCase();
   }
 
-  /** Waits for a kubeadm that is at work on the host. Throws `kubeadm_failed` when that takes more than ten minutes. */
-  async state(): Promise<NodeState> {
-    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', stateScript], { sudo: true, signal: this.signal, stallTimeoutMs: 660_000 });
+  /** As it is when no kubeadm is at work on the host; that is waited for. Throws `kubeadm_failed` when it takes more than ten minutes. */
+  state(): Promise<NodeState> {
+    return this.look(`${waitScript}${stateScript}`);
+  }
+
+  /** The same at once, whatever is at work on the host. */
+  currentState(): Promise<NodeState> {
+    return this.look(stateScript);
+  }
+
+  private async look(script: string): Promise<NodeState> {
+    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', script], { sudo: true, signal: this.signal, stallTimeoutMs: 660_000 });
     if (exitCode !== 0) throw new AppError('kubeadm_failed', { detail: `${this.hostName}: ${stderr.trim().slice(-500)}` });
     const lines = stdout.split('\n').map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1).slice(0, 200)] as const);
     const valueOf = (wanted: string) => lines.find(([key]) => key === wanted)?.[1] || undefined;

@@ -36,6 +36,11 @@ const registeredMs = 60_000;
 const readyMs = 300_000;
 const apiMs = 30_000;
 const drainSeconds = 300;
+// The folder, where there was none before Airdock; kubeadm leaves folders in it.
+const removeFolder = `
+cd /etc/kubernetes 2>/dev/null && [ -e .airdock-created ] || exit 0
+rmdir pki/etcd pki manifests 2>/dev/null
+[ "$(ls -A)" != .airdock-created ] || { rm .airdock-created && rmdir /etc/kubernetes; }`;
 // A member whose init was not seen to end gets what comes last in one. All of them may be done twice.
 const lastPhases = [['upload-config', 'all'], ['mark-control-plane'], ['bootstrap-token', '--skip-token-print'], ['kubelet-finalize', 'all'], ['addon', 'all']];
 
@@ -64,8 +69,8 @@ export async function initNode(work: NodeWork, cluster: ClusterSettings): Promis
   }
   noteStep(work, 'kubeadm', changes, `the first control plane of a cluster of Kubernetes ${plainVersion(cluster.kubernetesVersion)}`);
   if (dryRun) return;
-  await registered(work);
   if (standing !== 'member') await finish(work);
+  await registered(work);
 }
 
 /**
@@ -100,13 +105,14 @@ export async function joinNode(work: NodeWork, role: NodeRole, cluster: ClusterS
   }
   noteStep(work, 'kubeadm', changes, `a ${role === 'worker' ? 'worker' : 'control plane'} of the cluster of ${controlPlane.hostName}`);
   if (dryRun) return;
-  await registered(work);
   if (standing !== 'member') await finish(work);
+  await registered(work);
 }
 
 /**
- * The node gets a newer version: it is drained, kubeadm upgrades it, the kubelet is exchanged, and it takes pods again when it is ready. Throws
- * `kubernetes_version_skew` before anything is changed, `drain_failed`, `node_not_ready`, and as `initNode`.
+ * The node gets a newer version, in the order of https://kubernetes.io/docs/tasks/administer-cluster/kubeadm/kubeadm-upgrade/: kubeadm upgrades what it has
+ * written, the node is drained, the kubelet is exchanged, and the node takes pods again when it is ready. Throws `kubernetes_version_skew` before anything is
+ * changed, `drain_failed`, `node_not_ready`, and as `initNode`.
  */
 export async function upgradeNode(work: NodeWork, { kubernetesVersion, isFirst, role }: Upgrade, cluster: ClusterSettings): Promise<void> {
   const { host, controlPlane, dryRun, warn } = work;
@@ -125,6 +131,15 @@ export async function upgradeNode(work: NodeWork, { kubernetesVersion, isFirst, 
   const isDue = isOldControlPlane || isOldKubelet || (isFirst && clusterConfig.version !== version);
   noteStep(work, 'check', [], `${host.nodeName} is at ${node.version}`);
 
+  await installPackages(work, version, !isDue, isKubeadm);
+  await prepareRuntime(work, cluster, !isDue);
+  const changes: NodeChange[] = [];
+  if (isFirst && (isOldControlPlane || clusterConfig.version !== version)) {
+    changes.push(...(await setClusterRepository(work, clusterConfig, cluster.imageRepository, version)));
+    changes.push(await runKubeadm(work, ['upgrade', 'apply', `v${version}`, '--yes']));
+  } else if (isOldControlPlane || (isOldKubelet && !isFirst)) changes.push(await runKubeadm(work, ['upgrade', 'node']));
+  noteStep(work, 'kubeadm', changes, isFirst ? `the cluster is upgraded to ${version}` : `${host.nodeName} is upgraded to ${version}`);
+
   // A node that somebody else has cordoned is drained, too, but stays cordoned.
   const isOurs = drainedFor in node.annotations;
   const drain: NodeChange[] = [];
@@ -135,15 +150,6 @@ export async function upgradeNode(work: NodeWork, { kubernetesVersion, isFirst, 
     drain.push(await runKubectl(work, argv, { timeoutMs: (drainSeconds + 60) * 1000, code: 'drain_failed' }));
   }
   noteStep(work, 'drain', drain, host.nodeName);
-
-  await installPackages(work, version, !isDue, isKubeadm);
-  await prepareRuntime(work, cluster, !isDue);
-  const changes: NodeChange[] = [];
-  if (isFirst && (isOldControlPlane || clusterConfig.version !== version)) {
-    changes.push(...(await setClusterRepository(work, clusterConfig, cluster.imageRepository, version)));
-    changes.push(await runKubeadm(work, ['upgrade', 'apply', `v${version}`, '--yes']));
-  } else if (isOldControlPlane || (isOldKubelet && !isFirst)) changes.push(await runKubeadm(work, ['upgrade', 'node']));
-  noteStep(work, 'kubeadm', changes, isFirst ? `the cluster is upgraded to ${version}` : `${host.nodeName} is upgraded to ${version}`);
 
   await exchangeKubelet(work, version, cluster, !isDue);
   const hasToWait = isDue && !dryRun;
@@ -175,6 +181,7 @@ export async function resetNode(work: NodeWork): Promise<void> {
   const changes: NodeChange[] = [];
   if (state.files.size > 0) changes.push(await runKubeadm(work, resetArguments(host)));
   if (state.isUnfinished) changes.push(await finish(work));
+  if (!dryRun) await host.connection.run(['sh', '-c', removeFolder], { sudo: true, signal: host.signal });
   if (host !== controlPlane && (await controlPlane.node(host.nodeName)))
     changes.push(await runKubectl(work, ['delete', 'node', host.nodeName, '--ignore-not-found']));
   noteStep(work, 'kubeadm', changes, 'kubeadm reset');
@@ -227,7 +234,7 @@ function standingOfJoining(host: KubeadmHost, state: NodeState, node: ClusterNod
 }
 
 async function authorityOf(controlPlane: KubeadmHost): Promise<string> {
-  const { files, authority } = await controlPlane.state();
+  const { files, authority } = await controlPlane.currentState();
   if (!authority || !files.has('admin.conf')) throw new AppError('kubernetes_api_failed', { detail: `${controlPlane.hostName} is no control plane` });
   return authority;
 }

@@ -12,7 +12,7 @@ export interface NodeChange {
   diff: string | null;
 }
 
-export const nodeStepNames = ['check', 'drain', 'packages', 'runtime', 'kubeadm', 'kubelet', 'node', 'uncordon'] as const;
+export const nodeStepNames = ['check', 'packages', 'runtime', 'kubeadm', 'drain', 'kubelet', 'node', 'uncordon'] as const;
 export interface NodeStep {
   name: (typeof nodeStepNames)[number];
   status: 'done' | 'unchanged' | 'planned';

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { parse } from 'smol-toml';
 import { describe, expect, it } from 'vitest';
 import type { AppError } from '../errors.js';
-import { renderHostsToml, setHostsDir } from './containerd-config.js';
+import { renderHostsToml, sandboxImageOf, setHostsDir, setSandboxImage } from './containerd-config.js';
 
 const dir = '/etc/containerd/certs.d';
 const refusal = (action: () => unknown): string => {
@@ -164,5 +164,33 @@ describe('renderHostsToml', () => {
   it('leads to the flat names where there are no others, and for the local registry itself', () => {
     expect(of('k8s.gcr.io', ['flat']).server).toBe('http://127.0.0.1:5100/v2');
     expect(of('localhost:5100').server).toBe('http://127.0.0.1:5100/v2');
+  });
+});
+
+describe('the pause image', () => {
+  const image = 'localhost:5100/pause:3.2';
+
+  it('is set where the version of the file wants it, and nothing else is changed', () => {
+    const edited = setSandboxImage(debian, 1, image);
+    expect(edited).toBe(debian.replace('grpc.v1.cri"]\n', `grpc.v1.cri"]\n    sandbox_image = "${image}"\n`));
+    expect(setSandboxImage(edited, 1, image)).toBe(edited);
+    expect(setSandboxImage(generated1, 1, image)).toBe(generated1.replace('registry.k8s.io/pause:3.6', image));
+    const third = setSandboxImage('version = 3\n', 2, image);
+    expect(parse(third)).toEqual({ version: 3, plugins: { 'io.containerd.cri.v1.images': { pinned_images: { sandbox: image } } } });
+    expect(sandboxImageOf(third, 2)).toBe(image);
+  });
+
+  it('is set in what configure-hosts writes, and known there', () => {
+    for (const [before, major] of [
+      [null, 1],
+      [null, 2],
+      ['', 1],
+    ] as const) {
+      const { text } = setHostsDir(before, major);
+      expect(sandboxImageOf(text, major)).toBeUndefined();
+      expect(sandboxImageOf(setSandboxImage(text, major, image), major)).toBe(image);
+      expect(sandboxImageOf(setSandboxImage(before, major, image), major)).toBe(image);
+    }
+    expect(refusal(() => setSandboxImage('oops', 1, image))).toContain('not valid TOML');
   });
 });

@@ -1,7 +1,7 @@
 /** Folders of packages as a release brings them, made of real packages with the tools that sites use. */
 import { execFile } from 'node:child_process';
 import { copyFile, mkdir, readdir, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { tempDir } from '../servers.js';
 import { dockerArchivesDir } from './rootfs.js';
@@ -14,23 +14,32 @@ export async function copyDockerPackages(folder: string): Promise<void> {
   for (const name of await readdir(dockerArchivesDir())) await copyFile(join(dockerArchivesDir(), name), join(folder, name));
 }
 
-/** A package that installs one file, `/usr/share/NAME`, and needs others. */
-export async function makeDeb(folder: string, name: string, depends: readonly string[] = []): Promise<void> {
+export interface DebOptions {
+  /** Other packages that it needs. */
+  depends?: readonly string[];
+  /** Default 1.0. */
+  version?: string;
+  /** What it installs, by path without the first slash. Default `usr/share/NAME`. */
+  files?: DebFiles;
+}
+type DebFiles = Record<string, { content: string; mode?: number }>;
+
+/** A package for every architecture. */
+export async function makeDeb(folder: string, name: string, options: DebOptions = {}): Promise<void> {
+  const { depends = [], version = '1.0' } = options;
+  const files: DebFiles = options.files ?? { [`usr/share/${name}`]: { content: 'from an apt repository\n' } };
   await using work = await tempDir('deb');
-  await mkdir(join(work.path, 'DEBIAN'), { recursive: true });
-  await mkdir(join(work.path, 'usr/share'), { recursive: true });
   const control = {
-    ...{ Package: name, Version: '1.0', Architecture: 'all', Maintainer: 'lab <lab@airdock.invalid>' },
+    ...{ Package: name, Version: version, Architecture: 'all', Maintainer: 'lab <lab@airdock.invalid>' },
     ...(depends.length > 0 ? { Depends: depends.join(', ') } : {}),
     Description: 'a package of the lab',
   };
-  await writeFile(
-    join(work.path, 'DEBIAN/control'),
-    Object.entries(control)
-      .map(([key, value]) => `${key}: ${value}\n`)
-      .join(''),
-  );
-  await writeFile(join(work.path, 'usr/share', name), 'from an apt repository\n');
+  const fields = Object.entries(control).map(([key, value]) => `${key}: ${value}\n`);
+  const members: DebFiles = { ...files, 'DEBIAN/control': { content: fields.join('') } };
+  for (const [path, { content, mode = 0o644 }] of Object.entries(members)) {
+    await mkdir(dirname(join(work.path, path)), { recursive: true });
+    await writeFile(join(work.path, path), content, { mode });
+  }
   await mkdir(folder, { recursive: true });
   await run('dpkg-deb', ['--root-owner-group', '--build', work.path, folder]);
 }

@@ -1156,7 +1156,7 @@ export type NodeAction = {
     cluster: NodeCluster;
 } | {
     /**
-     * The node is drained, upgraded, and takes pods again
+     * The node is upgraded, drained for its new kubelet, and takes pods again
      */
     action: 'upgrade';
     /**
@@ -1246,7 +1246,7 @@ export type NodeOperation = {
 };
 
 export type NodeStep = {
-    name: 'check' | 'drain' | 'packages' | 'runtime' | 'kubeadm' | 'kubelet' | 'node' | 'uncordon';
+    name: 'check' | 'packages' | 'runtime' | 'kubeadm' | 'drain' | 'kubelet' | 'node' | 'uncordon';
     status: 'done' | 'unchanged' | 'planned';
     detail: string;
     /**
