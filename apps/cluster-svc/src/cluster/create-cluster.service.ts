@@ -26,7 +26,7 @@ export class CreateClusterService {
     const provisioner = this.provisioners.get(cluster.provisioner);
     if (await this.clusters.isExisting(id)) return this.register(cluster, context);
     const target = await this.targetOf(cluster, cluster);
-    const imagesPerHost = await this.pullImages(target, imageSetId, `cluster-create-${context.jobId}-${context.attempt}`, context);
+    const imagesPerHost = await this.pullImages(cluster, imageSetId, `cluster-create-${context.jobId}-${context.attempt}`, context);
     context.progress({ phase: 'provision' });
     await provisioner.create(target, context, (provisionerId) => this.clusters.update(id, { provisionerId }));
     await this.clusters.setNodes(id, kubernetesVersion);
@@ -64,7 +64,7 @@ export class CreateClusterService {
    * Every node pulls every image of the set by its local name: afterwards an installer needs no network but the tunnel. Returns how many.
    * Throws `host_pull_failed` with all failures, and what keeps a host from being asked.
    */
-  async pullImages({ nodes, fields }: Target, imageSetId: string | null, key: string, context: JobContext): Promise<number> {
+  async pullImages({ nodes, fields }: Pick<Cluster, 'nodes' | 'fields'>, imageSetId: string | null, key: string, context: JobContext): Promise<number> {
     if (!imageSetId) return 0;
     const { images } = await this.facts.imagesOf({ id: imageSetId, name: '' });
     const references = this.facts.references(images, fields.k8sPrivateRegistry);

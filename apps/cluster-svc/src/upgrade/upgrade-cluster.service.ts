@@ -33,8 +33,9 @@ export class UpgradeCluster {
     const upgrade = await this.upgrades.row(context.resourceId);
     const cluster = await this.clusters.get(upgrade.clusterId);
     if (cluster.upgradeId !== upgrade.id) throw new AppError('cluster_busy', { detail: `upgrade ${cluster.upgradeId} has taken its place` });
+    if (!upgrade.pulledAt) await this.bringImages(upgrade, cluster, context);
+    // What images are called here is known when they are here.
     const target = await this.creation.targetOf(cluster, { ...upgrade, kubernetesVersion: upgrade.to });
-    if (!upgrade.pulledAt) await this.bringImages(upgrade, target, context);
 
     const provisioner = this.provisioners.get(cluster.provisioner);
     context.progress({ phase: 'upgrade', itemsTotal: target.nodes.length });
@@ -49,14 +50,14 @@ export class UpgradeCluster {
     return { from: upgrade.from, to, registryMode, nodes: target.nodes.length };
   }
 
-  private async bringImages(upgrade: UpgradeEntity, target: Target, context: JobContext): Promise<void> {
-    const { to, registryMode, imageSetId } = upgrade;
-    const question = { kubernetesVersion: to, registryMode, imageSetId, hostIds: target.nodes.map(({ hostId }) => hostId) };
+  private async bringImages(upgrade: UpgradeEntity, { nodes }: Cluster, context: JobContext): Promise<void> {
+    const { to, registryMode, imageSetId, fields } = upgrade;
+    const question = { kubernetesVersion: to, registryMode, imageSetId, hostIds: nodes.map(({ hostId }) => hostId) };
     if (upgrade.plan.imagesToPush.length > 0) await this.readiness.pushMissing(question, context);
     context.progress({ phase: 'gate' });
     const answer = await this.readiness.answer(question);
     if (!answer.ready) throw notReady(answer);
-    await this.creation.pullImages(target, imageSetId, `upgrade-${context.jobId}-${context.attempt}`, context);
+    await this.creation.pullImages({ nodes, fields }, imageSetId, `upgrade-${context.jobId}-${context.attempt}`, context);
     upgrade.pulledAt = now();
     await this.upgrades.save(upgrade.id, { pulledAt: upgrade.pulledAt });
   }

@@ -1,8 +1,10 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
+import { HostSystem } from '@airdock/adapters/ssh/host-system';
 import { pullsAtOnce, type RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
@@ -29,6 +31,7 @@ import { type Inspection, inspectHost } from './inspect-host.js';
 export const hostCheckJobType = 'host.check';
 const hostsAtOnce = 8;
 const requestsAtOnce = 8;
+const leadsSoonMs = 10_000;
 const ownPortMs = 3_000;
 
 /** Looks at hosts, and lets them pull, without changing them. */
@@ -95,6 +98,9 @@ export class HostCheckService {
       const isContainerd = host.configuration?.containerRuntime === 'containerd' || (host.configuration !== null && !hasDocker);
       result.checks = isContainerd ? checks.filter(({ name }) => name !== 'docker') : checks;
       const runtime = isContainerd ? new ContainerdHost(connection, signal) : new DockerHost(connection, signal);
+      const system = new HostSystem(connection, signal);
+      if (wanted.size > 0 && (await this.tunnels.find(host.id)) && !(await this.leadsSoon(host.id, system, signal)))
+        throw new AppError('tunnel_failed', { detail: `on the host 127.0.0.1:${this.config.registry.port} gives no answer of the registry` });
       const limit = pLimit(pullsAtOnce);
       result.pulls = await Promise.all([...wanted.keys()].map((reference) => limit(() => this.pullOne(runtime, reference, wanted))));
       result.ok = result.checks.every(({ status }) => status !== 'failure') && result.pulls.every(({ error }) => error === null);
@@ -113,6 +119,23 @@ export class HostCheckService {
     if (inspection.isPortTaken && (await this.tunnels.isUpWithin(host.id, signal, ownPortMs))) inspection = await look(true);
     await this.hosts.saveFacts(host.id, inspection.facts);
     return inspection;
+  }
+
+  /** False when the tunnel is down, or is up and the host gets no answer: one that was taken over, or is of a worker that was killed, may be back in a moment. */
+  async leadsSoon(hostId: string, system: HostSystem, signal: AbortSignal): Promise<boolean> {
+    const deadline = Date.now() + leadsSoonMs;
+    while ((await this.tunnels.settled(hostId, signal))?.state === 'up') {
+      if (await this.leads(system)) return true;
+      if (Date.now() > deadline) return false;
+      await delay(500, undefined, { signal });
+    }
+    return false;
+  }
+
+  /** Asked from the host; where it has nothing to ask with, the state of the tunnel has to do. */
+  async leads(system: HostSystem): Promise<boolean> {
+    const status = await system.statusOf(`http://127.0.0.1:${this.config.registry.port}/v2/`);
+    return status === undefined || status === 200;
   }
 
   /** What the registry holds under these references, or why that is not known. */

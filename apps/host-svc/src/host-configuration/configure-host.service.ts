@@ -23,7 +23,6 @@ import { configureRuntime } from './runtime-step.js';
 
 type Configuration = Pick<HostConfigurationEntity, 'bundleIds' | 'dryRun' | 'options'>;
 const leadsMs = 30_000;
-const leadsSoonMs = 10_000;
 
 /** The steps of configuring one host, each of which looks first and changes only what is not as it should be. */
 @Injectable()
@@ -70,7 +69,7 @@ export class ConfigureHost {
     if (!hasTunnel)
       note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
     else if (dryRun) {
-      const isUp = tunnel?.state === 'up' && (await this.leadsSoon(host.id, steps));
+      const isUp = tunnel?.state === 'up' && (await this.checks.leadsSoon(host.id, steps.system, signal));
       // Nothing on the host would help.
       if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk) throw new AppError('registry_unavailable', { detail: registry.readOnlyUrl ?? '' });
       note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.readOnlyUrl}`));
@@ -104,28 +103,11 @@ export class ConfigureHost {
     const deadline = Date.now() + leadsMs;
     for (;;) {
       const tunnel = await this.tunnels.ensureUp(hostId, steps.signal);
-      if (await this.leads(steps)) return tunnel;
+      if (await this.checks.leads(steps.system)) return tunnel;
       if (Date.now() > deadline)
         throw new AppError('tunnel_failed', { detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry` });
       await delay(500, undefined, { signal: steps.signal });
     }
-  }
-
-  /** False when the tunnel is down, or is up and the host gets no answer: one that was taken over, or is of a worker that was killed, may be back in a moment. */
-  private async leadsSoon(hostId: string, steps: HostSteps): Promise<boolean> {
-    const deadline = Date.now() + leadsSoonMs;
-    while ((await this.tunnels.settled(hostId, steps.signal))?.state === 'up') {
-      if (await this.leads(steps)) return true;
-      if (Date.now() > deadline) return false;
-      await delay(500, undefined, { signal: steps.signal });
-    }
-    return false;
-  }
-
-  /** Asked from the host; where it has nothing to ask with, the state of the tunnel has to do. */
-  private async leads({ system }: HostSteps): Promise<boolean> {
-    const status = await system.statusOf(`http://127.0.0.1:${this.config.registry.port}/v2/`);
-    return status === undefined || status === 200;
   }
 
   private opened(): Change {

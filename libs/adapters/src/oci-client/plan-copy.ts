@@ -84,13 +84,15 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
     for (const { digest } of fresh) if (digest) counted.add(digest);
     // What has links in its repositories was looked at.
-    const there = await Promise.all(fresh.map(({ digest, size }) => isLinked || (digest ? isThere(digest, size) : false)));
+    const there = await Promise.all(fresh.map(async ({ digest, size }) => isLinked || (digest !== undefined && (await isThere(digest, size)))));
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
     const state = isLinked ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
     return { state, digest: root?.digest, missingBytes };
   };
 
   const looked = images.map((item) => looks(() => look(item)));
+  // One that fails is told when its turn has come; until then it must not end the process.
+  for (const each of looked) each.catch(() => undefined);
   const planned: PlannedImage[] = [];
   try {
     // One after the other: what two images share is counted for the first.
