@@ -1,5 +1,10 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { PmkClient } from '@airdock/adapters/pmk/pmk-client';
+import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import { startComponent } from '@airdock/platform/component';
 import { idOf } from '@airdock/platform/ids';
+import { startQbert } from '@airdock/testing/qbert';
 import { type JsonRequest, startJsonServer, startRedis, tempDir } from '@airdock/testing/servers';
 import request from 'supertest';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
@@ -25,6 +30,8 @@ class OtherServices {
   asked: { path: string; body: Record<string, unknown> }[] = [];
   /** Pulls of a host fail with this. */
   brokenHosts = new Map<string, ReturnType<typeof problem>>();
+  /** Jobs that are begun by this path fail with this. */
+  brokenJobs = new Map<string, ReturnType<typeof problem>>();
   /** Operations on a host fail with this. */
   brokenNodes = new Map<string, ReturnType<typeof problem>>();
   private readonly jobs = new Map<string, Record<string, unknown>>();
@@ -48,11 +55,15 @@ class OtherServices {
       items: [
         { id: set120, name: 'k8s-1.20', kubernetesVersion: '1.20.11' },
         { id: set121, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
+        { id: set120, name: 'k8s-1.20', kubernetesVersion: '1.20.11-pmk.2038' },
       ].filter(({ id, kubernetesVersion }) => this.images.has(id) && query.get('kubernetesVersion') === kubernetesVersion),
     }),
     ...Object.fromEntries(
       [set120, set121].flatMap((id) => [
-        [`/v1/image-sets/${id}`, { id, name: id === set120 ? 'k8s-1.20' : 'k8s-1.21' }],
+        [
+          `/v1/image-sets/${id}`,
+          id === set120 ? { id, name: 'k8s-1.20', kubernetesVersion: '1.20.11' } : { id, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
+        ],
         [`/v1/image-sets/${id}/missing`, () => ({ missing: [], images: this.images.get(id) })],
       ]),
     ),
@@ -86,10 +97,10 @@ class OtherServices {
     this.asked.push({ path, body: asked });
     const id = uuid(1000 + this.jobs.size);
     this.byKey.set(key, id);
-    const error = path === '/v1/node-operations' ? (this.brokenNodes.get(asked.hostId as string) ?? null) : null;
+    const error = path === '/v1/node-operations' ? (this.brokenNodes.get(asked.hostId as string) ?? null) : (this.brokenJobs.get(path) ?? null);
     let looks = path === '/v1/node-operations' ? this.looksAtNodes : 0;
     const end = '2026-01-01T00:00:00.000Z';
-    const job = { id, resource: `${path}/${id}`, progress: { itemsDone: 1 }, error, finishedAt: this.held || looks > 0 ? null : end };
+    const job = { id, type: path, resource: `${path}/${id}`, progress: { itemsDone: 1 }, error, finishedAt: this.held || looks > 0 ? null : end };
     this.jobs.set(id, job);
     this.answers[`/v1/jobs/${id}`] = async () => {
       // A long-poll, though a short one.
@@ -119,7 +130,14 @@ class OtherServices {
 function hostOf(id: string, index: number) {
   const name = ['one', 'two', 'three', 'four', 'bare'][index];
   const facts = { architecture: 'amd64' };
-  return { id, name, address: `10.1.0.${index + 1}`, facts, configuration: name === 'bare' ? null : {}, drift: null as { changes: object[] } | null };
+  return {
+    id,
+    name,
+    address: `10.1.0.${index + 1}`,
+    facts,
+    configuration: name === 'bare' ? null : { containerRuntime: 'docker' },
+    drift: null as { changes: object[] } | null,
+  };
 }
 
 function imageOf(upstream: string, sizeBytes = 300_000) {
@@ -144,9 +162,9 @@ describe('cluster-svc', () => {
     expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
     return `/v1/clusters/${idOfResource(job)}`;
   };
-  const startService = async (overrides: Record<string, unknown> = {}) => {
+  const startService = async (overrides: Record<string, unknown> = {}, roles: ('api' | 'worker')[] = ['api', 'worker']) => {
     const addresses = Object.fromEntries(['registry', 'image', 'host'].map((name) => [`services.${name}`, server.url]));
-    service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides: { ...addresses, ...overrides } });
+    service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides: { ...addresses, ...overrides }, roles });
   };
 
   beforeAll(async () => {
@@ -179,7 +197,10 @@ describe('cluster-svc', () => {
     it('follow a registry of others to its own address', async () => {
       others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', readOnlyUrl: null };
       const { body } = await api('get', '/v1/cluster-defaults');
-      expect(body).toMatchObject({ fields: { k8sPrivateRegistry: 'harbor.site:8443' }, packages: { dockerUbuntuPackageRepoUrl: '' } });
+      expect(body).toMatchObject({
+        ...{ fields: { k8sPrivateRegistry: 'harbor.site:8443' }, packages: { dockerUbuntuPackageRepoUrl: '' } },
+        mirrors: ['https://harbor.site:8443'],
+      });
     });
 
     it('answer unavailable when a service that is needed is away', async () => {
@@ -201,6 +222,15 @@ describe('cluster-svc', () => {
       ['a host that does not exist', { nodes: [node(uuid(99), 'controlPlane')] }, 404, 'resource_not_found'],
       ['networks that overlap', { network: { servicesCidr: '10.20.128.0/20' } }, 422, 'cluster_network_invalid'],
       ['a network that holds a host', { network: { containersCidr: '10.1.0.0/16' } }, 422, 'cluster_network_invalid'],
+      [
+        'a network that holds the address of all control planes',
+        { options: { masterVipIpv4: '10.20.0.9', masterVipIface: 'eth0' } },
+        422,
+        'cluster_network_invalid',
+      ],
+      ['an address of all control planes and no interface for it', { options: { masterVipIpv4: '10.9.0.9' } }, 422, 'request_invalid'],
+      ['a runtime that its hosts do not have', { options: { containerRuntime: 'containerd' } }, 422, 'runtime_mismatch'],
+      ['the images of another version', { imageSetId: set121 }, 409, 'image_set_missing'],
       ['a registry mode that the DU does not have', { registryMode: 'external' }, 409, 'registry_off'],
       ['Docker where kubeadm has no use for it', { kubernetesVersion: '1.24.0', provisioner: 'kubeadm' }, 422, 'runtime_unsupported'],
       ['PMK without its address', { provisioner: 'pmk' }, 422, 'provisioner_unavailable'],
@@ -245,6 +275,41 @@ describe('cluster-svc', () => {
       await create({ name: 'd' }).expect(202);
     });
 
+    it('can be made with the images of its version, whatever the build of PMK', async () => {
+      await created({ kubernetesVersion: '1.20.11-pmk.2000', imageSetId: set120 });
+    });
+
+    it('is no cluster of PMK that someone else has made under its name, and is upgraded there in batches', async () => {
+      const version = '1.20.11-pmk.2038';
+      const nodes = [one, two, three].map((id, index) => ({ uuid: `node-${index}`, name: 'agent', primaryIp: hostOf(id, index).address }));
+      await using qbert = await startQbert({ nodes, versions: [version, '1.21.14-pmk.72'] });
+      const { url, project, user, password } = qbert;
+      const passwordFile = join(folder.path, 'pmk.password');
+      await writeFile(passwordFile, password);
+      await service.app.close();
+      await startService({ pmk: { url, project, user, passwordFile } });
+      const pmk = new PmkClient({ url, project, user }, password);
+      await pmk.createCluster(
+        pmkCreateBody({
+          name: 'c',
+          kubeRoleVersion: version,
+          nodePoolUuid: await pmk.defaultNodePool(),
+          containerRuntime: 'docker',
+          privileged: true,
+          allowWorkloadsOnMaster: false,
+        }),
+      );
+      const body = { kubernetesVersion: version, provisioner: 'pmk' };
+      expect((await create(body).expect(409)).body).toMatchObject({ code: 'resource_exists', detail: expect.stringContaining('in PMK') });
+      const path = await created({ ...body, name: 'd' });
+      expect((await pmk.listNodes()).map(({ clusterUuid }) => clusterUuid)).toEqual(Array(3).fill((await pmk.findCluster('d'))?.uuid));
+
+      const upgrade = { kubernetesVersion: '1.21.14-pmk.72', imageSetId: set121, batch: { nodes: 2 } };
+      const { body: job } = await api('post', `${path}/upgrades`).send(upgrade).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect(qbert.calls.find((call) => call.path.includes('/upgrade?'))?.body).toMatchObject({ batchUpgradePercent: 100 });
+    });
+
     it('fails, naming the host and the image, when a host cannot pull', async () => {
       others.brokenHosts.set(two, problem('host_pull_failed', 409, 'no route'));
       const { body: job } = await create().expect(202);
@@ -278,6 +343,15 @@ describe('cluster-svc', () => {
           '/etc/containers/registries.conf.d/airdock.conf',
         ]),
       );
+    });
+
+    it('hands out every image of the set, pushed or not, and no files for a registry of others', async () => {
+      others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', readOnlyUrl: null };
+      const path = await created();
+      Object.assign(others.images.get(set120)?.[0] ?? {}, { state: 'missing', localReference: null });
+      const { body } = await api('get', `${path}/configuration`).expect(200);
+      expect(body.images).toContainEqual({ upstream: 'k8s.gcr.io/pause:3.2', reference: 'harbor.site:8443/pause:3.2' });
+      expect(body.files).toEqual([]);
     });
 
     it('is made with kubeadm: the first control plane, then the others, then the workers, with the names of the registry', async () => {
@@ -382,7 +456,11 @@ describe('cluster-svc', () => {
 
     it('tells its plan, and changes nothing', async () => {
       const path = await created({ nodes: [node(one, 'controlPlane'), node(two), node(three), node(four)] });
-      Object.assign(others.images.get(set121)?.[0] ?? {}, { state: 'missing', bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }] });
+      Object.assign(others.images.get(set121)?.[0] ?? {}, {
+        state: 'missing',
+        localReference: null,
+        bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }],
+      });
       others.tunnels.set(four, 'down');
       const { body: job } = await upgrade(path, { dryRun: true, batch: { percent: 70 } }).expect(202);
       expect((await endOf(job.id)).result.plan).toMatchObject({

@@ -298,6 +298,12 @@ const definitions = {
     nextStep: 'Use Kubernetes 1.20 or later.',
   },
   image_set_missing: { family: 'conflict', title: 'No image set is defined for this Kubernetes version', nextStep: 'Define it with POST /v1/image-sets.' },
+  runtime_mismatch: {
+    family: 'conflict',
+    status: 422,
+    title: 'A host has another container runtime than the cluster',
+    nextStep: 'Give the one of the hosts as options.containerRuntime, or configure the hosts with the other one.',
+  },
   images_missing: {
     family: 'conflict',
     title: 'Images of the set are missing in the registry',

@@ -1,3 +1,4 @@
+import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { assertNetworksApart } from '@airdock/core/ipv4-network';
 import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';
@@ -37,7 +38,7 @@ export class ClusterService {
 
   /**
    * Accepts a cluster that could stand up now, or one that exists. Throws `kubernetes_version_unsupported`, `du_version_unsupported`, `registry_off`,
-   * `cluster_network_invalid`, `host_in_cluster`, `provisioner_unavailable`, `resource_exists`, and what is in the way: the problem itself when it is one
+   * `cluster_network_invalid`, `runtime_mismatch`, `host_in_cluster`, `provisioner_unavailable`, `resource_exists`, and what is in the way: the problem itself when it is one
    * (`host_not_configured`, `image_set_missing`, `images_missing`, `tunnel_failed` …), else `cluster_not_ready` with all of them.
    */
   async create(request: JobRequest, body: CreateCluster): Promise<Job> {
@@ -48,8 +49,10 @@ export class ClusterService {
     parseKubernetesVersion(kubernetesVersion);
     const hostIds = nodes.map(({ hostId }) => hostId);
     const hosts = await this.facts.hosts(hostIds);
-    assertNetworksApart(network.containersCidr, network.servicesCidr, hosts);
-    await this.provisioners.get(provisioner).check({ kubernetesVersion, options, existing });
+    const addresses = [...hosts, ...(options.masterVipIpv4 ? [{ name: 'masterVipIpv4', address: options.masterVipIpv4 }] : [])];
+    assertNetworksApart(network.containersCidr, network.servicesCidr, addresses);
+    if (!existing) assertRuntime(hosts, options.containerRuntime);
+    await this.provisioners.get(provisioner).check({ name, kubernetesVersion, options, existing });
     await this.assertHostsFree(hostIds);
     const settings = existing ? undefined : await this.defaults.forCluster(body.registryMode, kubernetesVersion, true);
     const { registryMode, fields, packages } = settings ?? { registryMode: 'none' as const, fields: noFields, packages: (await this.defaults.get()).packages };
@@ -215,3 +218,11 @@ function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined
   if (creation?.state === 'succeeded') return 'ready';
   return creation && !isEnded(creation.state) ? 'creating' : 'failed';
 }
+/** Throws `runtime_mismatch`, naming the hosts. What a host has is known once it was configured. */
+function assertRuntime(hosts: readonly Host[], wanted: CreateCluster['options']['containerRuntime']): void {
+  const others = hosts.filter(({ configuration }) => (configuration?.containerRuntime ?? wanted) !== wanted);
+  if (others.length === 0) return;
+  const named = others.slice(0, 20).map(({ name, configuration }) => `${name} has ${configuration?.containerRuntime}`);
+  throw new AppError('runtime_mismatch', { detail: `the cluster wants ${wanted}; ${named.join(', ')}`, hostIds: others.map(({ id }) => id) });
+}
+

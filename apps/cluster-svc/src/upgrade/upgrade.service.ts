@@ -58,11 +58,11 @@ export class UpgradeService {
 
     const names = new Map(answer.hosts.map(({ hostId, name }) => [hostId, name]));
     const nodes = inOrder(cluster).map(({ hostId, role }) => ({ hostId, name: names.get(hostId) ?? '', role }));
-    const set = answer.imageSet ? await this.facts.imagesOf(answer.imageSet) : undefined;
+    const images = answer.imageSet ? await this.facts.imagesOf(answer.imageSet.id) : [];
     const plan: UpgradePlan = {
       ...{ from: cluster.kubernetesVersion, to, kind, registryMode: { from: cluster.registryMode.effective, to: registryMode } },
       imagesToPush: toPush,
-      imagesToPull: set ? this.facts.references(set.images, fields.k8sPrivateRegistry) : [],
+      imagesToPull: this.facts.references(images, fields.k8sPrivateRegistry),
       batches: batchesOf(nodes, batchSize(batch, nodes)),
       restarts: cluster.provisioner === 'external' ? [] : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
       problems,
