@@ -1,14 +1,18 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { PmkClient } from '@airdock/adapters/pmk/pmk-client';
+import { AppError } from '@airdock/core/errors';
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import { startComponent } from '@airdock/platform/component';
 import { idOf } from '@airdock/platform/ids';
 import { startQbert } from '@airdock/testing/qbert';
 import { type JsonRequest, startJsonServer, startRedis, tempDir } from '@airdock/testing/servers';
 import request from 'supertest';
+import type { DataSource } from 'typeorm';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { ClusterService } from './cluster/cluster.service.js';
 import { ClusterModule } from './cluster.module.js';
+import { UpgradeCluster } from './upgrade/upgrade-cluster.service.js';
 
 const uuid = (number: number): string => `01900000-0000-7000-8000-${String(number).padStart(12, '0')}`;
 const [one, two, three, four, bare] = [1, 2, 3, 4, 5].map(uuid) as [string, string, string, string, string];
@@ -166,6 +170,19 @@ describe('cluster-svc', () => {
     const addresses = Object.fromEntries(['registry', 'image', 'host'].map((name) => [`services.${name}`, server.url]));
     service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides: { ...addresses, ...overrides }, roles });
   };
+  /** What the next answer to a path waits for. */
+  const beforeNext = (path: string, action: () => Promise<unknown>) => {
+    const answer = others.answers[path];
+    others.answers[path] = async (asked: JsonRequest) => {
+      others.answers[path] = answer;
+      await action();
+      return typeof answer === 'function' ? answer(asked) : answer;
+    };
+  };
+  const contextOf = (job: { id: string; resource: string }, signal = new AbortController().signal) => ({
+    ...{ jobId: job.id, resourceId: idOfResource(job), attempt: 1, signal },
+    progress: () => undefined,
+  });
 
   beforeAll(async () => {
     redis = await startRedis();
@@ -277,6 +294,31 @@ describe('cluster-svc', () => {
 
     it('can be made with the images of its version, whatever the build of PMK', async () => {
       await created({ kubernetesVersion: '1.20.11-pmk.2000', imageSetId: set120 });
+    });
+
+    it('is not forgotten while its creation is begun again', async () => {
+      others.brokenHosts.set(two, problem('host_pull_failed', 409, 'no route'));
+      const { body: job } = await create().expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'failed' });
+      others.brokenHosts.clear();
+      const path = `/v1/clusters/${idOfResource(job)}`;
+      const release = others.hold();
+      const clusters = service.app.get(ClusterService, { strict: false });
+      const assertIdle = clusters.assertIdle.bind(clusters);
+      clusters.assertIdle = async (ids) => {
+        await assertIdle(ids);
+        await api('post', `/v1/jobs/${job.id}/retry`).expect(202);
+      };
+      expect((await api('delete', path).expect(409)).body).toMatchObject({ code: 'cluster_busy' });
+      release();
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect((await api('get', path)).body).toMatchObject({ state: 'ready', nodes: [{ hostId: one }, { hostId: two }, { hostId: three }] });
+    });
+
+    it('has failed, and was not cancelled, when someone cancels what it waits for', async () => {
+      others.brokenJobs.set('/v1/host-checks', problem('job_cancelled', 409));
+      const { body: job } = await create().expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'failed', error: { code: 'job_cancelled', detail: expect.stringContaining('/v1/host-checks') } });
     });
 
     it('is no cluster of PMK that someone else has made under its name, and is upgraded there in batches', async () => {
@@ -519,6 +561,85 @@ describe('cluster-svc', () => {
       await api('post', `/v1/jobs/${job.id}/retry`).expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
       expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([one, two, two, three]);
+    });
+
+    it('goes on where another one to the same version stopped: with the node that is half way', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      others.brokenNodes.set(two, problem('kubeadm_failed', 409, 'no'));
+      const { body: first } = await upgrade(path).expect(202);
+      expect(await endOf(first.id)).toMatchObject({ state: 'failed' });
+      others.brokenNodes.clear();
+      others.asked = [];
+      const { body: second } = await upgrade(path, { batch: { nodes: 2 } }).expect(202);
+      expect(await endOf(second.id)).toMatchObject({ state: 'succeeded' });
+      expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([two, three]);
+      await api('post', `/v1/jobs/${first.id}/retry`).expect(202);
+      expect(await endOf(first.id)).toMatchObject({ state: 'failed', error: { code: 'cluster_busy' } });
+    });
+
+    it('is not begun while the one before is begun again', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      others.brokenNodes.set(one, problem('kubeadm_failed', 409, 'no'));
+      const { body: first } = await upgrade(path).expect(202);
+      expect(await endOf(first.id)).toMatchObject({ state: 'failed' });
+      const release = others.hold();
+      beforeNext(`/v1/image-sets/${set121}/missing`, () => api('post', `/v1/jobs/${first.id}/retry`).expect(202));
+      expect((await upgrade(path)).body).toMatchObject({ code: 'cluster_busy' });
+      release();
+      await endOf(first.id);
+    });
+
+    it('touches no further node once another one has the cluster', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      await service.app.close();
+      await startService({}, ['api']);
+      const { body: job } = await upgrade(path).expect(202);
+      others.asked = [];
+      beforeNext('/v1/node-operations', () =>
+        service.app.get<DataSource>('clusterDataSource', { strict: false }).query('UPDATE cluster SET "upgradeId" = ?', [uuid(77)]),
+      );
+      await expect(service.app.get(UpgradeCluster, { strict: false }).run(contextOf(job))).rejects.toMatchObject({ code: 'cluster_busy' });
+      expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([one]);
+    });
+
+    it('is not over when it is cancelled at its last node, before a retry', async () => {
+      const path = await created({ provisioner: 'kubeadm', nodes: [node(one, 'controlPlane')] });
+      await service.app.close();
+      await startService({}, ['api']);
+      const { body: job } = await upgrade(path).expect(202);
+      const stop = new AbortController();
+      beforeNext('/v1/node-operations', async () => stop.abort(new AppError('job_cancelled')));
+      const work = service.app.get(UpgradeCluster, { strict: false });
+      await expect(work.run(contextOf(job, stop.signal))).rejects.toMatchObject({ code: 'job_cancelled' });
+      expect((await api('get', path)).body).toMatchObject({ kubernetesVersion: '1.20.11', upgradeId: idOfResource(job) });
+      expect((await upgradeOf(job)).nodes).toMatchObject([{ state: 'done' }]);
+      const result = { from: '1.20.11', to: '1.21.14', registryMode: 'local', nodes: 1 };
+      expect(await work.run(contextOf(job))).toEqual(result);
+      expect((await api('get', path)).body).toMatchObject({ kubernetesVersion: '1.21.14', upgradeId: null });
+      // The worker was killed before it could end the job.
+      expect(await work.run(contextOf(job))).toEqual(result);
+    });
+
+    it('waits for a first request that a killed worker has left behind', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      const answer = others.answers['/v1/node-operations'] as (asked: JsonRequest) => unknown;
+      let refusals = 1;
+      others.answers['/v1/node-operations'] = (asked: JsonRequest) => (refusals-- > 0 ? problem('idempotency_key_running', 409) : answer(asked));
+      const { body: job } = await upgrade(path).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect((await upgradeOf(job)).nodes).toMatchObject([{ tries: 0 }, { tries: 0 }, { tries: 0 }]);
+    });
+
+    it('is not paused any more once it was cancelled', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      const release = others.hold();
+      const { body: job } = await upgrade(path).expect(202);
+      expect((await api('post', `${job.resource}/pause`).expect(200)).body).toMatchObject({ paused: true });
+      await api('post', `/v1/jobs/${job.id}/cancel`).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'cancelled' });
+      release();
+      expect(await upgradeOf(job)).toMatchObject({ state: 'cancelled', paused: false });
+      expect((await api('get', `${path}/upgrades`)).body.items).toMatchObject([{ state: 'cancelled', paused: false }]);
     });
 
     it('is held between two nodes, goes on, and is cancelled there: the node that was begun is finished', async () => {

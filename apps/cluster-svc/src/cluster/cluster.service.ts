@@ -2,7 +2,7 @@ import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { assertNetworksApart } from '@airdock/core/ipv4-network';
 import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';
-import { columns, isUniqueViolation, now, type Statement } from '@airdock/platform/database';
+import { atomically, columns, isUniqueViolation, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -11,7 +11,7 @@ import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import { type FindOptionsWhere, In, type Repository } from 'typeorm';
+import { type FindOptionsWhere, In, IsNull, type Repository } from 'typeorm';
 import type { ClusterDefaults } from '../cluster-defaults/cluster-defaults.schema.js';
 import { ClusterDefaultsService, noFields } from '../cluster-defaults/cluster-defaults.service.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
@@ -112,10 +112,18 @@ export class ClusterService {
   /** Forgets a cluster; what runs on its hosts is not touched. Throws `cluster_busy`. */
   async remove(id: string): Promise<void> {
     const { jobId, upgradeJobId } = await getRow(this.clusters, id);
-    await this.assertIdle([jobId, ...(upgradeJobId ? [upgradeJobId] : [])]);
-    // A cluster without nodes can be deleted again; nodes without a cluster would keep their hosts for ever.
-    await this.clusterNodes.delete({ clusterId: id });
-    await this.clusters.delete({ id });
+    const jobIds = [jobId, ...(upgradeJobId ? [upgradeJobId] : [])];
+    await this.assertIdle(jobIds);
+    const { sql, parameters } = this.jobs.noneOpen(jobIds);
+    const isRemoved = await atomically(this.clusters.manager.dataSource, [
+      this.clusters
+        .createQueryBuilder()
+        .delete()
+        .where({ id, upgradeJobId: upgradeJobId ?? IsNull() })
+        .andWhere(sql, parameters),
+      this.clusterNodes.createQueryBuilder().delete().where({ clusterId: id }),
+    ]);
+    if (!isRemoved) throw new AppError('cluster_busy', { detail: 'a job was begun meanwhile' });
   }
 
   /** Throws `cluster_busy` while one of these jobs has not ended. */
@@ -139,14 +147,19 @@ export class ClusterService {
     await this.clusterNodes.update({ clusterId, ...(hostIds ? { hostId: In(hostIds) } : {}) }, { kubernetesVersion });
   }
 
-  /** Gives the cluster to an upgrade, if no other has taken it since `before` was the last. */
-  claimUpgrade(id: string, before: string | null, claim: { upgradeId: string; upgradeJobId: string; targetImageSetId: string | null }): Statement {
-    const guard = before === null ? 'upgradeId IS NULL' : 'upgradeId = :before';
+  /** Gives the cluster to an upgrade, if no other has taken it since `last` was the last, and that was not begun again. */
+  claimUpgrade(
+    id: string,
+    last: { id: string; jobId: string } | undefined,
+    claim: { upgradeId: string; upgradeJobId: string; targetImageSetId: string | null },
+  ): Statement {
+    const { sql, parameters } = this.jobs.noneOpen(last ? [last.jobId] : []);
     return this.clusters
       .createQueryBuilder()
       .update()
       .set({ ...claim, pausedAt: null })
-      .where(`id = :id AND ${guard.replace('upgradeId', '"upgradeId"')}`, { id, before });
+      .where({ id, upgradeId: last?.id ?? IsNull() })
+      .andWhere(sql, parameters);
   }
 
   /** An upgrade has been ended with success: the cluster is what it led to. */
@@ -167,8 +180,11 @@ export class ClusterService {
     await this.clusters.update({ id, upgradeId }, { pausedAt: isPaused ? (row.pausedAt ?? now()) : null });
   }
 
-  async isPaused(id: string): Promise<boolean> {
-    return (await getRow(this.clusters, id)).pausedAt !== null;
+  /** Whether the upgrade should wait before its next node. Throws `cluster_busy` when it does not have the cluster any more. */
+  async isPaused(id: string, upgradeId: string): Promise<boolean> {
+    const row = await getRow(this.clusters, id);
+    assertUpgrading(row, upgradeId);
+    return row.pausedAt !== null;
   }
 
   private async toResources(rows: ClusterEntity[]): Promise<Cluster[]> {
@@ -196,6 +212,14 @@ export class ClusterService {
   }
 }
 
+/** Throws `cluster_busy` when the cluster is not this upgrade's, or not any more. */
+export function assertUpgrading(cluster: Pick<Cluster, 'upgradeId'>, upgradeId: string): void {
+  if (cluster.upgradeId === upgradeId) return;
+  throw new AppError('cluster_busy', {
+    detail: cluster.upgradeId ? `upgrade ${cluster.upgradeId} has taken its place` : 'another upgrade has been ended since',
+  });
+}
+
 /** The one problem, or all of them as one. */
 export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
   const [first, ...others] = problems as [Problem, ...Problem[]];
@@ -210,14 +234,6 @@ export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
   });
 }
 
-function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined, isPaused: boolean): Cluster['state'] {
-  if (upgrade) {
-    if (isEnded(upgrade.state)) return 'upgradeStopped';
-    return isPaused ? 'paused' : 'upgrading';
-  }
-  if (creation?.state === 'succeeded') return 'ready';
-  return creation && !isEnded(creation.state) ? 'creating' : 'failed';
-}
 /** Throws `runtime_mismatch`, naming the hosts. What a host has is known once it was configured. */
 function assertRuntime(hosts: readonly Host[], wanted: CreateCluster['options']['containerRuntime']): void {
   const others = hosts.filter(({ configuration }) => (configuration?.containerRuntime ?? wanted) !== wanted);
@@ -226,3 +242,11 @@ function assertRuntime(hosts: readonly Host[], wanted: CreateCluster['options'][
   throw new AppError('runtime_mismatch', { detail: `the cluster wants ${wanted}; ${named.join(', ')}`, hostIds: others.map(({ id }) => id) });
 }
 
+function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined, isPaused: boolean): Cluster['state'] {
+  if (upgrade) {
+    if (isEnded(upgrade.state)) return 'upgradeStopped';
+    return isPaused ? 'paused' : 'upgrading';
+  }
+  if (creation?.state === 'succeeded') return 'ready';
+  return creation && !isEnded(creation.state) ? 'creating' : 'failed';
+}
