@@ -1,5 +1,4 @@
 /** What a push runs on is taken away in the middle of it: Redis with everything in it, the DU, the registry, or the wish to go on. */
-import { join } from 'node:path';
 import { cancelJob, createPush, getJob, retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';

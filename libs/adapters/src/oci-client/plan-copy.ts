@@ -84,7 +84,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
     for (const { digest } of fresh) if (digest) counted.add(digest);
     // What has links in its repositories was looked at.
-    const there = await Promise.all(fresh.map(({ digest, size }) => isLinked || (digest ? isThere(digest, size) : false)));
+    const there = await Promise.all(fresh.map(({ digest, size }) => Promise.resolve(isLinked || (digest !== undefined && isThere(digest, size)))));
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
     const state = isLinked ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
     return { state, digest: root?.digest, missingBytes };
