@@ -1,9 +1,18 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { PmkClient } from '@airdock/adapters/pmk/pmk-client';
+import { AppError } from '@airdock/core/errors';
+import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import { startComponent } from '@airdock/platform/component';
 import { idOf } from '@airdock/platform/ids';
+import { startQbert } from '@airdock/testing/qbert';
 import { type JsonRequest, startJsonServer, startRedis, tempDir } from '@airdock/testing/servers';
 import request from 'supertest';
+import type { DataSource } from 'typeorm';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { ClusterService } from './cluster/cluster.service.js';
 import { ClusterModule } from './cluster.module.js';
+import { UpgradeCluster } from './upgrade/upgrade-cluster.service.js';
 
 const uuid = (number: number): string => `01900000-0000-7000-8000-${String(number).padStart(12, '0')}`;
 const [one, two, three, four, bare] = [1, 2, 3, 4, 5].map(uuid) as [string, string, string, string, string];
@@ -25,6 +34,8 @@ class OtherServices {
   asked: { path: string; body: Record<string, unknown> }[] = [];
   /** Pulls of a host fail with this. */
   brokenHosts = new Map<string, ReturnType<typeof problem>>();
+  /** Jobs that are begun by this path fail with this. */
+  brokenJobs = new Map<string, ReturnType<typeof problem>>();
   /** Operations on a host fail with this. */
   brokenNodes = new Map<string, ReturnType<typeof problem>>();
   private readonly jobs = new Map<string, Record<string, unknown>>();
@@ -48,11 +59,15 @@ class OtherServices {
       items: [
         { id: set120, name: 'k8s-1.20', kubernetesVersion: '1.20.11' },
         { id: set121, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
+        { id: set120, name: 'k8s-1.20', kubernetesVersion: '1.20.11-pmk.2038' },
       ].filter(({ id, kubernetesVersion }) => this.images.has(id) && query.get('kubernetesVersion') === kubernetesVersion),
     }),
     ...Object.fromEntries(
       [set120, set121].flatMap((id) => [
-        [`/v1/image-sets/${id}`, { id, name: id === set120 ? 'k8s-1.20' : 'k8s-1.21' }],
+        [
+          `/v1/image-sets/${id}`,
+          id === set120 ? { id, name: 'k8s-1.20', kubernetesVersion: '1.20.11' } : { id, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
+        ],
         [`/v1/image-sets/${id}/missing`, () => ({ missing: [], images: this.images.get(id) })],
       ]),
     ),
@@ -86,10 +101,10 @@ class OtherServices {
     this.asked.push({ path, body: asked });
     const id = uuid(1000 + this.jobs.size);
     this.byKey.set(key, id);
-    const error = path === '/v1/node-operations' ? (this.brokenNodes.get(asked.hostId as string) ?? null) : null;
+    const error = path === '/v1/node-operations' ? (this.brokenNodes.get(asked.hostId as string) ?? null) : (this.brokenJobs.get(path) ?? null);
     let looks = path === '/v1/node-operations' ? this.looksAtNodes : 0;
     const end = '2026-01-01T00:00:00.000Z';
-    const job = { id, resource: `${path}/${id}`, progress: { itemsDone: 1 }, error, finishedAt: this.held || looks > 0 ? null : end };
+    const job = { id, type: path, resource: `${path}/${id}`, progress: { itemsDone: 1 }, error, finishedAt: this.held || looks > 0 ? null : end };
     this.jobs.set(id, job);
     this.answers[`/v1/jobs/${id}`] = async () => {
       // A long-poll, though a short one.
@@ -119,7 +134,14 @@ class OtherServices {
 function hostOf(id: string, index: number) {
   const name = ['one', 'two', 'three', 'four', 'bare'][index];
   const facts = { architecture: 'amd64' };
-  return { id, name, address: `10.1.0.${index + 1}`, facts, configuration: name === 'bare' ? null : {}, drift: null as { changes: object[] } | null };
+  return {
+    id,
+    name,
+    address: `10.1.0.${index + 1}`,
+    facts,
+    configuration: name === 'bare' ? null : { containerRuntime: 'docker' },
+    drift: null as { changes: object[] } | null,
+  };
 }
 
 function imageOf(upstream: string, sizeBytes = 300_000) {
@@ -144,10 +166,23 @@ describe('cluster-svc', () => {
     expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
     return `/v1/clusters/${idOfResource(job)}`;
   };
-  const startService = async (overrides: Record<string, unknown> = {}) => {
+  const startService = async (overrides: Record<string, unknown> = {}, roles: ('api' | 'worker')[] = ['api', 'worker']) => {
     const addresses = Object.fromEntries(['registry', 'image', 'host'].map((name) => [`services.${name}`, server.url]));
-    service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides: { ...addresses, ...overrides } });
+    service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides: { ...addresses, ...overrides }, roles });
   };
+  /** What the next answer to a path waits for. */
+  const beforeNext = (path: string, action: () => Promise<unknown>) => {
+    const answer = others.answers[path];
+    others.answers[path] = async (asked: JsonRequest) => {
+      others.answers[path] = answer;
+      await action();
+      return typeof answer === 'function' ? answer(asked) : answer;
+    };
+  };
+  const contextOf = (job: { id: string; resource: string }, signal = new AbortController().signal) => ({
+    ...{ jobId: job.id, resourceId: idOfResource(job), attempt: 1, signal },
+    progress: () => undefined,
+  });
 
   beforeAll(async () => {
     redis = await startRedis();
@@ -179,7 +214,10 @@ describe('cluster-svc', () => {
     it('follow a registry of others to its own address', async () => {
       others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', readOnlyUrl: null };
       const { body } = await api('get', '/v1/cluster-defaults');
-      expect(body).toMatchObject({ fields: { k8sPrivateRegistry: 'harbor.site:8443' }, packages: { dockerUbuntuPackageRepoUrl: '' } });
+      expect(body).toMatchObject({
+        ...{ fields: { k8sPrivateRegistry: 'harbor.site:8443' }, packages: { dockerUbuntuPackageRepoUrl: '' } },
+        mirrors: ['https://harbor.site:8443'],
+      });
     });
 
     it('answer unavailable when a service that is needed is away', async () => {
@@ -201,6 +239,15 @@ describe('cluster-svc', () => {
       ['a host that does not exist', { nodes: [node(uuid(99), 'controlPlane')] }, 404, 'resource_not_found'],
       ['networks that overlap', { network: { servicesCidr: '10.20.128.0/20' } }, 422, 'cluster_network_invalid'],
       ['a network that holds a host', { network: { containersCidr: '10.1.0.0/16' } }, 422, 'cluster_network_invalid'],
+      [
+        'a network that holds the address of all control planes',
+        { options: { masterVipIpv4: '10.20.0.9', masterVipIface: 'eth0' } },
+        422,
+        'cluster_network_invalid',
+      ],
+      ['an address of all control planes and no interface for it', { options: { masterVipIpv4: '10.9.0.9' } }, 422, 'request_invalid'],
+      ['a runtime that its hosts do not have', { options: { containerRuntime: 'containerd' } }, 422, 'runtime_mismatch'],
+      ['the images of another version', { imageSetId: set121 }, 409, 'image_set_missing'],
       ['a registry mode that the DU does not have', { registryMode: 'external' }, 409, 'registry_off'],
       ['Docker where kubeadm has no use for it', { kubernetesVersion: '1.24.0', provisioner: 'kubeadm' }, 422, 'runtime_unsupported'],
       ['PMK without its address', { provisioner: 'pmk' }, 422, 'provisioner_unavailable'],
@@ -245,6 +292,66 @@ describe('cluster-svc', () => {
       await create({ name: 'd' }).expect(202);
     });
 
+    it('can be made with the images of its version, whatever the build of PMK', async () => {
+      await created({ kubernetesVersion: '1.20.11-pmk.2000', imageSetId: set120 });
+    });
+
+    it('is not forgotten while its creation is begun again', async () => {
+      others.brokenHosts.set(two, problem('host_pull_failed', 409, 'no route'));
+      const { body: job } = await create().expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'failed' });
+      others.brokenHosts.clear();
+      const path = `/v1/clusters/${idOfResource(job)}`;
+      const release = others.hold();
+      const clusters = service.app.get(ClusterService, { strict: false });
+      const assertIdle = clusters.assertIdle.bind(clusters);
+      clusters.assertIdle = async (ids) => {
+        await assertIdle(ids);
+        await api('post', `/v1/jobs/${job.id}/retry`).expect(202);
+      };
+      expect((await api('delete', path).expect(409)).body).toMatchObject({ code: 'cluster_busy' });
+      release();
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect((await api('get', path)).body).toMatchObject({ state: 'ready', nodes: [{ hostId: one }, { hostId: two }, { hostId: three }] });
+    });
+
+    it('has failed, and was not cancelled, when someone cancels what it waits for', async () => {
+      others.brokenJobs.set('/v1/host-checks', problem('job_cancelled', 409));
+      const { body: job } = await create().expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'failed', error: { code: 'job_cancelled', detail: expect.stringContaining('/v1/host-checks') } });
+    });
+
+    it('is no cluster of PMK that someone else has made under its name, and is upgraded there in batches', async () => {
+      const version = '1.20.11-pmk.2038';
+      const nodes = [one, two, three].map((id, index) => ({ uuid: `node-${index}`, name: 'agent', primaryIp: hostOf(id, index).address }));
+      await using qbert = await startQbert({ nodes, versions: [version, '1.21.14-pmk.72'] });
+      const { url, project, user, password } = qbert;
+      const passwordFile = join(folder.path, 'pmk.password');
+      await writeFile(passwordFile, password);
+      await service.app.close();
+      await startService({ pmk: { url, project, user, passwordFile } });
+      const pmk = new PmkClient({ url, project, user }, password);
+      await pmk.createCluster(
+        pmkCreateBody({
+          name: 'c',
+          kubeRoleVersion: version,
+          nodePoolUuid: await pmk.defaultNodePool(),
+          containerRuntime: 'docker',
+          privileged: true,
+          allowWorkloadsOnMaster: false,
+        }),
+      );
+      const body = { kubernetesVersion: version, provisioner: 'pmk' };
+      expect((await create(body).expect(409)).body).toMatchObject({ code: 'resource_exists', detail: expect.stringContaining('in PMK') });
+      const path = await created({ ...body, name: 'd' });
+      expect((await pmk.listNodes()).map(({ clusterUuid }) => clusterUuid)).toEqual(Array(3).fill((await pmk.findCluster('d'))?.uuid));
+
+      const upgrade = { kubernetesVersion: '1.21.14-pmk.72', imageSetId: set121, batch: { nodes: 2 } };
+      const { body: job } = await api('post', `${path}/upgrades`).send(upgrade).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect(qbert.calls.find((call) => call.path.includes('/upgrade?'))?.body).toMatchObject({ batchUpgradePercent: 100 });
+    });
+
     it('fails, naming the host and the image, when a host cannot pull', async () => {
       others.brokenHosts.set(two, problem('host_pull_failed', 409, 'no route'));
       const { body: job } = await create().expect(202);
@@ -278,6 +385,15 @@ describe('cluster-svc', () => {
           '/etc/containers/registries.conf.d/airdock.conf',
         ]),
       );
+    });
+
+    it('hands out every image of the set, pushed or not, and no files for a registry of others', async () => {
+      others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', readOnlyUrl: null };
+      const path = await created();
+      Object.assign(others.images.get(set120)?.[0] ?? {}, { state: 'missing', localReference: null });
+      const { body } = await api('get', `${path}/configuration`).expect(200);
+      expect(body.images).toContainEqual({ upstream: 'k8s.gcr.io/pause:3.2', reference: 'harbor.site:8443/pause:3.2' });
+      expect(body.files).toEqual([]);
     });
 
     it('is made with kubeadm: the first control plane, then the others, then the workers, with the names of the registry', async () => {
@@ -382,7 +498,11 @@ describe('cluster-svc', () => {
 
     it('tells its plan, and changes nothing', async () => {
       const path = await created({ nodes: [node(one, 'controlPlane'), node(two), node(three), node(four)] });
-      Object.assign(others.images.get(set121)?.[0] ?? {}, { state: 'missing', bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }] });
+      Object.assign(others.images.get(set121)?.[0] ?? {}, {
+        state: 'missing',
+        localReference: null,
+        bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }],
+      });
       others.tunnels.set(four, 'down');
       const { body: job } = await upgrade(path, { dryRun: true, batch: { percent: 70 } }).expect(202);
       expect((await endOf(job.id)).result.plan).toMatchObject({
@@ -441,6 +561,85 @@ describe('cluster-svc', () => {
       await api('post', `/v1/jobs/${job.id}/retry`).expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
       expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([one, two, two, three]);
+    });
+
+    it('goes on where another one to the same version stopped: with the node that is half way', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      others.brokenNodes.set(two, problem('kubeadm_failed', 409, 'no'));
+      const { body: first } = await upgrade(path).expect(202);
+      expect(await endOf(first.id)).toMatchObject({ state: 'failed' });
+      others.brokenNodes.clear();
+      others.asked = [];
+      const { body: second } = await upgrade(path, { batch: { nodes: 2 } }).expect(202);
+      expect(await endOf(second.id)).toMatchObject({ state: 'succeeded' });
+      expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([two, three]);
+      await api('post', `/v1/jobs/${first.id}/retry`).expect(202);
+      expect(await endOf(first.id)).toMatchObject({ state: 'failed', error: { code: 'cluster_busy' } });
+    });
+
+    it('is not begun while the one before is begun again', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      others.brokenNodes.set(one, problem('kubeadm_failed', 409, 'no'));
+      const { body: first } = await upgrade(path).expect(202);
+      expect(await endOf(first.id)).toMatchObject({ state: 'failed' });
+      const release = others.hold();
+      beforeNext(`/v1/image-sets/${set121}/missing`, () => api('post', `/v1/jobs/${first.id}/retry`).expect(202));
+      expect((await upgrade(path)).body).toMatchObject({ code: 'cluster_busy' });
+      release();
+      await endOf(first.id);
+    });
+
+    it('touches no further node once another one has the cluster', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      await service.app.close();
+      await startService({}, ['api']);
+      const { body: job } = await upgrade(path).expect(202);
+      others.asked = [];
+      beforeNext('/v1/node-operations', () =>
+        service.app.get<DataSource>('clusterDataSource', { strict: false }).query('UPDATE cluster SET "upgradeId" = ?', [uuid(77)]),
+      );
+      await expect(service.app.get(UpgradeCluster, { strict: false }).run(contextOf(job))).rejects.toMatchObject({ code: 'cluster_busy' });
+      expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([one]);
+    });
+
+    it('is not over when it is cancelled at its last node, before a retry', async () => {
+      const path = await created({ provisioner: 'kubeadm', nodes: [node(one, 'controlPlane')] });
+      await service.app.close();
+      await startService({}, ['api']);
+      const { body: job } = await upgrade(path).expect(202);
+      const stop = new AbortController();
+      beforeNext('/v1/node-operations', async () => stop.abort(new AppError('job_cancelled')));
+      const work = service.app.get(UpgradeCluster, { strict: false });
+      await expect(work.run(contextOf(job, stop.signal))).rejects.toMatchObject({ code: 'job_cancelled' });
+      expect((await api('get', path)).body).toMatchObject({ kubernetesVersion: '1.20.11', upgradeId: idOfResource(job) });
+      expect((await upgradeOf(job)).nodes).toMatchObject([{ state: 'done' }]);
+      const result = { from: '1.20.11', to: '1.21.14', registryMode: 'local', nodes: 1 };
+      expect(await work.run(contextOf(job))).toEqual(result);
+      expect((await api('get', path)).body).toMatchObject({ kubernetesVersion: '1.21.14', upgradeId: null });
+      // The worker was killed before it could end the job.
+      expect(await work.run(contextOf(job))).toEqual(result);
+    });
+
+    it('waits for a first request that a killed worker has left behind', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      const answer = others.answers['/v1/node-operations'] as (asked: JsonRequest) => unknown;
+      let refusals = 1;
+      others.answers['/v1/node-operations'] = (asked: JsonRequest) => (refusals-- > 0 ? problem('idempotency_key_running', 409) : answer(asked));
+      const { body: job } = await upgrade(path).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
+      expect((await upgradeOf(job)).nodes).toMatchObject([{ tries: 0 }, { tries: 0 }, { tries: 0 }]);
+    });
+
+    it('is not paused any more once it was cancelled', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      const release = others.hold();
+      const { body: job } = await upgrade(path).expect(202);
+      expect((await api('post', `${job.resource}/pause`).expect(200)).body).toMatchObject({ paused: true });
+      await api('post', `/v1/jobs/${job.id}/cancel`).expect(202);
+      expect(await endOf(job.id)).toMatchObject({ state: 'cancelled' });
+      release();
+      expect(await upgradeOf(job)).toMatchObject({ state: 'cancelled', paused: false });
+      expect((await api('get', `${path}/upgrades`)).body.items).toMatchObject([{ state: 'cancelled', paused: false }]);
     });
 
     it('is held between two nodes, goes on, and is cancelled there: the node that was begun is finished', async () => {

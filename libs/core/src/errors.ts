@@ -53,7 +53,8 @@ const definitions = {
     nextStep: 'Use a new key for a new request.',
   },
   idempotency_key_running: {
-    family: 'conflict',
+    family: 'unavailable',
+    status: 409,
     title: 'The first request with this Idempotency-Key is still running',
     nextStep: 'Repeat the request in a moment.',
   },
@@ -296,6 +297,12 @@ const definitions = {
     status: 422,
     title: 'This Kubernetes version cannot use a local registry',
     nextStep: 'Use Kubernetes 1.20 or later.',
+  },
+  runtime_mismatch: {
+    family: 'conflict',
+    status: 422,
+    title: 'A host has another container runtime than the cluster',
+    nextStep: 'Give the one of the hosts as options.containerRuntime, or configure the hosts with the other one.',
   },
   image_set_missing: { family: 'conflict', title: 'No image set is defined for this Kubernetes version', nextStep: 'Define it with POST /v1/image-sets.' },
   images_missing: {

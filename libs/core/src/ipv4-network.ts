@@ -6,7 +6,9 @@ interface Ipv4Network {
   last: number;
 }
 
-const addressPattern = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$/;
+// Without leading zeros, which some readers take for octal and Kubernetes refuses.
+const addressPattern = /^(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})$/;
+const networkPattern = /^([\d.]+)\/(0|[1-9]\d?)$/;
 
 function addressOf(text: string): number | undefined {
   const parts = addressPattern.exec(text)?.slice(1).map(Number);
@@ -15,9 +17,9 @@ function addressOf(text: string): number | undefined {
 
 /** Reads `10.20.0.0/16`. Bits of the host must be 0. Throws `cluster_network_invalid`. */
 export function parseIpv4Network(text: string): Ipv4Network {
-  const [address = '', prefix = ''] = text.split('/');
+  const [, address = '', prefix = '33'] = networkPattern.exec(text) ?? [];
   const first = addressOf(address);
-  const size = /^\d{1,2}$/.test(prefix) && Number(prefix) <= 32 ? 2 ** (32 - Number(prefix)) : undefined;
+  const size = Number(prefix) <= 32 ? 2 ** (32 - Number(prefix)) : undefined;
   const refuse = (why: string) => new AppError('cluster_network_invalid', { detail: `'${text.slice(0, 60)}' ${why}` });
   if (first === undefined || size === undefined) throw refuse('is not a network like 10.20.0.0/16');
   if (first % size !== 0) throw refuse('begins in the middle of a network of this size');

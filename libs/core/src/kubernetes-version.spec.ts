@@ -8,7 +8,7 @@ describe('Kubernetes versions', () => {
     ['1.20.11-pmk.2038', { major: 1, minor: 20, patch: 11, build: 2038 }],
   ])('reads %s', (text, version) => expect(parseKubernetesVersion(text)).toEqual(version));
 
-  it.each(['1.20', 'latest', '1.20.11-rc.1', '1.20.11-pmk.x', ''])('refuses %s', (text) => {
+  it.each(['1.20', 'latest', '1.20.11-rc.1', '1.20.11-pmk.x', '1.20.11-pmk.1.2', '1.20.11+k3s1', ' 1.20.11', ''])('refuses %s', (text) => {
     expect(() => parseKubernetesVersion(text)).toThrow(expect.objectContaining({ code: 'kubernetes_version_unsupported' }));
   });
 

@@ -14,7 +14,8 @@ export interface KubernetesVersion {
 export function parseKubernetesVersion(text: string): KubernetesVersion {
   const version = semver.parse(text);
   const [label, build] = version?.prerelease ?? [];
-  if (!version || (label !== undefined && (label !== 'pmk' || typeof build !== 'number')))
+  // `version` is without what semver reads past, such as +k3s1: two versions that differ in that alone would count as the same.
+  if (version?.version !== text.replace(/^v/, '') || (label !== undefined && (label !== 'pmk' || typeof build !== 'number' || version.prerelease.length > 2)))
     throw new AppError('kubernetes_version_unsupported', { detail: `'${text.slice(0, 60)}' is not a version like 1.20.11 or 1.20.11-pmk.2038` });
   return { major: version.major, minor: version.minor, patch: version.patch, build: build as number | undefined };
 }

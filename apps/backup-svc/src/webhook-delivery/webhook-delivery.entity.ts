@@ -1,6 +1,6 @@
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
 
-/** The outbox: an event, written together with the state change that it tells of. */
+/** An event that a service has handed over from its outbox. */
 @Entity('webhook_event')
 export class WebhookEventEntity {
   @PrimaryColumn('varchar') id!: string;

@@ -13,7 +13,7 @@ const giveUpAfterMs = 24 * 60 * 60 * 1000;
 const firstRetryMs = 1_000;
 const maxRetryMs = 60 * 60 * 1000;
 
-/** Sends events out: takes them from the services' outboxes, makes one delivery per endpoint, and each delivery until it is accepted or a day is over. */
+/** Sends events out: takes what the services hand over, makes one delivery per endpoint, and each delivery until it is accepted or a day is over. */
 @Injectable()
 export class WebhookDeliveryService {
   constructor(

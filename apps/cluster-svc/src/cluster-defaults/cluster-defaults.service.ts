@@ -30,7 +30,8 @@ export class ClusterDefaultsService {
       listPackageRepositories({ client: this.clients.host, throwOnError: true }),
     ]);
     // A registry of others is reached by its own address, without a tunnel.
-    const host = registry.mode === 'external' && registry.url ? new URL(registry.url).host : (registry.host ?? '');
+    const external = registry.mode === 'external' && registry.url ? new URL(registry.url) : undefined;
+    const host = external?.host ?? registry.host ?? '';
     const fields = { dockerPrivateRegistry: host, quayPrivateRegistry: host, gcrPrivateRegistry: host, k8sPrivateRegistry: host };
     // Without a tunnel no host reaches the repositories.
     const isServed = registry.readOnlyUrl !== null;
@@ -43,7 +44,7 @@ export class ClusterDefaultsService {
       registryMode: registry.mode,
       fields,
       packages,
-      mirrors: host && this.config.naming.includes('flat') ? [`http://${host}`] : [],
+      mirrors: host && this.config.naming.includes('flat') ? [external?.origin ?? `http://${host}`] : [],
       pmk: host ? Object.fromEntries(set) : {},
       duVersion: this.config.duVersion,
       movesExistingClusters: duCapabilities(this.config.duVersion).movesClusters,

@@ -18,11 +18,10 @@ export class ClusterConfigurationService {
   ) {}
 
   async get(id: string): Promise<ClusterConfiguration> {
-    const { name, kubernetesVersion, network, options, fields, packages, imageSetId } = await this.clusters.get(id);
-    const set = imageSetId ? await this.facts.imagesOf({ id: imageSetId, name: '' }) : undefined;
-    const images = (set?.images ?? []).flatMap((image) =>
-      this.facts.references([image], fields.k8sPrivateRegistry).map((reference) => ({ upstream: image.upstream, reference })),
-    );
+    const { name, kubernetesVersion, network, options, fields, packages, imageSetId, registryMode } = await this.clusters.get(id);
+    const set = imageSetId ? await this.facts.imagesOf(imageSetId) : [];
+    const references = this.facts.references(set, fields.k8sPrivateRegistry);
+    const images = set.map(({ upstream }, index) => ({ upstream, reference: references[index] ?? '' }));
     // The pool is PMK's to name, and differs with each.
     const { nodePoolUuid: _, ...pmk } = pmkCreateBody({
       name,
@@ -33,7 +32,7 @@ export class ClusterConfigurationService {
       registries: fields,
       ...packages,
     });
-    return { pmk, files: fields.k8sPrivateRegistry ? runtimeFiles(this.config) : [], images };
+    return { pmk, files: registryMode.effective === 'local' ? runtimeFiles(this.config) : [], images };
   }
 }
 

@@ -40,6 +40,9 @@ export const ClusterOptions = z
       .optional()
       .describe('The interface that has it'),
   })
+  .refine(({ masterVipIpv4, masterVipIface }) => (masterVipIpv4 === undefined) === (masterVipIface === undefined), {
+    message: 'give masterVipIpv4 and masterVipIface, or neither',
+  })
   .meta({ id: 'ClusterOptions' });
 export type ClusterOptions = z.infer<typeof ClusterOptions>;
 
@@ -132,7 +135,9 @@ export type RuntimeFile = z.infer<typeof RuntimeFile>;
 export const ClusterConfiguration = z
   .object({
     pmk: z.record(z.string(), z.unknown()).describe('For the create call of PMK'),
-    files: z.array(RuntimeFile).describe('What points a runtime at the local registry. configure-hosts writes those of Docker and containerd'),
+    files: z
+      .array(RuntimeFile)
+      .describe('What points a runtime at the local registry; none for a registry of others. configure-hosts writes those of Docker and containerd'),
     images: z.array(z.object({ upstream: z.string(), reference: z.string() })).describe('Every image of the set, and what it is called here'),
   })
   .meta({ id: 'ClusterConfiguration' });

@@ -1,7 +1,8 @@
+import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { assertNetworksApart } from '@airdock/core/ipv4-network';
 import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';
-import { columns, isUniqueViolation, now, type Statement } from '@airdock/platform/database';
+import { atomically, columns, isUniqueViolation, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -10,7 +11,7 @@ import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import { type FindOptionsWhere, In, type Repository } from 'typeorm';
+import { type FindOptionsWhere, In, IsNull, type Repository } from 'typeorm';
 import type { ClusterDefaults } from '../cluster-defaults/cluster-defaults.schema.js';
 import { ClusterDefaultsService, noFields } from '../cluster-defaults/cluster-defaults.service.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
@@ -37,7 +38,7 @@ export class ClusterService {
 
   /**
    * Accepts a cluster that could stand up now, or one that exists. Throws `kubernetes_version_unsupported`, `du_version_unsupported`, `registry_off`,
-   * `cluster_network_invalid`, `host_in_cluster`, `provisioner_unavailable`, `resource_exists`, and what is in the way: the problem itself when it is one
+   * `cluster_network_invalid`, `runtime_mismatch`, `host_in_cluster`, `provisioner_unavailable`, `resource_exists`, and what is in the way: the problem itself when it is one
    * (`host_not_configured`, `image_set_missing`, `images_missing`, `tunnel_failed` …), else `cluster_not_ready` with all of them.
    */
   async create(request: JobRequest, body: CreateCluster): Promise<Job> {
@@ -48,8 +49,10 @@ export class ClusterService {
     parseKubernetesVersion(kubernetesVersion);
     const hostIds = nodes.map(({ hostId }) => hostId);
     const hosts = await this.facts.hosts(hostIds);
-    assertNetworksApart(network.containersCidr, network.servicesCidr, hosts);
-    await this.provisioners.get(provisioner).check({ kubernetesVersion, options, existing });
+    const addresses = [...hosts, ...(options.masterVipIpv4 ? [{ name: 'masterVipIpv4', address: options.masterVipIpv4 }] : [])];
+    assertNetworksApart(network.containersCidr, network.servicesCidr, addresses);
+    if (!existing) assertRuntime(hosts, options.containerRuntime);
+    await this.provisioners.get(provisioner).check({ name, kubernetesVersion, options, existing });
     await this.assertHostsFree(hostIds);
     const settings = existing ? undefined : await this.defaults.forCluster(body.registryMode, kubernetesVersion, true);
     const { registryMode, fields, packages } = settings ?? { registryMode: 'none' as const, fields: noFields, packages: (await this.defaults.get()).packages };
@@ -109,10 +112,18 @@ export class ClusterService {
   /** Forgets a cluster; what runs on its hosts is not touched. Throws `cluster_busy`. */
   async remove(id: string): Promise<void> {
     const { jobId, upgradeJobId } = await getRow(this.clusters, id);
-    await this.assertIdle([jobId, ...(upgradeJobId ? [upgradeJobId] : [])]);
-    // A cluster without nodes can be deleted again; nodes without a cluster would keep their hosts for ever.
-    await this.clusterNodes.delete({ clusterId: id });
-    await this.clusters.delete({ id });
+    const jobIds = [jobId, ...(upgradeJobId ? [upgradeJobId] : [])];
+    await this.assertIdle(jobIds);
+    const { sql, parameters } = this.jobs.noneOpen(jobIds);
+    const isRemoved = await atomically(this.clusters.manager.dataSource, [
+      this.clusters
+        .createQueryBuilder()
+        .delete()
+        .where({ id, upgradeJobId: upgradeJobId ?? IsNull() })
+        .andWhere(sql, parameters),
+      this.clusterNodes.createQueryBuilder().delete().where({ clusterId: id }),
+    ]);
+    if (!isRemoved) throw new AppError('cluster_busy', { detail: 'a job was begun meanwhile' });
   }
 
   /** Throws `cluster_busy` while one of these jobs has not ended. */
@@ -136,14 +147,19 @@ export class ClusterService {
     await this.clusterNodes.update({ clusterId, ...(hostIds ? { hostId: In(hostIds) } : {}) }, { kubernetesVersion });
   }
 
-  /** Gives the cluster to an upgrade, if no other has taken it since `before` was the last. */
-  claimUpgrade(id: string, before: string | null, claim: { upgradeId: string; upgradeJobId: string; targetImageSetId: string | null }): Statement {
-    const guard = before === null ? 'upgradeId IS NULL' : 'upgradeId = :before';
+  /** Gives the cluster to an upgrade, if no other has taken it since `last` was the last, and that was not begun again. */
+  claimUpgrade(
+    id: string,
+    last: { id: string; jobId: string } | undefined,
+    claim: { upgradeId: string; upgradeJobId: string; targetImageSetId: string | null },
+  ): Statement {
+    const { sql, parameters } = this.jobs.noneOpen(last ? [last.jobId] : []);
     return this.clusters
       .createQueryBuilder()
       .update()
       .set({ ...claim, pausedAt: null })
-      .where(`id = :id AND ${guard.replace('upgradeId', '"upgradeId"')}`, { id, before });
+      .where({ id, upgradeId: last?.id ?? IsNull() })
+      .andWhere(sql, parameters);
   }
 
   /** An upgrade has been ended with success: the cluster is what it led to. */
@@ -164,8 +180,11 @@ export class ClusterService {
     await this.clusters.update({ id, upgradeId }, { pausedAt: isPaused ? (row.pausedAt ?? now()) : null });
   }
 
-  async isPaused(id: string): Promise<boolean> {
-    return (await getRow(this.clusters, id)).pausedAt !== null;
+  /** Whether the upgrade should wait before its next node. Throws `cluster_busy` when it does not have the cluster any more. */
+  async isPaused(id: string, upgradeId: string): Promise<boolean> {
+    const row = await getRow(this.clusters, id);
+    assertUpgrading(row, upgradeId);
+    return row.pausedAt !== null;
   }
 
   private async toResources(rows: ClusterEntity[]): Promise<Cluster[]> {
@@ -193,6 +212,14 @@ export class ClusterService {
   }
 }
 
+/** Throws `cluster_busy` when the cluster is not this upgrade's, or not any more. */
+export function assertUpgrading(cluster: Pick<Cluster, 'upgradeId'>, upgradeId: string): void {
+  if (cluster.upgradeId === upgradeId) return;
+  throw new AppError('cluster_busy', {
+    detail: cluster.upgradeId ? `upgrade ${cluster.upgradeId} has taken its place` : 'another upgrade has been ended since',
+  });
+}
+
 /** The one problem, or all of them as one. */
 export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
   const [first, ...others] = problems as [Problem, ...Problem[]];
@@ -205,6 +232,14 @@ export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
       .join('; '),
     problems: problems.slice(0, 100),
   });
+}
+
+/** Throws `runtime_mismatch`, naming the hosts. What a host has is known once it was configured. */
+function assertRuntime(hosts: readonly Host[], wanted: CreateCluster['options']['containerRuntime']): void {
+  const others = hosts.filter(({ configuration }) => (configuration?.containerRuntime ?? wanted) !== wanted);
+  if (others.length === 0) return;
+  const named = others.slice(0, 20).map(({ name, configuration }) => `${name} has ${configuration?.containerRuntime}`);
+  throw new AppError('runtime_mismatch', { detail: `the cluster wants ${wanted}; ${named.join(', ')}`, hostIds: others.map(({ id }) => id) });
 }
 
 function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined, isPaused: boolean): Cluster['state'] {

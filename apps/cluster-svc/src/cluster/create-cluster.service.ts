@@ -49,8 +49,7 @@ export class CreateClusterService {
   /** The cluster as its provisioner should make it. */
   async targetOf({ nodes, ...cluster }: Cluster, { kubernetesVersion, imageSetId, fields, packages }: Wanted): Promise<Target> {
     const hosts = await this.facts.hosts(nodes.map(({ hostId }) => hostId));
-    const set = await this.facts.imageSetOf(kubernetesVersion, imageSetId);
-    const images = set && imageSetId ? (await this.facts.imagesOf(set)).images : [];
+    const images = imageSetId ? await this.facts.imagesOf(imageSetId) : [];
     const pause = images.filter(({ upstream }) => /\/pause:/.test(upstream)).slice(0, 1);
     return {
       ...cluster,
@@ -66,7 +65,7 @@ export class CreateClusterService {
    */
   async pullImages({ nodes, fields }: Pick<Cluster, 'nodes' | 'fields'>, imageSetId: string | null, key: string, context: JobContext): Promise<number> {
     if (!imageSetId) return 0;
-    const { images } = await this.facts.imagesOf({ id: imageSetId, name: '' });
+    const images = await this.facts.imagesOf(imageSetId);
     const references = this.facts.references(images, fields.k8sPrivateRegistry);
     context.progress({ phase: 'pull', itemsTotal: nodes.length * references.length });
     const hostIds = nodes.map(({ hostId }) => hostId);

@@ -20,12 +20,14 @@ export class PmkProvisioner implements Provisioner {
 
   constructor(private readonly config: Config) {}
 
-  async check({ kubernetesVersion, existing }: Pick<CreateCluster, 'kubernetesVersion' | 'existing'>): Promise<void> {
+  async check({ name, kubernetesVersion, existing }: Pick<CreateCluster, 'name' | 'kubernetesVersion' | 'existing'>): Promise<void> {
     const client = await this.connect();
     if (existing) return;
     const offered = await client.supportedVersions();
     if (!offered.includes(kubernetesVersion))
       throw new AppError('provisioner_unavailable', { detail: `PMK does not offer ${kubernetesVersion}, but ${offered.join(', ').slice(0, 500)}` });
+    // Its name is all that a run after a crash knows of the cluster that the first one has made.
+    if (await client.findCluster(name)) throw new AppError('resource_exists', { detail: `a cluster named ${name} in PMK` });
   }
 
   async checkUpgrade({ name, provisionerId }: Pick<Cluster, 'name' | 'provisionerId'>, to: string): Promise<void> {
@@ -60,9 +62,10 @@ export class PmkProvisioner implements Provisioner {
     return { provisionerId: uuid, kubernetesVersion: kubeRoleVersion, fields };
   }
 
-  async upgradeCluster(target: Target, { percent }: UpgradeBatch, context: JobContext, onNodes: (hostIds: string[]) => Promise<void>): Promise<void> {
+  async upgradeCluster(target: Target, batch: UpgradeBatch, context: JobContext, onNodes: (hostIds: string[]) => Promise<void>): Promise<void> {
     const client = await this.connect();
     const cluster = await this.getCluster(target, context.signal);
+    const percent = batch.percent ?? percentOf(batch.nodes, target.nodes);
     if (cluster.kubeRoleVersion !== target.kubernetesVersion && cluster.upgradingTo !== target.kubernetesVersion)
       await client.upgradeCluster(
         cluster.uuid,
@@ -144,6 +147,12 @@ export class PmkProvisioner implements Provisioner {
     });
     return new PmkClient(connection, password.trimEnd());
   }
+}
+
+/** So many workers as a share of all, rounded down; undefined for one at a time, which is what PMK does by itself. */
+function percentOf(atOnce: number, nodes: readonly TargetNode[]): number | undefined {
+  const workers = nodes.filter(({ role }) => role === 'worker').length;
+  return atOnce > 1 && workers > 0 ? Math.min(100, Math.max(1, Math.floor((100 * atOnce) / workers))) : undefined;
 }
 
 /** Throws `upgrade_refused`. */

@@ -39,8 +39,8 @@ export interface Found {
  * way of a single node is thrown as `node_unhealthy`; `dependency_unavailable` and other transient errors are tried again by the job.
  */
 export interface Provisioner {
-  /** Refuses early what it cannot make. Throws `provisioner_unavailable`, `kubernetes_version_unsupported`, `runtime_unsupported`. */
-  check(cluster: Pick<CreateCluster, 'kubernetesVersion' | 'options' | 'existing'>): Promise<void>;
+  /** Refuses early what it cannot make. Throws `provisioner_unavailable`, `resource_exists`, `kubernetes_version_unsupported`, `runtime_unsupported`. */
+  check(cluster: Pick<CreateCluster, 'name' | 'kubernetesVersion' | 'options' | 'existing'>): Promise<void>;
   /** Throws `upgrade_refused` when it does not offer the version. */
   checkUpgrade(cluster: Pick<Cluster, 'name' | 'provisionerId' | 'options'>, to: string): Promise<void>;
   /** Makes the cluster and waits until all nodes are healthy. `note` keeps the id that the provisioner gave it, as soon as there is one. */

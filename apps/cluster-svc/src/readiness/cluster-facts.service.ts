@@ -9,26 +9,23 @@ import {
   listImageSets,
   listTunnels,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Host, HostCheckResult, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { Host, HostCheckResult, ImageSet, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import { formatReference, localReferences, parseReference, withoutDigest } from '@airdock/core/oci/reference';
+import { CONFIG, type Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
-import { Injectable } from '@nestjs/common';
+import { Inject, Injectable } from '@nestjs/common';
 import pLimit from 'p-limit';
 
 const requestsAtOnce = 16;
 
-/** The images that a version needs, as the registry has them now. */
-export interface ClusterImages {
-  id: string;
-  name: string;
-  images: SetImage[];
-}
-
 /** What the other services know of the hosts and images of a cluster, and what they do for it. */
 @Injectable()
 export class ClusterFacts {
-  constructor(private readonly clients: ServiceClients) {}
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    private readonly clients: ServiceClients,
+  ) {}
 
   /** In the order of the ids. Throws `resource_not_found`. */
   async hosts(ids: readonly string[]): Promise<Host[]> {
@@ -51,20 +48,24 @@ export class ClusterFacts {
   }
 
   /** The set with this id, or the newest one of a version. */
-  async imageSetOf(kubernetesVersion: string, id?: string | null): Promise<{ id: string; name: string } | undefined> {
+  async imageSetOf(kubernetesVersion: string, id?: string | null): Promise<ImageSet | undefined> {
     if (id) return (await getImageSet({ client: this.clients.image, path: { id }, throwOnError: true })).data;
     const { data } = await listImageSets({ client: this.clients.image, query: { kubernetesVersion }, throwOnError: true });
     return data.items[0];
   }
 
-  async imagesOf({ id, name }: { id: string; name: string }): Promise<ClusterImages> {
-    const { data } = await getMissingImages({ client: this.clients.image, path: { id }, throwOnError: true });
-    return { id, name, images: data.images };
+  /** The images of a set, as the registry has them now. */
+  async imagesOf(imageSetId: string): Promise<SetImage[]> {
+    return (await getMissingImages({ client: this.clients.image, path: { id: imageSetId }, throwOnError: true })).data.images;
   }
 
-  /** What the images of a set are called on hosts whose registry is `host`. */
+  /** What the images of a set are called on hosts whose registry is `host`, in their order; what was not pushed yet, as a push would call it. */
   references(images: readonly SetImage[], host: string): string[] {
-    return images.flatMap(({ localReference }) => (localReference ? [formatReference({ ...parseReference(localReference), registry: host })] : []));
+    return images.map(({ upstream, localReference }) => {
+      if (localReference) return formatReference({ ...parseReference(localReference), registry: host });
+      const [first] = localReferences(parseReference(withoutDigest(upstream)), host, this.config.naming);
+      return first ? formatReference(first) : upstream;
+    });
   }
 
   /** Every host pulls every reference with its own runtime. Asking again with the same key, after a crash, finds the first check. */

@@ -1,5 +1,6 @@
-import type { Host, HostCheckResult, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { Host, HostCheckResult, ImageSet, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
 import { AppError, toProblem } from '@airdock/core/errors';
+import { plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
 import { isPlatform } from '@airdock/core/oci/manifest';
 import { withoutDigest } from '@airdock/core/oci/reference';
 import type { RegistryMode } from '@airdock/platform/config';
@@ -7,7 +8,7 @@ import { now } from '@airdock/platform/database';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
-import { ClusterFacts, type ClusterImages } from './cluster-facts.service.js';
+import { ClusterFacts } from './cluster-facts.service.js';
 import type { MissingImage, Readiness, ReadyHost } from './readiness.schema.js';
 
 export interface ReadinessQuestion {
@@ -32,9 +33,9 @@ export class ReadinessService {
       this.facts.tunnels(hostIds),
       usesRegistry ? this.facts.imageSetOf(kubernetesVersion, imageSetId) : undefined,
     ]);
-    const images = set ? await this.facts.imagesOf(set) : undefined;
+    const images = set ? await this.facts.imagesOf(set.id) : [];
     const platforms = [...new Set(hosts.flatMap(({ facts }) => (facts ? [`linux/${facts.architecture}`] : [])))];
-    const missingImages = images ? missingFor(images, platforms) : [];
+    const missingImages = missingFor(images, platforms);
     const readyHosts = hosts.map((host) =>
       readyHost(
         host,
@@ -43,7 +44,7 @@ export class ReadinessService {
       ),
     );
     const problems = [
-      ...setProblems(kubernetesVersion, usesRegistry, images, missingImages),
+      ...setProblems(kubernetesVersion, usesRegistry, set, missingImages, images.length),
       ...readyHosts.flatMap((host) => hostProblems(host, registryMode)),
     ];
     for (const { hostName, error } of pulls?.results ?? []) if (error) problems.push({ ...error, detail: `${hostName}: ${error.detail ?? error.title}` });
@@ -51,7 +52,7 @@ export class ReadinessService {
       ready: problems.length === 0,
       kubernetesVersion,
       registryMode,
-      imageSet: images ? { id: images.id, name: images.name, images: images.images.length } : null,
+      imageSet: set ? { id: set.id, name: set.name, images: images.length } : null,
       missingImages,
       hosts: readyHosts,
       problems,
@@ -65,7 +66,7 @@ export class ReadinessService {
     const set = kind !== 'none' && registryMode !== 'none' ? await this.facts.imageSetOf(kubernetesVersion, imageSetId) : undefined;
     if (!set) return [];
     const { fields } = await this.defaults.get();
-    const { images } = await this.facts.imagesOf(set);
+    const images = await this.facts.imagesOf(set.id);
     const present = images.filter(({ state }) => state === 'present').sort((a, b) => (a.sizeBytes ?? 0) - (b.sizeBytes ?? 0));
     return this.facts.references(kind === 'sample' ? present.slice(0, 1) : present, fields.k8sPrivateRegistry);
   }
@@ -109,7 +110,7 @@ export interface Pulls {
 }
 
 /** What the registry cannot serve to hosts of all these platforms. */
-function missingFor({ images }: ClusterImages, wanted: readonly string[]): MissingImage[] {
+function missingFor(images: readonly SetImage[], wanted: readonly string[]): MissingImage[] {
   return images.flatMap(({ upstream, state, platforms, bundles }) => {
     const lacking = wanted.filter((platform) => !platforms.some((own) => isPlatform(own, platform)));
     if (state === 'present' && lacking.length === 0) return [];
@@ -138,12 +139,15 @@ function readyHost(host: Host, tunnel: Tunnel | undefined, pulled: HostCheckResu
   };
 }
 
-function setProblems(kubernetesVersion: string, usesRegistry: boolean, images: ClusterImages | undefined, missing: readonly MissingImage[]) {
+function setProblems(kubernetesVersion: string, usesRegistry: boolean, set: ImageSet | undefined, missing: readonly MissingImage[], images: number) {
   if (!usesRegistry) return [];
-  if (!images) return [toProblem(new AppError('image_set_missing', { detail: kubernetesVersion }))];
+  if (!set) return [toProblem(new AppError('image_set_missing', { detail: kubernetesVersion }))];
+  // A set without a version is for whatever it is named for.
+  if (set.kubernetesVersion !== null && plainVersion(set.kubernetesVersion) !== plainVersion(kubernetesVersion))
+    return [toProblem(new AppError('image_set_missing', { detail: `${set.name} is for ${set.kubernetesVersion}, not for ${kubernetesVersion}` }))];
   if (missing.length === 0) return [];
   const carried = missing.filter(({ bundles }) => bundles.length > 0).length;
-  const detail = `${missing.length} of ${images.images.length} images of ${images.name}; registered bundles have ${carried} of them`;
+  const detail = `${missing.length} of ${images} images of ${set.name}; registered bundles have ${carried} of them`;
   return [toProblem(new AppError('images_missing', { detail, missing: missing.slice(0, 100).map(({ upstream }) => upstream) }))];
 }
 

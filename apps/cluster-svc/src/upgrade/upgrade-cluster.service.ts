@@ -3,8 +3,9 @@ import { AppError, isTransient, toProblem } from '@airdock/core/errors';
 import { now } from '@airdock/platform/database';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
+import pLimit from 'p-limit';
 import type { Cluster } from '../cluster/cluster.schema.js';
-import { ClusterService, notReady } from '../cluster/cluster.service.js';
+import { assertUpgrading, ClusterService, notReady } from '../cluster/cluster.service.js';
 import { CreateClusterService } from '../cluster/create-cluster.service.js';
 import type { Provisioner, Target } from '../provisioner/provisioner.schema.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
@@ -32,10 +33,15 @@ export class UpgradeCluster {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const upgrade = await this.upgrades.row(context.resourceId);
     const cluster = await this.clusters.get(upgrade.clusterId);
-    if (cluster.upgradeId !== upgrade.id) throw new AppError('cluster_busy', { detail: `upgrade ${cluster.upgradeId} has taken its place` });
+    const { from, to } = upgrade;
+    const ended = (registryMode: UpgradeEntity['registryMode']) => ({ from, to, registryMode, nodes: upgrade.nodes.length });
+    // A worker may be killed after the upgrade has ended and before its job has.
+    const isOver = cluster.upgradeId === null && cluster.kubernetesVersion === to && upgrade.nodes.every(({ state }) => state === 'done');
+    if (isOver) return ended(cluster.registryMode.effective);
+    assertUpgrading(cluster, upgrade.id);
     if (!upgrade.pulledAt) await this.bringImages(upgrade, cluster, context);
     // What images are called here is known when they are here.
-    const target = await this.creation.targetOf(cluster, { ...upgrade, kubernetesVersion: upgrade.to });
+    const target = await this.creation.targetOf(cluster, { ...upgrade, kubernetesVersion: to });
 
     const provisioner = this.provisioners.get(cluster.provisioner);
     context.progress({ phase: 'upgrade', itemsTotal: target.nodes.length });
@@ -44,10 +50,12 @@ export class UpgradeCluster {
 
     context.progress({ phase: 'verify' });
     const { registryMode, fields } = await this.verify(provisioner, cluster, upgrade, target, context);
-    const { imageSetId, packages, to } = upgrade;
+    // Cancelled at its last node: it is ended by a retry, not under a job that says that it was not.
+    context.signal.throwIfAborted();
+    const { imageSetId, packages } = upgrade;
     await this.clusters.setNodes(cluster.id, to);
     await this.clusters.finishUpgrade(cluster.id, upgrade.id, { kubernetesVersion: to, imageSetId, effectiveMode: registryMode, fields, packages });
-    return { from: upgrade.from, to, registryMode, nodes: target.nodes.length };
+    return ended(registryMode);
   }
 
   private async bringImages(upgrade: UpgradeEntity, { nodes }: Cluster, context: JobContext): Promise<void> {
@@ -94,6 +102,8 @@ export class UpgradeCluster {
   /** All of a batch are let end, whatever becomes of one. Throws the first failure. */
   private async upgradeBatch(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, batch: UpgradedNode[], signal: AbortSignal): Promise<void> {
     await this.note(upgrade, batch, { state: 'upgrading' });
+    // Each writes all nodes: what is written last must be what was known last.
+    const oneNote = pLimit(1);
     const nodeSignal = untilInterrupted(signal);
     const ends = await Promise.allSettled(
       batch.map(async (node) => {
@@ -104,10 +114,10 @@ export class UpgradeCluster {
         } catch (error) {
           // It goes on by itself, or is asked for again under the same key.
           if (nodeSignal.aborted || isTransient(error)) throw error;
-          await this.note(upgrade, [node], { state: 'failed', tries: node.tries + 1, error: toProblem(error) });
+          await oneNote(() => this.note(upgrade, [node], { state: 'failed', tries: node.tries + 1, error: toProblem(error) }));
           throw error;
         }
-        await this.note(upgrade, [node], { state: 'done', error: null });
+        await oneNote(() => this.note(upgrade, [node], { state: 'done', error: null }));
         await this.clusters.setNodes(upgrade.clusterId, upgrade.to, [node.hostId]);
       }),
     );
@@ -131,9 +141,9 @@ export class UpgradeCluster {
   }
 
   /** Between two nodes: the place where an upgrade is held, or is cancelled. */
-  private async waitWhilePaused({ clusterId }: UpgradeEntity, { signal, progress }: JobContext): Promise<void> {
+  private async waitWhilePaused({ id, clusterId }: UpgradeEntity, { signal, progress }: JobContext): Promise<void> {
     signal.throwIfAborted();
-    while (await this.clusters.isPaused(clusterId)) {
+    while (await this.clusters.isPaused(clusterId, id)) {
       progress({ phase: 'paused' });
       await delay(pauseLookMs, undefined, { signal }).catch(() => signal.throwIfAborted());
     }

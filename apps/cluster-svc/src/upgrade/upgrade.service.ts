@@ -4,6 +4,7 @@ import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
+import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
@@ -43,7 +44,7 @@ export class UpgradeService {
     const first = await this.jobs.findRequested(request.requestKey);
     if (first) return first;
     const cluster = await this.clusters.get(clusterId);
-    if (!dryRun) await this.assertFree(cluster, to);
+    const last = dryRun ? undefined : await this.assertFree(cluster, to);
     const kind = upgradeKind(cluster.kubernetesVersion, to);
     const settings = await this.defaults.forCluster(cluster.registryMode.requested, to, cluster.registryMode.effective !== 'none');
     await this.provisioners.get(cluster.provisioner).checkUpgrade(cluster, to);
@@ -58,56 +59,61 @@ export class UpgradeService {
 
     const names = new Map(answer.hosts.map(({ hostId, name }) => [hostId, name]));
     const nodes = inOrder(cluster).map(({ hostId, role }) => ({ hostId, name: names.get(hostId) ?? '', role }));
-    const set = answer.imageSet ? await this.facts.imagesOf(answer.imageSet) : undefined;
+    const images = answer.imageSet ? await this.facts.imagesOf(answer.imageSet.id) : [];
     const plan: UpgradePlan = {
       ...{ from: cluster.kubernetesVersion, to, kind, registryMode: { from: cluster.registryMode.effective, to: registryMode } },
       imagesToPush: toPush,
-      imagesToPull: set ? this.facts.references(set.images, fields.k8sPrivateRegistry) : [],
+      imagesToPull: this.facts.references(images, fields.k8sPrivateRegistry),
       batches: batchesOf(nodes, batchSize(batch, nodes)),
       restarts: cluster.provisioner === 'external' ? [] : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
       problems,
       plannedAt: now(),
     };
+    // Where the last one to this version stopped: a node that is half way comes first, whichever upgrade began it.
+    const reached = new Map(last?.to === to ? last.nodes.map((node) => [node.hostId, node]) : []);
     const id = newId();
     const row: UpgradeEntity = {
       ...{ id, clusterId, from: cluster.kubernetesVersion, to, dryRun, batch, registryMode, fields, packages, plan },
       ...{ imageSetId: answer.imageSet?.id ?? null, pulledAt: null, jobId: request.id, createdAt: now() },
-      nodes: nodes.map((node) => ({ ...node, state: 'waiting', tries: 0, error: null })),
+      nodes: nodes.map((node) => reached.get(node.hostId) ?? { ...node, state: 'waiting', tries: 0, error: null }),
     };
     const claim = { upgradeId: id, upgradeJobId: request.id, targetImageSetId: row.imageSetId };
     try {
       const type = dryRun ? planUpgradeJobType : upgradeJobType;
       return await this.jobs.submit({ ...request, type, resource: `/v1/clusters/${clusterId}/upgrades/${id}` }, [
-        ...(dryRun ? [] : [this.clusters.claimUpgrade(clusterId, cluster.upgradeId, claim)]),
+        ...(dryRun ? [] : [this.clusters.claimUpgrade(clusterId, last, claim)]),
         this.upgrades.createQueryBuilder().insert().values(columns(row)),
       ]);
     } catch (error) {
-      if (error instanceof AppError && error.code === 'resource_changed') throw new AppError('cluster_busy', { detail: 'another upgrade was begun' });
+      if (error instanceof AppError && error.code === 'resource_changed') throw new AppError('cluster_busy', { detail: 'another upgrade was begun, or ended' });
       throw error;
     }
   }
 
-  /** Nothing else may be done to the cluster; one that an upgrade has left half way goes where that led, and nowhere else. */
-  private async assertFree({ jobId, upgradeId, state }: Cluster, to: string): Promise<void> {
+  /** Nothing else may be done to the cluster; one that an upgrade has left half way goes where that led, and nowhere else. Returns that upgrade. */
+  private async assertFree({ jobId, upgradeId, state }: Cluster, to: string): Promise<UpgradeEntity | undefined> {
     await this.clusters.assertIdle([jobId]);
-    if (state === 'failed') throw new AppError('cluster_busy', { detail: 'the cluster was not created: retry that job first', jobId });
-    if (!upgradeId) return;
+    // The job may have ended after the state was seen.
+    if (state === 'failed' || state === 'creating') throw new AppError('cluster_busy', { detail: 'the cluster was not created: retry that job first', jobId });
+    if (!upgradeId) return undefined;
     const last = await getRow(this.upgrades, upgradeId);
     await this.clusters.assertIdle([last.jobId]);
     if (last.to !== to && last.nodes.some((node) => node.state !== 'waiting'))
       throw new AppError('upgrade_refused', { detail: `nodes have ${last.to} already: finish the upgrade to it first, by a retry of job ${last.jobId}` });
+    return last;
   }
 
   async list(clusterId: string, query: PageQuery): Promise<Page<Upgrade>> {
     const cluster = await this.clusters.get(clusterId);
     const { items, nextCursor } = await findPage(this.upgrades, query, { clusterId });
-    return { items: await Promise.all(items.map((row) => this.toResource(row, cluster))), nextCursor };
+    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
+    return { items: items.map((row) => toResource(row, cluster, jobs.get(row.jobId))), nextCursor };
   }
 
   async get(clusterId: string, id: string): Promise<Upgrade> {
     const row = await this.row(id);
     if (row.clusterId !== clusterId) throw new AppError('resource_not_found', { detail: `no upgrade with id ${id} of this cluster` });
-    return this.toResource(row, await this.clusters.get(clusterId));
+    return toResource(row, await this.clusters.get(clusterId), await this.jobs.find(row.jobId));
   }
 
   async setPaused(clusterId: string, id: string, isPaused: boolean): Promise<Upgrade> {
@@ -124,12 +130,13 @@ export class UpgradeService {
   async save(id: string, values: Partial<Pick<UpgradeEntity, 'nodes' | 'pulledAt'>>): Promise<void> {
     await this.upgrades.update({ id }, columns<UpgradeEntity>(values));
   }
-
-  private async toResource(row: UpgradeEntity, cluster: Cluster): Promise<Upgrade> {
-    const job = await this.jobs.find(row.jobId);
-    return { ...row, paused: cluster.upgradeId === row.id && (await this.clusters.isPaused(cluster.id)), state: job?.state ?? 'failed' };
-  }
 }
+
+const toResource = (row: UpgradeEntity, cluster: Cluster, job: JobEntity | undefined): Upgrade => ({
+  ...row,
+  paused: cluster.upgradeId === row.id && cluster.state === 'paused',
+  state: job?.state ?? 'failed',
+});
 
 /** Control planes first, each in the order that the cluster was created with. */
 export const inOrder = ({ nodes }: Pick<Cluster, 'nodes'>): Cluster['nodes'] => [

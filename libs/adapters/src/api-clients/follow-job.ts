@@ -1,4 +1,4 @@
-import { fromProblem } from '@airdock/core/errors';
+import { AppError, fromProblem } from '@airdock/core/errors';
 import { getJob } from './generated/sdk.gen.js';
 import type { Job } from './generated/types.gen.js';
 import type { Client } from './service-clients.js';
@@ -13,6 +13,7 @@ export async function followJob(client: Client, id: string, signal: AbortSignal,
 }
 
 /** Throws the problem of a job that has not succeeded. */
-export function assertSucceeded({ error }: Job): void {
+export function assertSucceeded({ id, type, error }: Job): void {
+  if (error?.code === 'job_cancelled') throw new AppError('job_cancelled', { detail: `${type} ${id}`, jobId: id });
   if (error) throw fromProblem(error);
 }

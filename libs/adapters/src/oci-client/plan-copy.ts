@@ -91,15 +91,15 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
   };
 
   const looked = images.map((item) => looks(() => look(item)));
-  // One that fails is told when its turn has come; until then it must not end the process.
-  for (const each of looked) each.catch(() => undefined);
+  // A look that fails before its turn to be counted must not count as a rejection that nobody handles, which ends the process.
+  const all = Promise.allSettled(looked);
   const planned: PlannedImage[] = [];
   try {
     // One after the other: what two images share is counted for the first.
     for (const each of looked) planned.push(await count(await each));
   } finally {
     // After a failure nobody must read on in what the caller closes.
-    await Promise.allSettled(looked);
+    await all;
   }
   return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
 }

@@ -93,7 +93,8 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     });
     const where = { leaseOwner: this.owner };
     try {
-      if (job.cancelRequestedAt) throw new AppError('job_cancelled');
+      if (job.cancelRequestedAt) controller.abort(new AppError('job_cancelled'));
+      controller.signal.throwIfAborted();
       const result = await this.run({
         jobId: job.id,
         resourceId: job.resource.split('/').at(-1) ?? '',
@@ -119,7 +120,8 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
         this.logger.warn({ jobId: job.id, err: error }, `try ${failures} failed, the next in ${Math.round(delayMs)} ms`);
         await this.jobs.release(job.id, this.owner, { runAfter: new Date(Date.now() + delayMs).toISOString(), failures, progress: meter.value });
       } else {
-        const cancelled = error instanceof AppError && error.code === 'job_cancelled';
+        // What another job's cancellation has kept this one from is a failure.
+        const cancelled = controller.signal.aborted;
         if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
         await this.jobs.end(
           job.id,

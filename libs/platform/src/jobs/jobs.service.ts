@@ -287,6 +287,13 @@ export class JobsService {
     return atomically(this.database.dataSource, [jobs, ...together]);
   }
 
+  /** A condition that holds while none of these jobs is queued or running: for a statement that must not meet one, which a retry may have begun again. */
+  noneOpen(jobIds: string[]): { sql: string; parameters: Record<string, unknown> } {
+    if (jobIds.length === 0) return { sql: '1 = 1', parameters: {} };
+    const open = this.rows.createQueryBuilder('open').select('1').where('open.id IN (:...jobIds) AND open.state IN (:...openStates)');
+    return { sql: `NOT EXISTS (${open.getQuery()})`, parameters: { jobIds, openStates: ['queued', 'running'] } };
+  }
+
   private tell(id: string): void {
     for (const listener of this.changed) listener(id);
   }

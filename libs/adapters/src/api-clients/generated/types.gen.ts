@@ -1441,7 +1441,7 @@ export type ClusterConfiguration = {
         [key: string]: unknown;
     };
     /**
-     * What points a runtime at the local registry. configure-hosts writes those of Docker and containerd
+     * What points a runtime at the local registry; none for a registry of others. configure-hosts writes those of Docker and containerd
      */
     files: Array<RuntimeFile>;
     /**

@@ -1,0 +1,33 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { AppError } from '@airdock/core/errors';
+import { type Digest, digestOf } from '@airdock/core/oci/digest';
+import { mediaTypes } from '@airdock/core/oci/manifest';
+import { expect, it } from 'vitest';
+import type { ImageSource } from './image-source.js';
+import { planCopy } from './plan-copy.js';
+import { RegistryClient } from './registry-client.js';
+
+it('fails with what it could not read, also of an image whose turn has not come', async () => {
+  const manifest = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config: {}, layers: [] }));
+  const [slow, broken] = [digestOf(manifest), digestOf(Buffer.from('broken'))];
+  const readManifest = async (digest: Digest) => {
+    if (digest === broken) throw new AppError('bundle_changed');
+    await delay(50);
+    return manifest;
+  };
+  const images = [slow, broken].map((digest) => ({
+    image: { names: [], platforms: [], sizeBytes: 0, configDigests: [], root: { digest, mediaType: mediaTypes.ociManifest, size: manifest.length } },
+    names: [],
+  }));
+  const unhandled: unknown[] = [];
+  const note = (error: unknown) => unhandled.push(error);
+  process.on('unhandledRejection', note);
+  try {
+    await using registry = new RegistryClient('http://127.0.0.1:9');
+    await expect(planCopy({ source: { readManifest } as unknown as ImageSource, images, registry })).rejects.toThrow(AppError);
+    await delay(0);
+  } finally {
+    process.off('unhandledRejection', note);
+  }
+  expect(unhandled).toEqual([]);
+});
