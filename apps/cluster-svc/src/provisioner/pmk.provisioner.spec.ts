@@ -56,7 +56,7 @@ describe('PmkProvisioner', () => {
 
   it('creates a cluster with the registry and the packages, and waits until its nodes are healthy', async () => {
     await start();
-    await provisioner.check({ kubernetesVersion: made, existing: false });
+    await provisioner.check({ name: 'c', kubernetesVersion: made, existing: false });
     await provisioner.create(target(), context(), note);
     expect(created()).toMatchObject([
       { name: 'c', kubeRoleVersion: made, ...local, dockerUbuntuPackageRepoUrl: 'http://127.0.0.1:5102/docker', privileged: 1 },
@@ -86,7 +86,9 @@ describe('PmkProvisioner', () => {
 
   it('refuses a version that PMK does not offer, and an upgrade that it does not', async () => {
     await start();
-    await expect(provisioner.check({ kubernetesVersion: '1.22.0-pmk.1', existing: false })).rejects.toMatchObject({ code: 'provisioner_unavailable' });
+    await expect(provisioner.check({ name: 'd', kubernetesVersion: '1.22.0-pmk.1', existing: false })).rejects.toMatchObject({
+      code: 'provisioner_unavailable',
+    });
     await provisioner.create(target(), context(), note);
     const cluster = { name: 'c', provisionerId: noted[0] ?? null };
     await expect(provisioner.checkUpgrade(cluster, '1.21.4-pmk.1')).rejects.toMatchObject({ code: 'upgrade_refused', message: expect.stringContaining(next) });
