@@ -1,6 +1,6 @@
 import { defineConfig } from 'vitest/config';
 
-// Unit and component tests stand beside the source. `test/` holds what needs several processes or the lab; it runs one file at a time.
+// Unit and component tests stand beside the source. `test/` holds what needs several processes or the lab.
 // Specs are outside the projects' tsconfig files, so that builds leave them out; decorators are switched on for them here.
 const source = {
   oxc: { decorator: { legacy: true, emitDecoratorMetadata: true } },
@@ -10,7 +10,7 @@ const source = {
 
 export default defineConfig({
   test: {
-    // Tests wait more than they compute; by default a machine of two cores would run one file at a time.
+    // Tests wait more than they compute; by default a machine of two cores would run one file at a time. Each has ports, folders and a lab of its own.
     maxWorkers: 2,
     projects: [
       {
@@ -39,7 +39,6 @@ export default defineConfig({
           name: 'e2e',
           include: ['test/**/*.e2e.ts'],
           exclude: ['**/dist/**', '**/node_modules/**'],
-          fileParallelism: false,
           testTimeout: 300_000,
           hookTimeout: 300_000,
         },
