@@ -239,7 +239,7 @@ describe.skipIf(!started.lab)('nodes', () => {
     const settings = { ...cluster, ...version, controlPlaneEndpoint: `${hosts.master.address}:6443` };
     const config = renderInitConfig(settings);
     const joinConfig = renderJoinConfig({
-      ...{ ...settings, apiServerEndpoint: settings.controlPlaneEndpoint, certificateKey: undefined },
+      ...{ ...settings, criSocket: '/run/containerd/containerd.sock', apiServerEndpoint: settings.controlPlaneEndpoint, certificateKey: undefined },
       ...{ token: 'abcdef.0123456789abcdef', caCertHash: `sha256:${'0'.repeat(64)}` },
     });
     const refusal = async (name: Name, command: string, text = '') => {

@@ -697,6 +697,15 @@ describe('cluster-svc', () => {
       });
     });
 
+    it('brings a cluster that wanted no registry into it, when it wants it now', async () => {
+      const path = await created({ registryMode: 'none' });
+      const { body: job } = await upgrade(path, { registryMode: 'local', dryRun: true }).expect(202);
+      expect((await endOf(job.id)).result.plan).toMatchObject({ registryMode: { from: 'none', to: 'local' } });
+      const { body: second } = await upgrade(path, { registryMode: 'local' }).expect(202);
+      expect(await endOf(second.id)).toMatchObject({ state: 'succeeded' });
+      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'local', effective: 'local' }, fields: registryFields });
+    });
+
     it('moves no cluster of before in a DU below 5.3, which creates new ones', async () => {
       await service.app.close();
       await startService({ duVersion: 'v-5.2.0-1500000' });

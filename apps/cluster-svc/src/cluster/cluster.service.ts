@@ -166,7 +166,7 @@ export class ClusterService {
   async finishUpgrade(
     id: string,
     upgradeId: string,
-    reached: Pick<ClusterEntity, 'kubernetesVersion' | 'imageSetId' | 'effectiveMode' | 'fields' | 'packages'>,
+    reached: Pick<ClusterEntity, 'kubernetesVersion' | 'imageSetId' | 'effectiveMode' | 'fields' | 'packages'> & Partial<Pick<ClusterEntity, 'wantedMode'>>,
   ): Promise<void> {
     const free = { upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null };
     await this.clusters.update({ id, upgradeId }, columns<ClusterEntity>({ ...reached, ...free }));

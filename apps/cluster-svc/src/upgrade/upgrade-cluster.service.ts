@@ -52,9 +52,10 @@ export class UpgradeCluster {
     const { registryMode, fields } = await this.verify(provisioner, cluster, upgrade, target, context);
     // Cancelled at its last node: it is ended by a retry, not under a job that says that it was not.
     context.signal.throwIfAborted();
-    const { imageSetId, packages } = upgrade;
+    const { imageSetId, packages, wantedMode } = upgrade;
     await this.clusters.setNodes(cluster.id, to);
-    await this.clusters.finishUpgrade(cluster.id, upgrade.id, { kubernetesVersion: to, imageSetId, effectiveMode: registryMode, fields, packages });
+    const reached = { kubernetesVersion: to, imageSetId, effectiveMode: registryMode, fields, packages };
+    await this.clusters.finishUpgrade(cluster.id, upgrade.id, { ...reached, ...(wantedMode ? { wantedMode } : {}) });
     return ended(registryMode);
   }
 

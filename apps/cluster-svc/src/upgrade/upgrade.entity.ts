@@ -13,6 +13,8 @@ export class UpgradeEntity {
   @Column('varchar') to!: string;
   @Column('boolean') dryRun!: boolean;
   @Column('simple-json') batch!: UpgradeBatchOptions;
+  /** A wish of the request; null: the cluster's stays. */
+  @Column('varchar', { nullable: true }) wantedMode!: RegistryMode | null;
   /** What the cluster has afterwards. */
   @Column('varchar') registryMode!: RegistryMode;
   @Column('varchar', { nullable: true }) imageSetId!: string | null;

@@ -67,6 +67,10 @@ export const CreateUpgrade = z
     kubernetesVersion: z.string().max(60).describe('1.20.11 or 1.20.11-pmk.2038'),
     imageSetId: z.uuid().optional().describe('Without it the newest set that is defined for the version'),
     batch: UpgradeBatchOptions.default({}),
+    registryMode: z
+      .enum(registryModes)
+      .optional()
+      .describe('What the cluster wants from now on, e.g. local for one that was created with none. Without it what it was asked for before'),
     dryRun: z.boolean().default(false).describe('Only tells the plan'),
   })
   .meta({ id: 'CreateUpgrade' });

@@ -40,13 +40,17 @@ export class UpgradeService {
    * Accepts an upgrade that could be begun now. Throws `upgrade_refused`, `kubernetes_version_unsupported`, `du_version_unsupported`, `cluster_busy`, and what is
    * in the way as `ClusterService.create` does; with `dryRun` that is told by the plan.
    */
-  async create(clusterId: string, request: JobRequest, { kubernetesVersion: to, imageSetId, batch, dryRun }: CreateUpgrade): Promise<Job> {
+  async create(
+    clusterId: string,
+    request: JobRequest,
+    { kubernetesVersion: to, imageSetId, batch, registryMode: wanted, dryRun }: CreateUpgrade,
+  ): Promise<Job> {
     const first = await this.jobs.findRequested(request.requestKey);
     if (first) return first;
     const cluster = await this.clusters.get(clusterId);
     const last = dryRun ? undefined : await this.assertFree(cluster, to);
     const kind = upgradeKind(cluster.kubernetesVersion, to);
-    const settings = await this.defaults.forCluster(cluster.registryMode.requested, to, cluster.registryMode.effective !== 'none');
+    const settings = await this.defaults.forCluster(wanted ?? cluster.registryMode.requested, to, cluster.registryMode.effective !== 'none');
     await this.provisioners.get(cluster.provisioner).checkUpgrade(cluster, to);
     const { registryMode, fields, packages } = settings;
     const hostIds = cluster.nodes.map(({ hostId }) => hostId);
@@ -73,7 +77,7 @@ export class UpgradeService {
     const reached = new Map(last?.to === to ? last.nodes.map((node) => [node.hostId, node]) : []);
     const id = newId();
     const row: UpgradeEntity = {
-      ...{ id, clusterId, from: cluster.kubernetesVersion, to, dryRun, batch, registryMode, fields, packages, plan },
+      ...{ id, clusterId, from: cluster.kubernetesVersion, to, dryRun, batch, wantedMode: wanted ?? null, registryMode, fields, packages, plan },
       ...{ imageSetId: answer.imageSet?.id ?? null, pulledAt: null, jobId: request.id, createdAt: now() },
       nodes: nodes.map((node) => reached.get(node.hostId) ?? { ...node, state: 'waiting', tries: 0, error: null }),
     };

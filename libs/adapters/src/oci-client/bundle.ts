@@ -49,7 +49,7 @@ export async function openBundle(path: string, options: OpenBundleOptions): Prom
   const parts = await findParts(path);
   await using file = await JoinedFile.open(parts);
   const compression = await detectCompression(file);
-  if (!compression) return openTar(parts, options);
+  if (!compression) return await openTar(parts, options);
 
   const unpacked = join(options.workDir, 'unpacked', `${randomUUID()}.tar`);
   try {

@@ -31,7 +31,10 @@ export class OutboxForwarder extends BackgroundLoop {
     const url = `${serviceUrl(this.config, 'backup')}/v1/webhook-events`;
     const headers = { authorization: `Bearer ${apiToken(this.config)}`, 'content-type': 'application/json' };
     const answer = await fetch(url, { method: 'POST', headers, body: JSON.stringify(event), signal: AbortSignal.timeout(timeoutMs) });
-    await answer.body?.cancel();
-    if (!answer.ok) throw new AppError('dependency_unavailable', { detail: `${url} answered ${answer.status}` });
+    const words = (await answer.text()).slice(0, 500);
+    // An event that nobody will ever take, of another version of Airdock perhaps, must not keep all later ones from their way.
+    if (answer.status === 422 || answer.status === 413)
+      this.logger.error({ event: event.id, type: event.type, words }, 'an event was refused, and is given up');
+    else if (!answer.ok) throw new AppError('dependency_unavailable', { detail: `${url} answered ${answer.status}` });
   }
 }

@@ -1593,6 +1593,10 @@ export type CreateUpgrade = {
     imageSetId?: string;
     batch?: UpgradeBatchOptions;
     /**
+     * What the cluster wants from now on, e.g. local for one that was created with none. Without it what it was asked for before
+     */
+    registryMode?: 'none' | 'local' | 'external';
+    /**
      * Only tells the plan
      */
     dryRun?: boolean;

@@ -92,7 +92,7 @@ def check_node(registration):
     if 'dockershim' in cri:
         if parts(VERSION) >= (1, 24, 0):
             raise Failure('[ERROR CRI]: there is no dockershim')
-        if subprocess.run(['docker', 'info'], capture_output=True).returncode != 0:
+        if shutil.which('docker') is None or subprocess.run(['docker', 'info'], capture_output=True).returncode != 0:
             raise Failure('[ERROR CRI]: container runtime is not running')
     elif not os.path.exists(path):
         raise Failure(f'[ERROR CRI]: container runtime is not running: {path} is not there')
