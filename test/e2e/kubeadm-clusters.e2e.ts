@@ -154,11 +154,21 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
 
   /** The registry gives no answer for so long, whatever its supervisor does. */
   async function keepRegistryAway(ms: number): Promise<void> {
+    const signal = async (name: NodeJS.Signals) => {
+      for (const pid of await registryPids(du).catch(() => [])) {
+        try {
+          process.kill(pid, name);
+        } catch (error) {
+          // The supervisor has ended it meanwhile, and starts another one.
+          if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+        }
+      }
+    };
     const until = Date.now() + ms;
     while (Date.now() < until) {
-      for (const pid of await registryPids(du).catch(() => [])) process.kill(pid, 'SIGSTOP');
+      await signal('SIGSTOP');
       await new Promise((resolve) => setTimeout(resolve, 200));
     }
-    for (const pid of await registryPids(du).catch(() => [])) process.kill(pid, 'SIGCONT');
+    await signal('SIGCONT');
   }
 });
