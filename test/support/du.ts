@@ -7,6 +7,9 @@ import { stringify } from 'yaml';
 
 export const repository = join(import.meta.dirname, '..', import.meta.dirname.includes('/dist/') ? '../..' : '..');
 
+/** As `bin/airdock` and docs/operations.md have it. */
+export const nodeFlags = ['--max-semi-space-size=4'];
+
 export interface DuOptions {
   /** Everything of this DU is below it. */
   folder: string;
@@ -99,6 +102,7 @@ export class Du implements AsyncDisposable {
     const setpriv = findProgram('setpriv');
     const up = [
       process.execPath,
+      ...nodeFlags,
       join(repository, 'apps/du/dist/main.js'),
       'up',
       '--config',

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { type Client, createServiceClient } from '@airdock/adapters/api-clients/service-clients';
 import { findProgram, freePort, startPostgres, startRedis, waitFor } from '@airdock/testing/servers';
 import { stringify } from 'yaml';
-import { repository } from './du.js';
+import { nodeFlags, repository } from './du.js';
 
 export const serviceNames = ['registry', 'image', 'host', 'cluster', 'backup'] as const;
 export type ServiceName = (typeof serviceNames)[number];
@@ -34,7 +34,7 @@ export class ServiceProcess {
 
   /** Resolves when it says that it is ready. */
   async start(): Promise<void> {
-    const program = [process.execPath, join(repository, `apps/${this.name}-svc/dist/${this.entry}.js`)];
+    const program = [process.execPath, ...nodeFlags, join(repository, `apps/${this.name}-svc/dist/${this.entry}.js`)];
     const setpriv = findProgram('setpriv');
     const [command = '', ...rest] = setpriv ? [setpriv, '--pdeathsig', 'KILL', ...program] : program;
     const env = { ...process.env, ...this.environment, AIRDOCK_HTTP_PORT: String(this.port) };
