@@ -17,7 +17,7 @@ import { ClusterDefaultsService, noFields } from '../cluster-defaults/cluster-de
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
 import { ClusterFacts } from '../readiness/cluster-facts.service.js';
 import type { Readiness } from '../readiness/readiness.schema.js';
-import { ReadinessService } from '../readiness/readiness.service.js';
+import { type ReadinessQuestion, ReadinessService } from '../readiness/readiness.service.js';
 import { ClusterEntity, ClusterNodeEntity } from './cluster.entity.js';
 import type { Cluster, ClusterListQuery, CreateCluster } from './cluster.schema.js';
 
@@ -82,7 +82,7 @@ export class ClusterService {
   }
 
   /** Returns the image set that the answer was for. */
-  async assertReady(question: Parameters<ReadinessService['answer']>[0]): Promise<string | null> {
+  private async assertReady(question: ReadinessQuestion): Promise<string | null> {
     const answer = await this.readiness.answer(question);
     if (!answer.ready) throw notReady(answer);
     return answer.imageSet?.id ?? null;
@@ -137,8 +137,8 @@ export class ClusterService {
     return (await getRow(this.clusters, id)).existing;
   }
 
-  /** What has become of a cluster. */
-  async update(id: string, values: Partial<Pick<ClusterEntity, 'kubernetesVersion' | 'provisionerId' | 'effectiveMode' | 'fields'>>): Promise<void> {
+  /** What its provisioner calls it, and has given it. */
+  async update(id: string, values: Partial<Pick<ClusterEntity, 'provisionerId' | 'fields'>>): Promise<void> {
     await this.clusters.update({ id }, columns<ClusterEntity>(values));
   }
 

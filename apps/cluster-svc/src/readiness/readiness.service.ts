@@ -26,7 +26,12 @@ export class ReadinessService {
     private readonly defaults: ClusterDefaultsService,
   ) {}
 
-  async answer({ kubernetesVersion, registryMode, hostIds, imageSetId }: ReadinessQuestion, pulls?: Pulls): Promise<Readiness> {
+  async answer(question: ReadinessQuestion, pulls?: Pulls): Promise<Readiness> {
+    return (await this.look(question, pulls)).answer;
+  }
+
+  /** The answer, and the images of the set as the registry was asked for them. */
+  async look({ kubernetesVersion, registryMode, hostIds, imageSetId }: ReadinessQuestion, pulls?: Pulls): Promise<{ answer: Readiness; images: SetImage[] }> {
     const usesRegistry = registryMode !== 'none';
     const [hosts, tunnels, set] = await Promise.all([
       this.facts.hosts(hostIds),
@@ -48,7 +53,7 @@ export class ReadinessService {
       ...readyHosts.flatMap((host) => hostProblems(host, registryMode)),
     ];
     for (const { hostName, error } of pulls?.results ?? []) if (error) problems.push({ ...error, detail: `${hostName}: ${error.detail ?? error.title}` });
-    return {
+    const answer: Readiness = {
       ready: problems.length === 0,
       kubernetesVersion,
       registryMode,
@@ -59,6 +64,7 @@ export class ReadinessService {
       pull: pulls?.kind ?? 'none',
       seenAt: now(),
     };
+    return { answer, images };
   }
 
   /** References that hosts should pull to prove that they can: the smallest image that is there, or all. */

@@ -55,7 +55,7 @@ export class UpgradeService {
     const { registryMode, fields, packages } = settings;
     const hostIds = cluster.nodes.map(({ hostId }) => hostId);
     const question = { kubernetesVersion: to, registryMode, hostIds, imageSetId };
-    const answer = await this.readiness.answer(question);
+    const { answer, images } = await this.readiness.look(question);
     const toPush = answer.missingImages.filter(({ bundles }) => bundles.length > 0);
     // Images that bundles have are pushed by the job.
     const problems = answer.problems.filter((problem) => problem.code !== 'images_missing' || toPush.length < answer.missingImages.length) as Problem[];
@@ -63,7 +63,6 @@ export class UpgradeService {
 
     const names = new Map(answer.hosts.map(({ hostId, name }) => [hostId, name]));
     const nodes = inOrder(cluster).map(({ hostId, role }) => ({ hostId, name: names.get(hostId) ?? '', role }));
-    const images = answer.imageSet ? await this.facts.imagesOf(answer.imageSet.id) : [];
     const plan: UpgradePlan = {
       ...{ from: cluster.kubernetesVersion, to, kind, registryMode: { from: cluster.registryMode.effective, to: registryMode } },
       imagesToPush: toPush,
@@ -143,7 +142,7 @@ const toResource = (row: UpgradeEntity, cluster: Cluster, job: JobEntity | undef
 });
 
 /** Control planes first, each in the order that the cluster was created with. */
-export const inOrder = ({ nodes }: Pick<Cluster, 'nodes'>): Cluster['nodes'] => [
+const inOrder = ({ nodes }: Pick<Cluster, 'nodes'>): Cluster['nodes'] => [
   ...nodes.filter(({ role }) => role === 'controlPlane'),
   ...nodes.filter(({ role }) => role === 'worker'),
 ];

@@ -15,6 +15,11 @@ import { noProgress } from './progress.js';
 /** How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its jobs wait. */
 export const leaseMs = 6_000;
 
+interface Condition {
+  sql: string;
+  parameters: Record<string, unknown>;
+}
+
 export interface NewJob {
   id?: string;
   /** Repeating a job with the same key returns the first one. */
@@ -279,19 +284,19 @@ export class JobsService {
    * Removes a job and its children, together with the rows that they were for, all or none. False, with nothing changed, when one of them has not ended.
    */
   remove(id: string, together: Statement[]): Promise<boolean> {
-    const open = this.rows.createQueryBuilder('open').select('1').where('(open.id = :id OR open.parentId = :id) AND open.state IN (:...states)');
-    const jobs = this.rows
-      .createQueryBuilder()
-      .delete()
-      .where(`(id = :id OR "parentId" = :id) AND NOT EXISTS (${open.getQuery()})`, { id, states: ['queued', 'running'] });
+    const { sql, parameters } = this.noneOpenWhere('open.id = :id OR open.parentId = :id', { id });
+    const jobs = this.rows.createQueryBuilder().delete().where(`(id = :id OR "parentId" = :id) AND ${sql}`, parameters);
     return atomically(this.database.dataSource, [jobs, ...together]);
   }
 
   /** A condition that holds while none of these jobs is queued or running: for a statement that must not meet one, which a retry may have begun again. */
-  noneOpen(jobIds: string[]): { sql: string; parameters: Record<string, unknown> } {
-    if (jobIds.length === 0) return { sql: '1 = 1', parameters: {} };
-    const open = this.rows.createQueryBuilder('open').select('1').where('open.id IN (:...jobIds) AND open.state IN (:...openStates)');
-    return { sql: `NOT EXISTS (${open.getQuery()})`, parameters: { jobIds, openStates: ['queued', 'running'] } };
+  noneOpen(jobIds: string[]): Condition {
+    return jobIds.length === 0 ? { sql: '1 = 1', parameters: {} } : this.noneOpenWhere('open.id IN (:...jobIds)', { jobIds });
+  }
+
+  private noneOpenWhere(jobs: string, parameters: Condition['parameters']): Condition {
+    const open = this.rows.createQueryBuilder('open').select('1').where(`(${jobs}) AND open.state IN (:...openStates)`);
+    return { sql: `NOT EXISTS (${open.getQuery()})`, parameters: { ...parameters, openStates: ['queued', 'running'] } };
   }
 
   private tell(id: string): void {
