@@ -16,9 +16,9 @@ import {
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { labCacheDir } from '@airdock/testing/lab/engine';
 import { tempDir } from '@airdock/testing/servers';
+import { register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { resourceId, success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 import { registerSimulatedHosts, startSimulatedHosts } from '../support/simulated-hosts.js';
 import { ociLayout } from './bundles.js';
 import { median, publish, rounds } from './report.js';

@@ -20,9 +20,9 @@ import {
 } from '@airdock/testing/bundles';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { endOf, resourceId, success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 import { missingOf, namesAt } from '../support/registry.js';
 
 const name = 'k8s.gcr.io/pause:3.2';

@@ -5,7 +5,6 @@ import {
   createCluster,
   createClusterUpgrade,
   createImageSet,
-  createPush,
   createReadinessCheck,
   getCluster,
   getClusterDefaults,
@@ -16,17 +15,16 @@ import {
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Cluster, CreateCluster, Readiness } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { startQbert } from '@airdock/testing/qbert';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { cutOff, triedElsewhere } from '../support/host-firewall.js';
 import { configureHost, dockerNames, localNames, registerHost, wrongPulls } from '../support/hosts.js';
 import { resourceId, success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 
 const imagesOf = (version: string, pause: string): string[] => [
   `k8s.gcr.io/kube-apiserver:v${version}`,
@@ -72,14 +70,11 @@ describe.skipIf(!started.lab)('clusters', () => {
   }
 
   /** A bundle with the images of a version, and the set of them. Returns the bundle's id. */
-  async function carryIn(version: keyof typeof images): Promise<string> {
-    const file = join((du as Du).bundleDir, `${version}.tar`);
-    await buildDockerArchive(file, await Promise.all(images[version].map((name) => makeImage({ name, layers: [{ randomBytes: 100_000, seed: name }] }))));
-    const bundleId = await register(client, file);
+  async function carryInVersion(version: keyof typeof images): Promise<string> {
+    const bundleId = await carryIn(client, du as Du, { name: version, images: images[version] });
     await createImageSet({ client, body: { name: `k8s-${version}`, kubernetesVersion: version, images: images[version] }, throwOnError: true });
     return bundleId;
   }
-  const push = (bundleId: string) => success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
   const configureAll = async (options: Parameters<typeof configureHost>[2] = {}) => {
     for (const { job } of await Promise.all(hostIds.map((id) => configureHost(client, id, options)))) expect(job.error).toBeNull();
   };
@@ -102,7 +97,7 @@ describe.skipIf(!started.lab)('clusters', () => {
   it('tell before they are created what is missing and which bundle has it, and put that right', async () => {
     await startDu('readiness');
     await configureAll({ skipDockerImgImport: true });
-    const bundleId = await carryIn(first);
+    const bundleId = await carryInVersion(first);
     const before = await checked({});
     expect(before).toMatchObject({ ready: false, problems: [{ code: 'images_missing' }], hosts: [{ tunnel: 'up' }, { tunnel: 'up' }, { tunnel: 'up' }] });
     expect(before.missingImages.map(({ upstream, bundles }) => [upstream, bundles[0]?.id])).toEqual(images[first].map((name) => [name, bundleId]));
@@ -115,7 +110,7 @@ describe.skipIf(!started.lab)('clusters', () => {
 
   it('from before the registry join it by an upgrade from 1.19 to 1.20, and show both states until then', async () => {
     const { registryPort } = await startDu('story', { privateRegistryType: 'none' });
-    const bundle119 = await carryIn(old);
+    const bundle119 = await carryInVersion(old);
     // Without a registry the images come to the hosts, under their upstream names.
     await configureAll({ bundleIds: [bundle119] });
     for (const host of hosts) expect(await dockerNames(host)).toEqual(expect.arrayContaining(['calico/node:v1.19.16', 'k8s.gcr.io/kube-apiserver:v1.19.16']));
@@ -135,7 +130,7 @@ describe.skipIf(!started.lab)('clusters', () => {
     expect(refused).toMatchObject({ code: 'cluster_not_ready' });
 
     await configureAll({ skipDockerImgImport: true });
-    await carryIn(first);
+    await carryInVersion(first);
     const plan = await success(
       client,
       createClusterUpgrade({ client, path: { clusterId: id }, body: { kubernetesVersion: first, dryRun: true }, throwOnError: true }),
@@ -164,8 +159,8 @@ describe.skipIf(!started.lab)('clusters', () => {
     });
     const { registryPort } = await startDu('pmk', { airdock: { pmk: { url: qbert.url, project: qbert.project, user: qbert.user, passwordFile } } });
     await configureAll({ skipDockerImgImport: true });
-    await push(await carryIn(first));
-    await carryIn(second);
+    await push(client, await carryInVersion(first));
+    await carryInVersion(second);
     for (const [index, version] of [first, second].entries())
       await createImageSet({ client, body: { name: `pmk-${version}`, kubernetesVersion: versions[index], images: images[version] }, throwOnError: true });
 

@@ -1,20 +1,19 @@
 /** Hosts that are no longer as they were configured: found, told, and put right, on real hosts with a real sshd, Docker and containerd. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createHostConfiguration, createPush, getHost, getHostConfiguration, listHosts } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createHostConfiguration, getHost, getHostConfiguration, listHosts } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { parse, stringify } from 'yaml';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { out as outOf, registerHost, stateOf as stateOfHost, tunnelOf as tunnelOfHost } from '../support/hosts.js';
-import { endOf, resourceId, success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
+import { endOf, resourceId } from '../support/jobs.js';
 
 const list = '/etc/apt/sources.list.d/airdock.list';
 const daemonJson = '/etc/docker/daemon.json';
@@ -48,9 +47,7 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     client = await du.client();
     for (const [name, host] of Object.entries(hosts))
       ids[name as keyof typeof hosts] = await registerHost(client, host, { name, credential: { username: 'admin', privateKey: host.privateKey } });
-    const file = join(du.bundleDir, 'pause.tar');
-    await buildDockerArchive(file, [await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [{ randomBytes: 50_000, seed: 'pause' }] })]);
-    await success(client, createPush({ client, body: { bundleId: await register(client, file) }, throwOnError: true }));
+    await push(client, await carryIn(client, du, { images: ['k8s.gcr.io/pause:3.2'], layerBytes: 50_000 }));
     await run({ hostIds: Object.values(ids) });
   });
   afterEach(({ task }) => {

@@ -1,16 +1,16 @@
 /** What breaks while hosts are configured: connections, the DU, the hosts themselves, their disks and their Docker. Real hosts, one for each step. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createHostConfiguration, createPush, getJob, retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createHostConfiguration, getJob, retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration, Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { startSshServer } from '@airdock/testing/ssh-server';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { type HostGate, installGate } from '../support/host-gate.js';
 import {
@@ -27,7 +27,6 @@ import {
   tunnelOf,
 } from '../support/hosts.js';
 import { endOf, success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.js';
 
 /** In their order. Each has a host that can be stopped in it. */
@@ -71,14 +70,9 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     du = await Du.start({ folder: folder.path, packages });
     client = await du.client();
     await Promise.all(steps.map(async (step) => void (hosts[step] = await prepare(step))));
-    const bundle = async (name: string, images: string[], randomBytes: number) => {
-      const file = join(du.bundleDir, `${name}.tar`);
-      await buildDockerArchive(file, await Promise.all(images.map((image) => makeImage({ name: image, layers: [{ randomBytes, seed: image }] }))));
-      return register(client, file);
-    };
-    bundleId = await bundle('images', upstream, imageBytes);
-    largeBundleId = await bundle('large', ['quay.io/large:v1'], 40_000_000);
-    await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
+    bundleId = await carryIn(client, du, { images: upstream, layerBytes: imageBytes });
+    largeBundleId = await carryIn(client, du, { name: 'large', images: ['quay.io/large:v1'], layerBytes: 40_000_000 });
+    await push(client, bundleId);
   });
   afterEach(async ({ task }) => {
     if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);

@@ -1,18 +1,15 @@
 /** The flags of configure-hosts in all their combinations, on a real host that has Docker, each compared with what is written down here. */
 import { join } from 'node:path';
-import { createPush } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { configureHost, dockerNames, localNames, out, registerHost, stateOf, statuses, tunnelOf } from '../support/hosts.js';
-import { success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 
 const flags = ['skipDockerImgImport', 'skipDockerInstall', 'skipImageRenaming', 'skipYumRepoInstall'] as const;
 type Status = 'done' | 'skipped';
@@ -69,10 +66,8 @@ describe.skipIf(!started.lab)('the flags of configure-hosts', () => {
     client = await du.client();
     untouched = await everythingOf();
     hostId = await registerHost(client, host, { credential: { username: 'admin', privateKey: host.privateKey } });
-    const file = join(du.bundleDir, 'images.tar');
-    await buildDockerArchive(file, await Promise.all(upstream.map((name) => makeImage({ name, layers: [{ randomBytes: 50_000, seed: name }] }))));
-    bundleId = await register(client, file);
-    await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
+    bundleId = await carryIn(client, du, { images: upstream, layerBytes: 50_000 });
+    await push(client, bundleId);
   });
   afterEach(async ({ task }) => {
     if (task.result?.state !== 'fail') return;

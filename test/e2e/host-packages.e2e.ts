@@ -1,19 +1,18 @@
 /** Packages and container runtimes of hosts: installed from the DU through the tunnel, merged into what is there, and put back when they fail. */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createHostConfiguration, createPush, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createHostConfiguration, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { HostOptions, LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, addYumMetadata, copyDockerPackages, makeDeb, makeRpm } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { configureHost, out as outOf, planOf, registerHost, stateOf as stateOfHost, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
 import { success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 import { digestAt } from '../support/registry.js';
 
 const images = ['k8s.gcr.io/pause:3.2', 'docker.io/library/nginx:1.25'];
@@ -62,10 +61,8 @@ describe.skipIf(!started.lab)('host packages', () => {
     client = await du.client();
     for (const [name, host] of Object.entries(hosts))
       ids[name as keyof typeof hosts] = await registerHost(client, host, { name, credential: { username: 'admin', privateKey: host.privateKey } });
-    const file = join(du.bundleDir, 'images.tar');
-    await buildDockerArchive(file, await Promise.all(images.map((name) => makeImage({ name, layers: [{ randomBytes: 100_000, seed: name }] }))));
-    bundleId = await register(client, file);
-    await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
+    bundleId = await carryIn(client, du, { images });
+    await push(client, bundleId);
   });
   afterEach(({ task }) => {
     if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);

@@ -2,18 +2,16 @@
 import { generateKeyPairSync } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createPush, getBundle, getHost } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { getBundle, getHost } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration, Problem } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { checkHost, configureHost, dockerNames, registerHost, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
-import { success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 
 const names = ['k8s.gcr.io/pause:3.2', 'quay.io/coreos/flannel:v0.14.0'];
 const started = await startLab();
@@ -35,10 +33,8 @@ describe.skipIf(!started.lab)('hosts', () => {
     };
     [du, host] = await Promise.all([Du.start({ folder: folder.path, logLevel: 'debug', onOutput }), lab.startHost()]);
     client = await du.client();
-    const file = join(du.bundleDir, 'images.tar');
-    await buildDockerArchive(file, await Promise.all(names.map((name) => makeImage({ name, layers: [{ randomBytes: 200_000, seed: name }] }))));
-    bundleId = await register(client, file);
-    await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
+    bundleId = await carryIn(client, du, { images: names, layerBytes: 200_000 });
+    await push(client, bundleId);
   });
   afterEach(({ task }) => {
     if (task.result?.state === 'fail') process.stderr.write(`${du.output}\n`);
@@ -159,10 +155,9 @@ describe.skipIf(!started.lab)('hosts', () => {
 
     it('get from the bundle only what the registry does not have', async () => {
       await host.exec('docker image prune --all --force');
-      const file = join(du.bundleDir, 'partly.tar');
       const partly = [names[0] as string, 'quay.io/partly/new:v1'];
-      await buildDockerArchive(file, await Promise.all(partly.map((name) => makeImage({ name, layers: [{ randomBytes: 200_000, seed: name }] }))));
-      const { result } = await configure(hostId, { bundleIds: [await register(client, file)], skipImageRenaming: true });
+      const partlyId = await carryIn(client, du, { name: 'partly', images: partly, layerBytes: 200_000 });
+      const { result } = await configure(hostId, { bundleIds: [partlyId], skipImageRenaming: true });
       const detail = expect.stringContaining('1 pulled through the tunnel, 1 streamed from the bundle') as string;
       expect(result.steps.find(({ name }) => name === 'images')).toMatchObject({ status: 'done', detail });
       expect(await dockerNames(host)).toEqual(partly);

@@ -4,7 +4,6 @@ import {
   createCluster,
   createClusterUpgrade,
   createImageSet,
-  createPush,
   getCluster,
   getClusterUpgrade,
   getJob,
@@ -14,19 +13,18 @@ import {
 import type { Cluster, Job, Upgrade } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { fromProblem } from '@airdock/core/errors';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { kubernetesImages, makeKubernetesPackages } from '@airdock/testing/lab/kubeadm';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { cutOff, triedElsewhere } from '../support/host-firewall.js';
 import { type HostGate, installGate } from '../support/host-gate.js';
 import { configureHost, dockerNames, out, registerHost } from '../support/hosts.js';
 import { endOf, resourceId, success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 import { registryPids } from '../support/processes.js';
 
 const names = ['master', 'first', 'second'];
@@ -57,11 +55,9 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
     await Promise.all(hosts.map((host) => cutOff(host, hosts)));
     for (const version of versions) {
       const images = kubernetesImages(version);
-      const file = join(du.bundleDir, `${version}.tar`);
-      await buildDockerArchive(file, await Promise.all(images.map((name) => makeImage({ name, layers: [{ randomBytes: 100_000, seed: name }] }))));
-      const bundleId = await register(client, file);
+      const bundleId = await carryIn(client, du, { name: version, images });
       await createImageSet({ client, body: { name: `k8s-${version}`, kubernetesVersion: version, images }, throwOnError: true });
-      if (version === made) await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
+      if (version === made) await push(client, bundleId);
     }
     const hostIds = await Promise.all(hosts.map((host) => registerHost(client, host, { name: host.name })));
     for (const { job } of await Promise.all(hostIds.map((id) => configureHost(client, id)))) if (job.error) throw fromProblem(job.error);

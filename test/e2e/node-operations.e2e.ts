@@ -1,23 +1,22 @@
 /** Kubernetes nodes made of real hosts, with stand-ins of kubeadm, kubelet and kubectl: see docs/nodes.md. */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createNodeOperation, createPush, getNodeOperation } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createNodeOperation, getNodeOperation } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Job, NodeAction, NodeCluster, NodeOperation } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { fromProblem } from '@airdock/core/errors';
 import { renderInitConfig, renderJoinConfig } from '@airdock/core/kubernetes/kubeadm-config';
-import { buildDockerArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { kubernetesImages, makeKubernetesPackages } from '@airdock/testing/lab/kubeadm';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { type HostGate, installGate } from '../support/host-gate.js';
 import { configureHost, out, registerHost, stateOf } from '../support/hosts.js';
-import { endOf, resourceId, success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
+import { endOf, resourceId } from '../support/jobs.js';
 
 type Name = 'master' | 'first' | 'second';
 const names: Name[] = ['master', 'first', 'second'];
@@ -63,10 +62,8 @@ describe.skipIf(!started.lab)('nodes', () => {
       serviceSubnet: '10.21.0.0/16',
       pauseImage: `${registry}/pause:3.2`,
     };
-    const file = join(du.bundleDir, 'kubernetes.tar');
     const images = [...new Set(versions.flatMap(kubernetesImages))];
-    await buildDockerArchive(file, await Promise.all(images.map((name) => makeImage({ name, layers: [{ randomBytes: 2_000, seed: name }] }))));
-    await success(client, createPush({ client, body: { bundleId: await register(client, file) }, throwOnError: true }));
+    await push(client, await carryIn(client, du, { images, layerBytes: 2_000 }));
     await Promise.all(
       names.map(async (name) => {
         ids[name] = await registerHost(client, hosts[name], { name, credential: { username: 'admin', privateKey: hosts[name].privateKey } });

@@ -4,9 +4,9 @@ import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { startRedis, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { register, writeLargeBundle } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { endOf, midway, notBackwards, success } from '../support/jobs.js';
-import { register, writeLargeBundle } from '../support/large-bundle.js';
 import { childOf, registryPid, registryPids } from '../support/processes.js';
 import { missingOf, namesAt } from '../support/registry.js';
 

@@ -7,9 +7,9 @@ import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { isPortFree, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { success } from '../support/jobs.js';
-import { register } from '../support/large-bundle.js';
 import { listProcesses } from '../support/processes.js';
 import { missingOf } from '../support/registry.js';
 

@@ -18,8 +18,8 @@ import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { type LargeBundle, register, writeLargeBundle } from '../support/bundles.js';
 import { endOf, midway, resourceId, success } from '../support/jobs.js';
-import { type LargeBundle, register, writeLargeBundle } from '../support/large-bundle.js';
 import { digestAt, missingOf, nameOf, namesAt } from '../support/registry.js';
 import { Services } from '../support/services.js';
 

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { createBundle } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createBundle, createPush } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { buildDockerArchive, buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { resourceId, success } from './jobs.js';
@@ -30,4 +30,29 @@ export async function writeLargeBundle({ dir, name, images: count = 8, layerByte
 /** Registers a file and waits until it has been read. Returns the bundle's id. */
 export async function register(client: Client, file: string): Promise<string> {
   return resourceId(await success(client, createBundle({ client, body: { path: file }, throwOnError: true })));
+}
+
+export interface CarriedBundle {
+  /** Of the file; default `images`. */
+  name?: string;
+  /** Upstream names; each image has one layer of its own that does not compress. */
+  images: readonly string[];
+  /** Default 100 kB. */
+  layerBytes?: number;
+}
+
+/** Puts a docker-archive where the DU takes bundles from, and registers it. Returns the bundle's id. */
+export async function carryIn(
+  client: Client,
+  { bundleDir }: { bundleDir: string },
+  { name = 'images', images, layerBytes = 100_000 }: CarriedBundle,
+): Promise<string> {
+  const file = join(bundleDir, `${name}.tar`);
+  await buildDockerArchive(file, await Promise.all(images.map((image) => makeImage({ name: image, layers: [{ randomBytes: layerBytes, seed: image }] }))));
+  return register(client, file);
+}
+
+/** Pushes all of a bundle, and waits for the end, which must be a success. */
+export async function push(client: Client, bundleId: string): Promise<void> {
+  await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
 }
