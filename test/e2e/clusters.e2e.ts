@@ -6,6 +6,7 @@ import {
   createClusterUpgrade,
   createImageSet,
   createReadinessCheck,
+  createWebhookEndpoint,
   getCluster,
   getClusterDefaults,
   getClusterReadiness,
@@ -25,6 +26,7 @@ import { Du } from '../support/du.js';
 import { cutOff, triedElsewhere } from '../support/host-firewall.js';
 import { configureHost, dockerNames, localNames, registerHost, wrongPulls } from '../support/hosts.js';
 import { resourceId, success } from '../support/jobs.js';
+import { startWebhookReceiver } from '../support/webhook-receiver.js';
 
 const imagesOf = (version: string, pause: string): string[] => [
   `k8s.gcr.io/kube-apiserver:v${version}`,
@@ -110,6 +112,10 @@ describe.skipIf(!started.lab)('clusters', () => {
 
   it('from before the registry join it by an upgrade from 1.19 to 1.20, and show both states until then', async () => {
     const { registryPort } = await startDu('story', { privateRegistryType: 'none' });
+    await using receiver = await startWebhookReceiver();
+    const events = ['cluster.create.succeeded', 'cluster.upgrade.succeeded'] as const;
+    const { data: endpoint } = await createWebhookEndpoint({ client, body: { url: receiver.url, events: [...events] }, throwOnError: true });
+    receiver.setSecret(endpoint.secret);
     const bundle119 = await carryInVersion(old);
     // Without a registry the images come to the hosts, under their upstream names.
     await configureAll({ bundleIds: [bundle119] });
@@ -141,6 +147,9 @@ describe.skipIf(!started.lab)('clusters', () => {
       ...{ state: 'ready', kubernetesVersion: first, registryMode: { requested: 'local', effective: 'local' }, followsDefaults: true },
       fields: { k8sPrivateRegistry: `localhost:${registryPort}`, dockerPrivateRegistry: `localhost:${registryPort}` },
     });
+    // The plan alone is no event.
+    const told = () => receiver.received.map(({ event, verified }) => [event.type, verified]);
+    await expect.poll(told, { timeout: 20_000 }).toEqual(events.map((type) => [type, true]));
     await expectPulls(registryPort, first);
     expect((await getClusterReadiness({ client, path: { id }, throwOnError: true })).data).toMatchObject({ ready: true });
     await expectNothingElsewhere();
