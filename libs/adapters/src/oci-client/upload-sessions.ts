@@ -1,7 +1,11 @@
-import { readdir, readFile, rm, stat, truncate } from 'node:fs/promises';
+import { readdir, readFile, readlink, realpath, rm, stat, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { writeDurably } from './durable-file.js';
+
+/** How long a registry may take to notice that the one who sent has gone. */
+const settleMs = 5_000;
 
 /** An upload that a registry has begun to take. */
 export interface UploadSession {
@@ -62,12 +66,15 @@ export class UploadSessions {
 
   /**
    * distribution keeps what arrived of a piece that broke off, and gives such an upload up when it is asked to go on from the last piece that it has
-   * acknowledged (registry/handlers/blobupload.go, ResumeBlobUpload). Cutting the rest off lets it go on. An upload that is somewhere else is left alone.
+   * acknowledged (registry/handlers/blobupload.go, ResumeBlobUpload). Cutting the rest off lets it go on, once the registry has written
+   * what it still had of the piece. An upload that is somewhere else is left alone.
    */
   async #trim(session: StoredSession): Promise<void> {
     const folder = this.#folderOf(session);
     if (!folder) return;
     const data = join(folder, 'data');
+    const deadline = Date.now() + settleMs;
+    while (Date.now() < deadline && (await isOpen(data))) await sleep(50);
     const { size = 0 } = (await stat(data).catch(() => undefined)) ?? {};
     if (size > session.offset) await truncate(data, session.offset);
   }
@@ -91,6 +98,16 @@ interface StoredSession extends UploadSession {
 }
 
 type UploadPlace = Pick<StoredSession, 'repository' | 'location'>;
+
+/** Whether a process that we may look into has the file open (proc_pid_fd(5)). */
+async function isOpen(path: string): Promise<boolean> {
+  const file = await realpath(path).catch(() => path);
+  for (const pid of await readdir('/proc')) {
+    if (!/^\d+$/.test(pid)) continue;
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) if ((await readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')) === file) return true;
+  }
+  return false;
+}
 
 async function readSession(path: string): Promise<StoredSession | undefined> {
   try {
