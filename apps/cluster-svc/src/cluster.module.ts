@@ -47,7 +47,6 @@ export class ClusterModule {
       ],
       workers: [CreateClusterProcessor, ReadinessCheckProcessor, UpgradeProcessor, PlanUpgradeProcessor],
       jobTypes: [createClusterJobType, readinessCheckJobType, upgradeJobType, planUpgradeJobType],
-      eventJobTypes: [createClusterJobType, upgradeJobType],
     });
   }
 }

@@ -426,7 +426,17 @@ const definitions = {
     family: 'invalid',
     status: 422,
     title: 'This webhook target is not allowed',
-    nextStep: 'Use an http or https URL without credentials in it.',
+    nextStep: 'Use an http or https URL without credentials in it, of a host that airdock.webhooks.allowedHosts allows; see docs/webhooks.md.',
+  },
+  webhook_delivery_pending: {
+    family: 'conflict',
+    title: 'The delivery is still being tried',
+    nextStep: 'Wait for its end: `nextAttemptAt` tells when it is tried again.',
+  },
+  webhook_endpoint_disabled: {
+    family: 'conflict',
+    title: 'The webhook endpoint is disabled',
+    nextStep: 'Try it with POST /v1/webhook-endpoints/{id}/pings, then PATCH it with enabled: true.',
   },
 } as const satisfies Record<string, ErrorDefinition>;
 

@@ -1,4 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { AppError } from '@airdock/core/errors';
@@ -42,6 +43,17 @@ const packageRepository = z.strictObject({
 });
 /** A folder of packages that the DU serves to its hosts. */
 export type PackageRepositoryConfig = z.output<typeof packageRepository>;
+
+/** Bits of an address, by its version. */
+const addressBits: Record<number, number> = { 4: 32, 6: 128 };
+
+/** A name, its subdomains as `*.name`, an address, or a network. */
+function isHostPattern(text: string): boolean {
+  const [address = '', prefix, ...rest] = text.split('/');
+  const bits = addressBits[isIP(address)];
+  if (bits === undefined) return /^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$/.test(text) && !/^[\d.]+$/.test(text);
+  return rest.length === 0 && (prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= bits));
+}
 
 const airdockSchema = z.strictObject({
   dataDir: z.string().default('/var/lib/airdock').describe('Folder of everything that Airdock keeps'),
@@ -124,6 +136,18 @@ const airdockSchema = z.strictObject({
     })
     .optional()
     .describe('The PMK control plane, for clusters with the provisioner pmk'),
+  webhooks: z
+    .strictObject({
+      allowedHosts: z
+        .array(z.string().refine(isHostPattern, 'must be a name, *.name, an address or a network like 10.0.0.0/8'))
+        .max(100)
+        .default([])
+        .describe('Where webhooks may go; without any: anywhere but to link-local addresses'),
+      timeoutSeconds: z.coerce.number().min(0.1).max(60).default(15).describe('For one delivery'),
+      giveUpAfterHours: z.coerce.number().min(0).max(720).default(24).describe('How long a delivery is tried again before its endpoint is disabled'),
+      keepDays: z.coerce.number().min(0.01).max(3650).default(30).describe('How long events and deliveries can be looked up'),
+    })
+    .prefault({}),
   backupDir: z.string().optional().describe('Where backups are kept; default: backups in dataDir'),
   services: z.partialRecord(z.enum(serviceNames), z.url()).default({}).describe('URLs of services that run in processes of their own'),
 });

@@ -3,6 +3,8 @@ import { Column, type DataSource, Entity, PrimaryColumn } from 'typeorm';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { loadConfig } from './config.js';
 import { atomically, connectDatabase, dataSourceOptions, isUniqueViolation, ServiceDatabase } from './database.js';
+import { OutboxEventEntity } from './events/outbox.entity.js';
+import { Outbox } from './events/outbox.js';
 import { newId } from './ids.js';
 import { platformEntities } from './jobs/job.entity.js';
 import { JobsService } from './jobs/jobs.service.js';
@@ -78,8 +80,11 @@ describe.each(databases)('on %s', (_name, start) => {
   });
 
   it('gives a job to one worker at a time, and to another when the first one is silent for too long', async () => {
-    const [first, second] = sources.map((source) => new JobsService('image', new ServiceDatabase(source), new Map([['image.thing', fakeQueue]])));
-    const { id } = await (first as JobsService).submit({ type: 'image.thing', resource: '/v1/things/1' }, [insert('with-job')]);
+    const [first, second] = sources.map((source) => {
+      const database = new ServiceDatabase(source);
+      return new JobsService('image', database, new Map([['image.push', fakeQueue]]), new Outbox(database));
+    });
+    const { id } = await (first as JobsService).submit({ type: 'image.push', resource: '/v1/things/1' }, [insert('with-job')]);
     expect(await things().findOneBy({ name: 'with-job' })).not.toBeNull();
     const claims = await Promise.all([first?.claim(id, 'one'), second?.claim(id, 'two')]);
     expect(claims.filter(Boolean)).toHaveLength(1);
@@ -94,6 +99,13 @@ describe.each(databases)('on %s', (_name, start) => {
     expect(await second?.end(id, { state: 'succeeded', error: null, result: { a: 1 } }, { leaseOwner: other })).toBe(true);
     expect(await first?.get(id)).toMatchObject({ state: 'succeeded', result: { a: 1 }, attempt: 2 });
     expect(await first?.claim(id, owner)).toBeUndefined();
+    // Told once, although two workers began it.
+    const told = await (sources[0] as DataSource).getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
+    expect(told.map(({ type }) => type)).toEqual(['image.push.started', 'image.push.succeeded']);
+    expect(JSON.parse(told[1]?.payload ?? '')).toMatchObject({
+      type: 'image.push.succeeded',
+      data: { jobId: id, job: `/v1/jobs/${id}`, resource: '/v1/things/1', state: 'succeeded', result: { a: 1 }, error: null },
+    });
   });
 });
 

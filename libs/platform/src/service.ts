@@ -7,6 +7,7 @@ import type { Queue } from 'bullmq';
 import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
 import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
+import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
 import { createHttpApp } from './http/app.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
@@ -37,8 +38,6 @@ export interface ServiceDefinition {
   /** Present in the role `worker`: job processors and whatever else runs by itself. */
   workers: Provider[];
   jobTypes: string[];
-  /** Those of them whose ends are events that webhooks tell of. */
-  eventJobTypes?: string[];
 }
 
 /** Injection token of a service's `JobsService` outside its module. */
@@ -46,16 +45,13 @@ export const jobsToken = (name: ServiceName) => `jobs:${name}`;
 const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
-export function defineService(
-  roles: Roles,
-  { module, name, entities, controllers, providers, workers, jobTypes, eventJobTypes = [] }: ServiceDefinition,
-): DynamicModule {
+export function defineService(roles: Roles, { module, name, entities, controllers, providers, workers, jobTypes }: ServiceDefinition): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
     provide: JobsService,
-    inject: [ServiceDatabase, ...jobTypes.map((type) => getQueueToken(type))],
-    useFactory: (database: ServiceDatabase, ...queues: Queue[]) =>
-      new JobsService(name, database, new Map(jobTypes.map((type, index) => [type, queues[index] as Queue])), eventJobTypes),
+    inject: [ServiceDatabase, Outbox, ...jobTypes.map((type) => getQueueToken(type))],
+    useFactory: (database: ServiceDatabase, outbox: Outbox, ...queues: Queue[]) =>
+      new JobsService(name, database, new Map(jobTypes.map((type, index) => [type, queues[index] as Queue])), outbox),
   };
   const isWorker = roles.includes('worker');
   const forwarder: Provider = {
@@ -85,13 +81,15 @@ export function defineService(
     controllers: roles.includes('api') ? controllers : [],
     providers: [
       { provide: ServiceDatabase, inject: [getDataSourceToken(name)], useFactory: (dataSource: DataSource) => new ServiceDatabase(dataSource) },
+      { provide: Outbox, inject: [ServiceDatabase], useFactory: (database: ServiceDatabase) => new Outbox(database) },
       { provide: jobsToken(name), useExisting: JobsService },
       { provide: databaseToken(name), useExisting: ServiceDatabase },
       jobs,
       IdempotencyInterceptor,
       ...providers,
-      ...(isWorker ? [...workers, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }] : []),
-      ...(isWorker && eventJobTypes.length > 0 ? [forwarder] : []),
+      ...(isWorker
+        ? [...workers, forwarder, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
+        : []),
     ],
     exports: [jobsToken(name), databaseToken(name)],
   };

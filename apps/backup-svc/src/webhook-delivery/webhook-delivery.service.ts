@@ -1,24 +1,31 @@
-import { atomically, isUniqueViolation, now, ServiceDatabase } from '@airdock/platform/database';
-import { findPage, type Page, type PageQuery } from '@airdock/platform/http/page';
-import { idOf } from '@airdock/platform/ids';
-import { Injectable } from '@nestjs/common';
+import { OutboundPost, type PostOutcome } from '@airdock/adapters/http/outbound-post';
+import { AppError } from '@airdock/core/errors';
+import { pingEvent } from '@airdock/core/events';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { atomically, columns, isUniqueViolation, now, ServiceDatabase, type Statement } from '@airdock/platform/database';
+import { findPage, getRow, type Page } from '@airdock/platform/http/page';
+import { newId } from '@airdock/platform/ids';
+import { Inject, Injectable } from '@nestjs/common';
 import { Webhook } from 'standardwebhooks';
-import { LessThanOrEqual } from 'typeorm';
-import { WebhookEndpointService } from '../webhook-endpoint/webhook-endpoint.service.js';
+import { LessThan, LessThanOrEqual, Not } from 'typeorm';
+import { WebhookEndpointService, type WebhookTarget } from '../webhook-endpoint/webhook-endpoint.service.js';
 import { WebhookDeliveryEntity, WebhookEventEntity } from './webhook-delivery.entity.js';
-import type { WebhookDelivery, WebhookEvent } from './webhook-delivery.schema.js';
+import type { WebhookDelivery, WebhookDeliveryLog, WebhookDeliveryQuery, WebhookEvent } from './webhook-delivery.schema.js';
 
-const timeoutMs = 10_000;
-const giveUpAfterMs = 24 * 60 * 60 * 1000;
+const maxAnswerBytes = 4_096;
 const firstRetryMs = 1_000;
 const maxRetryMs = 60 * 60 * 1000;
+/** What a worker needs beside the request itself; after that it is taken for dead. */
+const graceMs = 5_000;
 
-/** Sends events out: takes what the services hand over, makes one delivery per endpoint, and each delivery until it is accepted or a day is over. */
+/** Sends events out: takes what the services hand over, makes one delivery per endpoint, and tries each until it is accepted or the time for it is over. */
 @Injectable()
 export class WebhookDeliveryService {
   constructor(
+    @Inject(CONFIG) private readonly config: Config,
     private readonly database: ServiceDatabase,
     private readonly endpoints: WebhookEndpointService,
+    private readonly outbound: OutboundPost,
   ) {}
 
   private get events() {
@@ -29,8 +36,44 @@ export class WebhookDeliveryService {
     return this.database.dataSource.getRepository(WebhookDeliveryEntity);
   }
 
-  list(query: PageQuery): Promise<Page<WebhookDelivery>> {
-    return findPage(this.deliveries, query);
+  list({ endpointId, eventId, eventType, state, ...page }: WebhookDeliveryQuery): Promise<Page<WebhookDelivery>> {
+    const filters = Object.entries({ endpointId, eventId, eventType, state }).filter(([, value]) => value !== undefined);
+    return findPage(this.deliveries, page, Object.fromEntries(filters));
+  }
+
+  async get(id: string): Promise<WebhookDeliveryLog> {
+    const row = await getRow(this.deliveries, id);
+    const { request, response, responseStatus } = row;
+    const { payload: body } = await this.events.findOneByOrFail({ id: row.eventId });
+    return {
+      ...row,
+      request: request && { ...request, body },
+      response: response && responseStatus !== null ? { ...response, status: responseStatus } : null,
+      log: row.log ?? [],
+    };
+  }
+
+  /** Sends an event again, as if it had just happened. Throws `webhook_delivery_pending`, `webhook_endpoint_disabled`. */
+  async redeliver(id: string): Promise<WebhookDelivery> {
+    const { eventId, endpointId, eventType, state } = await getRow(this.deliveries, id);
+    if (state === 'pending') throw new AppError('webhook_delivery_pending');
+    const { enabled, disabledReason } = await this.endpoints.get(endpointId);
+    if (!enabled && eventType !== pingEvent) throw new AppError('webhook_endpoint_disabled', { detail: disabledReason ?? '' });
+    const row = newDelivery({ eventId, endpointId, eventType, redeliveryOf: id });
+    await this.deliveries.insert(columns(row));
+    return row;
+  }
+
+  /** One try, also of an endpoint that is disabled. */
+  async ping(endpointId: string): Promise<WebhookDelivery> {
+    await this.endpoints.get(endpointId);
+    const createdAt = now();
+    const data = { endpointId, endpoint: `/v1/webhook-endpoints/${endpointId}` };
+    const payload = JSON.stringify({ type: pingEvent, timestamp: createdAt, data });
+    const event: WebhookEventEntity = { id: newId(), type: pingEvent, payload, createdAt, dispatched: true };
+    const row = newDelivery({ eventId: event.id, endpointId, eventType: pingEvent });
+    await atomically(this.database.dataSource, [this.events.createQueryBuilder().insert().values(event), this.insert(row)]);
+    return row;
   }
 
   /** Takes an event; one that is here already is no error. */
@@ -42,76 +85,138 @@ export class WebhookDeliveryService {
     }
   }
 
-  /** One round: makes deliveries of new events, then tries what is due. */
-  async round(): Promise<void> {
-    for (const event of await this.events.find({ where: { dispatched: false }, order: { id: 'ASC' }, take: 100 })) await this.dispatch(event);
-    const due = await this.deliveries.find({ where: { state: 'pending', nextAttemptAt: LessThanOrEqual(now()) }, order: { id: 'ASC' }, take: 20 });
-    await Promise.all(due.map((delivery) => this.attempt(delivery)));
-  }
-
-  private async dispatch({ id: eventId, type, createdAt }: WebhookEventEntity): Promise<void> {
-    const inserts = (await this.endpoints.subscribed(type, createdAt)).map(({ id: endpointId }) => {
-      const row = {
-        id: idOf(`${eventId} ${endpointId}`),
-        eventId,
-        endpointId,
-        eventType: type,
-        state: 'pending' as const,
-        attempts: 0,
-        responseStatus: null,
-        error: null,
-      };
-      return this.deliveries
-        .createQueryBuilder()
-        .insert()
-        .values({ ...row, createdAt: now(), nextAttemptAt: now(), deliveredAt: null });
-    });
-    const mark = this.events.createQueryBuilder().update().set({ dispatched: true }).where({ id: eventId, dispatched: false });
-    try {
+  /** Makes the deliveries of new events. */
+  async dispatch(): Promise<void> {
+    for (const { id: eventId, type, createdAt } of await this.events.find({ where: { dispatched: false }, order: { id: 'ASC' }, take: 100 })) {
+      const subscribed = await this.endpoints.subscribed(type, createdAt);
+      const inserts = subscribed.map(({ id: endpointId }) => this.insert(newDelivery({ eventId, endpointId, eventType: type })));
+      // Nothing happens where another worker was first.
+      const mark = this.events.createQueryBuilder().update().set({ dispatched: true }).where({ id: eventId, dispatched: false });
       await atomically(this.database.dataSource, [mark, ...inserts]);
-    } catch (error) {
-      // Another worker was first.
-      if (!isUniqueViolation(error)) throw error;
     }
   }
 
-  private async attempt({ id, eventId, endpointId, attempts, createdAt }: WebhookDeliveryEntity): Promise<void> {
-    // Whoever counts the attempt makes it; a worker that dies meanwhile leaves the next one due.
-    const waitMs = Math.min(maxRetryMs, firstRetryMs * 4 ** attempts) * (0.75 + Math.random() / 2);
-    const nextAttemptAt = new Date(Date.now() + Math.max(waitMs, timeoutMs)).toISOString();
-    const { affected } = await this.deliveries.update({ id, attempts, state: 'pending' }, { attempts: attempts + 1, nextAttemptAt });
-    if (!affected) return;
-    const event = await this.events.findOneByOrFail({ id: eventId });
-    const target = await this.endpoints.target(endpointId);
-    const outcome = target ? await send(target, eventId, event.payload) : { error: 'the endpoint was deleted' };
-    if ('status' in outcome && outcome.status >= 200 && outcome.status < 300) {
-      await this.deliveries.update({ id }, { state: 'delivered', responseStatus: outcome.status, error: null, nextAttemptAt: null, deliveredAt: now() });
+  private insert(row: WebhookDeliveryEntity): Statement {
+    return this.deliveries.createQueryBuilder().insert().values(columns(row));
+  }
+
+  /** The endpoints that something is due for. */
+  async dueEndpoints(): Promise<string[]> {
+    const due = this.deliveries.createQueryBuilder('delivery').select('DISTINCT delivery.endpointId', 'endpointId');
+    const rows = await due.where({ state: 'pending', nextAttemptAt: LessThanOrEqual(now()) }).getRawMany<{ endpointId: string }>();
+    return rows.map(({ endpointId }) => endpointId);
+  }
+
+  /**
+   * Takes up to `limit` due deliveries of an endpoint. Whoever counts an attempt makes it; of a worker that dies meanwhile the next one is due when it would have
+   * ended.
+   */
+  async claim(endpointId: string, limit: number): Promise<WebhookDeliveryEntity[]> {
+    const where = { endpointId, state: 'pending' as const, nextAttemptAt: LessThanOrEqual(now()) };
+    const claimed: WebhookDeliveryEntity[] = [];
+    for (const row of await this.deliveries.find({ where, order: { nextAttemptAt: 'ASC' }, take: limit })) {
+      const attempts = row.attempts + 1;
+      const nextAttemptAt = new Date(Date.now() + this.timeoutMs + graceMs).toISOString();
+      const { affected } = await this.deliveries.update({ id: row.id, attempts: row.attempts, state: 'pending' }, { attempts, nextAttemptAt });
+      if (affected) claimed.push({ ...row, attempts });
+    }
+    return claimed;
+  }
+
+  private get timeoutMs(): number {
+    return this.config.webhooks.timeoutSeconds * 1000;
+  }
+
+  /** Makes the attempt that was claimed, and notes what came of it. When `signal` aborts it counts as not made. */
+  async attempt(delivery: WebhookDeliveryEntity, signal: AbortSignal): Promise<void> {
+    const { id, eventId, endpointId, eventType, attempts, createdAt } = delivery;
+    const isPing = eventType === pingEvent;
+    const held = { id, attempts, state: 'pending' as const };
+    const target = await this.endpoints.target(endpointId).catch((error: unknown) => {
+      if (error instanceof AppError && error.code === 'secrets_key_invalid') return error;
+      throw error;
+    });
+    if (!target || (!(target instanceof AppError) && !target.isEnabled && !isPing)) {
+      const error = target ? 'the endpoint is disabled' : 'the endpoint was deleted';
+      await this.deliveries.update(held, { state: 'failed', error, nextAttemptAt: null });
       return;
     }
-    const isOver = !target || Date.now() - Date.parse(createdAt) > giveUpAfterMs;
-    const responseStatus = 'status' in outcome ? outcome.status : null;
-    const error = 'error' in outcome ? outcome.error : `answered ${outcome.status}`;
-    const retryAt = new Date(Date.now() + waitMs).toISOString();
-    await this.deliveries.update({ id }, { state: isOver ? 'failed' : 'pending', responseStatus, error, nextAttemptAt: isOver ? null : retryAt });
+    const at = new Date();
+    const { payload } = await this.events.findOneByOrFail({ id: eventId });
+    const headers = {
+      'content-type': 'application/json',
+      'user-agent': 'airdock',
+      'webhook-id': eventId,
+      'webhook-timestamp': String(Math.floor(at.getTime() / 1000)),
+    };
+    const outcome = target instanceof AppError ? { error: target.message } : await this.send(target, { at, headers, payload, signal });
+    if (signal.aborted) {
+      await this.deliveries.update(held, { attempts: attempts - 1, nextAttemptAt: now() });
+      return;
+    }
+    const status = 'status' in outcome ? outcome.status : null;
+    const error = 'status' in outcome ? refusal(outcome.status) : outcome.error;
+    const made = {
+      responseStatus: status,
+      error,
+      request: target instanceof AppError ? null : { url: target.url, headers },
+      response: 'status' in outcome ? { body: outcome.body, isCut: outcome.isCut } : null,
+      log: [...(delivery.log ?? []), { at: at.toISOString(), durationMs: Math.round(Date.now() - at.getTime()), status, error }],
+    };
+    if (error === null) {
+      await this.deliveries.update(held, columns<WebhookDeliveryEntity>({ ...made, state: 'delivered', nextAttemptAt: null, deliveredAt: now() }));
+      return;
+    }
+    const giveUpAt = Date.parse(createdAt) + this.config.webhooks.giveUpAfterHours * 3_600_000;
+    if (!isPing && status !== gone && Date.now() < giveUpAt) {
+      const nextAttemptAt = new Date(Math.min(Date.now() + retryWaitMs(attempts), giveUpAt)).toISOString();
+      await this.deliveries.update(held, columns<WebhookDeliveryEntity>({ ...made, nextAttemptAt }));
+      return;
+    }
+    const failed = this.deliveries
+      .createQueryBuilder()
+      .update()
+      .set(columns<WebhookDeliveryEntity>({ ...made, state: 'failed', nextAttemptAt: null }))
+      .where(held);
+    const url = target instanceof AppError ? undefined : target.url;
+    const disabling = isPing || !url ? [] : this.endpoints.disabling(endpointId, url, `${eventType} could not be delivered: ${error}`, id);
+    // Another delivery may have been the last straw.
+    if (!(await atomically(this.database.dataSource, [failed, ...disabling]))) await atomically(this.database.dataSource, [failed]);
+  }
+
+  private send(
+    { url, secrets }: WebhookTarget,
+    { at, headers, payload, signal }: { at: Date; headers: Record<string, string>; payload: string; signal: AbortSignal },
+  ): Promise<PostOutcome> {
+    const signature = secrets.map((secret) => new Webhook(secret).sign(headers['webhook-id'] ?? '', at, payload)).join(' ');
+    const options = { body: payload, timeoutMs: this.timeoutMs, maxAnswerBytes, signal };
+    return this.outbound.post(url, { headers: { ...headers, 'webhook-signature': signature }, ...options });
+  }
+
+  /** Removes what is older than `airdock.webhooks.keepDays`; what is still on its way stays. */
+  async forgetOld(): Promise<void> {
+    const createdAt = LessThan(new Date(Date.now() - this.config.webhooks.keepDays * 86_400_000).toISOString());
+    await this.deliveries.delete({ createdAt, state: Not('pending') });
+    const left = this.deliveries.createQueryBuilder('delivery').select('1').where(`delivery.eventId = ${this.events.metadata.tablePath}.id`);
+    await this.events.createQueryBuilder().delete().where({ createdAt, dispatched: true }).andWhere(`NOT EXISTS (${left.getQuery()})`).execute();
+    await this.endpoints.forgetSecrets();
   }
 }
 
-/** One signed POST. Redirects are not followed, the answer's body is not read. Never throws. */
-async function send({ url, secret }: { url: string; secret: string }, eventId: string, payload: string): Promise<{ status: number } | { error: string }> {
-  const at = new Date();
-  const headers = {
-    'content-type': 'application/json',
-    'user-agent': 'airdock',
-    'webhook-id': eventId,
-    'webhook-timestamp': String(Math.floor(at.getTime() / 1000)),
-    'webhook-signature': new Webhook(secret).sign(eventId, at, payload),
-  };
-  try {
-    const response = await fetch(url, { method: 'POST', headers, body: payload, redirect: 'manual', signal: AbortSignal.timeout(timeoutMs) });
-    await response.body?.cancel();
-    return { status: response.status };
-  } catch (error) {
-    const cause = (error as { cause?: { code?: string } }).cause;
-    return { error: cause?.code ?? (error as Error).name };
-  }
+/** The receiver wants no more, as Standard Webhooks says. */
+const gone = 410;
+
+/** Why an answer does not count as accepted; null when it does. */
+function refusal(status: number): string | null {
+  if (status >= 200 && status < 300) return null;
+  return status >= 300 && status < 400 ? `answered ${status}: redirects are not followed` : `answered ${status}`;
 }
+
+/** The pause after that many attempts: 1, 4, 16, 64, 256, 1024 s, then an hour, each more or less by a quarter. */
+const retryWaitMs = (attempts: number): number => Math.min(maxRetryMs, firstRetryMs * 4 ** (attempts - 1)) * (0.75 + Math.random() / 2);
+
+const newDelivery = (of: Pick<WebhookDeliveryEntity, 'eventId' | 'endpointId' | 'eventType'> & { redeliveryOf?: string }): WebhookDeliveryEntity => ({
+  ...{ id: newId(), redeliveryOf: null, ...of },
+  ...{ state: 'pending', attempts: 0, createdAt: now(), nextAttemptAt: now(), deliveredAt: null },
+  ...{ responseStatus: null, error: null, request: null, response: null, log: null },
+});

@@ -2,16 +2,46 @@ import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { Injectable } from '@nestjs/common';
 import { WebhookDeliveryService } from './webhook-delivery.service.js';
 
-/** Runs in workers: looks for events and deliveries that are due. */
+const atOncePerEndpoint = 4;
+const tidyEveryMs = 60 * 60 * 1000;
+
+/** Runs in workers: makes deliveries of new events and attempts what is due, so many at once to each endpoint; a slow one keeps no other waiting. */
 @Injectable()
 export class WebhookDispatcher extends BackgroundLoop {
   protected readonly pauseMs = 500;
+  private readonly stopping = new AbortController();
+  /** Attempts that are being made, with their endpoints. */
+  private readonly running = new Map<Promise<void>, string>();
+  private tidyAt = 0;
 
   constructor(private readonly deliveries: WebhookDeliveryService) {
     super();
   }
 
-  protected round(): Promise<void> {
-    return this.deliveries.round();
+  protected async round(): Promise<void> {
+    await this.deliveries.dispatch();
+    for (const endpointId of await this.deliveries.dueEndpoints()) {
+      const free = atOncePerEndpoint - [...this.running.values()].filter((id) => id === endpointId).length;
+      for (const delivery of free > 0 ? await this.deliveries.claim(endpointId, free) : []) {
+        const attempt = this.deliveries
+          .attempt(delivery, this.stopping.signal)
+          // The claim ends by itself, and then it is tried again.
+          .catch((error: unknown) => this.logger.error({ err: error, delivery: delivery.id }, 'an attempt could not be noted'))
+          .finally(() => {
+            this.running.delete(attempt);
+            this.wake();
+          });
+        this.running.set(attempt, endpointId);
+      }
+    }
+    if (performance.now() < this.tidyAt) return;
+    await this.deliveries.forgetOld();
+    this.tidyAt = performance.now() + tidyEveryMs;
+  }
+
+  override async beforeApplicationShutdown(): Promise<void> {
+    this.stopping.abort();
+    await super.beforeApplicationShutdown();
+    await Promise.all(this.running.keys());
   }
 }

@@ -1,13 +1,18 @@
+import { eventFilterPattern, eventTypes, matchesEventFilter } from '@airdock/core/events';
 import { pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 
-const jobTypes = ['backup.create', 'backup.restore', 'cluster.create', 'cluster.upgrade'] as const;
-const ends = ['succeeded', 'failed', 'cancelled'] as const;
-/** Ends of jobs that endpoints are told of. */
-export const eventTypes = jobTypes.flatMap((type) => ends.map((end) => `${type}.${end}` as const));
-
 export const WebhookEndpoint = z
-  .object({ id: z.uuid(), url: z.string(), events: z.array(z.enum(eventTypes)), createdAt: z.iso.datetime() })
+  .object({
+    id: z.uuid(),
+    url: z.string(),
+    events: z.array(z.string()),
+    enabled: z.boolean(),
+    disabledAt: z.iso.datetime().nullable(),
+    disabledReason: z.string().nullable(),
+    previousSecretUntil: z.iso.datetime().nullable().describe('Until then the secret before the last rotation signs too'),
+    createdAt: z.iso.datetime(),
+  })
   .meta({ id: 'WebhookEndpoint' });
 export type WebhookEndpoint = z.infer<typeof WebhookEndpoint>;
 export const WebhookEndpointPage = pageOf(WebhookEndpoint, 'WebhookEndpointPage');
@@ -17,13 +22,42 @@ export const CreatedWebhookEndpoint = WebhookEndpoint.extend({ secret: z.string(
 });
 export type CreatedWebhookEndpoint = z.infer<typeof CreatedWebhookEndpoint>;
 
-export const CreateWebhookEndpoint = z
-  .strictObject({
-    url: z.string().max(2000).describe('http or https'),
-    events: z
-      .array(z.enum(eventTypes))
-      .min(1)
-      .default([...eventTypes]),
-  })
-  .meta({ id: 'CreateWebhookEndpoint' });
+const eventFilter = z.union(
+  [
+    z.enum(eventTypes),
+    z
+      .string()
+      .regex(eventFilterPattern)
+      .refine((filter) => filter.includes('*') && eventTypes.some((type) => matchesEventFilter(filter, type))),
+  ],
+  { error: 'is no event, nor a pattern such as backup.* or *.failed that one matches' },
+);
+const url = z.string().max(2000).describe('http or https');
+const events = z.array(eventFilter).min(1).max(100).describe('Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`');
+/** As Standard Webhooks says: 24 to 64 bytes. */
+const secret = z
+  .string()
+  .regex(/^whsec_([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/, 'must be whsec_ and base64')
+  .refine((text) => {
+    const { length } = Buffer.from(text.slice(6), 'base64');
+    return length >= 24 && length <= 64;
+  }, 'must be of 24 to 64 bytes')
+  .optional()
+  .describe('Default: a random one; write-only');
+
+export const CreateWebhookEndpoint = z.strictObject({ url, events: events.default(['*']), secret }).meta({ id: 'CreateWebhookEndpoint' });
 export type CreateWebhookEndpoint = z.infer<typeof CreateWebhookEndpoint>;
+
+export const PatchWebhookEndpoint = z
+  .strictObject({
+    url: url.optional(),
+    events: events.optional(),
+    enabled: z.boolean().optional().describe('What happens while it is disabled is not sent later'),
+  })
+  .meta({ id: 'PatchWebhookEndpoint' });
+export type PatchWebhookEndpoint = z.infer<typeof PatchWebhookEndpoint>;
+
+export const RotateWebhookSecret = z
+  .strictObject({ secret, keepPreviousHours: z.number().min(0).max(720).default(24).describe('How long the secret of now signs too') })
+  .meta({ id: 'RotateWebhookSecret' });
+export type RotateWebhookSecret = z.infer<typeof RotateWebhookSecret>;

@@ -1,11 +1,12 @@
-import { AppError, toProblem } from '@airdock/core/errors';
+import { AppError, type Problem, toProblem } from '@airdock/core/errors';
+import { type JobMoment, jobEvent } from '@airdock/core/events';
 import { Logger } from '@nestjs/common';
 import type { Queue } from 'bullmq';
 import { In, LessThan } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { ServiceName } from '../config.js';
 import { atomically, columns, isUniqueViolation, now, runUnflushed, type ServiceDatabase, type Statement } from '../database.js';
-import { OutboxEventEntity } from '../events/outbox.entity.js';
+import type { Outbox } from '../events/outbox.js';
 import { cursorId, getRow } from '../http/page.js';
 import { newId } from '../ids.js';
 import { JobEntity } from './job.entity.js';
@@ -46,8 +47,7 @@ export class JobsService {
     readonly service: ServiceName,
     private readonly database: ServiceDatabase,
     private readonly queues: ReadonlyMap<string, Queue>,
-    /** Types whose ends are events that webhooks tell of. */
-    private readonly eventTypes: readonly string[] = [],
+    private readonly outbox: Outbox,
   ) {
     for (const queue of queues.values()) queue.on('error', (error) => this.logger.debug(`queue: ${error.message}`));
   }
@@ -201,10 +201,12 @@ export class JobsService {
     for (const job of due) await this.wake(job);
   }
 
-  /** Takes a job for this worker. Undefined when it has ended, is not due, or a living worker has it. */
+  /** Takes a job for this worker; the first time is an event. Undefined when it has ended, is not due, or another worker has it. */
   async claim(id: string, owner: string): Promise<JobEntity | undefined> {
     const at = now();
-    const { affected } = await this.rows
+    const job = await this.find(id);
+    if (!job) return undefined;
+    const claim = this.rows
       .createQueryBuilder()
       .update()
       .set({
@@ -215,11 +217,12 @@ export class JobsService {
         attempt: () => 'attempt + 1',
         revision: () => 'revision + 1',
       })
-      .where('id = :id AND state IN (:...states)', { id, states: ['queued', 'running'] })
+      .where('id = :id AND attempt = :attempt AND state IN (:...states)', { id, attempt: job.attempt, states: ['queued', 'running'] })
       .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at) AND ("runAfter" IS NULL OR "runAfter" <= :at)')
-      .setParameter('at', at)
-      .execute();
-    return affected ? this.find(id) : undefined;
+      .setParameter('at', at);
+    const isStart = job.attempt === 0;
+    const claimed = await atomically(this.database.dataSource, [claim, ...(isStart ? this.told('started', { ...job, state: 'running' }) : [])]);
+    return claimed ? this.find(id) : undefined;
   }
 
   /** Renews the claim. `lost` when another worker has the job now or it was ended. */
@@ -265,19 +268,17 @@ export class JobsService {
       .update()
       .set({ ...columns<JobEntity>(ended), revision: () => 'revision + 1' })
       .where({ id, ...guard });
-    const hasEnded = await atomically(this.database.dataSource, [update, ...this.endEvent({ ...job, ...ended })]);
+    const hasEnded = await atomically(this.database.dataSource, [update, ...this.told(outcome.state as JobMoment, { ...job, ...ended })]);
     this.tell(id);
     return hasEnded;
   }
 
-  /** The statement that puts the end of a job into the outbox; none for types that nobody is told of. */
-  private endEvent({ id: jobId, type: jobType, state, resource, result, error }: JobEntity): Statement[] {
-    if (!this.eventTypes.includes(jobType)) return [];
-    const type = `${jobType}.${state}`;
-    const createdAt = now();
-    const payload = JSON.stringify({ type, timestamp: createdAt, data: { jobId, resource, state, result, error } });
-    const events = this.database.dataSource.getRepository(OutboxEventEntity);
-    return [events.createQueryBuilder().insert().values({ id: newId(), type, payload, createdAt })];
+  /** The statement that puts an event of a job into the outbox; none for types that nobody is told of. */
+  private told(moment: JobMoment, { id: jobId, type: jobType, state, resource, result, error }: JobEntity): Statement[] {
+    const type = jobEvent(jobType, moment);
+    if (!type) return [];
+    const data = { jobId, job: `/v1/jobs/${jobId}`, resource, state, result: withinLimit(result), error: error && essence(error) };
+    return [this.outbox.statement(type, data)];
   }
 
   /**
@@ -316,5 +317,14 @@ export class JobsService {
     return rows.map((row) => ({ ...row, children: children.filter(({ parentId }) => parentId === row.id).map(({ id }) => id) }));
   }
 }
+
+const maxResultBytes = 16_384;
+const maxDetailLength = 2_000;
+
+/** A result that is a long list stays with the job, whose path is in the event. */
+const withinLimit = (result: JobEntity['result']): JobEntity['result'] => (JSON.stringify(result).length > maxResultBytes ? null : result);
+
+/** Of a problem, what says what to do; its facts may be long lists. */
+const essence = ({ code, title, detail, nextStep }: Problem) => ({ code, title, detail: detail?.slice(0, maxDetailLength), nextStep });
 
 const leaseEnd = (): string => new Date(Date.now() + leaseMs).toISOString();
