@@ -141,7 +141,10 @@ describe('backup-svc', () => {
     await post('/v1/backups', {});
     const answered = () =>
       api('get', '/v1/webhook-deliveries').then(({ body }) => body.items.find(({ responseStatus }: { responseStatus: number }) => responseStatus === 302));
-    expect(await waitFor(answered, { what: 'the redirect to be noted' })).toMatchObject({ state: 'pending', error: 'answered 302' });
+    expect(await waitFor(answered, { what: 'the redirect to be noted' })).toMatchObject({
+      state: 'pending',
+      error: 'answered 302: redirects are not followed',
+    });
     await api('delete', `/v1/webhook-endpoints/${endpoint.id}`);
   });
 

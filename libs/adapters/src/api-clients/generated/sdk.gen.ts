@@ -2,7 +2,7 @@
 
 import { client } from './client.gen.js';
 import type { Client, ClientMeta, Options as Options2, RequestResult, ServerSentEventsResult, TDataShape } from './client/index.js';
-import type { CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateClusterUpgradeData, CreateClusterUpgradeErrors, CreateClusterUpgradeResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreateNodeOperationData, CreateNodeOperationErrors, CreateNodeOperationResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateReadinessCheckData, CreateReadinessCheckErrors, CreateReadinessCheckResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, CreateWebhookEventData, CreateWebhookEventErrors, CreateWebhookEventResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterConfigurationData, GetClusterConfigurationErrors, GetClusterConfigurationResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetClusterUpgradeData, GetClusterUpgradeErrors, GetClusterUpgradeResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetNodeOperationData, GetNodeOperationErrors, GetNodeOperationResponses, GetPushData, GetPushErrors, GetPushResponses, GetReadinessCheckData, GetReadinessCheckErrors, GetReadinessCheckResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, HeadUploadData, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListClusterUpgradesData, ListClusterUpgradesErrors, ListClusterUpgradesResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListNodeOperationsData, ListNodeOperationsErrors, ListNodeOperationsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListReadinessChecksData, ListReadinessChecksErrors, ListReadinessChecksResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadResponses, PauseClusterUpgradeData, PauseClusterUpgradeErrors, PauseClusterUpgradeResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, ResumeClusterUpgradeData, ResumeClusterUpgradeErrors, ResumeClusterUpgradeResponses, RetryJobData, RetryJobErrors, RetryJobResponses, StreamJobData, StreamJobResponse, StreamJobResponses } from './types.gen.js';
+import type { CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateClusterUpgradeData, CreateClusterUpgradeErrors, CreateClusterUpgradeResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreateNodeOperationData, CreateNodeOperationErrors, CreateNodeOperationResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateReadinessCheckData, CreateReadinessCheckErrors, CreateReadinessCheckResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, CreateWebhookEventData, CreateWebhookEventErrors, CreateWebhookEventResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterConfigurationData, GetClusterConfigurationErrors, GetClusterConfigurationResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetClusterUpgradeData, GetClusterUpgradeErrors, GetClusterUpgradeResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetNodeOperationData, GetNodeOperationErrors, GetNodeOperationResponses, GetPushData, GetPushErrors, GetPushResponses, GetReadinessCheckData, GetReadinessCheckErrors, GetReadinessCheckResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, GetWebhookDeliveryData, GetWebhookDeliveryErrors, GetWebhookDeliveryResponses, GetWebhookEndpointData, GetWebhookEndpointErrors, GetWebhookEndpointResponses, HeadUploadData, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListClusterUpgradesData, ListClusterUpgradesErrors, ListClusterUpgradesResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListNodeOperationsData, ListNodeOperationsErrors, ListNodeOperationsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListReadinessChecksData, ListReadinessChecksErrors, ListReadinessChecksResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadResponses, PatchWebhookEndpointData, PatchWebhookEndpointErrors, PatchWebhookEndpointResponses, PauseClusterUpgradeData, PauseClusterUpgradeErrors, PauseClusterUpgradeResponses, PingWebhookEndpointData, PingWebhookEndpointErrors, PingWebhookEndpointResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, RedeliverWebhookData, RedeliverWebhookErrors, RedeliverWebhookResponses, ResumeClusterUpgradeData, ResumeClusterUpgradeErrors, ResumeClusterUpgradeResponses, RetryJobData, RetryJobErrors, RetryJobResponses, RotateWebhookSecretData, RotateWebhookSecretErrors, RotateWebhookSecretResponses, StreamJobData, StreamJobResponse, StreamJobResponses } from './types.gen.js';
 
 export type Options<TData extends TDataShape = TDataShape, ThrowOnError extends boolean = boolean, TResponse = unknown> = Options2<TData, ThrowOnError, TResponse> & {
     /**
@@ -815,11 +815,73 @@ export const deleteWebhookEndpoint = <ThrowOnError extends boolean = false>(opti
 });
 
 /**
+ * One endpoint without its secret
+ */
+export const getWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<GetWebhookEndpointData, ThrowOnError>): RequestResult<GetWebhookEndpointResponses, GetWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).get<GetWebhookEndpointResponses, GetWebhookEndpointErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/webhook-endpoints/{id}',
+    ...options
+});
+
+/**
+ * Change the URL or the events of an endpoint, disable it or enable it again
+ */
+export const patchWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<PatchWebhookEndpointData, ThrowOnError>): RequestResult<PatchWebhookEndpointResponses, PatchWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).patch<PatchWebhookEndpointResponses, PatchWebhookEndpointErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/webhook-endpoints/{id}',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
+ * Give an endpoint another secret; both sign for a while
+ */
+export const rotateWebhookSecret = <ThrowOnError extends boolean = false>(options: Options<RotateWebhookSecretData, ThrowOnError>): RequestResult<RotateWebhookSecretResponses, RotateWebhookSecretErrors, ThrowOnError> => (options.client ?? client).post<RotateWebhookSecretResponses, RotateWebhookSecretErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/webhook-endpoints/{id}/secret-rotations',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
  * Deliveries, newest first
  */
 export const listWebhookDeliveries = <ThrowOnError extends boolean = false>(options?: Options<ListWebhookDeliveriesData, ThrowOnError>): RequestResult<ListWebhookDeliveriesResponses, ListWebhookDeliveriesErrors, ThrowOnError> => (options?.client ?? client).get<ListWebhookDeliveriesResponses, ListWebhookDeliveriesErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/webhook-deliveries',
+    ...options
+});
+
+/**
+ * One delivery with its last request and response, and all attempts
+ */
+export const getWebhookDelivery = <ThrowOnError extends boolean = false>(options: Options<GetWebhookDeliveryData, ThrowOnError>): RequestResult<GetWebhookDeliveryResponses, GetWebhookDeliveryErrors, ThrowOnError> => (options.client ?? client).get<GetWebhookDeliveryResponses, GetWebhookDeliveryErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/webhook-deliveries/{id}',
+    ...options
+});
+
+/**
+ * Send an event once more, in a delivery of its own
+ */
+export const redeliverWebhook = <ThrowOnError extends boolean = false>(options: Options<RedeliverWebhookData, ThrowOnError>): RequestResult<RedeliverWebhookResponses, RedeliverWebhookErrors, ThrowOnError> => (options.client ?? client).post<RedeliverWebhookResponses, RedeliverWebhookErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/webhook-deliveries/{id}/redeliver',
+    ...options
+});
+
+/**
+ * Try an endpoint out with one webhook.ping; the delivery tells how it went
+ */
+export const pingWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<PingWebhookEndpointData, ThrowOnError>): RequestResult<PingWebhookEndpointResponses, PingWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).post<PingWebhookEndpointResponses, PingWebhookEndpointErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/webhook-endpoints/{id}/pings',
     ...options
 });
 

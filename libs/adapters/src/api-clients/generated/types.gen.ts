@@ -1750,13 +1750,27 @@ export type CreateWebhookEndpoint = {
      * http or https
      */
     url: string;
-    events?: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled'>;
+    /**
+     * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
+     */
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    /**
+     * Default: a random one; write-only
+     */
+    secret?: string;
 };
 
 export type CreatedWebhookEndpoint = {
     id: string;
     url: string;
-    events: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled'>;
+    events: Array<string>;
+    enabled: boolean;
+    disabledAt: string | null;
+    disabledReason: string | null;
+    /**
+     * Until then the secret before the last rotation signs too
+     */
+    previousSecretUntil: string | null;
     createdAt: string;
     /**
      * whsec_…; shown this once
@@ -1775,8 +1789,41 @@ export type WebhookEndpointPage = {
 export type WebhookEndpoint = {
     id: string;
     url: string;
-    events: Array<'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled'>;
+    events: Array<string>;
+    enabled: boolean;
+    disabledAt: string | null;
+    disabledReason: string | null;
+    /**
+     * Until then the secret before the last rotation signs too
+     */
+    previousSecretUntil: string | null;
     createdAt: string;
+};
+
+export type PatchWebhookEndpoint = {
+    /**
+     * http or https
+     */
+    url?: string;
+    /**
+     * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
+     */
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    /**
+     * What happens while it is disabled is not sent later
+     */
+    enabled?: boolean;
+};
+
+export type RotateWebhookSecret = {
+    /**
+     * Default: a random one; write-only
+     */
+    secret?: string;
+    /**
+     * How long the secret of now signs too
+     */
+    keepPreviousHours?: number;
 };
 
 export type WebhookDeliveryPage = {
@@ -1790,23 +1837,86 @@ export type WebhookDeliveryPage = {
 export type WebhookDelivery = {
     id: string;
     /**
-     * The webhook-id header: the same on each try
+     * The webhook-id header: the same on each try, and in redeliveries
      */
     eventId: string;
     endpointId: string;
     eventType: string;
     state: 'pending' | 'delivered' | 'failed';
+    redeliveryOf: string | null;
     attempts: number;
     responseStatus: number | null;
+    /**
+     * Why the last attempt did not count
+     */
     error: string | null;
     createdAt: string;
     nextAttemptAt: string | null;
     deliveredAt: string | null;
 };
 
+export type WebhookDeliveryLog = {
+    id: string;
+    /**
+     * The webhook-id header: the same on each try, and in redeliveries
+     */
+    eventId: string;
+    endpointId: string;
+    eventType: string;
+    state: 'pending' | 'delivered' | 'failed';
+    redeliveryOf: string | null;
+    attempts: number;
+    responseStatus: number | null;
+    /**
+     * Why the last attempt did not count
+     */
+    error: string | null;
+    createdAt: string;
+    nextAttemptAt: string | null;
+    deliveredAt: string | null;
+    /**
+     * Of the last attempt
+     */
+    request: {
+        url: string;
+        /**
+         * Without webhook-signature
+         */
+        headers: {
+            [key: string]: string;
+        };
+        body: string;
+    } | null;
+    /**
+     * Of the last attempt; null when there was none
+     */
+    response: {
+        status: number;
+        /**
+         * The first 4 KiB
+         */
+        body: string;
+        /**
+         * There was more, or it did not come in time
+         */
+        isCut: boolean;
+    } | null;
+    /**
+     * All attempts; one whose worker was killed is missing
+     */
+    log: Array<WebhookAttempt>;
+};
+
+export type WebhookAttempt = {
+    at: string;
+    durationMs: number;
+    status: number | null;
+    error: string | null;
+};
+
 export type WebhookEvent = {
     id: string;
-    type: 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled';
+    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
     /**
      * What endpoints get
      */
@@ -4474,6 +4584,105 @@ export type DeleteWebhookEndpointResponses = {
 
 export type DeleteWebhookEndpointResponse = DeleteWebhookEndpointResponses[keyof DeleteWebhookEndpointResponses];
 
+export type GetWebhookEndpointData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/webhook-endpoints/{id}';
+};
+
+export type GetWebhookEndpointErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetWebhookEndpointError = GetWebhookEndpointErrors[keyof GetWebhookEndpointErrors];
+
+export type GetWebhookEndpointResponses = {
+    /**
+     * One endpoint without its secret
+     */
+    200: WebhookEndpoint;
+};
+
+export type GetWebhookEndpointResponse = GetWebhookEndpointResponses[keyof GetWebhookEndpointResponses];
+
+export type PatchWebhookEndpointData = {
+    body: PatchWebhookEndpoint;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/webhook-endpoints/{id}';
+};
+
+export type PatchWebhookEndpointErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type PatchWebhookEndpointError = PatchWebhookEndpointErrors[keyof PatchWebhookEndpointErrors];
+
+export type PatchWebhookEndpointResponses = {
+    /**
+     * Change the URL or the events of an endpoint, disable it or enable it again
+     */
+    200: WebhookEndpoint;
+};
+
+export type PatchWebhookEndpointResponse = PatchWebhookEndpointResponses[keyof PatchWebhookEndpointResponses];
+
+export type RotateWebhookSecretData = {
+    body: RotateWebhookSecret;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/webhook-endpoints/{id}/secret-rotations';
+};
+
+export type RotateWebhookSecretErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type RotateWebhookSecretError = RotateWebhookSecretErrors[keyof RotateWebhookSecretErrors];
+
+export type RotateWebhookSecretResponses = {
+    /**
+     * Give an endpoint another secret; both sign for a while
+     */
+    201: CreatedWebhookEndpoint;
+};
+
+export type RotateWebhookSecretResponse = RotateWebhookSecretResponses[keyof RotateWebhookSecretResponses];
+
 export type ListWebhookDeliveriesData = {
     body?: never;
     path?: never;
@@ -4486,6 +4695,10 @@ export type ListWebhookDeliveriesData = {
          * `nextCursor` of the page before
          */
         cursor?: string;
+        endpointId?: string;
+        eventId?: string;
+        eventType?: string;
+        state?: 'pending' | 'delivered' | 'failed';
     };
     url: '/v1/webhook-deliveries';
 };
@@ -4511,6 +4724,111 @@ export type ListWebhookDeliveriesResponses = {
 };
 
 export type ListWebhookDeliveriesResponse = ListWebhookDeliveriesResponses[keyof ListWebhookDeliveriesResponses];
+
+export type GetWebhookDeliveryData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/webhook-deliveries/{id}';
+};
+
+export type GetWebhookDeliveryErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetWebhookDeliveryError = GetWebhookDeliveryErrors[keyof GetWebhookDeliveryErrors];
+
+export type GetWebhookDeliveryResponses = {
+    /**
+     * One delivery with its last request and response, and all attempts
+     */
+    200: WebhookDeliveryLog;
+};
+
+export type GetWebhookDeliveryResponse = GetWebhookDeliveryResponses[keyof GetWebhookDeliveryResponses];
+
+export type RedeliverWebhookData = {
+    body?: never;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/webhook-deliveries/{id}/redeliver';
+};
+
+export type RedeliverWebhookErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type RedeliverWebhookError = RedeliverWebhookErrors[keyof RedeliverWebhookErrors];
+
+export type RedeliverWebhookResponses = {
+    /**
+     * Send an event once more, in a delivery of its own
+     */
+    202: WebhookDelivery;
+};
+
+export type RedeliverWebhookResponse = RedeliverWebhookResponses[keyof RedeliverWebhookResponses];
+
+export type PingWebhookEndpointData = {
+    body?: never;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/webhook-endpoints/{id}/pings';
+};
+
+export type PingWebhookEndpointErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type PingWebhookEndpointError = PingWebhookEndpointErrors[keyof PingWebhookEndpointErrors];
+
+export type PingWebhookEndpointResponses = {
+    /**
+     * Try an endpoint out with one webhook.ping; the delivery tells how it went
+     */
+    202: WebhookDelivery;
+};
+
+export type PingWebhookEndpointResponse = PingWebhookEndpointResponses[keyof PingWebhookEndpointResponses];
 
 export type CreateWebhookEventData = {
     body: WebhookEvent;
