@@ -8,11 +8,14 @@ import {
   createPush,
   createRestore,
   createSshCredential,
+  createWebhookEndpoint,
+  deleteWebhookEndpoint,
   getJob,
   getPush,
   getRegistry,
   listImages,
   listTunnels,
+  listWebhookDeliveries,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
@@ -22,6 +25,7 @@ import { type LargeBundle, register, writeLargeBundle } from '../support/bundles
 import { endOf, midway, resourceId, success } from '../support/jobs.js';
 import { digestAt, missingOf, nameOf, namesAt } from '../support/registry.js';
 import { Services } from '../support/services.js';
+import { startWebhookReceiver } from '../support/webhook-receiver.js';
 
 const started = await startLab();
 if (!started.lab) process.stderr.write(`tunnels of services apart: skipped: ${started.reason}\n`);
@@ -113,6 +117,36 @@ describe('a worker that is killed', () => {
     expect(ended.result).toMatchObject({ images: names });
     const restored = await success(backup(), createRestore({ client: backup(), body: { backupId: resourceId(job) }, throwOnError: true }));
     expect(restored.result).toMatchObject({ images: names });
+  });
+});
+
+describe('a worker that is killed while it tells of a job', () => {
+  it('has the event delivered by its next life, with the same id, and the start told once', async () => {
+    await using receiver = await startWebhookReceiver();
+    const { data: endpoint } = await createWebhookEndpoint({
+      client: backup(),
+      body: { url: receiver.url, events: ['backup.create.*'] },
+      throwOnError: true,
+    });
+    receiver.setSecret(endpoint.secret);
+    receiver.hold(true);
+    const { data: job } = await createBackup({ client: backup(), body: { description: 'told' }, throwOnError: true });
+    await waitFor(() => receiver.received.length > 0, { what: 'the start to be told', timeoutMs: 20_000 });
+    await services.process('backup', 'worker').end('SIGKILL');
+    receiver.hold(false);
+    await services.process('backup', 'worker').start();
+    expect(await endOf(backup(), job.id)).toMatchObject({ state: 'succeeded' });
+    const told = () => new Set(receiver.received.map(({ id, verified, event }) => `${id} ${verified} ${event.type}`));
+    await expect
+      .poll(() => [...told()].map((line) => line.slice(37)).sort(), { timeout: 60_000 })
+      .toEqual(['true backup.create.started', 'true backup.create.succeeded']);
+    const delivered = async () => {
+      const { data } = await listWebhookDeliveries({ client: backup(), query: { endpointId: endpoint.id, state: 'delivered' }, throwOnError: true });
+      return data.items.length === 2 ? data.items : undefined;
+    };
+    const items = await waitFor(delivered, { what: 'both to be delivered', timeoutMs: 60_000 });
+    expect(items.find(({ eventType }) => eventType === 'backup.create.started')?.attempts).toBeGreaterThan(1);
+    await deleteWebhookEndpoint({ client: backup(), path: { id: endpoint.id }, throwOnError: true });
   });
 });
 

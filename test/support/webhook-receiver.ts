@@ -13,6 +13,7 @@ export interface Received {
 export async function startWebhookReceiver(status: () => number = () => 204) {
   const received: Received[] = [];
   let secret = '';
+  let isHeld = false;
   const server = createServer((request, response) => {
     const chunks: Buffer[] = [];
     request.on('data', (chunk: Buffer) => chunks.push(chunk));
@@ -25,7 +26,7 @@ export async function startWebhookReceiver(status: () => number = () => 204) {
         verified = false;
       }
       received.push({ id: String(request.headers['webhook-id']), verified, event: JSON.parse(body) as Received['event'] });
-      response.writeHead(status()).end();
+      if (!isHeld) response.writeHead(status()).end();
     });
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -38,6 +39,10 @@ export async function startWebhookReceiver(status: () => number = () => 204) {
     received,
     setSecret: (value: string) => {
       secret = value;
+    },
+    /** Leaves what comes from now on without an answer. */
+    hold: (value: boolean) => {
+      isHeld = value;
     },
     stop,
     [Symbol.asyncDispose]: stop,

@@ -5,7 +5,7 @@ import { type ComponentOptions, startComponent } from '@airdock/platform/compone
 import { Outbox } from '@airdock/platform/events/outbox';
 import type { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { jobsToken } from '@airdock/platform/service';
-import { freePort, startRedis, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
+import { freePort, startPostgres, startRedis, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { Webhook } from 'standardwebhooks';
 import request from 'supertest';
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
@@ -173,6 +173,7 @@ describe('webhooks', () => {
     await airdock.endpoint({ url: fast.url });
     for (let count = 0; count < 10; count++) await airdock.emit();
     await waitFor(() => fast.seen.length === 10, { what: 'the fast endpoint to have all', timeoutMs: 10_000 });
+    await waitFor(() => held.length >= 4, { what: 'the slow one to have its share', timeoutMs: 10_000 });
     expect(held).toHaveLength(4);
     while (slow.seen.length < 10) {
       for (const response of held.splice(0)) response.writeHead(204).end();
@@ -307,21 +308,22 @@ describe('webhooks', () => {
     expect(receiver.seen).toHaveLength(0);
   });
 
-  it('are forgotten after a while, but not those that are on their way', async () => {
-    const [airdock, receiver] = [await start(), await startReceiver()];
+  it.each(['SQLite', 'PostgreSQL'])('are forgotten after a while on %s, but not those that are on their way', async (database) => {
+    const postgres = database === 'PostgreSQL' ? await startPostgres() : undefined;
+    onTestFinished(() => postgres?.stop());
+    const [airdock, receiver] = [await start({}, { overrides: { databaseUrl: postgres?.url } }), await startReceiver()];
     const { id: endpointId } = await airdock.endpoint({ url: receiver.url });
-    receiver.answer = (response, headers) => response.writeHead(headers['webhook-id'] === pending?.eventId ? 500 : 204).end();
-    let pending: WebhookDelivery | undefined;
     await airdock.emit();
     await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'delivered');
     receiver.answer = (response) => response.writeHead(500).end();
     await airdock.emit();
-    pending = await airdock.deliveryWhen({ endpointId }, ({ state, error }) => state === 'pending' && error !== null);
-    for (const table of ['webhook_event', 'webhook_delivery']) await airdock.sql(`UPDATE ${table} SET "createdAt" = '2020-01-01T00:00:00.000Z'`);
-    await airdock.sql(`UPDATE webhook_delivery SET "nextAttemptAt" = '2999-01-01T00:00:00.000Z' WHERE state = 'pending'`);
+    const pending = await airdock.deliveryWhen({ endpointId }, ({ state, error }) => state === 'pending' && error !== null);
+    const schema = postgres ? 'backup.' : '';
+    for (const table of ['webhook_event', 'webhook_delivery']) await airdock.sql(`UPDATE ${schema}${table} SET "createdAt" = '2020-01-01T00:00:00.000Z'`);
+    await airdock.sql(`UPDATE ${schema}webhook_delivery SET "nextAttemptAt" = '2999-01-01T00:00:00.000Z' WHERE state = 'pending'`);
     await airdock.service().forgetOld();
     expect((await airdock.deliveries()).map(({ id }) => id)).toEqual([pending.id]);
-    expect(await airdock.sql('SELECT id FROM webhook_event')).toEqual([{ id: pending.eventId }]);
+    expect(await airdock.sql(`SELECT id FROM ${schema}webhook_event`)).toEqual([{ id: pending.eventId }]);
   });
 
   it('of a worker that was killed in the middle are delivered by another, and tell the start of its job once', async () => {

@@ -2,6 +2,7 @@ import { lookup as systemLookup } from 'node:dns/promises';
 import { request as httpRequest } from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { BlockList, isIP, type LookupFunction } from 'node:net';
+import { callbackify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { rootMessage } from './root-message.js';
 
@@ -115,15 +116,11 @@ export class OutboundPost {
     }
   }
 
-  private readonly lookup: LookupFunction = (name, options, callback) => {
-    this.resolve(name)
-      .then((addresses) => {
-        const [first, ...others] = this.choose(name, addresses);
-        if (options.all) callback(null, [first, ...others]);
-        else callback(null, first.address, first.family);
-      })
-      .catch((error: Error) => callback(error, []));
-  };
+  private readonly lookup: LookupFunction = (name, options, callback) =>
+    callbackify(async () => this.choose(name, await this.resolve(name)))((error, addresses) => {
+      if (error || options.all) callback(error, addresses);
+      else callback(null, addresses[0].address, addresses[0].family);
+    });
 
   /** Those of the addresses of a host that may be connected to, at least one. Throws `webhook_target_forbidden`. */
   private choose(host: string, addresses: Address[]): [Address, ...Address[]] {
