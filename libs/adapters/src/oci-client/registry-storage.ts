@@ -5,45 +5,28 @@
  */
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { access, link, mkdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import { access, mkdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
-import { setTimeout as delay } from 'node:timers/promises';
-import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
-import { DirectFile } from './direct-file.js';
-import { diskError, isWorthKeeping, writeDurably } from './durable-file.js';
-import { createPooledDigest, digestOfFile, hashPieces } from './hash-pool.js';
-import { runProgram, startHelperShell } from './helper-shell.js';
+import { BlobPlacer, type PlaceOptions } from './blob-placer.js';
+import { writeDurably } from './durable-file.js';
+import { digestOfFile } from './hash-pool.js';
+import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
-import { newPart, releasePart, sweepParts, takePart } from './parts.js';
-import { pieceBytes } from './piece-memory.js';
-import { readPieces } from './read-pieces.js';
+import { sweepParts } from './parts.js';
 import type { RegistryClient } from './registry-client.js';
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
 
-/** Blobs up to this size are written in one piece. */
-const smallBytes = 256 * 1024;
-const gatherMs = 5;
-
-export interface PlaceOptions {
-  signal?: AbortSignal | undefined;
-  /** Called with the number of bytes that were just placed. */
-  onBytes?: ((count: number) => void) | undefined;
-  /** Bounds how many copies run at a time; waiting for the disk is not bounded by it. */
-  limit?: <T>(work: () => Promise<T>) => Promise<T>;
-  /** Whether the bytes are on disk before they get their name. Default true. */
-  isLasting?: boolean;
-}
-
 export class RegistryStorage {
-  #lastFlush: Promise<void> = Promise.resolve();
-  #nextFlush: Promise<void> | undefined;
+  private readonly placer: BlobPlacer;
 
-  private constructor(private readonly root: string) {}
+  private constructor(private readonly root: string) {
+    this.placer = new BlobPlacer(root, this.incoming);
+  }
 
   /**
    * Marks a storage folder, and asks the registry that uses it whether a blob that was placed there is really there for it. Returns the folder's id, or
@@ -151,7 +134,7 @@ export class RegistryStorage {
    */
   async place(repository: string, descriptor: Descriptor, reader: () => Promise<BlobReader>, options: PlaceOptions = {}): Promise<void> {
     const path = this.blobFile(descriptor.digest);
-    if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.#bring(path, descriptor, reader, options);
+    if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.placer.bring(path, descriptor, reader, options);
     const linkFile = this.linkFile(repository, descriptor.digest);
     await mkdir(dirname(linkFile), { recursive: true });
     const fresh = `${linkFile}.${randomUUID()}`;
@@ -161,120 +144,6 @@ export class RegistryStorage {
 
   /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
   flush(): Promise<void> {
-    this.#nextFlush ??= this.#lastFlush.then(async () => {
-      // A moment for others to join: a flush costs about as much for one blob as for a hundred.
-      await delay(gatherMs);
-      this.#nextFlush = undefined;
-      const flushed = runProgram('sync', ['--file-system', this.root]);
-      this.#lastFlush = flushed.catch(() => undefined);
-      return flushed;
-    });
-    return this.#nextFlush;
+    return this.placer.flush();
   }
-
-  async #bring(
-    path: string,
-    descriptor: Descriptor,
-    reader: () => Promise<BlobReader>,
-    { signal, onBytes, limit = (work) => work(), isLasting = true }: PlaceOptions,
-  ): Promise<void> {
-    let part = newPart(this.incoming, digestHex(descriptor.digest));
-    try {
-      await limit(async () => {
-        signal?.throwIfAborted();
-        await mkdir(this.incoming, { recursive: true });
-        const source = await reader();
-        const isOurs = source.file?.verified === descriptor.digest && (await linkOrFalse(source.file.path, part));
-        if (isOurs) onBytes?.(descriptor.size);
-        else if (descriptor.size <= smallBytes) await copySmall(source, part, descriptor, onBytes);
-        else {
-          part = (await takePart(this.incoming, digestHex(descriptor.digest))) ?? part;
-          await copyVerified(source, part, descriptor, { signal, onBytes });
-        }
-      });
-      // One flush serves all blobs that arrive meanwhile: a sync for each would cost more than the copy of small ones.
-      if (isLasting) await this.flush();
-      await mkdir(dirname(path), { recursive: true });
-      await rename(part, path);
-    } catch (error) {
-      const failure = diskError(error, path);
-      const { size, nlink } = (await stat(part).catch(() => undefined)) ?? { size: 0, nlink: 0 };
-      if (isWorthKeeping(failure) && size >= pieceBytes && nlink === 1) await releasePart(part);
-      else await rm(part, { force: true });
-      signal?.throwIfAborted();
-      throw failure;
-    }
-  }
-}
-
-/** A second name for a file that is ours and never changes costs nothing; across file systems it is not possible. */
-async function linkOrFalse(from: string, to: string): Promise<boolean> {
-  try {
-    await link(from, to);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-/**
- * Copies a large blob into `path`. What is there already was left by another process: it is hashed and continued, and when the whole turns out wrong the blob is
- * copied once more from its beginning.
- */
-async function copyVerified(
-  reader: BlobReader,
-  path: string,
-  expected: Pick<Descriptor, 'digest' | 'size'>,
-  options: Pick<PlaceOptions, 'signal' | 'onBytes'>,
-): Promise<void> {
-  const found = Math.min((await stat(path).catch(() => undefined))?.size ?? 0, expected.size);
-  // The last piece may be there in part.
-  const start = found - (found % pieceBytes);
-  if (start > 0) {
-    try {
-      return await copyFrom(start, reader, path, expected, options);
-    } catch (error) {
-      if (!(error instanceof AppError && error.code === 'digest_mismatch')) throw error;
-    }
-  }
-  await rm(path, { force: true });
-  return copyFrom(0, reader, path, expected, start > 0 ? { signal: options.signal } : options);
-}
-
-async function copyFrom(
-  start: number,
-  reader: BlobReader,
-  path: string,
-  { digest, size }: Pick<Descriptor, 'digest' | 'size'>,
-  options: Pick<PlaceOptions, 'signal' | 'onBytes'>,
-): Promise<void> {
-  const digested = createPooledDigest();
-  const look = hashPieces(digested, options);
-  if (start > 0) await readPieces({ path, offset: 0, size: start }, look);
-  const output = start > 0 ? await DirectFile.reopen(path, start) : await DirectFile.create(path);
-  try {
-    if (reader.file) await output.appendFrom({ path: reader.file.path, offset: reader.file.offset + start, size: size - start }, look);
-    else for await (const chunk of reader.open({ start })) await Promise.all([look(chunk as Buffer), output.append(chunk as Buffer)]);
-    expectContent(await digested.value(), await output.finish(), { digest, size });
-  } finally {
-    await output.close();
-  }
-}
-
-async function copySmall(reader: BlobReader, path: string, expected: Pick<Descriptor, 'digest' | 'size'>, onBytes?: (count: number) => void): Promise<void> {
-  const chunks: Buffer[] = [];
-  for await (const chunk of reader.open()) chunks.push(chunk as Buffer);
-  const bytes = Buffer.concat(chunks);
-  expectContent(digestOf(bytes), bytes.byteLength, expected);
-  await writeFile(path, bytes, { flag: 'wx' });
-  onBytes?.(bytes.byteLength);
-}
-
-function expectContent(actual: Digest, written: number, { digest, size }: Pick<Descriptor, 'digest' | 'size'>): void {
-  if (actual === digest && written === size) return;
-  throw new AppError('digest_mismatch', {
-    detail: `a blob has ${written} bytes and the digest ${actual}, not ${size} and ${digest}`,
-    expected: digest,
-    actual,
-  });
 }
