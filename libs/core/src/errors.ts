@@ -422,6 +422,26 @@ const definitions = {
     title: 'The backup was written in a format that this version cannot read',
     nextStep: 'Use the version of Airdock that wrote it, or a later one.',
   },
+  backup_key_missing: {
+    family: 'conflict',
+    title: 'The backup is encrypted, and no key of this DU opens it',
+    nextStep: 'Set airdock.backup.encryption.identityFile to the file with the age key that it was encrypted for.',
+  },
+  backup_target_unavailable: {
+    family: 'unavailable',
+    title: 'Where backups are kept cannot be reached',
+    nextStep: 'Look whether the disk is there and mounted, or the S3 server answers; then retry.',
+  },
+  backup_target_changed: {
+    family: 'conflict',
+    title: 'Another backup store is where backups are kept',
+    nextStep: 'Mount the disk with the store that was there. To begin with another one, POST /v1/backup-targets/{name}/adoptions.',
+  },
+  backup_store_busy: {
+    family: 'conflict',
+    title: 'Others work in the backup store',
+    nextStep: 'Wait for the jobs that are running, or ask with a larger waitMinutes. Locks of what was killed end after 15 minutes.',
+  },
   webhook_target_forbidden: {
     family: 'invalid',
     status: 422,

@@ -55,6 +55,26 @@ function isHostPattern(text: string): boolean {
   return rest.length === 0 && (prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= bits));
 }
 
+const backupTarget = z.union([
+  z.strictObject({ folder: z.string().min(1).describe('A folder, also on NFS') }),
+  z.strictObject({
+    s3: z.strictObject({
+      endpoint: z.url({ protocol: /^https?$/ }),
+      region: z.string().min(1).default('us-east-1'),
+      bucket: z.string().min(3),
+      prefix: z
+        .string()
+        .regex(/^(?:[A-Za-z0-9._-]+\/)*$/, 'must end with /')
+        .default(''),
+      accessKeyId: z.string().min(1),
+      secretKeyFile: z.string().min(1).describe('File with the secret access key'),
+      pathStyle: z.boolean().default(true).describe('Whether the bucket is in the path, as most S3 servers on site want it, or in the host name'),
+    }),
+  }),
+]);
+/** One place for backups. */
+export type BackupTargetConfig = z.output<typeof backupTarget>;
+
 const airdockSchema = z.strictObject({
   dataDir: z.string().default('/var/lib/airdock').describe('Folder of everything that Airdock keeps'),
   http: z
@@ -148,7 +168,29 @@ const airdockSchema = z.strictObject({
       keepDays: z.coerce.number().min(0.01).max(3650).default(30).describe('How long events and deliveries can be looked up'),
     })
     .prefault({}),
-  backupDir: z.string().optional().describe('Where backups are kept; default: backups in dataDir'),
+  backupDir: z.string().optional().describe('Folder of the backup target `default`; default: backups in dataDir'),
+  backup: z
+    .strictObject({
+      targets: z
+        .record(z.string().regex(/^[a-z0-9][a-z0-9-]{0,40}$/, 'must be lower-case letters, digits and -'), backupTarget)
+        .default({})
+        .describe('Where backups are kept beside backupDir, by name'),
+      encryption: z
+        .strictObject({
+          recipients: z
+            .array(z.string().regex(/^age1[a-z0-9]+$/, 'must be an age recipient: age1…'))
+            .max(20)
+            .default([])
+            .describe('age recipients: with any of them new blobs are encrypted'),
+          identityFile: z.string().optional().describe('File with the age key that opens encrypted backups: for restores, drills and verifications'),
+        })
+        .prefault({}),
+      signingKeyFile: z.string().optional().describe('File with 64 hex digits: records are signed with it, and only signed ones are read'),
+      compress: z.boolean().default(true).describe('Whether blobs that get smaller by it are compressed'),
+      exchangeDir: z.string().optional().describe('Folder that backups are exported to, and imported from'),
+    })
+    .prefault({})
+    .describe('Backups'),
   services: z.partialRecord(z.enum(serviceNames), z.url()).default({}).describe('URLs of services that run in processes of their own'),
 });
 
@@ -255,13 +297,15 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   }
   const data = parsed.data;
   const dataDir = resolve(data.dataDir);
+  const backupDir = resolve(data.backupDir ?? join(dataDir, 'backups'));
   return {
     ...data,
     dataDir,
     privateRegistryType,
     tokenFile: data.tokenFile ?? join(dataDir, 'admin.token'),
     secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),
-    backupDir: resolve(data.backupDir ?? join(dataDir, 'backups')),
+    backupDir,
+    backup: { ...data.backup, targets: { ...data.backup.targets, default: data.backup.targets.default ?? { folder: backupDir } } },
     bundleDirs: data.bundleDirs.map((folder) => resolve(folder)),
     packages: { ...data.packages, repositories: data.packages.repositories.map((one) => ({ ...one, folder: resolve(one.folder) })) },
     registry: { ...data.registry, storageDir: resolve(data.registry.storageDir ?? join(dataDir, 'registry', 'storage')) },

@@ -1,13 +1,17 @@
+import { createReadStream } from 'node:fs';
+import { readFile, stat } from 'node:fs/promises';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord, BackupReference } from '@airdock/core/oci/backup-record';
-import type { Digest } from '@airdock/core/oci/digest';
-import type { Descriptor } from '@airdock/core/oci/manifest';
+import { type Digest, digestOf } from '@airdock/core/oci/digest';
+import { type Descriptor, isManifestMediaType, maxManifestBytes, parseManifest } from '@airdock/core/oci/manifest';
 import pLimit, { type LimitFunction } from 'p-limit';
-import { walkImage } from '../oci-client/image-graph.js';
+import { type ImageGraph, walkImage } from '../oci-client/image-graph.js';
+import type { BlobReader } from '../oci-client/image-source.js';
 import type { RegistryClient } from '../oci-client/registry-client.js';
+import type { RegistryStorage } from '../oci-client/registry-storage.js';
 import { type RetryOptions, withRetry } from '../oci-client/retry.js';
-import type { BackupStore } from './backup-store.js';
+import type { BackupStore, BlobIndex } from './backup-store.js';
 
 export interface BackupProgress {
   phase: 'reading names' | 'reading manifests' | 'copying blobs';
@@ -22,60 +26,128 @@ export interface BackupProgress {
 
 export interface BackupRegistryOptions {
   registry: RegistryClient;
+  /** The registry's folder, when it lies on this machine: what can be read there does not go through the registry. */
+  storage?: RegistryStorage | undefined;
+  /** Its lock has to be held. */
   store: BackupStore;
   /** Of the new record. */
   id: string;
   /** Which names are in the backup. Default all. */
   filter?: ((name: { repository: string; tag: string }) => boolean) | undefined;
-  /** Requests at a time. Default 4. */
+  /** Documents that are stored with it, by service. */
+  settings?: readonly { service: string; bytes: Buffer }[] | undefined;
+  /** What the record says beside. */
+  about?: Pick<BackupRecord, 'repositories' | 'duVersion' | 'description'> | undefined;
+  /** Requests, and blobs, at a time. Default 8. */
   concurrency?: number | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: BackupProgress) => void) | undefined;
   retry?: RetryOptions | undefined;
 }
 
-/** A blob of the registry, with a repository that it can be got from. */
-interface Wanted {
-  descriptor: Descriptor;
-  repository: string;
-  /** Known for manifests, which were read to find the rest. */
-  bytes?: Buffer | undefined;
+/** A name whose image is not complete in the registry; it is no part of the backup. */
+export interface SkippedReference {
+  name: string;
+  /** What is missing or damaged. */
+  reason: string;
+}
+
+export interface BackupResult {
+  record: BackupRecord;
+  skipped: SkippedReference[];
+  /** Bytes that the store did not have, before they were encoded. */
+  addedBytes: number;
+}
+
+/** An image, or an index, with what it consists of. */
+interface Root {
+  references: BackupReference[];
+  graph: ImageGraph;
 }
 
 /**
  * Backs up all names of a registry. The names are read first and only digests are followed from then on, so the backup is of one moment while pushes go on; garbage
- * collection has to wait. The record is written last: a run that dies leaves no backup, and the next one finds the blobs. Throws `space_insufficient`
- * before anything is copied, `backup_incomplete` naming what the registry lacks, `digest_mismatch`, `image_unsupported`, `registry_unavailable`,
- * `resource_exists`, and the signal's reason.
+ * collection has to wait. The record is written last: a run that dies leaves no backup, and the next one finds the blobs. What is not complete in the registry
+ * is skipped and named, and stops nothing. Throws `space_insufficient` before anything is copied, `registry_unavailable`, `resource_exists`,
+ * `backup_target_unavailable`, and the signal's reason.
  */
-export async function backupRegistry(options: BackupRegistryOptions): Promise<BackupRecord> {
-  const { store, id, signal, concurrency = 4 } = options;
+export async function backupRegistry(options: BackupRegistryOptions): Promise<BackupResult> {
+  const { store, id, signal, settings = [], about, concurrency = 8 } = options;
   const limit = pLimit(concurrency);
   const progress: BackupProgress = { phase: 'reading names', bytesDone: 0, bytesTotal: 0, itemsDone: 0, itemsTotal: 0 };
   const report = () => options.onProgress?.({ ...progress });
   report();
   const createdAt = new Date().toISOString();
-  const references = await readNames(options, limit);
+  const [references, index] = await Promise.all([readNames(options, limit), store.index()]);
   progress.phase = 'reading manifests';
   report();
-  const wanted = await readManifests(options, references, limit);
-  await checkSpace(store, wanted);
+  const damage = new Map<Digest, string>();
+  const roots = await readRoots(options, references, limit, damage);
+  const wanted = blobsOf(roots);
+  const missing = [...wanted.values()].filter(({ descriptor }) => !index.has(descriptor));
+  const addedBytes = missing.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
+  await checkSpace(store, addedBytes);
   progress.phase = 'copying blobs';
   progress.bytesTotal = [...wanted.values()].reduce((sum, { descriptor }) => sum + descriptor.size, 0);
+  progress.bytesDone = progress.bytesTotal - addedBytes;
   progress.itemsTotal = wanted.size;
+  progress.itemsDone = wanted.size - missing.length;
   report();
-  await all([...wanted.values()], limit, signal, async (blob) => {
+  // Large ones first: the last one to end is then a small one.
+  missing.sort((a, b) => b.descriptor.size - a.descriptor.size);
+  await all(missing, limit, signal, async ({ descriptor, repository }) => {
     let counted = 0;
-    const advance = (bytesDone: number) => {
-      progress.bytesDone += Math.max(0, bytesDone - counted);
-      counted = Math.max(counted, bytesDone);
+    const advance = (count: number) => {
+      const more = Math.max(0, Math.min(count, descriptor.size - counted));
+      counted += more;
+      progress.bytesDone += more;
       report();
     };
-    await copyBlob(options, blob, advance);
+    try {
+      await copyBlob(options, index, descriptor, repository, advance);
+    } catch (error) {
+      const reason = damageOf(error);
+      if (!reason) throw error;
+      damage.set(descriptor.digest, reason);
+    }
     progress.itemsDone += 1;
-    advance(blob.descriptor.size);
+    advance(descriptor.size);
   });
-  return store.writeRecord({ id, createdAt, references, blobs: [...wanted.values()].map(({ descriptor }) => descriptor) });
+  const complete = roots.filter(({ graph }) => ![...graph.manifests, ...graph.blobs].some(({ digest }) => damage.has(digest)));
+  const stored = await Promise.all(
+    settings.map(async ({ service, bytes }) => {
+      const blob = { digest: digestOf(bytes), size: bytes.byteLength };
+      await store.putBlob(index, blob, async () => ({ size: blob.size, open: () => Readable.from([bytes], { objectMode: false }) }), { signal });
+      return { service, ...blob };
+    }),
+  );
+  const blobs = new Map<Digest, { digest: Digest; size: number }>(stored.map(({ digest, size }) => [digest, { digest, size }]));
+  for (const [digest, { descriptor }] of blobsOf(complete)) blobs.set(digest, descriptor);
+  const record = await store.writeRecord({
+    ...about,
+    id,
+    createdAt,
+    sequence: await store.nextSequence(),
+    references: complete.flatMap((root) => root.references),
+    settings: stored,
+    blobs: [...blobs.values()],
+  });
+  const taken = new Set(complete.flatMap((root) => root.references));
+  const reasonOf = new Map(
+    roots.map(({ references: [first], graph }) => [first?.digest, [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean)]),
+  );
+  const skipped = references
+    .toSorted((a, b) => `${a.repository}:${a.tag}`.localeCompare(`${b.repository}:${b.tag}`))
+    .filter((reference) => !taken.has(reference))
+    .map(({ repository, tag, digest }) => ({ name: `${repository}:${tag}`, reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete' }));
+  return { record, skipped, addedBytes };
+}
+
+/** Why an image of the registry cannot be backed up, when that is the image's own fault and not the registry's or the store's. */
+function damageOf(error: unknown): string | undefined {
+  if (!(error instanceof AppError)) return undefined;
+  const codes = ['image_not_found', 'digest_mismatch', 'bundle_corrupt', 'bundle_too_large', 'digest_unsupported', 'image_unsupported'];
+  return codes.includes(error.code) ? String(error.details.detail ?? error.message) : undefined;
 }
 
 /** Runs all work, stops at the first error, and returns only when nothing is running any more. */
@@ -97,7 +169,7 @@ async function all<T>(items: readonly T[], limit: LimitFunction, signal: AbortSi
   for (const result of results) if (result.status === 'rejected') throw result.reason;
 }
 
-async function readNames({ registry, filter = () => true, signal, retry }: BackupRegistryOptions, limit: LimitFunction): Promise<BackupReference[]> {
+async function readNames({ registry, storage, filter = () => true, signal, retry }: BackupRegistryOptions, limit: LimitFunction): Promise<BackupReference[]> {
   const call = <T>(work: () => Promise<T>) => withRetry(work, signal, retry);
   const names: { repository: string; tag: string }[] = [];
   const repositories = await call(() => registry.listRepositories({ signal }));
@@ -106,87 +178,127 @@ async function readNames({ registry, filter = () => true, signal, retry }: Backu
   });
   const references: BackupReference[] = [];
   await all(names, limit, signal, async ({ repository, tag }) => {
-    const found = await call(() => registry.headManifest(repository, tag, { signal }));
+    const seen = await storage?.resolve(repository, tag);
+    const bytes = seen && (await readStored(storage, seen));
+    const found = bytes ? describe(bytes) : await call(() => registry.headManifest(repository, tag, { signal }));
     // A tag that went between the two requests is no part of this moment.
-    if (found) references.push({ repository, tag, ...found });
+    if (found) references.push({ repository, tag, digest: found.digest, mediaType: found.mediaType, size: found.size });
   });
   return references;
 }
 
-/** Everything that the references need, by digest. */
-async function readManifests(
-  { registry, signal, retry }: BackupRegistryOptions,
-  references: readonly BackupReference[],
-  limit: LimitFunction,
-): Promise<Map<Digest, Wanted>> {
-  const wanted = new Map<Digest, Wanted>();
-  const documents = new Map<Digest, Buffer>();
-  const roots = [...new Map(references.map((reference) => [reference.digest, reference])).values()];
-  await all(roots, limit, signal, async ({ repository, tag, digest, mediaType, size }) => {
-    const read = async (wantedDigest: Digest) => {
-      const known = documents.get(wantedDigest);
-      if (known) return known;
-      const manifest = await withRetry(() => registry.getManifest(repository, wantedDigest, { signal }), signal, retry);
-      if (!manifest) throw lacking(`${repository}:${tag}`, wantedDigest);
-      documents.set(wantedDigest, manifest.bytes);
-      return manifest.bytes;
-    };
-    const graph = await walkImage({ digest, mediaType, size }, read).catch((error: unknown) => {
-      // The words are about bundles; here it is the registry that holds something damaged.
-      if (error instanceof AppError && (error.code === 'bundle_corrupt' || error.code === 'digest_unsupported'))
-        throw new AppError('backup_incomplete', { detail: `${repository}:${tag} is damaged in the registry: ${error.message}` }, { cause: error });
-      throw error;
-    });
-    for (const descriptor of graph.manifests) wanted.set(descriptor.digest, { descriptor, repository, bytes: documents.get(descriptor.digest) });
-    for (const descriptor of graph.blobs) if (!wanted.has(descriptor.digest)) wanted.set(descriptor.digest, { descriptor, repository });
-  });
-  return wanted;
-}
-
-const lacking = (name: string, digest: Digest, cause?: unknown) =>
-  new AppError('backup_incomplete', { detail: `the registry lacks ${digest}, which ${name} needs; push or delete that image`, digest }, { cause });
-
-async function checkSpace(store: BackupStore, wanted: ReadonlyMap<Digest, Wanted>): Promise<void> {
-  let neededBytes = 0;
-  for (const { descriptor } of wanted.values()) if (!(await store.hasBlob(descriptor))) neededBytes += descriptor.size;
-  const freeBytes = await store.freeBytes();
-  if (neededBytes > freeBytes) {
-    throw new AppError('space_insufficient', {
-      detail: `the backup needs ${neededBytes} bytes, and ${freeBytes} are free in ${store.dir}`,
-      neededBytes,
-      freeBytes,
-    });
+/** Undefined for what is no manifest: the registry says what it takes it for. */
+function describe(bytes: Buffer): Descriptor | undefined {
+  try {
+    return { digest: digestOf(bytes), mediaType: parseManifest(bytes).mediaType, size: bytes.byteLength };
+  } catch {
+    return undefined;
   }
 }
 
+/** A manifest in the registry's folder; undefined when it cannot be had there as it should be. */
+async function readStored(storage: RegistryStorage | undefined, digest: Digest): Promise<Buffer | undefined> {
+  if (!storage) return undefined;
+  const path = storage.blobFile(digest);
+  try {
+    if ((await stat(path)).size > maxManifestBytes) return undefined;
+    const bytes = await readFile(path);
+    return digestOf(bytes) === digest ? bytes : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** What the references lead to. Those that are damaged are left out, and `damage` says why. */
+async function readRoots(
+  { registry, storage, signal, retry }: BackupRegistryOptions,
+  references: readonly BackupReference[],
+  limit: LimitFunction,
+  damage: Map<Digest, string>,
+): Promise<Root[]> {
+  const byDigest = new Map<Digest, BackupReference[]>();
+  for (const reference of references) byDigest.set(reference.digest, [...(byDigest.get(reference.digest) ?? []), reference]);
+  const roots: Root[] = [];
+  await all([...byDigest.entries()], limit, signal, async ([digest, [first, ...others]]) => {
+    if (!first) return;
+    const read = async (wanted: Digest) => {
+      const stored = await readStored(storage, wanted);
+      if (stored) return stored;
+      const manifest = await withRetry(() => registry.getManifest(first.repository, wanted, { signal }), signal, retry);
+      if (!manifest) throw new AppError('image_not_found', { detail: `the registry lacks ${wanted}` });
+      return manifest.bytes;
+    };
+    try {
+      roots.push({ references: [first, ...others], graph: await walkImage({ digest, mediaType: first.mediaType, size: first.size }, read) });
+    } catch (error) {
+      const reason = damageOf(error);
+      if (!reason) throw error;
+      damage.set(digest, reason);
+    }
+  });
+  return roots;
+}
+
+/** Everything that images need, each digest once, with a repository that it can be got from. */
+function blobsOf(roots: readonly Root[]): Map<Digest, { descriptor: Descriptor; repository: string }> {
+  const blobs = new Map<Digest, { descriptor: Descriptor; repository: string }>();
+  for (const { references, graph } of roots)
+    for (const descriptor of [...graph.manifests, ...graph.blobs]) blobs.set(descriptor.digest, { descriptor, repository: references[0]?.repository ?? '' });
+  return blobs;
+}
+
+/** Throws `space_insufficient`. */
+async function checkSpace(store: BackupStore, neededBytes: number): Promise<void> {
+  const freeBytes = await store.storage.freeBytes();
+  if (freeBytes === undefined || neededBytes <= freeBytes) return;
+  throw new AppError('space_insufficient', {
+    detail: `the backup needs ${neededBytes} bytes, and ${freeBytes} are free in ${store.storage.location}`,
+    neededBytes,
+    freeBytes,
+  });
+}
+
 async function copyBlob(
-  { registry, store, signal, retry }: BackupRegistryOptions,
-  { descriptor, repository, bytes }: Wanted,
-  onBytes: (bytesDone: number) => void,
+  options: Pick<BackupRegistryOptions, 'registry' | 'storage' | 'store' | 'signal' | 'retry'>,
+  index: BlobIndex,
+  descriptor: Descriptor,
+  repository: string,
+  onBytes: (count: number) => void,
 ): Promise<void> {
-  const { digest } = descriptor;
-  if (await store.hasBlob(descriptor)) return;
+  const { store, signal, retry } = options;
   await withRetry(
-    async () => {
-      if (bytes) {
-        await store.putBlob(descriptor, Readable.from([bytes], { objectMode: false }), signal);
-        return;
-      }
-      const content = await registry.getBlob(repository, digest, { signal }).catch((error: unknown) => {
-        throw error instanceof AppError && error.code === 'image_not_found' ? lacking(repository, digest, error) : error;
-      });
-      await store.putBlob(descriptor, Readable.from(counted(content, onBytes), { objectMode: false }), signal);
-    },
+    () =>
+      store.putBlob(index, descriptor, () => openRegistryBlob(options, repository, descriptor), {
+        signal,
+        onBytes,
+        // What says that it is compressed needs no look.
+        mayCompress: !/gzip|zstd/.test(descriptor.mediaType),
+      }),
     signal,
     retry,
   );
 }
 
-async function* counted(content: Readable, onBytes: (bytesDone: number) => void): AsyncGenerator<Uint8Array> {
-  let bytesDone = 0;
-  for await (const chunk of content as AsyncIterable<Uint8Array>) {
-    bytesDone += chunk.byteLength;
-    onBytes(bytesDone);
-    yield chunk;
+/** A blob of a registry, from its folder where it lies there with its size. A manifest has to come in its own way. Content is not verified. */
+export async function openRegistryBlob(
+  { registry, storage, signal }: Pick<BackupRegistryOptions, 'registry' | 'storage' | 'signal'>,
+  repository: string,
+  { digest, mediaType, size }: Descriptor,
+): Promise<BlobReader> {
+  if (storage && (await storage.hasBlob({ digest, size }))) {
+    const path = storage.blobFile(digest);
+    return { size, file: { path, offset: 0 }, open: ({ start } = { start: 0 }) => createReadStream(path, { start, highWaterMark: 1024 * 1024 }) };
   }
+  const open: BlobReader['open'] = ({ start } = { start: 0 }) =>
+    Readable.from(
+      (async function* () {
+        if (isManifestMediaType(mediaType)) {
+          const manifest = await registry.getManifest(repository, digest, { signal });
+          if (!manifest) throw new AppError('image_not_found', { detail: `the registry lacks ${digest}` });
+          yield manifest.bytes.subarray(start);
+        } else yield* await registry.getBlob(repository, digest, { start, signal });
+      })(),
+      { objectMode: false },
+    );
+  return { size, open };
 }

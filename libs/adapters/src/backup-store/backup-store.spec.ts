@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, readFile, rm, truncate, utimes, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, truncate, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { promisify } from 'node:util';
@@ -9,11 +9,12 @@ import { startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdoc
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { openBundle } from '../oci-client/bundle.js';
 import { copyImages } from '../oci-client/copy-image.js';
-import type { ImageSource } from '../oci-client/image-source.js';
+import type { BlobReader, ImageSource } from '../oci-client/image-source.js';
 import { RegistryClient } from '../oci-client/registry-client.js';
 import { type BackupProgress, backupRegistry } from './backup-registry.js';
 import { openBackup } from './backup-source.js';
-import { BackupStore } from './backup-store.js';
+import { type BackupBlob, BackupStore, type BackupStoreOptions } from './backup-store.js';
+import { FolderStorage } from './folder-storage.js';
 
 const run = promisify(execFile);
 const base = { files: { 'bin/sh': 'shell' } };
@@ -23,11 +24,12 @@ let dir: TempDir;
 let server: TestRegistry;
 let registry: RegistryClient;
 let store: BackupStore;
+const open = async (folder: string, options?: BackupStoreOptions) => BackupStore.open(await FolderStorage.open(folder), options);
 beforeEach(async () => {
   dir = await tempDir('backup');
   server = await startRegistry();
   registry = new RegistryClient(server.url);
-  store = await BackupStore.open(join(dir.path, 'store'));
+  store = await open(join(dir.path, 'store'));
 });
 afterEach(async () => {
   await registry.close();
@@ -57,9 +59,19 @@ async function push(images: Parameters<typeof buildOciArchive>[1]): Promise<void
 
 const nginx = () => makeImage({ name: ['reg.site/nginx:1', 'reg.site/nginx:latest'], layers: [base, { randomBytes: 200_000, seed: 'nginx' }] });
 const backup = (id: string, more: Partial<Parameters<typeof backupRegistry>[0]> = {}) => backupRegistry({ registry, store, id, retry, ...more });
+const reading = (content: Uint8Array) => async (): Promise<BlobReader> => ({
+  size: content.byteLength,
+  open: ({ start } = { start: 0 }) => Readable.from([Buffer.from(content.subarray(start))], { objectMode: false }),
+});
+const put = async (blob: BackupBlob, content: Uint8Array, to = store) => to.putBlob(await to.index(), blob, reading(content));
+const has = async (blob: BackupBlob) => (await store.index()).has(blob);
+const prune = async () => {
+  await using lock = await store.lock({ kind: 'exclusive', id: 'prune' });
+  return store.prune(lock);
+};
 const blobFile = (image: TestImage, layer = 1): string => {
   const hex = digestHex(image.layers[layer]?.digest ?? image.configDigest);
-  return join(store.dir, 'blobs/sha256', hex.slice(0, 2), hex);
+  return join(store.storage.location, 'blobs/sha256', hex.slice(0, 2), hex);
 };
 const digests = async (client: RegistryClient) => {
   const found: Record<string, string | undefined> = {};
@@ -72,7 +84,7 @@ describe('a new store', () => {
   it('is made by one of many that open it at once, also where one was killed', async () => {
     const folder = await tempDir('new-store');
     await mkdir(join(folder.path, 'blobs', 'sha256'), { recursive: true });
-    const opened = await Promise.all(Array.from({ length: 8 }, () => BackupStore.open(folder.path)));
+    const opened = await Promise.all(Array.from({ length: 8 }, () => open(folder.path)));
     expect(opened).toHaveLength(8);
     await folder.remove();
   });
@@ -86,7 +98,7 @@ describe('a backup', () => {
     await push([await nginx(), makeIndex('reg.site/deep/pause:3.9', platforms, { attestation: true })]);
     const before = await digests(registry);
     const progress: BackupProgress[] = [];
-    const record = await backup('monday', { onProgress: (at) => progress.push(at) });
+    const { record } = await backup('monday', { onProgress: (at) => progress.push(at) });
     expect(record.references.map(({ repository, tag }) => `${repository}:${tag}`)).toEqual(['deep/pause:3.9', 'nginx:1', 'nginx:latest']);
     expect(progress.at(-1)).toMatchObject({ bytesDone: record.totalBytes, bytesTotal: record.totalBytes, itemsDone: record.blobs.length });
     expect(progress.map(({ bytesDone }) => bytesDone)).toEqual(progress.map(({ bytesDone }) => bytesDone).sort((a, b) => a - b));
@@ -114,10 +126,10 @@ describe('a backup', () => {
   it('stores a blob of several backups once, and only what the filter takes', async () => {
     await push([await nginx()]);
     await backup('one');
-    const blobs = async () => (await readdir(join(store.dir, 'blobs'), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile()).length;
+    const blobs = async () => (await readdir(join(store.storage.location, 'blobs'), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile()).length;
     const first = await blobs();
     await push([await makeImage({ name: 'reg.site/redis:7', layers: [base] })]);
-    const record = await backup('two', { filter: ({ repository }) => repository === 'redis' });
+    const { record } = await backup('two', { filter: ({ repository }) => repository === 'redis' });
     expect(record.references).toHaveLength(1);
     // Its manifest and its configuration; the layer was there.
     expect(await blobs()).toBe(first + 2);
@@ -127,8 +139,8 @@ describe('a backup', () => {
   it('can be checked with common tools', async () => {
     await push([await nginx()]);
     await backup('one');
-    await run('sh', ['-ec', 'cd backups && sha256sum -c one.json.sha256'], { cwd: store.dir });
-    const { stdout } = await run('sh', ['-ec', "cd blobs/sha256 && find . -type f -printf '%f  %p\\n' | sha256sum -c"], { cwd: store.dir });
+    await run('sh', ['-ec', 'cd backups && sha256sum -c one.json.sha256'], { cwd: store.storage.location });
+    const { stdout } = await run('sh', ['-ec', "cd blobs/sha256 && find . -type f -printf '%f  %p\\n' | sha256sum -c"], { cwd: store.storage.location });
     expect(stdout.match(/: OK/g)).toHaveLength((await store.readRecord('one')).blobs.length);
   });
 
@@ -142,17 +154,20 @@ describe('a backup', () => {
     });
     await expect(cancelled).rejects.toThrow('enough');
     expect(await store.listRecords()).toEqual([]);
-    expect(await readdir(join(store.dir, 'tmp'))).toEqual([]);
+    expect(await readdir(join(store.storage.location, 'tmp'))).toEqual([]);
     await backup('one');
     expect(await store.listRecords()).toHaveLength(1);
   });
 
-  it('names what the registry lacks', async () => {
+  it('is of what is complete in the registry, and names what is not', async () => {
     const image = await nginx();
-    await push([image]);
+    await push([image, await makeImage({ name: 'reg.site/redis:7', layers: [base] })]);
     const hex = digestHex(image.layers[1]?.digest ?? image.configDigest);
     await rm(join(server.storageDir, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex), { recursive: true });
-    await expect(backup('one')).rejects.toMatchObject({ code: 'backup_incomplete', details: { digest: image.layers[1]?.digest } });
+    const { record, skipped } = await backup('one');
+    expect(record.references.map(({ repository }) => repository)).toEqual(['redis']);
+    expect(skipped.map(({ name }) => name)).toEqual(['nginx:1', 'nginx:latest']);
+    expect(skipped[0]?.reason).toContain(image.layers[1]?.digest);
   });
 });
 
@@ -165,12 +180,13 @@ describe('a damaged backup', () => {
   });
 
   it('is incomplete when a blob is missing or short', async () => {
+    const names = async () => (await openBackup(store, 'one')).broken.map(({ name }) => name);
     await truncate(blobFile(image), 10);
-    await expect(openBackup(store, 'one')).rejects.toMatchObject({ code: 'backup_incomplete' });
+    expect(await names()).toEqual(['nginx:1', 'nginx:latest']);
     await rm(blobFile(image));
-    await expect(openBackup(store, 'one')).rejects.toMatchObject({ code: 'backup_incomplete' });
+    expect(await names()).toEqual(['nginx:1', 'nginx:latest']);
     await backup('two');
-    await expect(openBackup(store, 'one')).resolves.toBeDefined();
+    expect(await names()).toEqual([]);
   });
 
   it('restores no image of which a blob was changed', async () => {
@@ -179,7 +195,7 @@ describe('a damaged backup', () => {
     await writeFile(blobFile(image), bytes);
     const layer = image.layers[1];
     if (!layer) throw new Error('no layer');
-    await expect(store.verifyBlob({ digest: layer.digest, size: layer.gzip.byteLength })).rejects.toMatchObject({ code: 'backup_corrupt' });
+    await expect(store.verifyBlob(await store.index(), { digest: layer.digest, size: layer.gzip.byteLength })).rejects.toMatchObject({ code: 'backup_corrupt' });
     const other = await startRegistry();
     const target = new RegistryClient(other.url);
     try {
@@ -192,7 +208,7 @@ describe('a damaged backup', () => {
   });
 
   it('is corrupt when its record or a manifest was changed', async () => {
-    const path = join(store.dir, 'backups', 'one.json');
+    const path = join(store.storage.location, 'backups', 'one.json');
     const text = await readFile(path, 'utf8');
     await writeFile(path, text.replace('latest', 'newest'));
     await expect(store.readRecord('one')).rejects.toMatchObject({ code: 'backup_corrupt' });
@@ -200,10 +216,82 @@ describe('a damaged backup', () => {
     await writeFile(path, text);
     const hex = digestHex((await store.readRecord('one')).references[0]?.digest ?? image.configDigest);
     await writeFile(
-      join(store.dir, 'blobs/sha256', hex.slice(0, 2), hex),
+      join(store.storage.location, 'blobs/sha256', hex.slice(0, 2), hex),
       '{"schemaVersion":2}'.padEnd((await registry.getManifest('nginx', '1'))?.bytes.byteLength ?? 0),
     );
-    await expect(openBackup(store, 'one')).rejects.toMatchObject({ code: 'backup_corrupt' });
+    expect(await openBackup(store, 'one')).toMatchObject({ images: [], broken: [{ name: 'nginx:1' }, { name: 'nginx:latest' }] });
+  });
+});
+
+describe('an encoded blob', () => {
+  const text = Buffer.from('What compresses well, compresses well. '.repeat(20_000));
+  const random = randomContent(3_000_000);
+  const blobOf = (content: Uint8Array): BackupBlob => ({ digest: digestOf(content), size: content.byteLength });
+  const stored = async (content: Uint8Array, from = store) => (await from.index()).blobs.get(digestOf(content))?.name ?? '';
+  const readAll = async (content: Uint8Array, start: number, from = store) =>
+    Buffer.concat((await from.openBlob(await from.index(), blobOf(content)).open({ start }).toArray()) as Buffer[]);
+
+  it('is compressed where that pays, and read from anywhere', async () => {
+    await put(blobOf(text), text);
+    await put(blobOf(random), random);
+    expect(await stored(text)).toMatch(/[0-9a-f]{64}\.zst$/);
+    expect(await stored(random)).toMatch(/[0-9a-f]{64}$/);
+    expect((await store.storage.stat(await stored(text)))?.size).toBeLessThan(text.byteLength / 10);
+    for (const start of [0, 1, 700_000]) for (const content of [text, random]) expect((await readAll(content, start)).equals(content.subarray(start))).toBe(true);
+    const { stdout } = await run('sh', ['-c', `zstd -dc < ${await stored(text)} | sha256sum`], { cwd: store.storage.location });
+    expect(stdout).toContain(digestHex(blobOf(text).digest));
+  });
+
+  it('is encrypted for all recipients, opens with age, and with nothing but their keys', async () => {
+    const { stdout: key } = await run('age-keygen', []);
+    const identity = /AGE-SECRET-KEY-1\w+/.exec(key)?.[0] ?? '';
+    const recipient = /age1\w+/.exec(key)?.[0] ?? '';
+    const keyFile = join(dir.path, 'key');
+    await writeFile(keyFile, key);
+    const writer = await open(store.storage.location, { keys: { recipients: [recipient], identities: [] } });
+    const reader = await open(store.storage.location, { keys: { recipients: [recipient], identities: [identity] } });
+    for (const content of [text, random]) {
+      await put(blobOf(content), content, writer);
+      expect(await stored(content)).toMatch(content === text ? /\.zst\.age$/ : /[0-9a-f]{64}\.age$/);
+      await expect(writer.verifyBlob(await writer.index(), blobOf(content))).rejects.toMatchObject({ code: 'backup_key_missing' });
+      await reader.verifyBlob(await reader.index(), blobOf(content));
+      expect((await readAll(content, 10, reader)).equals(content.subarray(10))).toBe(true);
+    }
+    const { stdout } = await run('sh', ['-c', `age -d -i ${keyFile} < ${await stored(text)} | zstd -dc | sha256sum`], { cwd: store.storage.location });
+    expect(stdout).toContain(digestHex(blobOf(text).digest));
+    const { stdout: otherKey } = await run('age-keygen', []);
+    const stranger = await open(store.storage.location, { keys: { recipients: [], identities: [/AGE-SECRET-KEY-1\w+/.exec(otherKey)?.[0] ?? ''] } });
+    await expect(stranger.verifyBlob(await stranger.index(), blobOf(text))).rejects.toMatchObject({ code: 'backup_key_missing' });
+  });
+
+  it('that is damaged is found, set aside, and stored again', async () => {
+    await put(blobOf(text), text);
+    const path = join(store.storage.location, await stored(text));
+    const bytes = await readFile(path);
+    bytes[bytes.byteLength >> 1] = (bytes[bytes.byteLength >> 1] ?? 0) ^ 1;
+    await writeFile(path, bytes);
+    const index = await store.index();
+    await expect(store.verifyBlob(index, blobOf(text))).rejects.toMatchObject({ code: 'backup_corrupt' });
+    await store.setAside(index, blobOf(text));
+    expect(index.has(blobOf(text))).toBe(false);
+    expect(await readdir(join(store.storage.location, 'damaged'))).toHaveLength(1);
+    await put(blobOf(text), text);
+    await store.verifyBlob(await store.index(), blobOf(text));
+  });
+
+  it('of a backup restores like any other', async () => {
+    await push([await nginx()]);
+    const before = await digests(registry);
+    await backup('one');
+    const other = await startRegistry();
+    const target = new RegistryClient(other.url);
+    try {
+      expect((await restore(await openBackup(store, 'one'), target)).map(({ error }) => error)).toEqual([undefined]);
+      expect(await digests(target)).toEqual(before);
+    } finally {
+      await target.close();
+      await other.stop();
+    }
   });
 });
 
@@ -213,18 +301,18 @@ describe('BackupStore', () => {
 
   it('gives wrong bytes no name', async () => {
     for (const wrong of [content.subarray(1), Buffer.concat([content, content]), Buffer.alloc(5000)]) {
-      await expect(store.putBlob(blob, Readable.from([wrong]))).rejects.toMatchObject({ code: 'digest_mismatch' });
+      await expect(put(blob, wrong)).rejects.toMatchObject({ code: 'digest_mismatch' });
     }
-    expect(await store.hasBlob(blob)).toBe(false);
-    expect(await readdir(join(store.dir, 'tmp'))).toEqual([]);
-    expect(await store.putBlob(blob, Readable.from([content]))).toBe('stored');
-    expect(await store.putBlob(blob, Readable.from([content]))).toBe('present');
+    expect(await has(blob)).toBe(false);
+    expect(await readdir(join(store.storage.location, 'tmp'))).toEqual([]);
+    await put(blob, content);
+    expect(await has(blob)).toBe(true);
   });
 
   it('refuses a record without its blobs, another one under the same id, and ids that are paths', async () => {
-    const record = { id: 'one', createdAt: '2024-01-01T00:00:00.000Z', references: [], blobs: [blob] };
+    const record = { id: 'one', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [blob] };
     await expect(store.writeRecord(record)).rejects.toMatchObject({ code: 'backup_incomplete' });
-    await store.putBlob(blob, Readable.from([content]));
+    await put(blob, content);
     await store.writeRecord(record);
     await store.writeRecord(record);
     await expect(store.writeRecord({ ...record, blobs: [] })).rejects.toMatchObject({ code: 'resource_exists' });
@@ -232,34 +320,82 @@ describe('BackupStore', () => {
   });
 
   it('accepts only records that are signed, when it has a key', async () => {
-    await store.writeRecord({ id: 'unsigned', createdAt: '2024-01-01T00:00:00.000Z', references: [], blobs: [] });
-    const signed = await BackupStore.open(store.dir, { hmacKey: Buffer.from('00ff', 'hex') });
+    await store.writeRecord({ id: 'unsigned', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
+    const signed = await open(store.storage.location, { hmacKey: Buffer.from('00ff', 'hex') });
     await expect(signed.readRecord('unsigned')).rejects.toMatchObject({ code: 'backup_corrupt' });
-    await signed.writeRecord({ id: 'signed', createdAt: '2024-01-01T00:00:00.000Z', references: [], blobs: [] });
+    await signed.writeRecord({ id: 'signed', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
     await expect(signed.readRecord('signed')).resolves.toMatchObject({ id: 'signed' });
-    const { stdout } = await run('openssl', ['dgst', '-sha256', '-mac', 'HMAC', '-macopt', 'hexkey:00ff', join(store.dir, 'backups/signed.json')]);
-    expect(stdout.trim().split(' ').at(-1)).toBe((await readFile(join(store.dir, 'backups/signed.json.hmac'), 'utf8')).trim());
+    const { stdout } = await run('openssl', ['dgst', '-sha256', '-mac', 'HMAC', '-macopt', 'hexkey:00ff', join(store.storage.location, 'backups/signed.json')]);
+    expect(stdout.trim().split(' ').at(-1)).toBe((await readFile(join(store.storage.location, 'backups/signed.json.hmac'), 'utf8')).trim());
   });
 
-  it('prunes only what no backup needs and nobody used for a day', async () => {
+  it('prunes only what no backup needs, and what killed writers left', async () => {
     const spare = randomContent(300, 'spare');
-    await store.putBlob(blob, Readable.from([content]));
-    await store.putBlob({ digest: digestOf(spare), size: 300 }, Readable.from([spare]));
-    await store.writeRecord({ id: 'one', createdAt: '2024-01-01T00:00:00.000Z', references: [], blobs: [blob] });
-    expect(await store.prune()).toEqual({ blobs: 0, bytes: 0 });
-    const hex = digestHex(digestOf(spare));
-    const old = new Date(Date.now() - 25 * 60 * 60 * 1000);
-    await utimes(join(store.dir, 'blobs/sha256', hex.slice(0, 2), hex), old, old);
-    expect(await store.prune()).toEqual({ blobs: 1, bytes: 300 });
-    expect(await store.hasBlob(blob)).toBe(true);
+    await put(blob, content);
+    await put({ digest: digestOf(spare), size: 300 }, spare);
+    await writeFile(join(store.storage.location, 'tmp', 'left.part'), '1234567');
+    await store.writeRecord({ id: 'one', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [blob] });
+    expect(await store.findUnneeded()).toHaveLength(1);
+    expect(await store.findUnneeded(new Set(['one']))).toHaveLength(2);
+    expect(await prune()).toEqual({ blobs: 1, bytes: 307 });
+    expect(await has(blob)).toBe(true);
     expect(await store.deleteRecord('one')).toBe(true);
     expect(await store.deleteRecord('one')).toBe(false);
-    expect(await store.prune({ minAgeMs: -1000 })).toEqual({ blobs: 1, bytes: 5000 });
+    expect(await prune()).toEqual({ blobs: 1, bytes: 5000 });
+    expect(await prune()).toEqual({ blobs: 0, bytes: 0 });
+  });
+
+  it('prunes nothing while a record cannot be read', async () => {
+    await put(blob, content);
+    await store.writeRecord({ id: 'one', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
+    await writeFile(join(store.storage.location, 'backups/one.json'), '{}');
+    await expect(prune()).rejects.toMatchObject({ code: 'backup_corrupt' });
+    expect(await has(blob)).toBe(true);
+  });
+
+  it('lets many write and read at a time, and prunes when nobody else is there', async () => {
+    const first = await store.lock({ kind: 'shared', id: 'first' });
+    const second = await store.lock({ kind: 'shared', id: 'second' });
+    const waits: string[][] = [];
+    await expect(store.lock({ kind: 'exclusive', id: 'prune', waitMs: 0, pauseMs: 1, onWait: (holders) => waits.push(holders) })).rejects.toMatchObject({
+      code: 'backup_store_busy',
+    });
+    expect(waits[0]).toEqual(['shared-first', 'shared-second']);
+    await first[Symbol.asyncDispose]();
+    await second[Symbol.asyncDispose]();
+    const pruning = await store.lock({ kind: 'exclusive', id: 'prune' });
+    await expect(store.lock({ kind: 'shared', id: 'third', waitMs: 0, pauseMs: 1 })).rejects.toMatchObject({ code: 'backup_store_busy' });
+    // Who takes the work of a killed process up again has its lock.
+    const again = await store.lock({ kind: 'exclusive', id: 'prune' });
+    await pruning[Symbol.asyncDispose]();
+    await again[Symbol.asyncDispose]();
+    const third = await store.lock({ kind: 'shared', id: 'third' });
+    const lock = join(store.storage.location, 'locks/shared-third.json');
+    const old = new Date(Date.now() - 16 * 60_000);
+    await utimes(lock, old, old);
+    await (await store.lock({ kind: 'exclusive', id: 'prune' }))[Symbol.asyncDispose]();
+    expect(await readdir(join(store.storage.location, 'locks'))).toEqual([]);
+    await third[Symbol.asyncDispose]();
+  });
+
+  it('is not taken for an empty folder, or another store, that is where it was', async () => {
+    const { id, storage } = store;
+    await rename(storage.location, `${storage.location}-carried-away`);
+    await mkdir(storage.location);
+    await expect(put(blob, content)).rejects.toMatchObject({ code: 'backup_target_unavailable' });
+    expect(await readdir(storage.location)).not.toContain('blobs');
+    await expect(store.index()).rejects.toMatchObject({ code: 'backup_target_unavailable' });
+    await rm(storage.location, { recursive: true });
+    await expect(open(storage.location, { expectedId: id })).rejects.toMatchObject({ code: 'backup_target_unavailable' });
+    expect(await readdir(storage.location)).toEqual([]);
+    await open(storage.location);
+    await expect(open(storage.location, { expectedId: id })).rejects.toMatchObject({ code: 'backup_target_changed' });
+    expect((await open(`${storage.location}-carried-away`, { expectedId: id })).id).toBe(id);
   });
 
   it('opens neither a folder with other content nor a store of another version', async () => {
-    await expect(BackupStore.open(dir.path)).rejects.toMatchObject({ code: 'backup_format_unsupported' });
-    await writeFile(join(store.dir, 'VERSION'), 'airdock-backup 2\n');
-    await expect(BackupStore.open(store.dir)).rejects.toMatchObject({ code: 'backup_format_unsupported' });
+    await expect(open(dir.path)).rejects.toMatchObject({ code: 'backup_format_unsupported' });
+    await writeFile(join(store.storage.location, 'VERSION'), 'airdock-backup 2\n');
+    await expect(open(store.storage.location)).rejects.toMatchObject({ code: 'backup_format_unsupported' });
   });
 });

@@ -1,271 +1,365 @@
 /**
- * A store for backups of the registry: content-addressed files in a folder, and one record per backup. It knows neither the registry nor
- * schedules; `backupRegistry` fills it, `openBackup` reads it as an image source. Format: docs/design/backup-format.md
+ * A store for backups of the registry: content-addressed blobs, and one record per backup. It knows neither the registry nor schedules; `backupRegistry` fills it,
+ * `openBackup` reads it as an image source. Format: docs/design/backup-format.md
  */
-
-import { createHmac, timingSafeEqual } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { mkdir, readdir, readFile, rm, stat, statfs, unlink, utimes } from 'node:fs/promises';
-import { join } from 'node:path';
+import { createHmac, randomUUID, timingSafeEqual } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import { type BackupRecord, formatBackupRecord, isBackupId, maxBackupRecordBytes, parseBackupRecord } from '@airdock/core/oci/backup-record';
-import { createDigest, type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
-import { syncFolder, writeDurably } from '../oci-client/durable-file.js';
+import { type BackupContent, type BackupRecord, formatBackupRecord, isBackupId, maxBackupRecordBytes, parseBackupRecord } from '@airdock/core/oci/backup-record';
+import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
+import { createPooledDigest, digestOfFile, hashPieces } from '../oci-client/hash-pool.js';
 import type { BlobReader } from '../oci-client/image-source.js';
+import type { BackupStorage } from './backup-storage.js';
+import { decode, type EncryptionKeys, type Encoding, encode, encodings, isCompressible } from './blob-encoding.js';
+import { type LockOptions, StoreLock } from './store-lock.js';
 
 const version = 'airdock-backup 1\n';
-/** Younger blobs may belong to a backup that is still running. */
-const pruneAgeMs = 24 * 60 * 60 * 1000;
 
 export interface BackupBlob {
   digest: Digest;
-  /** Bytes. */
+  /** Bytes, not encoded. */
   size: number;
 }
 
 export interface BackupStoreOptions {
   /** Signs new records, and requires the signature of those that are read. Default: neither. */
   hmacKey?: Uint8Array | undefined;
+  /** With recipients new blobs are encrypted. */
+  keys?: EncryptionKeys | undefined;
+  /** Whether new blobs that get smaller by it are compressed. Default true. */
+  compress?: boolean | undefined;
+  /** Of the store that must be there; else `backup_target_changed`, or `backup_target_unavailable` where there is none at all. */
+  expectedId?: string | undefined;
+}
+
+export interface PutOptions extends BlobOptions {
+  /** False for what is known to be compressed. Default true: a look at its first bytes decides. */
+  mayCompress?: boolean | undefined;
+}
+
+export interface BlobOptions {
+  signal?: AbortSignal | undefined;
+  /** Called with the number of plain bytes that were just read. */
+  onBytes?: ((count: number) => void) | undefined;
 }
 
 /** What `listRecords` found under one id. */
 export type ListedRecord = { id: string; record: BackupRecord; error?: undefined } | { id: string; record?: undefined; error: AppError };
 
-const isMissing = (error: unknown): boolean => error instanceof Error && 'code' in error && error.code === 'ENOENT';
+interface StoredBlob {
+  name: string;
+  encoding: Encoding;
+  /** Bytes as it lies there. */
+  size: number;
+}
 
-async function readOrUndefined(path: string): Promise<Buffer | undefined> {
-  try {
-    return await readFile(path);
-  } catch (error) {
-    if (isMissing(error)) return undefined;
-    throw error;
+/** What lay in a store at one moment: one listing, in place of a look at each blob. Blobs that are stored through it are added. */
+export class BlobIndex {
+  readonly blobs = new Map<Digest, StoredBlob>();
+
+  /** True when the blob is there, and has its size where that can be told. Its content is not read. */
+  has(blob: BackupBlob): boolean {
+    return this.find(blob) !== undefined;
+  }
+
+  find({ digest, size }: BackupBlob): StoredBlob | undefined {
+    const stored = this.blobs.get(digest);
+    return stored && (stored.encoding !== '' || stored.size === size) ? stored : undefined;
   }
 }
 
-/** Several processes may use one store at a time. */
-export class BackupStore {
+const blobPattern = /^blobs\/sha256\/[0-9a-f]{2}\/([0-9a-f]{64})((?:\.zst)?(?:\.age)?)$/;
+
+const blobName = (digest: Digest, encoding: Encoding): string => {
+  const hex = digestHex(digest);
+  return `blobs/sha256/${hex.slice(0, 2)}/${hex}${encoding}`;
+};
+
+/** Several processes may use one store at a time, when they hold a lock of it: `lock`. */
+export class BackupStore implements AsyncDisposable {
   private constructor(
-    /** The store's folder. */
-    readonly dir: string,
+    readonly storage: BackupStorage,
+    /** Of this store, wherever it is carried. */
+    readonly id: string,
     private readonly options: BackupStoreOptions,
   ) {}
 
   /**
-   * Opens a store; an empty or missing folder becomes one. Throws `backup_format_unsupported` for a folder with other content, and for a
-   * store of a later version.
+   * Opens a store; empty storage becomes one. Throws `backup_format_unsupported` for storage with other content, and for a store of a later version, and
+   * `backup_target_changed`, `backup_target_unavailable`.
    */
-  static async open(dir: string, options: BackupStoreOptions = {}): Promise<BackupStore> {
-    await mkdir(dir, { recursive: true, mode: 0o700 });
-    const path = join(dir, 'VERSION');
-    const found = await readOrUndefined(path);
-    if (found === undefined) {
+  static async open(storage: BackupStorage, options: BackupStoreOptions = {}): Promise<BackupStore> {
+    const { location } = storage;
+    const found = await readSmall(storage, 'VERSION', 1024);
+    if (found && found.toString('utf8') !== version)
+      throw new AppError('backup_format_unsupported', { detail: `${location} says ${JSON.stringify(found.toString('utf8').slice(0, 60))}` });
+    if (!found && options.expectedId)
+      throw new AppError('backup_target_unavailable', { detail: `${location} is empty: the store ${options.expectedId} is not mounted there` });
+    if (!found) {
       // `lost+found` is what a new file system has; the others are of a process that is at this point now, or was killed here.
-      const others = (await readdir(dir)).filter((name) => !['lost+found', 'blobs', 'backups', 'tmp'].includes(name));
-      if (others.length > 0) throw new AppError('backup_format_unsupported', { detail: `${dir} is no backup store, and it is not empty` });
-      for (const folder of ['blobs/sha256', 'backups', 'tmp']) await mkdir(join(dir, folder), { recursive: true });
-      await writeDurably(path, Buffer.from(version), { tmpDir: join(dir, 'tmp') });
-    } else if (found.toString('utf8') !== version) {
-      throw new AppError('backup_format_unsupported', { detail: `${dir} says ${JSON.stringify(found.toString('utf8').slice(0, 60))}` });
+      for await (const { name } of storage.list('')) {
+        if (!/^(lost\+found|blobs|backups|locks|tmp|ID)(\/|$)/.test(name))
+          throw new AppError('backup_format_unsupported', { detail: `${location} is no backup store, and it is not empty: ${name}` });
+      }
     }
-    return new BackupStore(dir, options);
+    // Of those who come at once the last one's id stays; the version is written last, and with it the store exists.
+    if (!(await storage.stat('ID'))) await storage.write('ID', Buffer.from(`${randomUUID()}\n`));
+    if (!found) await storage.write('VERSION', Buffer.from(version));
+    const id = (await readSmall(storage, 'ID', 1024))?.toString('utf8').trim() ?? '';
+    if (options.expectedId && id !== options.expectedId) {
+      throw new AppError('backup_target_changed', { detail: `${location} has the store ${id}, not ${options.expectedId}`, storeId: id });
+    }
+    return new BackupStore(storage, id, options);
   }
 
-  #blobPath(digest: Digest): string {
-    const hex = digestHex(digest);
-    return join(this.dir, 'blobs', 'sha256', hex.slice(0, 2), hex);
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.storage[Symbol.asyncDispose]();
   }
 
-  #recordPath(id: string): string {
-    if (!isBackupId(id)) throw new AppError('resource_not_found', { detail: 'this is no backup id' });
-    return join(this.dir, 'backups', `${id}.json`);
+  /** Has to be held by whoever stores or reads blobs (`shared`) and by whoever prunes (`exclusive`). */
+  lock(options: LockOptions): Promise<StoreLock> {
+    return StoreLock.acquire(this.storage, options);
   }
 
-  /** True when the blob is there with its size; then it is safe from `prune` for a day. Its content is not read. */
-  async hasBlob({ digest, size }: BackupBlob): Promise<boolean> {
-    const path = this.#blobPath(digest);
-    const status = await stat(path).catch(() => undefined);
-    if (status?.size !== size) return false;
-    const now = new Date();
-    await utimes(path, now, now);
-    return true;
+  /** What is there now. */
+  async index(): Promise<BlobIndex> {
+    const index = new BlobIndex();
+    for await (const { name, size } of this.storage.list('blobs/sha256')) {
+      const [, hex, encoding] = blobPattern.exec(name) ?? [];
+      if (hex) index.blobs.set(`sha256:${hex}`, { name, encoding: encoding as Encoding, size });
+    }
+    return index;
   }
 
   /**
-   * Stores a blob, unless it is there. The stream is destroyed in any case. Only bytes with the right digest get a name: `digest_mismatch`.
-   * Throws `space_insufficient`, what the stream throws, and the signal's reason.
+   * Stores a blob, unless it is there. Only bytes with the right digest get a name: `digest_mismatch`. Throws `space_insufficient`, what reading and the storage
+   * throw, and the signal's reason.
    */
-  async putBlob(blob: BackupBlob, content: Readable, signal?: AbortSignal): Promise<'stored' | 'present'> {
-    try {
-      if (await this.hasBlob(blob)) return 'present';
-      const verified = Readable.from(verifiedChunks(blob, content), { objectMode: false });
-      await writeDurably(this.#blobPath(blob.digest), verified, { signal, tmpDir: join(this.dir, 'tmp') });
-      return 'stored';
-    } finally {
-      content.destroy();
+  async putBlob(index: BlobIndex, blob: BackupBlob, reader: () => Promise<BlobReader>, options: PutOptions = {}): Promise<void> {
+    if (index.has(blob)) return;
+    const { keys, compress = true } = this.options;
+    const source = await reader();
+    const encoding: Encoding = `${compress && options.mayCompress !== false && (await isCompressible(source)) ? '.zst' : ''}${keys?.recipients.length ? '.age' : ''}`;
+    const name = blobName(blob.digest, encoding);
+    const former = index.blobs.get(blob.digest);
+    if (encoding === '' && this.storage.place) await this.storage.place(name, blob, async () => source, options);
+    else {
+      const plain = Readable.from(verifiedChunks(blob, source.open(), options), { objectMode: false });
+      await this.storage.write(name, encoding === '' ? plain : encode(plain, encoding, keys ?? { recipients: [], identities: [] }), { signal: options.signal });
     }
+    index.blobs.set(blob.digest, { name, encoding, size: encoding === '' ? blob.size : 0 });
+    // Of another size, and perhaps encoded in another way.
+    if (former && former.name !== name) await this.storage.remove(former.name);
   }
 
-  /** A blob for reading; its content is verified by the consumer. Throws `backup_incomplete`. */
-  async openBlob(blob: BackupBlob): Promise<BlobReader> {
-    const path = this.#blobPath(blob.digest);
-    const status = await stat(path).catch(() => undefined);
-    if (status?.size !== blob.size) throw incomplete(blob, status?.size);
-    return { size: status.size, open: ({ start } = { start: 0 }) => createReadStream(path, { start, highWaterMark: 1024 * 1024 }) };
+  /** A blob for reading; its content is verified by the consumer. Throws `backup_incomplete`; its streams end with `backup_corrupt`, `backup_key_missing`. */
+  openBlob(index: BlobIndex, blob: BackupBlob): BlobReader {
+    const stored = index.find(blob);
+    if (!stored) throw incomplete(blob, index.blobs.get(blob.digest)?.size);
+    const { name, encoding } = stored;
+    const plain = encoding === '';
+    const open: BlobReader['open'] = ({ start } = { start: 0 }) => {
+      if (plain) return this.storage.read(name, { start });
+      const content = decode(this.storage.read(name), encoding, this.options.keys ?? { recipients: [], identities: [] });
+      return start === 0 ? content : Readable.from(skip(content, start), { objectMode: false });
+    };
+    const path = plain ? this.storage.pathOf?.(name) : undefined;
+    return { size: blob.size, open, ...(path !== undefined && { file: { path, offset: 0 } }) };
   }
 
-  /** A small blob in memory, verified. Throws `backup_incomplete` and `backup_corrupt`. */
-  async readBlob(digest: Digest, maxBytes: number): Promise<Buffer> {
-    const path = this.#blobPath(digest);
-    const status = await stat(path).catch(() => undefined);
-    if (!status) throw incomplete({ digest });
-    if (status.size > maxBytes) throw corruptBlob(digest, `${status.size} bytes`);
-    const bytes = await readFile(path);
+  /** A small blob in memory, verified. Throws `backup_incomplete`, `backup_corrupt`, `backup_key_missing`. */
+  async readBlob(index: BlobIndex, blob: BackupBlob, maxBytes: number): Promise<Buffer> {
+    if (blob.size > maxBytes) throw corruptBlob(blob.digest, `${blob.size} bytes`);
+    const bytes = await readAtMost(this.openBlob(index, blob).open(), maxBytes);
     const actual = digestOf(bytes);
-    if (actual !== digest) throw corruptBlob(digest, `the digest ${actual}`);
+    if (actual !== blob.digest) throw corruptBlob(blob.digest, `the digest ${actual}`);
     return bytes;
   }
 
-  /** Reads a blob to its end. Throws `backup_incomplete` when it is missing, `backup_corrupt` when it is damaged. */
-  async verifyBlob(blob: BackupBlob, signal?: AbortSignal): Promise<void> {
-    const digest = createDigest();
-    for await (const chunk of (await this.openBlob(blob)).open()) {
-      signal?.throwIfAborted();
-      digest.update(chunk as Buffer);
-    }
-    const actual = digest.value();
+  /** Reads a blob to its end. Throws `backup_incomplete` when it is missing, `backup_corrupt` when it is damaged, `backup_key_missing`. */
+  async verifyBlob(index: BlobIndex, blob: BackupBlob, { signal, onBytes }: BlobOptions = {}): Promise<void> {
+    const { file, open } = this.openBlob(index, blob);
+    const actual = file ? await digestOfFile(file.path, { signal, onBytes }) : await digestOfStream(open(), { signal, onBytes });
     if (actual !== blob.digest) throw corruptBlob(blob.digest, `the digest ${actual}`);
   }
 
-  /** Bytes that can still be written. */
-  async freeBytes(): Promise<number> {
-    const { bavail, bsize } = await statfs(this.dir);
-    return bavail * bsize;
+  /** Takes a damaged blob out, so that the next backup brings it again; the bytes stay in `damaged/` to be looked at. */
+  async setAside(index: BlobIndex, { digest }: BackupBlob): Promise<void> {
+    const stored = index.blobs.get(digest);
+    if (!stored) return;
+    await this.storage.move(stored.name, `damaged/${stored.name.split('/').at(-1)}`);
+    index.blobs.delete(digest);
   }
 
   /**
    * Makes a backup exist, after looking that all of its blobs are there: `backup_incomplete`. Writing the same record again does nothing; another
    * one under the same id is refused with `resource_exists`.
    */
-  async writeRecord(content: Omit<BackupRecord, 'formatVersion' | 'totalBytes'>): Promise<BackupRecord> {
-    const path = this.#recordPath(content.id);
+  async writeRecord(content: BackupContent): Promise<BackupRecord> {
+    const name = recordName(content.id);
     const bytes = formatBackupRecord(content);
     const record = parseBackupRecord(bytes, content.id);
-    for (const blob of record.blobs) if (!(await this.hasBlob(blob))) throw incomplete(blob);
-    const existing = await readOrUndefined(path);
+    const index = await this.index();
+    for (const blob of record.blobs) if (!index.has(blob)) throw incomplete(blob);
+    const existing = await readSmall(this.storage, name, maxBackupRecordBytes);
     if (existing?.equals(bytes)) return record;
     if (existing) throw new AppError('resource_exists', { detail: `there is a backup ${content.id}` });
-    const options = { tmpDir: join(this.dir, 'tmp') };
-    if (this.options.hmacKey) await writeDurably(`${path}.hmac`, Buffer.from(`${this.#sign(bytes, this.options.hmacKey)}\n`), options);
-    await writeDurably(`${path}.sha256`, Buffer.from(`${digestHex(digestOf(bytes))}  ${content.id}.json\n`), options);
-    await writeDurably(path, bytes, options);
+    if (this.options.hmacKey) await this.storage.write(`${name}.hmac`, Buffer.from(`${sign(bytes, this.options.hmacKey)}\n`));
+    await this.storage.write(`${name}.sha256`, Buffer.from(`${digestHex(digestOf(bytes))}  ${content.id}.json\n`));
+    await this.storage.write(name, bytes);
     return record;
-  }
-
-  #sign(bytes: Uint8Array, key: Uint8Array): string {
-    return createHmac('sha256', key).update(bytes).digest('hex');
   }
 
   /** Throws `resource_not_found`, `backup_corrupt`, `backup_format_unsupported`. Blobs are not looked at. */
   async readRecord(id: string): Promise<BackupRecord> {
-    const path = this.#recordPath(id);
-    const size = await stat(path).then(
-      (status) => status.size,
-      (cause: unknown) => {
-        throw new AppError('resource_not_found', { detail: `the store has no backup ${id}` }, { cause });
-      },
-    );
+    const name = recordName(id);
     const corrupt = (detail: string) => new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
-    if (size > maxBackupRecordBytes) throw corrupt(`has ${size} bytes`);
-    const bytes = await readFile(path);
-    const checksum = (await readOrUndefined(`${path}.sha256`))?.toString('utf8').slice(0, 64);
+    const file = await this.storage.stat(name);
+    if (!file) throw new AppError('resource_not_found', { detail: `the store has no backup ${id}` });
+    if (file.size > maxBackupRecordBytes) throw corrupt(`has ${file.size} bytes`);
+    const bytes = await readAtMost(this.storage.read(name), maxBackupRecordBytes);
+    const checksum = (await readSmall(this.storage, `${name}.sha256`, 1024))?.toString('utf8').slice(0, 64);
     if (checksum !== digestHex(digestOf(bytes))) throw corrupt('does not have its checksum');
     if (this.options.hmacKey) {
-      const signature = (await readOrUndefined(`${path}.hmac`))?.toString('utf8').trim() ?? '';
-      const expected = this.#sign(bytes, this.options.hmacKey);
+      const signature = (await readSmall(this.storage, `${name}.hmac`, 1024))?.toString('utf8').trim() ?? '';
+      const expected = sign(bytes, this.options.hmacKey);
       if (signature.length !== expected.length || !timingSafeEqual(Buffer.from(signature), Buffer.from(expected))) throw corrupt('is not signed with the key');
     }
     return parseBackupRecord(bytes, id);
   }
 
+  /** The ids of all backups, in order. */
+  async listIds(): Promise<string[]> {
+    const ids: string[] = [];
+    for await (const { name } of this.storage.list('backups')) {
+      const [, id] = /^backups\/([^/]+)\.json$/.exec(name) ?? [];
+      if (id && isBackupId(id)) ids.push(id);
+    }
+    return ids.sort();
+  }
+
   /** All backups by id; one that cannot be read does not hide the others. */
   async listRecords(): Promise<ListedRecord[]> {
-    const names = await readdir(join(this.dir, 'backups'));
-    const ids = names.filter((name) => name.endsWith('.json')).map((name) => name.slice(0, -'.json'.length));
-    return Promise.all(
-      ids
-        .filter(isBackupId)
-        .sort()
-        .map((id) =>
-          this.readRecord(id).then(
-            (record): ListedRecord => ({ id, record }),
-            (error: unknown): ListedRecord => ({ id, error: error instanceof AppError ? error : new AppError('internal_error', {}, { cause: error }) }),
-          ),
-        ),
-    );
+    const records: ListedRecord[] = [];
+    for (const id of await this.listIds()) {
+      try {
+        records.push({ id, record: await this.readRecord(id) });
+      } catch (error) {
+        // One that was deleted meanwhile is none.
+        if (!(error instanceof AppError)) throw error;
+        if (error.code !== 'resource_not_found') records.push({ id, error });
+      }
+    }
+    return records;
+  }
+
+  /** For the next backup. Two that end at once may get the same. */
+  async nextSequence(): Promise<number> {
+    return Math.max(0, ...(await this.listRecords()).map(({ record }) => record?.sequence ?? 0)) + 1;
   }
 
   /** Removes a backup, not its blobs. False when there is none. */
   async deleteRecord(id: string): Promise<boolean> {
-    const path = this.#recordPath(id);
-    const existed = await unlink(path).then(
-      () => true,
-      (error: unknown) => {
-        if (isMissing(error)) return false;
-        throw error;
-      },
-    );
-    for (const companion of ['.sha256', '.hmac']) await rm(`${path}${companion}`, { force: true });
-    await syncFolder(join(this.dir, 'backups'));
+    const name = recordName(id);
+    const existed = (await this.storage.stat(name)) !== undefined;
+    for (const suffix of ['', '.sha256', '.hmac']) await this.storage.remove(`${name}${suffix}`);
     return existed;
   }
 
   /**
-   * Removes blobs that no backup needs, and what killed writers left, when older than `minAgeMs` (default a day). Throws the error of any record that
-   * cannot be read, and removes nothing then.
+   * What no backup needs, but for the ids in `without`, as if those were deleted. Throws the error of any record that cannot be read: what it needs is
+   * not known.
    */
-  async prune({ minAgeMs = pruneAgeMs, signal }: { minAgeMs?: number; signal?: AbortSignal | undefined } = {}): Promise<{ blobs: number; bytes: number }> {
-    const needed = new Set<string>();
-    for (const { record, error } of await this.listRecords()) {
+  async findUnneeded(without: ReadonlySet<string> = new Set()): Promise<StoredBlob[]> {
+    const needed = new Set<Digest>();
+    for (const { id, record, error } of await this.listRecords()) {
       if (error) throw error;
-      for (const { digest } of record.blobs) needed.add(digestHex(digest));
+      if (!without.has(id)) for (const { digest } of record.blobs) needed.add(digest);
     }
-    const newest = Date.now() - minAgeMs;
-    const removed = { blobs: 0, bytes: 0 };
-    const root = join(this.dir, 'blobs', 'sha256');
-    for (const folder of [...(await readdir(root)).map((name) => join(root, name)), join(this.dir, 'tmp')]) {
-      for (const name of await readdir(folder)) {
-        signal?.throwIfAborted();
-        if (needed.has(name)) continue;
-        const status = await stat(join(folder, name)).catch(() => undefined);
-        if (!status?.isFile() || status.mtimeMs > newest) continue;
-        await rm(join(folder, name), { force: true });
-        removed.blobs += 1;
-        removed.bytes += status.size;
-      }
+    return [...(await this.index()).blobs].filter(([digest]) => !needed.has(digest)).map(([, blob]) => blob);
+  }
+
+  /** Removes blobs that no backup needs, and what killed writers left. The lock must be exclusive. */
+  async prune(lock: StoreLock, { signal, onBlob }: { signal?: AbortSignal | undefined; onBlob?: (done: number, total: number) => void } = {}): Promise<Pruned> {
+    const unneeded = await this.findUnneeded();
+    const pruned: Pruned = { blobs: 0, bytes: 0 };
+    for (const { name, size } of unneeded) {
+      signal?.throwIfAborted();
+      lock.assertHeld();
+      await this.storage.remove(name);
+      pruned.blobs += 1;
+      pruned.bytes += size;
+      onBlob?.(pruned.blobs, unneeded.length);
     }
-    return removed;
+    lock.assertHeld();
+    pruned.bytes += await this.storage.sweep();
+    return pruned;
   }
 }
+
+export interface Pruned {
+  blobs: number;
+  /** As they lay there, with unfinished files. */
+  bytes: number;
+}
+
+function recordName(id: string): string {
+  if (!isBackupId(id)) throw new AppError('resource_not_found', { detail: 'this is no backup id' });
+  return `backups/${id}.json`;
+}
+
+const sign = (bytes: Uint8Array, key: Uint8Array): string => createHmac('sha256', key).update(bytes).digest('hex');
 
 const incomplete = ({ digest, size }: { digest: Digest; size?: number }, found?: number) =>
   new AppError('backup_incomplete', { detail: `blob ${digest} ${found === undefined ? 'is missing' : `has ${found} bytes instead of ${size}`}`, digest });
 const corruptBlob = (digest: Digest, found: string) => new AppError('backup_corrupt', { detail: `blob ${digest} has ${found}`, digest });
 
+/** A small file; undefined when it is not there. */
+async function readSmall(storage: BackupStorage, name: string, maxBytes: number): Promise<Buffer | undefined> {
+  return (await storage.stat(name)) && readAtMost(storage.read(name), maxBytes);
+}
+
+async function readAtMost(content: Readable, maxBytes: number): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of content) {
+    size += (chunk as Buffer).byteLength;
+    if (size > maxBytes) throw new AppError('backup_corrupt', { detail: `a file of the store has more than ${maxBytes} bytes` });
+    chunks.push(chunk as Buffer);
+  }
+  return Buffer.concat(chunks);
+}
+
+async function digestOfStream(content: Readable, options: BlobOptions): Promise<Digest> {
+  const digest = createPooledDigest();
+  const look = hashPieces(digest, options);
+  for await (const chunk of content) await look(chunk as Buffer);
+  return digest.value();
+}
+
 /** Fails instead of ending when the bytes are not those of the digest. */
-async function* verifiedChunks({ digest, size }: BackupBlob, content: Readable): AsyncGenerator<Uint8Array> {
-  const running = createDigest();
+async function* verifiedChunks({ digest, size }: BackupBlob, content: Readable, options: BlobOptions): AsyncGenerator<Uint8Array> {
+  const running = createPooledDigest();
+  const look = hashPieces(running, options);
   let count = 0;
-  for await (const chunk of content as AsyncIterable<Uint8Array>) {
-    running.update(chunk);
+  for await (const chunk of content as AsyncIterable<Buffer>) {
+    await look(chunk);
     count += chunk.byteLength;
     if (count > size) break;
     yield chunk;
   }
-  const actual = running.value();
+  const actual = await running.value();
   if (count === size && actual === digest) return;
   throw new AppError('digest_mismatch', {
     detail: `${digest}: ${count === size ? `the content has the digest ${actual}` : `${count} bytes instead of ${size}`}`,
     digest,
   });
+}
+
+async function* skip(content: Readable, start: number): AsyncGenerator<Uint8Array> {
+  let left = start;
+  for await (const chunk of content as AsyncIterable<Buffer>) {
+    if (chunk.byteLength > left) yield chunk.subarray(left);
+    left = Math.max(0, left - chunk.byteLength);
+  }
 }

@@ -20,11 +20,29 @@ export interface BackupRecord {
   id: string;
   /** RFC 3339, UTC. */
   createdAt: string;
+  /** One more than the largest in the store before: the order of backups, whatever the clock said. */
+  sequence: number;
   references: BackupReference[];
-  /** Manifests, configurations and layers; each digest once. */
+  /** Airdock's own state, one document of each service; among `blobs` too. */
+  settings: BackupSettings[];
+  /** Manifests, configurations, layers and settings; each digest once. */
   blobs: { digest: Digest; size: number }[];
   totalBytes: number;
+  /** Which repositories were taken, as patterns; all without it. */
+  repositories?: string[] | undefined;
+  /** Of the DU that it was made on. */
+  duVersion?: string | undefined;
+  description?: string | undefined;
 }
+
+export interface BackupSettings {
+  service: string;
+  digest: Digest;
+  size: number;
+}
+
+/** What a record says beside what follows from it. */
+export type BackupContent = Omit<BackupRecord, 'formatVersion' | 'totalBytes'>;
 
 export const maxBackupRecordBytes = 64 * 1024 * 1024;
 
@@ -37,24 +55,34 @@ const recordSchema = z.object({
   formatVersion: z.literal(1),
   id: z.string().refine(isBackupId),
   createdAt: z.iso.datetime(),
+  sequence: size.default(0),
   references: z.array(
     z.object({ repository: z.string().refine(isRepository), tag: z.string().refine(isTag), digest, mediaType: z.string().refine(isManifestMediaType), size }),
   ),
+  settings: z.array(z.object({ service: z.string().regex(/^[a-z]{1,40}$/), digest, size })).default([]),
   blobs: z.array(z.object({ digest, size })),
   totalBytes: size,
+  repositories: z.array(z.string()).optional(),
+  duVersion: z.string().optional(),
+  description: z.string().optional(),
 });
 
 const order = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
 /** The bytes of a record: the same content gives the same bytes. */
-export function formatBackupRecord({ id, createdAt, references, blobs }: Omit<BackupRecord, 'formatVersion' | 'totalBytes'>): Buffer {
+export function formatBackupRecord({ id, createdAt, sequence, references, settings, blobs, repositories, duVersion, description }: BackupContent): Buffer {
   const record: BackupRecord = {
     formatVersion: 1,
     id,
     createdAt,
+    sequence,
+    description,
+    duVersion,
+    repositories,
     references: references
       .map(({ repository, tag, digest, mediaType, size }) => ({ repository, tag, digest, mediaType, size }))
       .sort((a, b) => order(a.repository, b.repository) || order(a.tag, b.tag)),
+    settings: settings.map(({ service, digest, size }) => ({ service, digest, size })).sort((a, b) => order(a.service, b.service)),
     blobs: blobs.map(({ digest, size }) => ({ digest, size })).sort((a, b) => order(a.digest, b.digest)),
     totalBytes: blobs.reduce((sum, blob) => sum + blob.size, 0),
   };
@@ -80,5 +108,6 @@ export function parseBackupRecord(bytes: Uint8Array, id: string): BackupRecord {
   if (sizes.size !== record.blobs.length) throw corrupt('lists a blob twice');
   const stray = record.references.find((reference) => sizes.get(reference.digest) !== reference.size);
   if (stray) throw corrupt(`does not list what ${stray.repository}:${stray.tag} points at`);
+  if (record.settings.some((one) => sizes.get(one.digest) !== one.size)) throw corrupt('does not list its settings');
   return record;
 }

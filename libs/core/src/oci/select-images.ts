@@ -16,8 +16,8 @@ function matcherOf(text: string): (name: string) => boolean {
   return /[*?]/.test(text) ? (name) => matchesPattern(name, text) : (name) => name === text;
 }
 
-/** In steps of at most the product of both lengths, whatever the pattern: it comes from a request. */
-function matchesPattern(name: string, pattern: string): boolean {
+/** A pattern as `selectImages` has them. In steps of at most the product of both lengths, whatever the pattern: it comes from a request. */
+export function matchesPattern(name: string, pattern: string): boolean {
   let at = 0;
   let star = -1;
   let starAt = 0;

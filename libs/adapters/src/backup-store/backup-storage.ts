@@ -1,0 +1,44 @@
+import type { Readable } from 'node:stream';
+import type { Digest } from '@airdock/core/oci/digest';
+import type { BlobReader } from '../oci-client/image-source.js';
+
+/** Names have `/` between their parts, e.g. `backups/ID.json`. */
+export interface StoredFile {
+  name: string;
+  /** Bytes as they lie there. */
+  size: number;
+  /** When it was written, ms, by the clock of the storage. */
+  modifiedAt: number;
+}
+
+export interface WriteOptions {
+  signal?: AbortSignal | undefined;
+}
+
+/**
+ * Where a backup store keeps its files: a folder, or a bucket. All of it throws `backup_target_unavailable` when the storage is away, and `space_insufficient`
+ * when it is full.
+ */
+export interface BackupStorage extends AsyncDisposable {
+  /** For people: a path, or an `s3://` address. */
+  readonly location: string;
+  /** The files below a folder (`''`: all), however deep, in any order; none when there is no such folder. */
+  list(folder: string): AsyncIterable<StoredFile>;
+  stat(name: string): Promise<StoredFile | undefined>;
+  /** The bytes from `start` to the end. What goes wrong is an error of the stream. */
+  read(name: string, range?: { start: number }): Readable;
+  /** The file is there in full when the promise resolves, also after a power cut, and not at all before; an older one is replaced. Destroys the stream. */
+  write(name: string, content: Readable | Uint8Array, options?: WriteOptions): Promise<void>;
+  /** `write` of a blob as it is, verified, where that is faster than a stream. Throws `digest_mismatch`. */
+  place?(name: string, blob: { digest: Digest; size: number }, reader: () => Promise<BlobReader>, options: WriteOptions & { onBytes?: (count: number) => void }): Promise<void>;
+  /** Where a file lies on this machine, for readers that are faster without a stream. */
+  pathOf?(name: string): string;
+  /** Gives a file another name. */
+  move(from: string, to: string): Promise<void>;
+  /** Nothing when it is not there. */
+  remove(name: string): Promise<void>;
+  /** Removes what killed writers left, of all processes: called while nobody writes. Returns the bytes. */
+  sweep(): Promise<number>;
+  /** Bytes that can still be written; undefined when nobody can tell. */
+  freeBytes(): Promise<number | undefined>;
+}

@@ -1,0 +1,156 @@
+import { createReadStream, type Dirent } from 'node:fs';
+import { mkdir, readdir, rename, rm, stat, statfs } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { Readable } from 'node:stream';
+import { AppError } from '@airdock/core/errors';
+import { BlobPlacer } from '../oci-client/blob-placer.js';
+import { syncFolder, writeDurably } from '../oci-client/durable-file.js';
+import type { BackupStorage, StoredFile, WriteOptions } from './backup-storage.js';
+
+const codeOf = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : '');
+
+/** What a disk, an NFS server or a cable that is gone looks like. */
+const awayCodes = new Set(['EIO', 'ENODEV', 'ENXIO', 'ESTALE', 'ENOTCONN', 'EHOSTDOWN', 'EHOSTUNREACH', 'ETIMEDOUT', 'EROFS', 'ESHUTDOWN', 'EREMOTEIO']);
+
+/** A folder of this machine, or on NFS. */
+export class FolderStorage implements BackupStorage {
+  readonly #placer: BlobPlacer;
+  readonly #tmp: string;
+
+  private constructor(
+    readonly location: string,
+    /** Device and number of the folder: when its disk is unmounted another folder is there, below the mount. */
+    private readonly identity: string,
+  ) {
+    this.#tmp = join(location, 'tmp');
+    this.#placer = new BlobPlacer(location, this.#tmp);
+  }
+
+  /** Makes the folder if its parent is there. */
+  static async open(path: string): Promise<FolderStorage> {
+    try {
+      await mkdir(path, { recursive: true, mode: 0o700 });
+      return new FolderStorage(path, await identify(path));
+    } catch (error) {
+      throw away(path, error);
+    }
+  }
+
+  async *list(folder: string): AsyncIterable<StoredFile> {
+    for (const entry of await this.#entries(folder)) {
+      const name = folder === '' ? entry.name : `${folder}/${entry.name}`;
+      if (entry.isDirectory()) yield* this.list(name);
+      else if (entry.isFile()) {
+        const file = await this.stat(name);
+        if (file) yield file;
+      }
+    }
+    await this.#assertSame();
+  }
+
+  async #entries(folder: string): Promise<Dirent[]> {
+    try {
+      return await readdir(join(this.location, folder), { withFileTypes: true });
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT') return [];
+      throw away(this.location, error);
+    }
+  }
+
+  async stat(name: string): Promise<StoredFile | undefined> {
+    try {
+      const { size, mtimeMs } = await stat(join(this.location, name));
+      return { name, size, modifiedAt: mtimeMs };
+    } catch (error) {
+      if (codeOf(error) === 'ENOENT') return undefined;
+      throw away(this.location, error);
+    }
+  }
+
+  read(name: string, { start }: { start: number } = { start: 0 }): Readable {
+    const location = this.location;
+    const file = createReadStream(join(location, name), { start, highWaterMark: 1024 * 1024 });
+    return Readable.from(
+      (async function* () {
+        try {
+          for await (const chunk of file) yield chunk as Buffer;
+        } catch (error) {
+          throw away(location, error);
+        }
+      })(),
+      { objectMode: false },
+    );
+  }
+
+  write(name: string, content: Readable | Uint8Array, { signal }: WriteOptions = {}): Promise<void> {
+    return this.#writing(() => writeDurably(join(this.location, name), content, { signal, tmpDir: this.#tmp }));
+  }
+
+  place(name: string, ...[blob, reader, options]: DropFirst<Parameters<NonNullable<BackupStorage['place']>>>): Promise<void> {
+    return this.#writing(async () => {
+      await this.#placer.bring(join(this.location, name), blob, reader, options);
+    });
+  }
+
+  pathOf(name: string): string {
+    return join(this.location, name);
+  }
+
+  move(from: string, to: string): Promise<void> {
+    return this.#writing(async () => {
+      await mkdir(dirname(join(this.location, to)), { recursive: true });
+      await rename(join(this.location, from), join(this.location, to));
+      await syncFolder(dirname(join(this.location, to)));
+    });
+  }
+
+  async remove(name: string): Promise<void> {
+    await this.#writing(() => rm(join(this.location, name), { force: true }));
+  }
+
+  async sweep(): Promise<number> {
+    let bytes = 0;
+    for await (const { name, size } of this.list('tmp')) {
+      await this.remove(name);
+      bytes += size;
+    }
+    return bytes;
+  }
+
+  async freeBytes(): Promise<number> {
+    const { bavail, bsize } = await statfs(this.location);
+    return bavail * bsize;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+
+  /** Never writes below the mount of a disk that is gone, and never takes what it wrote there for written. */
+  async #writing<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      await this.#assertSame();
+      const result = await work();
+      await this.#assertSame();
+      return result;
+    } catch (error) {
+      throw away(this.location, error);
+    }
+  }
+
+  async #assertSame(): Promise<void> {
+    if ((await identify(this.location)) !== this.identity) throw away(this.location);
+  }
+}
+
+type DropFirst<T extends unknown[]> = T extends [unknown, ...infer Rest] ? Rest : never;
+
+async function identify(path: string): Promise<string> {
+  const { dev, ino } = await stat(path);
+  return `${dev}:${ino}`;
+}
+
+function away(location: string, cause?: unknown): unknown {
+  const code = codeOf(cause);
+  if (cause !== undefined && !awayCodes.has(code) && !(code === 'ENOENT' && (cause as NodeJS.ErrnoException).path === location)) return cause;
+  const detail = `${location}: ${code || 'another folder is there now: its disk is not mounted any more'}`;
+  return new AppError('backup_target_unavailable', { detail }, { cause });
+}

@@ -1,0 +1,105 @@
+/**
+ * Who works in a backup store, whichever machine: files in `locks/`. Any number of processes may write and read at a time; only pruning, which removes, needs the store
+ * alone. Each first writes its own lock and then looks at the others', so of two who come at once at least one sees the other and steps back.
+ */
+import { hostname } from 'node:os';
+import { setTimeout as delay } from 'node:timers/promises';
+import { AppError } from '@airdock/core/errors';
+import type { BackupStorage, StoredFile } from './backup-storage.js';
+
+export type LockKind = 'shared' | 'exclusive';
+
+const renewMs = 60_000;
+/** By the clock of the storage, so that a clock that is set back ends nobody's lock. */
+const staleMs = 15 * 60_000;
+/** After so long without having renewed it a holder stops by itself, before others may take the lock for stale. */
+const trustMs = 10 * 60_000;
+
+export interface LockOptions {
+  kind: LockKind;
+  /** Of the work: whoever takes it up again after a kill has its lock. */
+  id: string;
+  /** Ms; then `backup_store_busy`. Default: as long as it takes. */
+  waitMs?: number | undefined;
+  pauseMs?: number | undefined;
+  signal?: AbortSignal | undefined;
+  /** Called before each wait with the names of who is in the way. */
+  onWait?: ((holders: string[]) => void) | undefined;
+}
+
+export class StoreLock implements AsyncDisposable {
+  #renewedAt = performance.now();
+  readonly #lost = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  #renewing: Promise<void> = Promise.resolve();
+
+  private constructor(
+    private readonly storage: BackupStorage,
+    private readonly name: string,
+    private readonly content: Buffer,
+  ) {
+    this.#timer = setInterval(() => {
+      this.#renewing = this.#renewing.then(() => this.#renew());
+    }, renewMs);
+    this.#timer.unref();
+  }
+
+  /** Throws `backup_store_busy`, what the storage throws, and the signal's reason. */
+  static async acquire(storage: BackupStorage, { kind, id, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, signal, onWait }: LockOptions): Promise<StoreLock> {
+    const name = `locks/${kind}-${id}.json`;
+    const content = Buffer.from(`${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}`, since: new Date().toISOString() })}\n`);
+    const started = performance.now();
+    for (;;) {
+      signal?.throwIfAborted();
+      await storage.write(name, content);
+      const others = await findOthers(storage, name, kind);
+      if (others.length === 0) return new StoreLock(storage, name, content);
+      await storage.remove(name);
+      const holders = others.map((other) => other.slice('locks/'.length, -'.json'.length));
+      onWait?.(holders);
+      if (performance.now() - started > waitMs) throw new AppError('backup_store_busy', { detail: `in the way: ${holders.slice(0, 5).join(', ')}` });
+      await delay(pauseMs * (0.5 + Math.random()), undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
+    }
+  }
+
+  /** Aborts when the lock cannot be kept. */
+  get signal(): AbortSignal {
+    return this.#lost.signal;
+  }
+
+  /** Throws when the lock may be another's by now: for a process that was frozen, before it removes or promises anything. */
+  assertHeld(): void {
+    if (performance.now() - this.#renewedAt > trustMs) throw new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' });
+  }
+
+  async #renew(): Promise<void> {
+    const askedAt = performance.now();
+    try {
+      await this.storage.write(this.name, this.content);
+      this.#renewedAt = askedAt;
+    } catch (error) {
+      if (performance.now() - this.#renewedAt > trustMs) this.#lost.abort(error);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    clearInterval(this.#timer);
+    await this.#renewing;
+    // A storage that is gone lets the lock become stale; what the work itself failed with matters more.
+    await this.storage.remove(this.name).catch(() => undefined);
+  }
+}
+
+/** Locks that are in the way; stale ones are removed. Our own was just written: its time is the storage's now. */
+async function findOthers(storage: BackupStorage, own: string, kind: LockKind): Promise<string[]> {
+  const locks: StoredFile[] = [];
+  for await (const file of storage.list('locks')) locks.push(file);
+  const now = locks.find(({ name }) => name === own)?.modifiedAt ?? Date.now();
+  const others: string[] = [];
+  for (const { name, modifiedAt } of locks) {
+    if (name === own || !name.endsWith('.json')) continue;
+    if (now - modifiedAt > staleMs) await storage.remove(name);
+    else if (kind === 'exclusive' || name.startsWith('locks/exclusive-')) others.push(name);
+  }
+  return others;
+}
