@@ -45,11 +45,15 @@ describe('backup-svc', () => {
     folder = await tempDir('backup-svc');
     [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
     answers['/v1/registry'] = { mode: 'local', url: registry.url };
+    for (const service of ['image', 'host', 'cluster']) answers[`/v1/states/${service}`] = { service, formatVersion: 1, keyFingerprint: 'x', tables: [] };
     registryService = await startJsonServer(answers);
     service = await startComponent('backup', BackupModule, {
       dataDir: folder.path,
       redisUrl: redis.url,
-      overrides: { 'services.registry': registryService.url, 'http.port': await freePort() },
+      overrides: {
+        ...Object.fromEntries(['registry', 'image', 'host', 'cluster'].map((name) => [`services.${name}`, registryService.url])),
+        'http.port': await freePort(),
+      },
     });
     const file = join(folder.path, 'bundle.tar');
     const images = ['quay.io/a:1', 'quay.io/b:2'].map((name) => makeImage({ name, layers: [{ randomBytes: 300_000, seed: 'base' }, { files: { name } }] }));

@@ -8,6 +8,19 @@ import { BackupController } from './backup/backup.controller.js';
 import { BackupEntity } from './backup/backup.entity.js';
 import { BackupProcessor } from './backup/backup.processor.js';
 import { BackupService, backupJobType } from './backup/backup.service.js';
+import { BackupCatalogue } from './backup/backup-catalogue.js';
+import { BackupOperationController } from './backup-operation/backup-operation.controller.js';
+import { BackupOperationEntity } from './backup-operation/backup-operation.entity.js';
+import { ExportBackupProcessor, ImportBackupProcessor, PruneBackupsProcessor, VerifyBackupsProcessor } from './backup-operation/backup-operation.processor.js';
+import { BackupOperationService, operationJobTypes } from './backup-operation/backup-operation.service.js';
+import { BackupScheduleController } from './backup-schedule/backup-schedule.controller.js';
+import { BackupScheduleEntity } from './backup-schedule/backup-schedule.entity.js';
+import { BackupScheduleService } from './backup-schedule/backup-schedule.service.js';
+import { BackupScheduler } from './backup-schedule/backup-scheduler.js';
+import { BackupTargetController } from './backup-target/backup-target.controller.js';
+import { BackupTargetEntity } from './backup-target/backup-target.entity.js';
+import { BackupTargetService } from './backup-target/backup-target.service.js';
+import { DrillSweeper } from './restore/drill-sweeper.js';
 import { RestoreController } from './restore/restore.controller.js';
 import { RestoreEntity } from './restore/restore.entity.js';
 import { RestoreProcessor } from './restore/restore.processor.js';
@@ -29,11 +42,52 @@ export class BackupModule {
     return defineService(roles, {
       module: BackupModule,
       name: 'backup',
-      entities: [BackupEntity, RestoreEntity, WebhookEndpointEntity, WebhookEventEntity, WebhookDeliveryEntity],
-      controllers: [BackupController, RestoreController, WebhookEndpointController, WebhookDeliveryController, WebhookPingController, WebhookEventController],
-      providers: [serviceClientsProvider(ServiceClients), outbound, BackupService, RestoreService, WebhookEndpointService, WebhookDeliveryService],
-      workers: [BackupProcessor, RestoreProcessor, WebhookDispatcher],
-      jobTypes: [backupJobType, restoreJobType],
+      entities: [
+        BackupTargetEntity,
+        BackupEntity,
+        RestoreEntity,
+        BackupOperationEntity,
+        BackupScheduleEntity,
+        WebhookEndpointEntity,
+        WebhookEventEntity,
+        WebhookDeliveryEntity,
+      ],
+      controllers: [
+        BackupTargetController,
+        BackupController,
+        RestoreController,
+        BackupOperationController,
+        BackupScheduleController,
+        WebhookEndpointController,
+        WebhookDeliveryController,
+        WebhookPingController,
+        WebhookEventController,
+      ],
+      providers: [
+        serviceClientsProvider(ServiceClients),
+        outbound,
+        BackupTargetService,
+        BackupService,
+        RestoreService,
+        BackupOperationService,
+        BackupScheduleService,
+        WebhookEndpointService,
+        WebhookDeliveryService,
+      ],
+      workers: [
+        BackupProcessor,
+        BackupCatalogue,
+        RestoreProcessor,
+        DrillSweeper,
+        VerifyBackupsProcessor,
+        PruneBackupsProcessor,
+        ExportBackupProcessor,
+        ImportBackupProcessor,
+        BackupScheduler,
+        WebhookDispatcher,
+      ],
+      jobTypes: [backupJobType, restoreJobType, ...Object.values(operationJobTypes)],
+      state: [{ entity: WebhookEndpointEntity }, { entity: BackupScheduleEntity, reset: { lastBackupId: null, prunedBackupId: null, staleSince: null } }],
     });
   }
 }

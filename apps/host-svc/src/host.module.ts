@@ -79,6 +79,17 @@ export class HostModule {
       ],
       workers: [HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, NodeOperationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
+      state: [
+        { entity: SshCredentialEntity },
+        { entity: HostEntity, reset: { turnJobId: null } },
+        {
+          entity: TunnelEntity,
+          reset: {
+            ...{ state: 'connecting', since: '1970-01-01T00:00:00.000Z', error: null, session: null, leaseOwner: null, leaseUntil: null },
+            ...{ reconnects: 0, latencyMs: null, bytesSent: '0', bytesPerSecond: 0 },
+          },
+        },
+      ],
     });
   }
 }

@@ -51,6 +51,7 @@ export class ImageModule {
       ],
       workers: [BundleProcessor, PushProcessor, CatalogueProcessor, VerificationProcessor, Housekeeping],
       jobTypes: [readBundleJobType, pushJobType, rebuildJobType, verifyJobType],
+      state: [{ entity: ImageEntity }, { entity: ImageNameEntity }, { entity: ImageSetEntity }],
     });
   }
 }

@@ -286,6 +286,11 @@ const definitions = {
     title: 'The SSH credential cannot be used',
     nextStep: 'Give a private key in OpenSSH or PEM format, with its passphrase if it has one.',
   },
+  secrets_key_mismatch: {
+    family: 'conflict',
+    title: 'These secrets were sealed with another key',
+    nextStep: 'Put the key file of the DU that they come from at airdock.secretsKeyFile, start Airdock again, and retry.',
+  },
   secrets_key_invalid: {
     family: 'internal',
     title: 'A stored secret cannot be decrypted',
@@ -441,6 +446,17 @@ const definitions = {
     family: 'conflict',
     title: 'Others work in the backup store',
     nextStep: 'Wait for the jobs that are running, or ask with a larger waitMinutes. Locks of what was killed end after 15 minutes.',
+  },
+  backup_exchange_dir_missing: {
+    family: 'conflict',
+    title: 'No folder for exported backups is configured',
+    nextStep: 'Set airdock.backup.exchangeDir to a folder, e.g. where the disk is mounted that is carried to the other site.',
+  },
+  backup_file_not_found: {
+    family: 'invalid',
+    status: 422,
+    title: 'There is no such exported backup',
+    nextStep: 'Put the file into the folder of airdock.backup.exchangeDir.',
   },
   webhook_target_forbidden: {
     family: 'invalid',

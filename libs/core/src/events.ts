@@ -16,6 +16,10 @@ const jobTypes = [
   'cluster.upgrade',
   'backup.create',
   'backup.restore',
+  'backup.verify',
+  'backup.prune',
+  'backup.export',
+  'backup.import',
 ] as const;
 
 const jobMoments = ['started', 'succeeded', 'failed', 'cancelled'] as const;

@@ -27,7 +27,12 @@ describe('retention', () => {
   });
 
   it('says why', () => {
-    expect(reasonsToKeep(backups, { last: 1, daily: 1, weekly: 1, monthly: 1 }).get('6')).toEqual(['last', 'daily 2026-11-24', 'weekly 2026-11-23', 'monthly 2026-11']);
+    expect(reasonsToKeep(backups, { last: 1, daily: 1, weekly: 1, monthly: 1 }).get('6')).toEqual([
+      'last',
+      'daily 2026-11-24',
+      'weekly 2026-11-23',
+      'monthly 2026-11',
+    ]);
   });
 
   it('knows the newest one although the clock was set back', () => {

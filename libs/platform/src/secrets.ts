@@ -1,4 +1,4 @@
-import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
+import { createCipheriv, createDecipheriv, createHmac, randomBytes } from 'node:crypto';
 import { closeSync, fsyncSync, linkSync, mkdirSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { AppError } from '@airdock/core/errors';
@@ -38,6 +38,11 @@ export class SecretBox {
   constructor(keyFile: string) {
     this.key = Buffer.from(readOrCreateSecretFile(keyFile, 32, 'hex'), 'hex');
     if (this.key.length !== 32) throw new AppError('secrets_key_invalid', { detail: `${keyFile} does not hold 64 hex digits` });
+  }
+
+  /** Tells keys apart, and nothing of them. */
+  get fingerprint(): string {
+    return createHmac('sha256', this.key).update('airdock key fingerprint').digest('hex').slice(0, 32);
   }
 
   /** `context` (e.g. the row's id) is bound to the text: a sealed value copied into another row does not open. */

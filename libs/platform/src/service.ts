@@ -17,6 +17,9 @@ import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { PlatformModule } from './platform.module.js';
+import { SecretBox } from './secrets.js';
+import { StateService, type StateTable } from './state/state.service.js';
+import { STATE_SERVICES, StatesController } from './state/states.controller.js';
 
 /** What a process does for a service: answer requests, work off jobs, or both. */
 export type Role = 'api' | 'worker';
@@ -38,14 +41,20 @@ export interface ServiceDefinition {
   /** Present in the role `worker`: job processors and whatever else runs by itself. */
   workers: Provider[];
   jobTypes: string[];
+  /** What of the tables belongs into backups. */
+  state?: readonly StateTable[];
 }
 
 /** Injection token of a service's `JobsService` outside its module. */
 export const jobsToken = (name: ServiceName) => `jobs:${name}`;
+const stateToken = (name: ServiceName) => `state:${name}`;
 const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
-export function defineService(roles: Roles, { module, name, entities, controllers, providers, workers, jobTypes }: ServiceDefinition): DynamicModule {
+export function defineService(
+  roles: Roles,
+  { module, name, entities, controllers, providers, workers, jobTypes, state = [] }: ServiceDefinition,
+): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
     provide: JobsService,
@@ -84,6 +93,11 @@ export function defineService(roles: Roles, { module, name, entities, controller
       { provide: Outbox, inject: [ServiceDatabase], useFactory: (database: ServiceDatabase) => new Outbox(database) },
       { provide: jobsToken(name), useExisting: JobsService },
       { provide: databaseToken(name), useExisting: ServiceDatabase },
+      {
+        provide: stateToken(name),
+        inject: [ServiceDatabase, SecretBox],
+        useFactory: (database: ServiceDatabase, secrets: SecretBox) => new StateService(name, state, database, secrets),
+      },
       jobs,
       IdempotencyInterceptor,
       ...providers,
@@ -91,7 +105,7 @@ export function defineService(roles: Roles, { module, name, entities, controller
         ? [...workers, forwarder, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
         : []),
     ],
-    exports: [jobsToken(name), databaseToken(name)],
+    exports: [jobsToken(name), databaseToken(name), stateToken(name)],
   };
 }
 
@@ -100,9 +114,10 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
   const names = Object.keys(services) as ServiceName[];
   const metadata: ModuleMetadata = {
     imports: [PlatformModule.forRoot(config), ...Object.values(services).map((service) => service.register(roles))],
-    controllers: [HealthController, ...(roles.includes('api') ? [JobsController] : [])],
+    controllers: [HealthController, ...(roles.includes('api') ? [JobsController, StatesController] : [])],
     providers: [
       JobDirectory,
+      { provide: STATE_SERVICES, inject: names.map(stateToken), useFactory: (...states: StateService[]) => states },
       { provide: JOB_SERVICES, inject: names.map(jobsToken), useFactory: (...jobs: JobsService[]) => jobs },
       {
         provide: READINESS_CHECKS,

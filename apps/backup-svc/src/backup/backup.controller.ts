@@ -1,10 +1,10 @@
 import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
-import { type Page, PageQuery } from '@airdock/platform/http/page';
+import type { Page } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
-import { Body, Controller, Get, Param, Post, Query } from '@nestjs/common';
+import { Body, Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { Backup, BackupPage, CreateBackup } from './backup.schema.js';
+import { Backup, BackupListQuery, BackupPage, CreateBackup } from './backup.schema.js';
 import { BackupService } from './backup.service.js';
 
 @ApiTags('backups')
@@ -14,14 +14,14 @@ export class BackupController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createBackup', summary: "Back the registry's content up; pushes may go on", returns: Job, status: 202 })
+  @Operation({ id: 'createBackup', summary: "Back the registry's content and Airdock's own state up; pushes may go on", returns: Job, status: 202 })
   create(@Body({ schema: CreateBackup }) body: CreateBackup, @JobRequest() request: JobRequest): Promise<Job> {
     return this.backups.create(request, body);
   }
 
   @Get()
   @Operation({ id: 'listBackups', summary: 'Backups, newest first', returns: BackupPage })
-  list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<Backup>> {
+  list(@Query({ schema: BackupListQuery }) query: BackupListQuery): Promise<Page<Backup>> {
     return this.backups.list(query);
   }
 
@@ -29,5 +29,11 @@ export class BackupController {
   @Operation({ id: 'getBackup', summary: 'One backup', returns: Backup })
   get(@Param('id') id: string): Promise<Backup> {
     return this.backups.get(id);
+  }
+
+  @Delete(':id')
+  @Operation({ id: 'deleteBackup', summary: 'Remove a backup; its blobs go with the next prune, as far as no other backup needs them' })
+  remove(@Param('id') id: string): Promise<void> {
+    return this.backups.remove(id);
   }
 }

@@ -1,14 +1,17 @@
+import { getImageSet, getState, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
-import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
+import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
+import { parseReference } from '@airdock/core/oci/reference';
+import { matchesPattern } from '@airdock/core/oci/select-images';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import { now } from '@airdock/platform/database';
+import { columns, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
@@ -16,13 +19,21 @@ import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import type { Repository } from 'typeorm';
+import { In, type Repository } from 'typeorm';
+import { z } from 'zod';
+import { BackupTargetService } from '../backup-target/backup-target.service.js';
 import { BackupEntity } from './backup.entity.js';
-import type { Backup, CreateBackup } from './backup.schema.js';
+import type { Backup, BackupListQuery, CreateBackup } from './backup.schema.js';
 
 export const backupJobType = 'backup.create';
 
-/** Backups of the registry's content: see docs/design/backup-format.md. */
+/** Whose state belongs to a backup, in the order in which a restore brings it back. */
+export const settingsServices = ['image', 'host', 'cluster', 'backup'] as const;
+
+/** Which names of a registry are meant. */
+export type NameFilter = (name: { repository: string; tag: string }) => boolean;
+
+/** Backups of the registry's content and Airdock's own state: see docs/design/backup-format.md. */
 @Injectable()
 export class BackupService {
   constructor(
@@ -30,36 +41,74 @@ export class BackupService {
     @InjectRepository(BackupEntity, 'backup') private readonly backups: Repository<BackupEntity>,
     private readonly jobs: JobsService,
     private readonly clients: ServiceClients,
+    private readonly targets: BackupTargetService,
   ) {}
 
-  async create(request: JobRequest, { description }: CreateBackup): Promise<Job> {
+  /** Throws `resource_not_found` for the target and the image set, `registry_off`. */
+  async create(request: JobRequest, wanted: CreateBackup, scheduleId: string | null = null, together: Statement[] = []): Promise<Job> {
+    this.targets.assertKnown(wanted.target);
     await this.registry();
+    if (wanted.imageSetId) await this.namesOfSet(wanted.imageSetId);
     const id = newId();
-    const row: BackupEntity = { id, description: description ?? null, images: null, sizeBytes: null, jobId: request.id, createdAt: now(), completedAt: null };
-    return this.jobs.submit({ ...request, type: backupJobType, resource: `/v1/backups/${id}` }, [this.backups.createQueryBuilder().insert().values(row)]);
+    const row = columns<BackupEntity>({
+      ...emptyRow(id, wanted.target),
+      description: wanted.description ?? null,
+      repositories: wanted.repositories ?? null,
+      imageSetId: wanted.imageSetId ?? null,
+      scheduleId,
+      jobId: request.id,
+    });
+    return this.jobs.submit({ ...request, type: backupJobType, resource: `/v1/backups/${id}` }, [
+      this.backups.createQueryBuilder().insert().values(row),
+      ...together,
+    ]);
   }
 
-  async list(query: PageQuery): Promise<Page<Backup>> {
-    const { items, nextCursor } = await findPage(this.backups, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  async list({ target, scheduleId, ...query }: BackupListQuery): Promise<Page<Backup>> {
+    const { items, nextCursor } = await findPage(this.backups, query, { ...(target && { target }), ...(scheduleId && { scheduleId }) });
+    return { items: await this.toResources(items), nextCursor };
   }
 
   async get(id: string): Promise<Backup> {
-    const row = await getRow(this.backups, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+    const [resource] = await this.toResources([await getRow(this.backups, id)]);
+    return resource as Backup;
   }
 
-  /** Throws `resource_not_found`, `backup_incomplete`. A backup is complete when the store has its record: this service's row may be lost. */
-  async assertComplete(id: string): Promise<void> {
-    if (await readRecord(await this.openStore(), id)) return;
+  /** Newest first. */
+  async ofSchedule(scheduleId: string, limit: number): Promise<Backup[]> {
+    return this.toResources(await this.backups.find({ where: { scheduleId }, order: { id: 'DESC' }, take: limit }));
+  }
+
+  /** The newest complete one of a target, also one that was found there. */
+  async newestGood(target: string, scheduleId: string): Promise<Backup | undefined> {
+    const rows = await this.backups.find({ where: { target, scheduleId }, order: { id: 'DESC' }, take: 50 });
+    return (await this.toResources(rows)).find(({ state }) => state === 'complete');
+  }
+
+  /** Removes the record; what no other backup needs goes with the next prune. Throws `resource_in_use`. */
+  async remove(id: string): Promise<void> {
+    const row = await getRow(this.backups, id);
+    const [{ state } = { state: 'failed' }] = await this.toResources([row]);
+    if (state === 'running') throw new AppError('resource_in_use', { detail: 'the backup is being made; cancel its job first' });
+    await using store = await this.targets.open(row.target);
+    await store.deleteRecord(id);
+    await this.backups.delete({ id });
+  }
+
+  /** Where a complete backup is, whether this service has a row of it or not. Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`. */
+  async locate(id: string): Promise<{ target: string; record: BackupRecord }> {
+    const row = await this.backups.findOneBy({ id });
+    for (const target of row ? [row.target] : this.targets.names) {
+      await using store = await this.targets.find(target);
+      const record = store && (await readRecord(store, id));
+      if (record) return { target, record };
+    }
     const { state } = await this.get(id);
     throw new AppError('backup_incomplete', { detail: `the backup is ${state}, and the store has no record of it` });
   }
 
-  /** Where backups are kept. */
-  openStore(): Promise<BackupStore> {
-    return BackupStore.open(this.config.backupDir);
+  openStore(target: string): Promise<BackupStore> {
+    return this.targets.open(target);
   }
 
   /** The registry to read from and to restore into. Throws `registry_off`, `registry_unavailable`. */
@@ -68,16 +117,127 @@ export class BackupService {
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
-  async run({ resourceId: id, signal, progress }: JobContext): Promise<Record<string, unknown>> {
-    const store = await this.openStore();
-    await using registry = new RegistryClient((await this.registry()).url);
+  async run({ jobId, resourceId: id, signal: cancelled, progress }: JobContext): Promise<Record<string, unknown>> {
+    const row = await getRow(this.backups, id);
+    await using store = await this.targets.open(row.target);
     // A worker that died between the record and the end of its job left a complete backup.
-    const record = (await readRecord(store, id)) ?? (await backupRegistry({ registry, store, id, signal, onProgress: progress }));
-    const summary = { images: record.references.length, sizeBytes: record.totalBytes };
-    await this.backups.update({ id }, { images: summary.images, sizeBytes: String(summary.sizeBytes), completedAt: now() });
-    return summary;
+    const done = await readRecord(store, id);
+    if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
+    const { url, storage } = await this.registry();
+    await using registry = new RegistryClient(url);
+    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
+    const signal = AbortSignal.any([cancelled, lock.signal]);
+    const isAll = !row.repositories && !row.imageSetId;
+    const { record, skipped, addedBytes } = await backupRegistry({
+      ...{ registry, storage, store, id, signal, onProgress: progress },
+      filter: await this.filterOf(row),
+      settings: isAll ? await this.readSettings(signal) : [],
+      about: {
+        duVersion: this.config.duVersion,
+        description: row.description ?? undefined,
+        repositories: row.repositories ?? (row.imageSetId ? [`image set ${row.imageSetId}`] : undefined),
+      },
+    });
+    return await this.noteComplete(record, { addedBytes, skipped });
+  }
+
+  /** Rows for backups that a store has and this service does not know: of a DU before, or carried in. Those whose record has gone are marked. */
+  async synchronize(target: string): Promise<void> {
+    await using store = await this.targets.find(target);
+    if (!store) return;
+    const ids = new Set((await store.listIds()).filter((id) => z.uuid().safeParse(id).success));
+    const rows = await this.backups.findBy({ target });
+    const known = new Map(rows.map((row) => [row.id, row]));
+    for (const id of ids) {
+      const row = known.get(id);
+      if (row?.isMissing) await this.backups.update({ id }, { isMissing: false });
+      if (row) continue;
+      const record = await readRecord(store, id).catch((error: unknown) => {
+        if (error instanceof AppError && error.code === 'backup_corrupt') return undefined;
+        throw error;
+      });
+      if (!record) continue;
+      const found = { ...emptyRow(id, target), createdAt: record.createdAt, completedAt: record.createdAt, description: record.description ?? null };
+      await this.backups
+        .createQueryBuilder()
+        .insert()
+        .values(columns<BackupEntity>({ ...found, repositories: record.repositories ?? null, ...summaryOf(record) }))
+        .orIgnore()
+        .execute();
+    }
+    const missing = rows.filter((row) => row.completedAt && !row.isMissing && !ids.has(row.id)).map(({ id }) => id);
+    if (missing.length > 0) await this.backups.update({ id: In(missing) }, { isMissing: true });
+  }
+
+  /** What a verification found. */
+  async noteVerified(id: string, damaged: string[]): Promise<void> {
+    await this.backups.update({ id }, columns<BackupEntity>({ verifiedAt: now(), damaged }));
+  }
+
+  /** Rows of backups whose records were removed. */
+  async forget(ids: string[]): Promise<void> {
+    if (ids.length > 0) await this.backups.delete({ id: In(ids) });
+  }
+
+  private async noteComplete(record: BackupRecord, { addedBytes, skipped }: { addedBytes: number | null; skipped: Backup['skipped'] }) {
+    const summary = summaryOf(record);
+    await this.backups.update(
+      { id: record.id },
+      columns<BackupEntity>({ ...summary, addedBytes: addedBytes === null ? null : String(addedBytes), skipped, completedAt: now() }),
+    );
+    return { images: summary.images, sizeBytes: record.totalBytes, addedBytes, skipped: skipped?.length ?? 0 };
+  }
+
+  private async filterOf({ repositories, imageSetId }: BackupEntity): Promise<NameFilter> {
+    if (imageSetId) {
+      const names = await this.namesOfSet(imageSetId);
+      return ({ repository, tag }) => names.has(`${repository}:${tag}`);
+    }
+    return filterByRepository(repositories);
+  }
+
+  /** `repository:tag` of everything that the images of a set are called in the registry. Throws `resource_not_found`. */
+  private async namesOfSet(id: string): Promise<Set<string>> {
+    const client = this.clients.image;
+    const { data: set } = await getImageSet({ client, path: { id }, throwOnError: true });
+    const wanted = new Set(set.images);
+    const names = new Set<string>();
+    for (let cursor: string | undefined; ; ) {
+      const { data: page } = await listImages({ client, query: { limit: 500, ...(cursor && { cursor }) }, throwOnError: true });
+      for (const { upstream, localReferences } of page.items) {
+        if (!wanted.has(upstream)) continue;
+        for (const { repository, tag } of localReferences.map(parseReference)) names.add(`${repository}:${tag ?? ''}`);
+      }
+      cursor = page.nextCursor;
+      if (!cursor) return names;
+    }
+  }
+
+  private async readSettings(signal: AbortSignal): Promise<{ service: string; bytes: Buffer }[]> {
+    return Promise.all(
+      settingsServices.map(async (service) => {
+        const { data } = await getState({ client: this.clients[service], path: { service }, signal, throwOnError: true });
+        return { service, bytes: Buffer.from(JSON.stringify(data)) };
+      }),
+    );
+  }
+
+  private async toResources(rows: BackupEntity[]): Promise<Backup[]> {
+    const jobs = await this.jobs.byIds(rows.flatMap(({ jobId }) => jobId ?? []));
+    return rows.map((row) => ({
+      ...row,
+      sizeBytes: row.sizeBytes === null ? null : Number(row.sizeBytes),
+      addedBytes: row.addedBytes === null ? null : Number(row.addedBytes),
+      state: stateOf(row, row.jobId ? jobs.get(row.jobId) : undefined),
+    }));
   }
 }
+
+/** Names in repositories that one of the patterns matches; without any: all. */
+export const filterByRepository =
+  (patterns: readonly string[] | null | undefined): NameFilter =>
+  ({ repository }) =>
+    !patterns || patterns.some((pattern) => matchesPattern(repository, pattern));
 
 /** The record of a complete backup; undefined when the store has none with this id. Throws `backup_corrupt`. */
 async function readRecord(store: BackupStore, id: string): Promise<BackupRecord | undefined> {
@@ -89,8 +249,19 @@ async function readRecord(store: BackupStore, id: string): Promise<BackupRecord 
   }
 }
 
-const toResource = (row: BackupEntity, job: JobEntity | undefined): Backup => ({
-  ...row,
-  sizeBytes: row.sizeBytes === null ? null : Number(row.sizeBytes),
-  state: row.completedAt ? 'complete' : job?.state === 'queued' || job?.state === 'running' ? 'running' : 'failed',
+const emptyRow = (id: string, target: string): BackupEntity => ({
+  ...{ id, target, description: null, repositories: null, imageSetId: null, scheduleId: null, images: null, sizeBytes: null, addedBytes: null, skipped: null },
+  ...{ hasSettings: false, jobId: null, createdAt: now(), completedAt: null, verifiedAt: null, damaged: null, isMissing: false },
 });
+
+const summaryOf = ({ references, totalBytes, settings }: BackupRecord) => ({
+  images: references.length,
+  sizeBytes: String(totalBytes),
+  hasSettings: settings.length > 0,
+});
+
+function stateOf({ completedAt, damaged, isMissing }: BackupEntity, job: JobEntity | undefined): Backup['state'] {
+  if (completedAt && isMissing) return 'missing';
+  if (completedAt) return damaged?.length ? 'damaged' : 'complete';
+  return job?.state === 'queued' || job?.state === 'running' ? 'running' : 'failed';
+}

@@ -1,10 +1,15 @@
 import { Column, Entity, PrimaryColumn } from 'typeorm';
+import type { RestoreReport, RestoreRequest } from './restore.schema.js';
 
 @Entity('restore')
 export class RestoreEntity {
   @PrimaryColumn('varchar') id!: string;
   @Column('varchar') backupId!: string;
-  @Column('integer', { nullable: true }) images!: number | null;
+  @Column('varchar') target!: string;
+  @Column('simple-json') request!: RestoreRequest;
+  /** The password of another registry, with the id as context. */
+  @Column('text', { nullable: true }) sealedPassword!: string | null;
+  @Column('simple-json', { nullable: true }) report!: RestoreReport | null;
   @Column('varchar') jobId!: string;
   @Column('varchar') createdAt!: string;
 }

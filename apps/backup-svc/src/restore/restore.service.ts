@@ -1,38 +1,72 @@
-import { openBackup } from '@airdock/adapters/backup-store/backup-source';
-import { copyImages, failureOf } from '@airdock/adapters/oci-client/copy-image';
+import { readdir, rm, statfs } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
+import { join } from 'node:path';
+import { putStateRows } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { ServiceState } from '@airdock/adapters/api-clients/generated/types.gen';
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { type BackupSource, openBackup } from '@airdock/adapters/backup-store/backup-source';
+import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
+import { copyImages, failureOf, type ImageToCopy } from '@airdock/adapters/oci-client/copy-image';
+import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
-import { now } from '@airdock/platform/database';
+import type { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
+import { withRetry } from '@airdock/adapters/oci-client/retry';
+import { ProcessRegistryEngine } from '@airdock/adapters/registry-engine/process-engine';
+import { AppError } from '@airdock/core/errors';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { Injectable } from '@nestjs/common';
+import { SecretBox } from '@airdock/platform/secrets';
+import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
-import { BackupService } from '../backup/backup.service.js';
+import { BackupService, filterByRepository, settingsServices } from '../backup/backup.service.js';
 import { RestoreEntity } from './restore.entity.js';
-import type { CreateRestore, Restore } from './restore.schema.js';
+import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
 
 export const restoreJobType = 'backup.restore';
+const maxSettingsBytes = 256 * 1024 * 1024;
+/** Of one request, which may have a megabyte. */
+const maxRowsBytes = 500_000;
 
-/** Brings the content of a backup back into the registry: what is there is skipped, every blob is checked on its way, tags come last. */
+/** Where a restore goes. */
+interface Destination extends AsyncDisposable {
+  registry: RegistryClient;
+  /** Its folder, when blobs may be placed there. */
+  storage: RegistryStorage | undefined;
+  /** Whose disk the blobs need. */
+  dir: string | null;
+}
+
+/** Brings the content of a backup back: what is there is skipped, every blob is checked on its way, tags come last. */
 @Injectable()
 export class RestoreService {
   constructor(
+    @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(RestoreEntity, 'backup') private readonly restores: Repository<RestoreEntity>,
     private readonly backups: BackupService,
     private readonly jobs: JobsService,
+    private readonly secrets: SecretBox,
+    private readonly clients: ServiceClients,
   ) {}
 
   /** Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`. */
-  async create(request: JobRequest, { backupId }: CreateRestore): Promise<Job> {
-    await this.backups.assertComplete(backupId);
-    await this.backups.registry();
+  async create(request: JobRequest, { backupId, registry, ...wanted }: CreateRestore): Promise<Job> {
+    const { target } = await this.backups.locate(backupId);
+    if (!registry && !wanted.drill) await this.backups.registry();
     const id = newId();
-    const row: RestoreEntity = { id, backupId, images: null, jobId: request.id, createdAt: now() };
+    const { password, ...where } = registry ?? {};
+    const row = columns<RestoreEntity>({
+      ...{ id, backupId, target, report: null, jobId: request.id, createdAt: now() },
+      request: { ...wanted, ...(registry && { registry: { ...where, url: registry.url } }) },
+      sealedPassword: password === undefined ? null : this.secrets.seal(password, id),
+    });
     return this.jobs.submit({ ...request, type: restoreJobType, resource: `/v1/restores/${id}` }, [this.restores.createQueryBuilder().insert().values(row)]);
   }
 
@@ -47,26 +81,224 @@ export class RestoreService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
-  async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
-    const { id, backupId } = await getRow(this.restores, resourceId);
-    await using source = await openBackup(await this.backups.openStore(), backupId, signal);
-    const { url, storage } = await this.backups.registry();
-    await using registry = new RegistryClient(url);
-    const copied = await copyImages({
-      source,
-      registry,
-      storage,
-      images: source.images.map((image) => ({ image, names: image.names.map(parseName) })),
-      signal,
-      onProgress: (done) => progress({ phase: 'restore', ...done }),
-    });
+  /** Throws `space_insufficient` and `secrets_key_mismatch` before anything is changed, and `backup_incomplete` at the end, when not everything came back. */
+  async run({ jobId, resourceId, signal: cancelled, progress }: JobContext): Promise<Record<string, unknown>> {
+    const row = await getRow(this.restores, resourceId);
+    const { mode, onConflict, dryRun, drill, repositories } = row.request;
+    await using store = await this.backups.openStore(row.target);
+    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
+    const signal = AbortSignal.any([cancelled, lock.signal]);
+    const filter = filterByRepository(repositories);
+    await using source = await openBackup(store, row.backupId, { filter, signal });
+    const settings = row.request.settings ?? (!repositories && !row.request.registry && !drill);
+    const states = settings ? await this.readStates(store, source) : [];
+    await using destination = await this.destinationOf(row, signal);
+    const { registry, storage } = destination;
+    const images = source.images.map((image) => ({ image, names: image.names.map(parseName) }));
+    progress({ phase: 'comparing' });
+    const plan = await planCopy({ source, images, registry, storage, signal });
+    const report: RestoreReport = { ...(await this.compare(images, plan, source, destination, filter, signal)), missingBytes: plan.missingBytes };
+    await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
+    if (dryRun) return summaryOf(source, report);
+    const reservedBytes = storage ? this.config.registry.minFreeBytes : 0;
+    if (report.freeBytes !== null && plan.missingBytes + reservedBytes > report.freeBytes) {
+      throw new AppError('space_insufficient', {
+        detail: `the restore needs ${plan.missingBytes} bytes, and ${Math.max(0, report.freeBytes - reservedBytes)} may be used in ${destination.dir ?? ''}`,
+        neededBytes: plan.missingBytes,
+        freeBytes: report.freeBytes,
+      });
+    }
+    const conflicts = new Set(onConflict === 'keep' ? report.conflicts : []);
+    const wanted = images
+      .map((item) => ({ ...item, names: item.names.filter(({ repository, tag }) => !conflicts.has(`${repository}:${tag}`)) }))
+      .filter(({ names }) => names.length > 0);
+    const copied = await copyImages({ source, registry, storage, images: wanted, signal, onProgress: (done) => progress({ phase: 'restore', ...done }) });
+    if (mode === 'exact') for (const { repository, tag } of report.extra.map(parseName)) await registry.deleteTag(repository, tag, { signal });
+    progress({ phase: 'verifying' });
+    report.verified = await verify(registry, wanted, signal);
+    report.settings = settings ? await this.writeStates(states, mode === 'exact' ? 'replace' : 'keep', signal) : null;
+    await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
     const failure = failureOf(copied);
     if (failure) throw failure;
-    const images = copied.reduce((sum, { names }) => sum + names.length, 0);
-    await this.restores.update({ id }, { images });
-    return { images };
+    if (source.broken.length > 0) {
+      const [first] = source.broken;
+      throw new AppError('backup_incomplete', { detail: `${source.broken.length} images are damaged in the backup, first ${first?.name}: ${first?.reason}` });
+    }
+    return summaryOf(source, report);
+  }
+
+  /** What the registry has in place of what the backup says, and what nobody restores. */
+  private async compare(
+    images: readonly NamedImage[],
+    plan: Awaited<ReturnType<typeof planCopy>>,
+    source: BackupSource,
+    { registry, dir }: Destination,
+    filter: (name: { repository: string; tag: string }) => boolean,
+    signal: AbortSignal,
+  ): Promise<Omit<RestoreReport, 'missingBytes'>> {
+    const missing: string[] = [];
+    const conflicts: string[] = [];
+    const wanted = new Set(source.broken.map(({ name }) => name));
+    for (const [index, { image, names }] of images.entries()) {
+      for (const { repository, tag } of names) {
+        const name = `${repository}:${tag}`;
+        wanted.add(name);
+        if (plan.images[index]?.state === 'present') continue;
+        const found = await withRetry(() => registry.headManifest(repository, tag, { signal }), signal);
+        if (!found) missing.push(name);
+        else if (found.digest !== image.root?.digest) conflicts.push(name);
+      }
+    }
+    const extra: string[] = [];
+    for (const repository of await withRetry(() => registry.listRepositories({ signal }), signal))
+      for (const tag of await withRetry(() => registry.listTags(repository, { signal }), signal))
+        if (filter({ repository, tag }) && !wanted.has(`${repository}:${tag}`)) extra.push(`${repository}:${tag}`);
+    const present = plan.images.filter(({ state }) => state === 'present').length;
+    return { present, missing, conflicts, extra, freeBytes: dir ? await freeBytes(dir) : null, broken: source.broken, verified: null, settings: null };
+  }
+
+  private async destinationOf({ id, request: { registry, drill }, sealedPassword }: RestoreEntity, signal: AbortSignal): Promise<Destination> {
+    if (drill) return this.scratchRegistry(id, signal);
+    if (registry) {
+      const auth =
+        registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
+      return destination(new RegistryClient(registry.url, { auth }), undefined, null);
+    }
+    const { url, storage, storageDir } = await this.backups.registry();
+    return destination(new RegistryClient(url), storage, storageDir);
+  }
+
+  /** A registry of its own for a drill. What a killed one left is ended and removed first. */
+  private async scratchRegistry(id: string, signal: AbortSignal): Promise<Destination> {
+    const [port, readOnlyPort] = await freePorts();
+    const { engine, storageDir } = this.scratchEngine(id, port, readOnlyPort);
+    await this.removeScratch(id);
+    try {
+      await engine.start(signal);
+    } catch (error) {
+      await this.removeScratch(id);
+      throw error;
+    }
+    // Over HTTP: the registry itself then checks every digest too.
+    return destination(new RegistryClient(`http://localhost:${port}`), undefined, storageDir, () => this.removeScratch(id));
+  }
+
+  private scratchEngine(id: string, port = 1, readOnlyPort = 2) {
+    const [stateDir, storageDir] = [join(this.drillsDir, id, 'state'), join(this.drillsDir, id, 'storage')];
+    return { storageDir, engine: new ProcessRegistryEngine({ stateDir, storageDir, port, readOnlyPort, binary: this.config.registry.binary }) };
+  }
+
+  private async removeScratch(id: string): Promise<void> {
+    await this.scratchEngine(id).engine.stop();
+    await rm(join(this.drillsDir, id), { recursive: true, force: true });
+  }
+
+  private get drillsDir(): string {
+    return join(this.config.dataDir, 'drills');
+  }
+
+  /** Ends and removes the registries of drills that were killed and then cancelled. */
+  async sweepDrills(): Promise<void> {
+    for (const id of await readdir(this.drillsDir).catch(() => [])) {
+      const row = await this.restores.findOneBy({ id });
+      const job = row && (await this.jobs.find(row.jobId));
+      if (!job || isEnded(job.state)) await this.removeScratch(id);
+    }
+  }
+
+  /** Throws `secrets_key_mismatch` when there are secrets that this DU cannot open. */
+  private async readStates(store: BackupStore, source: BackupSource): Promise<ServiceState[]> {
+    const index = await store.index();
+    const states: ServiceState[] = [];
+    for (const service of settingsServices) {
+      const blob = source.record.settings.find((settings) => settings.service === service);
+      if (!blob) continue;
+      const state = JSON.parse((await store.readBlob(index, blob, maxSettingsBytes)).toString('utf8')) as ServiceState;
+      const hasSecrets = state.tables.some(({ rows }) => rows.some((row) => Object.keys(row).some((name) => name.startsWith('sealed'))));
+      if (hasSecrets && state.keyFingerprint !== this.secrets.fingerprint) throw new AppError('secrets_key_mismatch', { detail: `${service}-svc` });
+      states.push(state);
+    }
+    return states;
+  }
+
+  private async writeStates(states: readonly ServiceState[], existing: 'keep' | 'replace', signal: AbortSignal): Promise<RestoreReport['settings']> {
+    const results: NonNullable<RestoreReport['settings']> = [];
+    for (const { service, keyFingerprint, tables } of states) {
+      for (const { name: table, rows } of tables) {
+        const total = { service, table, added: 0, replaced: 0, kept: 0, conflicts: [] as string[] };
+        for (const part of partsOf(rows)) {
+          const { data } = await putStateRows({
+            client: this.clients[service as (typeof settingsServices)[number]],
+            path: { service, table },
+            body: { keyFingerprint, rows: part, existing },
+            signal,
+            throwOnError: true,
+          });
+          total.added += data.added;
+          total.replaced += data.replaced;
+          total.kept += data.kept;
+          total.conflicts.push(...data.conflicts);
+        }
+        results.push(total);
+      }
+    }
+    return results;
   }
 }
+
+type NamedImage = Omit<ImageToCopy, 'names'> & { names: { repository: string; tag: string }[] };
+
+const destination = (registry: RegistryClient, storage: RegistryStorage | undefined, dir: string | null, end?: () => Promise<void>): Destination => ({
+  registry,
+  storage,
+  dir,
+  [Symbol.asyncDispose]: async () => {
+    await registry.close();
+    await end?.();
+  },
+});
+
+/** How many names lead to the digest that the backup says. */
+async function verify(registry: RegistryClient, images: readonly NamedImage[], signal: AbortSignal): Promise<number> {
+  let verified = 0;
+  for (const { image, names } of images) {
+    for (const { repository, tag } of names) {
+      const found = await withRetry(() => registry.headManifest(repository, tag, { signal }), signal);
+      if (found && found.digest === image.root?.digest) verified += 1;
+    }
+  }
+  return verified;
+}
+
+async function freeBytes(dir: string): Promise<number> {
+  const { bavail, bsize } = await statfs(dir);
+  return bavail * bsize;
+}
+
+function* partsOf(rows: readonly Record<string, unknown>[]): Generator<Record<string, unknown>[]> {
+  let part: Record<string, unknown>[] = [];
+  let bytes = 0;
+  for (const row of rows) {
+    const size = Buffer.byteLength(JSON.stringify(row));
+    if (part.length > 0 && (bytes + size > maxRowsBytes || part.length === 500)) {
+      yield part;
+      part = [];
+      bytes = 0;
+    }
+    part.push(row);
+    bytes += size;
+  }
+  if (part.length > 0) yield part;
+}
+
+const summaryOf = ({ images, record }: BackupSource, { present, missingBytes, verified, broken }: RestoreReport) => ({
+  images: images.reduce((sum, { names }) => sum + names.length, 0),
+  present,
+  missingBytes,
+  verified,
+  broken: broken.length,
+  backupId: record.id,
+});
 
 /** `repository:tag`, as backups name images. */
 const parseName = (name: string): { repository: string; tag: string } => ({
@@ -74,4 +306,23 @@ const parseName = (name: string): { repository: string; tag: string } => ({
   tag: name.slice(name.lastIndexOf(':') + 1),
 });
 
-const toResource = (row: RestoreEntity, job: JobEntity | undefined): Restore => ({ ...row, state: job?.state ?? 'failed' });
+/** Two that nobody listens on now. */
+async function freePorts(): Promise<[number, number]> {
+  const servers = [createServer(), createServer()];
+  try {
+    const [first, second] = await Promise.all(
+      servers.map(
+        (server) =>
+          new Promise<number>((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', () => resolve((server.address() as AddressInfo).port))),
+      ),
+    );
+    return [first as number, second as number];
+  } finally {
+    for (const server of servers) server.close();
+  }
+}
+
+const toResource = ({ id, backupId, target, request, report, jobId, createdAt }: RestoreEntity, job: JobEntity | undefined): Restore => ({
+  ...{ id, backupId, target, request, report, jobId, createdAt },
+  state: job?.state ?? 'failed',
+});

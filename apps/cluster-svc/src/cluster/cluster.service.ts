@@ -247,6 +247,7 @@ function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined
     if (isEnded(upgrade.state)) return 'upgradeStopped';
     return isPaused ? 'paused' : 'upgrading';
   }
-  if (creation?.state === 'succeeded') return 'ready';
-  return creation && !isEnded(creation.state) ? 'creating' : 'failed';
+  // A restored cluster was created on a DU whose jobs are gone.
+  if (!creation || creation.state === 'succeeded') return 'ready';
+  return isEnded(creation.state) ? 'failed' : 'creating';
 }

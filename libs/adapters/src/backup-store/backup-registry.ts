@@ -147,7 +147,7 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
 function damageOf(error: unknown): string | undefined {
   if (!(error instanceof AppError)) return undefined;
   const codes = ['image_not_found', 'digest_mismatch', 'bundle_corrupt', 'bundle_too_large', 'digest_unsupported', 'image_unsupported'];
-  return codes.includes(error.code) ? String(error.details.detail ?? error.message) : undefined;
+  return codes.includes(error.code) ? (error.details.detail ?? error.message) : undefined;
 }
 
 /** Runs all work, stops at the first error, and returns only when nothing is running any more. */

@@ -39,7 +39,8 @@ export async function openBackup(store: BackupStore, id: string, { filter = () =
   const open = async (name: string, root: Descriptor): Promise<SourceImage> => {
     const graph = await walkImage(root, async (wanted) => read(wanted, maxManifestBytes));
     const forgotten = [...graph.manifests, ...graph.blobs].find((needed) => sizes.get(needed.digest) !== needed.size);
-    if (forgotten) throw new AppError('backup_incomplete', { detail: `the record does not list ${forgotten.digest}, which ${name} needs`, digest: forgotten.digest });
+    if (forgotten)
+      throw new AppError('backup_incomplete', { detail: `the record does not list ${forgotten.digest}, which ${name} needs`, digest: forgotten.digest });
     for (const blob of graph.blobs) store.openBlob(index, blob);
     return { names: [], root, ...(await describeImage(graph, async (config, maxBytes) => read(config.digest, maxBytes))) };
   };
@@ -57,7 +58,7 @@ export async function openBackup(store: BackupStore, id: string, { filter = () =
       // The words of the first two are about bundles; what is damaged here is the backup.
       const isDamage = ['bundle_corrupt', 'image_unsupported', 'backup_corrupt', 'backup_incomplete'].includes(error.code);
       if (!isDamage) throw error;
-      broken.push({ name, reason: String(error.details.detail ?? error.message) });
+      broken.push({ name, reason: error.details.detail ?? error.message });
     }
   }
   return {

@@ -67,7 +67,7 @@ const put = async (blob: BackupBlob, content: Uint8Array, to = store) => to.putB
 const has = async (blob: BackupBlob) => (await store.index()).has(blob);
 const prune = async () => {
   await using lock = await store.lock({ kind: 'exclusive', id: 'prune' });
-  return store.prune(lock);
+  return await store.prune(lock);
 };
 const blobFile = (image: TestImage, layer = 1): string => {
   const hex = digestHex(image.layers[layer]?.digest ?? image.configDigest);
@@ -126,7 +126,8 @@ describe('a backup', () => {
   it('stores a blob of several backups once, and only what the filter takes', async () => {
     await push([await nginx()]);
     await backup('one');
-    const blobs = async () => (await readdir(join(store.storage.location, 'blobs'), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile()).length;
+    const blobs = async () =>
+      (await readdir(join(store.storage.location, 'blobs'), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile()).length;
     const first = await blobs();
     await push([await makeImage({ name: 'reg.site/redis:7', layers: [base] })]);
     const { record } = await backup('two', { filter: ({ repository }) => repository === 'redis' });
@@ -195,7 +196,9 @@ describe('a damaged backup', () => {
     await writeFile(blobFile(image), bytes);
     const layer = image.layers[1];
     if (!layer) throw new Error('no layer');
-    await expect(store.verifyBlob(await store.index(), { digest: layer.digest, size: layer.gzip.byteLength })).rejects.toMatchObject({ code: 'backup_corrupt' });
+    await expect(store.verifyBlob(await store.index(), { digest: layer.digest, size: layer.gzip.byteLength })).rejects.toMatchObject({
+      code: 'backup_corrupt',
+    });
     const other = await startRegistry();
     const target = new RegistryClient(other.url);
     try {
@@ -229,7 +232,12 @@ describe('an encoded blob', () => {
   const blobOf = (content: Uint8Array): BackupBlob => ({ digest: digestOf(content), size: content.byteLength });
   const stored = async (content: Uint8Array, from = store) => (await from.index()).blobs.get(digestOf(content))?.name ?? '';
   const readAll = async (content: Uint8Array, start: number, from = store) =>
-    Buffer.concat((await from.openBlob(await from.index(), blobOf(content)).open({ start }).toArray()) as Buffer[]);
+    Buffer.concat(
+      (await from
+        .openBlob(await from.index(), blobOf(content))
+        .open({ start })
+        .toArray()) as Buffer[],
+    );
 
   it('is compressed where that pays, and read from anywhere', async () => {
     await put(blobOf(text), text);
@@ -237,7 +245,8 @@ describe('an encoded blob', () => {
     expect(await stored(text)).toMatch(/[0-9a-f]{64}\.zst$/);
     expect(await stored(random)).toMatch(/[0-9a-f]{64}$/);
     expect((await store.storage.stat(await stored(text)))?.size).toBeLessThan(text.byteLength / 10);
-    for (const start of [0, 1, 700_000]) for (const content of [text, random]) expect((await readAll(content, start)).equals(content.subarray(start))).toBe(true);
+    for (const start of [0, 1, 700_000])
+      for (const content of [text, random]) expect((await readAll(content, start)).equals(content.subarray(start))).toBe(true);
     const { stdout } = await run('sh', ['-c', `zstd -dc < ${await stored(text)} | sha256sum`], { cwd: store.storage.location });
     expect(stdout).toContain(digestHex(blobOf(text).digest));
   });

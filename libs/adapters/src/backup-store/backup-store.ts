@@ -5,12 +5,19 @@
 import { createHmac, randomUUID, timingSafeEqual } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import { type BackupContent, type BackupRecord, formatBackupRecord, isBackupId, maxBackupRecordBytes, parseBackupRecord } from '@airdock/core/oci/backup-record';
+import {
+  type BackupContent,
+  type BackupRecord,
+  formatBackupRecord,
+  isBackupId,
+  maxBackupRecordBytes,
+  parseBackupRecord,
+} from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { createPooledDigest, digestOfFile, hashPieces } from '../oci-client/hash-pool.js';
 import type { BlobReader } from '../oci-client/image-source.js';
-import type { BackupStorage } from './backup-storage.js';
-import { decode, type EncryptionKeys, type Encoding, encode, encodings, isCompressible } from './blob-encoding.js';
+import type { BackupStorage, StoredFile } from './backup-storage.js';
+import { decode, type Encoding, type EncryptionKeys, encode, isCompressible } from './blob-encoding.js';
 import { type LockOptions, StoreLock } from './store-lock.js';
 
 const version = 'airdock-backup 1\n';
@@ -30,6 +37,8 @@ export interface BackupStoreOptions {
   compress?: boolean | undefined;
   /** Of the store that must be there; else `backup_target_changed`, or `backup_target_unavailable` where there is none at all. */
   expectedId?: string | undefined;
+  /** Whether empty storage becomes a store. Default true; else `backup_target_unavailable`. */
+  create?: boolean | undefined;
 }
 
 export interface PutOptions extends BlobOptions {
@@ -95,6 +104,7 @@ export class BackupStore implements AsyncDisposable {
       throw new AppError('backup_format_unsupported', { detail: `${location} says ${JSON.stringify(found.toString('utf8').slice(0, 60))}` });
     if (!found && options.expectedId)
       throw new AppError('backup_target_unavailable', { detail: `${location} is empty: the store ${options.expectedId} is not mounted there` });
+    if (!found && options.create === false) throw new AppError('backup_target_unavailable', { detail: `${location} is no backup store` });
     if (!found) {
       // `lost+found` is what a new file system has; the others are of a process that is at this point now, or was killed here.
       for await (const { name } of storage.list('')) {
@@ -251,6 +261,37 @@ export class BackupStore implements AsyncDisposable {
       }
     }
     return records;
+  }
+
+  /** The files that are a store with this backup alone, its record first, and the bytes of all. Throws `backup_incomplete` when a blob is missing. */
+  async filesOf(id: string): Promise<StoredFile[]> {
+    const record = await this.readRecord(id);
+    const index = await this.index();
+    const name = recordName(id);
+    const names = ['VERSION', 'ID', name, `${name}.sha256`, `${name}.hmac`];
+    for (const blob of record.blobs) {
+      const stored = index.find(blob);
+      if (!stored) throw incomplete(blob);
+      names.push(stored.name);
+    }
+    const files: StoredFile[] = [];
+    for (const each of names) {
+      const file = await this.storage.stat(each);
+      if (file) files.push(file);
+      else if (!each.endsWith('.hmac')) throw new AppError('backup_incomplete', { detail: `${each} is missing` });
+    }
+    return files;
+  }
+
+  /** Takes a backup over from another store, blob by blob, verified. Idempotent. The locks of both must be held. */
+  async copyFrom(other: BackupStore, id: string, options: BlobOptions = {}): Promise<BackupRecord> {
+    const record = await other.readRecord(id);
+    const [from, to] = [await other.index(), await this.index()];
+    for (const blob of record.blobs) {
+      options.signal?.throwIfAborted();
+      await this.putBlob(to, blob, async () => other.openBlob(from, blob), options);
+    }
+    return this.writeRecord(record);
   }
 
   /** For the next backup. Two that end at once may get the same. */

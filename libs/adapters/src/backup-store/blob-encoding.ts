@@ -85,7 +85,9 @@ export function decode(content: Readable, encoding: Encoding, { identities }: En
         yield* plain as AsyncIterable<Uint8Array>;
       } catch (error) {
         // What reading failed with is no damage.
-        throw error instanceof AppError || content.errored === error ? error : new AppError('backup_corrupt', { detail: 'it cannot be decoded' }, { cause: error });
+        throw error instanceof AppError || content.errored === error
+          ? error
+          : new AppError('backup_corrupt', { detail: 'it cannot be decoded' }, { cause: error });
       }
     })(),
     { objectMode: false },

@@ -45,7 +45,10 @@ export class StoreLock implements AsyncDisposable {
   }
 
   /** Throws `backup_store_busy`, what the storage throws, and the signal's reason. */
-  static async acquire(storage: BackupStorage, { kind, id, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, signal, onWait }: LockOptions): Promise<StoreLock> {
+  static async acquire(
+    storage: BackupStorage,
+    { kind, id, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, signal, onWait }: LockOptions,
+  ): Promise<StoreLock> {
     const name = `locks/${kind}-${id}.json`;
     const content = Buffer.from(`${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}`, since: new Date().toISOString() })}\n`);
     const started = performance.now();
@@ -69,7 +72,8 @@ export class StoreLock implements AsyncDisposable {
 
   /** Throws when the lock may be another's by now: for a process that was frozen, before it removes or promises anything. */
   assertHeld(): void {
-    if (performance.now() - this.#renewedAt > trustMs) throw new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' });
+    if (performance.now() - this.#renewedAt > trustMs)
+      throw new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' });
   }
 
   async #renew(): Promise<void> {

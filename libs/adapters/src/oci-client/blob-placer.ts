@@ -107,12 +107,7 @@ async function linkOrFalse(from: string, to: string): Promise<boolean> {
  * Copies a large blob into `path`. What is there already was left by another process: it is hashed and continued, and when the whole turns out wrong the blob is
  * copied once more from its beginning.
  */
-async function copyVerified(
-  reader: BlobReader,
-  path: string,
-  expected: Blob,
-  options: Pick<PlaceOptions, 'signal' | 'onBytes'>,
-): Promise<void> {
+async function copyVerified(reader: BlobReader, path: string, expected: Blob, options: Pick<PlaceOptions, 'signal' | 'onBytes'>): Promise<void> {
   const found = Math.min((await stat(path).catch(() => undefined))?.size ?? 0, expected.size);
   // The last piece may be there in part.
   const start = found - (found % pieceBytes);

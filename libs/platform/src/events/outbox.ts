@@ -1,5 +1,5 @@
 import type { EventType } from '@airdock/core/events';
-import { now, type ServiceDatabase, type Statement } from '../database.js';
+import { atomically, now, type ServiceDatabase, type Statement } from '../database.js';
 import { newId } from '../ids.js';
 import { OutboxEventEntity } from './outbox.entity.js';
 
@@ -15,6 +15,11 @@ export class Outbox {
     const createdAt = now();
     const payload = JSON.stringify({ type, timestamp: createdAt, data });
     return this.database.dataSource.getRepository(OutboxEventEntity).createQueryBuilder().insert().values({ id: newId(), type, payload, createdAt });
+  }
+
+  /** Says it if the change finds its row, in one commit with it. False, and nothing is said, when it does not: somebody else was faster. */
+  together(change: Statement, type: EventType, data: EventData): Promise<boolean> {
+    return atomically(this.database.dataSource, [change, this.statement(type, data)]);
   }
 
   /** Says what belongs to no other change, e.g. that something is overdue. Whoever calls it sees to it that this happens once. */

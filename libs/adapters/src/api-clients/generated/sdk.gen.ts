@@ -2,7 +2,7 @@
 
 import { client } from './client.gen.js';
 import type { Client, ClientMeta, Options as Options2, RequestResult, ServerSentEventsResult, TDataShape } from './client/index.js';
-import type { CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateClusterUpgradeData, CreateClusterUpgradeErrors, CreateClusterUpgradeResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreateNodeOperationData, CreateNodeOperationErrors, CreateNodeOperationResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateReadinessCheckData, CreateReadinessCheckErrors, CreateReadinessCheckResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, CreateWebhookEventData, CreateWebhookEventErrors, CreateWebhookEventResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterConfigurationData, GetClusterConfigurationErrors, GetClusterConfigurationResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetClusterUpgradeData, GetClusterUpgradeErrors, GetClusterUpgradeResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetNodeOperationData, GetNodeOperationErrors, GetNodeOperationResponses, GetPushData, GetPushErrors, GetPushResponses, GetReadinessCheckData, GetReadinessCheckErrors, GetReadinessCheckResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, GetWebhookDeliveryData, GetWebhookDeliveryErrors, GetWebhookDeliveryResponses, GetWebhookEndpointData, GetWebhookEndpointErrors, GetWebhookEndpointResponses, HeadUploadData, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListClusterUpgradesData, ListClusterUpgradesErrors, ListClusterUpgradesResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListNodeOperationsData, ListNodeOperationsErrors, ListNodeOperationsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListReadinessChecksData, ListReadinessChecksErrors, ListReadinessChecksResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadResponses, PatchWebhookEndpointData, PatchWebhookEndpointErrors, PatchWebhookEndpointResponses, PauseClusterUpgradeData, PauseClusterUpgradeErrors, PauseClusterUpgradeResponses, PingWebhookEndpointData, PingWebhookEndpointErrors, PingWebhookEndpointResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, RedeliverWebhookData, RedeliverWebhookErrors, RedeliverWebhookResponses, ResumeClusterUpgradeData, ResumeClusterUpgradeErrors, ResumeClusterUpgradeResponses, RetryJobData, RetryJobErrors, RetryJobResponses, RotateWebhookSecretData, RotateWebhookSecretErrors, RotateWebhookSecretResponses, StreamJobData, StreamJobResponse, StreamJobResponses } from './types.gen.js';
+import type { AdoptBackupTargetData, AdoptBackupTargetErrors, AdoptBackupTargetResponses, CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupOperationData, CreateBackupOperationErrors, CreateBackupOperationResponses, CreateBackupResponses, CreateBackupScheduleData, CreateBackupScheduleErrors, CreateBackupScheduleResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateClusterUpgradeData, CreateClusterUpgradeErrors, CreateClusterUpgradeResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreateNodeOperationData, CreateNodeOperationErrors, CreateNodeOperationResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateReadinessCheckData, CreateReadinessCheckErrors, CreateReadinessCheckResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, CreateWebhookEventData, CreateWebhookEventErrors, CreateWebhookEventResponses, DeleteBackupData, DeleteBackupErrors, DeleteBackupResponses, DeleteBackupScheduleData, DeleteBackupScheduleErrors, DeleteBackupScheduleResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, GetBackupData, GetBackupErrors, GetBackupOperationData, GetBackupOperationErrors, GetBackupOperationResponses, GetBackupResponses, GetBackupScheduleData, GetBackupScheduleErrors, GetBackupScheduleResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterConfigurationData, GetClusterConfigurationErrors, GetClusterConfigurationResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetClusterUpgradeData, GetClusterUpgradeErrors, GetClusterUpgradeResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetNodeOperationData, GetNodeOperationErrors, GetNodeOperationResponses, GetPushData, GetPushErrors, GetPushResponses, GetReadinessCheckData, GetReadinessCheckErrors, GetReadinessCheckResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetStateData, GetStateErrors, GetStateResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, GetWebhookDeliveryData, GetWebhookDeliveryErrors, GetWebhookDeliveryResponses, GetWebhookEndpointData, GetWebhookEndpointErrors, GetWebhookEndpointResponses, HeadUploadData, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, ListBackupOperationsData, ListBackupOperationsErrors, ListBackupOperationsResponses, ListBackupSchedulesData, ListBackupSchedulesErrors, ListBackupSchedulesResponses, ListBackupsData, ListBackupsErrors, ListBackupsResponses, ListBackupTargetsData, ListBackupTargetsErrors, ListBackupTargetsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListClusterUpgradesData, ListClusterUpgradesErrors, ListClusterUpgradesResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListNodeOperationsData, ListNodeOperationsErrors, ListNodeOperationsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListReadinessChecksData, ListReadinessChecksErrors, ListReadinessChecksResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadResponses, PatchWebhookEndpointData, PatchWebhookEndpointErrors, PatchWebhookEndpointResponses, PauseClusterUpgradeData, PauseClusterUpgradeErrors, PauseClusterUpgradeResponses, PingWebhookEndpointData, PingWebhookEndpointErrors, PingWebhookEndpointResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, PutStateRowsData, PutStateRowsErrors, PutStateRowsResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, RedeliverWebhookData, RedeliverWebhookErrors, RedeliverWebhookResponses, ResumeClusterUpgradeData, ResumeClusterUpgradeErrors, ResumeClusterUpgradeResponses, RetryJobData, RetryJobErrors, RetryJobResponses, RotateWebhookSecretData, RotateWebhookSecretErrors, RotateWebhookSecretResponses, StreamJobData, StreamJobResponse, StreamJobResponses, UpdateBackupScheduleData, UpdateBackupScheduleErrors, UpdateBackupScheduleResponses } from './types.gen.js';
 
 export type Options<TData extends TDataShape = TDataShape, ThrowOnError extends boolean = boolean, TResponse = unknown> = Options2<TData, ThrowOnError, TResponse> & {
     /**
@@ -61,6 +61,28 @@ export const retryJob = <ThrowOnError extends boolean = false>(options: Options<
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/jobs/{id}/retry',
     ...options
+});
+
+/**
+ * A service's state, as backups keep it; secrets in it are sealed
+ */
+export const getState = <ThrowOnError extends boolean = false>(options: Options<GetStateData, ThrowOnError>): RequestResult<GetStateResponses, GetStateErrors, ThrowOnError> => (options.client ?? client).get<GetStateResponses, GetStateErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/states/{service}',
+    ...options
+});
+
+/**
+ * Bring rows of a service's state back, as restores do
+ */
+export const putStateRows = <ThrowOnError extends boolean = false>(options: Options<PutStateRowsData, ThrowOnError>): RequestResult<PutStateRowsResponses, PutStateRowsErrors, ThrowOnError> => (options.client ?? client).put<PutStateRowsResponses, PutStateRowsErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/states/{service}/tables/{table}',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
 });
 
 /**
@@ -722,6 +744,24 @@ export const resumeClusterUpgrade = <ThrowOnError extends boolean = false>(optio
 });
 
 /**
+ * Where backups are kept, and whether they can be reached now
+ */
+export const listBackupTargets = <ThrowOnError extends boolean = false>(options?: Options<ListBackupTargetsData, ThrowOnError>): RequestResult<ListBackupTargetsResponses, ListBackupTargetsErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupTargetsResponses, ListBackupTargetsErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-targets',
+    ...options
+});
+
+/**
+ * Work with the store that is there now from now on, in place of the one before
+ */
+export const adoptBackupTarget = <ThrowOnError extends boolean = false>(options: Options<AdoptBackupTargetData, ThrowOnError>): RequestResult<AdoptBackupTargetResponses, AdoptBackupTargetErrors, ThrowOnError> => (options.client ?? client).post<AdoptBackupTargetResponses, AdoptBackupTargetErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-targets/{name}/adoptions',
+    ...options
+});
+
+/**
  * Backups, newest first
  */
 export const listBackups = <ThrowOnError extends boolean = false>(options?: Options<ListBackupsData, ThrowOnError>): RequestResult<ListBackupsResponses, ListBackupsErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupsResponses, ListBackupsErrors, ThrowOnError>({
@@ -731,7 +771,7 @@ export const listBackups = <ThrowOnError extends boolean = false>(options?: Opti
 });
 
 /**
- * Back the registry's content up; pushes may go on
+ * Back the registry's content and Airdock's own state up; pushes may go on
  */
 export const createBackup = <ThrowOnError extends boolean = false>(options: Options<CreateBackupData, ThrowOnError>): RequestResult<CreateBackupResponses, CreateBackupErrors, ThrowOnError> => (options.client ?? client).post<CreateBackupResponses, CreateBackupErrors, ThrowOnError>({
     security: [{ scheme: 'bearer', type: 'http' }],
@@ -741,6 +781,15 @@ export const createBackup = <ThrowOnError extends boolean = false>(options: Opti
         'Content-Type': 'application/json',
         ...options.headers
     }
+});
+
+/**
+ * Remove a backup; its blobs go with the next prune, as far as no other backup needs them
+ */
+export const deleteBackup = <ThrowOnError extends boolean = false>(options: Options<DeleteBackupData, ThrowOnError>): RequestResult<DeleteBackupResponses, DeleteBackupErrors, ThrowOnError> => (options.client ?? client).delete<DeleteBackupResponses, DeleteBackupErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backups/{id}',
+    ...options
 });
 
 /**
@@ -781,6 +830,90 @@ export const getRestore = <ThrowOnError extends boolean = false>(options: Option
     security: [{ scheme: 'bearer', type: 'http' }],
     url: '/v1/restores/{id}',
     ...options
+});
+
+/**
+ * Operations on backups, newest first
+ */
+export const listBackupOperations = <ThrowOnError extends boolean = false>(options?: Options<ListBackupOperationsData, ThrowOnError>): RequestResult<ListBackupOperationsResponses, ListBackupOperationsErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupOperationsResponses, ListBackupOperationsErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-operations',
+    ...options
+});
+
+/**
+ * Verify, prune, export or import backups
+ */
+export const createBackupOperation = <ThrowOnError extends boolean = false>(options: Options<CreateBackupOperationData, ThrowOnError>): RequestResult<CreateBackupOperationResponses, CreateBackupOperationErrors, ThrowOnError> => (options.client ?? client).post<CreateBackupOperationResponses, CreateBackupOperationErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-operations',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
+ * One operation and what came of it
+ */
+export const getBackupOperation = <ThrowOnError extends boolean = false>(options: Options<GetBackupOperationData, ThrowOnError>): RequestResult<GetBackupOperationResponses, GetBackupOperationErrors, ThrowOnError> => (options.client ?? client).get<GetBackupOperationResponses, GetBackupOperationErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-operations/{id}',
+    ...options
+});
+
+/**
+ * Schedules, newest first
+ */
+export const listBackupSchedules = <ThrowOnError extends boolean = false>(options?: Options<ListBackupSchedulesData, ThrowOnError>): RequestResult<ListBackupSchedulesResponses, ListBackupSchedulesErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupSchedulesResponses, ListBackupSchedulesErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-schedules',
+    ...options
+});
+
+/**
+ * Make backups by the clock
+ */
+export const createBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<CreateBackupScheduleData, ThrowOnError>): RequestResult<CreateBackupScheduleResponses, CreateBackupScheduleErrors, ThrowOnError> => (options.client ?? client).post<CreateBackupScheduleResponses, CreateBackupScheduleErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-schedules',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
+ * Remove a schedule; its backups stay
+ */
+export const deleteBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<DeleteBackupScheduleData, ThrowOnError>): RequestResult<DeleteBackupScheduleResponses, DeleteBackupScheduleErrors, ThrowOnError> => (options.client ?? client).delete<DeleteBackupScheduleResponses, DeleteBackupScheduleErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-schedules/{id}',
+    ...options
+});
+
+/**
+ * One schedule
+ */
+export const getBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<GetBackupScheduleData, ThrowOnError>): RequestResult<GetBackupScheduleResponses, GetBackupScheduleErrors, ThrowOnError> => (options.client ?? client).get<GetBackupScheduleResponses, GetBackupScheduleErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-schedules/{id}',
+    ...options
+});
+
+/**
+ * Change a schedule
+ */
+export const updateBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<UpdateBackupScheduleData, ThrowOnError>): RequestResult<UpdateBackupScheduleResponses, UpdateBackupScheduleErrors, ThrowOnError> => (options.client ?? client).patch<UpdateBackupScheduleResponses, UpdateBackupScheduleErrors, ThrowOnError>({
+    security: [{ scheme: 'bearer', type: 'http' }],
+    url: '/v1/backup-schedules/{id}',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
 });
 
 /**

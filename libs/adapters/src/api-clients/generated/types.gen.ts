@@ -95,6 +95,48 @@ export type Problem = {
     [key: string]: unknown;
 };
 
+/**
+ * What a service has to know after a restore on a new machine; without jobs and history
+ */
+export type ServiceState = {
+    service: string;
+    formatVersion: 1;
+    /**
+     * Of the key that sealed columns were sealed with: only with the same key file can they be used
+     */
+    keyFingerprint: string;
+    tables: Array<{
+        name: string;
+        rows: Array<{
+            [key: string]: unknown;
+        }>;
+    }>;
+};
+
+export type PutStateRows = {
+    keyFingerprint: string;
+    rows: Array<{
+        [key: string]: unknown;
+    }>;
+    /**
+     * What happens to rows that are there, by their key
+     */
+    existing?: 'keep' | 'replace';
+};
+
+export type StateRowsResult = {
+    added: number;
+    replaced: number;
+    /**
+     * Rows that were there
+     */
+    kept: number;
+    /**
+     * Keys of rows that another row is in the way of, e.g. one with the same name
+     */
+    conflicts: Array<string>;
+};
+
 export type Registry = {
     /**
      * none: no registry; local: one that Airdock runs; external: one that someone else runs
@@ -1692,8 +1734,51 @@ export type UpgradedNode = {
     error: Problem | null;
 };
 
+export type BackupTargetList = {
+    items: Array<BackupTarget>;
+};
+
+export type BackupTarget = {
+    /**
+     * A name of airdock.backup.targets, or default
+     */
+    name: string;
+    /**
+     * A path, or an s3:// address
+     */
+    location: string;
+    /**
+     * Of the store that belongs there; null before the first backup
+     */
+    storeId: string | null;
+    /**
+     * null where nobody can tell
+     */
+    freeBytes: number | null;
+    /**
+     * Whether new blobs are encrypted
+     */
+    encrypted: boolean;
+    /**
+     * Why it cannot be used now
+     */
+    error: Problem | null;
+};
+
 export type CreateBackup = {
     description?: string;
+    /**
+     * A name of airdock.backup.targets, or default
+     */
+    target?: string;
+    /**
+     * Repositories of the local registry, e.g. pause or k8s.gcr.io*
+     */
+    repositories?: Array<string>;
+    /**
+     * Only the images of this set
+     */
+    imageSetId?: string;
 };
 
 export type BackupPage = {
@@ -1706,8 +1791,21 @@ export type BackupPage = {
 
 export type Backup = {
     id: string;
+    /**
+     * A name of airdock.backup.targets, or default
+     */
+    target: string;
     description: string | null;
-    state: 'running' | 'complete' | 'failed';
+    /**
+     * null: all
+     */
+    repositories: Array<string> | null;
+    imageSetId: string | null;
+    scheduleId: string | null;
+    /**
+     * damaged: the last verification found bytes that are wrong; missing: its record is not in the store any more
+     */
+    state: 'running' | 'complete' | 'damaged' | 'missing' | 'failed';
     /**
      * References that it holds
      */
@@ -1716,13 +1814,64 @@ export type Backup = {
      * Of all blobs that it needs; blobs are shared between backups
      */
     sizeBytes: number | null;
-    jobId: string;
+    /**
+     * That the store did not have, before they were compressed
+     */
+    addedBytes: number | null;
+    /**
+     * Names whose images were not complete in the registry
+     */
+    skipped: Array<SkippedName> | null;
+    /**
+     * Whether it holds Airdock's own state: catalogue, hosts, clusters, credentials
+     */
+    hasSettings: boolean;
+    jobId: string | null;
     createdAt: string;
     completedAt: string | null;
+    verifiedAt: string | null;
+    /**
+     * Digests, by the last verification
+     */
+    damaged: Array<string> | null;
+};
+
+export type SkippedName = {
+    name: string;
+    reason: string;
 };
 
 export type CreateRestore = {
     backupId: string;
+    /**
+     * Repositories of the local registry, e.g. pause or k8s.gcr.io*
+     */
+    repositories?: Array<string>;
+    /**
+     * exact: names that the registry has and the backup has not, within the selection, are removed from the registry, and settings that are there get the values of the backup
+     */
+    mode?: 'merge' | 'exact';
+    /**
+     * What happens to a name that leads to something else in the registry
+     */
+    onConflict?: 'overwrite' | 'keep';
+    /**
+     * Whether Airdock's own state is brought back too: catalogue, hosts, clusters, credentials. Default: when everything is restored into this DU
+     */
+    settings?: boolean;
+    dryRun?: boolean;
+    /**
+     * Restore into a registry that is made for it, check it, and throw it away
+     */
+    drill?: boolean;
+    /**
+     * Another registry; default: that of this DU
+     */
+    registry?: {
+        url: string;
+        username?: string;
+        password?: string;
+    };
 };
 
 export type RestorePage = {
@@ -1736,13 +1885,312 @@ export type RestorePage = {
 export type Restore = {
     id: string;
     backupId: string;
+    target: string;
+    request: {
+        /**
+         * Repositories of the local registry, e.g. pause or k8s.gcr.io*
+         */
+        repositories?: Array<string>;
+        /**
+         * exact: names that the registry has and the backup has not, within the selection, are removed from the registry, and settings that are there get the values of the backup
+         */
+        mode: 'merge' | 'exact';
+        /**
+         * What happens to a name that leads to something else in the registry
+         */
+        onConflict: 'overwrite' | 'keep';
+        /**
+         * Whether Airdock's own state is brought back too: catalogue, hosts, clusters, credentials. Default: when everything is restored into this DU
+         */
+        settings?: boolean;
+        dryRun: boolean;
+        /**
+         * Restore into a registry that is made for it, check it, and throw it away
+         */
+        drill: boolean;
+        registry?: {
+            url: string;
+            username?: string;
+        };
+    };
     state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
-    /**
-     * References that were restored and checked in the registry
-     */
-    images: number | null;
+    report: RestoreReport | null;
     jobId: string;
     createdAt: string;
+};
+
+export type RestoreReport = {
+    /**
+     * Images that were there
+     */
+    present: number;
+    /**
+     * Names that the registry did not have
+     */
+    missing: Array<string>;
+    /**
+     * Names that led to something else
+     */
+    conflicts: Array<string>;
+    /**
+     * Names that the backup does not have; removed with exact
+     */
+    extra: Array<string>;
+    missingBytes: number;
+    /**
+     * Where the registry keeps its blobs; null where nobody can tell
+     */
+    freeBytes: number | null;
+    /**
+     * Names that cannot be restored, since something of them is missing or damaged in the backup
+     */
+    broken: Array<SkippedName>;
+    /**
+     * Names that lead to the digest of the backup now, by the registry; null before that
+     */
+    verified: number | null;
+    settings: Array<{
+        service: string;
+        table: string;
+        added: number;
+        replaced: number;
+        kept: number;
+        conflicts: Array<string>;
+    }> | null;
+};
+
+export type CreateBackupOperation = {
+    /**
+     * Ignored where a backup is named: then it is that of the backup
+     */
+    target?: string;
+    operation: BackupAction;
+};
+
+export type BackupAction = {
+    action: 'verify';
+    /**
+     * Only what this backup needs; default: all of the target
+     */
+    backupId?: string;
+    /**
+     * So much of the bytes, chosen by chance; the rest is looked at by presence only
+     */
+    samplePercent: number;
+    /**
+     * Whether damaged and missing blobs are brought again from the registry, where it has them
+     */
+    heal: boolean;
+} | {
+    action: 'prune';
+    /**
+     * Backups that none of the rules keeps are removed first; without it only blobs that no backup needs go
+     */
+    keep?: RetentionPolicy;
+    /**
+     * The rules are for the backups of this schedule only
+     */
+    scheduleId?: string;
+    dryRun: boolean;
+    /**
+     * How long to wait for backups, restores and verifications that run
+     */
+    waitMinutes: number;
+} | {
+    action: 'export';
+    backupId: string;
+    /**
+     * A name in airdock.backup.exchangeDir, ending with .tar
+     */
+    file: string;
+} | {
+    action: 'import';
+    /**
+     * A name in airdock.backup.exchangeDir, ending with .tar
+     */
+    file: string;
+};
+
+export type RetentionPolicy = {
+    /**
+     * So many of the newest
+     */
+    last: number;
+    /**
+     * The newest of so many days (UTC) that have any
+     */
+    daily: number;
+    weekly: number;
+    monthly: number;
+};
+
+export type BackupOperationPage = {
+    items: Array<BackupOperation>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type BackupOperation = {
+    id: string;
+    target: string;
+    operation: BackupAction;
+    state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+    result: BackupOperationResult | null;
+    jobId: string;
+    createdAt: string;
+};
+
+export type BackupOperationResult = {
+    /**
+     * That were read, removed, exported or imported
+     */
+    blobs?: number;
+    bytes?: number;
+    /**
+     * Digests of blobs that were missing or had other bytes
+     */
+    damaged?: Array<string>;
+    /**
+     * Of those, what the registry had and the store has again
+     */
+    healed?: Array<string>;
+    /**
+     * Of those, what could not be healed, and what needs it
+     */
+    lost?: Array<{
+        digest: string;
+        backups: Array<string>;
+        images: Array<string>;
+    }>;
+    /**
+     * Records that cannot be read
+     */
+    unreadable?: Array<{
+        backupId: string;
+        reason: string;
+    }>;
+    kept?: Array<{
+        backupId: string;
+        reasons: Array<string>;
+    }>;
+    /**
+     * Backups that were removed, or would be
+     */
+    removed?: Array<string>;
+    backupId?: string;
+    file?: string;
+    /**
+     * Of the file; also beside it in FILE.sha256
+     */
+    sha256?: string;
+};
+
+export type CreateBackupSchedule = {
+    name: string;
+    /**
+     * Minute, hour, day of month, month, day of week
+     */
+    cron: string;
+    /**
+     * That the fields are in
+     */
+    timeZone?: string;
+    /**
+     * A name of airdock.backup.targets, or default
+     */
+    target?: string;
+    /**
+     * null: everything, with settings
+     */
+    repositories?: Array<string> | null;
+    /**
+     * After each backup of the schedule those that no rule keeps are removed; null: all stay
+     */
+    keep?: RetentionPolicy | null;
+    /**
+     * backup.stale is sent when the newest good backup is older
+     */
+    alertAfterHours?: number | null;
+    enabled?: boolean;
+};
+
+export type BackupSchedule = {
+    id: string;
+    name: string;
+    /**
+     * Minute, hour, day of month, month, day of week
+     */
+    cron: string;
+    /**
+     * That the fields are in
+     */
+    timeZone: string;
+    /**
+     * A name of airdock.backup.targets, or default
+     */
+    target: string;
+    /**
+     * null: everything, with settings
+     */
+    repositories: Array<string> | null;
+    /**
+     * After each backup of the schedule those that no rule keeps are removed; null: all stay
+     */
+    keep: RetentionPolicy | null;
+    /**
+     * backup.stale is sent when the newest good backup is older
+     */
+    alertAfterHours: number | null;
+    enabled: boolean;
+    /**
+     * null while it is not enabled
+     */
+    nextAt: string | null;
+    lastBackupId: string | null;
+    /**
+     * Since when the newest good backup is older than alertAfterHours
+     */
+    staleSince: string | null;
+    createdAt: string;
+};
+
+export type BackupSchedulePage = {
+    items: Array<BackupSchedule>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type UpdateBackupSchedule = {
+    name?: string;
+    /**
+     * Minute, hour, day of month, month, day of week
+     */
+    cron?: string;
+    /**
+     * That the fields are in
+     */
+    timeZone?: string;
+    /**
+     * A name of airdock.backup.targets, or default
+     */
+    target?: string;
+    /**
+     * null: everything, with settings
+     */
+    repositories?: Array<string> | null;
+    /**
+     * After each backup of the schedule those that no rule keeps are removed; null: all stay
+     */
+    keep?: RetentionPolicy | null;
+    /**
+     * backup.stale is sent when the newest good backup is older
+     */
+    alertAfterHours?: number | null;
+    enabled?: boolean;
 };
 
 export type CreateWebhookEndpoint = {
@@ -1753,7 +2201,7 @@ export type CreateWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * Default: a random one; write-only
      */
@@ -1808,7 +2256,7 @@ export type PatchWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * What happens while it is disabled is not sent later
      */
@@ -1916,7 +2364,7 @@ export type WebhookAttempt = {
 
 export type WebhookEvent = {
     id: string;
-    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
+    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
     /**
      * What endpoints get
      */
@@ -2079,6 +2527,69 @@ export type RetryJobResponses = {
 };
 
 export type RetryJobResponse = RetryJobResponses[keyof RetryJobResponses];
+
+export type GetStateData = {
+    body?: never;
+    path: {
+        service: string;
+    };
+    query?: never;
+    url: '/v1/states/{service}';
+};
+
+export type GetStateErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetStateError = GetStateErrors[keyof GetStateErrors];
+
+export type GetStateResponses = {
+    /**
+     * A service's state, as backups keep it; secrets in it are sealed
+     */
+    200: ServiceState;
+};
+
+export type GetStateResponse = GetStateResponses[keyof GetStateResponses];
+
+export type PutStateRowsData = {
+    body: PutStateRows;
+    path: {
+        service: string;
+        table: string;
+    };
+    query?: never;
+    url: '/v1/states/{service}/tables/{table}';
+};
+
+export type PutStateRowsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type PutStateRowsError = PutStateRowsErrors[keyof PutStateRowsErrors];
+
+export type PutStateRowsResponses = {
+    /**
+     * Bring rows of a service's state back, as restores do
+     */
+    200: StateRowsResult;
+};
+
+export type PutStateRowsResponse = PutStateRowsResponses[keyof PutStateRowsResponses];
 
 export type GetRegistryData = {
     body?: never;
@@ -4272,6 +4783,66 @@ export type ResumeClusterUpgradeResponses = {
 
 export type ResumeClusterUpgradeResponse = ResumeClusterUpgradeResponses[keyof ResumeClusterUpgradeResponses];
 
+export type ListBackupTargetsData = {
+    body?: never;
+    path?: never;
+    query?: never;
+    url: '/v1/backup-targets';
+};
+
+export type ListBackupTargetsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListBackupTargetsError = ListBackupTargetsErrors[keyof ListBackupTargetsErrors];
+
+export type ListBackupTargetsResponses = {
+    /**
+     * Where backups are kept, and whether they can be reached now
+     */
+    200: BackupTargetList;
+};
+
+export type ListBackupTargetsResponse = ListBackupTargetsResponses[keyof ListBackupTargetsResponses];
+
+export type AdoptBackupTargetData = {
+    body?: never;
+    path: {
+        name: string;
+    };
+    query?: never;
+    url: '/v1/backup-targets/{name}/adoptions';
+};
+
+export type AdoptBackupTargetErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type AdoptBackupTargetError = AdoptBackupTargetErrors[keyof AdoptBackupTargetErrors];
+
+export type AdoptBackupTargetResponses = {
+    /**
+     * Work with the store that is there now from now on, in place of the one before
+     */
+    200: BackupTarget;
+};
+
+export type AdoptBackupTargetResponse = AdoptBackupTargetResponses[keyof AdoptBackupTargetResponses];
+
 export type ListBackupsData = {
     body?: never;
     path?: never;
@@ -4284,6 +4855,11 @@ export type ListBackupsData = {
          * `nextCursor` of the page before
          */
         cursor?: string;
+        /**
+         * A name of airdock.backup.targets, or default
+         */
+        target?: string;
+        scheduleId?: string;
     };
     url: '/v1/backups';
 };
@@ -4338,12 +4914,43 @@ export type CreateBackupError = CreateBackupErrors[keyof CreateBackupErrors];
 
 export type CreateBackupResponses = {
     /**
-     * Back the registry's content up; pushes may go on
+     * Back the registry's content and Airdock's own state up; pushes may go on
      */
     202: Job;
 };
 
 export type CreateBackupResponse = CreateBackupResponses[keyof CreateBackupResponses];
+
+export type DeleteBackupData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/backups/{id}';
+};
+
+export type DeleteBackupErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DeleteBackupError = DeleteBackupErrors[keyof DeleteBackupErrors];
+
+export type DeleteBackupResponses = {
+    /**
+     * Remove a backup; its blobs go with the next prune, as far as no other backup needs them
+     */
+    204: void;
+};
+
+export type DeleteBackupResponse = DeleteBackupResponses[keyof DeleteBackupResponses];
 
 export type GetBackupData = {
     body?: never;
@@ -4479,6 +5086,276 @@ export type GetRestoreResponses = {
 };
 
 export type GetRestoreResponse = GetRestoreResponses[keyof GetRestoreResponses];
+
+export type ListBackupOperationsData = {
+    body?: never;
+    path?: never;
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/backup-operations';
+};
+
+export type ListBackupOperationsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListBackupOperationsError = ListBackupOperationsErrors[keyof ListBackupOperationsErrors];
+
+export type ListBackupOperationsResponses = {
+    /**
+     * Operations on backups, newest first
+     */
+    200: BackupOperationPage;
+};
+
+export type ListBackupOperationsResponse = ListBackupOperationsResponses[keyof ListBackupOperationsResponses];
+
+export type CreateBackupOperationData = {
+    body: CreateBackupOperation;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/backup-operations';
+};
+
+export type CreateBackupOperationErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateBackupOperationError = CreateBackupOperationErrors[keyof CreateBackupOperationErrors];
+
+export type CreateBackupOperationResponses = {
+    /**
+     * Verify, prune, export or import backups
+     */
+    202: Job;
+};
+
+export type CreateBackupOperationResponse = CreateBackupOperationResponses[keyof CreateBackupOperationResponses];
+
+export type GetBackupOperationData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/backup-operations/{id}';
+};
+
+export type GetBackupOperationErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetBackupOperationError = GetBackupOperationErrors[keyof GetBackupOperationErrors];
+
+export type GetBackupOperationResponses = {
+    /**
+     * One operation and what came of it
+     */
+    200: BackupOperation;
+};
+
+export type GetBackupOperationResponse = GetBackupOperationResponses[keyof GetBackupOperationResponses];
+
+export type ListBackupSchedulesData = {
+    body?: never;
+    path?: never;
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/backup-schedules';
+};
+
+export type ListBackupSchedulesErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListBackupSchedulesError = ListBackupSchedulesErrors[keyof ListBackupSchedulesErrors];
+
+export type ListBackupSchedulesResponses = {
+    /**
+     * Schedules, newest first
+     */
+    200: BackupSchedulePage;
+};
+
+export type ListBackupSchedulesResponse = ListBackupSchedulesResponses[keyof ListBackupSchedulesResponses];
+
+export type CreateBackupScheduleData = {
+    body: CreateBackupSchedule;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/backup-schedules';
+};
+
+export type CreateBackupScheduleErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateBackupScheduleError = CreateBackupScheduleErrors[keyof CreateBackupScheduleErrors];
+
+export type CreateBackupScheduleResponses = {
+    /**
+     * Make backups by the clock
+     */
+    201: BackupSchedule;
+};
+
+export type CreateBackupScheduleResponse = CreateBackupScheduleResponses[keyof CreateBackupScheduleResponses];
+
+export type DeleteBackupScheduleData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/backup-schedules/{id}';
+};
+
+export type DeleteBackupScheduleErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DeleteBackupScheduleError = DeleteBackupScheduleErrors[keyof DeleteBackupScheduleErrors];
+
+export type DeleteBackupScheduleResponses = {
+    /**
+     * Remove a schedule; its backups stay
+     */
+    204: void;
+};
+
+export type DeleteBackupScheduleResponse = DeleteBackupScheduleResponses[keyof DeleteBackupScheduleResponses];
+
+export type GetBackupScheduleData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/backup-schedules/{id}';
+};
+
+export type GetBackupScheduleErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetBackupScheduleError = GetBackupScheduleErrors[keyof GetBackupScheduleErrors];
+
+export type GetBackupScheduleResponses = {
+    /**
+     * One schedule
+     */
+    200: BackupSchedule;
+};
+
+export type GetBackupScheduleResponse = GetBackupScheduleResponses[keyof GetBackupScheduleResponses];
+
+export type UpdateBackupScheduleData = {
+    body: UpdateBackupSchedule;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/backup-schedules/{id}';
+};
+
+export type UpdateBackupScheduleErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type UpdateBackupScheduleError = UpdateBackupScheduleErrors[keyof UpdateBackupScheduleErrors];
+
+export type UpdateBackupScheduleResponses = {
+    /**
+     * Change a schedule
+     */
+    200: BackupSchedule;
+};
+
+export type UpdateBackupScheduleResponse = UpdateBackupScheduleResponses[keyof UpdateBackupScheduleResponses];
 
 export type ListWebhookEndpointsData = {
     body?: never;

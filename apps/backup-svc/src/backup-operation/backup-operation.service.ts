@@ -1,0 +1,322 @@
+import { readdir, rename, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { openRegistryBlob } from '@airdock/adapters/backup-store/backup-registry';
+import { openBackup } from '@airdock/adapters/backup-store/backup-source';
+import { type BackupBlob, BackupStore, type BlobIndex } from '@airdock/adapters/backup-store/backup-store';
+import { TarStorage, writeTar } from '@airdock/adapters/backup-store/tar-storage';
+import { writeDurably } from '@airdock/adapters/oci-client/durable-file';
+import { digestOfFile } from '@airdock/adapters/oci-client/hash-pool';
+import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { AppError } from '@airdock/core/errors';
+import type { BackupRecord } from '@airdock/core/oci/backup-record';
+import { type Digest, digestHex } from '@airdock/core/oci/digest';
+import { mediaTypes } from '@airdock/core/oci/manifest';
+import { reasonsToKeep } from '@airdock/core/retention';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { columns, now, type Statement } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
+import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { newId } from '@airdock/platform/ids';
+import type { JobEntity } from '@airdock/platform/jobs/job.entity';
+import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Inject, Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import pLimit from 'p-limit';
+import type { Repository } from 'typeorm';
+import { BackupService } from '../backup/backup.service.js';
+import { BackupTargetService } from '../backup-target/backup-target.service.js';
+import { BackupOperationEntity } from './backup-operation.entity.js';
+import type { ActionOf, BackupAction, BackupOperation, BackupOperationResult, CreateBackupOperation } from './backup-operation.schema.js';
+
+export const operationJobTypes = { verify: 'backup.verify', prune: 'backup.prune', export: 'backup.export', import: 'backup.import' } as const;
+const readsAtOnce = 2;
+/** Where a blob may be in a registry that has to be asked. */
+const maxRepositoriesToAsk = 100;
+
+/** What is done with backups beside making and restoring them. Each can be killed at any moment, and goes on. */
+@Injectable()
+export class BackupOperationService {
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    @InjectRepository(BackupOperationEntity, 'backup') private readonly operations: Repository<BackupOperationEntity>,
+    private readonly backups: BackupService,
+    private readonly targets: BackupTargetService,
+    private readonly jobs: JobsService,
+  ) {}
+
+  /** Throws `resource_not_found`, `backup_incomplete`, `backup_exchange_dir_missing`, `backup_file_not_found`, `resource_exists`. */
+  async create(request: JobRequest, { target: wanted, operation }: CreateBackupOperation, together: Statement[] = []): Promise<Job> {
+    this.targets.assertKnown(wanted);
+    const target = 'backupId' in operation && operation.backupId ? (await this.backups.locate(operation.backupId)).target : wanted;
+    if (operation.action === 'export' && (await isFile(this.exchangePath(operation.file))))
+      throw new AppError('resource_exists', { detail: `there is a file ${operation.file}` });
+    if (operation.action === 'import') await this.assertFile(operation.file);
+    const id = newId();
+    const row = columns<BackupOperationEntity>({ id, target, operation, result: null, jobId: request.id, createdAt: now() });
+    return this.jobs.submit({ ...request, type: operationJobTypes[operation.action], resource: `/v1/backup-operations/${id}` }, [
+      this.operations.createQueryBuilder().insert().values(row),
+      ...together,
+    ]);
+  }
+
+  async list(query: PageQuery): Promise<Page<BackupOperation>> {
+    const { items, nextCursor } = await findPage(this.operations, query);
+    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
+    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  }
+
+  async get(id: string): Promise<BackupOperation> {
+    const row = await getRow(this.operations, id);
+    return toResource(row, await this.jobs.find(row.jobId));
+  }
+
+  async run(context: JobContext): Promise<Record<string, unknown>> {
+    const row = await getRow(this.operations, context.resourceId);
+    await using store = await this.backups.openStore(row.target);
+    return await this.runners[row.operation.action](row, row.operation as never, store, context);
+  }
+
+  private readonly runners: { [A in BackupAction['action']]: Runner<A> } = {
+    verify: async (row, { backupId, samplePercent, heal }, store, { jobId, signal: cancelled, progress }) => {
+      await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
+      const signal = AbortSignal.any([cancelled, lock.signal]);
+      const listed = backupId ? [{ id: backupId, record: await store.readRecord(backupId), error: undefined }] : await store.listRecords();
+      const unreadable = listed.flatMap(({ id, error }) => (error ? [{ backupId: id, reason: error.details.detail ?? error.message }] : []));
+      const records = listed.flatMap(({ record }) => record ?? []);
+      const index = await store.index();
+      const blobs = new Map<Digest, BackupBlob>(records.flatMap((record) => record.blobs.map((blob) => [blob.digest, blob])));
+      const sample = [...blobs.values()].filter((blob) => !index.has(blob) || Math.random() * 100 < samplePercent);
+      const damaged = await readAll(store, index, sample, signal, progress);
+      const healed = heal && damaged.length > 0 ? await this.heal(store, index, damaged, records, signal) : [];
+      const lost = damaged.filter(({ digest }) => !healed.includes(digest)).map(({ digest }) => digest);
+      const result: BackupOperationResult = {
+        blobs: sample.length,
+        bytes: sumOf(sample),
+        damaged: damaged.map(({ digest }) => digest),
+        healed,
+        lost: await describeLost(store, records, lost, signal),
+        unreadable,
+      };
+      for (const record of records) {
+        const needs = record.blobs.map(({ digest }) => digest).filter((digest) => lost.includes(digest));
+        if (samplePercent === 100 || needs.length > 0) await this.backups.noteVerified(record.id, needs);
+      }
+      await this.save(row, result);
+      if (lost.length > 0 || unreadable.length > 0) {
+        const what = lost.length > 0 ? `${lost.length} blobs, first ${lost[0]}` : `the record of ${unreadable[0]?.backupId}`;
+        throw new AppError('backup_corrupt', { detail: `damaged, and the registry does not have it: ${what}`, operation: `/v1/backup-operations/${row.id}` });
+      }
+      return { blobs: sample.length, bytes: result.bytes, damaged: damaged.length, healed: healed.length };
+    },
+
+    prune: async (row, { keep, scheduleId, dryRun, waitMinutes }, store, { jobId, signal: cancelled, progress }) => {
+      const planned = async () => {
+        const listed = await store.listRecords();
+        const broken = listed.find(({ error }) => error);
+        // What it needs is not known, so nothing may go.
+        if (broken?.error) throw broken.error;
+        const records = listed.flatMap(({ record }) => record ?? []);
+        const mine = scheduleId ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id)) : undefined;
+        const judged = mine ? records.filter(({ id }) => mine.has(id)) : records;
+        return keep ? reasonsToKeep(judged, keep) : new Map<string, string[]>();
+      };
+      const report = (reasons: Map<string, string[]>): BackupOperationResult => ({
+        kept: [...reasons].filter(([, why]) => why.length > 0).map(([id, why]) => ({ backupId: id, reasons: why })),
+        // An attempt before that was killed may have removed some.
+        removed: [...new Set([...(row.result?.removed ?? []), ...[...reasons].filter(([, why]) => why.length === 0).map(([id]) => id)])],
+      });
+      if (dryRun) {
+        const result = report(await planned());
+        const unneeded = await store.findUnneeded(new Set(result.removed));
+        await this.save(row, { ...result, blobs: unneeded.length, bytes: sumOf(unneeded) });
+        return { backups: result.removed?.length ?? 0, blobs: unneeded.length, bytes: sumOf(unneeded) };
+      }
+      await using lock = await store.lock({
+        ...{ kind: 'exclusive', id: jobId, signal: cancelled, waitMs: waitMinutes * 60_000 },
+        onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }),
+      });
+      const signal = AbortSignal.any([cancelled, lock.signal]);
+      const result = report(await planned());
+      await this.save(row, result);
+      for (const id of result.removed ?? []) {
+        lock.assertHeld();
+        await store.deleteRecord(id);
+      }
+      await this.backups.forget(result.removed ?? []);
+      const { blobs, bytes } = await store.prune(lock, {
+        signal,
+        onBlob: (itemsDone, itemsTotal) => progress({ phase: 'removing blobs', itemsDone, itemsTotal }),
+      });
+      await this.save(row, { ...result, blobs, bytes });
+      return { backups: result.removed?.length ?? 0, blobs, bytes };
+    },
+
+    export: async (row, { backupId, file }, store, { jobId, signal: cancelled, progress }) => {
+      const path = this.exchangePath(file);
+      await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled });
+      const signal = AbortSignal.any([cancelled, lock.signal]);
+      const files = await store.filesOf(backupId);
+      const bytesTotal = sumOf(files);
+      let bytesDone = 0;
+      const part = `${path}.${row.id}.part`;
+      // Not beside the name that is waited for, and begun anew after a kill.
+      const tar = writeTar(store.storage, files, (count) => {
+        bytesDone += count;
+        progress({ phase: 'exporting', bytesDone, bytesTotal });
+      });
+      let sha256: string;
+      try {
+        await writeDurably(part, tar, { signal });
+        sha256 = digestHex(await digestOfFile(part, { signal }));
+        await writeDurably(`${path}.sha256`, Buffer.from(`${sha256}  ${file}\n`));
+        await rename(part, path);
+      } finally {
+        await rm(part, { force: true });
+      }
+      await this.save(row, { backupId, file, sha256, blobs: files.length, bytes: bytesTotal });
+      return { backupId, file, sha256, bytes: bytesTotal };
+    },
+
+    import: async (row, { file }, store, { jobId, signal: cancelled, progress }) => {
+      await this.assertFile(file);
+      await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
+      const signal = AbortSignal.any([cancelled, lock.signal]);
+      await using archive = await this.targets.read(await TarStorage.open(this.exchangePath(file), signal));
+      const [id, ...others] = await archive.listIds();
+      if (!id || others.length > 0) throw new AppError('backup_corrupt', { detail: `${file} has ${id ? 'several records' : 'no record'}` });
+      const record = await archive.readRecord(id);
+      let bytesDone = 0;
+      await store.copyFrom(archive, id, {
+        signal,
+        onBytes: (count) => {
+          bytesDone += count;
+          progress({ phase: 'importing', bytesDone: Math.min(bytesDone, record.totalBytes), bytesTotal: record.totalBytes });
+        },
+      });
+      await this.backups.synchronize(row.target);
+      await this.save(row, { backupId: id, file, blobs: record.blobs.length, bytes: record.totalBytes });
+      return { backupId: id, images: record.references.length, bytes: record.totalBytes };
+    },
+  };
+
+  /** Brings blobs again from the registry, as far as it has them with the right bytes. Returns their digests. */
+  private async heal(
+    store: BackupStore,
+    index: BlobIndex,
+    damaged: readonly BackupBlob[],
+    records: readonly BackupRecord[],
+    signal: AbortSignal,
+  ): Promise<Digest[]> {
+    const healed: Digest[] = [];
+    const { url, storage } = await this.backups.registry();
+    await using registry = new RegistryClient(url);
+    const references = records.flatMap((record) => record.references);
+    for (const blob of damaged) {
+      await store.setAside(index, blob);
+      const own = references.filter(({ digest }) => digest === blob.digest).map(({ repository }) => repository);
+      const repositories = [...new Set([...own, ...references.map(({ repository }) => repository)])].slice(0, storage ? 1 : maxRepositoriesToAsk);
+      const kinds = own.length > 0 ? [mediaTypes.ociManifest] : ['application/octet-stream', mediaTypes.ociManifest];
+      for (const [repository, mediaType] of repositories.flatMap((repository) => kinds.map((kind) => [repository, kind] as const))) {
+        try {
+          await store.putBlob(index, blob, () => openRegistryBlob({ registry, storage, signal }, repository, { ...blob, mediaType }), { signal });
+          healed.push(blob.digest);
+          break;
+        } catch (error) {
+          // It is not there, or is damaged there too.
+          if (!(error instanceof AppError) || !['image_not_found', 'digest_mismatch'].includes(error.code)) throw error;
+        }
+      }
+    }
+    return healed;
+  }
+
+  private exchangePath(file: string): string {
+    const folder = this.config.backup.exchangeDir;
+    if (!folder) throw new AppError('backup_exchange_dir_missing');
+    return join(folder, file);
+  }
+
+  private async assertFile(file: string): Promise<void> {
+    const folder = this.config.backup.exchangeDir ?? '';
+    const path = this.exchangePath(file);
+    const parts = (await readdir(folder).catch(() => [])).some((name) => name.startsWith(`${file}.`) && /\.(part)?[a-z0-9]+$/.test(name));
+    if (!(await isFile(path)) && !parts) throw new AppError('backup_file_not_found', { detail: `no ${file} in ${folder}` });
+  }
+
+  private async save(row: BackupOperationEntity, result: BackupOperationResult): Promise<void> {
+    row.result = result;
+    await this.operations.update({ id: row.id }, columns<BackupOperationEntity>({ result }));
+  }
+}
+
+type Runner<A extends BackupAction['action']> = (
+  row: BackupOperationEntity,
+  action: ActionOf<A>,
+  store: BackupStore,
+  context: JobContext,
+) => Promise<Record<string, unknown>>;
+
+/** Those that are missing or damaged. Throws `backup_key_missing` when nobody could tell. */
+async function readAll(
+  store: BackupStore,
+  index: BlobIndex,
+  blobs: readonly BackupBlob[],
+  signal: AbortSignal,
+  progress: JobContext['progress'],
+): Promise<BackupBlob[]> {
+  const limit = pLimit(readsAtOnce);
+  const damaged: BackupBlob[] = [];
+  const bytesTotal = sumOf(blobs);
+  let bytesDone = 0;
+  let itemsDone = 0;
+  const report = () => progress({ phase: 'reading blobs', bytesDone: Math.min(bytesDone, bytesTotal), bytesTotal, itemsDone, itemsTotal: blobs.length });
+  const onBytes = (count: number) => {
+    bytesDone += count;
+    report();
+  };
+  const results = await Promise.allSettled(
+    blobs.map((blob) =>
+      limit(async () => {
+        signal.throwIfAborted();
+        try {
+          await store.verifyBlob(index, blob, { signal, onBytes });
+        } catch (error) {
+          if (!(error instanceof AppError) || !['backup_corrupt', 'backup_incomplete'].includes(error.code)) throw error;
+          damaged.push(blob);
+        }
+        itemsDone += 1;
+        report();
+      }),
+    ),
+  );
+  signal.throwIfAborted();
+  for (const result of results) if (result.status === 'rejected') throw result.reason;
+  return damaged;
+}
+
+/** What needs blobs that are lost: backups, and the images in them. */
+async function describeLost(store: BackupStore, records: readonly BackupRecord[], lost: readonly Digest[], signal: AbortSignal) {
+  const described = lost.map((digest) => ({ digest, backups: [] as string[], images: new Set<string>() }));
+  for (const { id, blobs } of lost.length > 0 ? records : []) {
+    const needed = described.filter(({ digest }) => blobs.some((blob) => blob.digest === digest));
+    if (needed.length === 0) continue;
+    await using source = await openBackup(store, id, { signal });
+    for (const one of needed) {
+      one.backups.push(id);
+      for (const { name, reason } of source.broken) if (reason.includes(digestHex(one.digest))) one.images.add(name);
+    }
+  }
+  return described.map(({ images, ...rest }) => ({ ...rest, images: [...images] }));
+}
+
+const sumOf = (files: readonly { size: number }[]): number => files.reduce((sum, { size }) => sum + size, 0);
+
+const isFile = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (status) => status.isFile(),
+    () => false,
+  );
+
+const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({ ...row, state: job?.state ?? 'failed' });

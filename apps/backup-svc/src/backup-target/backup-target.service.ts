@@ -1,0 +1,127 @@
+import { readFile } from 'node:fs/promises';
+import type { BackupStorage } from '@airdock/adapters/backup-store/backup-storage';
+import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
+import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
+import { AppError, toProblem } from '@airdock/core/errors';
+import { type BackupTargetConfig, CONFIG, type Config } from '@airdock/platform/config';
+import { Inject, Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import type { Repository } from 'typeorm';
+import { BackupTargetEntity } from './backup-target.entity.js';
+import type { BackupTarget } from './backup-target.schema.js';
+
+export const defaultTarget = 'default';
+
+/** The places where backups are kept, as they are configured. */
+@Injectable()
+export class BackupTargetService {
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    @InjectRepository(BackupTargetEntity, 'backup') private readonly targets: Repository<BackupTargetEntity>,
+  ) {}
+
+  get names(): string[] {
+    return Object.keys(this.config.backup.targets);
+  }
+
+  /** Throws `resource_not_found`. */
+  assertKnown(name: string): void {
+    this.configOf(name);
+  }
+
+  async list(): Promise<BackupTarget[]> {
+    return Promise.all(
+      this.names.map(async (name) => {
+        const { storeId = null } = (await this.targets.findOneBy({ name })) ?? {};
+        const shown = { name, location: this.locationOf(name), storeId, encrypted: this.config.backup.encryption.recipients.length > 0 };
+        try {
+          await using store = await this.find(name);
+          await using storage = store ? undefined : await this.storageOf(name);
+          return { ...shown, storeId: store?.id ?? null, freeBytes: (await (store?.storage ?? storage)?.freeBytes()) ?? null, error: null };
+        } catch (error) {
+          return { ...shown, freeBytes: null, error: toProblem(error) };
+        }
+      }),
+    );
+  }
+
+  /**
+   * The store of a target; the first one that is seen there belongs there. Throws `resource_not_found`, `backup_target_unavailable`, `backup_target_changed`,
+   * `backup_format_unsupported`, `configuration_invalid`.
+   */
+  open(name: string): Promise<BackupStore> {
+    return this.openStore(name, true);
+  }
+
+  /** The store of a target that has or had one; undefined while there never was any: reading makes none, since a disk may still have to be mounted. */
+  async find(name: string): Promise<BackupStore | undefined> {
+    const isKnown = (await this.targets.findOneBy({ name })) !== null;
+    try {
+      return await this.openStore(name, false);
+    } catch (error) {
+      if (!isKnown && error instanceof AppError && error.code === 'backup_target_unavailable') return undefined;
+      throw error;
+    }
+  }
+
+  private async openStore(name: string, create: boolean): Promise<BackupStore> {
+    const storage = await this.storageOf(name);
+    try {
+      const known = await this.targets.findOneBy({ name });
+      const options = { ...(await this.keys()), compress: this.config.backup.compress, expectedId: known?.storeId };
+      const store = await BackupStore.open(storage, { ...options, create });
+      if (!known) await this.targets.createQueryBuilder().insert().values({ name, storeId: store.id }).orIgnore().execute();
+      return store;
+    } catch (error) {
+      await storage[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** A store that lies elsewhere, with the keys of this DU. */
+  async read(storage: BackupStorage): Promise<BackupStore> {
+    return BackupStore.open(storage, { ...(await this.keys()), create: false });
+  }
+
+  /** From now on the store that is there now belongs there; empty storage becomes one. */
+  async adopt(name: string): Promise<BackupTarget> {
+    const storage = await this.storageOf(name);
+    await using store = await BackupStore.open(storage);
+    await this.targets.save({ name, storeId: store.id });
+    const [target] = (await this.list()).filter((one) => one.name === name);
+    return target as BackupTarget;
+  }
+
+  private configOf(name: string): BackupTargetConfig {
+    const found = this.config.backup.targets[name];
+    if (!found) throw new AppError('resource_not_found', { detail: `no backup target ${name}; there are ${this.names.join(', ')}` });
+    return found;
+  }
+
+  private locationOf(name: string): string {
+    const target = this.configOf(name);
+    return 'folder' in target ? target.folder : `s3://${target.s3.bucket}/${target.s3.prefix}`;
+  }
+
+  private async storageOf(name: string): Promise<BackupStorage> {
+    const target = this.configOf(name);
+    if ('folder' in target) return FolderStorage.open(target.folder);
+    throw new AppError('backup_target_unavailable', { detail: 's3' });
+  }
+
+  private async keys() {
+    const { encryption, signingKeyFile } = this.config.backup;
+    const identities = encryption.identityFile ? ((await readKey(encryption.identityFile)).match(/AGE-SECRET-KEY-[A-Z0-9-]+/g) ?? []) : [];
+    if (encryption.identityFile && identities.length === 0) throw invalid(encryption.identityFile, 'holds no AGE-SECRET-KEY');
+    const signingKey = signingKeyFile ? (await readKey(signingKeyFile)).trim() : undefined;
+    if (signingKeyFile && !/^[0-9a-f]{64}$/i.test(signingKey ?? '')) throw invalid(signingKeyFile, 'does not hold 64 hex digits');
+    return { keys: { recipients: encryption.recipients, identities }, hmacKey: signingKey ? Buffer.from(signingKey, 'hex') : undefined };
+  }
+}
+
+const invalid = (file: string, what: string, cause?: unknown) => new AppError('configuration_invalid', { detail: `${file} ${what}` }, { cause });
+
+const readKey = (file: string): Promise<string> =>
+  readFile(file, 'utf8').catch((cause: unknown) => {
+    throw invalid(file, 'cannot be read', cause);
+  });
