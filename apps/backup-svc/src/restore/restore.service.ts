@@ -139,7 +139,9 @@ export class RestoreService {
     const missing: string[] = [];
     const conflicts: string[] = [];
     const wanted = new Set(source.broken.map(({ name }) => name));
+    let present = 0;
     for (const [index, { image, names }] of images.entries()) {
+      const wrong = missing.length + conflicts.length;
       for (const { repository, tag } of names) {
         const name = `${repository}:${tag}`;
         wanted.add(name);
@@ -148,12 +150,12 @@ export class RestoreService {
         if (!found) missing.push(name);
         else if (found.digest !== image.root?.digest) conflicts.push(name);
       }
+      if (missing.length + conflicts.length === wrong) present += 1;
     }
     const extra: string[] = [];
     for (const repository of await withRetry(() => registry.listRepositories({ signal }), signal))
       for (const tag of await withRetry(() => registry.listTags(repository, { signal }), signal))
         if (filter({ repository, tag }) && !wanted.has(`${repository}:${tag}`)) extra.push(`${repository}:${tag}`);
-    const present = plan.images.filter(({ state }) => state === 'present').length;
     return { present, missing, conflicts, extra, freeBytes: dir ? await freeBytes(dir) : null, broken: source.broken, verified: null, settings: null };
   }
 

@@ -283,13 +283,16 @@ export class BackupStore implements AsyncDisposable {
     return files;
   }
 
-  /** Takes a backup over from another store, blob by blob, verified. Idempotent. The locks of both must be held. */
+  /** Takes a backup over from another store, blob by blob, verified. Idempotent. The locks of both must be held. Throws `backup_corrupt`, `backup_incomplete`. */
   async copyFrom(other: BackupStore, id: string, options: BlobOptions = {}): Promise<BackupRecord> {
     const record = await other.readRecord(id);
     const [from, to] = [await other.index(), await this.index()];
     for (const blob of record.blobs) {
       options.signal?.throwIfAborted();
-      await this.putBlob(to, blob, async () => other.openBlob(from, blob), options);
+      await this.putBlob(to, blob, async () => other.openBlob(from, blob), options).catch((error: unknown) => {
+        // Reading it again would not help.
+        throw error instanceof AppError && error.code === 'digest_mismatch' ? corruptBlob(blob.digest, 'other bytes') : error;
+      });
     }
     return this.writeRecord(record);
   }
