@@ -73,6 +73,11 @@ const definitions = {
   job_cancelled: { family: 'conflict', title: 'The job was cancelled', nextStep: 'Retry the job to continue where it stopped.' },
   job_stalled: { family: 'unavailable', title: 'The job made no progress for too long', nextStep: 'Check disk and network, then retry the job.' },
   // Registry
+  registry_fenced: {
+    family: 'unavailable',
+    title: 'The registry takes no pushes while the DU is upgraded',
+    nextStep: 'Wait until the upgrade has ended; GET /v1/du tells which one it is. Hosts go on pulling.',
+  },
   registry_off: { family: 'conflict', title: 'The local registry is switched off', nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.' },
   registry_unavailable: { family: 'unavailable', title: 'The registry did not answer', nextStep: 'See GET /v1/registry for its health.' },
   registry_rejected: {
@@ -321,6 +326,26 @@ const definitions = {
     status: 422,
     title: 'The networks of the cluster cannot be used',
     nextStep: 'Choose networks that overlap neither each other nor the addresses of hosts, e.g. 10.20.0.0/16 and 10.21.0.0/16.',
+  },
+  du_upgrade_running: {
+    family: 'conflict',
+    title: 'The DU is being upgraded',
+    nextStep: 'Finish the upgrade named in `detail`, or roll it back.',
+  },
+  du_upgrade_state: {
+    family: 'conflict',
+    title: 'The upgrade is not at a step where this is possible',
+    nextStep: 'GET the upgrade: `phase` tells where it is.',
+  },
+  du_upgrade_preflight_failed: {
+    family: 'conflict',
+    title: 'The DU cannot be upgraded now',
+    nextStep: 'Put right what `problems` of the upgrade names, then begin again.',
+  },
+  du_upgrade_incomplete: {
+    family: 'conflict',
+    title: 'Images are missing after the upgrade',
+    nextStep: 'The report of the upgrade names them. It was rolled back, or can be.',
   },
   du_version_unsupported: {
     family: 'conflict',

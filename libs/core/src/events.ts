@@ -4,6 +4,7 @@
  */
 const jobTypes = [
   'registry.apply',
+  'registry.upgrade-du',
   'image.read-bundle',
   'image.push',
   'image.verify',

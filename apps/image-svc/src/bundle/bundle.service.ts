@@ -1,5 +1,5 @@
-import { readdir, realpath, rm, stat } from 'node:fs/promises';
-import { basename, join, sep } from 'node:path';
+import { readdir, rm, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { writeDockerArchive } from '@airdock/adapters/oci-client/docker-archive-writer';
@@ -10,6 +10,7 @@ import { AppError } from '@airdock/core/errors';
 import { digestHex } from '@airdock/core/oci/digest';
 import { formatPlatform } from '@airdock/core/oci/manifest';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
+import { allowedPath } from '@airdock/platform/allowed-path';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -77,20 +78,13 @@ export class BundleService {
 
   /** Real path of a file inside the bundle folders; links that lead out of them are not followed. */
   private async resolvePath(path: string): Promise<string> {
-    const forbidden = new AppError('bundle_path_forbidden', {
-      detail: `${path} is not inside ${this.config.bundleDirs.join(', ') || 'any folder: airdock.bundleDirs is empty'}`,
+    const { bundleDirs } = this.config;
+    const found = await allowedPath(bundleDirs, path);
+    if (found.path !== undefined) return found.path;
+    if (found.refusal === 'missing') throw new AppError('bundle_not_found', { detail: path });
+    throw new AppError('bundle_path_forbidden', {
+      detail: `${path} is not inside ${bundleDirs.join(', ') || 'any folder: airdock.bundleDirs is empty'}`,
     });
-    if (path.includes('\0')) throw forbidden;
-    const isInside = (folder: string, file: string) => file.startsWith(folder.endsWith(sep) ? folder : folder + sep);
-    const folders = await Promise.all(this.config.bundleDirs.map((folder) => realpath(folder).catch(() => undefined)));
-    const candidates = path.startsWith(sep) ? [path] : this.config.bundleDirs.map((folder) => join(folder, path));
-    for (const candidate of candidates) {
-      const real = await realpath(candidate).catch(() => undefined);
-      if (real && folders.some((folder) => folder !== undefined && isInside(folder, real))) return real;
-      // Whether a file exists outside the folders is nobody's business.
-      if (!real && this.config.bundleDirs.some((folder) => isInside(folder, join(candidate)))) throw new AppError('bundle_not_found', { detail: path });
-    }
-    throw forbidden;
   }
 
   async list(query: PageQuery): Promise<Page<Bundle>> {

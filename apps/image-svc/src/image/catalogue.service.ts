@@ -79,7 +79,7 @@ export class CatalogueService {
     const keptNames = new Set(others.flatMap(({ localReferences }) => localReferences));
     const localReferences = [...new Set(rows.flatMap((row) => row.localReferences))].filter((reference) => !keptNames.has(reference));
     if (!dryRun) {
-      const { url } = await this.images.registry();
+      const { url } = await this.images.openRegistry();
       await using registry = new RegistryClient(url);
       for (const row of rows) await this.removeFromRegistry(registry, row, localReferences, others);
       await this.forget(rows.map(({ upstream }) => upstream));

@@ -41,6 +41,13 @@ export class ImageService {
     return requireRegistry(this.clients.registry);
   }
 
+  /** Throws `registry_fenced` too: for what changes the registry. */
+  async openRegistry(): Promise<RequiredRegistry> {
+    const registry = await this.registry();
+    if (registry.isFenced) throw new AppError('registry_fenced');
+    return registry;
+  }
+
   async list({ search, digest, platform, bundleId, limit, cursor }: ImageListQuery): Promise<Page<Image>> {
     const query = this.images
       .createQueryBuilder('image')

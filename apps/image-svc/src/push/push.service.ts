@@ -1,5 +1,6 @@
 import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/adapters/oci-client/copy-image';
 import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
@@ -27,6 +28,8 @@ import { type LocalName, LocalNamesService, type NamingRule, refuseCollisions } 
 import { PushEntity } from './push.entity.js';
 import type { CreatePush, Push, PushedImage, PushPlan } from './push.schema.js';
 import { PushSpaceService } from './push-space.service.js';
+
+const fencePauseMs = 2_000;
 
 export const pushJobType = 'image.push';
 const recordAtOnce = 50;
@@ -64,7 +67,7 @@ export class PushService {
       images,
     );
     const assigned = dryRun ? undefined : this.names.assign(selected, { kinds: naming, winners });
-    const [names] = await Promise.all([assigned, this.images.registry()]);
+    const [names] = await Promise.all([assigned, dryRun ? this.images.registry() : this.images.openRegistry()]);
     refuseCollisions(names?.collisions ?? []);
     const id = newId();
     const row = columns<PushEntity>({
@@ -115,7 +118,11 @@ export class PushService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
-    const target = await this.images.registry();
+    let target = await this.images.registry();
+    for (; target.isFenced && !push.dryRun; target = await this.images.registry()) {
+      progress({ phase: 'waiting for the upgrade of the DU' });
+      await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
+    }
     await using registry = new RegistryClient(target.url);
     await using source = await this.open(push, signal);
     const images = selectImages(source.images, push.images ?? undefined);

@@ -2,6 +2,13 @@ import type { Problem } from '@airdock/core/errors';
 import type { RegistryMode } from '@airdock/platform/config';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
+export interface RegistryFence {
+  upgradeId: string;
+  /** Of the engine while it is fenced. */
+  port: number;
+  since: string;
+}
+
 /** The wanted state of the registry, and what was last seen of it. One row. */
 @Entity('registry')
 export class RegistryEntity {
@@ -16,5 +23,9 @@ export class RegistryEntity {
   /** Of the storage folder, when blobs may be placed in it directly. */
   @Column('varchar', { nullable: true }) storageId!: string | null;
   @Column('simple-json', { nullable: true }) storage!: { usedBytes: number; freeBytes: number; measuredAt: string } | null;
+  /** The program, when a DU upgrade has brought another one than is configured. */
+  @Column('varchar', { nullable: true }) engineBinary!: string | null;
+  /** Pushes are kept away; the engine listens on this port meanwhile. */
+  @Column('simple-json', { nullable: true }) fence!: RegistryFence | null;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
 }

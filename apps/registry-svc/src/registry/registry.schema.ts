@@ -24,6 +24,11 @@ export const Registry = z
         measuredAt: z.iso.datetime(),
       })
       .nullable(),
+    fence: z
+      .object({ upgradeId: z.uuid(), since: z.iso.datetime() })
+      .nullable()
+      .describe('Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on'),
+    maintenanceUrl: z.string().nullable().describe('Read-write while pushes are kept away: for restores'),
     error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
     version: z.number().int().describe('Also the ETag'),
   })

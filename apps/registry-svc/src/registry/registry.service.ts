@@ -1,14 +1,16 @@
+import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
 import { ProcessRegistryEngine, probeRegistry, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
+import { PushFence } from '@airdock/adapters/registry-engine/push-fence';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { Inject, Injectable, Logger } from '@nestjs/common';
+import { type BeforeApplicationShutdown, Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { RegistryEntity } from './registry.entity.js';
@@ -18,13 +20,22 @@ const id = 'registry';
 export const applyJobType = 'registry.apply';
 
 /** The engine that a DU with this configuration runs, whichever process asks. */
-export const registryEngine = ({ dataDir, registry: { port, readOnlyPort, storageDir, binary } }: Config): ProcessRegistryEngine =>
-  new ProcessRegistryEngine({ stateDir: join(dataDir, 'registry'), storageDir, port, readOnlyPort, binary });
+export const registryEngine = (
+  { dataDir, registry }: Config,
+  { engineBinary, fence }: Partial<Pick<RegistryEntity, 'engineBinary' | 'fence'>> = {},
+): ProcessRegistryEngine =>
+  new ProcessRegistryEngine({
+    stateDir: join(dataDir, 'registry'),
+    storageDir: registry.storageDir,
+    port: fence?.port ?? registry.port,
+    readOnlyPort: registry.readOnlyPort,
+    binary: engineBinary ?? registry.binary,
+  });
 
 /** The registry's wanted state, and the engine that follows it. */
 @Injectable()
-export class RegistryService {
-  private readonly engine: ProcessRegistryEngine;
+export class RegistryService implements BeforeApplicationShutdown {
+  private readonly fence = new PushFence();
   private readonly logger = new Logger(RegistryService.name);
   /** The supervisor and a job may reconcile at the same time in one process; the engine takes one after the other. */
   private turn: Promise<unknown> = Promise.resolve();
@@ -33,9 +44,7 @@ export class RegistryService {
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(RegistryEntity, 'registry') private readonly registries: Repository<RegistryEntity>,
     private readonly jobs: JobsService,
-  ) {
-    this.engine = registryEngine(config);
-  }
+  ) {}
 
   /** The wanted state; on the first call, and after a change in the configuration file, what the file says. */
   async load(): Promise<RegistryEntity> {
@@ -54,6 +63,8 @@ export class RegistryService {
           engineVersion: null,
           storageId: null,
           storage: null,
+          engineBinary: null,
+          fence: null,
           error: null,
         });
     } catch (error) {
@@ -63,9 +74,10 @@ export class RegistryService {
   }
 
   async get(): Promise<Registry> {
-    const { mode, externalUrl, engineVersion, storageId, storage, error, version } = await this.load();
+    const { mode, externalUrl, engineVersion, storageId, storage, fence, error, version } = await this.load();
     const { port, readOnlyPort, storageDir } = this.config.registry;
-    if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, error, version };
+    const fenced = { fence: fence && { upgradeId: fence.upgradeId, since: fence.since }, maintenanceUrl: fence && `http://localhost:${fence.port}` };
+    if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, ...fenced, error, version };
     const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
     // Tunnels must not lead to an endpoint that takes pushes, and an external registry has no other that we know of.
     const readOnlyUrl = mode === 'local' ? `http://localhost:${readOnlyPort}` : null;
@@ -81,6 +93,7 @@ export class RegistryService {
       engine: { kind: mode === 'local' ? 'process' : 'external', version: mode === 'local' ? engineVersion : null },
       health,
       storage: mode === 'local' && storage ? { path: storageDir, id: storageId, ...storage } : null,
+      ...fenced,
       error,
       version,
     };
@@ -108,10 +121,14 @@ export class RegistryService {
   private async follow(signal?: AbortSignal): Promise<RegistryEntity> {
     const row = await this.load();
     try {
-      if (row.mode === 'local') await this.engine.start(signal);
-      else await this.engine.stop();
-      const engineVersion = row.mode === 'local' ? await this.engine.version() : null;
-      const storageId = row.mode === 'local' && this.config.registry.directPlacement ? await this.enablePlacement() : null;
+      const engine = registryEngine(this.config, row);
+      // The port of the fence is the engine's otherwise.
+      if (!row.fence || row.mode !== 'local') await this.fence.stop();
+      if (row.mode === 'local') await engine.start(signal);
+      else await engine.stop();
+      if (row.fence && row.mode === 'local') await this.fence.start({ port: this.config.registry.port, backendPort: row.fence.port });
+      const engineVersion = row.mode === 'local' ? await engine.version() : null;
+      const storageId = row.mode === 'local' && this.config.registry.directPlacement ? await this.enablePlacement(row) : null;
       if (row.error || row.engineVersion !== engineVersion || row.storageId !== storageId)
         await this.registries.update({ id }, { engineVersion, storageId, error: null });
     } catch (error) {
@@ -123,9 +140,9 @@ export class RegistryService {
   }
 
   /** Id of the storage folder, when the registry that runs now keeps its blobs as we know it. A push over HTTP is always possible. */
-  private async enablePlacement(): Promise<string | null> {
+  private async enablePlacement({ fence }: RegistryEntity): Promise<string | null> {
     const { port, storageDir } = this.config.registry;
-    await using registry = new RegistryClient(`http://localhost:${port}`);
+    await using registry = new RegistryClient(`http://localhost:${fence?.port ?? port}`);
     const storageId = await RegistryStorage.enable(storageDir, registry);
     if (!storageId) this.logger.warn('this registry keeps its blobs in a layout that is not known here: pushes go over HTTP');
     return storageId ?? null;
@@ -133,8 +150,31 @@ export class RegistryService {
 
   /** True when the row wants a local registry and it does not answer, or the last try failed. */
   async needsReconcile(): Promise<boolean> {
-    const { mode, error } = await this.load();
-    return mode === 'local' && (error !== null || !(await this.engine.isHealthy()));
+    const row = await this.load();
+    if (row.mode !== 'local') return false;
+    return row.error !== null || (row.fence !== null) !== this.fence.isUp || !(await registryEngine(this.config, row).isHealthy());
+  }
+
+  /** Keeps pushes away from now on, or lets them in again; idempotent for one upgrade. Throws `registry_fenced` when another upgrade has it. */
+  async setFence(upgradeId: string, isUp: boolean, signal?: AbortSignal): Promise<void> {
+    const row = await this.load();
+    if (row.fence && row.fence.upgradeId !== upgradeId) throw new AppError('registry_fenced', { detail: `upgrade ${row.fence.upgradeId} has it` });
+    if (isUp !== (row.fence !== null)) {
+      const fence = isUp ? { upgradeId, port: await freePort(), since: now() } : null;
+      await this.registries.update({ id, version: row.version }, columns({ fence, version: row.version + 1 }));
+    }
+    await this.reconcile(signal);
+  }
+
+  /** Runs another program from now on; null: the configured one. */
+  async setEngineBinary(engineBinary: string | null, signal?: AbortSignal): Promise<void> {
+    const row = await this.load();
+    await this.registries.update({ id }, { engineBinary, version: row.version + 1 });
+    await this.reconcile(signal);
+  }
+
+  async beforeApplicationShutdown(): Promise<void> {
+    await this.fence.stop();
   }
 
   /** Walks the storage, which takes a while: workers do it now and then, and requests answer from the row. */
@@ -143,4 +183,13 @@ export class RegistryService {
     const storage = { ...(await storageUsage(this.config.registry.storageDir)), measuredAt: now() };
     await this.registries.update({ id }, { storage });
   }
+}
+
+/** One on loopback that nobody listens on now. */
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
 }

@@ -5,6 +5,8 @@ import type { Client } from './service-clients.js';
 
 export interface RequiredRegistry {
   url: string;
+  /** No pushes now: the DU is being upgraded. */
+  isFenced: boolean;
   readOnlyUrl: string | null;
   /** Its own folder, when that is one of this machine and blobs may be placed in it. */
   storage: RegistryStorage | undefined;
@@ -18,5 +20,12 @@ export async function requireRegistry(client: Client): Promise<RequiredRegistry>
   if (!data.url) throw new AppError('registry_off');
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
-  return { url: data.url, readOnlyUrl: data.readOnlyUrl, storage, storageDir: data.storage?.path ?? null };
+  // Who does not push, e.g. a restore, gets past the fence.
+  return {
+    url: data.maintenanceUrl ?? data.url,
+    isFenced: Boolean(data.fence),
+    readOnlyUrl: data.readOnlyUrl,
+    storage,
+    storageDir: data.storage?.path ?? null,
+  };
 }

@@ -47,7 +47,8 @@ export class ProcessRegistryEngine {
     const started: Instance[] = [];
     for (const instance of instances) {
       const config = await this.configFor(instance);
-      const configFile = this.configFile(instance, createHash('sha256').update(config).digest('hex').slice(0, 16));
+      // Another program has to be started anew, whatever its configuration.
+      const configFile = this.configFile(instance, createHash('sha256').update(config).update(this.options.binary).digest('hex').slice(0, 16));
       const running = await this.findProcesses(instance);
       if (running.length === 1 && running[0]?.configFile === configFile && (await this.isAnswering(instance))) continue;
       for (const { pid } of running) await endProcess(pid);

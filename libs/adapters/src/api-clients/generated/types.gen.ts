@@ -178,6 +178,17 @@ export type Registry = {
         measuredAt: string;
     } | null;
     /**
+     * Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on
+     */
+    fence: {
+        upgradeId: string;
+        since: string;
+    } | null;
+    /**
+     * Read-write while pushes are kept away: for restores
+     */
+    maintenanceUrl: string | null;
+    /**
      * Why the wanted state could not be reached; it is tried again by itself
      */
     error: Problem | null;
@@ -196,6 +207,121 @@ export type PutRegistry = {
      * Needed with mode external
      */
     externalUrl?: string;
+};
+
+export type Du = {
+    /**
+     * As airdock.duVersion says
+     */
+    version: string;
+    /**
+     * Whether a DU of this version has a local registry (5.2 and later)
+     */
+    hasRegistry: boolean;
+    /**
+     * Whether clusters that exist can be moved to it (5.3 and later)
+     */
+    movesClusters: boolean;
+    /**
+     * Of the upgrade that has begun and not ended
+     */
+    upgradeId: string | null;
+};
+
+export type CreateDuUpgrade = {
+    /**
+     * Of the DU, e.g. v-5.4.0-1600000
+     */
+    toVersion: string;
+    /**
+     * prepare: up to the backup, and pushes stay away until it is finished; finish: on a DU that has lost everything, from a backup
+     */
+    step?: 'all' | 'prepare' | 'finish';
+    engine?: NewEngine;
+    backupTarget?: string;
+    /**
+     * Needed with finish
+     */
+    backupId?: string;
+    /**
+     * Only the preflight
+     */
+    dryRun?: boolean;
+};
+
+/**
+ * The registry's program of the new release: itself, or in an image as docker save writes it
+ */
+export type NewEngine = {
+    /**
+     * A file in one of the folders of airdock.bundleDirs
+     */
+    binary: string;
+} | {
+    /**
+     * A file in one of the folders of airdock.bundleDirs
+     */
+    image: string;
+};
+
+export type DuUpgradePage = {
+    items: Array<DuUpgrade>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type DuUpgrade = {
+    id: string;
+    fromVersion: string;
+    toVersion: string;
+    target: string;
+    engine: NewEngine | null;
+    phase: 'preflight' | 'backup' | 'fence' | 'finalBackup' | 'prepared' | 'engine' | 'migrate' | 'restore' | 'compare' | 'open' | 'done' | 'rollBackEngine' | 'rollBackData' | 'rollBackOpen' | 'rolledBack' | 'refused';
+    goal: 'prepared' | 'done' | 'rolledBack';
+    dryRun: boolean;
+    problems: Array<DuUpgradeProblem> | null;
+    backupId: string | null;
+    report: DuUpgradeReport | null;
+    /**
+     * Why it was rolled back, or stands still
+     */
+    error: Problem | null;
+    jobId: string;
+    createdAt: string;
+    finishedAt: string | null;
+};
+
+export type DuUpgradeProblem = {
+    check: string;
+    severity: 'failure' | 'warning' | 'info';
+    detail: string;
+};
+
+export type DuUpgradeReport = {
+    /**
+     * Names in the backup
+     */
+    images: number;
+    /**
+     * Images that are there, by digest
+     */
+    present: number;
+    missing: Array<string>;
+    /**
+     * Names that lead to another digest
+     */
+    changed: Array<string>;
+    /**
+     * Whether data was gone and came back from the backup
+     */
+    restored: boolean;
+    engineVersion: string | null;
+};
+
+export type FinishDuUpgrade = {
+    engine?: NewEngine;
 };
 
 export type CreateBundle = {
@@ -2201,7 +2327,7 @@ export type CreateWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * Default: a random one; write-only
      */
@@ -2256,7 +2382,7 @@ export type PatchWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * What happens while it is disabled is not sent later
      */
@@ -2364,7 +2490,7 @@ export type WebhookAttempt = {
 
 export type WebhookEvent = {
     id: string;
-    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
+    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
     /**
      * What endpoints get
      */
@@ -2651,6 +2777,213 @@ export type PutRegistryResponses = {
 };
 
 export type PutRegistryResponse = PutRegistryResponses[keyof PutRegistryResponses];
+
+export type GetDuData = {
+    body?: never;
+    path?: never;
+    query?: never;
+    url: '/v1/du';
+};
+
+export type GetDuErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetDuError = GetDuErrors[keyof GetDuErrors];
+
+export type GetDuResponses = {
+    /**
+     * Version of the DU, and whether it is being upgraded
+     */
+    200: Du;
+};
+
+export type GetDuResponse = GetDuResponses[keyof GetDuResponses];
+
+export type ListDuUpgradesData = {
+    body?: never;
+    path?: never;
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/du/upgrades';
+};
+
+export type ListDuUpgradesErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListDuUpgradesError = ListDuUpgradesErrors[keyof ListDuUpgradesErrors];
+
+export type ListDuUpgradesResponses = {
+    /**
+     * Upgrades of the DU, newest first
+     */
+    200: DuUpgradePage;
+};
+
+export type ListDuUpgradesResponse = ListDuUpgradesResponses[keyof ListDuUpgradesResponses];
+
+export type CreateDuUpgradeData = {
+    body: CreateDuUpgrade;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/du/upgrades';
+};
+
+export type CreateDuUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateDuUpgradeError = CreateDuUpgradeErrors[keyof CreateDuUpgradeErrors];
+
+export type CreateDuUpgradeResponses = {
+    /**
+     * Carry the registry and all data over an upgrade of the DU, or prepare for one
+     */
+    202: Job;
+};
+
+export type CreateDuUpgradeResponse = CreateDuUpgradeResponses[keyof CreateDuUpgradeResponses];
+
+export type GetDuUpgradeData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/du/upgrades/{id}';
+};
+
+export type GetDuUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetDuUpgradeError = GetDuUpgradeErrors[keyof GetDuUpgradeErrors];
+
+export type GetDuUpgradeResponses = {
+    /**
+     * One upgrade: its phase, what the preflight found, and what was compared
+     */
+    200: DuUpgrade;
+};
+
+export type GetDuUpgradeResponse = GetDuUpgradeResponses[keyof GetDuUpgradeResponses];
+
+export type FinishDuUpgradeData = {
+    body: FinishDuUpgrade;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/du/upgrades/{id}/finish';
+};
+
+export type FinishDuUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type FinishDuUpgradeError = FinishDuUpgradeErrors[keyof FinishDuUpgradeErrors];
+
+export type FinishDuUpgradeResponses = {
+    /**
+     * Go on with a prepared upgrade: engine, data, comparison, and pushes again
+     */
+    202: Job;
+};
+
+export type FinishDuUpgradeResponse = FinishDuUpgradeResponses[keyof FinishDuUpgradeResponses];
+
+export type RollBackDuUpgradeData = {
+    body?: never;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/du/upgrades/{id}/rollback';
+};
+
+export type RollBackDuUpgradeErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type RollBackDuUpgradeError = RollBackDuUpgradeErrors[keyof RollBackDuUpgradeErrors];
+
+export type RollBackDuUpgradeResponses = {
+    /**
+     * Undo a prepared or stopped upgrade: the engine of before, all images, pushes again
+     */
+    202: Job;
+};
+
+export type RollBackDuUpgradeResponse = RollBackDuUpgradeResponses[keyof RollBackDuUpgradeResponses];
 
 export type DescribeUploadsData = {
     body?: never;

@@ -1,0 +1,28 @@
+import type { Problem } from '@airdock/core/errors';
+import { Column, Entity, PrimaryColumn } from 'typeorm';
+import type { DuUpgradeGoal, DuUpgradePhase, DuUpgradeReport, NewEngine, UpgradeProblem } from './du-upgrade.schema.js';
+
+/** An upgrade of the DU, and how far it is. The same is kept in a file, for a DU whose tables did not survive. */
+@Entity('du_upgrade')
+export class DuUpgradeEntity {
+  @PrimaryColumn('varchar') id!: string;
+  @Column('varchar') fromVersion!: string;
+  @Column('varchar') toVersion!: string;
+  @Column('varchar') target!: string;
+  @Column('simple-json', { nullable: true }) engine!: NewEngine | null;
+  @Column('varchar') phase!: DuUpgradePhase;
+  /** What the job that has it is to reach. */
+  @Column('varchar') goal!: DuUpgradeGoal;
+  @Column('boolean') dryRun!: boolean;
+  @Column('simple-json', { nullable: true }) problems!: UpgradeProblem[] | null;
+  /** Of the backup that was made last: what has to be there afterwards. */
+  @Column('varchar', { nullable: true }) backupId!: string | null;
+  /** Programs of the engine; null for the configured one. */
+  @Column('varchar', { nullable: true }) formerBinary!: string | null;
+  @Column('varchar', { nullable: true }) newBinary!: string | null;
+  @Column('simple-json', { nullable: true }) report!: DuUpgradeReport | null;
+  @Column('simple-json', { nullable: true }) error!: Problem | null;
+  @Column('varchar') jobId!: string;
+  @Column('varchar') createdAt!: string;
+  @Column('varchar', { nullable: true }) finishedAt!: string | null;
+}

@@ -1,0 +1,360 @@
+import { copyFile, readFile, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
+import { createBackup, createRestore, getBackup, getRestore, listJobs } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { Restore } from '@airdock/adapters/api-clients/generated/types.gen';
+import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { writeDurably } from '@airdock/adapters/oci-client/durable-file';
+import { extractEngine } from '@airdock/adapters/registry-engine/engine-image';
+import { compareDuVersions, duCapabilities } from '@airdock/core/du-version';
+import { AppError, fromProblem, toProblem } from '@airdock/core/errors';
+import { allowedPath } from '@airdock/platform/allowed-path';
+import { CONFIG, type Config } from '@airdock/platform/config';
+import { columns, now } from '@airdock/platform/database';
+import type { JobRequest } from '@airdock/platform/http/idempotency';
+import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { newId } from '@airdock/platform/ids';
+import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { Inject, Injectable } from '@nestjs/common';
+import { InjectRepository } from '@nestjs/typeorm';
+import { In, Not, type Repository } from 'typeorm';
+import { RegistryService, registryEngine } from '../registry/registry.service.js';
+import { DuUpgradeEntity } from './du-upgrade.entity.js';
+import {
+  type CreateDuUpgrade,
+  type Du,
+  type DuUpgrade,
+  type DuUpgradePhase,
+  endedPhases,
+  type FinishDuUpgrade,
+  type NewEngine,
+  type UpgradeProblem,
+} from './du-upgrade.schema.js';
+
+export const upgradeJobType = 'registry.upgrade-du';
+
+/** Jobs of others that an upgrade must not meet. */
+const busyTypes =
+  /^(image\.(push|rebuild-catalogue)|backup\.(restore|import)|registry\.collect-garbage|cluster\.(create|upgrade)|host\.(configure|operate-node))$/;
+/** The phases that change nothing that would have to be undone. */
+const harmless: readonly DuUpgradePhase[] = ['preflight', 'backup'];
+const rollingBack: readonly DuUpgradePhase[] = ['rollBackEngine', 'rollBackData', 'rollBackOpen'];
+
+/**
+ * Carries the registry over an upgrade of the DU, which keeps no image. A chain of phases, each of which may be begun again at any time; where it is stands in the row,
+ * and in a file beside it. What fails after pushes were fenced off is rolled back.
+ */
+@Injectable()
+export class DuUpgradeService {
+  private readonly stateFile: string;
+
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    @InjectRepository(DuUpgradeEntity, 'registry') private readonly upgrades: Repository<DuUpgradeEntity>,
+    private readonly registry: RegistryService,
+    private readonly jobs: JobsService,
+    private readonly clients: ServiceClients,
+  ) {
+    this.stateFile = join(config.dataDir, 'du-upgrade.json');
+  }
+
+  async du(): Promise<Du> {
+    const [open] = await this.open();
+    return { version: this.config.duVersion, ...duCapabilities(this.config.duVersion), upgradeId: open?.id ?? null };
+  }
+
+  /** Throws `du_upgrade_running`, `bundle_path_forbidden`, `bundle_not_found`. */
+  async create(request: JobRequest, { toVersion, step, engine, backupTarget, backupId, dryRun }: CreateDuUpgrade): Promise<Job> {
+    const [open] = await this.open();
+    if (open && !dryRun) throw new AppError('du_upgrade_running', { detail: `/v1/du/upgrades/${open.id} is at ${open.phase}`, upgradeId: open.id });
+    if (engine) await this.pathOf(engine);
+    const id = newId();
+    const row: DuUpgradeEntity = {
+      ...{ id, fromVersion: this.config.duVersion, toVersion, target: backupTarget, engine: engine ?? null, dryRun, backupId: backupId ?? null },
+      phase: step === 'finish' ? 'prepared' : 'preflight',
+      goal: step === 'prepare' ? 'prepared' : 'done',
+      ...{ problems: null, formerBinary: null, newBinary: null, report: null, error: null, jobId: request.id, createdAt: now(), finishedAt: null },
+    };
+    return this.jobs.submit({ ...request, type: upgradeJobType, resource: `/v1/du/upgrades/${id}` }, [
+      this.upgrades.createQueryBuilder().insert().values(columns<DuUpgradeEntity>(row)),
+    ]);
+  }
+
+  /** Throws `du_upgrade_state` unless it is prepared, or stopped on its way from there. */
+  async finish(request: JobRequest, id: string, { engine }: FinishDuUpgrade): Promise<Job> {
+    if (engine) await this.pathOf(engine);
+    const row = await getRow(this.upgrades, id);
+    return this.goOn(request, row, { goal: 'done', ...(engine && { engine }) });
+  }
+
+  /** Throws `du_upgrade_state` when it has ended. */
+  async rollBack(request: JobRequest, id: string): Promise<Job> {
+    return this.goOn(request, await getRow(this.upgrades, id), { goal: 'rolledBack' });
+  }
+
+  private async goOn(request: JobRequest, row: DuUpgradeEntity, change: Partial<DuUpgradeEntity>): Promise<Job> {
+    const job = await this.jobs.find(row.jobId);
+    const refuse = (detail: string) => new AppError('du_upgrade_state', { detail });
+    if (endedPhases.includes(row.phase) || row.dryRun) throw refuse(`it has ended: ${row.phase}`);
+    if (job && !isEnded(job.state)) throw refuse(`its job ${job.id} is ${job.state}`);
+    if (change.goal === 'done' && (rollingBack.includes(row.phase) || row.phase === 'preflight')) throw refuse(`it is at ${row.phase}`);
+    const update = this.upgrades
+      .createQueryBuilder()
+      .update()
+      .set(columns<DuUpgradeEntity>({ ...change, jobId: request.id }) as never)
+      .where({ id: row.id, jobId: row.jobId });
+    return this.jobs.submit({ ...request, type: upgradeJobType, resource: `/v1/du/upgrades/${row.id}` }, [update]);
+  }
+
+  async list(query: PageQuery): Promise<Page<DuUpgrade>> {
+    return findPage(this.upgrades, query);
+  }
+
+  async get(id: string): Promise<DuUpgrade> {
+    return getRow(this.upgrades, id);
+  }
+
+  private open(): Promise<DuUpgradeEntity[]> {
+    return this.upgrades.find({ where: { phase: Not(In([...endedPhases])), dryRun: false }, order: { id: 'DESC' }, take: 1 });
+  }
+
+  /** Goes from phase to phase until the goal is reached. */
+  async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
+    const row = await getRow(this.upgrades, resourceId);
+    if (row.goal === 'rolledBack' && !rollingBack.includes(row.phase)) await this.moveTo(row, harmless.includes(row.phase) ? 'rolledBack' : 'rollBackEngine');
+    // A prepared upgrade that is to be finished goes on from there.
+    if (row.goal === 'done' && row.phase === 'prepared') await this.moveTo(row, 'engine');
+    let failure = row.error && rollingBack.includes(row.phase) && row.goal !== 'rolledBack' ? fromProblem(row.error) : undefined;
+    while (row.phase !== row.goal && !endedPhases.includes(row.phase)) {
+      progress({ phase: row.phase });
+      try {
+        const next = await this.steps[row.phase]?.(row, signal);
+        if (!next) break;
+        await this.moveTo(row, next);
+      } catch (error) {
+        signal.throwIfAborted();
+        if (isWorthRetrying(error)) throw error;
+        const problem = toProblem(error);
+        if (rollingBack.includes(row.phase) || row.goal === 'rolledBack') {
+          // The state stays as it is; somebody has to look.
+          await this.save(row, { error: problem });
+          throw error;
+        }
+        failure = error as AppError;
+        await this.save(row, { error: problem });
+        await this.moveTo(row, harmless.includes(row.phase) ? 'refused' : 'rollBackEngine');
+      }
+      if (row.dryRun) break;
+    }
+    if (failure) throw failure;
+    if (row.dryRun) await this.save(row, { finishedAt: now() });
+    return { phase: row.phase, backupId: row.backupId, images: row.report?.images ?? null, restored: row.report?.restored ?? null };
+  }
+
+  /** A row for what the file tells of, after the tables were lost. */
+  async recover(): Promise<void> {
+    const text = await readFile(this.stateFile, 'utf8').catch(() => undefined);
+    if (!text) return;
+    const saved = JSON.parse(text) as DuUpgradeEntity;
+    await this.upgrades.createQueryBuilder().insert().values(columns<DuUpgradeEntity>(saved)).orIgnore().execute();
+  }
+
+  private readonly steps: Partial<Record<DuUpgradePhase, (row: DuUpgradeEntity, signal: AbortSignal) => Promise<DuUpgradePhase | undefined>>> = {
+    preflight: async (row, signal) => {
+      const problems = await this.preflight(row, signal);
+      await this.save(row, { problems });
+      const failures = problems.filter(({ severity }) => severity === 'failure');
+      if (failures.length > 0) throw new AppError('du_upgrade_preflight_failed', { detail: failures.map(({ detail }) => detail).join('; ') });
+      return row.dryRun ? undefined : 'backup';
+    },
+    // The large one, while pushes go on; the one behind the fence has little to add.
+    backup: async (row, signal) => {
+      if (await this.hasRegistry()) await this.backUp(row, 'backup', signal);
+      return 'fence';
+    },
+    fence: async (row, signal) => {
+      const { engineBinary } = await this.registry.load();
+      await this.save(row, { formerBinary: engineBinary });
+      if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
+      return 'finalBackup';
+    },
+    finalBackup: async (row, signal) => {
+      if (await this.hasRegistry()) {
+        const skipped = await this.backUp(row, 'finalBackup', signal);
+        const warning: UpgradeProblem[] = skipped.map((name) => ({ check: 'backup', severity: 'warning', detail: `${name} was not complete in the registry` }));
+        await this.save(row, { problems: [...(row.problems ?? []), ...warning] });
+      }
+      return row.goal === 'prepared' ? 'prepared' : 'engine';
+    },
+    engine: async (row, signal) => {
+      // A DU that has lost its tables has lost its fence too.
+      if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
+      if (row.engine) {
+        const binary = await this.installEngine(row, row.engine, signal);
+        await this.save(row, { newBinary: binary });
+        await this.registry.setEngineBinary(binary, signal);
+      } else await this.registry.reconcile(signal);
+      return 'migrate';
+    },
+    // Each service brings its tables up to date when it starts; here they have to answer with them.
+    migrate: async (_row, signal) => {
+      for (const client of [this.clients.image, this.clients.host, this.clients.cluster, this.clients.backup])
+        await listJobs({ client, query: { limit: 1 }, signal, throwOnError: true });
+      return 'restore';
+    },
+    restore: async (row, signal) => {
+      await this.restore(row, signal);
+      return 'compare';
+    },
+    compare: async (row, signal) => {
+      await this.compare(row, signal);
+      return 'open';
+    },
+    open: async (row, signal) => {
+      if ((await this.registry.load()).fence) await this.registry.setFence(row.id, false, signal);
+      return 'done';
+    },
+    rollBackEngine: async (row, signal) => {
+      await this.registry.setEngineBinary(row.formerBinary, signal);
+      return 'rollBackData';
+    },
+    rollBackData: async (row, signal) => {
+      if (row.backupId) {
+        await this.restore(row, signal);
+        await this.compare(row, signal);
+      }
+      return 'rollBackOpen';
+    },
+    rollBackOpen: async (row, signal) => {
+      if ((await this.registry.load()).fence?.upgradeId === row.id) await this.registry.setFence(row.id, false, signal);
+      return 'rolledBack';
+    },
+  };
+
+  private async preflight(row: DuUpgradeEntity, signal: AbortSignal): Promise<UpgradeProblem[]> {
+    const problems: UpgradeProblem[] = [];
+    const add = (check: string, severity: UpgradeProblem['severity'], detail: string) => problems.push({ check, severity, detail });
+    if (compareDuVersions(row.toVersion, row.fromVersion) < 0) add('version', 'failure', `${row.toVersion} is older than ${row.fromVersion}`);
+    const capabilities = duCapabilities(row.toVersion);
+    if (!capabilities.hasRegistry) add('version', 'failure', `a DU of version ${row.toVersion} has no local registry`);
+    else if (capabilities.movesClusters && !duCapabilities(row.fromVersion).movesClusters)
+      add('version', 'info', 'from 5.3 on clusters that exist can be switched to local mode, by being upgraded');
+    const { mode, error } = await this.registry.load();
+    if (mode === 'none') add('registry', 'info', 'the registry is off: there is nothing to carry over; set privateRegistryType to have one afterwards');
+    else if (mode === 'external') add('registry', 'info', 'the registry is run by someone else, and is not touched');
+    else if (error || !(await registryEngine(this.config, await this.registry.load()).isHealthy())) add('registry', 'failure', 'the registry does not answer');
+    const { registry, image, host, cluster, backup } = this.clients;
+    for (const client of [registry, image, host, cluster, backup])
+      for (const state of ['running', 'queued'] as const) {
+        const { data } = await listJobs({ client, query: { state, limit: 100 }, signal, throwOnError: true });
+        for (const { id, type } of data.items)
+          if (busyTypes.test(type) && !problems.some(({ detail }) => detail.includes(id))) add('jobs', 'failure', `${type} is ${state}: /v1/jobs/${id}`);
+      }
+    if (row.engine) {
+      try {
+        const path = await this.pathOf(row.engine);
+        if ('binary' in row.engine) add('engine', 'info', `the registry becomes ${await registryEngine(this.config, { engineBinary: path }).version()}`);
+      } catch (cause) {
+        add('engine', 'failure', cause instanceof AppError ? (cause.details.detail ?? cause.message) : 'the engine cannot be read');
+      }
+    }
+    return problems;
+  }
+
+  private async hasRegistry(): Promise<boolean> {
+    return (await this.registry.load()).mode === 'local';
+  }
+
+  /** One backup for a phase, however often it is begun. Returns the names that it skipped. */
+  private async backUp(row: DuUpgradeEntity, phase: DuUpgradePhase, signal: AbortSignal): Promise<string[]> {
+    const client = this.clients.backup;
+    const { data: begun } = await createBackup({
+      client,
+      headers: { 'Idempotency-Key': `${row.id}-${phase}` },
+      body: { target: row.target, description: `upgrade of the DU to ${row.toVersion}` },
+      signal,
+      throwOnError: true,
+    });
+    assertSucceeded(await followJob(client, begun.id, signal));
+    const id = begun.resource.split('/').at(-1) ?? '';
+    const { data: backup } = await getBackup({ client, path: { id }, signal, throwOnError: true });
+    await this.save(row, { backupId: id });
+    return (backup.skipped ?? []).map(({ name }) => name);
+  }
+
+  /** Brings back what is gone, and nothing else. */
+  private async restore(row: DuUpgradeEntity, signal: AbortSignal): Promise<void> {
+    if (!row.backupId || !(await this.hasRegistry())) return;
+    const seen = await this.restoreJob(row, { dryRun: true }, signal);
+    const isGone = (seen.report?.missing.length ?? 0) + (seen.report?.conflicts.length ?? 0) + (seen.report?.missingBytes ?? 0) > 0;
+    // Also for the tables, which may be lost while the images are there; rows that are there stay as they are.
+    await this.restoreJob(row, {}, signal);
+    await this.save(row, { report: { images: 0, present: 0, missing: [], changed: [], engineVersion: null, restored: isGone } });
+  }
+
+  private async restoreJob(row: DuUpgradeEntity, options: object, signal: AbortSignal): Promise<Restore> {
+    const client = this.clients.backup;
+    const { data: begun } = await createRestore({ client, body: { backupId: row.backupId ?? '', ...options }, signal, throwOnError: true });
+    assertSucceeded(await followJob(client, begun.id, signal));
+    const { data } = await getRestore({ client, path: { id: begun.resource.split('/').at(-1) ?? '' }, signal, throwOnError: true });
+    return data;
+  }
+
+  /** Throws `du_upgrade_incomplete` unless everything of the backup is there, by count and digest. */
+  private async compare(row: DuUpgradeEntity, signal: AbortSignal): Promise<void> {
+    if (!row.backupId || !(await this.hasRegistry())) return;
+    const { report } = await this.restoreJob(row, { dryRun: true }, signal);
+    const { data: backup } = await getBackup({ client: this.clients.backup, path: { id: row.backupId }, signal, throwOnError: true });
+    const [missing, changed] = [[...(report?.missing ?? []), ...(report?.broken ?? []).map(({ name }) => name)], report?.conflicts ?? []];
+    const { engineVersion } = await this.registry.load();
+    await this.save(row, {
+      report: { images: backup.images ?? 0, present: report?.present ?? 0, missing, changed, restored: row.report?.restored ?? false, engineVersion },
+    });
+    if (missing.length + changed.length + (report?.missingBytes ?? 0) > 0) {
+      throw new AppError('du_upgrade_incomplete', {
+        detail: `${missing.length} of ${backup.images ?? 0} names are missing, ${changed.length} lead to something else`,
+      });
+    }
+  }
+
+  /** A copy of the program that nobody changes or removes. */
+  private async installEngine(row: DuUpgradeEntity, engine: NewEngine, signal: AbortSignal): Promise<string> {
+    const path = await this.pathOf(engine);
+    const folder = join(this.config.dataDir, 'registry', 'engines');
+    const installed = join(folder, row.id);
+    const fresh = `${installed}.new`;
+    if ('image' in engine) await extractEngine(path, fresh, { workDir: join(folder, 'work'), signal });
+    else {
+      await writeDurably(join(folder, 'README'), Buffer.from('Registry programs that DU upgrades have brought, by upgrade.\n'));
+      await copyFile(path, fresh);
+    }
+    await registryEngine(this.config, { engineBinary: fresh }).version();
+    await rename(fresh, installed);
+    await rm(join(folder, 'work'), { recursive: true, force: true });
+    return installed;
+  }
+
+  private async pathOf(engine: NewEngine): Promise<string> {
+    const wanted = 'binary' in engine ? engine.binary : engine.image;
+    const { path, refusal } = await allowedPath(this.config.bundleDirs, wanted);
+    if (path === undefined) throw new AppError(refusal === 'missing' ? 'bundle_not_found' : 'bundle_path_forbidden', { detail: wanted });
+    return path;
+  }
+
+  /** First the file, then the row: whichever is newer after a kill, the phase is begun again. */
+  private async save(row: DuUpgradeEntity, change: Partial<DuUpgradeEntity>): Promise<void> {
+    Object.assign(row, change);
+    if (!row.dryRun) await writeDurably(this.stateFile, Buffer.from(`${JSON.stringify(row, null, 2)}\n`));
+    await this.upgrades.update({ id: row.id }, columns<DuUpgradeEntity>(change));
+  }
+
+  private async moveTo(row: DuUpgradeEntity, phase: DuUpgradePhase): Promise<void> {
+    await this.save(row, { phase, ...(endedPhases.includes(phase) && { finishedAt: now() }) });
+    if (endedPhases.includes(phase)) await rm(this.stateFile, { force: true });
+  }
+}
+
+/** What waiting may cure. */
+const isWorthRetrying = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable';
