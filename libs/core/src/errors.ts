@@ -342,6 +342,11 @@ const definitions = {
     title: 'The DU cannot be upgraded now',
     nextStep: 'Put right what `problems` of the upgrade names, then begin again.',
   },
+  du_upgrade_rolled_back: {
+    family: 'conflict',
+    title: 'The upgrade failed and was rolled back: everything is as before',
+    nextStep: 'Put right what `detail` says, then begin again.',
+  },
   du_upgrade_incomplete: {
     family: 'conflict',
     title: 'Images are missing after the upgrade',

@@ -126,7 +126,7 @@ export class DuUpgradeService {
     if (row.goal === 'rolledBack' && !rollingBack.includes(row.phase)) await this.moveTo(row, harmless.includes(row.phase) ? 'rolledBack' : 'rollBackEngine');
     // A prepared upgrade that is to be finished goes on from there.
     if (row.goal === 'done' && row.phase === 'prepared') await this.moveTo(row, 'engine');
-    let failure = row.error && rollingBack.includes(row.phase) && row.goal !== 'rolledBack' ? fromProblem(row.error) : undefined;
+    let failure = row.error && [...rollingBack, 'rolledBack'].includes(row.phase) && row.goal !== 'rolledBack' ? fromProblem(row.error) : undefined;
     while (row.phase !== row.goal && !endedPhases.includes(row.phase)) {
       progress({ phase: row.phase });
       try {
@@ -147,6 +147,11 @@ export class DuUpgradeService {
         await this.moveTo(row, harmless.includes(row.phase) ? 'refused' : 'rollBackEngine');
       }
       if (row.dryRun) break;
+    }
+    if (failure && row.phase === 'rolledBack') {
+      // As it is it might be tried again, which is up to somebody who knows why it failed.
+      const detail = `${failure.code}: ${failure.details.detail ?? failure.message}`;
+      throw new AppError('du_upgrade_rolled_back', { detail }, { cause: failure });
     }
     if (failure) throw failure;
     if (row.dryRun) await this.save(row, { finishedAt: now() });
@@ -356,5 +361,5 @@ export class DuUpgradeService {
   }
 }
 
-/** What waiting may cure. */
-const isWorthRetrying = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable';
+/** What waiting may cure; a program that does not run now will not do so later. */
+const isWorthRetrying = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable' && !error.code.startsWith('registry_start');

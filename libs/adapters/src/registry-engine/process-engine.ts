@@ -99,8 +99,10 @@ export class ProcessRegistryEngine {
     const found: { pid: number; configFile: string }[] = [];
     for (const entry of await readdir('/proc')) {
       if (!/^\d+$/.test(entry)) continue;
-      const [, command, configFile] = (await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '')).split('\0');
-      if (command === 'serve' && configFile?.startsWith(prefix)) found.push({ pid: Number(entry), configFile });
+      const words = (await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '')).split('\0');
+      // Not at a fixed place: a program that is a script has its interpreter before it.
+      const configFile = words[words.indexOf('serve', 1) + 1];
+      if (words.includes('serve', 1) && configFile?.startsWith(prefix)) found.push({ pid: Number(entry), configFile });
     }
     return found;
   }
