@@ -106,7 +106,10 @@ export class BackupTargetService {
   private async storageOf(name: string): Promise<BackupStorage> {
     const target = this.configOf(name);
     if ('folder' in target) return FolderStorage.open(target.folder);
-    throw new AppError('backup_target_unavailable', { detail: 's3' });
+    const { secretKeyFile, ...s3 } = target.s3;
+    // Loaded by those who need it: it is large.
+    const { S3Storage } = await import('@airdock/adapters/backup-store/s3-storage');
+    return new S3Storage({ ...s3, secretAccessKey: (await readKey(secretKeyFile)).trim() });
   }
 
   private async keys() {

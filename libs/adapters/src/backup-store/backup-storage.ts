@@ -13,6 +13,8 @@ export interface StoredFile {
 
 export interface WriteOptions {
   signal?: AbortSignal | undefined;
+  /** Bytes of a stream, about. */
+  sizeHint?: number | undefined;
 }
 
 /**

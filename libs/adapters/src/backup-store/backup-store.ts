@@ -155,7 +155,10 @@ export class BackupStore implements AsyncDisposable {
     if (encoding === '' && this.storage.place) await this.storage.place(name, blob, async () => source, options);
     else {
       const plain = Readable.from(verifiedChunks(blob, source.open(), options), { objectMode: false });
-      await this.storage.write(name, encoding === '' ? plain : encode(plain, encoding, keys ?? { recipients: [], identities: [] }), { signal: options.signal });
+      await this.storage.write(name, encoding === '' ? plain : encode(plain, encoding, keys ?? { recipients: [], identities: [] }), {
+        signal: options.signal,
+        sizeHint: blob.size,
+      });
     }
     index.blobs.set(blob.digest, { name, encoding, size: encoding === '' ? blob.size : 0 });
     // Of another size, and perhaps encoded in another way.
