@@ -4,6 +4,7 @@
  */
 const jobTypes = [
   'registry.apply',
+  'registry.collect-garbage',
   'image.read-bundle',
   'image.push',
   'image.verify',

@@ -79,7 +79,7 @@ export class BlobCopier {
 
   /** A second repository waits for the first one to bring the bytes, and needs only a link then. */
   async #place(storage: RegistryStorage, repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
-    if (await storage.has(repository, descriptor)) return;
+    if (await storage.keep(repository, descriptor)) return;
     const { source, signal, limit } = this.options;
     let bytesDone = 0;
     const onPlaced = (count: number) => {
