@@ -121,8 +121,9 @@ export class CatalogueService {
    * Reads all tags of the registry. A name below its upstream tells the upstream; a flat name belongs to the upstream that would be rewritten to it and is the
    * same image, else to what the catalogue knows, else to itself. Rows whose names have all gone are removed; of the others, bundle and time of the first push stay.
    */
-  async rebuild({ signal, progress }: JobContext): Promise<Record<string, unknown>> {
-    const { url } = await this.images.registry();
+  async rebuild(context: JobContext): Promise<Record<string, unknown>> {
+    const { signal, progress } = context;
+    const { url } = await this.images.registryForJob(context);
     await using registry = new RegistryClient(url);
     const limit = pLimit(requestsAtOnce);
     progress({ phase: 'list' });

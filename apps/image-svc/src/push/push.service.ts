@@ -115,7 +115,7 @@ export class PushService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
-    const target = await this.images.registry();
+    const target = await this.images.registryForJob(context);
     await using registry = new RegistryClient(target.url);
     await using source = await this.open(push, signal);
     const images = selectImages(source.images, push.images ?? undefined);

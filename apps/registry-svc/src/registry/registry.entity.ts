@@ -16,5 +16,9 @@ export class RegistryEntity {
   /** Of the storage folder, when blobs may be placed in it directly. */
   @Column('varchar', { nullable: true }) storageId!: string | null;
   @Column('simple-json', { nullable: true }) storage!: { usedBytes: number; freeBytes: number; measuredAt: string } | null;
+  /** The job of the garbage collection that was begun last. */
+  @Column('varchar', { nullable: true }) collectionJobId!: string | null;
+  /** That job, while it keeps others away from the registry. */
+  @Column('varchar', { nullable: true }) collectingJobId!: string | null;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
 }

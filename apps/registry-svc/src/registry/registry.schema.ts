@@ -24,6 +24,7 @@ export const Registry = z
         measuredAt: z.iso.datetime(),
       })
       .nullable(),
+    collecting: z.boolean().describe('A garbage collection keeps pushes, verifications, backups and restores waiting, for moments'),
     error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
     version: z.number().int().describe('Also the ETag'),
   })

@@ -50,7 +50,18 @@ export class BlobCopier {
     if (await this.options.storage?.has(repository, descriptor)) return;
     const found = await this.#call(() => this.options.registry.headBlob(repository, digest, this.options));
     if (found?.size === size) return;
-    throw new AppError('registry_rejected', { detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`, digest });
+    throw new AppError('registry_rejected', {
+      detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`,
+      digest,
+      ...(found ? {} : { registryCode: 'BLOB_UNKNOWN' }),
+    });
+  }
+
+  /** The next `ensure` looks for these blobs again, in every repository. */
+  forget(blobs: readonly Descriptor[]): void {
+    const digests = new Set(blobs.map(({ digest }) => digest));
+    for (const digest of digests) this.#homes.delete(digest);
+    for (const key of this.#running.keys()) if (digests.has(key.slice(key.indexOf('@') + 1) as Digest)) this.#running.delete(key);
   }
 
   async #bring(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {

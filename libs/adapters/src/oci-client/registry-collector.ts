@@ -12,7 +12,7 @@ import type { ManifestReferences } from '@airdock/core/oci/manifest';
 import { syncFolder, writeDurably } from './durable-file.js';
 import { LayerCache } from './layer-cache.js';
 import { folderNames, isGone, listFolder, listRepositoryFolders, registryRoot } from './registry-layout.js';
-import { type GarbageItem, statOrGone, type Survey, surveyRegistry } from './registry-survey.js';
+import { type GarbageItem, type Survey, statOrGone, surveyRegistry } from './registry-survey.js';
 
 /** As long as a request that the registry had begun to answer before a link went may take. */
 const settleMs = 3_000;
@@ -198,7 +198,8 @@ export class RegistryCollector {
     try {
       await rename(from, to);
     } catch (error) {
-      if (!['ENOTEMPTY', 'EEXIST'].includes((error as NodeJS.ErrnoException).code ?? '')) throw error;
+      if (isGone(error) && !(await statOrGone(from))) return;
+      if (!isTaken(error)) throw error;
       const content = contentOf(path);
       const [ours, theirs] = await Promise.all([from, to].map((folder) => statOrGone(join(folder, content))));
       if (ours && ours.size !== theirs?.size) await rename(join(from, content), join(to, content));
@@ -269,6 +270,9 @@ const youngSince = ({ protectMs }: CollectOptions): Date => new Date(Date.now() 
 /** The file in a folder that is renamed as a whole. */
 const contentOf = (path: string): string => (/^blobs\/|\/_uploads\//.test(path) ? 'data' : 'link');
 
+/** Of a folder that has something in it already. */
+const isTaken = (error: unknown): boolean => ['ENOTEMPTY', 'EEXIST'].includes((error as NodeJS.ErrnoException).code ?? '');
+
 async function hasFiles(folder: string): Promise<boolean> {
   for (const entry of await listFolder(folder)) if (!entry.isDirectory() || (await hasFiles(join(folder, entry.name)))) return true;
   return false;
@@ -287,7 +291,7 @@ async function removeFolder(path: string): Promise<boolean> {
     return true;
   } catch (error) {
     if (isGone(error)) return true;
-    if (['ENOTEMPTY', 'EEXIST'].includes((error as NodeJS.ErrnoException).code ?? '')) return false;
+    if (isTaken(error)) return false;
     throw error;
   }
 }
@@ -298,7 +302,13 @@ function summarize(items: readonly GarbageItem[]): Garbage {
   const names = [...new Set(items.map(({ repository }) => repository))];
   const repositories = names
     .map((repository) => ({ repository, own: items.filter((item) => item.repository === repository) }))
-    .map(({ repository, own }) => ({ repository, bytes: bytesOf(own), revisions: count('revision', own), links: count('link', own), uploads: count('upload', own) }))
+    .map(({ repository, own }) => ({
+      repository,
+      bytes: bytesOf(own),
+      revisions: count('revision', own),
+      links: count('link', own),
+      uploads: count('upload', own),
+    }))
     .sort((a, b) => b.bytes - a.bytes || String(a.repository).localeCompare(String(b.repository)));
   const largest = items
     .filter(({ size }) => size > 0)

@@ -150,10 +150,7 @@ export class RegistryStorage {
     const link = async (path: string) => (await readFile(join(registryRoot(this.root), path), 'utf8').catch(() => '')).trim();
     const digest = isDigest(reference) ? reference : await link(join(tagPath(repository, reference), 'current/link'));
     if (!isDigest(digest)) return undefined;
-    const [revision, blob] = await Promise.all([
-      link(join(revisionPath(repository, digest), 'link')),
-      stat(this.blobFile(digest)).catch(() => undefined),
-    ]);
+    const [revision, blob] = await Promise.all([link(join(revisionPath(repository, digest), 'link')), stat(this.blobFile(digest)).catch(() => undefined)]);
     return revision === digest && blob ? digest : undefined;
   }
 

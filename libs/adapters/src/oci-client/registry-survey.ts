@@ -70,7 +70,8 @@ export async function surveyRegistry(storageDir: string, options: SurveyOptions)
 class RegistrySurvey {
   readonly #kept = new Set<string>();
   readonly #garbage: GarbageItem[] = [];
-  readonly #damaged: string[] = [];
+  /** What is wrong with it, by digest or name. */
+  readonly #damaged = new Map<string, string>();
   /** The first repository that has a link which is garbage. */
   readonly #homes = new Map<Digest, string>();
   readonly #limit = pLimit(filesAtOnce);
@@ -88,11 +89,9 @@ class RegistrySurvey {
     }
     // What is needed may have lost its links.
     for (const digest of this.options.needed) if (!this.#kept.has(blobPath(digest))) await this.#keepBlobs(digest);
-    if (this.#damaged.length > 0)
-      throw new AppError('registry_damaged', {
-        detail: `${this.#damaged.length} manifests, first ${this.#damaged[0]}`,
-        damaged: this.#damaged.slice(0, 100),
-      });
+    const damaged = [...this.#damaged.values()];
+    if (damaged.length > 0)
+      throw new AppError('registry_damaged', { detail: `${damaged.length} manifests, first ${damaged[0]}`, damaged: damaged.slice(0, 100) });
     await this.#lookAtBlobs();
     await this.#lookAtUploads(repositories);
     return { kept: this.#kept, garbage: this.#garbage };
@@ -115,7 +114,7 @@ class RegistrySurvey {
         if (this.#kept.has(revisionPath(repository, digest))) continue;
         const references = await this.#readManifest(digest, name);
         if (!references) {
-          if (next.isRequired) this.#damaged.push(`${name}: ${digest} is missing`);
+          if (next.isRequired) this.#damaged.set(digest, `${name}: ${digest} is missing`);
           continue;
         }
         this.#kept.add(revisionPath(repository, digest));
@@ -145,7 +144,7 @@ class RegistrySurvey {
   async #revisions(repository: string): Promise<Digest[]> {
     const folder = join(this.root, `repositories/${repository}/_manifests/revisions`);
     for (const algorithm of await folderNames(folder))
-      if (algorithm !== 'sha256') this.#damaged.push(`${repository}: manifests with ${algorithm} digests are not known here`);
+      if (algorithm !== 'sha256') this.#damaged.set(`${repository} ${algorithm}`, `${repository}: manifests with ${algorithm} digests are not known here`);
     return listDigests(join(folder, 'sha256'));
   }
 
@@ -156,7 +155,7 @@ class RegistrySurvey {
     if (text === undefined) return undefined;
     const digest = text.toString('utf8').trim();
     if (isDigest(digest)) return digest;
-    this.#damaged.push(`${repository}:${tag} leads to ${JSON.stringify(digest.slice(0, 100))}`);
+    this.#damaged.set(`${repository}:${tag}`, `${repository}:${tag} leads to ${JSON.stringify(digest.slice(0, 100))}`);
     return undefined;
   }
 
@@ -241,8 +240,7 @@ class RegistrySurvey {
         return await this.#parse(digest);
       } catch (error) {
         if (!(error instanceof AppError)) throw error;
-        const problem = `${name}: ${digest} ${error.details.detail}`;
-        if (!this.#damaged.includes(problem)) this.#damaged.push(problem);
+        this.#damaged.set(digest, `${name}: ${digest} ${error.details.detail}`);
         return { manifests: [], mentioned: [] };
       }
     });
