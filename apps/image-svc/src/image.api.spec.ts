@@ -376,6 +376,18 @@ describe('image-svc', () => {
       expect(await catalogue('reg.site/kept')).toEqual([]);
     });
 
+    it('keeps an image that is one platform of another one', async () => {
+      const images = await Promise.all(
+        ['amd64', 'arm64'].map((architecture) => makeImage({ name: 'reg.site/both:amd64', layers: [base], platform: { os: 'linux', architecture } })),
+      );
+      await buildOciArchive(join(bundleDir, 'both.tar'), [makeIndex('reg.site/both:1', images), ...images.slice(0, 1)]);
+      await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: 'both.tar' })) });
+      const one = (await catalogue('reg.site/both:amd64'))[0];
+      await api('delete', `/v1/images/${one.id}`).expect(200);
+      expect((await inRegistry('both/manifests/amd64')).status).toBe(404);
+      expect((await inRegistry(`both/manifests/${one.digest}`)).status).toBe(200);
+    });
+
     it('tells who needs an image, and removes neither it nor their set without force', async () => {
       await post('/v1/pushes', { bundleId: await bundleOf('needed.tar', ['reg.site/needed:1']) });
       const [image] = await catalogue('reg.site/needed');

@@ -97,8 +97,11 @@ export class CatalogueService {
   private async removeFromRegistry(registry: RegistryClient, row: ImageEntity, removed: readonly string[], others: readonly ImageEntity[]): Promise<void> {
     const { digest } = row;
     if (!isDigest(digest)) return;
+    // Also as one platform of another image.
     const inUse = new Set(
-      others.filter((other) => other.digest === digest).flatMap((other) => other.localReferences.map((name) => parseReference(name).repository)),
+      others
+        .filter((other) => other.parts.some((part) => part.digest === digest))
+        .flatMap((other) => other.localReferences.map((name) => parseReference(name).repository)),
     );
     for (const { repository, tag } of row.localReferences.filter((name) => removed.includes(name)).map(parseReference)) {
       // Someone else may have pushed something else under the name.
