@@ -439,6 +439,20 @@ describe('image-svc', () => {
       expect((await catalogue('reg.two/contest'))[0].localReferences).toEqual([`${registry.host}/reg.two/contest:1`]);
     });
 
+    it('does not forget images without a tag when the catalogue is made anew, unless they have gone', async () => {
+      const image = await makeImage({ name: 'reg.site/untagged:1', layers: [base] });
+      const [root] = await buildOciArchive(join(bundleDir, 'untagged.tar'), [image]);
+      const name = `reg.site/untagged@${root?.digest}`;
+      await buildOciArchive(join(bundleDir, 'untagged.tar'), [{ ...image, names: [name] }]);
+      await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: 'untagged.tar' })) });
+      await post('/v1/images/rebuild', {});
+      expect(await catalogue('reg.site/untagged')).toMatchObject([{ upstream: name, digest: root?.digest }]);
+      for (const repository of ['untagged', 'reg.site/untagged'])
+        await fetch(`${registry.url}/v2/${repository}/manifests/${root?.digest}`, { method: 'DELETE' });
+      await post('/v1/images/rebuild', {});
+      expect(await catalogue('reg.site/untagged')).toEqual([]);
+    });
+
     it('finds damage by reading everything again, sets it aside, and a push mends it', async () => {
       answers['/v1/registry'] = {
         mode: 'local',

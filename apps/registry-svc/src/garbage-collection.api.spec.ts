@@ -1,5 +1,5 @@
-import { readdir, stat, truncate, utimes } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, readdir, rename, stat, truncate, utimes, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { copyImages } from '@airdock/adapters/oci-client/copy-image';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
@@ -108,11 +108,13 @@ describe('garbage collections', () => {
     expect(await at(await collect())).toMatchObject({ estimate: { bytes: 0 }, freed: null });
   });
 
-  it('keeps what image sets name by digest or by what was pushed for them, and everything when a cluster needs a set that is gone', async () => {
-    const [byDigest, byName, unknown] = await push('first', 'second', 'third', 'fourth');
+  it('keeps what image sets name by digest or by what was pushed for them, what has no tag, and everything when a cluster needs a set that is gone', async () => {
+    const [byDigest, byName, unknown, untagged] = await push('first', 'second', 'third', 'fourth', 'fifth');
+    const localReferences = ['localhost:5100/app:1'];
     const images = [
-      { upstream: 'reg.site/two:1', digest: byName, companions: [] },
-      { upstream: 'reg.site/three:1', digest: unknown, companions: [] },
+      { upstream: 'reg.site/two:1', digest: byName, companions: [], localReferences },
+      { upstream: 'reg.site/three:1', digest: unknown, companions: [], localReferences },
+      { upstream: `reg.site/four@${untagged}`, digest: untagged, companions: [], localReferences: [`localhost:5100/app@${untagged}`] },
     ];
     answers['/v1/images'] = ({ query }: JsonRequest) => (query.get('cursor') ? { items: images.slice(1) } : { items: images.slice(0, 1), nextCursor: 'next' });
     answers['/v1/image-sets'] = { items: [{ id: 'a', images: [`reg.site/one:1@${byDigest}`, 'reg.site/two:1'] }] };
@@ -120,7 +122,38 @@ describe('garbage collections', () => {
     expect(await collect()).toMatchObject({ state: 'succeeded', result: { blobs: 0 } });
     answers['/v1/clusters'] = { items: [{ imageSetId: 'a', targetImageSetId: null }] };
     expect(await collect()).toMatchObject({ state: 'succeeded', result: { blobs: 3 } });
-    expect([await isThere(byDigest), await isThere(byName), await isThere(unknown)]).toEqual([true, true, false]);
+    expect(await Promise.all([byDigest, byName, untagged, unknown].map(isThere))).toEqual([true, true, true, false]);
+  });
+
+  it('lets the same image be pushed again, since this registry does not answer from a memory of what it had', async () => {
+    const [old] = await push('old');
+    const blobs = JSON.parse((await registry.getManifest('app', '1'))?.bytes.toString() ?? '') as { layers: { digest: Digest }[] };
+    const [layer] = blobs.layers;
+    expect(await registry.headBlob('app', layer?.digest as Digest)).toBeDefined();
+    await push('new');
+    await collect();
+    expect(await registry.headBlob('app', layer?.digest as Digest)).toBeUndefined();
+    expect(await push('old')).toEqual([old]);
+    expect(await registry.headBlob('app', layer?.digest as Digest)).toBeDefined();
+    expect((await registry.headManifest('app', '1'))?.digest).toBe(old);
+  });
+
+  it('brings back what a collection has left that was cut short and does not go on, also with PUT /v1/registry', async () => {
+    const [digest] = await push('kept');
+    const blob = `blobs/sha256/${digest?.slice(7, 9)}/${digest?.slice(7)}`;
+    const [from, aside] = [join(storage, 'docker/registry/v2', blob), join(storage, 'airdock-garbage/aside', blob)];
+    const moveAway = async () => {
+      await mkdir(dirname(aside), { recursive: true });
+      await rename(from, aside);
+      await writeFile(join(storage, 'airdock-garbage/aside/sweep.json.1.part'), '{');
+    };
+    await moveAway();
+    await waitFor(async () => (await registry.headManifest('app', '1')) && !(await readdir(storage)).includes('airdock-garbage'), {
+      what: 'the manifest to be back',
+    });
+    await moveAway();
+    await end((await api('put', '/v1/registry').send({ mode: 'local' }).expect(202)).body as Job);
+    expect((await registry.headManifest('app', '1'))?.digest).toBe(digest);
   });
 
   it('removes nothing while a service does not say what it needs, and tries again', async () => {

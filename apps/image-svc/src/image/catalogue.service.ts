@@ -180,9 +180,17 @@ export class CatalogueService {
     );
     await this.images.record(recorded);
     await this.names.adopt(recorded);
-    const gone = known.filter(({ upstream }) => !upstreams.has(upstream)).map(({ upstream }) => upstream);
+    const gone: string[] = [];
+    for (const row of known) if (!upstreams.has(row.upstream) && !(await this.isThereByDigest(registry, row, signal))) gone.push(row.upstream);
     await this.forget(gone);
     return { images: recorded.length, removed: gone.length, broken: broken.slice(0, 100) };
+  }
+
+  /** No list tells of what was pushed without a tag. */
+  private async isThereByDigest(registry: RegistryClient, { localReferences, digest }: ImageEntity, signal: AbortSignal): Promise<boolean> {
+    for (const { repository, tag } of localReferences.map(parseReference))
+      if (tag === undefined && (await registry.headManifest(repository, digest, { signal }))) return true;
+    return false;
   }
 
   /** The tags of each upstream reference, the name that PMK would use first. */

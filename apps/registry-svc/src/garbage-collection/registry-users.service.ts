@@ -15,8 +15,8 @@ export class RegistryUsers {
   constructor(private readonly clients: ServiceClients) {}
 
   /**
-   * Digests of the images that image sets name, with what belongs to them, whether tags lead to them or not. When a cluster's image set was deleted nobody knows
-   * what it needs: then those of the whole catalogue.
+   * Digests of the images that image sets name, and of those that were pushed by digest only, with what belongs to them: no tag has to lead there. When a cluster's
+   * image set was deleted nobody knows what it needs: then those of the whole catalogue.
    */
   async needed(): Promise<ReadonlySet<Digest>> {
     const [imageSets, clusters, images] = await Promise.all([
@@ -29,7 +29,7 @@ export class RegistryUsers {
     const references = imageSets.flatMap((imageSet) => imageSet.images);
     const wanted = new Set(references.map(withoutDigest));
     const digests = images
-      .filter(({ upstream }) => isUnclear || wanted.has(withoutDigest(upstream)))
+      .filter(({ upstream, localReferences }) => isUnclear || wanted.has(withoutDigest(upstream)) || localReferences.some(hasNoTag))
       .flatMap(({ digest, companions }) => [digest, ...companions])
       .concat(references.map((reference) => parseReference(reference).digest ?? ''));
     return new Set(digests.filter((digest) => isDigest(digest)));
@@ -41,6 +41,8 @@ export class RegistryUsers {
     return pages.flatMap(({ data }) => data.items.map(({ id, type }) => ({ id, type })));
   }
 }
+
+const hasNoTag = (reference: string): boolean => parseReference(reference).tag === undefined;
 
 /** Every page of a list. */
 async function all<T>(page: (query: { limit: number; cursor?: string }) => Promise<{ data: { items: T[]; nextCursor?: string } }>): Promise<T[]> {

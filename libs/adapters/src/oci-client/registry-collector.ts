@@ -222,7 +222,8 @@ export class RegistryCollector {
 
   /** Whatever is still in there stays: nobody may lose it. */
   async #removeAside(): Promise<void> {
-    await rm(join(this.#aside, 'sweep.json'), { force: true });
+    // Of a sweep that was almost condemned: its record, whole or in part.
+    for (const entry of await listFolder(this.#aside)) if (!entry.isDirectory()) await rm(join(this.#aside, entry.name), { force: true });
     await removeEmptyFolders(this.#aside);
     await removeEmptyFolders(dirname(this.#aside));
   }
