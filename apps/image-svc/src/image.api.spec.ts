@@ -376,6 +376,18 @@ describe('image-svc', () => {
       expect(await catalogue('reg.site/kept')).toEqual([]);
     });
 
+    it('keeps an image that is one platform of another one', async () => {
+      const images = await Promise.all(
+        ['amd64', 'arm64'].map((architecture) => makeImage({ name: 'reg.site/both:amd64', layers: [base], platform: { os: 'linux', architecture } })),
+      );
+      await buildOciArchive(join(bundleDir, 'both.tar'), [makeIndex('reg.site/both:1', images), ...images.slice(0, 1)]);
+      await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: 'both.tar' })) });
+      const one = (await catalogue('reg.site/both:amd64'))[0];
+      await api('delete', `/v1/images/${one.id}`).expect(200);
+      expect((await inRegistry('both/manifests/amd64')).status).toBe(404);
+      expect((await inRegistry(`both/manifests/${one.digest}`)).status).toBe(200);
+    });
+
     it('tells who needs an image, and removes neither it nor their set without force', async () => {
       await post('/v1/pushes', { bundleId: await bundleOf('needed.tar', ['reg.site/needed:1']) });
       const [image] = await catalogue('reg.site/needed');
@@ -425,6 +437,20 @@ describe('image-svc', () => {
         layers: before.layers,
       });
       expect((await catalogue('reg.two/contest'))[0].localReferences).toEqual([`${registry.host}/reg.two/contest:1`]);
+    });
+
+    it('does not forget images without a tag when the catalogue is made anew, unless they have gone', async () => {
+      const image = await makeImage({ name: 'reg.site/untagged:1', layers: [base] });
+      const [root] = await buildOciArchive(join(bundleDir, 'untagged.tar'), [image]);
+      const name = `reg.site/untagged@${root?.digest}`;
+      await buildOciArchive(join(bundleDir, 'untagged.tar'), [{ ...image, names: [name] }]);
+      await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: 'untagged.tar' })) });
+      await post('/v1/images/rebuild', {});
+      expect(await catalogue('reg.site/untagged')).toMatchObject([{ upstream: name, digest: root?.digest }]);
+      for (const repository of ['untagged', 'reg.site/untagged'])
+        await fetch(`${registry.url}/v2/${repository}/manifests/${root?.digest}`, { method: 'DELETE' });
+      await post('/v1/images/rebuild', {});
+      expect(await catalogue('reg.site/untagged')).toEqual([]);
     });
 
     it('finds damage by reading everything again, sets it aside, and a push mends it', async () => {

@@ -6,23 +6,28 @@ import { DuUpgradeController } from './du-upgrade/du-upgrade.controller.js';
 import { DuUpgradeEntity } from './du-upgrade/du-upgrade.entity.js';
 import { DuUpgradeProcessor, DuUpgradeRecovery } from './du-upgrade/du-upgrade.processor.js';
 import { DuUpgradeService, upgradeJobType } from './du-upgrade/du-upgrade.service.js';
+import { GarbageCollectionController } from './garbage-collection/garbage-collection.controller.js';
+import { GarbageCollectionEntity } from './garbage-collection/garbage-collection.entity.js';
+import { GarbageCollectionProcessor } from './garbage-collection/garbage-collection.processor.js';
+import { collectJobType, GarbageCollectionService } from './garbage-collection/garbage-collection.service.js';
+import { RegistryUsers } from './garbage-collection/registry-users.service.js';
 import { RegistryController } from './registry/registry.controller.js';
 import { RegistryEntity } from './registry/registry.entity.js';
 import { RegistryProcessor, RegistrySupervisor } from './registry/registry.processor.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
 
-/** The registry's life: off and on, health, storage, and upgrades of the DU. */
+/** The registry's life: off and on, health, storage, garbage collection, and upgrades of the DU. */
 @Module({})
 export class RegistryModule {
   static register(roles: Roles): DynamicModule {
     return defineService(roles, {
       module: RegistryModule,
       name: 'registry',
-      entities: [RegistryEntity, DuUpgradeEntity],
-      controllers: [RegistryController, DuUpgradeController],
-      providers: [serviceClientsProvider(ServiceClients), RegistryService, DuUpgradeService],
-      workers: [RegistryProcessor, RegistrySupervisor, DuUpgradeProcessor, DuUpgradeRecovery],
-      jobTypes: [applyJobType, upgradeJobType],
+      entities: [RegistryEntity, GarbageCollectionEntity, DuUpgradeEntity],
+      controllers: [RegistryController, GarbageCollectionController, DuUpgradeController],
+      providers: [serviceClientsProvider(ServiceClients), RegistryService, RegistryUsers, GarbageCollectionService, DuUpgradeService],
+      workers: [RegistryProcessor, RegistrySupervisor, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
+      jobTypes: [applyJobType, collectJobType, upgradeJobType],
     });
   }
 }

@@ -85,6 +85,31 @@ const definitions = {
     title: 'The registry refused the request',
     nextStep: "The registry's own code is in `registryCode`, its words are in `detail`.",
   },
+  registry_external: {
+    family: 'conflict',
+    title: 'The registry is not one that Airdock runs',
+    nextStep: 'Collect garbage with the tools of that registry.',
+  },
+  registry_damaged: {
+    family: 'conflict',
+    title: 'The registry holds manifests that cannot be read, so nothing was collected',
+    nextStep: 'Push the images named in `damaged` again, or delete them; POST /v1/verifications finds whatever else is damaged.',
+  },
+  registry_busy: {
+    family: 'conflict',
+    title: 'Jobs that use the registry went on for too long, so nothing was collected',
+    nextStep: 'Wait for the jobs named in `jobs`, or cancel them, then retry; `waitMinutes` says how long a collection waits.',
+  },
+  registry_collecting: {
+    family: 'unavailable',
+    title: 'A garbage collection is under way',
+    nextStep: 'Nothing has to be done: jobs go on when it is over. GET /v1/registry/garbage-collections shows it.',
+  },
+  collection_running: {
+    family: 'conflict',
+    title: 'Another garbage collection is running',
+    nextStep: 'Wait for the job named in `jobId`, or cancel it.',
+  },
   registry_port_taken: {
     family: 'conflict',
     title: "Another program listens on the registry's port",

@@ -5,6 +5,7 @@
 const jobTypes = [
   'registry.apply',
   'registry.upgrade-du',
+  'registry.collect-garbage',
   'image.read-bundle',
   'image.push',
   'image.verify',

@@ -99,6 +99,12 @@ const airdockSchema = z.strictObject({
         .nonnegative()
         .default(1024 ** 3)
         .describe("What pushes leave free on the disk of the registry's storage"),
+      garbageCollection: z
+        .strictObject({
+          protectHours: z.coerce.number().min(0).max(8760).default(2).describe('What was pushed in this time is never collected'),
+          uploadHours: z.coerce.number().min(1).max(8760).default(168).describe('After this time without a byte an unfinished upload is abandoned'),
+        })
+        .prefault({}),
       externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
     })
     .prefault({}),

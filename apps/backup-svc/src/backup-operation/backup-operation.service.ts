@@ -89,7 +89,7 @@ export class BackupOperationService {
       const blobs = new Map<Digest, BackupBlob>(records.flatMap((record) => record.blobs.map((blob) => [blob.digest, blob])));
       const sample = [...blobs.values()].filter((blob) => !index.has(blob) || Math.random() * 100 < samplePercent);
       const damaged = await readAll(store, index, sample, signal, progress);
-      const healed = heal && damaged.length > 0 ? await this.heal(store, index, damaged, records, signal) : [];
+      const healed = heal && damaged.length > 0 ? await this.heal(store, index, damaged, records, { signal, progress }) : [];
       const lost = damaged.filter(({ digest }) => !healed.includes(digest)).map(({ digest }) => digest);
       const result: BackupOperationResult = {
         blobs: sample.length,
@@ -207,10 +207,11 @@ export class BackupOperationService {
     index: BlobIndex,
     damaged: readonly BackupBlob[],
     records: readonly BackupRecord[],
-    signal: AbortSignal,
+    context: Pick<JobContext, 'signal' | 'progress'>,
   ): Promise<Digest[]> {
+    const { signal } = context;
     const healed: Digest[] = [];
-    const { url, storage } = await this.backups.registry();
+    const { url, storage } = await this.backups.registryForJob(context);
     await using registry = new RegistryClient(url);
     const references = records.flatMap((record) => record.references);
     for (const blob of damaged) {

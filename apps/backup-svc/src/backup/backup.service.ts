@@ -111,9 +111,14 @@ export class BackupService {
     return this.targets.open(target);
   }
 
-  /** The registry to read from and to restore into. Throws `registry_off`, `registry_unavailable`. */
+  /** Throws `registry_off`, `registry_unavailable`. */
   registry(): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry);
+    return requireRegistry(this.clients.registry, { waits: false });
+  }
+
+  /** For a job that reads from it or restores into it, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
+  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
@@ -123,7 +128,7 @@ export class BackupService {
     // A worker that died between the record and the end of its job left a complete backup.
     const done = await readRecord(store, id);
     if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
-    const { url, storage } = await this.registry();
+    const { url, storage } = await this.registryForJob({ signal: cancelled, progress });
     await using registry = new RegistryClient(url);
     await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
     const signal = AbortSignal.any([cancelled, lock.signal]);

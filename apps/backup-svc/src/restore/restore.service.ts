@@ -92,7 +92,7 @@ export class RestoreService {
     await using source = await openBackup(store, row.backupId, { filter, signal });
     const settings = row.request.settings ?? (!repositories && !row.request.registry && !drill);
     const states = settings ? await this.readStates(store, source) : [];
-    await using destination = await this.destinationOf(row, signal);
+    await using destination = await this.destinationOf(row, { signal, progress });
     const { registry, storage } = destination;
     const images = source.images.map((image) => ({ image, names: image.names.map(parseName) }));
     progress({ phase: 'comparing' });
@@ -159,14 +159,17 @@ export class RestoreService {
     return { present, missing, conflicts, extra, freeBytes: dir ? await freeBytes(dir) : null, broken: source.broken, verified: null, settings: null };
   }
 
-  private async destinationOf({ id, request: { registry, drill }, sealedPassword }: RestoreEntity, signal: AbortSignal): Promise<Destination> {
-    if (drill) return this.scratchRegistry(id, signal);
+  private async destinationOf(
+    { id, request: { registry, drill }, sealedPassword }: RestoreEntity,
+    context: Pick<JobContext, 'signal' | 'progress'>,
+  ): Promise<Destination> {
+    if (drill) return this.scratchRegistry(id, context.signal);
     if (registry) {
       const auth =
         registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
       return destination(new RegistryClient(registry.url, { auth }), undefined, null);
     }
-    const { url, storage, storageDir } = await this.backups.registry();
+    const { url, storage, storageDir } = await this.backups.registryForJob(context);
     return destination(new RegistryClient(url), storage, storageDir);
   }
 

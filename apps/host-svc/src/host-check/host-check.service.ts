@@ -145,7 +145,7 @@ export class HostCheckService {
     );
     if (references.length === 0) return wanted;
     try {
-      const { url } = await requireRegistry(this.clients.registry);
+      const { url } = await requireRegistry(this.clients.registry, { waits: false });
       await using registry = new RegistryClient(url);
       const limit = pLimit(requestsAtOnce);
       await Promise.all(

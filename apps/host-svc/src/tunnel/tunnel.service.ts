@@ -64,7 +64,7 @@ export class TunnelService {
 
   /** Wants a tunnel for a host, and waits until it is up. Throws why it is not, e.g. `host_port_taken`, `tunnel_failed`. */
   async ensureUp(hostId: string, signal: AbortSignal, timeoutMs = 30_000): Promise<Tunnel> {
-    const { readOnlyUrl } = await requireRegistry(this.clients.registry);
+    const { readOnlyUrl } = await requireRegistry(this.clients.registry, { waits: false });
     if (!readOnlyUrl) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
     const target = new URL(readOnlyUrl).host;
     const { repositories, port } = this.config.packages;

@@ -97,8 +97,11 @@ export class CatalogueService {
   private async removeFromRegistry(registry: RegistryClient, row: ImageEntity, removed: readonly string[], others: readonly ImageEntity[]): Promise<void> {
     const { digest } = row;
     if (!isDigest(digest)) return;
+    // Also as one platform of another image.
     const inUse = new Set(
-      others.filter((other) => other.digest === digest).flatMap((other) => other.localReferences.map((name) => parseReference(name).repository)),
+      others
+        .filter((other) => other.parts.some((part) => part.digest === digest))
+        .flatMap((other) => other.localReferences.map((name) => parseReference(name).repository)),
     );
     for (const { repository, tag } of row.localReferences.filter((name) => removed.includes(name)).map(parseReference)) {
       // Someone else may have pushed something else under the name.
@@ -121,8 +124,9 @@ export class CatalogueService {
    * Reads all tags of the registry. A name below its upstream tells the upstream; a flat name belongs to the upstream that would be rewritten to it and is the
    * same image, else to what the catalogue knows, else to itself. Rows whose names have all gone are removed; of the others, bundle and time of the first push stay.
    */
-  async rebuild({ signal, progress }: JobContext): Promise<Record<string, unknown>> {
-    const { url } = await this.images.registry();
+  async rebuild(context: JobContext): Promise<Record<string, unknown>> {
+    const { signal, progress } = context;
+    const { url } = await this.images.registryForJob(context);
     await using registry = new RegistryClient(url);
     const limit = pLimit(requestsAtOnce);
     progress({ phase: 'list' });
@@ -176,9 +180,17 @@ export class CatalogueService {
     );
     await this.images.record(recorded);
     await this.names.adopt(recorded);
-    const gone = known.filter(({ upstream }) => !upstreams.has(upstream)).map(({ upstream }) => upstream);
+    const gone: string[] = [];
+    for (const row of known) if (!upstreams.has(row.upstream) && !(await this.isThereByDigest(registry, row, signal))) gone.push(row.upstream);
     await this.forget(gone);
     return { images: recorded.length, removed: gone.length, broken: broken.slice(0, 100) };
+  }
+
+  /** No list tells of what was pushed without a tag. */
+  private async isThereByDigest(registry: RegistryClient, { localReferences, digest }: ImageEntity, signal: AbortSignal): Promise<boolean> {
+    for (const { repository, tag } of localReferences.map(parseReference))
+      if (tag === undefined && (await registry.headManifest(repository, digest, { signal }))) return true;
+    return false;
   }
 
   /** The tags of each upstream reference, the name that PMK would use first. */

@@ -6,6 +6,7 @@ import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { atomically, chunks, columns, isUniqueViolation, now } from '@airdock/platform/database';
 import { cursorId, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
@@ -36,9 +37,14 @@ export class ImageService {
     private readonly clients: ServiceClients,
   ) {}
 
-  /** Where to push. Throws `registry_off`, `registry_unavailable`. */
+  /** Where images are, to look at them or to remove names. Throws `registry_off`, `registry_unavailable`. */
   registry(): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry);
+    return requireRegistry(this.clients.registry, { waits: false });
+  }
+
+  /** For a job that relies on what it finds there, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
+  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
   /** Throws `registry_fenced` too: for what changes the registry. */

@@ -118,8 +118,8 @@ export class PushService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
-    let target = await this.images.registry();
-    for (; target.isFenced && !push.dryRun; target = await this.images.registry()) {
+    let target = await this.images.registryForJob(context);
+    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context)) {
       progress({ phase: 'waiting for the upgrade of the DU' });
       await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
     }

@@ -56,10 +56,11 @@ export class VerificationService {
   }
 
   /** Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found. */
-  async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
+  async run(context: JobContext): Promise<Record<string, unknown>> {
+    const { resourceId, signal, progress } = context;
     const row = await getRow(this.verifications, resourceId);
+    const target = await this.images.registryForJob(context);
     const images = selectImages(await this.images.all(), row.images ?? undefined);
-    const target = await this.images.registry();
     await using registry = new RegistryClient(target.url);
     const limit = pLimit(readsAtOnce);
     const problems: VerificationProblem[] = [];

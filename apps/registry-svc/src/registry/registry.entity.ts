@@ -27,5 +27,9 @@ export class RegistryEntity {
   @Column('varchar', { nullable: true }) engineBinary!: string | null;
   /** Pushes are kept away; the engine listens on this port meanwhile. */
   @Column('simple-json', { nullable: true }) fence!: RegistryFence | null;
+  /** The job of the garbage collection that was begun last. */
+  @Column('varchar', { nullable: true }) collectionJobId!: string | null;
+  /** That job, while it keeps others away from the registry. */
+  @Column('varchar', { nullable: true }) collectingJobId!: string | null;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
 }

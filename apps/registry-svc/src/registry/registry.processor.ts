@@ -2,6 +2,7 @@ import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
+import { GarbageCollectionService } from '../garbage-collection/garbage-collection.service.js';
 import { applyJobType, RegistryService } from './registry.service.js';
 
 /** Brings the engine to the wanted state. */
@@ -10,12 +11,14 @@ export class RegistryProcessor extends JobProcessor {
   constructor(
     jobs: JobsService,
     private readonly registry: RegistryService,
+    private readonly collections: GarbageCollectionService,
   ) {
     super(jobs);
   }
 
   protected async run({ signal, progress }: JobContext) {
     progress({ phase: 'apply', itemsTotal: 2 });
+    await this.collections.recover();
     const { mode } = await this.registry.reconcile(signal);
     progress({ phase: 'measure', itemsDone: 1 });
     await this.registry.measure();
@@ -25,18 +28,22 @@ export class RegistryProcessor extends JobProcessor {
 
 const measureEvery = 15;
 
-/** Keeps the engine in the wanted state while nobody asks: after a crash of the engine, and after a restart of the machine. */
+/** Keeps the engine and its storage in order while nobody asks: after a crash of the engine or of a collection, and after a restart of the machine. */
 @Injectable()
 export class RegistrySupervisor extends BackgroundLoop {
   protected readonly pauseMs = 2_000;
   private rounds = 0;
 
-  constructor(private readonly registry: RegistryService) {
+  constructor(
+    private readonly registry: RegistryService,
+    private readonly collections: GarbageCollectionService,
+  ) {
     super();
   }
 
   protected async round(): Promise<void> {
     const count = this.rounds++;
+    await this.collections.recover();
     if (count === 0 || (await this.registry.needsReconcile())) await this.registry.reconcile();
     if (count % measureEvery === 0) await this.registry.measure();
   }

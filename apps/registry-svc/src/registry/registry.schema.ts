@@ -29,6 +29,7 @@ export const Registry = z
       .nullable()
       .describe('Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on'),
     maintenanceUrl: z.string().nullable().describe('Read-write while pushes are kept away: for restores'),
+    collecting: z.boolean().describe('A garbage collection keeps pushes, verifications, backups and restores waiting, for moments'),
     error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
     version: z.number().int().describe('Also the ETag'),
   })

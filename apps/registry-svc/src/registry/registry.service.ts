@@ -9,11 +9,11 @@ import { AppError, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { type BeforeApplicationShutdown, Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import type { Repository } from 'typeorm';
+import { IsNull, type Repository } from 'typeorm';
 import { RegistryEntity } from './registry.entity.js';
 import type { PutRegistry, Registry } from './registry.schema.js';
 
@@ -66,6 +66,8 @@ export class RegistryService implements BeforeApplicationShutdown {
           storage: null,
           engineBinary: null,
           fence: null,
+          collectionJobId: null,
+          collectingJobId: null,
           error: null,
         });
     } catch (error) {
@@ -75,10 +77,14 @@ export class RegistryService implements BeforeApplicationShutdown {
   }
 
   async get(): Promise<Registry> {
-    const { mode, externalUrl, engineVersion, storageId, storage, fence, error, version } = await this.load();
+    const { mode, externalUrl, engineVersion, storageId, storage, fence, error, version, collectingJobId } = await this.load();
     const { port, readOnlyPort, storageDir } = this.config.registry;
-    const fenced = { fence: fence && { upgradeId: fence.upgradeId, since: fence.since }, maintenanceUrl: fence && `http://localhost:${fence.port}` };
-    if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, ...fenced, error, version };
+    const changes = {
+      collecting: collectingJobId !== null && (await this.isOpen(collectingJobId)),
+      fence: fence && { upgradeId: fence.upgradeId, since: fence.since },
+      maintenanceUrl: fence && `http://localhost:${fence.port}`,
+    };
+    if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, ...changes, error, version };
     const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
     // Tunnels must not lead to an endpoint that takes pushes, and an external registry has no other that we know of.
     const readOnlyUrl = mode === 'local' ? `http://localhost:${readOnlyPort}` : null;
@@ -94,7 +100,7 @@ export class RegistryService implements BeforeApplicationShutdown {
       engine: { kind: mode === 'local' ? 'process' : 'external', version: mode === 'local' ? engineVersion : null },
       health,
       storage: mode === 'local' && storage ? { path: storageDir, id: storageId, ...storage } : null,
-      ...fenced,
+      ...changes,
       error,
       version,
     };
@@ -183,6 +189,53 @@ export class RegistryService implements BeforeApplicationShutdown {
     if ((await this.load()).mode !== 'local') return;
     const storage = { ...(await storageUsage(this.config.registry.storageDir)), measuredAt: now() };
     await this.registries.update({ id }, { storage });
+  }
+
+  /** Throws `registry_off`, `registry_external`, `registry_fenced`. */
+  async assertLocal(): Promise<void> {
+    const { mode, fence } = await this.load();
+    if (mode === 'none') throw new AppError('registry_off');
+    if (mode === 'external') throw new AppError('registry_external');
+    if (fence) throw new AppError('registry_fenced', { detail: `upgrade ${fence.upgradeId}` });
+  }
+
+  /** The job of the garbage collection that has not ended. */
+  async openCollection(): Promise<string | undefined> {
+    const { collectionJobId } = await this.load();
+    return collectionJobId !== null && (await this.isOpen(collectionJobId)) ? collectionJobId : undefined;
+  }
+
+  /** Makes a job the only garbage collection, if no other was begun meanwhile. Throws `collection_running`. */
+  async claimCollection(jobId: string) {
+    const { collectionJobId: last } = await this.load();
+    if (last !== null && (await this.isOpen(last))) {
+      const { resource } = await this.jobs.get(last);
+      throw new AppError('collection_running', { detail: resource, jobId: last, collectionId: resource.split('/').at(-1) });
+    }
+    const { sql, parameters } = this.jobs.noneOpen(last === null ? [] : [last]);
+    return this.registries
+      .createQueryBuilder()
+      .update()
+      .set({ collectionJobId: jobId })
+      .where({ id, collectionJobId: last ?? IsNull() })
+      .andWhere(sql, parameters);
+  }
+
+  /** A job that was retried is the only garbage collection again. Throws `collection_running`. */
+  async retakeCollection(jobId: string): Promise<void> {
+    if ((await this.load()).collectionJobId === jobId) return;
+    const { affected } = await (await this.claimCollection(jobId)).execute();
+    if (affected === 0) throw new AppError('collection_running', { detail: 'another one was begun' });
+  }
+
+  /** Whether this garbage collection keeps others away. Of a job that has ended the mark counts no more. */
+  async setCollecting(jobId: string, isCollecting: boolean): Promise<void> {
+    await this.registries.update({ id, collectionJobId: jobId }, { collectingJobId: isCollecting ? jobId : null });
+  }
+
+  private async isOpen(jobId: string): Promise<boolean> {
+    const job = await this.jobs.find(jobId);
+    return job !== undefined && !isEnded(job.state);
   }
 }
 

@@ -1,7 +1,12 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { RegistryStorage } from '../oci-client/registry-storage.js';
 import { getRegistry } from './generated/sdk.gen.js';
 import type { Client } from './service-clients.js';
+
+const lookMs = 500;
+/** A collection keeps others away for as long as it takes to look through the storage three times. */
+const collectingMs = 10 * 60 * 1000;
 
 export interface RequiredRegistry {
   url: string;
@@ -14,9 +19,30 @@ export interface RequiredRegistry {
   storageDir: string | null;
 }
 
-/** The registry to push to. Throws `registry_off`, and `registry_unavailable` while registry-svc knows that what answers there is not it. */
-export async function requireRegistry(client: Client): Promise<RequiredRegistry> {
-  const { data } = await getRegistry({ client, throwOnError: true });
+export interface RequireRegistryOptions {
+  /**
+   * Whether to wait for the end of a garbage collection, which waits for the jobs that read or write images. Such a job asks for the registry before it looks at
+   * anything in it. Default true.
+   */
+  waits?: boolean;
+  /** Called when it has to wait. */
+  onWait?: () => void;
+  signal?: AbortSignal;
+}
+
+/**
+ * The registry to push to. Throws `registry_off`, `registry_unavailable` while registry-svc knows that what answers there is not it, `registry_collecting` after
+ * ten minutes of waiting, and the signal's reason.
+ */
+export async function requireRegistry(client: Client, { waits = true, onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
+  const deadline = Date.now() + collectingMs;
+  let { data } = await getRegistry({ client, throwOnError: true });
+  if (waits && data.collecting) onWait?.();
+  while (waits && data.collecting) {
+    if (Date.now() > deadline) throw new AppError('registry_collecting');
+    await delay(lookMs, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
+    ({ data } = await getRegistry({ client, throwOnError: true }));
+  }
   if (!data.url) throw new AppError('registry_off');
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;

@@ -50,7 +50,18 @@ export class BlobCopier {
     if (await this.options.storage?.has(repository, descriptor)) return;
     const found = await this.#call(() => this.options.registry.headBlob(repository, digest, this.options));
     if (found?.size === size) return;
-    throw new AppError('registry_rejected', { detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`, digest });
+    throw new AppError('registry_rejected', {
+      detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`,
+      digest,
+      ...(found ? {} : { registryCode: 'BLOB_UNKNOWN' }),
+    });
+  }
+
+  /** The next `ensure` looks for these blobs again, in every repository. */
+  forget(blobs: readonly Descriptor[]): void {
+    const digests = new Set(blobs.map(({ digest }) => digest));
+    for (const digest of digests) this.#homes.delete(digest);
+    for (const key of this.#running.keys()) if (digests.has(key.slice(key.indexOf('@') + 1) as Digest)) this.#running.delete(key);
   }
 
   async #bring(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
@@ -79,7 +90,7 @@ export class BlobCopier {
 
   /** A second repository waits for the first one to bring the bytes, and needs only a link then. */
   async #place(storage: RegistryStorage, repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
-    if (await storage.has(repository, descriptor)) return;
+    if (await storage.keep(repository, descriptor)) return;
     const { source, signal, limit } = this.options;
     let bytesDone = 0;
     const onPlaced = (count: number) => {

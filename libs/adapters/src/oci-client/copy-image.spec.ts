@@ -1,11 +1,12 @@
 import { execFile } from 'node:child_process';
+import { rmSync } from 'node:fs';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { createServer, type IncomingMessage, request, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
-import { digestHex, digestOf } from '@airdock/core/oci/digest';
+import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { mediaTypes } from '@airdock/core/oci/manifest';
 import { parseReference } from '@airdock/core/oci/reference';
 import { addArtifact, buildDockerArchive, buildOciArchive, buildOciLayout, flipByteIn, makeImage, makeIndex, withMember } from '@airdock/testing/bundles';
@@ -217,6 +218,37 @@ describe('copyImages', () => {
       `docker://localhost:${server.port}/library/nginx:1`,
       `dir:${join(dir.path, 'pulled')}`,
     ]);
+  });
+});
+
+describe('a garbage collection beside a push', () => {
+  it.each([
+    { moment: 'the manifest comes', isNow: ({ method }: IncomingMessage) => method === 'PUT' },
+    { moment: 'the push looks whether everything is there', isNow: (_: IncomingMessage, looks: number) => looks === 2 },
+  ])('that takes a blob before $moment makes it send the blob again', async ({ isNow }) => {
+    const image = await makeImage({ name: 'nginx:1', layers: [base, { randomBytes: 5000 }] });
+    const digest = image.layers[1]?.digest as Digest;
+    await buildOciArchive(file, [image]);
+    const source = await open();
+    const images = everything(source).map((item) => ({ ...item, names: item.names.slice(0, 1) }));
+    await copy(source, { images });
+    await client().deleteTag('library/nginx', '1');
+    let looks = 0;
+    let uploads = 0;
+    const url = await proxy((incoming) => {
+      if (incoming.method === 'HEAD' && incoming.url?.endsWith(digest)) looks += 1;
+      if (incoming.method === 'PUT' && incoming.url?.includes('/uploads/')) uploads += 1;
+      if (uploads > 0 || !isNow(incoming, looks)) return false;
+      const storage = join(server.storageDir, 'docker/registry/v2');
+      rmSync(join(storage, 'repositories/library/nginx/_layers/sha256', digestHex(digest)), { recursive: true, force: true });
+      rmSync(join(storage, 'blobs/sha256', digestHex(digest).slice(0, 2), digestHex(digest)), { recursive: true, force: true });
+      return false;
+    });
+    const [copied] = await copy(source, { registry: client(url), images });
+    expect(copied?.error).toBeUndefined();
+    expect(uploads).toBe(1);
+    const target = `dir:${join(dir.path, 'pulled')}`;
+    await run('skopeo', ['copy', '--insecure-policy', '--src-tls-verify=false', `docker://localhost:${server.port}/library/nginx:1`, target]);
   });
 });
 

@@ -18,6 +18,7 @@ import { type RetryOptions, withRetry } from './retry.js';
 import type { UploadSessions } from './upload-sessions.js';
 
 const imagesAtOnce = 64;
+const bringTries = 3;
 
 /** A name inside the registry. Without a tag the image is there by digest only. */
 export interface LocalName {
@@ -141,7 +142,7 @@ class ImageCopy {
         (image.companions ?? []).map(async (companion) => ({ companion, graph: await walkImage(companion.root, readManifest) })),
       );
       const isThere = this.options.present?.has(this.item) || (await this.#isThere(root, graph, belongings));
-      if (!isThere) await this.#bring(root, graph, belongings);
+      if (!isThere) await this.#bringAll(root, graph, belongings);
       const { digest, mediaType } = root;
       const parts = partsOf(graph, belongings);
       return {
@@ -155,6 +156,18 @@ class ImageCopy {
       signal?.throwIfAborted();
       const cause = error instanceof AppError ? error : new AppError('internal_error', {}, { cause: error });
       return { ...failed(this.item, cause), digest: root?.digest };
+    }
+  }
+
+  /** A garbage collection of the registry may take something between the look that found it and the manifest that needs it: then it is sent once more. */
+  async #bringAll(root: Descriptor, graph: ImageGraph, belongings: readonly Belonging[]): Promise<void> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#bring(root, graph, belongings);
+      } catch (error) {
+        if (attempt === bringTries || !isPartMissing(error)) throw error;
+        this.copier.forget(contentOf([graph, ...belongings.map((belonging) => belonging.graph)]).blobs);
+      }
     }
   }
 
@@ -231,7 +244,11 @@ class ImageCopy {
   async #expect(repository: string, reference: string, { digest }: Descriptor): Promise<void> {
     const found = await this.#digestAt(repository, reference);
     if (found === digest) return;
-    throw new AppError('registry_rejected', { detail: `the registry answers ${repository}, ${reference} with ${found ?? 'nothing'}`, digest });
+    throw new AppError('registry_rejected', {
+      detail: `the registry answers ${repository}, ${reference} with ${found ?? 'nothing'}`,
+      digest,
+      ...(found ? {} : { registryCode: 'MANIFEST_UNKNOWN' }),
+    });
   }
 
   #call<T>(work: (registry: RegistryClient, signal: AbortSignal | undefined) => Promise<T>): Promise<T> {
@@ -239,6 +256,12 @@ class ImageCopy {
     return withRetry(() => work(registry, signal), signal, retry);
   }
 }
+
+/** The registry says that it does not have what an image needs. Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes */
+const isPartMissing = (error: unknown): boolean =>
+  error instanceof AppError &&
+  error.code === 'registry_rejected' &&
+  ['BLOB_UNKNOWN', 'MANIFEST_UNKNOWN', 'MANIFEST_BLOB_UNKNOWN'].includes(String(error.details.registryCode));
 
 /** The root is last. */
 const childrenOf = ({ manifests }: ImageGraph): Descriptor[] => manifests.slice(0, -1);

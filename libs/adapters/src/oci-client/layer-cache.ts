@@ -1,4 +1,5 @@
-import { access, constants, mkdir, readFile, rename, rm, rmdir, stat } from 'node:fs/promises';
+import type { Stats } from 'node:fs';
+import { access, constants, mkdir, readdir, readFile, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { basename, delimiter, join } from 'node:path';
 import { Transform } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
@@ -96,6 +97,22 @@ export class LayerCache {
     const work = this.#limit(() => this.#findOrCompress(diffId, member, reader, options)).finally(() => this.#running.delete(diffId));
     this.#running.set(diffId, work);
     return work;
+  }
+
+  /** The same for all names of a file. */
+  static fileId({ dev, ino }: Pick<Stats, 'dev' | 'ino'>): string {
+    return `${dev}:${ino}`;
+  }
+
+  /** Removes the layers whose files are these, so that the space of files which had second names elsewhere is given back; they are made again when they are needed. */
+  static async forget(folder: string, fileIds: ReadonlySet<string>): Promise<void> {
+    for (const name of (await readdir(folder).catch(() => [])).filter((each) => each.endsWith('.tar.gz'))) {
+      const path = join(folder, name);
+      const status = await stat(path).catch(() => undefined);
+      if (!status || !fileIds.has(LayerCache.fileId(status))) continue;
+      await rm(`${path}.json`, { force: true });
+      await rm(path, { force: true });
+    }
   }
 
   async #prepare(): Promise<Engine> {

@@ -5,7 +5,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { access, mkdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import { access, mkdir, readFile, rename, rm, rmdir, stat, utimes, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
@@ -17,6 +17,7 @@ import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
 import { sweepParts } from './parts.js';
 import type { RegistryClient } from './registry-client.js';
+import { blobPath, isGone, layerPath, registryRoot, revisionPath, tagPath } from './registry-layout.js';
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
@@ -75,12 +76,11 @@ export class RegistryStorage {
 
   /** Where the bytes of a blob lie, when they are there. */
   blobFile(digest: Digest): string {
-    const hex = digestHex(digest);
-    return join(this.root, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex, 'data');
+    return join(registryRoot(this.root), blobPath(digest), 'data');
   }
 
   private linkFile(repository: string, digest: Digest): string {
-    return join(this.root, 'docker/registry/v2/repositories', repository, '_layers/sha256', digestHex(digest), 'link');
+    return join(registryRoot(this.root), layerPath(repository, digest), 'link');
   }
 
   /** True when some repository has the blob, with its size. */
@@ -95,6 +95,21 @@ export class RegistryStorage {
       readFile(this.linkFile(repository, digest), 'utf8').catch(() => ''),
     ]);
     return blob?.size === size && linked === digest;
+  }
+
+  /**
+   * As `has`, and makes the link new: what a push relies on is not collected as garbage before its manifest comes. The blob itself is left as it is, since its
+   * file may have a second name in the cache of compressed layers, whose age counts there.
+   */
+  async keep(repository: string, descriptor: Descriptor): Promise<boolean> {
+    if (!(await this.has(repository, descriptor))) return false;
+    try {
+      await utimes(this.linkFile(repository, descriptor.digest), new Date(), new Date());
+      return true;
+    } catch (error) {
+      if (isGone(error)) return false;
+      throw error;
+    }
   }
 
   /** The digest that the bytes of a blob really have; undefined when it is not there. `onBytes` gets what was just read. */
@@ -115,14 +130,10 @@ export class RegistryStorage {
    * folder. Undefined when it is not so, or not seen here: then the registry has to be asked.
    */
   async resolve(repository: string, reference: string): Promise<Digest | undefined> {
-    const manifests = join(this.root, 'docker/registry/v2/repositories', repository, '_manifests');
-    const link = async (path: string) => (await readFile(path, 'utf8').catch(() => '')).trim();
-    const digest = isDigest(reference) ? reference : await link(join(manifests, 'tags', reference, 'current/link'));
+    const link = async (path: string) => (await readFile(join(registryRoot(this.root), path), 'utf8').catch(() => '')).trim();
+    const digest = isDigest(reference) ? reference : await link(join(tagPath(repository, reference), 'current/link'));
     if (!isDigest(digest)) return undefined;
-    const [revision, blob] = await Promise.all([
-      link(join(manifests, 'revisions/sha256', digestHex(digest), 'link')),
-      stat(this.blobFile(digest)).catch(() => undefined),
-    ]);
+    const [revision, blob] = await Promise.all([link(join(revisionPath(repository, digest), 'link')), stat(this.blobFile(digest)).catch(() => undefined)]);
     return revision === digest && blob ? digest : undefined;
   }
 

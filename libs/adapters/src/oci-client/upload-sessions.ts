@@ -99,15 +99,17 @@ interface StoredSession extends UploadSession {
 
 type UploadPlace = Pick<StoredSession, 'repository' | 'location'>;
 
-/** Whether a process that we may look into has the file open (proc_pid_fd(5)). */
-async function isOpen(path: string): Promise<boolean> {
-  const file = await realpath(path).catch(() => path);
+/** The files that processes which we may look into have open (proc_pid_fd(5)). */
+export async function openFiles(): Promise<Set<string>> {
+  const open = new Set<string>();
   for (const pid of await readdir('/proc')) {
     if (!/^\d+$/.test(pid)) continue;
-    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) if ((await readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')) === file) return true;
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) open.add(await readlink(`/proc/${pid}/fd/${fd}`).catch(() => ''));
   }
-  return false;
+  return open;
 }
+
+const isOpen = async (path: string): Promise<boolean> => (await openFiles()).has(await realpath(path).catch(() => path));
 
 async function readSession(path: string): Promise<StoredSession | undefined> {
   try {

@@ -148,6 +148,40 @@ export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManif
   return { kind: 'manifest', mediaType: declared ?? fallback, config, layers, subject, annotations };
 }
 
+/** What a manifest or index refers to. */
+export interface ManifestReferences {
+  /** Of an index: the manifests below it. */
+  manifests: Digest[];
+  /** Every digest that stands anywhere in it, those of `manifests` too; not that of its subject. */
+  mentioned: Digest[];
+  subject?: Digest | undefined;
+}
+
+const digestsIn = (value: unknown): Digest[] => [...new Set(JSON.stringify(value).match(/sha256:[0-9a-f]{64}/g) ?? [])] as Digest[];
+
+/**
+ * What has to stay for a manifest to be complete, read with as little understanding as possible: also kinds that Airdock does not move, such as Docker's
+ * schema 1, and keys that only Go takes for the same. Rather too much than too little. Throws `bundle_corrupt` for what is no JSON object.
+ */
+export function manifestReferences(bytes: Uint8Array): ManifestReferences {
+  let document: unknown;
+  try {
+    document = JSON.parse(Buffer.from(bytes).toString('utf8'));
+  } catch (cause) {
+    throw new AppError('bundle_corrupt', { detail: 'a manifest is not JSON' }, { cause });
+  }
+  if (typeof document !== 'object' || document === null || Array.isArray(document)) throw new AppError('bundle_corrupt', { detail: 'a manifest is no object' });
+  const entries = Object.entries(document);
+  const isKey = (wanted: string) => (entry: [string, unknown]) => entry[0].toLowerCase() === wanted;
+  const children = entries.filter(isKey('manifests')).flatMap(([, list]) => (Array.isArray(list) ? (list as unknown[]) : []));
+  const ofChild = (child: unknown) => (typeof child === 'object' && child !== null ? Object.entries(child).filter(isKey('digest')) : []);
+  return {
+    manifests: digestsIn(children.flatMap(ofChild)),
+    mentioned: digestsIn(entries.filter((entry) => !isKey('subject')(entry))),
+    subject: digestsIn(entries.filter(isKey('subject')))[0],
+  };
+}
+
 /** The bytes of an index with some of its manifests only; everything else stays as it is. Another digest, so signatures of the whole do not hold for it. */
 export function filterIndex(bytes: Uint8Array, keep: (digest: Digest) => boolean): Buffer {
   const index = JSON.parse(Buffer.from(bytes).toString('utf8')) as { manifests: { digest: Digest }[] };

@@ -189,6 +189,10 @@ export type Registry = {
      */
     maintenanceUrl: string | null;
     /**
+     * A garbage collection keeps pushes, verifications, backups and restores waiting, for moments
+     */
+    collecting: boolean;
+    /**
      * Why the wanted state could not be reached; it is tried again by itself
      */
     error: Problem | null;
@@ -207,6 +211,97 @@ export type PutRegistry = {
      * Needed with mode external
      */
     externalUrl?: string;
+};
+
+export type CreateGarbageCollection = {
+    /**
+     * Only the estimate: nothing is removed, and nobody has to wait
+     */
+    dryRun?: boolean;
+    /**
+     * What was pushed within this time is not touched. Without it airdock.registry.garbageCollection.protectHours. With 0 a push by others that runs now is refused at its end, and has to be repeated
+     */
+    protectHours?: number;
+    /**
+     * How long to wait for pushes, verifications, backups and restores that run
+     */
+    waitMinutes?: number;
+};
+
+export type GarbageCollectionPage = {
+    items: Array<GarbageCollection>;
+    /**
+     * Absent on the last page
+     */
+    nextCursor?: string;
+};
+
+export type GarbageCollection = {
+    id: string;
+    dryRun: boolean;
+    protectHours: number;
+    waitMinutes: number;
+    state: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
+    /**
+     * What it would free, looked up before anything else; null until that is known
+     */
+    estimate: Garbage | null;
+    /**
+     * What it has freed; null when nothing was removed
+     */
+    freed: Garbage | null;
+    jobId: string;
+    createdAt: string;
+};
+
+export type Garbage = {
+    /**
+     * Manifests, configurations and layers that nothing needs
+     */
+    blobs: number;
+    /**
+     * Of blobs and uploads
+     */
+    bytes: number;
+    /**
+     * Manifests that neither a tag nor an index leads to, in each repository
+     */
+    revisions: number;
+    /**
+     * Other links of repositories
+     */
+    links: number;
+    /**
+     * Unfinished uploads that nobody goes on with
+     */
+    uploads: number;
+    /**
+     * The most bytes first, at most a thousand
+     */
+    repositories: Array<{
+        /**
+         * A blob counts where it was linked first; null: it is linked nowhere
+         */
+        repository: string | null;
+        bytes: number;
+        revisions: number;
+        links: number;
+        uploads: number;
+    }>;
+    /**
+     * The twenty largest
+     */
+    largest: Array<{
+        /**
+         * A blob counts where it was linked first; null: it is linked nowhere
+         */
+        repository: string | null;
+        /**
+         * null: an upload
+         */
+        digest: string | null;
+        bytes: number;
+    }>;
 };
 
 export type Du = {
@@ -2327,7 +2422,7 @@ export type CreateWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * Default: a random one; write-only
      */
@@ -2382,7 +2477,7 @@ export type PatchWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * What happens while it is disabled is not sent later
      */
@@ -2490,7 +2585,7 @@ export type WebhookAttempt = {
 
 export type WebhookEvent = {
     id: string;
-    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
+    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
     /**
      * What endpoints get
      */
@@ -2777,6 +2872,110 @@ export type PutRegistryResponses = {
 };
 
 export type PutRegistryResponse = PutRegistryResponses[keyof PutRegistryResponses];
+
+export type ListGarbageCollectionsData = {
+    body?: never;
+    path?: never;
+    query?: {
+        /**
+         * Items a page
+         */
+        limit?: number;
+        /**
+         * `nextCursor` of the page before
+         */
+        cursor?: string;
+    };
+    url: '/v1/registry/garbage-collections';
+};
+
+export type ListGarbageCollectionsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListGarbageCollectionsError = ListGarbageCollectionsErrors[keyof ListGarbageCollectionsErrors];
+
+export type ListGarbageCollectionsResponses = {
+    /**
+     * Garbage collections with what they freed, newest first
+     */
+    200: GarbageCollectionPage;
+};
+
+export type ListGarbageCollectionsResponse = ListGarbageCollectionsResponses[keyof ListGarbageCollectionsResponses];
+
+export type CreateGarbageCollectionData = {
+    body: CreateGarbageCollection;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/registry/garbage-collections';
+};
+
+export type CreateGarbageCollectionErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateGarbageCollectionError = CreateGarbageCollectionErrors[keyof CreateGarbageCollectionErrors];
+
+export type CreateGarbageCollectionResponses = {
+    /**
+     * Free what nothing in the registry needs, or tell what that would be
+     */
+    202: Job;
+};
+
+export type CreateGarbageCollectionResponse = CreateGarbageCollectionResponses[keyof CreateGarbageCollectionResponses];
+
+export type GetGarbageCollectionData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/registry/garbage-collections/{id}';
+};
+
+export type GetGarbageCollectionErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetGarbageCollectionError = GetGarbageCollectionErrors[keyof GetGarbageCollectionErrors];
+
+export type GetGarbageCollectionResponses = {
+    /**
+     * One garbage collection: estimate, and what was freed
+     */
+    200: GarbageCollection;
+};
+
+export type GetGarbageCollectionResponse = GetGarbageCollectionResponses[keyof GetGarbageCollectionResponses];
 
 export type GetDuData = {
     body?: never;

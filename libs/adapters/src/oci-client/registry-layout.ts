@@ -1,0 +1,47 @@
+/**
+ * Where `distribution` keeps things: storage paths v2, filesystem driver. Paths are relative to `<storage>/docker/registry/v2`. Repositories contain links only,
+ * files that hold a digest; bytes are below `blobs`. Source: registry/storage/paths.go
+ */
+import type { Dirent } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
+
+export const registryRoot = (storageDir: string): string => join(storageDir, 'docker/registry/v2');
+
+/** Folder of a blob; its bytes are in `data`. */
+export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest).slice(0, 2)}/${digestHex(digest)}`;
+/** Folder of the link that makes a blob part of a repository. */
+export const layerPath = (repository: string, digest: Digest): string => `repositories/${repository}/_layers/sha256/${digestHex(digest)}`;
+/** Folder of the link that makes a manifest one of a repository. */
+export const revisionPath = (repository: string, digest: Digest): string => `repositories/${repository}/_manifests/revisions/sha256/${digestHex(digest)}`;
+/** Folder of a tag: what it leads to is in `current/link`, what it ever led to below `index/sha256`. */
+export const tagPath = (repository: string, tag: string): string => `repositories/${repository}/_manifests/tags/${tag}`;
+export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
+
+/** What is in a folder; nothing when it is not there, or not any more: a registry works beside us. */
+export async function listFolder(path: string): Promise<Dirent[]> {
+  try {
+    return await readdir(path, { withFileTypes: true });
+  } catch (error) {
+    if (isGone(error)) return [];
+    throw error;
+  }
+}
+
+export const folderNames = async (path: string): Promise<string[]> => (await listFolder(path)).filter((entry) => entry.isDirectory()).map(({ name }) => name);
+
+/** The digests that folders below `path` are named after. */
+export const listDigests = async (path: string): Promise<Digest[]> =>
+  (await folderNames(path)).map((name): Digest => `sha256:${name}`).filter((digest) => isDigest(digest));
+
+/** All repositories, sorted. Their names are paths, whose parts never begin with `_`. */
+export async function listRepositoryFolders(root: string, parent = ''): Promise<string[]> {
+  const names = await folderNames(join(root, 'repositories', parent));
+  const found = names.some((name) => name.startsWith('_')) ? [parent] : [];
+  for (const name of names.filter((each) => !each.startsWith('_')).sort())
+    found.push(...(await listRepositoryFolders(root, parent ? `${parent}/${name}` : name)));
+  return found;
+}
+
+export const isGone = (error: unknown): boolean => ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
