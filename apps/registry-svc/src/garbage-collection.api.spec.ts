@@ -181,8 +181,8 @@ describe('garbage collections', () => {
       return { items: [] };
     };
     expect(await end(job)).toMatchObject({ state: 'succeeded', result: { blobs: 3 } });
-    // Five kinds of jobs, asked for before and after the mark.
-    expect(seen).toEqual([...Array<boolean>(5).fill(false), ...Array<boolean>(5).fill(true)]);
+    // Six kinds of jobs, asked for before and after the mark.
+    expect(seen).toEqual([...Array<boolean>(6).fill(false), ...Array<boolean>(6).fill(true)]);
     expect(await isCollecting()).toBe(false);
   });
 
