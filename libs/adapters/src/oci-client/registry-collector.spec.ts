@@ -299,15 +299,24 @@ describe('a collection', () => {
     expect(await pull('a:1')).toBe(digests[0]);
   });
 
-  it('makes what a push finds there young, so that it stays until the tag comes', async () => {
+  it('leaves what a push finds there, before it looks or while it does, since that is made young', async () => {
     const { old } = await replaced();
     const id = (await RegistryStorage.enable(server.storageDir, registry)) as string;
     const storage = (await RegistryStorage.open({ folder: server.storageDir, id })) as RegistryStorage;
-    const [, layer] = old.layers;
-    expect(await storage.keep('app', { mediaType: '', digest: layer?.digest as Digest, size: layer?.gzip.byteLength ?? 0 })).toBe(true);
-    await collect();
-    expect(await storage.has('app', { mediaType: '', digest: layer?.digest as Digest, size: layer?.gzip.byteLength ?? 0 })).toBe(true);
-    expect(await storage.keep('app', { mediaType: '', digest: old.configDigest, size: old.config.byteLength })).toBe(false);
+    const layer = { mediaType: '', digest: old.layers[1]?.digest as Digest, size: old.layers[1]?.gzip.byteLength ?? 0 };
+    const config = { mediaType: '', digest: old.configDigest, size: old.config.byteLength };
+    expect(await storage.keep('app', layer)).toBe(true);
+    const found: boolean[] = [];
+    const onStep = async (step: SweepStep) => {
+      if (step === 'looked') found.push(await storage.keep('app', config));
+      if (step === 'unlinked') found.push(await storage.has('app', config));
+    };
+    expect(await collect({ onStep })).toMatchObject({ blobs: 1, revisions: 1 });
+    expect(found).toEqual([true, true]);
+    expect(await Promise.all([layer, config].map((blob) => storage.has('app', blob)))).toEqual([true, true]);
+    await age();
+    expect(await collect()).toMatchObject({ blobs: 2 });
+    expect(await storage.keep('app', config)).toBe(false);
   });
 
   it('removes uploads that nobody has sent anything to for a week, but for those that someone has open', async () => {
@@ -433,7 +442,13 @@ describe('a push beside a collection', () => {
           await writeFile(file, text);
         }
       };
-      await collect({ onStep: async (done) => void (done === step && (await link())) });
+      await collect({
+        onStep: async (done) => {
+          if (done === step) await link();
+          // The second look has seen it.
+          if (done === 'lookedAgain' && step === 'unlinked') expect(await pull(`${repository}:late`)).toBe(oldDigest);
+        },
+      });
       expect(await pull(`${repository}:late`)).toBe(oldDigest);
       expect(await isThere(old.layers[1]?.digest ?? '')).toBe(true);
     }
