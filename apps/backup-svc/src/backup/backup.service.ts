@@ -130,13 +130,16 @@ export class BackupService {
     if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
     const { url, storage } = await this.registryForJob({ signal: cancelled, progress });
     await using registry = new RegistryClient(url);
+    const isAll = !row.repositories && !row.imageSetId;
+    const reading = isAll ? this.readSettings(cancelled) : Promise.resolve([]);
+    // Waited for below.
+    reading.catch(() => undefined);
     await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
     const signal = AbortSignal.any([cancelled, lock.signal]);
-    const isAll = !row.repositories && !row.imageSetId;
     const { record, skipped, addedBytes } = await backupRegistry({
       ...{ registry, storage, store, id, signal, onProgress: progress },
       filter: await this.filterOf(row),
-      settings: isAll ? await this.readSettings(signal) : [],
+      settings: await reading,
       about: {
         duVersion: this.config.duVersion,
         description: row.description ?? undefined,

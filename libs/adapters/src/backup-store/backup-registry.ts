@@ -78,7 +78,7 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   const report = () => options.onProgress?.({ ...progress });
   report();
   const createdAt = new Date().toISOString();
-  const [references, index] = await Promise.all([readNames(options, limit), store.index()]);
+  const [references, index, sequence] = await Promise.all([readNames(options, limit), store.index(), store.nextSequence()]);
   progress.phase = 'reading manifests';
   report();
   const damage = new Map<Digest, string>();
@@ -123,15 +123,18 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   );
   const blobs = new Map<Digest, { digest: Digest; size: number }>(stored.map(({ digest, size }) => [digest, { digest, size }]));
   for (const [digest, { descriptor }] of blobsOf(complete)) blobs.set(digest, descriptor);
-  const record = await store.writeRecord({
-    ...about,
-    id,
-    createdAt,
-    sequence: await store.nextSequence(),
-    references: complete.flatMap((root) => root.references),
-    settings: stored,
-    blobs: [...blobs.values()],
-  });
+  const record = await store.writeRecord(
+    {
+      ...about,
+      id,
+      createdAt,
+      sequence,
+      references: complete.flatMap((root) => root.references),
+      settings: stored,
+      blobs: [...blobs.values()],
+    },
+    index,
+  );
   const taken = new Set(complete.flatMap((root) => root.references));
   const reasonOf = new Map(
     roots.map(({ references: [first], graph }) => [first?.digest, [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean)]),
@@ -171,11 +174,14 @@ async function all<T>(items: readonly T[], limit: LimitFunction, signal: AbortSi
 
 async function readNames({ registry, storage, filter = () => true, signal, retry }: BackupRegistryOptions, limit: LimitFunction): Promise<BackupReference[]> {
   const call = <T>(work: () => Promise<T>) => withRetry(work, signal, retry);
-  const names: { repository: string; tag: string }[] = [];
-  const repositories = await call(() => registry.listRepositories({ signal }));
-  await all(repositories, limit, signal, async (repository) => {
-    for (const tag of await call(() => registry.listTags(repository, { signal }))) if (filter({ repository, tag })) names.push({ repository, tag });
-  });
+  let names = (await storage?.listNames()) ?? [];
+  if (!storage) {
+    const repositories = await call(() => registry.listRepositories({ signal }));
+    await all(repositories, limit, signal, async (repository) => {
+      for (const tag of await call(() => registry.listTags(repository, { signal }))) names.push({ repository, tag });
+    });
+  }
+  names = names.filter(filter);
   const references: BackupReference[] = [];
   await all(names, limit, signal, async ({ repository, tag }) => {
     const seen = await storage?.resolve(repository, tag);

@@ -15,6 +15,8 @@ export interface WriteOptions {
   signal?: AbortSignal | undefined;
   /** Bytes of a stream, about. */
   sizeHint?: number | undefined;
+  /** False for what may be lost in a power cut. Default true. */
+  isLasting?: boolean | undefined;
 }
 
 /**

@@ -206,13 +206,13 @@ export class BackupStore implements AsyncDisposable {
 
   /**
    * Makes a backup exist, after looking that all of its blobs are there: `backup_incomplete`. Writing the same record again does nothing; another
-   * one under the same id is refused with `resource_exists`.
+   * one under the same id is refused with `resource_exists`. `known`: an index that is younger than the lock which is held, with what was stored through it.
    */
-  async writeRecord(content: BackupContent): Promise<BackupRecord> {
+  async writeRecord(content: BackupContent, known?: BlobIndex): Promise<BackupRecord> {
     const name = recordName(content.id);
     const bytes = formatBackupRecord(content);
     const record = parseBackupRecord(bytes, content.id);
-    const index = await this.index();
+    const index = known ?? (await this.index());
     for (const blob of record.blobs) if (!index.has(blob)) throw incomplete(blob);
     const existing = await readSmall(this.storage, name, maxBackupRecordBytes);
     if (existing?.equals(bytes)) return record;
@@ -302,7 +302,14 @@ export class BackupStore implements AsyncDisposable {
 
   /** For the next backup. Two that end at once may get the same. */
   async nextSequence(): Promise<number> {
-    return Math.max(0, ...(await this.listRecords()).map(({ record }) => record?.sequence ?? 0)) + 1;
+    const sequences = await Promise.all(
+      (await this.listIds()).map(async (id) => {
+        // It is among the first lines.
+        const start = await readStart(this.storage, recordName(id), 2048);
+        return Number(/"sequence": (\d+)/.exec(start)?.[1] ?? 0);
+      }),
+    );
+    return Math.max(0, ...sequences) + 1;
   }
 
   /** Removes a backup, not its blobs. False when there is none. */
@@ -364,6 +371,23 @@ const corruptBlob = (digest: Digest, found: string) => new AppError('backup_corr
 /** A small file; undefined when it is not there. */
 async function readSmall(storage: BackupStorage, name: string, maxBytes: number): Promise<Buffer | undefined> {
   return (await storage.stat(name)) && readAtMost(storage.read(name), maxBytes);
+}
+
+/** The first bytes of a file, at least so many where it has them; empty when it is not there any more. */
+async function readStart(storage: BackupStorage, name: string, bytes: number): Promise<string> {
+  const content = storage.read(name);
+  const chunks: Buffer[] = [];
+  try {
+    for await (const chunk of content) {
+      chunks.push(chunk as Buffer);
+      if (Buffer.concat(chunks).byteLength >= bytes) break;
+    }
+  } catch (error) {
+    if (await storage.stat(name)) throw error;
+  } finally {
+    content.destroy();
+  }
+  return Buffer.concat(chunks).toString('utf8');
 }
 
 async function readAtMost(content: Readable, maxBytes: number): Promise<Buffer> {

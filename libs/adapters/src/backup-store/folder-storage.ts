@@ -1,5 +1,6 @@
+import { randomUUID } from 'node:crypto';
 import { createReadStream, type Dirent } from 'node:fs';
-import { mkdir, readdir, rename, rm, stat, statfs } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
@@ -37,15 +38,19 @@ export class FolderStorage implements BackupStorage {
   }
 
   async *list(folder: string): AsyncIterable<StoredFile> {
-    for (const entry of await this.#entries(folder)) {
-      const name = folder === '' ? entry.name : `${folder}/${entry.name}`;
-      if (entry.isDirectory()) yield* this.list(name);
-      else if (entry.isFile()) {
-        const file = await this.stat(name);
-        if (file) yield file;
-      }
-    }
+    yield* await this.#list(folder);
     await this.#assertSame();
+  }
+
+  async #list(folder: string): Promise<StoredFile[]> {
+    const found = await Promise.all(
+      (await this.#entries(folder)).map(async (entry) => {
+        const name = folder === '' ? entry.name : `${folder}/${entry.name}`;
+        if (entry.isDirectory()) return this.#list(name);
+        return (entry.isFile() && (await this.stat(name))) || [];
+      }),
+    );
+    return found.flat();
   }
 
   async #entries(folder: string): Promise<Dirent[]> {
@@ -82,8 +87,17 @@ export class FolderStorage implements BackupStorage {
     );
   }
 
-  write(name: string, content: Readable | Uint8Array, { signal }: WriteOptions = {}): Promise<void> {
+  write(name: string, content: Readable | Uint8Array, { signal, isLasting = true }: WriteOptions = {}): Promise<void> {
+    if (!isLasting && content instanceof Uint8Array) return this.#writing(() => this.#replace(name, content));
     return this.#writing(() => writeDurably(join(this.location, name), content, { signal, tmpDir: this.#tmp }));
+  }
+
+  async #replace(name: string, content: Uint8Array): Promise<void> {
+    const path = join(this.location, name);
+    const fresh = join(this.#tmp, `${randomUUID()}.part`);
+    for (const folder of [dirname(path), this.#tmp]) await mkdir(folder, { recursive: true });
+    await writeFile(fresh, content, { mode: 0o644 });
+    await rename(fresh, path);
   }
 
   place(name: string, ...[blob, reader, options]: DropFirst<Parameters<NonNullable<BackupStorage['place']>>>): Promise<void> {

@@ -54,7 +54,7 @@ export class StoreLock implements AsyncDisposable {
     const started = performance.now();
     for (;;) {
       signal?.throwIfAborted();
-      await storage.write(name, content);
+      await storage.write(name, content, { isLasting: false });
       const others = await findOthers(storage, name, kind);
       if (others.length === 0) return new StoreLock(storage, name, content);
       await storage.remove(name);
@@ -79,7 +79,7 @@ export class StoreLock implements AsyncDisposable {
   async #renew(): Promise<void> {
     const askedAt = performance.now();
     try {
-      await this.storage.write(this.name, this.content);
+      await this.storage.write(this.name, this.content, { isLasting: false });
       this.#renewedAt = askedAt;
     } catch (error) {
       if (performance.now() - this.#renewedAt > trustMs) this.#lost.abort(error);

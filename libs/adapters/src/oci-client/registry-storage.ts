@@ -17,7 +17,7 @@ import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
 import { sweepParts } from './parts.js';
 import type { RegistryClient } from './registry-client.js';
-import { blobPath, isGone, layerPath, registryRoot, revisionPath, tagPath } from './registry-layout.js';
+import { blobPath, folderNames, isGone, layerPath, listRepositoryFolders, registryRoot, revisionPath, tagPath } from './registry-layout.js';
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
@@ -123,6 +123,17 @@ export class RegistryStorage {
     const folder = join(this.root, 'airdock-damaged');
     await mkdir(folder, { recursive: true });
     await rename(this.blobFile(digest), join(folder, digestHex(digest)));
+  }
+
+  /** All tags, as the registry would list them. */
+  async listNames(): Promise<{ repository: string; tag: string }[]> {
+    const root = registryRoot(this.root);
+    const names = await Promise.all(
+      (await listRepositoryFolders(root)).map(async (repository) =>
+        (await folderNames(join(root, tagPath(repository, '')))).map((tag) => ({ repository, tag })),
+      ),
+    );
+    return names.flat();
   }
 
   /**
