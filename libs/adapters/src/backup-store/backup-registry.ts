@@ -13,6 +13,9 @@ import type { RegistryStorage } from '../oci-client/registry-storage.js';
 import { type RetryOptions, withRetry } from '../oci-client/retry.js';
 import type { BackupStore, BlobIndex } from './backup-store.js';
 
+/** Each has pieces of memory, and a hashing thread to itself. */
+const copiesAtOnce = 2;
+
 export interface BackupProgress {
   phase: 'reading names' | 'reading manifests' | 'copying blobs';
   /** Bytes that are in the store, also those that were there. Never less than before. */
@@ -38,7 +41,7 @@ export interface BackupRegistryOptions {
   settings?: readonly { service: string; bytes: Buffer }[] | undefined;
   /** What the record says beside. */
   about?: Pick<BackupRecord, 'repositories' | 'duVersion' | 'description'> | undefined;
-  /** Requests, and blobs, at a time. Default 8. */
+  /** Requests at a time. Default 8. */
   concurrency?: number | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: BackupProgress) => void) | undefined;
@@ -95,6 +98,7 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   report();
   // Large ones first: the last one to end is then a small one.
   missing.sort((a, b) => b.descriptor.size - a.descriptor.size);
+  const copying = pLimit(copiesAtOnce);
   await all(missing, limit, signal, async ({ descriptor, repository }) => {
     let counted = 0;
     const advance = (count: number) => {
@@ -104,7 +108,7 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
       report();
     };
     try {
-      await copyBlob(options, index, descriptor, repository, advance);
+      await copyBlob(options, index, descriptor, repository, copying, advance);
     } catch (error) {
       const reason = damageOf(error);
       if (!reason) throw error;
@@ -269,6 +273,7 @@ async function copyBlob(
   index: BlobIndex,
   descriptor: Descriptor,
   repository: string,
+  limit: LimitFunction,
   onBytes: (count: number) => void,
 ): Promise<void> {
   const { store, signal, retry } = options;
@@ -277,6 +282,7 @@ async function copyBlob(
       store.putBlob(index, descriptor, () => openRegistryBlob(options, repository, descriptor), {
         signal,
         onBytes,
+        limit,
         // What says that it is compressed needs no look.
         mayCompress: !/gzip|zstd/.test(descriptor.mediaType),
       }),

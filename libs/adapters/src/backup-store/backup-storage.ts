@@ -1,5 +1,6 @@
 import type { Readable } from 'node:stream';
 import type { Digest } from '@airdock/core/oci/digest';
+import type { PlaceOptions } from '../oci-client/blob-placer.js';
 import type { BlobReader } from '../oci-client/image-source.js';
 
 /** Names have `/` between their parts, e.g. `backups/ID.json`. */
@@ -34,12 +35,7 @@ export interface BackupStorage extends AsyncDisposable {
   /** The file is there in full when the promise resolves, also after a power cut, and not at all before; an older one is replaced. Destroys the stream. */
   write(name: string, content: Readable | Uint8Array, options?: WriteOptions): Promise<void>;
   /** `write` of a blob as it is, verified, where that is faster than a stream. Throws `digest_mismatch`. */
-  place?(
-    name: string,
-    blob: { digest: Digest; size: number },
-    reader: () => Promise<BlobReader>,
-    options: WriteOptions & { onBytes?: (count: number) => void },
-  ): Promise<void>;
+  place?(name: string, blob: { digest: Digest; size: number }, reader: () => Promise<BlobReader>, options: PlaceOptions): Promise<void>;
   /** Where a file lies on this machine, for readers that are faster without a stream. */
   pathOf?(name: string): string;
   /** Gives a file another name. */

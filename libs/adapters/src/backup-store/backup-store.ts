@@ -44,6 +44,8 @@ export interface BackupStoreOptions {
 export interface PutOptions extends BlobOptions {
   /** False for what is known to be compressed. Default true: a look at its first bytes decides. */
   mayCompress?: boolean | undefined;
+  /** Bounds how many copies run at a time; waiting for the disk is not bounded by it. */
+  limit?: <T>(work: () => Promise<T>) => Promise<T>;
 }
 
 export interface BlobOptions {
@@ -148,18 +150,18 @@ export class BackupStore implements AsyncDisposable {
   async putBlob(index: BlobIndex, blob: BackupBlob, reader: () => Promise<BlobReader>, options: PutOptions = {}): Promise<void> {
     if (index.has(blob)) return;
     const { keys, compress = true } = this.options;
+    const { limit = (work) => work() } = options;
     const source = await reader();
     const encoding: Encoding = `${compress && options.mayCompress !== false && (await isCompressible(source)) ? '.zst' : ''}${keys?.recipients.length ? '.age' : ''}`;
     const name = blobName(blob.digest, encoding);
     const former = index.blobs.get(blob.digest);
     if (encoding === '' && this.storage.place) await this.storage.place(name, blob, async () => source, options);
-    else {
-      const plain = Readable.from(verifiedChunks(blob, source.open(), options), { objectMode: false });
-      await this.storage.write(name, encoding === '' ? plain : encode(plain, encoding, keys ?? { recipients: [], identities: [] }), {
-        signal: options.signal,
-        sizeHint: blob.size,
+    else
+      await limit(async () => {
+        const plain = Readable.from(verifiedChunks(blob, source.open(), options), { objectMode: false });
+        const content = encoding === '' ? plain : encode(plain, encoding, keys ?? { recipients: [], identities: [] });
+        await this.storage.write(name, content, { signal: options.signal, sizeHint: blob.size });
       });
-    }
     index.blobs.set(blob.digest, { name, encoding, size: encoding === '' ? blob.size : 0 });
     // Of another size, and perhaps encoded in another way.
     if (former && former.name !== name) await this.storage.remove(former.name);
