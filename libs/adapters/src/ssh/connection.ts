@@ -140,6 +140,12 @@ async function connectOnce(target: SshTarget, serverHostKey: ServerHostKeyAlgori
           username: target.username,
           ...(target.privateKey ? readablePrivateKey(target.privateKey, target.passphrase) : {}),
           ...(password ? { password, tryKeyboard: true } : {}),
+          // Not 'none' first, which every sshd refuses, and OpenSSH only after some milliseconds.
+          authHandler: [
+            ...(password ? ['password' as const] : []),
+            ...(target.privateKey ? ['publickey' as const] : []),
+            ...(password ? ['keyboard-interactive' as const] : []),
+          ],
           readyTimeout: connectTimeoutMs,
           keepaliveInterval: 5_000,
           keepaliveCountMax: 3,
