@@ -359,6 +359,17 @@ export class SshConnection implements AsyncDisposable {
     });
   }
 
+  /** A channel to a socket on the host, with the rights of the user that logged in. Undefined where the host does not open it. Throws `host_unreachable`. */
+  async forwardToSocket(path: string): Promise<ClientChannel | undefined> {
+    return new Promise<ClientChannel>((resolve, reject) => {
+      // ssh2 throws at once when the connection is already closed.
+      this.client.openssh_forwardOutStreamLocal(path, (error, channel) => (error ? reject(error) : resolve(channel)));
+    }).catch((cause: Error & { reason?: unknown }) => {
+      if (cause.reason === undefined) throw this.broken(cause);
+      return undefined;
+    });
+  }
+
   /** What is written meanwhile goes out together: ssh2 writes a packet in three pieces, each of which would be a system call and a segment of its own. */
   batched<T>(write: () => T): T {
     this.socket.cork();

@@ -3,11 +3,12 @@ import { AppError } from '@airdock/core/errors';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
+import { askDocker, type DockerRequest } from './docker-api.js';
 import type { RuntimeHost } from './runtime-host.js';
 
 const pullScript = `docker pull --quiet "$1" >/dev/null && docker image inspect --format '{{json .RepoDigests}}' "$1"`;
 
-/** Docker on a host. */
+/** Docker on a host: its API where there is a way to it, else its program. */
 export class DockerHost implements RuntimeHost {
   readonly name = 'docker';
 
@@ -16,17 +17,29 @@ export class DockerHost implements RuntimeHost {
     private readonly signal: AbortSignal,
   ) {}
 
+  /** What the daemon itself says, within 20 s. Undefined where there is no way to its API, or no answer: then ask its program. */
+  async apiVersion(): Promise<string | undefined> {
+    try {
+      // `/version` looks at all the programs that Docker uses; the header of a ping says the same.
+      const answer = await this.ask('GET', '/_ping', { stallTimeoutMs: 20_000 });
+      return /^Docker\/([\w.+~-]{1,100})/.exec(String(answer?.headers.server))?.[1];
+    } catch (error) {
+      if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed')) throw error;
+      return undefined;
+    }
+  }
+
   async imageIds(): Promise<Map<string, string>> {
+    const answer = await this.ask('GET', '/images/json');
+    if (answer?.status === 200) {
+      const found = parseJson<{ Id: string; RepoTags: string[] | null }[]>(answer.body);
+      return namesToIds(found.flatMap(({ Id, RepoTags }) => (RepoTags ?? []).map((name): [string, string] => [name, Id])));
+    }
     const output = await this.connection.run(['docker', 'image', 'ls', '--no-trunc', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}'], {
       sudo: true,
       signal: this.signal,
     });
-    const images = new Map<string, string>();
-    for (const line of output.split('\n')) {
-      const [name = '', id = ''] = line.split(' ');
-      if (name && !name.includes('<none>')) images.set(formatReference(parseReference(name)), id);
-    }
-    return images;
+    return namesToIds(output.split('\n').map((line) => line.split(' ')));
   }
 
   async load(archive: Readable): Promise<void> {
@@ -34,13 +47,7 @@ export class DockerHost implements RuntimeHost {
   }
 
   async pull(reference: string): Promise<string> {
-    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', pullScript, 'sh', reference], {
-      sudo: true,
-      signal: this.signal,
-      stallTimeoutMs: 900_000,
-    });
-    if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
-    const digests = JSON.parse(stdout) as string[];
+    const digests = (await this.pullByApi(reference)) ?? (await this.pullByProgram(reference));
     const { registry, repository } = parseReference(reference);
     const own = digests
       .map((text) => text.split('@'))
@@ -50,6 +57,33 @@ export class DockerHost implements RuntimeHost {
       });
     if (!own?.[1]) throw new AppError('host_pull_failed', { detail: `${reference}: Docker knows no digest of it`, reference });
     return own[1];
+  }
+
+  /** The names with a digest that Docker has for the image then. Undefined where there is no way to the API. */
+  private async pullByApi(reference: string): Promise<string[] | undefined> {
+    const { registry, repository, tag, digest } = parseReference(reference);
+    let problem: string | undefined;
+    const onLine = (line: string) => {
+      if (line.includes('"error"')) problem = parseJson<{ error?: string }>(line).error;
+    };
+    const query = new URLSearchParams({ fromImage: `${registry}/${repository}`, tag: digest ?? tag ?? 'latest' });
+    const pulled = await this.ask('POST', `/images/create?${query}`, { stallTimeoutMs: 900_000, onLine });
+    if (!pulled) return undefined;
+    if (pulled.status !== 200) problem = messageOf(pulled.body);
+    const image = problem === undefined ? await this.ask('GET', `/images/${reference}/json`) : undefined;
+    if (image?.status !== 200)
+      throw commandError('host_pull_failed', { detail: `${reference}: ${(problem ?? messageOf(image?.body ?? '')).trim().slice(-500)}`, reference });
+    return parseJson<{ RepoDigests: string[] | null }>(image.body).RepoDigests ?? [];
+  }
+
+  private async pullByProgram(reference: string): Promise<string[]> {
+    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', pullScript, 'sh', reference], {
+      sudo: true,
+      signal: this.signal,
+      stallTimeoutMs: 900_000,
+    });
+    if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
+    return JSON.parse(stdout) as string[];
   }
 
   async tag(reference: string, name: string): Promise<void> {
@@ -81,4 +115,25 @@ export class DockerHost implements RuntimeHost {
   async reload(): Promise<void> {
     await this.connection.exec(['sh', '-c', 'kill -HUP "$(cat /var/run/docker.pid)"'], { sudo: true, signal: this.signal });
   }
+
+  private ask(method: 'GET' | 'POST', path: string, options: DockerRequest = {}) {
+    return askDocker(this.connection, method, path, { signal: this.signal, ...options });
+  }
 }
+
+function namesToIds(pairs: string[][]): Map<string, string> {
+  const images = new Map<string, string>();
+  for (const [name = '', id = ''] of pairs) if (name && !name.includes('<none>')) images.set(formatReference(parseReference(name)), id);
+  return images;
+}
+
+function parseJson<T>(text: string): T {
+  try {
+    return JSON.parse(text) as T;
+  } catch (cause) {
+    throw new AppError('host_command_failed', { detail: `Docker's API answers what is no JSON: ${text.slice(0, 200)}` }, { cause });
+  }
+}
+
+/** What Docker complains of. */
+const messageOf = (body: string): string => (body.startsWith('{') ? (parseJson<{ message?: string }>(body).message ?? body) : body);
