@@ -15,7 +15,7 @@ async function inspect(options: Partial<SshServerOptions> = {}, port = 5100) {
   await using server = await startSshServer({ user: 'root', password: 'p', ...options });
   const target = { address: '127.0.0.1', port: server.port, username: options.user ?? 'root', password: 'p', hostKeyFingerprint: parseHostKey(server.hostKey) };
   await using connection = await connectSsh(target);
-  const inspection = await inspectHost(connection, port, false, seenAt);
+  const inspection = await inspectHost(connection, port, false, seenAt, new AbortController().signal);
   const checkOf = (name: string) => inspection.checks.find((check) => check.name === name);
   return { ...inspection, checkOf, where: connection.where };
 }

@@ -1,4 +1,6 @@
 import { firstCommandMs, type SshConnection } from '@airdock/adapters/ssh/connection';
+import { DockerHost } from '@airdock/adapters/ssh/docker-host';
+import { type SystemFacts, systemFacts } from '@airdock/adapters/ssh/host-system';
 import { packageFamily } from '@airdock/core/host/package-list';
 import type { HostFacts } from '../host/host.schema.js';
 import type { Check } from './host-check.schema.js';
@@ -7,9 +9,12 @@ import { hostScript } from './host-script.js';
 /** What one look at a host found. */
 export interface Inspection {
   facts: HostFacts;
+  system: SystemFacts;
   checks: Check[];
   hasDocker: boolean;
   isPortTaken: boolean;
+  /** Asked through our own tunnel the registry answers the host, or the host has nothing to ask with. Undefined without a tunnel. */
+  leads: boolean | undefined;
 }
 
 const architectures: Record<string, string> = { x86_64: 'amd64', aarch64: 'arm64' };
@@ -31,12 +36,16 @@ type Found = [status: Check['status'], seen: string, nextStep?: string];
  * Looks at a host: how it is reached, what it is, what it has, and what is in the way. `ownsPort` says that the listener on the port is our own tunnel.
  * Changes nothing. Throws `host_sudo_failed`, and what breaks the connection.
  */
-export async function inspectHost(connection: SshConnection, port: number, ownsPort: boolean, seenAt: string, signal?: AbortSignal): Promise<Inspection> {
+export async function inspectHost(connection: SshConnection, port: number, ownsPort: boolean, seenAt: string, signal: AbortSignal): Promise<Inspection> {
   const elevation = await connection.elevation(signal);
-  const { offset, roundTripMs } = await timeOf(connection, signal);
-  const values = parse(await connection.run(['sh', '-s'], { stdin: hostScript, sudo: true, signal }));
+  const time = timeOf(connection, signal);
+  const look = async () => {
+    const dockerVersion = await new DockerHost(connection, signal).apiVersion();
+    return parse(await connection.run(['sh', '-s', '--', ownsPort ? String(port) : '', dockerVersion ?? ''], { stdin: hostScript, sudo: true, signal }));
+  };
+  const [{ offset, roundTripMs }, values] = await Promise.all([timeOf(connection, signal), look()]);
   const facts = factsOf(values, seenAt);
-  const listening = new Set(values.all('listens').map((hex) => Number.parseInt(hex, 16)));
+  const listening = new Set([...values.all('listens').map((hex) => Number.parseInt(hex, 16)), ...values.all('listensOn').map(Number)]);
   const isPortTaken = listening.has(port) && !ownsPort;
   const programOn = new Map(values.all('program').map((line) => [Number(line.split(' ')[0]), line.slice(line.indexOf(' ') + 1)]));
   const byWhom = (taken: number) => `${taken}${programOn.has(taken) ? ` by ${programOn.get(taken)}` : ''}`;
@@ -104,7 +113,14 @@ export async function inspectHost(connection: SshConnection, port: number, ownsP
     seen: seen.slice(0, 1000),
     nextStep: status === 'pass' ? null : (nextStep ?? null),
   }));
-  return { facts, checks, hasDocker: facts.dockerVersion !== null, isPortTaken };
+  return {
+    facts,
+    system: systemFacts(values.text),
+    checks,
+    hasDocker: facts.dockerVersion !== null,
+    isPortTaken,
+    leads: ownsPort ? ['', '200'].includes(values.text('leads')) : undefined,
+  };
 }
 
 interface Values {

@@ -1,7 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { HostSystem } from '@airdock/adapters/ssh/host-system';
 import type { RateLimit } from '@airdock/adapters/ssh/rate-limit';
 import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError, fromProblem } from '@airdock/core/errors';
@@ -56,7 +55,7 @@ export class ConfigureHost {
 
     await using connection = await this.hosts.connect(host, signal);
     const tunnel = await this.tunnels.settled(host.id, signal);
-    const [inspection, facts] = await Promise.all([this.checks.inspect(host, connection, signal), new HostSystem(connection, signal).facts()]);
+    const inspection = await this.checks.inspect(host, connection, signal);
     if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
     // Whether there is a container runtime is the matter of a later step.
     const failures = inspection.checks.filter(({ name, status }) => status === 'failure' && name !== 'docker');
@@ -64,17 +63,19 @@ export class ConfigureHost {
       throw new AppError('host_check_failed', { detail: failures.map(({ name, seen }) => `${name}: ${seen}`).join('; '), checks: failures });
     result.warnings.push(...inspection.checks.filter(({ status }) => status === 'warning').map(({ name, seen }) => `${name}: ${seen}`));
     note('check', { status: 'done', detail: `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`, changes: [] });
-    const steps = new HostSteps(this.config, connection, facts, options, dryRun, hasTunnel, signal, (brought) => this.hosts.remember(host.id, brought));
+    const steps = new HostSteps(this.config, connection, inspection.system, options, dryRun, hasTunnel, signal, (brought) =>
+      this.hosts.remember(host.id, brought),
+    );
 
     if (!hasTunnel)
       note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
     else if (dryRun) {
-      const isUp = tunnel?.state === 'up' && (await this.checks.leadsSoon(host.id, steps.system, signal));
+      const isUp = tunnel?.state === 'up' && (inspection.leads || (await this.checks.leadsSoon(host.id, steps.system, signal)));
       // Nothing on the host would help.
       if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk) throw new AppError('registry_unavailable', { detail: registry.readOnlyUrl ?? '' });
       note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.readOnlyUrl}`));
     } else {
-      const { hostPort, target, since } = await this.ensureLeads(host.id, steps);
+      const { hostPort, target, since } = await this.ensureLeads(host.id, steps, inspection.leads ? tunnel : undefined);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;
       note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
     }
@@ -98,12 +99,12 @@ export class ConfigureHost {
     await this.hosts.saveConfigured(host.id, { ...options, containerRuntime: runtime.name });
   }
 
-  /** The tunnel is up, and the host gets an answer from the registry through it. A connection that died is noticed by its owner within 20 s, and made anew. */
-  private async ensureLeads(hostId: string, steps: HostSteps): Promise<Tunnel> {
+  /** The tunnel is up, and the host gets an answer from the registry through it, as it has already when that is the one that was `seen`. A connection that died is noticed by its owner within 20 s, and made anew. */
+  private async ensureLeads(hostId: string, steps: HostSteps, seen: Tunnel | undefined): Promise<Tunnel> {
     const deadline = Date.now() + leadsMs;
     for (;;) {
       const tunnel = await this.tunnels.ensureUp(hostId, steps.signal);
-      if (await this.checks.leads(steps.system)) return tunnel;
+      if ((seen?.state === 'up' && seen.since === tunnel.since) || (await this.checks.leads(steps.system))) return tunnel;
       if (Date.now() > deadline)
         throw new AppError('tunnel_failed', { detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry` });
       await delay(500, undefined, { signal: steps.signal });
