@@ -17,6 +17,7 @@ export const startSimulatedHosts = (answer: (command: string) => string | undefi
     takesForwards: true,
     answer: (command, input) => {
       if (command.startsWith('date')) return `${Date.now() / 1000}\n`;
+      if (command.includes('docker version')) return 'docker=20.10.24\n';
       return answer(command) ?? Object.entries(simulated).find(([word]) => input.includes(word))?.[1] ?? '';
     },
   });

@@ -2,14 +2,14 @@ import { scriptFunctions, statusScript, systemFactsScript } from '@airdock/adapt
 
 /**
  * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a program that the host lacks only
- * leaves its line empty. Prints `key=value`; a key may come several times. $1 is the port of the registry when the host has a way there, $2 Docker's version
- * when its program need not be asked.
+ * leaves its line empty. Prints `key=value`; a key may come several times. $1 is the port of the registry when the host has a way there; Docker is
+ * not asked where $2 says so.
  */
 export const hostScript = `
 {
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 export LC_ALL=C
-dockerVersion=$2
+knowsDocker=$2
 ${scriptFunctions}
 
 system() {
@@ -30,10 +30,8 @@ machine() {
 echo "machine=$(uname -m)"
 for program in apt-get dnf yum zypper apk; do if has "$program"; then echo "packageManager=$program"; break; fi; done
 if has getconf; then echo "cpus=$(getconf _NPROCESSORS_ONLN)"; else echo "cpus=$(grep -c '^processor' /proc/cpuinfo)"; fi
-echo "memoryKiB=$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
-echo "swapKiB=$(sed -n 's/^SwapTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
-echo "diskFreeKiB=$(df -Pk /var/lib 2>/dev/null | awk 'NR == 2 {print $4}')"
-df -Pk / 2>/dev/null | awk 'NR == 2 {print "rootKiB=" $2; print "rootFreeKiB=" $4}'
+sed -n 's/^MemTotal: *\\([0-9]*\\) kB/memoryKiB=\\1/p; s/^SwapTotal: *\\([0-9]*\\) kB/swapKiB=\\1/p' /proc/meminfo
+df -Pk / /var/lib 2>/dev/null | awk 'NR == 2 {print "rootKiB=" $2; print "rootFreeKiB=" $4} NR == 3 {print "diskFreeKiB=" $4}'
 if [ -d /run/systemd/system ]; then echo "systemd=yes"; fi
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo "cgroup=2"; elif [ -d /sys/fs/cgroup/memory ]; then echo "cgroup=1"; fi
 }

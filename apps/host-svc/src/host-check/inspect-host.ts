@@ -38,12 +38,14 @@ type Found = [status: Check['status'], seen: string, nextStep?: string];
  */
 export async function inspectHost(connection: SshConnection, port: number, ownsPort: boolean, seenAt: string, signal: AbortSignal): Promise<Inspection> {
   const elevation = await connection.elevation(signal);
-  const time = timeOf(connection, signal);
-  const look = async () => {
-    const dockerVersion = await new DockerHost(connection, signal).apiVersion();
-    return parse(await connection.run(['sh', '-s', '--', ownsPort ? String(port) : '', dockerVersion ?? ''], { stdin: hostScript, sudo: true, signal }));
-  };
-  const [{ offset, roundTripMs }, values] = await Promise.all([timeOf(connection, signal), look()]);
+  // Through sudo there is no way to Docker's API, and the script may as well ask.
+  const knowsDocker = elevation === 'root';
+  const [{ offset, roundTripMs }, dockerVersion, output] = await Promise.all([
+    timeOf(connection, signal),
+    knowsDocker ? new DockerHost(connection, signal).version() : undefined,
+    connection.run(['sh', '-s', '--', ownsPort ? String(port) : '', knowsDocker ? 'yes' : ''], { stdin: hostScript, sudo: true, signal }),
+  ]);
+  const values = parse(dockerVersion ? `docker=${dockerVersion}\n${output}` : output);
   const facts = factsOf(values, seenAt);
   const listening = new Set([...values.all('listens').map((hex) => Number.parseInt(hex, 16)), ...values.all('listensOn').map(Number)]);
   const isPortTaken = listening.has(port) && !ownsPort;

@@ -4,6 +4,7 @@ import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
 import { askDocker, type DockerRequest } from './docker-api.js';
+import { dockerVersionScript, scriptFunctions } from './host-system.js';
 import type { RuntimeHost } from './runtime-host.js';
 
 const pullScript = `docker pull --quiet "$1" >/dev/null && docker image inspect --format '{{json .RepoDigests}}' "$1"`;
@@ -17,16 +18,17 @@ export class DockerHost implements RuntimeHost {
     private readonly signal: AbortSignal,
   ) {}
 
-  /** What the daemon itself says, within 20 s. Undefined where there is no way to its API, or no answer: then ask its program. */
-  async apiVersion(): Promise<string | undefined> {
-    try {
-      // `/version` looks at all the programs that Docker uses; the header of a ping says the same.
-      const answer = await this.ask('GET', '/_ping', { stallTimeoutMs: 20_000 });
-      return /^Docker\/([\w.+~-]{1,100})/.exec(String(answer?.headers.server))?.[1];
-    } catch (error) {
+  /** Of the daemon; undefined when there is none, or it does not answer within 20 s. */
+  async version(): Promise<string | undefined> {
+    // `/version` looks at all the programs that Docker uses; the header of a ping says the same.
+    const answer = await this.ask('GET', '/_ping', { stallTimeoutMs: 20_000 }).catch((error: unknown) => {
       if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed')) throw error;
       return undefined;
-    }
+    });
+    const [, version] = /^Docker\/([\w.+~-]{1,100})/.exec(String(answer?.headers.server)) ?? [];
+    if (version) return version;
+    const { stdout } = await this.connection.exec(['sh', '-c', `${scriptFunctions}\n${dockerVersionScript}`], { sudo: true, signal: this.signal });
+    return /^docker=([\w.+~-]{1,100})$/m.exec(stdout)?.[1];
   }
 
   async imageIds(): Promise<Map<string, string>> {
@@ -44,6 +46,11 @@ export class DockerHost implements RuntimeHost {
 
   async load(archive: Readable): Promise<void> {
     await this.connection.run(['docker', 'load', '--quiet'], { sudo: true, stdin: archive, signal: this.signal, stallTimeoutMs: 600_000 });
+  }
+
+  /** False also where there is no way to the API. */
+  async has(reference: string): Promise<boolean> {
+    return (await this.ask('GET', `/images/${reference}/json`))?.status === 200;
   }
 
   async pull(reference: string): Promise<string> {

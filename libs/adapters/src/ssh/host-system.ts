@@ -32,11 +32,14 @@ export const scriptFunctions = `
 has() { command -v "$1" >/dev/null 2>&1; }
 brief() { if has timeout; then timeout 20 "$@"; else "$@"; fi 2>/dev/null; }`;
 
-/** The part of one that prints what `systemFacts` wants to know, as `key=value`. Docker is not asked for what `$dockerVersion` says already. */
+/** Prints Docker's version, as its program has it from its daemon. */
+export const dockerVersionScript = `if has docker; then echo "docker=$(brief docker version --format '{{.Server.Version}}')"; fi`;
+
+/** The part of one that prints what `systemFacts` wants to know, as `key=value`; of Docker not what `$knowsDocker` says that is known. */
 export const systemFactsScript = `
 ( . /etc/os-release 2>/dev/null; echo "os=$ID"; echo "osVersion=$VERSION_ID"; echo "osLike=$ID_LIKE"; echo "codename=$VERSION_CODENAME" )
 if has dockerd; then echo dockerd=yes; fi
-if has docker; then echo "docker=\${dockerVersion:-$(brief docker version --format '{{.Server.Version}}')}"; fi
+[ -n "$knowsDocker" ] || { ${dockerVersionScript}; }
 # ctr would wait ten seconds for a socket that is not there.
 [ ! -S /run/containerd/containerd.sock ] || echo "containerd=$(brief ctr --connect-timeout 5s version | sed -n '/^Server/,$ s/^ *Version: *//p')"`;
 
@@ -62,14 +65,15 @@ else echo "there is neither systemd nor /etc/init.d/$name"; exit 69; fi
 ${quietScript}`;
 
 /**
- * Prints the HTTP status that the host gets from a URL: $1, its host, port and path. The first program that is there asks; without any nothing is printed.
+ * Prints the HTTP status that the host gets from a URL: $1, its host, port and path. The first program that is there asks, bash
+ * first, which starts faster than the others; without any nothing is printed.
  */
 export const statusScript = `
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
-if command -v curl >/dev/null; then curl -q -s -o /dev/null -m 10 -w '%{http_code}' "$1"
-elif command -v wget >/dev/null; then wget -q -O /dev/null -T 10 "$1" && echo 200 || echo 000
-elif command -v bash >/dev/null && command -v timeout >/dev/null; then
+if command -v bash >/dev/null && command -v timeout >/dev/null; then
   timeout 10 bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "GET %s HTTP/1.0\\r\\nHost: $1\\r\\n\\r\\n" "$3" >&3 && read -r _ code _ <&3 && echo "$code"' bash "$2" "$3" "$4" 2>/dev/null || echo 000
+elif command -v curl >/dev/null; then curl -q -s -o /dev/null -m 10 -w '%{http_code}' "$1"
+elif command -v wget >/dev/null; then wget -q -O /dev/null -T 10 "$1" && echo 200 || echo 000
 fi
 exit 0`;
 
@@ -125,8 +129,8 @@ export class HostSystem {
   }
 
   /**
-   * The HTTP status that the host itself gets from a plain HTTP URL; 0 when it gets no answer, undefined when it has no program to ask with (curl, wget, or
-   * bash with timeout). wget tells 200 and 0 only.
+   * The HTTP status that the host itself gets from a plain HTTP URL; 0 when it gets no answer, undefined when it has no program to ask with (bash with
+   * timeout, curl, or wget). wget tells 200 and 0 only.
    */
   async statusOf(url: string): Promise<number | undefined> {
     const { hostname, port, pathname } = new URL(url);
