@@ -10,7 +10,7 @@ import { AppError, fromProblem } from '@airdock/core/errors';
 import { isPlatform } from '@airdock/core/oci/manifest';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
-import type { Change, Host } from '../host/host.schema.js';
+import type { Brought, Change, Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
 import { HostCheckService } from '../host-check/host-check.service.js';
 import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
@@ -72,9 +72,8 @@ export class ConfigureHost {
       throw new AppError('host_check_failed', { detail: failures.map(({ name, seen }) => `${name}: ${seen}`).join('; '), checks: failures });
     result.warnings.push(...inspection.checks.filter(({ status }) => status === 'warning').map(({ name, seen }) => `${name}: ${seen}`));
     note('check', { status: 'done', detail: `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`, changes: [] });
-    const steps = new HostSteps(this.config, connection, inspection.system, options, dryRun, hasTunnel, signal, (brought) =>
-      this.hosts.remember(host.id, brought),
-    );
+    const remember = (brought: Partial<Brought>) => this.hosts.remember(host.id, brought);
+    const steps = new HostSteps(this.config, connection, inspection.system, options, dryRun, hasTunnel, signal, remember, files);
 
     if (!hasTunnel)
       note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
