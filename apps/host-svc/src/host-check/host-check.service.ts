@@ -111,9 +111,10 @@ export class HostCheckService {
     return result;
   }
 
-  /** Looks at a host and keeps what was found. */
-  async inspect(host: Host, connection: Awaited<ReturnType<HostService['connect']>>, signal: AbortSignal): Promise<Inspection> {
-    const look = (ownsPort: boolean) => inspectHost(connection, this.config.registry.port, ownsPort, now(), signal);
+  /** Looks at a host and keeps what was found. Where there is a tunnel the host asks the registry through it, unless that is seen in another way. */
+  async inspect(host: Host, connection: Awaited<ReturnType<HostService['connect']>>, signal: AbortSignal, asksRegistry = true): Promise<Inspection> {
+    const { port } = this.config.registry;
+    const look = (ownsPort: boolean) => inspectHost(connection, { port, ownsPort, asksRegistry: ownsPort && asksRegistry, seenAt: now() }, signal);
     let inspection = await look((await this.tunnels.find(host.id))?.state === 'up');
     // What took the port may be our own tunnel, which came up meanwhile and has yet to say so.
     if (inspection.isPortTaken && (await this.tunnels.isUpWithin(host.id, signal, ownPortMs))) inspection = await look(true);

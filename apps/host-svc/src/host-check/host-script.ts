@@ -2,11 +2,12 @@ import { scriptFunctions, statusScript, systemFactsScript } from '@airdock/adapt
 
 /**
  * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a program that the host lacks only
- * leaves its line empty. Prints `key=value`; a key may come several times. $1 is the port of the registry when the host has a way there; Docker is
+ * leaves its line empty. Prints `key=value`; a key may come several times. $1 is the port of the registry when it is to be asked; Docker is
  * not asked where $2 says so.
  */
 export const hostScript = `
 {
+echo "time=$(date +%s.%N)"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 export LC_ALL=C
 knowsDocker=$2

@@ -64,7 +64,8 @@ export class ConfigureHost {
     const files = new HostFiles(connection, signal);
     files.readAhead([...(options.skipDockerInstall ? [] : [daemonJson]), ...(options.skipYumRepoInstall ? [] : Object.values(listPaths))]);
     const early = !dryRun && hasTunnel && tunnel?.state === 'up' ? this.verifyEarly(host, connection, signal) : undefined;
-    const inspection = await this.checks.inspect(host, connection, signal);
+    const inspection = await this.checks.inspect(host, connection, signal, early === undefined);
+    const leads = inspection.leads ?? (await early) !== undefined;
     if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
     // Whether there is a container runtime is the matter of a later step.
     const failures = inspection.checks.filter(({ name, status }) => status === 'failure' && name !== 'docker');
@@ -78,12 +79,12 @@ export class ConfigureHost {
     if (!hasTunnel)
       note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
     else if (dryRun) {
-      const isUp = tunnel?.state === 'up' && (inspection.leads || (await this.checks.leadsSoon(host.id, steps.system, signal)));
+      const isUp = tunnel?.state === 'up' && (leads || (await this.checks.leadsSoon(host.id, steps.system, signal)));
       // Nothing on the host would help.
       if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk) throw new AppError('registry_unavailable', { detail: registry.readOnlyUrl ?? '' });
       note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.readOnlyUrl}`));
     } else {
-      const { hostPort, target, since } = await this.ensureLeads(host.id, steps, inspection.leads ? tunnel : undefined);
+      const { hostPort, target, since } = await this.ensureLeads(host.id, steps, leads ? tunnel : undefined);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;
       note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
     }

@@ -40,6 +40,8 @@ export interface ExecOptions {
   sudo?: boolean;
   /** Ends the command when it prints and takes nothing for this long. Default 120 000. */
   stallTimeoutMs?: number;
+  /** Called whenever the command prints something. */
+  onOutput?: (() => void) | undefined;
 }
 
 export interface ExecResult {
@@ -271,7 +273,7 @@ export class SshConnection implements AsyncDisposable {
   /** `firstLine` goes before everything else to the standard input. */
   private async start(
     full: string[],
-    { stdin, signal, stallTimeoutMs = 120_000, firstLine }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
+    { stdin, signal, stallTimeoutMs = 120_000, onOutput, firstLine }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
   ): Promise<ExecResult> {
     signal?.throwIfAborted();
     const first = firstLine === undefined ? '' : `${firstLine}\n`;
@@ -304,7 +306,11 @@ export class SshConnection implements AsyncDisposable {
     const stall = stallTimer(stallTimeoutMs, () => stop(new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` })));
     const abort = () => stop(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
-    const output = { stdout: collect(channel, stall.touch), stderr: collect(channel.stderr, stall.touch) };
+    const onChunk = () => {
+      stall.touch();
+      onOutput?.();
+    };
+    const output = { stdout: collect(channel, onChunk), stderr: collect(channel.stderr, stall.touch) };
     const stopped = new Promise<never>((_, reject) => {
       ended.signal.addEventListener('abort', () => reject(ended.signal.reason), { once: true });
     });
