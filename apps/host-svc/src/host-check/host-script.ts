@@ -44,7 +44,8 @@ if has ss && listening=$(ss -ltnp 2>/dev/null); then
     n = split($4, part, ":")
     if (!seen[part[n]]++) print "listensOn=" part[n]
     if (match($0, /users:\\(\\("[^"]*"/)) print "program=" part[n] " " substr($0, RSTART + 9, RLENGTH - 10)
-  }' | head -n 2000
+    if (NR == 1000) exit
+  }'
 else
   # State 0A is LISTEN; the port is hexadecimal behind the last colon.
   cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" {n = split($2, part, ":"); if (!seen[part[n]]++) print "listens=" part[n]}' | head -n 1000
@@ -57,9 +58,9 @@ fi
 packages() {
 conflicts='^(kubelet|kubeadm|kubernetes-.*|pf9-.*|k3s.*|rke2.*|microk8s)$'
 if has dpkg-query; then
-  dpkg-query -W -f '\${db:Status-Abbrev} \${Package} \${Version}\\n' 2>/dev/null | awk -v names="$conflicts" 'substr($1, 2, 1) == "i" && $2 ~ names {print "conflict=" $2 " " $3}' | head -n 50
+  dpkg-query -W -f '\${db:Status-Abbrev} \${Package} \${Version}\\n' 2>/dev/null | awk -v names="$conflicts" 'substr($1, 2, 1) == "i" && $2 ~ names && n++ < 50 {print "conflict=" $2 " " $3}'
 fi
-if has rpm; then brief rpm -qa --qf '%{NAME} %{VERSION}\\n' | awk -v names="$conflicts" '$1 ~ names {print "conflict=" $1 " " $2}' | head -n 50; fi
+if has rpm; then brief rpm -qa --qf '%{NAME} %{VERSION}\\n' | awk -v names="$conflicts" '$1 ~ names && n++ < 50 {print "conflict=" $1 " " $2}'; fi
 # These come without a package.
 for program in k3s rke2 microk8s; do if has "$program"; then echo "conflict=$program"; fi; done
 }

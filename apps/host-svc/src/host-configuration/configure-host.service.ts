@@ -61,10 +61,13 @@ export class ConfigureHost {
       );
 
     const tunnel = await this.tunnels.settled(host.id, signal);
+    // Side by side; the look, which takes longest, first.
+    const provesEarly = !dryRun && hasTunnel && tunnel?.state === 'up' && host.configuration?.containerRuntime === 'docker';
+    const inspecting = this.checks.inspect(host, connection, signal, { tunnel, asksRegistry: !provesEarly });
     const files = new HostFiles(connection, signal);
     files.readAhead([...(options.skipDockerInstall ? [] : [daemonJson]), ...(options.skipYumRepoInstall ? [] : Object.values(listPaths))]);
-    const early = !dryRun && hasTunnel && tunnel?.state === 'up' ? this.verifyEarly(host, connection, signal) : undefined;
-    const inspection = await this.checks.inspect(host, connection, signal, early === undefined);
+    const early = provesEarly ? this.verifyEarly(host, connection, signal) : undefined;
+    const inspection = await inspecting;
     const leads = inspection.leads ?? (await early) !== undefined;
     if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
     // Whether there is a container runtime is the matter of a later step.
@@ -84,7 +87,8 @@ export class ConfigureHost {
       if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk) throw new AppError('registry_unavailable', { detail: registry.readOnlyUrl ?? '' });
       note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.readOnlyUrl}`));
     } else {
-      const { hostPort, target, since } = await this.ensureLeads(host.id, steps, leads ? tunnel : undefined);
+      const { hostPort, target, since } =
+        tunnel && leads && this.tunnels.isUpFor(tunnel, registry.readOnlyUrl) ? tunnel : await this.ensureLeads(host.id, steps);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;
       note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
     }
@@ -111,12 +115,12 @@ export class ConfigureHost {
     await this.hosts.saveConfigured(host.id, { ...options, containerRuntime: runtime.name });
   }
 
-  /** The tunnel is up, and the host gets an answer from the registry through it, as it has already when that is the one that was `seen`. A connection that died is noticed by its owner within 20 s, and made anew. */
-  private async ensureLeads(hostId: string, steps: HostSteps, seen: Tunnel | undefined): Promise<Tunnel> {
+  /** The tunnel is up, and the host gets an answer from the registry through it. A connection that died is noticed by its owner within 20 s, and made anew. */
+  private async ensureLeads(hostId: string, steps: HostSteps): Promise<Tunnel> {
     const deadline = Date.now() + leadsMs;
     for (;;) {
       const tunnel = await this.tunnels.ensureUp(hostId, steps.signal);
-      if ((seen?.state === 'up' && seen.since === tunnel.since) || (await this.checks.leads(steps.system))) return tunnel;
+      if (await this.checks.leads(steps.system)) return tunnel;
       if (Date.now() > deadline)
         throw new AppError('tunnel_failed', { detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry` });
       await delay(500, undefined, { signal: steps.signal });
@@ -143,11 +147,10 @@ export class ConfigureHost {
    * The pull of `verify` while the host is looked at. It holds when nothing is changed afterwards. Only of an image that the host has, so that nothing gets there
    * before the checks have passed. Undefined where the host has it not, or could not pull it: `verify` tells what is wrong.
    */
-  private async verifyEarly({ configuration, facts }: Host, connection: SshConnection, signal: AbortSignal): Promise<Outcome | undefined> {
-    if (configuration?.containerRuntime !== 'docker' || !facts) return undefined;
+  private async verifyEarly({ facts }: Host, connection: SshConnection, signal: AbortSignal): Promise<Outcome | undefined> {
     try {
       const docker = new DockerHost(connection, signal);
-      const reference = await this.smallestImage(`linux/${facts.architecture}`);
+      const reference = facts ? await this.smallestImage(`linux/${facts.architecture}`) : undefined;
       if (!reference || !(await docker.has(reference))) return undefined;
       return (await this.checks.pullOne(docker, reference)).error ? undefined : pulled(reference);
     } catch {
