@@ -2,7 +2,7 @@ import { type IncomingHttpHeaders, type IncomingMessage, request } from 'node:ht
 import { AppError } from '@airdock/core/errors';
 import type { SshConnection } from './connection.js';
 
-const socketPath = '/var/run/docker.sock';
+const dockerSocket = '/var/run/docker.sock';
 /** Of what is kept of an answer: a host may send anything. */
 const maxAnswerBytes = 16 * 1024 * 1024;
 
@@ -33,7 +33,7 @@ export async function askDocker(
 ): Promise<DockerAnswer | undefined> {
   // Through sudo there is only the program.
   if ((await connection.elevation(signal)) !== 'root') return undefined;
-  const channel = await connection.forwardToSocket(socketPath);
+  const channel = await connection.forwardToSocket(dockerSocket);
   if (!channel) return undefined;
   const silence = new AbortController();
   const timer = setTimeout(() => silence.abort(), stallTimeoutMs);

@@ -34,7 +34,7 @@ export class DockerHost implements RuntimeHost {
   async imageIds(): Promise<Map<string, string>> {
     const answer = await this.ask('GET', '/images/json');
     if (answer?.status === 200) {
-      const found = parseJson<{ Id: string; RepoTags: string[] | null }[]>(answer.body);
+      const found = parseJson(answer.body) as { Id: string; RepoTags: string[] | null }[];
       return namesToIds(found.flatMap(({ Id, RepoTags }) => (RepoTags ?? []).map((name): [string, string] => [name, Id])));
     }
     const output = await this.connection.run(['docker', 'image', 'ls', '--no-trunc', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}'], {
@@ -71,16 +71,19 @@ export class DockerHost implements RuntimeHost {
     const { registry, repository, tag, digest } = parseReference(reference);
     let problem: string | undefined;
     const onLine = (line: string) => {
-      if (line.includes('"error"')) problem = parseJson<{ error?: string }>(line).error;
+      if (line.includes('"error"')) problem = (parseJson(line) as { error?: string }).error;
     };
     const query = new URLSearchParams({ fromImage: `${registry}/${repository}`, tag: digest ?? tag ?? 'latest' });
-    const pulled = await this.ask('POST', `/images/create?${query}`, { stallTimeoutMs: 900_000, onLine });
+    const pulled = await this.ask('POST', `/images/create?${query}`, { stallTimeoutMs: 900_000, onLine }).catch((error: unknown) => {
+      if (!(error instanceof AppError) || error.code !== 'host_command_failed') throw error;
+      throw new AppError('host_pull_failed', { detail: `${reference}: ${error.message}`, reference }, { cause: error });
+    });
     if (!pulled) return undefined;
     if (pulled.status !== 200) problem = messageOf(pulled.body);
     const image = problem === undefined ? await this.ask('GET', `/images/${reference}/json`) : undefined;
     if (image?.status !== 200)
       throw commandError('host_pull_failed', { detail: `${reference}: ${(problem ?? messageOf(image?.body ?? '')).trim().slice(-500)}`, reference });
-    return parseJson<{ RepoDigests: string[] | null }>(image.body).RepoDigests ?? [];
+    return (parseJson(image.body) as { RepoDigests: string[] | null }).RepoDigests ?? [];
   }
 
   private async pullByProgram(reference: string): Promise<string[]> {
@@ -134,13 +137,13 @@ function namesToIds(pairs: string[][]): Map<string, string> {
   return images;
 }
 
-function parseJson<T>(text: string): T {
+function parseJson(text: string): unknown {
   try {
-    return JSON.parse(text) as T;
+    return JSON.parse(text);
   } catch (cause) {
     throw new AppError('host_command_failed', { detail: `Docker's API answers what is no JSON: ${text.slice(0, 200)}` }, { cause });
   }
 }
 
 /** What Docker complains of. */
-const messageOf = (body: string): string => (body.startsWith('{') ? (parseJson<{ message?: string }>(body).message ?? body) : body);
+const messageOf = (body: string): string => (body.startsWith('{') ? ((parseJson(body) as { message?: string }).message ?? body) : body);
