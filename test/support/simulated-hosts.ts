@@ -4,9 +4,9 @@ import { type SshServer, startSshServer } from '@airdock/testing/ssh-server';
 
 /** What a host of the lab answers, without being one. */
 const simulated: Record<string, string> = {
-  swapKiB: `os=debian\nosVersion=12\nmachine=x86_64\npackageManager=apt-get\ncpus=4\nmemoryKiB=16000000\nswapKiB=0\ndiskFreeKiB=90000000\nrootKiB=90000000
-rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ndocker=20.10.24\n`,
-  VERSION_CODENAME: 'id=debian\ncodename=bookworm\nversion=12\ndockerd=yes\ndocker=20.10.24\n',
+  swapKiB: `time=now\nos=debian\nosVersion=12\nmachine=x86_64\npackageManager=apt-get\ncpus=4\nmemoryKiB=16000000\nswapKiB=0\ndiskFreeKiB=90000000\nrootKiB=90000000
+rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ncodename=bookworm\ndockerd=yes\ndocker=20.10.24\nleads=200\n`,
+  VERSION_CODENAME: 'os=debian\ncodename=bookworm\nosVersion=12\ndockerd=yes\ndocker=20.10.24\n',
 };
 
 /** Hosts that are none: an SSH server in this process, which answers at once. `answer` is asked before what every host says. */
@@ -16,8 +16,9 @@ export const startSimulatedHosts = (answer: (command: string) => string | undefi
     password: 'simulated',
     takesForwards: true,
     answer: (command, input) => {
-      if (command.startsWith('date')) return `${Date.now() / 1000}\n`;
-      return answer(command) ?? Object.entries(simulated).find(([word]) => input.includes(word))?.[1] ?? '';
+      if (command.includes('docker version')) return 'docker=20.10.24\n';
+      const said = answer(command) ?? Object.entries(simulated).find(([word]) => input.includes(word))?.[1] ?? '';
+      return said.replace(/^time=.*/, `time=${Date.now() / 1000}`);
     },
   });
 

@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import type { SshConnection } from '@airdock/adapters/ssh/connection';
 import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { HostSystem } from '@airdock/adapters/ssh/host-system';
@@ -23,6 +24,7 @@ import pLimit from 'p-limit';
 import type { Repository } from 'typeorm';
 import type { Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
+import type { Tunnel } from '../tunnel/tunnel.schema.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import { HostCheckEntity } from './host-check.entity.js';
 import type { CreateHostCheck, HostCheck, HostCheckResult, Pull } from './host-check.schema.js';
@@ -33,6 +35,12 @@ const hostsAtOnce = 8;
 const requestsAtOnce = 8;
 const leadsSoonMs = 10_000;
 const ownPortMs = 3_000;
+
+export interface InspectOptions {
+  /** When its state is known already. */
+  tunnel?: Tunnel | undefined;
+  asksRegistry?: boolean;
+}
 
 /** Looks at hosts, and lets them pull, without changing them. */
 @Injectable()
@@ -111,10 +119,11 @@ export class HostCheckService {
     return result;
   }
 
-  /** Looks at a host and keeps what was found. */
-  async inspect(host: Host, connection: Awaited<ReturnType<HostService['connect']>>, signal: AbortSignal): Promise<Inspection> {
-    const look = (ownsPort: boolean) => inspectHost(connection, this.config.registry.port, ownsPort, now(), signal);
-    let inspection = await look((await this.tunnels.find(host.id))?.state === 'up');
+  /** Looks at a host and keeps what was found. Where its `tunnel` is up the host asks the registry through it, unless that is seen in another way. */
+  async inspect(host: Host, connection: SshConnection, signal: AbortSignal, { tunnel, asksRegistry = true }: InspectOptions = {}): Promise<Inspection> {
+    const { port } = this.config.registry;
+    const look = (ownsPort: boolean) => inspectHost(connection, { port, ownsPort, asksRegistry: ownsPort && asksRegistry, seenAt: now() }, signal);
+    let inspection = await look((tunnel ?? (await this.tunnels.find(host.id)))?.state === 'up');
     // What took the port may be our own tunnel, which came up meanwhile and has yet to say so.
     if (inspection.isPortTaken && (await this.tunnels.isUpWithin(host.id, signal, ownPortMs))) inspection = await look(true);
     await this.hosts.saveFacts(host.id, inspection.facts);

@@ -1,47 +1,71 @@
+import { scriptFunctions, statusScript, systemFactsScript } from '@airdock/adapters/ssh/host-system';
+
 /**
  * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a program that the host lacks only
- * leaves its line empty. Prints `key=value`; a key may come several times.
+ * leaves its line empty. Prints `key=value`; a key may come several times. $1 is the port of the registry when it is to be asked; Docker is
+ * not asked where $2 says so.
  */
 export const hostScript = `
 {
-has() { command -v "$1" >/dev/null 2>&1; }
-# A daemon that hangs must not hold the check up.
-brief() { if has timeout; then timeout 20 "$@"; else "$@"; fi 2>/dev/null; }
+echo "time=$(date +%s.%N)"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 export LC_ALL=C
+knowsDocker=$2
+${scriptFunctions}
 
-( . /etc/os-release 2>/dev/null; echo "os=$ID"; echo "osVersion=$VERSION_ID"; echo "osLike=$ID_LIKE" )
-echo "machine=$(uname -m)"
-for program in apt-get dnf yum zypper apk; do if has "$program"; then echo "packageManager=$program"; break; fi; done
-if has getconf; then echo "cpus=$(getconf _NPROCESSORS_ONLN)"; else echo "cpus=$(grep -c '^processor' /proc/cpuinfo)"; fi
-echo "memoryKiB=$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
-echo "swapKiB=$(sed -n 's/^SwapTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
-echo "diskFreeKiB=$(df -Pk /var/lib 2>/dev/null | awk 'NR == 2 {print $4}')"
-df -Pk / 2>/dev/null | awk 'NR == 2 {print "rootKiB=" $2; print "rootFreeKiB=" $4}'
-if [ -d /run/systemd/system ]; then echo "systemd=yes"; fi
-if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo "cgroup=2"; elif [ -d /sys/fs/cgroup/memory ]; then echo "cgroup=1"; fi
-
-if has docker; then echo "docker=$(brief docker version --format '{{.Server.Version}}')"; fi
+system() {
+${systemFactsScript}
 if has containerd; then echo "runtime=containerd $(brief containerd --version | awk '{print $3}')"; fi
 if has crio; then echo "runtime=cri-o $(brief crio --version | awk '/^(crio version|Version:)/ {print $NF; exit}')"; fi
 if has podman; then echo "runtime=podman $(brief podman --version | awk '{print $3}')"; fi
+}
 
-# State 0A is LISTEN; the port is hexadecimal behind the last colon.
-cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" {n = split($2, part, ":"); if (!seen[part[n]]++) print "listens=" part[n]}' | head -n 1000
-if has ss; then
-  ss -ltnp 2>/dev/null | awk '{n = split($4, part, ":"); if (match($0, /users:\\(\\("[^"]*"/)) print "program=" part[n] " " substr($0, RSTART + 9, RLENGTH - 10)}' | head -n 1000
-elif has netstat; then
-  netstat -ltnp 2>/dev/null | awk '$6 == "LISTEN" {n = split($4, part, ":"); split($7, own, "/"); if (own[2] != "") print "program=" part[n] " " own[2]}' | head -n 1000
+leads() {
+if [ -n "$1" ]; then
+  echo "leads=$(set -- "http://127.0.0.1:$1/v2/" 127.0.0.1 "$1" /v2/
+${statusScript})"
 fi
+}
 
+machine() {
+echo "machine=$(uname -m)"
+for program in apt-get dnf yum zypper apk; do if has "$program"; then echo "packageManager=$program"; break; fi; done
+if has getconf; then echo "cpus=$(getconf _NPROCESSORS_ONLN)"; else echo "cpus=$(grep -c '^processor' /proc/cpuinfo)"; fi
+sed -n 's/^MemTotal: *\\([0-9]*\\) kB/memoryKiB=\\1/p; s/^SwapTotal: *\\([0-9]*\\) kB/swapKiB=\\1/p' /proc/meminfo
+df -Pk / /var/lib 2>/dev/null | awk 'NR == 2 {print "rootKiB=" $2; print "rootFreeKiB=" $4} NR == 3 {print "diskFreeKiB=" $4}'
+if [ -d /run/systemd/system ]; then echo "systemd=yes"; fi
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo "cgroup=2"; elif [ -d /sys/fs/cgroup/memory ]; then echo "cgroup=1"; fi
+}
+
+ports() {
+# ss asks the kernel for what listens only, which takes a tenth of the time of its list of everything.
+if has ss && listening=$(ss -ltnp 2>/dev/null); then
+  printf '%s\\n' "$listening" | awk '$1 == "LISTEN" {
+    n = split($4, part, ":")
+    if (!seen[part[n]]++) print "listensOn=" part[n]
+    if (match($0, /users:\\(\\("[^"]*"/)) print "program=" part[n] " " substr($0, RSTART + 9, RLENGTH - 10)
+    if (NR == 1000) exit
+  }'
+else
+  # State 0A is LISTEN; the port is hexadecimal behind the last colon.
+  cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" {n = split($2, part, ":"); if (!seen[part[n]]++) print "listens=" part[n]}' | head -n 1000
+  if has netstat; then
+    netstat -ltnp 2>/dev/null | awk '$6 == "LISTEN" {n = split($4, part, ":"); split($7, own, "/"); if (own[2] != "") print "program=" part[n] " " own[2]}' | head -n 1000
+  fi
+fi
+}
+
+packages() {
 conflicts='^(kubelet|kubeadm|kubernetes-.*|pf9-.*|k3s.*|rke2.*|microk8s)$'
 if has dpkg-query; then
-  dpkg-query -W -f '\${db:Status-Abbrev} \${Package} \${Version}\\n' 2>/dev/null | awk -v names="$conflicts" 'substr($1, 2, 1) == "i" && $2 ~ names {print "conflict=" $2 " " $3}' | head -n 50
+  dpkg-query -W -f '\${db:Status-Abbrev} \${Package} \${Version}\\n' 2>/dev/null | awk -v names="$conflicts" 'substr($1, 2, 1) == "i" && $2 ~ names && n++ < 50 {print "conflict=" $2 " " $3}'
 fi
-if has rpm; then brief rpm -qa --qf '%{NAME} %{VERSION}\\n' | awk -v names="$conflicts" '$1 ~ names {print "conflict=" $1 " " $2}' | head -n 50; fi
+if has rpm; then brief rpm -qa --qf '%{NAME} %{VERSION}\\n' | awk -v names="$conflicts" '$1 ~ names && n++ < 50 {print "conflict=" $1 " " $2}'; fi
 # These come without a package.
 for program in k3s rke2 microk8s; do if has "$program"; then echo "conflict=$program"; fi; done
+}
 
+firewall() {
 if has firewall-cmd && [ "$(brief firewall-cmd --state)" = running ]; then echo "firewall=firewalld"; fi
 if has ufw && brief ufw status | grep -q '^Status: active'; then echo "firewall=ufw"; fi
 # Rules for what comes in and goes out; those for what passes through are mostly the runtime's own.
@@ -53,6 +77,12 @@ if has nft; then
   rules=$(brief nft list ruleset | awk '/^[ \\t]*chain /{own = 0} /hook (input|output)/ {own = 1; if (/policy drop/) n++} own && / (drop|reject)/ && !/policy/ {n++} END {print n + 0}')
   if [ "$rules" -gt 0 ]; then echo "firewall=nftables with $rules rules that refuse"; fi
 fi
+}
+
+# Side by side; what one prints waits in its pipe until the next one has ended, so that no line gets into another.
+elsewhere() { packages; leads "$1"; }
+here() { machine; ports; firewall; }
+system | { elsewhere "$1" </dev/null | { here </dev/null; cat; }; cat; }
 exit 0
 } </dev/null
 `;

@@ -4,23 +4,23 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { connectSsh } from '@airdock/adapters/ssh/connection';
 import { parseHostKey } from '@airdock/adapters/ssh/keys';
-import { findProgram, freePort, tempDir } from '@airdock/testing/servers';
+import { findProgram, freePort, startJsonServer, tempDir } from '@airdock/testing/servers';
 import { type SshServerOptions, startSshServer } from '@airdock/testing/ssh-server';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { inspectHost } from './inspect-host.js';
 
 const seenAt = '2026-01-01T00:00:00.000Z';
 
-async function inspect(options: Partial<SshServerOptions> = {}, port = 5100) {
+async function inspect(options: Partial<SshServerOptions> = {}, port = 5100, asksRegistry = false) {
   await using server = await startSshServer({ user: 'root', password: 'p', ...options });
   const target = { address: '127.0.0.1', port: server.port, username: options.user ?? 'root', password: 'p', hostKeyFingerprint: parseHostKey(server.hostKey) };
   await using connection = await connectSsh(target);
-  const inspection = await inspectHost(connection, port, false, seenAt);
+  const inspection = await inspectHost(connection, { port, ownsPort: asksRegistry, asksRegistry, seenAt }, new AbortController().signal);
   const checkOf = (name: string) => inspection.checks.find((check) => check.name === name);
   return { ...inspection, checkOf, where: connection.where };
 }
 /** The host answers the script with this, and says that it is our time. */
-const saying = (text: string) => inspect({ answer: (command) => (command.startsWith('date') ? String(Date.now() / 1000) : text) });
+const saying = (text: string) => inspect({ answer: () => `time=${Date.now() / 1000}\n${text}` });
 
 describe('inspectHost', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
@@ -60,6 +60,14 @@ describe('inspectHost', () => {
     for (const name of ['disk', 'disk size', 'time', 'swap', 'cgroup']) expect(there.checkOf(name)).toMatchObject({ status: here.checkOf(name)?.status });
   });
 
+  it('lets the host ask the registry where it is told to', async () => {
+    await using registry = await startJsonServer({ '/v2/': {} });
+    const port = Number(new URL(registry.url).port);
+    expect((await inspect({}, port, true)).leads).toBe(true);
+    expect((await inspect({}, await freePort(), true)).leads).toBe(false);
+    expect((await inspect({}, port)).leads).toBeUndefined();
+  });
+
   it('says what it could not see where a host lacks programs', async () => {
     const path = join(folder.path, 'bare');
     execFileSync('mkdir', [path]);
@@ -77,7 +85,7 @@ describe('inspectHost', () => {
     [() => String(Date.now() / 1000 - 120), 'failure'],
     [() => `${Math.floor(Date.now() / 1000)}.%N`, 'pass'],
   ])('compares the clocks: %s is a %s', async (said, status) => {
-    const { checkOf } = await inspect({ answer: (command) => (command.startsWith('date') ? (typeof said === 'string' ? said : said()) : undefined) });
+    const { checkOf } = await inspect({ answer: () => `time=${typeof said === 'string' ? said : said()}` });
     expect(checkOf('time')).toMatchObject({ status });
   });
 

@@ -1,4 +1,7 @@
 import { firstCommandMs, type SshConnection } from '@airdock/adapters/ssh/connection';
+import { DockerHost } from '@airdock/adapters/ssh/docker-host';
+import { type SystemFacts, systemFacts } from '@airdock/adapters/ssh/host-system';
+import { AppError } from '@airdock/core/errors';
 import { packageFamily } from '@airdock/core/host/package-list';
 import type { HostFacts } from '../host/host.schema.js';
 import type { Check } from './host-check.schema.js';
@@ -7,9 +10,12 @@ import { hostScript } from './host-script.js';
 /** What one look at a host found. */
 export interface Inspection {
   facts: HostFacts;
+  system: SystemFacts;
   checks: Check[];
   hasDocker: boolean;
   isPortTaken: boolean;
+  /** Asked through our own tunnel the registry answers the host, or the host has nothing to ask with. Undefined where it was not asked. */
+  leads: boolean | undefined;
 }
 
 const architectures: Record<string, string> = { x86_64: 'amd64', aarch64: 'arm64' };
@@ -27,16 +33,42 @@ const maxValueLength = 100;
 
 type Found = [status: Check['status'], seen: string, nextStep?: string];
 
+export interface Look {
+  /** The registry's on the host. */
+  port: number;
+  /** The listener on the port is our own tunnel. */
+  ownsPort: boolean;
+  /** Let the host ask the registry through the tunnel. */
+  asksRegistry: boolean;
+  seenAt: string;
+}
+
 /**
- * Looks at a host: how it is reached, what it is, what it has, and what is in the way. `ownsPort` says that the listener on the port is our own tunnel.
- * Changes nothing. Throws `host_sudo_failed`, and what breaks the connection.
+ * Looks at a host: how it is reached, what it is, what it has, and what is in the way. Changes nothing. Throws `host_sudo_failed`, `host_timeout`, and what breaks the connection.
  */
-export async function inspectHost(connection: SshConnection, port: number, ownsPort: boolean, seenAt: string, signal?: AbortSignal): Promise<Inspection> {
+export async function inspectHost(connection: SshConnection, { port, ownsPort, asksRegistry, seenAt }: Look, signal: AbortSignal): Promise<Inspection> {
   const elevation = await connection.elevation(signal);
-  const { offset, roundTripMs } = await timeOf(connection, signal);
-  const values = parse(await connection.run(['sh', '-s'], { stdin: hostScript, sudo: true, signal }));
+  // Through sudo there is no way to Docker's API, and the script may as well ask.
+  const knowsDocker = elevation === 'root';
+  // The script says the time first.
+  const askedAt = Date.now();
+  let answeredAt: number | undefined;
+  const silence = new AbortController();
+  const timer = setTimeout(() => silence.abort(new AppError('host_timeout', { detail: `sh did nothing for ${firstCommandMs / 1000} s` })), firstCommandMs);
+  const onOutput = () => {
+    answeredAt ??= Date.now();
+    clearTimeout(timer);
+  };
+  const options = { stdin: hostScript, sudo: true, onOutput, signal: AbortSignal.any([signal, silence.signal]) };
+  const [output, dockerVersion] = await Promise.all([
+    connection.run(['sh', '-s', '--', asksRegistry ? String(port) : '', knowsDocker ? 'yes' : ''], options),
+    knowsDocker ? new DockerHost(connection, signal).version() : undefined,
+  ]).finally(() => clearTimeout(timer));
+  const values = parse(dockerVersion ? `docker=${dockerVersion}\n${output}` : output);
+  const roundTripMs = (answeredAt ?? Date.now()) - askedAt;
+  const offset = offsetOf(values.text('time'), askedAt + roundTripMs / 2);
   const facts = factsOf(values, seenAt);
-  const listening = new Set(values.all('listens').map((hex) => Number.parseInt(hex, 16)));
+  const listening = new Set([...values.all('listens').map((hex) => Number.parseInt(hex, 16)), ...values.all('listensOn').map(Number)]);
   const isPortTaken = listening.has(port) && !ownsPort;
   const programOn = new Map(values.all('program').map((line) => [Number(line.split(' ')[0]), line.slice(line.indexOf(' ') + 1)]));
   const byWhom = (taken: number) => `${taken}${programOn.has(taken) ? ` by ${programOn.get(taken)}` : ''}`;
@@ -104,7 +136,14 @@ export async function inspectHost(connection: SshConnection, port: number, ownsP
     seen: seen.slice(0, 1000),
     nextStep: status === 'pass' ? null : (nextStep ?? null),
   }));
-  return { facts, checks, hasDocker: facts.dockerVersion !== null, isPortTaken };
+  return {
+    facts,
+    system: systemFacts(values.text),
+    checks,
+    hasDocker: facts.dockerVersion !== null,
+    isPortTaken,
+    leads: asksRegistry ? ['', '200'].includes(values.text('leads')) : undefined,
+  };
 }
 
 interface Values {
@@ -164,15 +203,11 @@ function osOf({ os, osVersion, architecture }: HostFacts): Found {
   return ['pass', seen];
 }
 
-/** Seconds that the host's clock is ahead of ours, half of the round trip taken off. Undefined when its `date` says nothing that can be used. */
-async function timeOf(connection: SshConnection, signal: AbortSignal | undefined): Promise<{ offset: number | undefined; roundTripMs: number }> {
-  const before = Date.now();
-  const { stdout } = await connection.exec(['date', '+%s.%N'], { signal, stallTimeoutMs: firstCommandMs });
-  const after = Date.now();
-  const [, seconds, fraction] = /^(\d{1,12})(?:\.(\d{1,9}))?/.exec(stdout.trim()) ?? [];
+/** Seconds that the host's clock is ahead of ours. Undefined when its `date` says nothing that can be used. */
+function offsetOf(said: string, oursMs: number): number | undefined {
+  const [, seconds, fraction] = /^(\d{1,12})(?:\.(\d{1,9}))?/.exec(said) ?? [];
   // busybox knows no %N: then the middle of the second is the best guess.
-  const theirs = seconds === undefined ? undefined : Number(`${seconds}.${fraction ?? '5'}`);
-  return { offset: theirs === undefined ? undefined : theirs - (before + after) / 2000, roundTripMs: after - before };
+  return seconds === undefined ? undefined : Number(`${seconds}.${fraction ?? '5'}`) - oursMs / 1000;
 }
 
 function timeFound(offset: number | undefined, roundTripMs: number): Found {

@@ -1,14 +1,16 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { HostSystem } from '@airdock/adapters/ssh/host-system';
+import type { SshConnection } from '@airdock/adapters/ssh/connection';
+import { DockerHost } from '@airdock/adapters/ssh/docker-host';
+import { HostFiles } from '@airdock/adapters/ssh/host-files';
 import type { RateLimit } from '@airdock/adapters/ssh/rate-limit';
 import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError, fromProblem } from '@airdock/core/errors';
 import { isPlatform } from '@airdock/core/oci/manifest';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
-import type { Change, Host } from '../host/host.schema.js';
+import type { Brought, Change, Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
 import { HostCheckService } from '../host-check/host-check.service.js';
 import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
@@ -18,8 +20,8 @@ import type { HostConfigurationEntity } from './host-configuration.entity.js';
 import type { HostConfigurationResult } from './host-configuration.schema.js';
 import { change, HostSteps, type Outcome, skipped, stepLog } from './host-steps.js';
 import { warmImages } from './images-step.js';
-import { configureRepositories } from './repositories-step.js';
-import { configureRuntime } from './runtime-step.js';
+import { configureRepositories, listPaths } from './repositories-step.js';
+import { configureRuntime, daemonJson } from './runtime-step.js';
 
 type Configuration = Pick<HostConfigurationEntity, 'bundleIds' | 'dryRun' | 'options'>;
 const leadsMs = 30_000;
@@ -45,7 +47,11 @@ export class ConfigureHost {
     limits: readonly RateLimit[] = [],
   ): Promise<void> {
     const note = stepLog(result);
-    const { data: registry } = await getRegistry({ client: this.clients.registry, throwOnError: true });
+    const asked = getRegistry({ client: this.clients.registry, throwOnError: true });
+    // Logging in takes longer; who waits for the answer gets to know.
+    asked.catch(() => undefined);
+    await using connection = await this.hosts.connect(host, signal);
+    const { data: registry } = await asked;
     const hasRegistry = registry.mode !== 'none';
     const hasTunnel = registry.readOnlyUrl !== null;
     const skipsImages = options.skipDockerImgImport || options.skipDockerInstall;
@@ -54,9 +60,15 @@ export class ConfigureHost {
         `skipImageRenaming has no meaning with ${options.skipDockerImgImport ? 'skipDockerImgImport' : 'skipDockerInstall'}: no images are brought`,
       );
 
-    await using connection = await this.hosts.connect(host, signal);
     const tunnel = await this.tunnels.settled(host.id, signal);
-    const [inspection, facts] = await Promise.all([this.checks.inspect(host, connection, signal), new HostSystem(connection, signal).facts()]);
+    // Side by side; the look, which takes longest, first.
+    const provesEarly = !dryRun && hasTunnel && tunnel?.state === 'up' && host.configuration?.containerRuntime === 'docker';
+    const inspecting = this.checks.inspect(host, connection, signal, { tunnel, asksRegistry: !provesEarly });
+    const files = new HostFiles(connection, signal);
+    files.readAhead([...(options.skipDockerInstall ? [] : [daemonJson]), ...(options.skipYumRepoInstall ? [] : Object.values(listPaths))]);
+    const early = provesEarly ? this.verifyEarly(host, connection, signal) : undefined;
+    const inspection = await inspecting;
+    const leads = inspection.leads ?? (await early) !== undefined;
     if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
     // Whether there is a container runtime is the matter of a later step.
     const failures = inspection.checks.filter(({ name, status }) => status === 'failure' && name !== 'docker');
@@ -64,17 +76,19 @@ export class ConfigureHost {
       throw new AppError('host_check_failed', { detail: failures.map(({ name, seen }) => `${name}: ${seen}`).join('; '), checks: failures });
     result.warnings.push(...inspection.checks.filter(({ status }) => status === 'warning').map(({ name, seen }) => `${name}: ${seen}`));
     note('check', { status: 'done', detail: `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`, changes: [] });
-    const steps = new HostSteps(this.config, connection, facts, options, dryRun, hasTunnel, signal, (brought) => this.hosts.remember(host.id, brought));
+    const remember = (brought: Partial<Brought>) => this.hosts.remember(host.id, brought);
+    const steps = new HostSteps(this.config, connection, inspection.system, options, dryRun, hasTunnel, signal, remember, files);
 
     if (!hasTunnel)
       note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
     else if (dryRun) {
-      const isUp = tunnel?.state === 'up' && (await this.checks.leadsSoon(host.id, steps.system, signal));
+      const isUp = tunnel?.state === 'up' && (leads || (await this.checks.leadsSoon(host.id, steps.system, signal)));
       // Nothing on the host would help.
       if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk) throw new AppError('registry_unavailable', { detail: registry.readOnlyUrl ?? '' });
       note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.readOnlyUrl}`));
     } else {
-      const { hostPort, target, since } = await this.ensureLeads(host.id, steps);
+      const { hostPort, target, since } =
+        tunnel && leads && this.tunnels.isUpFor(tunnel, registry.readOnlyUrl) ? tunnel : await this.ensureLeads(host.id, steps);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;
       note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
     }
@@ -93,7 +107,10 @@ export class ConfigureHost {
     }
 
     if (dryRun || !runtime) return;
-    if (hasTunnel) note('verify', await this.verify(host, runtime, platform));
+    if (hasTunnel) {
+      const isUntouched = runtime.name === 'docker' && result.steps.every(({ changes }) => changes.length === 0);
+      note('verify', (isUntouched && (await early)) || (await this.verify(host, runtime, platform)));
+    }
     if (!inspection.hasDocker && runtime.name === 'docker') await this.checks.inspect(host, connection, signal);
     await this.hosts.saveConfigured(host.id, { ...options, containerRuntime: runtime.name });
   }
@@ -116,16 +133,38 @@ export class ConfigureHost {
 
   /** A real pull through the tunnel, by digest: of the smallest image, since the way is what is tested. */
   private async verify(host: Host, runtime: RuntimeHost, platform: string): Promise<Outcome> {
+    const reference = await this.smallestImage(platform);
+    if (!reference) return skipped(`the catalogue has no image for ${platform} yet`);
+    await this.hosts.remember(host.id, { images: [reference] });
+    const { error } = await this.checks.pullOne(runtime, reference);
+    // The way is what is tested; an image that vanished from the registry is another matter.
+    if (error?.code === 'image_not_found') return skipped(`${reference} is no longer in the registry`);
+    if (error) throw fromProblem(error);
+    return pulled(reference);
+  }
+
+  /**
+   * The pull of `verify` while the host is looked at. It holds when nothing is changed afterwards. Only of an image that the host has, so that nothing gets there
+   * before the checks have passed. Undefined where the host has it not, or could not pull it: `verify` tells what is wrong.
+   */
+  private async verifyEarly({ facts }: Host, connection: SshConnection, signal: AbortSignal): Promise<Outcome | undefined> {
+    try {
+      const docker = new DockerHost(connection, signal);
+      const reference = facts ? await this.smallestImage(`linux/${facts.architecture}`) : undefined;
+      if (!reference || !(await docker.has(reference))) return undefined;
+      return (await this.checks.pullOne(docker, reference)).error ? undefined : pulled(reference);
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** The local reference of the catalogue's smallest image, by digest. */
+  private async smallestImage(platform: string): Promise<string | undefined> {
     const { data } = await listImages({ client: this.clients.image, query: { limit: 500 }, throwOnError: true });
     const [smallest] = data.items.filter(({ platforms }) => platforms.some((own) => isPlatform(own, platform))).sort((a, b) => a.sizeBytes - b.sizeBytes);
     const [local] = smallest?.localReferences ?? [];
-    if (!smallest || !local) return skipped(`the catalogue has no image for ${platform} yet`);
-    const name = local.slice(0, local.lastIndexOf(':'));
-    await this.hosts.remember(host.id, { images: [`${name}@${smallest.digest}`] });
-    const pull = await this.checks.pullOne(runtime, `${name}@${smallest.digest}`);
-    // The way is what is tested; an image that vanished from the registry is another matter.
-    if (pull.error?.code === 'image_not_found') return skipped(`${name} is no longer in the registry`);
-    if (pull.error) throw fromProblem(pull.error);
-    return { status: 'done', detail: `the host pulled ${name}@${smallest.digest}`, changes: [] };
+    return smallest && local && `${local.slice(0, local.lastIndexOf(':'))}@${smallest.digest}`;
   }
 }
+
+const pulled = (reference: string): Outcome => ({ status: 'done', detail: `the host pulled ${reference}`, changes: [] });

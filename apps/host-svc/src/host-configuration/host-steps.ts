@@ -22,7 +22,6 @@ export function stepLog(result: HostConfigurationResult): (name: Step['name'], o
 
 /** What the steps on one host share. */
 export class HostSteps {
-  readonly files: HostFiles;
   readonly system: HostSystem;
 
   constructor(
@@ -36,8 +35,8 @@ export class HostSteps {
     readonly signal: AbortSignal,
     /** Notes what is about to be brought, for the one who takes it away again. */
     readonly remember: (brought: Partial<Brought>) => Promise<void> = async () => undefined,
+    readonly files = new HostFiles(connection, signal),
   ) {
-    this.files = new HostFiles(connection, signal);
     this.system = new HostSystem(connection, signal);
   }
 

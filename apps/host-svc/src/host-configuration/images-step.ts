@@ -38,9 +38,12 @@ interface Missing {
  */
 export async function warmImages(steps: HostSteps, bundleId: string, warming: Warming): Promise<Outcome> {
   const { clients, runtime, platform, rename, limits, warnings } = warming;
-  const { data: bundle } = await getBundle({ client: clients.image, path: { id: bundleId }, throwOnError: true });
+  const [{ data: bundle }, there] = await Promise.all([
+    getBundle({ client: clients.image, path: { id: bundleId }, throwOnError: true }),
+    runtime?.imageIds(platform),
+  ]);
   const wanted = bundle.images.map((image): Missing => ({ image, names: rename ? image.localReferences : image.names }));
-  const missing = missingOf(wanted, await runtime?.imageIds(platform));
+  const missing = missingOf(wanted, there);
   const what = `${missing.length} of ${bundle.images.length} images of ${bundle.name}, ${rename ? 'local' : 'upstream'} names`;
   if (missing.length === 0) return steps.outcome([], what);
 

@@ -12,7 +12,7 @@ import type { Change } from '../host/host.schema.js';
 import { change, fileChange, type HostSteps, type Outcome } from './host-steps.js';
 import { installAndCheck } from './repositories-step.js';
 
-const daemonJson = '/etc/docker/daemon.json';
+export const daemonJson = '/etc/docker/daemon.json';
 const configToml = '/etc/containerd/config.toml';
 const startMs = 30_000;
 /** Docker takes new mirrors over within moments of a reload. */

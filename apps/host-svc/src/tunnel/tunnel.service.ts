@@ -66,9 +66,7 @@ export class TunnelService {
   async ensureUp(hostId: string, signal: AbortSignal, timeoutMs = 30_000): Promise<Tunnel> {
     const { readOnlyUrl } = await requireRegistry(this.clients.registry, { waits: false });
     if (!readOnlyUrl) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
-    const target = new URL(readOnlyUrl).host;
-    const { repositories, port } = this.config.packages;
-    const wanted = { hostPort: this.config.registry.port, target, packagePort: repositories.length > 0 ? port : null };
+    const wanted = this.wantedFor(readOnlyUrl);
     const fresh = { state: 'connecting' as const, since: now(), error: null };
     try {
       await this.tunnels.insert({
@@ -87,8 +85,7 @@ export class TunnelService {
       if (!isUniqueViolation(error)) throw error;
       // One that is up stays up. One that is down forgets its old error, so that what we see next is new; its owner goes on trying.
       const row = await this.tunnels.findOneByOrFail({ hostId });
-      if (row.target !== target || row.hostPort !== wanted.hostPort || row.packagePort !== wanted.packagePort)
-        await this.tunnels.update({ hostId }, { ...wanted, ...fresh, leaseOwner: null, leaseUntil: null });
+      if (!isSame(row, wanted)) await this.tunnels.update({ hostId }, { ...wanted, ...fresh, leaseOwner: null, leaseUntil: null });
       else if (row.state !== 'up') await this.tunnels.update({ hostId }, fresh);
     }
     for (const listener of this.wanted) listener();
@@ -97,6 +94,16 @@ export class TunnelService {
     if (tunnel?.state === 'up') return tunnel;
     if (tunnel?.state === 'down' && tunnel.error) throw fromProblem(tunnel.error);
     throw new AppError('tunnel_failed', { detail: `not up after ${timeoutMs / 1000} s; no worker of host-svc may be running` });
+  }
+
+  /** The tunnel is up, and leads where `ensureUp` would have it lead. */
+  isUpFor(tunnel: Tunnel, readOnlyUrl: string | null): boolean {
+    return tunnel.state === 'up' && readOnlyUrl !== null && isSame(tunnel, this.wantedFor(readOnlyUrl));
+  }
+
+  private wantedFor(readOnlyUrl: string): Wanted {
+    const { repositories, port } = this.config.packages;
+    return { hostPort: this.config.registry.port, target: new URL(readOnlyUrl).host, packagePort: repositories.length > 0 ? port : null };
   }
 
   async remove(hostId: string): Promise<void> {
@@ -140,6 +147,9 @@ export class TunnelService {
     await runUnflushed(this.tunnels.manager.dataSource, this.tunnels.createQueryBuilder().update().set(seen).where({ id, leaseOwner: owner }));
   }
 }
+
+type Wanted = Pick<TunnelEntity, 'hostPort' | 'target' | 'packagePort'>;
+const isSame = (a: Wanted, b: Wanted): boolean => a.target === b.target && a.hostPort === b.hostPort && a.packagePort === b.packagePort;
 
 export type Measured = Pick<TunnelEntity, 'latencyMs' | 'bytesSent' | 'bytesPerSecond'>;
 const unmeasured: Measured = { latencyMs: null, bytesSent: '0', bytesPerSecond: 0 };

@@ -1,8 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { type AddressInfo, connect, createServer } from 'node:net';
+import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { text } from 'node:stream/consumers';
 import { AppError } from '@airdock/core/errors';
-import { freePort, startJsonServer, startRegistry, waitFor } from '@airdock/testing/servers';
+import { freePort, startJsonServer, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
 import { type SshServerOptions, startSshServer } from '@airdock/testing/ssh-server';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -297,6 +299,22 @@ describe('SshConnection', () => {
     await withConnection(async (connection) =>
       expect(await failure(connection.run(['sleep', '30'], { stallTimeoutMs: 300 }))).toMatchObject({ code: 'host_timeout' }),
     );
+  });
+
+  it('opens a channel to a socket on the host, and says where there is none', async () => {
+    await using folder = await tempDir('socket');
+    const path = join(folder.path, 'answers');
+    const server = createServer((socket) => socket.pipe(socket));
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    await withConnection(async (connection) => {
+      const channel = await connection.forwardToSocket(path);
+      channel?.end('there and back');
+      expect(await text(channel as Readable)).toBe('there and back');
+      expect(await connection.forwardToSocket(`${path}.not`)).toBeUndefined();
+      await connection.close();
+      expect(await failure(connection.forwardToSocket(path))).toMatchObject({ code: 'host_unreachable' });
+    });
+    await new Promise((resolve) => server.close(resolve));
   });
 });
 

@@ -40,6 +40,8 @@ export interface ExecOptions {
   sudo?: boolean;
   /** Ends the command when it prints and takes nothing for this long. Default 120 000. */
   stallTimeoutMs?: number;
+  /** Called whenever the command prints something. */
+  onOutput?: (() => void) | undefined;
 }
 
 export interface ExecResult {
@@ -140,6 +142,12 @@ async function connectOnce(target: SshTarget, serverHostKey: ServerHostKeyAlgori
           username: target.username,
           ...(target.privateKey ? readablePrivateKey(target.privateKey, target.passphrase) : {}),
           ...(password ? { password, tryKeyboard: true } : {}),
+          // Not 'none' first, which every sshd refuses, and OpenSSH only after some milliseconds.
+          authHandler: [
+            ...(password ? ['password' as const] : []),
+            ...(target.privateKey ? ['publickey' as const] : []),
+            ...(password ? ['keyboard-interactive' as const] : []),
+          ],
           readyTimeout: connectTimeoutMs,
           keepaliveInterval: 5_000,
           keepaliveCountMax: 3,
@@ -265,7 +273,7 @@ export class SshConnection implements AsyncDisposable {
   /** `firstLine` goes before everything else to the standard input. */
   private async start(
     full: string[],
-    { stdin, signal, stallTimeoutMs = 120_000, firstLine }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
+    { stdin, signal, stallTimeoutMs = 120_000, onOutput, firstLine }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
   ): Promise<ExecResult> {
     signal?.throwIfAborted();
     const first = firstLine === undefined ? '' : `${firstLine}\n`;
@@ -298,7 +306,11 @@ export class SshConnection implements AsyncDisposable {
     const stall = stallTimer(stallTimeoutMs, () => stop(new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` })));
     const abort = () => stop(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
-    const output = { stdout: collect(channel, stall.touch), stderr: collect(channel.stderr, stall.touch) };
+    const onChunk = () => {
+      stall.touch();
+      onOutput?.();
+    };
+    const output = { stdout: collect(channel, onChunk), stderr: collect(channel.stderr, stall.touch) };
     const stopped = new Promise<never>((_, reject) => {
       ended.signal.addEventListener('abort', () => reject(ended.signal.reason), { once: true });
     });
@@ -350,6 +362,17 @@ export class SshConnection implements AsyncDisposable {
       const isForbidden = /prohibited/i.test(cause.message);
       const detail = `${address}:${port} through ${this.where}: ${cause.message}${isForbidden ? '; its sshd needs AllowTcpForwarding' : ''}`;
       throw new AppError('host_unreachable', { detail, host: `${address}:${port}` }, { cause });
+    });
+  }
+
+  /** A channel to a socket on the host, with the rights of the user that logged in. Undefined where the host does not open it. Throws `host_unreachable`. */
+  async forwardToSocket(path: string): Promise<ClientChannel | undefined> {
+    return new Promise<ClientChannel>((resolve, reject) => {
+      // ssh2 throws at once when the connection is already closed.
+      this.client.openssh_forwardOutStreamLocal(path, (error, channel) => (error ? reject(error) : resolve(channel)));
+    }).catch((cause: Error & { reason?: unknown }) => {
+      if (cause.reason === undefined) throw this.broken(cause);
+      return undefined;
     });
   }
 

@@ -3,11 +3,13 @@ import { AppError } from '@airdock/core/errors';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
+import { askDocker, type DockerRequest } from './docker-api.js';
+import { dockerVersionScript, scriptFunctions } from './host-system.js';
 import type { RuntimeHost } from './runtime-host.js';
 
 const pullScript = `docker pull --quiet "$1" >/dev/null && docker image inspect --format '{{json .RepoDigests}}' "$1"`;
 
-/** Docker on a host. */
+/** Docker on a host: its API where there is a way to it, else its program. */
 export class DockerHost implements RuntimeHost {
   readonly name = 'docker';
 
@@ -16,31 +18,43 @@ export class DockerHost implements RuntimeHost {
     private readonly signal: AbortSignal,
   ) {}
 
+  /** Of the daemon; undefined when there is none, or it does not answer within 20 s. */
+  async version(): Promise<string | undefined> {
+    // `/version` looks at all the programs that Docker uses; the header of a ping says the same.
+    const answer = await this.ask('GET', '/_ping', { stallTimeoutMs: 20_000 }).catch((error: unknown) => {
+      if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed')) throw error;
+      return undefined;
+    });
+    const [, version] = /^Docker\/([\w.+~-]{1,100})/.exec(String(answer?.headers.server)) ?? [];
+    if (version) return version;
+    const { stdout } = await this.connection.exec(['sh', '-c', `${scriptFunctions}\n${dockerVersionScript}`], { sudo: true, signal: this.signal });
+    return /^docker=([\w.+~-]{1,100})$/m.exec(stdout)?.[1];
+  }
+
   async imageIds(): Promise<Map<string, string>> {
+    const answer = await this.ask('GET', '/images/json');
+    if (answer?.status === 200) {
+      const found = parseJson(answer.body) as { Id: string; RepoTags: string[] | null }[];
+      return namesToIds(found.flatMap(({ Id, RepoTags }) => (RepoTags ?? []).map((name): [string, string] => [name, Id])));
+    }
     const output = await this.connection.run(['docker', 'image', 'ls', '--no-trunc', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}'], {
       sudo: true,
       signal: this.signal,
     });
-    const images = new Map<string, string>();
-    for (const line of output.split('\n')) {
-      const [name = '', id = ''] = line.split(' ');
-      if (name && !name.includes('<none>')) images.set(formatReference(parseReference(name)), id);
-    }
-    return images;
+    return namesToIds(output.split('\n').map((line) => line.split(' ')));
   }
 
   async load(archive: Readable): Promise<void> {
     await this.connection.run(['docker', 'load', '--quiet'], { sudo: true, stdin: archive, signal: this.signal, stallTimeoutMs: 600_000 });
   }
 
+  /** False also where there is no way to the API. */
+  async has(reference: string): Promise<boolean> {
+    return (await this.ask('GET', `/images/${reference}/json`))?.status === 200;
+  }
+
   async pull(reference: string): Promise<string> {
-    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', pullScript, 'sh', reference], {
-      sudo: true,
-      signal: this.signal,
-      stallTimeoutMs: 900_000,
-    });
-    if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
-    const digests = JSON.parse(stdout) as string[];
+    const digests = (await this.pullByApi(reference)) ?? (await this.pullByProgram(reference));
     const { registry, repository } = parseReference(reference);
     const own = digests
       .map((text) => text.split('@'))
@@ -50,6 +64,36 @@ export class DockerHost implements RuntimeHost {
       });
     if (!own?.[1]) throw new AppError('host_pull_failed', { detail: `${reference}: Docker knows no digest of it`, reference });
     return own[1];
+  }
+
+  /** The names with a digest that Docker has for the image then. Undefined where there is no way to the API. */
+  private async pullByApi(reference: string): Promise<string[] | undefined> {
+    const { registry, repository, tag, digest } = parseReference(reference);
+    let problem: string | undefined;
+    const onLine = (line: string) => {
+      if (line.includes('"error"')) problem = (parseJson(line) as { error?: string }).error;
+    };
+    const query = new URLSearchParams({ fromImage: `${registry}/${repository}`, tag: digest ?? tag ?? 'latest' });
+    const pulled = await this.ask('POST', `/images/create?${query}`, { stallTimeoutMs: 900_000, onLine }).catch((error: unknown) => {
+      if (!(error instanceof AppError) || error.code !== 'host_command_failed') throw error;
+      throw new AppError('host_pull_failed', { detail: `${reference}: ${error.message}`, reference }, { cause: error });
+    });
+    if (!pulled) return undefined;
+    if (pulled.status !== 200) problem = messageOf(pulled.body);
+    const image = problem === undefined ? await this.ask('GET', `/images/${reference}/json`) : undefined;
+    if (image?.status !== 200)
+      throw commandError('host_pull_failed', { detail: `${reference}: ${(problem ?? messageOf(image?.body ?? '')).trim().slice(-500)}`, reference });
+    return (parseJson(image.body) as { RepoDigests: string[] | null }).RepoDigests ?? [];
+  }
+
+  private async pullByProgram(reference: string): Promise<string[]> {
+    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', pullScript, 'sh', reference], {
+      sudo: true,
+      signal: this.signal,
+      stallTimeoutMs: 900_000,
+    });
+    if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
+    return JSON.parse(stdout) as string[];
   }
 
   async tag(reference: string, name: string): Promise<void> {
@@ -81,4 +125,25 @@ export class DockerHost implements RuntimeHost {
   async reload(): Promise<void> {
     await this.connection.exec(['sh', '-c', 'kill -HUP "$(cat /var/run/docker.pid)"'], { sudo: true, signal: this.signal });
   }
+
+  private ask(method: 'GET' | 'POST', path: string, options: DockerRequest = {}) {
+    return askDocker(this.connection, method, path, { signal: this.signal, ...options });
+  }
 }
+
+function namesToIds(pairs: string[][]): Map<string, string> {
+  const images = new Map<string, string>();
+  for (const [name = '', id = ''] of pairs) if (name && !name.includes('<none>')) images.set(formatReference(parseReference(name)), id);
+  return images;
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new AppError('host_command_failed', { detail: `Docker's API answers what is no JSON: ${text.slice(0, 200)}` }, { cause });
+  }
+}
+
+/** What Docker complains of. */
+const messageOf = (body: string): string => (body.startsWith('{') ? ((parseJson(body) as { message?: string }).message ?? body) : body);

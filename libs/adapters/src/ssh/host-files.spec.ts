@@ -45,6 +45,18 @@ describe('HostFiles', () => {
     }
   });
 
+  it('answers once with what it has read ahead, and lets nobody overwrite what was changed since', async () => {
+    await withFile('old');
+    const absent = `${path}.absent`;
+    files.readAhead([path, absent, join(path, '..')]);
+    const before = await files.read(path);
+    await withFile('changed');
+    expect([before.text, (await files.read(absent)).text]).toEqual(['old', null]);
+    await expect(files.read(join(path, '..'))).rejects.toMatchObject({ code: 'host_file_refused' });
+    await expect(files.write(before, 'new', { hasHeader: true })).rejects.toMatchObject({ code: 'host_file_refused' });
+    expect((await files.read(path)).text).toBe('changed');
+  });
+
   it('refuses what cannot be merged: no UTF-8, too large, a folder', async () => {
     for (const content of [Buffer.from([0x61, 0xff]), Buffer.alloc(600_000, 0x61)]) {
       await withFile(content);

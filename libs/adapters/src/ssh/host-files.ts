@@ -120,32 +120,43 @@ ${removeFolders}`;
  * say so itself.
  */
 export class HostFiles {
+  private readonly ahead = new Map<string, Promise<string>>();
+
   constructor(
     private readonly connection: SshConnection,
     private readonly signal: AbortSignal,
   ) {}
 
+  /**
+   * Begins to read files, with one command, that are wanted soon: the next `read` of each answers what they say now. Who changes a file in between is noticed
+   * by `write`.
+   */
+  readAhead(paths: readonly string[]): void {
+    const lines = this.lines(paths);
+    for (const [index, path] of paths.entries()) {
+      const line = lines.then((all) => all[index] ?? '');
+      // Whoever reads the file gets to know.
+      line.catch(() => undefined);
+      this.ahead.set(path, line);
+    }
+  }
+
   /** Throws `host_file_refused` for a folder, a file of more than 512 KiB, and one that is not UTF-8. */
   async read(path: string): Promise<HostFile> {
-    return (await this.readAll([path]))[0] as HostFile;
+    const ahead = this.ahead.get(path);
+    this.ahead.delete(path);
+    return ahead ? parseLine(path, await ahead) : ((await this.readAll([path]))[0] as HostFile);
   }
 
   /** As `read`, with one command for several small files. */
   async readAll(paths: readonly string[]): Promise<HostFile[]> {
+    const lines = await this.lines(paths);
+    return paths.map((path, index) => parseLine(path, lines[index] ?? ''));
+  }
+
+  private async lines(paths: readonly string[]): Promise<string[]> {
     const output = await this.connection.run(['sh', '-c', readScript, 'sh', String(maxBytes), ...paths], { sudo: true, signal: this.signal });
-    const lines = output.split('\n');
-    return paths.map((path, index) => {
-      const [pending, kept, state, content = ''] = (lines[index] ?? '').split(' ');
-      const refused = (why: string) => new AppError('host_file_refused', { detail: `${path} ${why}`, file: path });
-      if (state !== 'absent' && state !== 'present') throw refused(`is no file of at most ${maxBytes} bytes`);
-      let text: string;
-      try {
-        text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(Buffer.from(content, 'base64'));
-      } catch {
-        throw refused('is not UTF-8');
-      }
-      return { path, text: state === 'present' ? text : null, isPending: pending === 'pending', isKept: kept === 'kept' };
-    });
+    return output.split('\n');
   }
 
   /**
@@ -201,6 +212,20 @@ export class HostFiles {
       signal: this.signal,
     });
   }
+}
+
+/** A line of `readScript`. */
+function parseLine(path: string, line: string): HostFile {
+  const [pending, kept, state, content = ''] = line.split(' ');
+  const refused = (why: string) => new AppError('host_file_refused', { detail: `${path} ${why}`, file: path });
+  if (state !== 'absent' && state !== 'present') throw refused(`is no file of at most ${maxBytes} bytes`);
+  let text: string;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(Buffer.from(content, 'base64'));
+  } catch {
+    throw refused('is not UTF-8');
+  }
+  return { path, text: state === 'present' ? text : null, isPending: pending === 'pending', isKept: kept === 'kept' };
 }
 
 const sha256Of = (text: string): string => createHash('sha256').update(text).digest('hex');

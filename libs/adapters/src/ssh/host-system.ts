@@ -27,18 +27,21 @@ export interface ExactPackage {
   version: string;
 }
 
-// Read by `sh -s`.
-const factsScript = `
-. /etc/os-release 2>/dev/null
-echo "id=\${ID:-}"
-echo "idLike=\${ID_LIKE:-}"
-echo "codename=\${VERSION_CODENAME:-}"
-echo "version=\${VERSION_ID:-}"
-command -v dockerd >/dev/null && echo dockerd=yes
-echo "docker=$(docker version --format '{{.Server.Version}}' 2>/dev/null)"
+/** For scripts that look: is a program there; a program whose daemon may hang. */
+export const scriptFunctions = `
+has() { command -v "$1" >/dev/null 2>&1; }
+brief() { if has timeout; then timeout 20 "$@"; else "$@"; fi 2>/dev/null; }`;
+
+/** Prints Docker's version, as its program has it from its daemon. */
+export const dockerVersionScript = `if has docker; then echo "docker=$(brief docker version --format '{{.Server.Version}}')"; fi`;
+
+/** The part of one that prints what `systemFacts` wants to know, as `key=value`; of Docker not what `$knowsDocker` says that is known. */
+export const systemFactsScript = `
+( . /etc/os-release 2>/dev/null; echo "os=$ID"; echo "osVersion=$VERSION_ID"; echo "osLike=$ID_LIKE"; echo "codename=$VERSION_CODENAME" )
+if has dockerd; then echo dockerd=yes; fi
+[ -n "$knowsDocker" ] || { ${dockerVersionScript}; }
 # ctr would wait ten seconds for a socket that is not there.
-[ ! -S /run/containerd/containerd.sock ] || echo "containerd=$(ctr --connect-timeout 5s version 2>/dev/null | sed -n '/^Server/,$ s/^ *Version: *//p')"
-`;
+[ ! -S /run/containerd/containerd.sock ] || echo "containerd=$(brief ctr --connect-timeout 5s version | sed -n '/^Server/,$ s/^ *Version: *//p')"`;
 
 // What the command starts may keep its output open for as long as it runs, so the output goes through a file.
 const quietScript = `
@@ -61,13 +64,16 @@ elif [ -x "/etc/init.d/$name" ]; then set -- service "$name" "$action"
 else echo "there is neither systemd nor /etc/init.d/$name"; exit 69; fi
 ${quietScript}`;
 
-// The first program that is there asks; without any nothing is printed.
-const statusScript = `
+/**
+ * Prints the HTTP status that the host gets from a URL: $1, its host, port and path. The first program that is there asks, bash
+ * first, which starts faster than the others; without any nothing is printed.
+ */
+export const statusScript = `
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
-if command -v curl >/dev/null; then curl -q -s -o /dev/null -m 10 -w '%{http_code}' "$1"
-elif command -v wget >/dev/null; then wget -q -O /dev/null -T 10 "$1" && echo 200 || echo 000
-elif command -v bash >/dev/null && command -v timeout >/dev/null; then
+if command -v bash >/dev/null && command -v timeout >/dev/null; then
   timeout 10 bash -c 'exec 3<>"/dev/tcp/$1/$2" && printf "GET %s HTTP/1.0\\r\\nHost: $1\\r\\n\\r\\n" "$3" >&3 && read -r _ code _ <&3 && echo "$code"' bash "$2" "$3" "$4" 2>/dev/null || echo 000
+elif command -v curl >/dev/null; then curl -q -s -o /dev/null -m 10 -w '%{http_code}' "$1"
+elif command -v wget >/dev/null; then wget -q -O /dev/null -T 10 "$1" && echo 200 || echo 000
 fi
 exit 0`;
 
@@ -89,6 +95,17 @@ const aptInstall = (names: readonly string[], onlyAirdock: boolean, ...further: 
 const aptExact = ['--allow-change-held-packages'];
 const dnfOnly = ['--disablerepo=*', '--enablerepo=airdock-*', '--setopt=airdock-*.skip_if_unavailable=0'];
 
+/** From the values that the scripts have printed; empty where they have not. */
+export function systemFacts(text: (key: string) => string): SystemFacts {
+  const family = packageFamily(text('os'), text('osLike'));
+  return {
+    family,
+    distribution: family === 'debian' ? text('codename') : (text('osVersion').split('.')[0] ?? ''),
+    docker: { isInstalled: text('dockerd') !== '', version: text('docker') || undefined },
+    containerd: { version: text('containerd') || undefined },
+  };
+}
+
 /** Packages and services of a host. */
 export class HostSystem {
   constructor(
@@ -98,7 +115,7 @@ export class HostSystem {
 
   /** Throws only when the connection breaks. */
   async facts(): Promise<SystemFacts> {
-    const output = await this.connection.run(['sh', '-s'], { stdin: factsScript, sudo: true, signal: this.signal });
+    const output = await this.connection.run(['sh', '-s'], { stdin: `${scriptFunctions}${systemFactsScript}\nexit 0\n`, sudo: true, signal: this.signal });
     const values = new Map(
       output.split('\n').map((line) => [
         line.slice(0, line.indexOf('=')),
@@ -108,19 +125,12 @@ export class HostSystem {
           .slice(0, 100),
       ]),
     );
-    const text = (key: string) => values.get(key) ?? '';
-    const family = packageFamily(text('id'), text('idLike'));
-    return {
-      family,
-      distribution: family === 'debian' ? text('codename') : (text('version').split('.')[0] ?? ''),
-      docker: { isInstalled: values.has('dockerd'), version: text('docker') || undefined },
-      containerd: { version: text('containerd') || undefined },
-    };
+    return systemFacts((key) => values.get(key) ?? '');
   }
 
   /**
-   * The HTTP status that the host itself gets from a plain HTTP URL; 0 when it gets no answer, undefined when it has no program to ask with (curl, wget, or
-   * bash with timeout). wget tells 200 and 0 only.
+   * The HTTP status that the host itself gets from a plain HTTP URL; 0 when it gets no answer, undefined when it has no program to ask with (bash with
+   * timeout, curl, or wget). wget tells 200 and 0 only.
    */
   async statusOf(url: string): Promise<number | undefined> {
     const { hostname, port, pathname } = new URL(url);
