@@ -8,6 +8,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
+import { startS3Server } from '@airdock/testing/s3-server';
 import { freePort, startJsonServer, startRedis, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
 import request from 'supertest';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -322,6 +323,11 @@ describe('backups', () => {
     expect(await contentOf(registry)).toEqual({ ...before, 'd:4': changed['d:4'] });
     expect((await du.restore({ backupId, mode: 'exact' })).restore.report).toMatchObject({ verified: 3, extra: ['d:4'] });
     expect(await contentOf(registry)).toEqual(before);
+    // One of some repositories knows nothing of the others.
+    const { id: partial } = await du.backup({ repositories: ['a', 'b'] });
+    await push(['d:4', 'a:2']);
+    expect((await du.restore({ backupId: partial, mode: 'exact' })).restore.report).toMatchObject({ extra: ['a:2'], verified: 2 });
+    expect(await contentOf(registry)).toEqual({ ...before, 'd:4': changed['d:4'] });
   });
 
   it('are restored into another registry, and into one that is made for a drill and gone afterwards', async () => {
@@ -403,6 +409,41 @@ describe('backups', () => {
     expect(Object.keys(await contentOf(registry))).toEqual(['a:1']);
     expect((await holder.backup()).addedBytes).toBe(0);
     expect((await holder.operate({ action: 'verify' })).job.state).toBe('succeeded');
+  });
+
+  it('lie in a bucket as in a folder, and wait for its server when that is away', async () => {
+    await using s3 = await startS3Server();
+    const secretKeyFile = join(folder.path, 's3.key');
+    await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`);
+    const vault = { s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile } };
+    await push(['a:1', 'b:2']);
+    const du = await startDu('du', { 'backup.targets': { vault } });
+    const before = await contentOf(registry);
+    const { id: backupId, ...backup } = await du.backup({ target: 'vault' });
+    expect(backup).toMatchObject({ state: 'complete', images: 2, target: 'vault' });
+    expect((await du.backup({ target: 'vault' })).addedBytes).toBe(0);
+    expect((await du.api('get', '/v1/backup-targets')).body.items).toMatchObject([
+      { name: 'vault', location: 's3://backups/airdock/', freeBytes: null, error: null },
+      { name: 'default', storeId: null },
+    ]);
+    await s3.crash();
+    const { body: waiting } = await du.api('post', '/v1/backups').send({ target: 'vault' }).expect(202);
+    await waitFor(async () => ((await du.sql(`SELECT failures FROM job WHERE id = '${waiting.id}'`))[0]?.failures as number) > 0, {
+      what: 'a first try',
+      timeoutMs: 30_000,
+    });
+    await s3.start();
+    expect((await du.end(waiting)).state).toBe('succeeded');
+    await wipe(registry);
+    expect((await du.restore({ backupId })).job.state).toBe('succeeded');
+    expect(await contentOf(registry)).toEqual(before);
+    const { body: pruning } = await du
+      .api('post', '/v1/backup-operations')
+      .send({ target: 'vault', operation: { action: 'prune', keep: { last: 1 } } })
+      .expect(202);
+    expect((await du.end(pruning)).result).toMatchObject({ backups: 2 });
+    const stored = await du.sql('SELECT * FROM backup');
+    expect(JSON.stringify([stored, await du.sql('SELECT * FROM job')])).not.toContain(`"${s3.secretAccessKey}"`);
   });
 
   it('are not written where a disk should be mounted, until somebody says that this is the store now', async () => {

@@ -152,10 +152,12 @@ export class RestoreService {
       }
       if (missing.length + conflicts.length === wrong) present += 1;
     }
+    // What a backup of some repositories does not have says nothing of the others.
+    const isInBackup = filterByRepository(source.record.repositories);
     const extra: string[] = [];
     for (const repository of await withRetry(() => registry.listRepositories({ signal }), signal))
       for (const tag of await withRetry(() => registry.listTags(repository, { signal }), signal))
-        if (filter({ repository, tag }) && !wanted.has(`${repository}:${tag}`)) extra.push(`${repository}:${tag}`);
+        if (filter({ repository, tag }) && isInBackup({ repository, tag }) && !wanted.has(`${repository}:${tag}`)) extra.push(`${repository}:${tag}`);
     return { present, missing, conflicts, extra, freeBytes: dir ? await freeBytes(dir) : null, broken: source.broken, verified: null, settings: null };
   }
 

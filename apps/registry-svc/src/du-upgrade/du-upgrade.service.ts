@@ -137,7 +137,7 @@ export class DuUpgradeService {
         signal.throwIfAborted();
         if (isWorthRetrying(error)) throw error;
         const problem = toProblem(error);
-        if (rollingBack.includes(row.phase) || row.goal === 'rolledBack') {
+        if (rollingBack.includes(row.phase) || row.goal === 'rolledBack' || (needsSomebody(error) && !harmless.includes(row.phase))) {
           // The state stays as it is; somebody has to look.
           await this.save(row, { error: problem });
           throw error;
@@ -360,6 +360,9 @@ export class DuUpgradeService {
     if (endedPhases.includes(phase)) await rm(this.stateFile, { force: true });
   }
 }
+
+/** What rolling back would fail with too: a key, a disk, a store that somebody has to bring. Then the job is retried. */
+const needsSomebody = (error: unknown): boolean => error instanceof AppError && /^(secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);
 
 /** What waiting may cure; a program that does not run now will not do so later. */
 const isWorthRetrying = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable' && !error.code.startsWith('registry_start');
