@@ -1,5 +1,4 @@
 import { readdir, rm, statfs } from 'node:fs/promises';
-import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { putStateRows } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { ServiceState } from '@airdock/adapters/api-clients/generated/types.gen';
@@ -11,6 +10,7 @@ import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import type { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
 import { withRetry } from '@airdock/adapters/oci-client/retry';
+import { freePort } from '@airdock/adapters/registry-engine/free-port';
 import { ProcessRegistryEngine } from '@airdock/adapters/registry-engine/process-engine';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -177,7 +177,7 @@ export class RestoreService {
 
   /** A registry of its own for a drill. What a killed one left is ended and removed first. */
   private async scratchRegistry(id: string, signal: AbortSignal): Promise<Destination> {
-    const [port, readOnlyPort] = await freePorts();
+    const [port, readOnlyPort] = [await freePort(), await freePort()];
     const { engine, storageDir } = this.scratchEngine(id, port, readOnlyPort);
     await this.removeScratch(id);
     try {
@@ -312,22 +312,6 @@ const parseName = (name: string): { repository: string; tag: string } => ({
   repository: name.slice(0, name.lastIndexOf(':')),
   tag: name.slice(name.lastIndexOf(':') + 1),
 });
-
-/** Two that nobody listens on now. */
-async function freePorts(): Promise<[number, number]> {
-  const servers = [createServer(), createServer()];
-  try {
-    const [first, second] = await Promise.all(
-      servers.map(
-        (server) =>
-          new Promise<number>((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', () => resolve((server.address() as AddressInfo).port))),
-      ),
-    );
-    return [first as number, second as number];
-  } finally {
-    for (const server of servers) server.close();
-  }
-}
 
 const toResource = ({ id, backupId, target, request, report, jobId, createdAt }: RestoreEntity, job: JobEntity | undefined): Restore => ({
   ...{ id, backupId, target, request, report, jobId, createdAt },

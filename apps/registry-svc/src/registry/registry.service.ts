@@ -1,8 +1,7 @@
-import { randomInt } from 'node:crypto';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
+import { freePort } from '@airdock/adapters/registry-engine/free-port';
 import { ProcessRegistryEngine, probeRegistry, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
 import { PushFence } from '@airdock/adapters/registry-engine/push-fence';
 import { AppError, toProblem } from '@airdock/core/errors';
@@ -236,16 +235,5 @@ export class RegistryService implements BeforeApplicationShutdown {
   private async isOpen(jobId: string): Promise<boolean> {
     const job = await this.jobs.find(jobId);
     return job !== undefined && !isEnded(job.state);
-  }
-}
-
-/** One on loopback that nobody listens on now, and that is not among those which the kernel gives to connections. */
-async function freePort(): Promise<number> {
-  for (;;) {
-    const port = randomInt(15_000, 32_768);
-    const server = createServer();
-    const isFree = await new Promise<boolean>((resolve) => server.once('error', () => resolve(false)).listen(port, '127.0.0.1', () => resolve(true)));
-    await new Promise((resolve) => server.close(resolve));
-    if (isFree) return port;
   }
 }
