@@ -125,12 +125,13 @@ export class BackupService {
   async run({ jobId, resourceId: id, signal: cancelled, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.backups, id);
     await using store = await this.targets.open(row.target);
+    // Also when nothing is left to do: the lock of a worker that died keeps prunes away.
+    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
     // A worker that died between the record and the end of its job left a complete backup.
     const done = await readRecord(store, id);
     if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
     const { url, storage } = await this.registryForJob({ signal: cancelled, progress });
     await using registry = new RegistryClient(url);
-    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
     const signal = AbortSignal.any([cancelled, lock.signal]);
     const isAll = !row.repositories && !row.imageSetId;
     const { record, skipped, addedBytes } = await backupRegistry({
