@@ -42,6 +42,8 @@ export interface BackupRegistryOptions {
   concurrency?: number | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: BackupProgress) => void) | undefined;
+  /** Awaited before the record is written: whoever dies after that can still tell what is not in it. */
+  beforeRecord?: ((result: Pick<BackupResult, 'skipped' | 'addedBytes'>) => Promise<void>) | undefined;
   retry?: RetryOptions | undefined;
 }
 
@@ -123,6 +125,15 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   );
   const blobs = new Map<Digest, { digest: Digest; size: number }>(stored.map(({ digest, size }) => [digest, { digest, size }]));
   for (const [digest, { descriptor }] of blobsOf(complete)) blobs.set(digest, descriptor);
+  const taken = new Set(complete.flatMap((root) => root.references));
+  const reasonOf = new Map(
+    roots.map(({ references: [first], graph }) => [first?.digest, [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean)]),
+  );
+  const skipped = references
+    .toSorted((a, b) => `${a.repository}:${a.tag}`.localeCompare(`${b.repository}:${b.tag}`))
+    .filter((reference) => !taken.has(reference))
+    .map(({ repository, tag, digest }) => ({ name: `${repository}:${tag}`, reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete' }));
+  await options.beforeRecord?.({ skipped, addedBytes });
   const record = await store.writeRecord({
     ...about,
     id,
@@ -132,14 +143,6 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
     settings: stored,
     blobs: [...blobs.values()],
   });
-  const taken = new Set(complete.flatMap((root) => root.references));
-  const reasonOf = new Map(
-    roots.map(({ references: [first], graph }) => [first?.digest, [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean)]),
-  );
-  const skipped = references
-    .toSorted((a, b) => `${a.repository}:${a.tag}`.localeCompare(`${b.repository}:${b.tag}`))
-    .filter((reference) => !taken.has(reference))
-    .map(({ repository, tag, digest }) => ({ name: `${repository}:${tag}`, reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete' }));
   return { record, skipped, addedBytes };
 }
 
