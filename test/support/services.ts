@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Client, createServiceClient } from '@airdock/adapters/api-clients/service-clients';
-import { findProgram, freePort, startPostgres, startRedis, waitFor } from '@airdock/testing/servers';
+import { type CrashableServer, findProgram, freePort, startPostgres, startRedis, waitFor } from '@airdock/testing/servers';
 import { stringify } from 'yaml';
 import { nodeFlags, repository } from './du.js';
 
@@ -69,16 +69,19 @@ export class Services implements AsyncDisposable {
   readonly #extra: ServiceProcess[] = [];
 
   private constructor(
+    readonly dataDir: string,
     readonly bundleDir: string,
     readonly registryPort: number,
+    readonly readOnlyPort: number,
+    readonly redis: CrashableServer,
     readonly processes: ReadonlyMap<string, ServiceProcess>,
     readonly environment: NodeJS.ProcessEnv,
     private readonly servers: AsyncDisposableStack,
     private readonly token: string,
   ) {}
 
-  /** Everything is below `folder`, bundles too if they are not elsewhere. All ten are ready when this returns. */
-  static async start(folder: string, bundleDir = join(folder, 'bundles')): Promise<Services> {
+  /** Everything is below `folder`, bundles too if they are not elsewhere. `airdock` are further keys. All ten are ready when this returns. */
+  static async start(folder: string, bundleDir = join(folder, 'bundles'), airdock: Record<string, unknown> = {}): Promise<Services> {
     await using servers = new AsyncDisposableStack();
     const redis = servers.use(await startRedis());
     const postgres = servers.use(await startPostgres());
@@ -88,7 +91,7 @@ export class Services implements AsyncDisposable {
     const tokenFile = join(folder, 'token');
     await writeFile(tokenFile, token, { mode: 0o600 });
     const config = join(folder, 'airctl-config.yaml');
-    await writeFile(config, stringify({ privateRegistryType: 'local', airdock: { bundleDirs: [bundleDir] } }));
+    await writeFile(config, stringify({ privateRegistryType: 'local', airdock: { bundleDirs: [bundleDir], ...airdock } }));
 
     const entries = serviceNames.flatMap((name) => (['main', 'worker'] as const).map((entry) => ({ name, entry })));
     const ports = await freePorts(entries.length + 2);
@@ -109,7 +112,7 @@ export class Services implements AsyncDisposable {
     const processes = new Map(
       entries.map(({ name, entry }) => [`${name} ${entry}`, new ServiceProcess(name, entry, portOf(name, entry), environment)] as const),
     );
-    const services = new Services(bundleDir, registryPort, processes, environment, servers.move(), token);
+    const services = new Services(dataDir, bundleDir, registryPort, readOnlyPort, redis, processes, environment, servers.move(), token);
     try {
       const started = await Promise.allSettled([...processes.values()].map((process) => process.start()));
       for (const result of started) if (result.status === 'rejected') throw result.reason;
@@ -125,8 +128,8 @@ export class Services implements AsyncDisposable {
   }
 
   /** One more worker of a service, as a second replica is. */
-  async addWorker(name: ServiceName): Promise<ServiceProcess> {
-    const worker = new ServiceProcess(name, 'worker', await freePort(), this.environment);
+  async addWorker(name: ServiceName, environment: NodeJS.ProcessEnv = {}): Promise<ServiceProcess> {
+    const worker = new ServiceProcess(name, 'worker', await freePort(), { ...this.environment, ...environment });
     this.#extra.push(worker);
     await worker.start();
     return worker;

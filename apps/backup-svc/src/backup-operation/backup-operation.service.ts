@@ -52,7 +52,7 @@ export class BackupOperationService {
     const target = 'backupId' in operation && operation.backupId ? (await this.backups.locate(operation.backupId)).target : wanted;
     if (operation.action === 'export' && (await isFile(this.exchangePath(operation.file))))
       throw new AppError('resource_exists', { detail: `there is a file ${operation.file}` });
-    if (operation.action === 'import') await this.assertFile(operation.file);
+    if (operation.action === 'import') await this.findFile(operation.file);
     const id = newId();
     const row = columns<BackupOperationEntity>({ id, target, operation, result: null, jobId: request.id, createdAt: now() });
     return this.jobs.submit({ ...request, type: operationJobTypes[operation.action], resource: `/v1/backup-operations/${id}` }, [
@@ -89,7 +89,7 @@ export class BackupOperationService {
       const blobs = new Map<Digest, BackupBlob>(records.flatMap((record) => record.blobs.map((blob) => [blob.digest, blob])));
       const sample = [...blobs.values()].filter((blob) => !index.has(blob) || Math.random() * 100 < samplePercent);
       const damaged = await readAll(store, index, sample, signal, progress);
-      const healed = heal && damaged.length > 0 ? await this.heal(store, index, damaged, records, { signal, progress }) : [];
+      const healed = heal && damaged.length > 0 ? await this.heal(store, index, damaged, records, { signal, progress }).catch(nothingToHealFrom) : [];
       const lost = damaged.filter(({ digest }) => !healed.includes(digest)).map(({ digest }) => digest);
       const result: BackupOperationResult = {
         blobs: sample.length,
@@ -125,7 +125,12 @@ export class BackupOperationService {
       const report = (reasons: Map<string, string[]>): BackupOperationResult => ({
         kept: [...reasons].filter(([, why]) => why.length > 0).map(([id, why]) => ({ backupId: id, reasons: why })),
         // An attempt before that was killed may have removed some.
-        removed: [...new Set([...(row.result?.removed ?? []), ...[...reasons].filter(([, why]) => why.length === 0).map(([id]) => id)])],
+        removed: [
+          ...new Set([
+            ...(row.result?.removed ?? []).filter((id) => !reasons.get(id)?.length),
+            ...[...reasons].filter(([, why]) => why.length === 0).map(([id]) => id),
+          ]),
+        ],
       });
       if (dryRun) {
         const result = report(await planned());
@@ -141,6 +146,7 @@ export class BackupOperationService {
       const result = report(await planned());
       await this.save(row, result);
       for (const id of result.removed ?? []) {
+        signal.throwIfAborted();
         lock.assertHeld();
         await store.deleteRecord(id);
       }
@@ -180,15 +186,15 @@ export class BackupOperationService {
     },
 
     import: async (row, { file }, store, { jobId, signal: cancelled, progress }) => {
-      await this.assertFile(file);
+      const path = await this.findFile(file);
       await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
       const signal = AbortSignal.any([cancelled, lock.signal]);
-      await using archive = await this.targets.read(await TarStorage.open(this.exchangePath(file), signal));
+      await using archive = await this.targets.read(await TarStorage.open(path, signal));
       const [id, ...others] = await archive.listIds();
       if (!id || others.length > 0) throw new AppError('backup_corrupt', { detail: `${file} has ${id ? 'several records' : 'no record'}` });
       const record = await archive.readRecord(id);
       let bytesDone = 0;
-      await store.copyFrom(archive, id, {
+      await store.copyFrom(archive, id, lock, {
         signal,
         onBytes: (count) => {
           bytesDone += count;
@@ -239,11 +245,15 @@ export class BackupOperationService {
     return join(folder, file);
   }
 
-  private async assertFile(file: string): Promise<void> {
-    const folder = this.config.backup.exchangeDir ?? '';
+  /** The file, or the first of its parts. Throws `backup_file_not_found`. */
+  private async findFile(file: string): Promise<string> {
     const path = this.exchangePath(file);
-    const parts = (await readdir(folder).catch(() => [])).some((name) => name.startsWith(`${file}.`) && /\.(part)?[a-z0-9]+$/.test(name));
-    if (!(await isFile(path)) && !parts) throw new AppError('backup_file_not_found', { detail: `no ${file} in ${folder}` });
+    if (await isFile(path)) return path;
+    const isFirstPart = (name: string) =>
+      name.startsWith(`${file}.`) && /^\.(part)?(a+|0*[01]?)$/.test(name.slice(file.length)) && name.length > file.length + 1;
+    const [first] = (await readdir(join(path, '..')).catch(() => [])).filter(isFirstPart).sort();
+    if (first === undefined) throw new AppError('backup_file_not_found', { detail: `no ${file} in ${join(path, '..')}` });
+    return join(path, '..', first);
   }
 
   private async save(row: BackupOperationEntity, result: BackupOperationResult): Promise<void> {
@@ -284,7 +294,7 @@ async function readAll(
         try {
           await store.verifyBlob(index, blob, { signal, onBytes });
         } catch (error) {
-          if (!(error instanceof AppError) || !['backup_corrupt', 'backup_incomplete'].includes(error.code)) throw error;
+          if (!isDamage(error)) throw error;
           damaged.push(blob);
         }
         itemsDone += 1;
@@ -296,6 +306,10 @@ async function readAll(
   for (const result of results) if (result.status === 'rejected') throw result.reason;
   return damaged;
 }
+
+/** Also what the disk cannot read any more. */
+const isDamage = (error: unknown): boolean =>
+  error instanceof AppError ? ['backup_corrupt', 'backup_incomplete'].includes(error.code) : (error as NodeJS.ErrnoException).code === 'EIO';
 
 /** What needs blobs that are lost: backups, and the images in them. */
 async function describeLost(store: BackupStore, records: readonly BackupRecord[], lost: readonly Digest[], signal: AbortSignal) {
@@ -310,6 +324,12 @@ async function describeLost(store: BackupStore, records: readonly BackupRecord[]
     }
   }
   return described.map(({ images, ...rest }) => ({ ...rest, images: [...images] }));
+}
+
+/** A registry that is off has nothing; what is damaged is named all the same. */
+function nothingToHealFrom(error: unknown): Digest[] {
+  if (error instanceof AppError && error.code.startsWith('registry_')) return [];
+  throw error;
 }
 
 const sumOf = (files: readonly { size: number }[]): number => files.reduce((sum, { size }) => sum + size, 0);

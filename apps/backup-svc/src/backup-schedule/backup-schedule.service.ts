@@ -18,6 +18,8 @@ const hourMs = 60 * 60 * 1000;
 @Injectable()
 export class BackupScheduleService {
   private readonly logger = new Logger(BackupScheduleService.name);
+  /** Ids of schedules whose failure was logged. */
+  private readonly failing = new Set<string>();
 
   constructor(
     @InjectRepository(BackupScheduleEntity, 'backup') private readonly schedules: Repository<BackupScheduleEntity>,
@@ -71,12 +73,13 @@ export class BackupScheduleService {
   async round(): Promise<void> {
     for (const row of await this.schedules.findBy({ enabled: true })) {
       try {
-        // What it changed is read again in the next round.
-        if (!(await this.begin(row)) && !(await this.pruneAfter(row))) await this.tellOfStale(row);
+        // First, since a backup that cannot even be begun will be too old one day. What was changed is read again in the next round.
+        if ((await this.tellOfStale(row)) || (await this.begin(row)) || (await this.pruneAfter(row))) this.failing.delete(row.id);
       } catch (error) {
         // Another worker was faster.
         if (error instanceof AppError && error.code === 'resource_changed') continue;
-        this.logger.error({ err: error, schedule: row.name }, 'a scheduled backup could not be begun; it is tried again');
+        if (!this.failing.has(row.id)) this.logger.error({ err: error, schedule: row.name }, 'a scheduled backup could not be begun; it is tried again');
+        this.failing.add(row.id);
       }
     }
   }
@@ -100,24 +103,22 @@ export class BackupScheduleService {
   private async pruneAfter(row: BackupScheduleEntity): Promise<boolean> {
     if (!row.keep) return false;
     const [newest] = await this.backups.ofSchedule(row.id, 1);
-    if (newest?.state !== 'complete' || newest.id === row.prunedBackupId) return false;
+    // One that lacks images must not push a whole one out.
+    if (newest?.state !== 'complete' || newest.skipped?.length || newest.id === row.prunedBackupId) return false;
     const operation = { action: 'prune' as const, keep: row.keep, scheduleId: row.id, dryRun: false, waitMinutes: 24 * 60 };
     await this.operations.create({ id: newId(), requestKey: null }, { target: row.target, operation }, [this.guarded(row, { prunedBackupId: newest.id })]);
     return true;
   }
 
-  private async tellOfStale(row: BackupScheduleEntity): Promise<void> {
-    if (row.alertAfterHours === null) return;
+  private async tellOfStale(row: BackupScheduleEntity): Promise<boolean> {
+    if (row.alertAfterHours === null) return false;
     const newest = await this.backups.newestGood(row.target, row.id);
     const since = newest?.completedAt ?? row.createdAt;
     const isStale = Date.now() - Date.parse(since) > row.alertAfterHours * hourMs;
-    if (isStale === (row.staleSince !== null)) return;
-    if (!isStale) {
-      await this.change(row, { staleSince: null });
-      return;
-    }
+    if (isStale === (row.staleSince !== null)) return false;
+    if (!isStale) return this.change(row, { staleSince: null });
     const data = { schedule: row.name, scheduleId: row.id, target: row.target, newestBackupId: newest?.id ?? null, newestAt: newest?.completedAt ?? null };
-    await this.outbox.together(this.guarded(row, { staleSince: now() }), 'backup.stale', { ...data, alertAfterHours: row.alertAfterHours });
+    return this.outbox.together(this.guarded(row, { staleSince: now() }), 'backup.stale', { ...data, alertAfterHours: row.alertAfterHours });
   }
 
   /** Changes nothing where another worker was faster. */

@@ -10,8 +10,6 @@ import type { Repository } from 'typeorm';
 import { BackupTargetEntity } from './backup-target.entity.js';
 import type { BackupTarget } from './backup-target.schema.js';
 
-export const defaultTarget = 'default';
-
 /** The places where backups are kept, as they are configured. */
 @Injectable()
 export class BackupTargetService {

@@ -82,7 +82,7 @@ export class BackupService {
   /** The newest complete one of a target, also one that was found there. */
   async newestGood(target: string, scheduleId: string): Promise<Backup | undefined> {
     const rows = await this.backups.find({ where: { target, scheduleId }, order: { id: 'DESC' }, take: 50 });
-    return (await this.toResources(rows)).find(({ state }) => state === 'complete');
+    return (await this.toResources(rows)).find(({ state, skipped }) => state === 'complete' && !skipped?.length);
   }
 
   /** Removes the record; what no other backup needs goes with the next prune. Throws `resource_in_use`. */
@@ -98,11 +98,18 @@ export class BackupService {
   /** Where a complete backup is, whether this service has a row of it or not. Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`. */
   async locate(id: string): Promise<{ target: string; record: BackupRecord }> {
     const row = await this.backups.findOneBy({ id });
-    for (const target of row ? [row.target] : this.targets.names) {
-      await using store = await this.targets.find(target);
-      const record = store && (await readRecord(store, id));
-      if (record) return { target, record };
+    // A copy of a lost store may be another target.
+    const failures: unknown[] = [];
+    for (const target of new Set([...(row ? [row.target] : []), ...this.targets.names])) {
+      try {
+        await using store = await this.targets.find(target);
+        const record = store && (await readRecord(store, id));
+        if (record) return { target, record };
+      } catch (error) {
+        failures.push(error);
+      }
     }
+    if (failures.length > 0) throw failures[0];
     const { state } = await this.get(id);
     throw new AppError('backup_incomplete', { detail: `the backup is ${state}, and the store has no record of it` });
   }
@@ -125,6 +132,8 @@ export class BackupService {
   async run({ jobId, resourceId: id, signal: cancelled, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.backups, id);
     await using store = await this.targets.open(row.target);
+    // Also when nothing is left to do: the lock of a worker that died keeps prunes away.
+    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
     // A worker that died between the record and the end of its job left a complete backup.
     const done = await readRecord(store, id);
     if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
@@ -134,12 +143,13 @@ export class BackupService {
     const reading = isAll ? this.readSettings(cancelled) : Promise.resolve([]);
     // Waited for below.
     reading.catch(() => undefined);
-    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
     const signal = AbortSignal.any([cancelled, lock.signal]);
     const { record, skipped, addedBytes } = await backupRegistry({
-      ...{ registry, storage, store, id, signal, onProgress: progress },
+      ...{ registry, storage, store, lock, id, signal, onProgress: progress },
       filter: await this.filterOf(row),
       settings: await reading,
+      beforeRecord: async (result) =>
+        void (await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }))),
       about: {
         duVersion: this.config.duVersion,
         description: row.description ?? undefined,
@@ -161,7 +171,7 @@ export class BackupService {
       if (row?.isMissing) await this.backups.update({ id }, { isMissing: false });
       if (row) continue;
       const record = await readRecord(store, id).catch((error: unknown) => {
-        if (error instanceof AppError && error.code === 'backup_corrupt') return undefined;
+        if (error instanceof AppError && (error.code === 'backup_corrupt' || error.code === 'backup_format_unsupported')) return undefined;
         throw error;
       });
       if (!record) continue;

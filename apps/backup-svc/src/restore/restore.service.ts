@@ -100,7 +100,7 @@ export class RestoreService {
     const report: RestoreReport = { ...(await this.compare(images, plan, source, destination, filter, signal)), missingBytes: plan.missingBytes };
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
     if (dryRun) return summaryOf(source, report);
-    const reservedBytes = storage ? this.config.registry.minFreeBytes : 0;
+    const reservedBytes = destination.dir ? this.config.registry.minFreeBytes : 0;
     if (report.freeBytes !== null && plan.missingBytes + reservedBytes > report.freeBytes) {
       throw new AppError('space_insufficient', {
         detail: `the restore needs ${plan.missingBytes} bytes, and ${Math.max(0, report.freeBytes - reservedBytes)} may be used in ${destination.dir ?? ''}`,
@@ -113,12 +113,14 @@ export class RestoreService {
       .map((item) => ({ ...item, names: item.names.filter(({ repository, tag }) => !conflicts.has(`${repository}:${tag}`)) }))
       .filter(({ names }) => names.length > 0);
     const copied = await copyImages({ source, registry, storage, images: wanted, signal, onProgress: (done) => progress({ phase: 'restore', ...done }) });
-    if (mode === 'exact') for (const { repository, tag } of report.extra.map(parseName)) await registry.deleteTag(repository, tag, { signal });
+    const failure = failureOf(copied);
+    // Nothing goes while not everything has come.
+    if (mode === 'exact' && !failure && source.broken.length === 0)
+      for (const { repository, tag } of report.extra.map(parseName)) await registry.deleteTag(repository, tag, { signal });
     progress({ phase: 'verifying' });
     report.verified = await verify(registry, wanted, signal);
     report.settings = settings ? await this.writeStates(states, mode === 'exact' ? 'replace' : 'keep', signal) : null;
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
-    const failure = failureOf(copied);
     if (failure) throw failure;
     if (source.broken.length > 0) {
       const [first] = source.broken;

@@ -14,6 +14,8 @@ export class DuUpgradeEntity {
   /** What the job that has it is to reach. */
   @Column('varchar') goal!: DuUpgradeGoal;
   @Column('boolean') dryRun!: boolean;
+  /** Settings have to come back with the images. */
+  @Column('boolean', { default: false }) hasLostTables!: boolean;
   @Column('simple-json', { nullable: true }) problems!: UpgradeProblem[] | null;
   /** Of the backup that was made last: what has to be there afterwards. */
   @Column('varchar', { nullable: true }) backupId!: string | null;

@@ -1,7 +1,7 @@
-import { copyFile, readFile, rename, rm } from 'node:fs/promises';
+import { copyFile, open, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
-import { createBackup, createRestore, getBackup, getRestore, listJobs } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createBackup, createRestore, getBackup, getRestore, listJobs, retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Restore } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { writeDurably } from '@airdock/adapters/oci-client/durable-file';
@@ -74,8 +74,18 @@ export class DuUpgradeService {
     const row: DuUpgradeEntity = {
       ...{ id, fromVersion: this.config.duVersion, toVersion, target: backupTarget, engine: engine ?? null, dryRun, backupId: backupId ?? null },
       phase: step === 'finish' ? 'prepared' : 'preflight',
+      hasLostTables: step === 'finish',
       goal: step === 'prepare' ? 'prepared' : 'done',
-      ...{ problems: null, formerBinary: null, newBinary: null, report: null, error: null, jobId: request.id, createdAt: now(), finishedAt: null },
+      ...{
+        problems: null,
+        formerBinary: (await this.registry.load()).engineBinary,
+        newBinary: null,
+        report: null,
+        error: null,
+        jobId: request.id,
+        createdAt: now(),
+        finishedAt: null,
+      },
     };
     return this.jobs.submit({ ...request, type: upgradeJobType, resource: `/v1/du/upgrades/${id}` }, [
       this.upgrades.createQueryBuilder().insert().values(columns<DuUpgradeEntity>(row)),
@@ -99,11 +109,13 @@ export class DuUpgradeService {
     const refuse = (detail: string) => new AppError('du_upgrade_state', { detail });
     if (endedPhases.includes(row.phase) || row.dryRun) throw refuse(`it has ended: ${row.phase}`);
     if (job && !isEnded(job.state)) throw refuse(`its job ${job.id} is ${job.state}`);
+    // Asked for once more, since the data could not be brought back: pushes are let in again all the same, and the report says what is missing.
+    const isStuck = change.goal === 'rolledBack' && row.phase === 'rollBackData' && row.error !== null;
     if (change.goal === 'done' && (rollingBack.includes(row.phase) || row.phase === 'preflight')) throw refuse(`it is at ${row.phase}`);
     const update = this.upgrades
       .createQueryBuilder()
       .update()
-      .set(columns<DuUpgradeEntity>({ ...change, jobId: request.id }) as never)
+      .set(columns<DuUpgradeEntity>({ ...change, ...(isStuck && { phase: 'rollBackOpen' }), jobId: request.id }) as never)
       .where({ id: row.id, jobId: row.jobId });
     return this.jobs.submit({ ...request, type: upgradeJobType, resource: `/v1/du/upgrades/${row.id}` }, [update]);
   }
@@ -135,8 +147,11 @@ export class DuUpgradeService {
         await this.moveTo(row, next);
       } catch (error) {
         signal.throwIfAborted();
-        if (isWorthRetrying(error)) throw error;
         const problem = toProblem(error);
+        if (isWorthRetrying(error)) {
+          if (!rollingBack.includes(row.phase)) await this.save(row, { error: problem });
+          throw error;
+        }
         if (rollingBack.includes(row.phase) || row.goal === 'rolledBack' || (needsSomebody(error) && !harmless.includes(row.phase))) {
           // The state stays as it is; somebody has to look.
           await this.save(row, { error: problem });
@@ -162,7 +177,7 @@ export class DuUpgradeService {
   async recover(): Promise<void> {
     const text = await readFile(this.stateFile, 'utf8').catch(() => undefined);
     if (!text) return;
-    const saved = JSON.parse(text) as DuUpgradeEntity;
+    const saved = { ...(JSON.parse(text) as DuUpgradeEntity), hasLostTables: true };
     await this.upgrades.createQueryBuilder().insert().values(columns<DuUpgradeEntity>(saved)).orIgnore().execute();
   }
 
@@ -180,8 +195,8 @@ export class DuUpgradeService {
       return 'fence';
     },
     fence: async (row, signal) => {
-      const { engineBinary } = await this.registry.load();
-      await this.save(row, { formerBinary: engineBinary });
+      // From here on only the backup that is made behind the fence counts: names that moved before it must not be turned back.
+      await this.save(row, { backupId: null });
       if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
       return 'finalBackup';
     },
@@ -194,6 +209,8 @@ export class DuUpgradeService {
       return row.goal === 'prepared' ? 'prepared' : 'engine';
     },
     engine: async (row, signal) => {
+      if (row.backupId && !(await this.hasRegistry()))
+        throw new AppError('registry_off', { detail: 'the registry was on before the upgrade: set privateRegistryType' });
       // A DU that has lost its tables has lost its fence too.
       if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
       if (row.engine) {
@@ -282,6 +299,9 @@ export class DuUpgradeService {
       signal,
       throwOnError: true,
     });
+    const seen = await followJob(client, begun.id, signal);
+    // Of an earlier attempt: whoever retries the upgrade has put right what was in its way.
+    if (seen.state !== 'succeeded') await retryJob({ client, path: { id: begun.id }, signal, throwOnError: true });
     assertSucceeded(await followJob(client, begun.id, signal));
     const id = begun.resource.split('/').at(-1) ?? '';
     const { data: backup } = await getBackup({ client, path: { id }, signal, throwOnError: true });
@@ -294,9 +314,12 @@ export class DuUpgradeService {
     if (!row.backupId || !(await this.hasRegistry())) return;
     const seen = await this.restoreJob(row, { dryRun: true }, signal);
     const isGone = (seen.report?.missing.length ?? 0) + (seen.report?.conflicts.length ?? 0) + (seen.report?.missingBytes ?? 0) > 0;
-    // Also for the tables, which may be lost while the images are there; rows that are there stay as they are.
-    await this.restoreJob(row, {}, signal);
-    await this.save(row, { report: { images: 0, present: 0, missing: [], changed: [], engineVersion: null, restored: isGone } });
+    // Rows come back only where the tables were lost: what was deleted since then must stay so.
+    // With them the fence was lost too: what was pushed meanwhile stays.
+    await this.restoreJob(row, row.hasLostTables ? { onConflict: 'keep' } : { settings: false }, signal);
+    await this.save(row, {
+      report: { images: 0, present: 0, missing: [], changed: [], engineVersion: null, restored: isGone || (row.report?.restored ?? false) },
+    });
   }
 
   private async restoreJob(row: DuUpgradeEntity, options: object, signal: AbortSignal): Promise<Restore> {
@@ -317,7 +340,7 @@ export class DuUpgradeService {
     await this.save(row, {
       report: { images: backup.images ?? 0, present: report?.present ?? 0, missing, changed, restored: row.report?.restored ?? false, engineVersion },
     });
-    if (missing.length + changed.length + (report?.missingBytes ?? 0) > 0) {
+    if (missing.length + (row.hasLostTables ? 0 : changed.length + (report?.missingBytes ?? 0)) > 0) {
       throw new AppError('du_upgrade_incomplete', {
         detail: `${missing.length} of ${backup.images ?? 0} names are missing, ${changed.length} lead to something else`,
       });
@@ -336,6 +359,12 @@ export class DuUpgradeService {
       await copyFile(path, fresh);
     }
     await registryEngine(this.config, { engineBinary: fresh }).version();
+    const file = await open(fresh, 'r');
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
     await rename(fresh, installed);
     await rm(join(folder, 'work'), { recursive: true, force: true });
     return installed;
@@ -356,13 +385,16 @@ export class DuUpgradeService {
   }
 
   private async moveTo(row: DuUpgradeEntity, phase: DuUpgradePhase): Promise<void> {
-    await this.save(row, { phase, ...(endedPhases.includes(phase) && { finishedAt: now() }) });
+    // An error that was got over is none any more.
+    const error = rollingBack.includes(phase) || ['rolledBack', 'refused'].includes(phase) ? row.error : null;
+    await this.save(row, { phase, error, ...(endedPhases.includes(phase) && { finishedAt: now() }) });
     if (endedPhases.includes(phase)) await rm(this.stateFile, { force: true });
   }
 }
 
 /** What rolling back would fail with too: a key, a disk, a store that somebody has to bring. Then the job is retried. */
-const needsSomebody = (error: unknown): boolean => error instanceof AppError && /^(secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);
+const needsSomebody = (error: unknown): boolean =>
+  error instanceof AppError && /^(registry_off|secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);
 
 /** What waiting may cure; a program that does not run now will not do so later. */
 const isWorthRetrying = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable' && !error.code.startsWith('registry_start');

@@ -105,9 +105,10 @@ export class RegistryService implements BeforeApplicationShutdown {
     };
   }
 
-  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`. */
+  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`, `registry_fenced`. */
   async put(request: JobRequest, { mode, externalUrl }: PutRegistry, ifMatch?: number): Promise<Job> {
-    const { version } = await this.load();
+    const { version, fence } = await this.load();
+    if (fence) throw new AppError('registry_fenced', { detail: `upgrade ${fence.upgradeId}` });
     if (ifMatch !== undefined && ifMatch !== version) throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
     const change = this.registries
       .createQueryBuilder()
@@ -167,7 +168,8 @@ export class RegistryService implements BeforeApplicationShutdown {
     if (row.fence && row.fence.upgradeId !== upgradeId) throw new AppError('registry_fenced', { detail: `upgrade ${row.fence.upgradeId} has it` });
     if (isUp !== (row.fence !== null)) {
       const fence = isUp ? { upgradeId, port: await freePort(), since: now() } : null;
-      await this.registries.update({ id, version: row.version }, columns({ fence, version: row.version + 1 }));
+      const { affected } = await this.registries.update({ id, version: row.version }, columns({ fence, version: row.version + 1 }));
+      if (affected === 0) return this.setFence(upgradeId, isUp, signal);
     }
     await this.reconcile(signal);
   }

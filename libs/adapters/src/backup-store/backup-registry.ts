@@ -12,6 +12,7 @@ import type { RegistryClient } from '../oci-client/registry-client.js';
 import type { RegistryStorage } from '../oci-client/registry-storage.js';
 import { type RetryOptions, withRetry } from '../oci-client/retry.js';
 import type { BackupStore, BlobIndex } from './backup-store.js';
+import type { StoreLock } from './store-lock.js';
 
 /** Each has pieces of memory, and a hashing thread to itself. */
 const copiesAtOnce = 2;
@@ -31,8 +32,9 @@ export interface BackupRegistryOptions {
   registry: RegistryClient;
   /** The registry's folder, when it lies on this machine: what can be read there does not go through the registry. */
   storage?: RegistryStorage | undefined;
-  /** Its lock has to be held. */
   store: BackupStore;
+  /** Of the store, held. */
+  lock?: StoreLock | undefined;
   /** Of the new record. */
   id: string;
   /** Which names are in the backup. Default all. */
@@ -45,6 +47,8 @@ export interface BackupRegistryOptions {
   concurrency?: number | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: BackupProgress) => void) | undefined;
+  /** Awaited before the record is written: whoever dies after that can still tell what is not in it. */
+  beforeRecord?: ((result: Pick<BackupResult, 'skipped' | 'addedBytes'>) => Promise<void>) | undefined;
   retry?: RetryOptions | undefined;
 }
 
@@ -81,7 +85,7 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   const report = () => options.onProgress?.({ ...progress });
   report();
   const createdAt = new Date().toISOString();
-  const [references, index, sequence] = await Promise.all([readNames(options, limit), store.index(), store.nextSequence()]);
+  const [{ references, lost }, index, sequence] = await Promise.all([readNames(options, limit), store.index(), store.nextSequence()]);
   progress.phase = 'reading manifests';
   report();
   const damage = new Map<Digest, string>();
@@ -127,6 +131,16 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   );
   const blobs = new Map<Digest, { digest: Digest; size: number }>(stored.map(({ digest, size }) => [digest, { digest, size }]));
   for (const [digest, { descriptor }] of blobsOf(complete)) blobs.set(digest, descriptor);
+  const taken = new Set(complete.flatMap((root) => root.references));
+  const reasonOf = new Map(
+    roots.map(({ references: [first], graph }) => [first?.digest, [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean)]),
+  );
+  const skipped = references
+    .filter((reference) => !taken.has(reference))
+    .map(({ repository, tag, digest }) => ({ name: `${repository}:${tag}`, reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete' }))
+    .concat(lost)
+    .sort((a, b) => a.name.localeCompare(b.name));
+  await options.beforeRecord?.({ skipped, addedBytes });
   const record = await store.writeRecord(
     {
       ...about,
@@ -137,16 +151,8 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
       settings: stored,
       blobs: [...blobs.values()],
     },
-    index,
+    { index, lock: options.lock },
   );
-  const taken = new Set(complete.flatMap((root) => root.references));
-  const reasonOf = new Map(
-    roots.map(({ references: [first], graph }) => [first?.digest, [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean)]),
-  );
-  const skipped = references
-    .toSorted((a, b) => `${a.repository}:${a.tag}`.localeCompare(`${b.repository}:${b.tag}`))
-    .filter((reference) => !taken.has(reference))
-    .map(({ repository, tag, digest }) => ({ name: `${repository}:${tag}`, reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete' }));
   return { record, skipped, addedBytes };
 }
 
@@ -176,7 +182,10 @@ async function all<T>(items: readonly T[], limit: LimitFunction, signal: AbortSi
   for (const result of results) if (result.status === 'rejected') throw result.reason;
 }
 
-async function readNames({ registry, storage, filter = () => true, signal, retry }: BackupRegistryOptions, limit: LimitFunction): Promise<BackupReference[]> {
+async function readNames(
+  { registry, storage, filter = () => true, signal, retry }: BackupRegistryOptions,
+  limit: LimitFunction,
+): Promise<{ references: BackupReference[]; lost: SkippedReference[] }> {
   const call = <T>(work: () => Promise<T>) => withRetry(work, signal, retry);
   let names = (await storage?.listNames()) ?? [];
   if (!storage) {
@@ -187,14 +196,17 @@ async function readNames({ registry, storage, filter = () => true, signal, retry
   }
   names = names.filter(filter);
   const references: BackupReference[] = [];
+  const lost: SkippedReference[] = [];
   await all(names, limit, signal, async ({ repository, tag }) => {
     const seen = await storage?.resolve(repository, tag);
     const bytes = seen && (await readStored(storage, seen));
     const found = bytes ? describe(bytes) : await call(() => registry.headManifest(repository, tag, { signal }));
-    // A tag that went between the two requests is no part of this moment.
+    // A tag that went between the two requests is no part of this moment; one that stays has lost its manifest.
+    if (!found && (await call(() => registry.listTags(repository, { signal }))).includes(tag))
+      lost.push({ name: `${repository}:${tag}`, reason: 'its manifest is missing' });
     if (found) references.push({ repository, tag, digest: found.digest, mediaType: found.mediaType, size: found.size });
   });
-  return references;
+  return { references, lost };
 }
 
 /** Undefined for what is no manifest: the registry says what it takes it for. */

@@ -342,7 +342,9 @@ describe('BackupStore', () => {
     const spare = randomContent(300, 'spare');
     await put(blob, content);
     await put({ digest: digestOf(spare), size: 300 }, spare);
-    await writeFile(join(store.storage.location, 'tmp', 'left.part'), '1234567');
+    const left = join(store.storage.location, 'tmp', 'left.part');
+    await writeFile(left, '1234567');
+    await utimes(left, 0, 0);
     await store.writeRecord({ id: 'one', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [blob] });
     expect(await store.findUnneeded()).toHaveLength(1);
     expect(await store.findUnneeded(new Set(['one']))).toHaveLength(2);
@@ -382,7 +384,9 @@ describe('BackupStore', () => {
     const lock = join(store.storage.location, 'locks/shared-third.json');
     const old = new Date(Date.now() - 16 * 60_000);
     await utimes(lock, old, old);
-    await (await store.lock({ kind: 'exclusive', id: 'prune' }))[Symbol.asyncDispose]();
+    // Only what does not move while it is watched is stale: a clock that jumps makes all locks look old.
+    await expect(store.lock({ kind: 'exclusive', id: 'prune', waitMs: 0, pauseMs: 1 })).rejects.toMatchObject({ code: 'backup_store_busy' });
+    await (await store.lock({ kind: 'exclusive', id: 'prune', pauseMs: 1, watchMs: 20 }))[Symbol.asyncDispose]();
     expect(await readdir(join(store.storage.location, 'locks'))).toEqual([]);
     await third[Symbol.asyncDispose]();
   });

@@ -115,9 +115,10 @@ export class BackupStore implements AsyncDisposable {
       }
     }
     // Of those who come at once the last one's id stays; the version is written last, and with it the store exists.
-    if (!(await storage.stat('ID'))) await storage.write('ID', Buffer.from(`${randomUUID()}\n`));
+    if (options.create !== false && !(await storage.stat('ID'))) await storage.write('ID', Buffer.from(`${randomUUID()}\n`));
     if (!found) await storage.write('VERSION', Buffer.from(version));
     const id = (await readSmall(storage, 'ID', 1024))?.toString('utf8').trim() ?? '';
+    if (!id) throw new AppError('backup_corrupt', { detail: `${location} has no ID` });
     if (options.expectedId && id !== options.expectedId) {
       throw new AppError('backup_target_changed', { detail: `${location} has the store ${id}, not ${options.expectedId}`, storeId: id });
     }
@@ -208,9 +209,10 @@ export class BackupStore implements AsyncDisposable {
 
   /**
    * Makes a backup exist, after looking that all of its blobs are there: `backup_incomplete`. Writing the same record again does nothing; another
-   * one under the same id is refused with `resource_exists`. `known`: an index that is younger than the lock which is held, with what was stored through it.
+   * one under the same id is refused with `resource_exists`. `index`: younger than the lock which is held, with what was stored
+   * through it; without a lock that is still held nobody knows what is there.
    */
-  async writeRecord(content: BackupContent, known?: BlobIndex): Promise<BackupRecord> {
+  async writeRecord(content: BackupContent, { index: known, lock }: { index?: BlobIndex; lock?: StoreLock | undefined } = {}): Promise<BackupRecord> {
     const name = recordName(content.id);
     const bytes = formatBackupRecord(content);
     const record = parseBackupRecord(bytes, content.id);
@@ -219,6 +221,7 @@ export class BackupStore implements AsyncDisposable {
     const existing = await readSmall(this.storage, name, maxBackupRecordBytes);
     if (existing?.equals(bytes)) return record;
     if (existing) throw new AppError('resource_exists', { detail: `there is a backup ${content.id}` });
+    lock?.assertHeld();
     if (this.options.hmacKey) await this.storage.write(`${name}.hmac`, Buffer.from(`${sign(bytes, this.options.hmacKey)}\n`));
     await this.storage.write(`${name}.sha256`, Buffer.from(`${digestHex(digestOf(bytes))}  ${content.id}.json\n`));
     await this.storage.write(name, bytes);
@@ -261,8 +264,9 @@ export class BackupStore implements AsyncDisposable {
         records.push({ id, record: await this.readRecord(id) });
       } catch (error) {
         // One that was deleted meanwhile is none.
-        if (!(error instanceof AppError)) throw error;
-        if (error.code !== 'resource_not_found') records.push({ id, error });
+        if (!(await this.storage.stat(recordName(id)))) continue;
+        if (!(error instanceof AppError) || error.family === 'unavailable') throw error;
+        records.push({ id, error });
       }
     }
     return records;
@@ -288,8 +292,8 @@ export class BackupStore implements AsyncDisposable {
     return files;
   }
 
-  /** Takes a backup over from another store, blob by blob, verified. Idempotent. The locks of both must be held. Throws `backup_corrupt`, `backup_incomplete`. */
-  async copyFrom(other: BackupStore, id: string, options: BlobOptions = {}): Promise<BackupRecord> {
+  /** Takes a backup over from another store, blob by blob, verified. Idempotent. Throws `backup_corrupt`, `backup_incomplete`. */
+  async copyFrom(other: BackupStore, id: string, lock: StoreLock, options: BlobOptions = {}): Promise<BackupRecord> {
     const record = await other.readRecord(id);
     const [from, to] = [await other.index(), await this.index()];
     for (const blob of record.blobs) {
@@ -299,7 +303,9 @@ export class BackupStore implements AsyncDisposable {
         throw error instanceof AppError && error.code === 'digest_mismatch' ? corruptBlob(blob.digest, 'other bytes') : error;
       });
     }
-    return this.writeRecord(record);
+    // It is the newest here, however many the other store had.
+    const own = await this.readRecord(id).catch(() => undefined);
+    return own ?? this.writeRecord({ ...record, sequence: await this.nextSequence() }, { lock });
   }
 
   /** For the next backup. Two that end at once may get the same. */

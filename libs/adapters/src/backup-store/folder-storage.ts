@@ -13,6 +13,8 @@ const codeOf = (error: unknown): string => (error instanceof Error && 'code' in 
 /** What a disk, an NFS server or a cable that is gone looks like. */
 const awayCodes = new Set(['EIO', 'ENODEV', 'ENXIO', 'ESTALE', 'ENOTCONN', 'EHOSTDOWN', 'EHOSTUNREACH', 'ETIMEDOUT', 'EROFS', 'ESHUTDOWN', 'EREMOTEIO']);
 
+const sweepAgeMs = 60_000;
+
 /** A folder of this machine, or on NFS. */
 export class FolderStorage implements BackupStorage {
   readonly #placer: BlobPlacer;
@@ -27,7 +29,7 @@ export class FolderStorage implements BackupStorage {
     this.#placer = new BlobPlacer(location, this.#tmp);
   }
 
-  /** Makes the folder if its parent is there. */
+  /** Makes the folder. */
   static async open(path: string): Promise<FolderStorage> {
     try {
       await mkdir(path, { recursive: true, mode: 0o700 });
@@ -124,7 +126,10 @@ export class FolderStorage implements BackupStorage {
 
   async sweep(): Promise<number> {
     let bytes = 0;
-    for await (const { name, size } of this.list('tmp')) {
+    const newest = Date.now() - sweepAgeMs;
+    for await (const { name, size, modifiedAt } of this.list('tmp')) {
+      // Somebody writes a lock, to find out that he has to wait.
+      if (modifiedAt > newest && size < 4096) continue;
       await this.remove(name);
       bytes += size;
     }

@@ -44,6 +44,8 @@ export class S3Storage implements BackupStorage {
       // Many servers on site do not know the newer checksums; every byte is hashed by us anyway.
       ...{ requestChecksumCalculation: 'WHEN_REQUIRED', responseChecksumValidation: 'WHEN_REQUIRED' },
       maxAttempts: 5,
+      // Without them a connection that is gone would be waited for without end.
+      requestHandler: { connectionTimeout: 10_000, socketTimeout: 60_000 },
     });
   }
 

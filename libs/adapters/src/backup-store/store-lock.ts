@@ -2,6 +2,7 @@
  * Who works in a backup store, whichever machine: files in `locks/`. Any number of processes may write and read at a time; only pruning, which removes, needs the store
  * alone. Each first writes its own lock and then looks at the others', so of two who come at once at least one sees the other and steps back.
  */
+import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
@@ -12,6 +13,7 @@ export type LockKind = 'shared' | 'exclusive';
 const renewMs = 60_000;
 /** By the clock of the storage, so that a clock that is set back ends nobody's lock. */
 const staleMs = 15 * 60_000;
+
 /** After so long without having renewed it a holder stops by itself, before others may take the lock for stale. */
 const trustMs = 10 * 60_000;
 
@@ -22,6 +24,8 @@ export interface LockOptions {
   /** Ms; then `backup_store_busy`. Default: as long as it takes. */
   waitMs?: number | undefined;
   pauseMs?: number | undefined;
+  /** How long a lock that looks stale is watched, ms: a clock that jumps makes all of them look old. Default two minutes. */
+  watchMs?: number | undefined;
   signal?: AbortSignal | undefined;
   /** Called before each wait with the names of who is in the way. */
   onWait?: ((holders: string[]) => void) | undefined;
@@ -39,23 +43,34 @@ export class StoreLock implements AsyncDisposable {
     private readonly content: Buffer,
   ) {
     this.#timer = setInterval(() => {
-      this.#renewing = this.#renewing.then(() => this.#renew());
-    }, renewMs);
+      // Also while a write hangs.
+      if (this.#isTooOld) this.#lose();
+      else this.#renewing = this.#renewing.then(() => this.#renew());
+    }, renewMs / 4);
     this.#timer.unref();
+  }
+
+  get #isTooOld(): boolean {
+    return performance.now() - this.#renewedAt > trustMs;
+  }
+
+  #lose(cause?: unknown): void {
+    this.#lost.abort(new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' }, { cause }));
   }
 
   /** Throws `backup_store_busy`, what the storage throws, and the signal's reason. */
   static async acquire(
     storage: BackupStorage,
-    { kind, id, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, signal, onWait }: LockOptions,
+    { kind, id, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, watchMs = 2 * renewMs, signal, onWait }: LockOptions,
   ): Promise<StoreLock> {
     const name = `locks/${kind}-${id}.json`;
-    const content = Buffer.from(`${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}`, since: new Date().toISOString() })}\n`);
+    const content = Buffer.from(`${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}/${randomUUID()}`, since: new Date().toISOString() })}\n`);
     const started = performance.now();
+    const seen: Sightings = new Map();
     for (;;) {
       signal?.throwIfAborted();
       await storage.write(name, content, { isLasting: false });
-      const others = await findOthers(storage, name, kind);
+      const others = await findOthers(storage, name, kind, { seen, watchMs });
       if (others.length === 0) return new StoreLock(storage, name, content);
       await storage.remove(name);
       const holders = others.map((other) => other.slice('locks/'.length, -'.json'.length));
@@ -72,37 +87,58 @@ export class StoreLock implements AsyncDisposable {
 
   /** Throws when the lock may be another's by now: for a process that was frozen, before it removes or promises anything. */
   assertHeld(): void {
-    if (performance.now() - this.#renewedAt > trustMs)
-      throw new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' });
+    if (this.#isTooOld) this.#lose();
+    this.#lost.signal.throwIfAborted();
   }
 
   async #renew(): Promise<void> {
     const askedAt = performance.now();
+    if (askedAt - this.#renewedAt < renewMs) return;
     try {
+      // Whoever took the work over has the lock now.
+      if (!(await this.#isOurs())) return this.#lose();
       await this.storage.write(this.name, this.content, { isLasting: false });
-      this.#renewedAt = askedAt;
+      // A write that hung for so long tells nothing: others may have come and gone.
+      if (this.#isTooOld) this.#lose();
+      else this.#renewedAt = askedAt;
     } catch (error) {
-      if (performance.now() - this.#renewedAt > trustMs) this.#lost.abort(error);
+      if (this.#isTooOld) this.#lose(error);
     }
+  }
+
+  async #isOurs(): Promise<boolean> {
+    const chunks: Buffer[] = [];
+    for await (const chunk of this.storage.read(this.name)) chunks.push(chunk as Buffer);
+    return Buffer.concat(chunks).equals(this.content);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     clearInterval(this.#timer);
+    if (this.#lost.signal.aborted) return;
     await this.#renewing;
-    // A storage that is gone lets the lock become stale; what the work itself failed with matters more.
-    await this.storage.remove(this.name).catch(() => undefined);
+    try {
+      if (await this.#isOurs()) await this.storage.remove(this.name);
+    } catch {
+      // A storage that is gone lets the lock become stale; what the work itself failed with matters more.
+    }
   }
 }
 
+/** When locks were seen first with the time that they have: only what does not move is stale, whatever the clocks say. */
+type Sightings = Map<string, { modifiedAt: number; since: number }>;
+
 /** Locks that are in the way; stale ones are removed. Our own was just written: its time is the storage's now. */
-async function findOthers(storage: BackupStorage, own: string, kind: LockKind): Promise<string[]> {
+async function findOthers(storage: BackupStorage, own: string, kind: LockKind, { seen, watchMs }: { seen: Sightings; watchMs: number }): Promise<string[]> {
   const locks: StoredFile[] = [];
   for await (const file of storage.list('locks')) locks.push(file);
   const now = locks.find(({ name }) => name === own)?.modifiedAt ?? Date.now();
   const others: string[] = [];
   for (const { name, modifiedAt } of locks) {
     if (name === own || !name.endsWith('.json')) continue;
-    if (now - modifiedAt > staleMs) await storage.remove(name);
+    const sighting = seen.get(name);
+    if (sighting?.modifiedAt !== modifiedAt) seen.set(name, { modifiedAt, since: performance.now() });
+    const isUnmoved = sighting?.modifiedAt === modifiedAt && performance.now() - sighting.since > watchMs;
+    if (now - modifiedAt > staleMs && isUnmoved) await storage.remove(name);
     else if (kind === 'exclusive' || name.startsWith('locks/exclusive-')) others.push(name);
   }
   return others;

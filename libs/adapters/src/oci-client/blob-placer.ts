@@ -135,7 +135,15 @@ async function copyFrom(
   const output = start > 0 ? await DirectFile.reopen(path, start) : await DirectFile.create(path);
   try {
     if (reader.file) await output.appendFrom({ path: reader.file.path, offset: reader.file.offset + start, size: size - start }, look);
-    else for await (const chunk of reader.open({ start })) await Promise.all([look(chunk as Buffer), output.append(chunk as Buffer)]);
+    else {
+      let count = start;
+      for await (const chunk of reader.open({ start })) {
+        count += (chunk as Buffer).byteLength;
+        // It may go on without end.
+        if (count > size) throw tooMany(count, { digest, size });
+        await Promise.all([look(chunk as Buffer), output.append(chunk as Buffer)]);
+      }
+    }
     expectContent(await digested.value(), await output.finish(), { digest, size });
   } finally {
     await output.close();
@@ -144,12 +152,20 @@ async function copyFrom(
 
 async function copySmall(reader: BlobReader, path: string, expected: Blob, onBytes?: (count: number) => void): Promise<void> {
   const chunks: Buffer[] = [];
-  for await (const chunk of reader.open()) chunks.push(chunk as Buffer);
+  let count = 0;
+  for await (const chunk of reader.open()) {
+    count += (chunk as Buffer).byteLength;
+    if (count > expected.size) throw tooMany(count, expected);
+    chunks.push(chunk as Buffer);
+  }
   const bytes = Buffer.concat(chunks);
   expectContent(digestOf(bytes), bytes.byteLength, expected);
   await writeFile(path, bytes, { flag: 'wx' });
   onBytes?.(bytes.byteLength);
 }
+
+const tooMany = (count: number, { digest, size }: Blob) =>
+  new AppError('digest_mismatch', { detail: `a blob has ${count} bytes at least, not ${size} as ${digest}`, expected: digest });
 
 function expectContent(actual: Digest, written: number, { digest, size }: Blob): void {
   if (actual === digest && written === size) return;

@@ -1,8 +1,13 @@
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
 import { mediaTypes } from '@airdock/core/oci/manifest';
+import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
+import { startRegistry, tempDir } from '@airdock/testing/servers';
 import { expect, it } from 'vitest';
+import { openBundle } from './bundle.js';
+import { copyImages } from './copy-image.js';
 import type { ImageSource } from './image-source.js';
 import { planCopy } from './plan-copy.js';
 import { RegistryClient } from './registry-client.js';
@@ -30,4 +35,18 @@ it('fails with what it could not read, also of an image whose turn has not come'
     process.off('unhandledRejection', note);
   }
   expect(unhandled).toEqual([]);
+});
+
+it('finds that nothing is missing over HTTP of what was copied, manifests included', async () => {
+  await using folder = await tempDir('plan');
+  await using server = await startRegistry();
+  const file = join(folder.path, 'a.tar');
+  await buildOciArchive(file, [await makeImage({ name: 'quay.io/a:1', layers: [{ files: { a: 'b' } }] })]);
+  await using source = await openBundle(file, { workDir: join(folder.path, 'work') });
+  await using registry = new RegistryClient(server.url);
+  const images = source.images.map((image) => ({ image, names: [{ repository: 'a', tag: '1' }] }));
+  const { missingBytes } = await planCopy({ source, images, registry });
+  expect(missingBytes).toBeGreaterThan(0);
+  for (const { error } of await copyImages({ source, registry, images })) expect(error).toBeUndefined();
+  expect((await planCopy({ source, images, registry })).missingBytes).toBe(0);
 });

@@ -35,7 +35,7 @@ export interface PlanCopyOptions {
 /** What is known of an image without regard to the others of its plan. */
 interface Looked {
   root: ImageToCopy['image']['root'];
-  parts: { digest?: Digest | undefined; size: number }[];
+  parts: { digest?: Digest | undefined; size: number; isManifest?: boolean }[];
   repositories: string[];
   /** What its names lead to now. */
   digests: (Digest | undefined)[];
@@ -60,7 +60,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     if (root) {
       const roots = [root, ...(image.companions ?? []).map((companion) => companion.root)];
       graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
-      parts = graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]);
+      parts = graphs.flatMap(({ manifests, blobs }) => [...manifests.map((manifest) => ({ ...manifest, isManifest: true })), ...blobs]);
     }
     const repositories = [...new Set(names.map(({ repository }) => repository))];
     const digests = await Promise.all(
@@ -76,15 +76,20 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
 
   const counted = new Set<Digest>();
   const count = async ({ root, parts, repositories, digests, isLinked }: Looked): Promise<PlannedImage> => {
-    const isThere = async (digest: Digest, size: number) => {
+    const isThere = async (digest: Digest, size: number, isManifest = false) => {
       if (storage) return storage.hasBlob({ digest, size });
-      for (const repository of repositories) if ((await requests(() => registry.headBlob(repository, digest, { signal })))?.size === size) return true;
+      // A registry does not show manifests among its blobs.
+      const head = (repository: string) =>
+        isManifest ? registry.headManifest(repository, digest, { signal }) : registry.headBlob(repository, digest, { signal });
+      for (const repository of repositories) if ((await requests(() => head(repository)))?.size === size) return true;
       return false;
     };
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
     for (const { digest } of fresh) if (digest) counted.add(digest);
     // What has links in its repositories was looked at.
-    const there = await Promise.all(fresh.map(async ({ digest, size }) => isLinked || (digest !== undefined && (await isThere(digest, size)))));
+    const there = await Promise.all(
+      fresh.map(async ({ digest, size, isManifest }) => isLinked || (digest !== undefined && (await isThere(digest, size, isManifest)))),
+    );
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
     const state = isLinked ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
     return { state, digest: root?.digest, missingBytes };

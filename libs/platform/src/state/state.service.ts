@@ -52,7 +52,8 @@ export class StateService {
         continue;
       }
       try {
-        if (there) await repository.update(key, columns(values));
+        // What means nothing on another machine means something on this one.
+        if (there) await repository.update(key, columns(without(values, Object.keys(known.reset ?? {}))));
         else await repository.insert(columns(values));
         result[there ? 'replaced' : 'added'] += 1;
       } catch (error) {
@@ -63,3 +64,6 @@ export class StateService {
     return result;
   }
 }
+
+const without = (values: Record<string, unknown>, names: readonly string[]) =>
+  Object.fromEntries(Object.entries(values).filter(([name]) => !names.includes(name)));
