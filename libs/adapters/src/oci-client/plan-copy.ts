@@ -79,14 +79,17 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     const isThere = async (digest: Digest, size: number, isManifest = false) => {
       if (storage) return storage.hasBlob({ digest, size });
       // A registry does not show manifests among its blobs.
-      const head = (repository: string) => (isManifest ? registry.headManifest(repository, digest, { signal }) : registry.headBlob(repository, digest, { signal }));
+      const head = (repository: string) =>
+        isManifest ? registry.headManifest(repository, digest, { signal }) : registry.headBlob(repository, digest, { signal });
       for (const repository of repositories) if ((await requests(() => head(repository)))?.size === size) return true;
       return false;
     };
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
     for (const { digest } of fresh) if (digest) counted.add(digest);
     // What has links in its repositories was looked at.
-    const there = await Promise.all(fresh.map(async ({ digest, size, isManifest }) => isLinked || (digest !== undefined && (await isThere(digest, size, isManifest)))));
+    const there = await Promise.all(
+      fresh.map(async ({ digest, size, isManifest }) => isLinked || (digest !== undefined && (await isThere(digest, size, isManifest)))),
+    );
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
     const state = isLinked ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
     return { state, digest: root?.digest, missingBytes };
