@@ -96,7 +96,8 @@ async function startSite(form: Form): Promise<Site> {
   const folder = await tempDir(`faults-${form}`);
   const targets = Object.fromEntries(['small', 'plug', 'fresh'].map((name) => [name, { folder: join(folder.path, name) }]));
   const airdock = { backupDir: join(folder.path, 'store'), backup: { targets }, duVersion: 'v-5.2.0-1500000' };
-  const started = form === 'embedded' ? startEmbeddedSite(folder.path, { bundleDir: bundles.path, airdock }) : startSiteApart(folder.path, bundles.path, airdock);
+  const started =
+    form === 'embedded' ? startEmbeddedSite(folder.path, { bundleDir: bundles.path, airdock }) : startSiteApart(folder.path, bundles.path, airdock);
   const site: Site = { ...(await started), form, store: airdock.backupDir, storage: '', oldBundleId: '', upgrades: 0 };
   site.storage = join(site.dataDir, 'registry/storage');
   const stop = site[Symbol.asyncDispose];
@@ -149,7 +150,8 @@ class Sites implements AsyncDisposable {
 /** Newest first. */
 const backupsOf = async (site: Site, target = 'default'): Promise<Backup[]> =>
   (await listBackups({ client: site.client('backup'), query: { target }, throwOnError: true })).data.items;
-const beginBackup = async (site: Site, body: object = {}): Promise<Job> => (await createBackup({ client: site.client('backup'), body, throwOnError: true })).data;
+const beginBackup = async (site: Site, body: object = {}): Promise<Job> =>
+  (await createBackup({ client: site.client('backup'), body, throwOnError: true })).data;
 const makeBackup = async (site: Site, body: object = {}): Promise<string> => resourceId(await success(site.client('backup'), await beginBackup(site, body)));
 const backup = async (site: Site, id: string): Promise<Backup> => (await getBackup({ client: site.client('backup'), path: { id }, throwOnError: true })).data;
 async function restore(site: Site, backupId: string): Promise<void> {
@@ -366,7 +368,8 @@ const kinds: Record<JobName, JobKind> = {
       'it was accepted': accepted,
       'its lock': locked((look) => restored(look) === 0),
       'the first part of a blob': locked(
-        ({ site: { storage } }) => filesBelow(storage, 'airdock-incoming').some(isPart) || filesBelow(storage, 'docker').some((path) => path.includes('/_uploads/')),
+        ({ site: { storage } }) =>
+          filesBelow(storage, 'airdock-incoming').some(isPart) || filesBelow(storage, 'docker').some((path) => path.includes('/_uploads/')),
       ),
       'the first blob': locked((look) => restored(look) > 0),
       'half of the blobs': locked((look) => restored(look) >= look.lost.length / 2),
@@ -463,7 +466,8 @@ const kinds: Record<JobName, JobKind> = {
       'all blobs': (look) => () => aside(look, /aside\/blobs/) === garbageBlobs,
       'its record': (look) => () => aside(look, /sweep\.json/) > 0,
       'what is condemned': (look) => () => condemned(look).length > 0,
-      'what is condemned, in part': (look) => () => condemned(look).length > 0 && condemned(look).filter((path) => path.endsWith('/data')).length < garbageBlobs,
+      'what is condemned, in part': (look) => () =>
+        condemned(look).length > 0 && condemned(look).filter((path) => path.endsWith('/data')).length < garbageBlobs,
     },
     check: async (site, job) => {
       const { data } = await getGarbageCollection({ client: site.client('registry'), path: { id: resourceId(job) }, throwOnError: true });
@@ -677,8 +681,7 @@ describe.skipIf(!mayMount)('the disk of a target', () => {
       expect(await backup(site, resourceId(begun))).toMatchObject({ state: 'complete', images: nameCount });
       await expectWholeStore(site, 'small', disk);
       for (const { id } of await backupsOf(site, 'small')) await deleteBackup({ client, path: { id }, throwOnError: true });
-    }),
-  );
+    }));
 
   it.concurrent('that is unplugged in the middle gets nothing below its mount, and the backup goes on when it is back', () =>
     sites.with('embedded', async (site) => {
@@ -691,8 +694,7 @@ describe.skipIf(!mayMount)('the disk of a target', () => {
       const begun = await stoppedBackup(site, 'plug', disk);
       await run('umount', ['--lazy', disk]);
       goOn(site);
-      const targetError = async () =>
-        (await listBackupTargets({ client, throwOnError: true })).data.items.find(({ name }) => name === 'plug')?.error?.code;
+      const targetError = async () => (await listBackupTargets({ client, throwOnError: true })).data.items.find(({ name }) => name === 'plug')?.error?.code;
       await waitFor(async () => (await jobNow(site, 'backup', begun)).state === 'queued', { what: 'the backup to be tried again later', timeoutMs: 30_000 });
       expect(await targetError()).toBe('backup_target_unavailable');
       const second = (await jobNow(site, 'backup', begun)).attempt + 1;
@@ -704,8 +706,7 @@ describe.skipIf(!mayMount)('the disk of a target', () => {
       expect(await targetError()).toBeUndefined();
       await expectWholeStore(site, 'plug', disk);
       for (const { id } of await backupsOf(site, 'plug')) await deleteBackup({ client, path: { id }, throwOnError: true });
-    }),
-  );
+    }));
 });
 
 /** Writes until the disk is full. */
@@ -776,8 +777,7 @@ describe('a bit that was flipped', () => {
       await expectServed(site, before, { bytes: true });
       await rm(join(site.store, 'damaged'), { recursive: true });
       await expectWhole(site);
-    }),
-  );
+    }));
 });
 
 /** Names of a full backup that need a blob. */
@@ -791,7 +791,10 @@ async function namesWith(site: Site, digest: Digest): Promise<string[]> {
 }
 
 /** Workers of backup-svc alone, whose clock is that of the machine and so many milliseconds, which may change while they run. */
-async function startWorkersWithClock(site: SiteApart, count: number): Promise<{ workers: ServiceProcess[]; setClock(offsetMs: number): Promise<void> } & AsyncDisposable> {
+async function startWorkersWithClock(
+  site: SiteApart,
+  count: number,
+): Promise<{ workers: ServiceProcess[]; setClock(offsetMs: number): Promise<void> } & AsyncDisposable> {
   const usual = site.services.process('backup', 'worker');
   await usual.end();
   const file = join(site.folder, 'clock');
@@ -855,8 +858,7 @@ describe.skipIf(!fakeClock)('a clock', () => {
       await waitFor(scheduled, { what: 'the schedule to go by the new time', timeoutMs: 30_000 });
       await deleteBackupSchedule({ client, path: { id: schedule.id }, throwOnError: true });
       await expectWhole(site);
-    }),
-  );
+    }));
 
   it.concurrent('on which two schedules come at once gives each one backup by two workers, and prunes leave what they keep', () =>
     sites.with('apart', async (site) => {
@@ -864,7 +866,9 @@ describe.skipIf(!fakeClock)('a clock', () => {
       await using clock = await startWorkersWithClock(site as SiteApart, 2);
       const names = ['one', 'two'];
       const create = (name: string) =>
-        createBackupSchedule({ client, body: { name, cron: '* * * * *', keep: { last: 1 } as RetentionPolicy }, throwOnError: true }).then(({ data }) => data.id);
+        createBackupSchedule({ client, body: { name, cron: '* * * * *', keep: { last: 1 } as RetentionPolicy }, throwOnError: true }).then(
+          ({ data }) => data.id,
+        );
       const ids = await Promise.all(names.map(create));
       const made = new Set<string>();
       const ofSchedule = async (id: string) => {
@@ -890,6 +894,5 @@ describe.skipIf(!fakeClock)('a clock', () => {
         expect((await listJobs({ client, query: { type, state: 'failed' }, throwOnError: true })).data.items).toEqual([]);
       }
       await expectWhole(site);
-    }),
-  );
+    }));
 });

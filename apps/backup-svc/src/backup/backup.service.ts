@@ -137,7 +137,8 @@ export class BackupService {
     const { record, skipped, addedBytes } = await backupRegistry({
       ...{ registry, storage, store, id, signal, onProgress: progress },
       filter: await this.filterOf(row),
-      beforeRecord: async (result) => void (await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }))),
+      beforeRecord: async (result) =>
+        void (await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }))),
       settings: isAll ? await this.readSettings(signal) : [],
       about: {
         duVersion: this.config.duVersion,
