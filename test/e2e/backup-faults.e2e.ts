@@ -2,43 +2,57 @@
  * No image is ever lost: backups, restores, prunes, garbage collections and upgrades of the DU whose worker, Redis or registry is killed at a chosen point.
  * Afterwards everything that was complete before is served with its digest, every backup restores, and nothing half is left.
  */
+import { execFile, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, statSync } from 'node:fs';
-import { chmod, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import {
   createBackup,
   createBackupOperation,
+  createBackupSchedule,
   createDuUpgrade,
   createGarbageCollection,
   createRestore,
+  createVerification,
   deleteBackup,
+  deleteBackupSchedule,
   deleteImage,
   getBackup,
+  getBackupOperation,
   getDuUpgrade,
   getGarbageCollection,
   getJob,
   getRegistry,
   getRestore,
   listBackups,
+  listBackupTargets,
   listImages,
+  listJobs,
   retryJob,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Backup, BackupAction, Job } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { Backup, BackupAction, Job, RetentionPolicy } from '@airdock/adapters/api-clients/generated/types.gen';
 import { openBackup } from '@airdock/adapters/backup-store/backup-source';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
+import { digestOfFile } from '@airdock/adapters/oci-client/hash-pool';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
-import { findProgram, type TempDir, tempDir } from '@airdock/testing/servers';
+import { findProgram, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
 import { type FaultSite, filesBelow, namesIn, startEmbeddedSite, startSiteApart, stepUntil, type Victim } from '../support/fault-site.js';
 import { endOf, resourceId, success } from '../support/jobs.js';
 import { processesOf } from '../support/processes.js';
 import { digestAt, namesAt } from '../support/registry.js';
-import type { ServiceName } from '../support/services.js';
+import type { ServiceName, ServiceProcess, Services } from '../support/services.js';
+
+const run = promisify(execFile);
+/** Gives a process a clock of its own. */
+const fakeClock = ['x86_64', 'aarch64'].map((machine) => `/usr/lib/${machine}-linux-gnu/faketime/libfaketimeMT.so.1`).find((path) => existsSync(path));
+if (!fakeClock) process.stderr.write('clocks that are set back, schedules: skipped: no libfaketime\n');
 
 type Form = 'embedded' | 'apart';
 /** A DU in whose registry are the images `base-*` and `extra-*`, and in whose store is a backup of the former. */
@@ -50,11 +64,12 @@ interface Site extends FaultSite {
   oldBundleId: string;
   upgrades: number;
 }
+type SiteApart = Site & { services: Services };
 
 /** Images that share a layer, of sizes that take a moment. */
 const images = {
   base: { count: 4, shared: { base: 20_000_000 }, own: 8_000_000 },
-  extra: { count: 4, shared: { base: 20_000_000, extra: 12_000_000 }, own: 12_000_000 },
+  extra: { count: 4, shared: { base: 20_000_000, extra: 12_000_000 }, own: 11_000_000 },
   old: { count: 2, shared: { base: 20_000_000 }, own: 6_000_000 },
 };
 const baseRepositories = ['base-*', 'k8s.gcr.io/base-*'];
@@ -70,12 +85,17 @@ beforeAll(async () => {
       made.push(await makeImage({ name: `k8s.gcr.io/${name}-${index}:v1`, layers: [...layers, { randomBytes: own, seed: `${name} ${index}` }] }));
     await buildOciArchive(join(bundles.path, `${name}.tar`), made);
   }
+  await sites.start(['embedded', 'embedded', 'apart', 'apart']);
 });
-afterAll(() => bundles?.remove());
+afterAll(async () => {
+  await sites[Symbol.asyncDispose]();
+  await bundles?.remove();
+});
 
 async function startSite(form: Form): Promise<Site> {
   const folder = await tempDir(`faults-${form}`);
-  const airdock = { backupDir: join(folder.path, 'store'), duVersion: 'v-5.2.0-1500000' };
+  const targets = Object.fromEntries(['small', 'plug', 'fresh'].map((name) => [name, { folder: join(folder.path, name) }]));
+  const airdock = { backupDir: join(folder.path, 'store'), backup: { targets }, duVersion: 'v-5.2.0-1500000' };
   const started =
     form === 'embedded' ? startEmbeddedSite(folder.path, { bundleDir: bundles.path, airdock }) : startSiteApart(folder.path, bundles.path, airdock);
   const site: Site = { ...(await started), form, store: airdock.backupDir, storage: '', oldBundleId: '', upgrades: 0 };
@@ -127,14 +147,21 @@ class Sites implements AsyncDisposable {
 
 // What is done with a site
 
-const backupsOf = async (site: Site): Promise<Backup[]> => (await listBackups({ client: site.client('backup'), throwOnError: true })).data.items;
-async function makeBackup(site: Site, body: object = {}): Promise<string> {
+/** Newest first. */
+const backupsOf = async (site: Site, target = 'default'): Promise<Backup[]> =>
+  (await listBackups({ client: site.client('backup'), query: { target }, throwOnError: true })).data.items;
+const beginBackup = async (site: Site, body: object = {}): Promise<Job> =>
+  (await createBackup({ client: site.client('backup'), body, throwOnError: true })).data;
+const makeBackup = async (site: Site, body: object = {}): Promise<string> => resourceId(await success(site.client('backup'), await beginBackup(site, body)));
+const backup = async (site: Site, id: string): Promise<Backup> => (await getBackup({ client: site.client('backup'), path: { id }, throwOnError: true })).data;
+async function restore(site: Site, backupId: string): Promise<void> {
   const client = site.client('backup');
-  return resourceId(await success(client, createBackup({ client, body, throwOnError: true })));
+  await success(client, createRestore({ client, body: { backupId }, throwOnError: true }));
 }
-const begin = async (site: Site, operation: object): Promise<Job> =>
-  (await createBackupOperation({ client: site.client('backup'), body: { operation: operation as BackupAction }, throwOnError: true })).data;
-const prune = async (site: Site, options: object = {}) => success(site.client('backup'), await begin(site, { action: 'prune', ...options }));
+const beginOperation = async (site: Site, operation: object, target = 'default'): Promise<Job> =>
+  (await createBackupOperation({ client: site.client('backup'), body: { target, operation: operation as BackupAction }, throwOnError: true })).data;
+const prune = async (site: Site, options: object = {}, target = 'default') =>
+  success(site.client('backup'), await beginOperation(site, { action: 'prune', ...options }, target));
 
 /** Everything but the newest backup of `base-*` goes from the store, so that a full one has something to do. */
 async function keepOnlyBase(site: Site): Promise<void> {
@@ -149,6 +176,8 @@ async function fullBackup(site: Site): Promise<string> {
 }
 
 const recordOf = async ({ store }: Site, id: string): Promise<BackupRecord> => JSON.parse(await readFile(join(store, 'backups', `${id}.json`), 'utf8'));
+const namesOf = ({ references }: BackupRecord): Record<string, Digest> =>
+  Object.fromEntries(references.map(({ repository, tag, digest }) => [`${repository}:${tag}`, digest]));
 const blobFolder = ({ storage }: Site, digest: Digest): string => {
   const hex = digestHex(digest);
   return join(storage, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex);
@@ -211,10 +240,20 @@ async function expectServed({ readOnlyPort }: Site, expected: Record<string, str
 
 /** Every backup that is said to be complete restores, and nothing half is left, of whatever kind. */
 async function expectWhole(site: Site): Promise<void> {
-  await using store = await BackupStore.open(await FolderStorage.open(site.store), { create: false });
+  await expectWholeStore(site);
+  expect(namesIn(site.dataDir, 'drills')).toEqual([]);
+  expect((await processesOf(join(site.dataDir, 'drills'))).filter((line) => line.includes(' serve '))).toEqual([]);
+  expect(namesIn(site.storage, 'airdock-garbage')).toEqual([]);
+  expect(existsSync(join(site.dataDir, 'du-upgrade.json'))).toBe(false);
+  expect((await getRegistry({ client: site.client('registry'), throwOnError: true })).data).toMatchObject({ fence: null, collecting: false, error: null });
+}
+
+/** Of one target. Reads every blob. */
+async function expectWholeStore(site: Site, target = 'default', folder = site.store): Promise<void> {
+  await using store = await BackupStore.open(await FolderStorage.open(folder), { create: false });
   const listed = await store.listRecords();
   expect(listed.flatMap(({ error }) => error ?? [])).toEqual([]);
-  const backups = await backupsOf(site);
+  const backups = (await backupsOf(site, target)).filter(({ state }) => state !== 'failed');
   expect(listed.map(({ id }) => id)).toEqual(backups.map(({ id }) => id).sort());
   expect(backups.filter(({ state }) => state !== 'complete')).toEqual([]);
   const index = await store.index();
@@ -224,13 +263,8 @@ async function expectWhole(site: Site): Promise<void> {
     await using source = await openBackup(store, id);
     expect(source.broken).toEqual([]);
   }
-  expect(namesIn(site.store, 'locks')).toEqual([]);
-  expect(namesIn(site.store, 'damaged')).toEqual([]);
-  expect(namesIn(site.dataDir, 'drills')).toEqual([]);
-  expect((await processesOf(join(site.dataDir, 'drills'))).filter((line) => line.includes(' serve '))).toEqual([]);
-  expect(namesIn(site.storage, 'airdock-garbage')).toEqual([]);
-  expect(existsSync(join(site.dataDir, 'du-upgrade.json'))).toBe(false);
-  expect((await getRegistry({ client: site.client('registry'), throwOnError: true })).data).toMatchObject({ fence: null, collecting: false, error: null });
+  expect(namesIn(folder, 'locks')).toEqual([]);
+  expect(namesIn(folder, 'damaged')).toEqual([]);
 }
 
 // Where a job is hit
@@ -298,13 +332,15 @@ interface JobKind {
 }
 
 const strayBlobs = 150;
+/** Manifest, configuration and layer of each image, and what stands for each deleted name. */
+const garbageBlobs = (3 + 2 * 2) * images.old.count;
 
 type JobName = 'backup' | 'restore' | 'restore of everything' | 'drill' | 'prune' | 'garbage collection' | 'upgrade';
 const kinds: Record<JobName, JobKind> = {
   backup: {
     service: 'backup',
     prepare: keepOnlyBase,
-    begin: async (site) => (await createBackup({ client: site.client('backup'), body: {}, throwOnError: true })).data,
+    begin: (site) => beginBackup(site),
     places: {
       'it was accepted': accepted,
       'its lock': locked((look) => newBlobs(look) === 0),
@@ -318,8 +354,7 @@ const kinds: Record<JobName, JobKind> = {
       'a moment (3)': moment('backup 3', 300),
     },
     check: async (site, job) => {
-      const { data } = await getBackup({ client: site.client('backup'), path: { id: resourceId(job) }, throwOnError: true });
-      expect(data).toMatchObject({ state: 'complete', images: nameCount, skipped: [], hasSettings: true });
+      expect(await backup(site, resourceId(job))).toMatchObject({ state: 'complete', images: nameCount, skipped: [], hasSettings: true });
     },
   },
   restore: {
@@ -347,8 +382,7 @@ const kinds: Record<JobName, JobKind> = {
     check: async (site, job) => {
       const { data } = await getRestore({ client: site.client('backup'), path: { id: resourceId(job) }, throwOnError: true });
       expect(data.report).toMatchObject({ verified: nameCount, broken: [] });
-      const { references } = await recordOf(site, data.backupId);
-      await expectServed(site, Object.fromEntries(references.map(({ repository, tag, digest }) => [`${repository}:${tag}`, digest])), { bytes: true });
+      await expectServed(site, namesOf(await recordOf(site, data.backupId)), { bytes: true });
     },
   },
   'restore of everything': {
@@ -392,7 +426,7 @@ const kinds: Record<JobName, JobKind> = {
       await writeFile(join(site.store, 'tmp', `${'0'.repeat(64)}.free.1.part`), 'of a machine that is gone');
       await makeBackup(site, { repositories: baseRepositories });
     },
-    begin: (site) => begin(site, { action: 'prune', keep: { last: 1 } }),
+    begin: (site) => beginOperation(site, { action: 'prune', keep: { last: 1 } }),
     places: {
       'it was accepted': accepted,
       'its lock': locked(),
@@ -426,18 +460,18 @@ const kinds: Record<JobName, JobKind> = {
     begin: async (site) => (await createGarbageCollection({ client: site.client('registry'), body: { protectHours: 0 }, throwOnError: true })).data,
     places: {
       'it was accepted': accepted,
-      'the first link': (look) => () => aside(look, /_manifests/) > 0,
+      'its folder': (look) => () => namesIn(look.site.storage, 'airdock-garbage').length > 0,
       'the first link of a layer': (look) => () => aside(look, /_layers/) > 0,
       'the first blob': (look) => () => aside(look, /aside\/blobs/) > 0,
-      'all blobs': (look) => () => aside(look, /aside\/blobs/) === 3 * images.old.count,
+      'all blobs': (look) => () => aside(look, /aside\/blobs/) === garbageBlobs,
       'its record': (look) => () => aside(look, /sweep\.json/) > 0,
       'what is condemned': (look) => () => condemned(look).length > 0,
       'what is condemned, in part': (look) => () =>
-        condemned(look).length > 0 && condemned(look).filter((path) => path.endsWith('/data')).length < 3 * images.old.count,
+        condemned(look).length > 0 && condemned(look).filter((path) => path.endsWith('/data')).length < garbageBlobs,
     },
     check: async (site, job) => {
       const { data } = await getGarbageCollection({ client: site.client('registry'), path: { id: resourceId(job) }, throwOnError: true });
-      expect(data.freed).toMatchObject({ blobs: 3 * images.old.count });
+      expect(data.freed).toMatchObject({ blobs: garbageBlobs });
       expect((await namesAt(site.readOnlyPort)).filter((name) => name.includes('old-'))).toEqual([]);
     },
   },
@@ -478,13 +512,16 @@ interface Point {
   service?: ServiceName;
 }
 
-let sites: Sites;
+const sites = new Sites();
+
+const jobNow = async (site: Site, service: ServiceName, { id }: Job): Promise<Job> =>
+  (await getJob({ client: site.client(service), path: { id }, throwOnError: true })).data;
+const isOver = async (site: Site, service: ServiceName, job: Job): Promise<boolean> => (await jobNow(site, service, job)).finishedAt !== null;
 
 /** Lets a job run to the place, kills there, starts again what does not come back by itself, and waits for the job's success, if need be by a retry. */
 async function hit(site: Site, { job: name, place, victim, service }: Point): Promise<{ job: Job; before: Record<string, string | undefined> }> {
   const kind = kinds[name];
   const client = site.client(kind.service);
-  const isOver = async ({ id }: Job) => (await getJob({ client, path: { id }, throwOnError: true })).data.finishedAt !== null;
   const worker = service ?? kind.service;
   for (let tries = 0; tries < 8; tries++) {
     await kind.prepare(site);
@@ -493,7 +530,7 @@ async function hit(site: Site, { job: name, place, victim, service }: Point): Pr
     const blobsBefore = blobFiles(site).length;
     const begun = await kind.begin(site);
     const isThere = (kind.places[place] as Place)({ site, job: begun, id: resourceId(begun), blobsBefore, lost, tries });
-    if (!(await stepUntil(site.workerPid(worker), isThere, () => isOver(begun)))) {
+    if (!(await stepUntil(site.workerPid(worker), isThere, () => isOver(site, kind.service, begun)))) {
       await success(client, begun);
       continue;
     }
@@ -539,8 +576,8 @@ const points = interleave([
   ...pointsOf('prune', 'Redis', 'apart', ['its lock']),
   ...pointsOf('prune', 'read-write registry', 'embedded', ['the first blob']),
 
-  ...pointsOf('garbage collection', 'worker', 'embedded', ['the first link', 'all blobs', 'its record', 'what is condemned, in part']),
-  ...pointsOf('garbage collection', 'worker', 'apart', ['it was accepted', 'the first link of a layer', 'the first blob', 'what is condemned']),
+  ...pointsOf('garbage collection', 'worker', 'embedded', ['the first link of a layer', 'all blobs', 'its record', 'what is condemned, in part']),
+  ...pointsOf('garbage collection', 'worker', 'apart', ['it was accepted', 'its folder', 'the first blob', 'what is condemned']),
   ...pointsOf('garbage collection', 'Redis', 'apart', ['the first blob']),
   ...pointsOf('garbage collection', 'Redis', 'embedded', ['what is condemned']),
   ...pointsOf('garbage collection', 'read-write registry', 'embedded', ['the first link of a layer']),
@@ -568,12 +605,6 @@ function interleave(all: Point[]): Point[] {
 }
 
 describe('no image and no backup is lost when', () => {
-  beforeAll(async () => {
-    sites = new Sites();
-    await sites.start(['embedded', 'embedded', 'apart']);
-  });
-  afterAll(() => sites?.[Symbol.asyncDispose]());
-
   it.concurrent.each(points.map((point, index) => ({ ...point, index })))('a $job meets the death of the $victim at: $place ($form)', async (point) => {
     await sites.with(point.form, async (site) => {
       const { job, before } = await hit(site, point);
@@ -582,12 +613,286 @@ describe('no image and no backup is lost when', () => {
       await expectWhole(site);
       if (point.index % 10 > 0) return;
       // A backup is good when it restores.
-      const [backup] = await backupsOf(site);
+      const [newest] = await backupsOf(site);
       await lose(site, 'all');
-      await success(site.client('backup'), createRestore({ client: site.client('backup'), body: { backupId: backup?.id ?? '' }, throwOnError: true }));
-      const { references } = await recordOf(site, backup?.id ?? '');
-      await expectServed(site, Object.fromEntries(references.map(({ repository, tag, digest }) => [`${repository}:${tag}`, digest])), { bytes: true });
-      if (references.length < nameCount) await push(site.client('image'), await register(site.client('image'), join(bundles.path, 'extra.tar')));
+      await restore(site, newest?.id ?? '');
+      const saved = namesOf(await recordOf(site, newest?.id ?? ''));
+      await expectServed(site, saved, { bytes: true });
+      if (Object.keys(saved).length < nameCount) await push(site.client('image'), await register(site.client('image'), join(bundles.path, 'extra.tar')));
     });
   });
+});
+
+/** Whether this user may mount here, which a container may forbid. */
+const mayMount = spawnSync('unshare', ['--mount', 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt']).status === 0;
+if (!mayMount) process.stderr.write('disks that are full or unplugged: skipped: this user may not mount\n');
+
+/** A full backup to a target, whose worker is stopped when half of the blobs are there. Whoever gets it lets the worker go on. */
+async function stoppedBackup(site: Site, target: string, folder: string): Promise<Job> {
+  for (let tries = 0; tries < 8; tries++) {
+    const before = filesBelow(folder, 'blobs').length;
+    const job = await beginBackup(site, { target });
+    const isHalf = () => filesBelow(folder, 'blobs').length >= before + 2 && !existsSync(join(folder, 'backups', `${resourceId(job)}.json`));
+    if (await stepUntil(site.workerPid('backup'), isHalf, () => isOver(site, 'backup', job))) return job;
+    await deleteBackup({ client: site.client('backup'), path: { id: resourceId(job) }, throwOnError: true });
+    await prune(site, {}, target);
+  }
+  throw new Error('the backup was too fast each time');
+}
+const goOn = (site: Site) => process.kill(site.workerPid('backup'), 'SIGCONT');
+
+async function mount(...args: string[]): Promise<AsyncDisposable> {
+  const folder = args.at(-1) ?? '';
+  await run('mount', args);
+  return { [Symbol.asyncDispose]: async () => void ((await isMounted(folder)) && (await run('umount', ['--lazy', folder]))) };
+}
+
+const isMounted = async (folder: string) => (await readFile('/proc/self/mountinfo', 'utf8')).includes(` ${folder} `);
+
+describe.skipIf(!mayMount)('the disk of a target', () => {
+  it.concurrent('that is full fails a backup before or in the middle, leaves nothing half, and is gone on with when there is room', () =>
+    sites.with('embedded', async (site) => {
+      const client = site.client('backup');
+      const disk = join(site.folder, 'small');
+      await mkdir(disk, { recursive: true });
+      await using _disk = await mount('-t', 'tmpfs', '-o', 'size=150m', 'tmpfs', disk);
+      const earlier = await makeBackup(site, { target: 'small', repositories: baseRepositories });
+      const filler = join(disk, 'lost+found');
+      const expectNothingHalf = async (job: Job) => {
+        expect(job).toMatchObject({ state: 'failed', error: { code: 'space_insufficient' } });
+        expect(await backup(site, resourceId(job))).toMatchObject({ state: 'failed' });
+        expect(namesIn(disk, 'backups')).toEqual([`${earlier}.json`, `${earlier}.json.sha256`]);
+        expect(namesIn(disk, 'tmp')).toEqual([]);
+        await expectWholeStore(site, 'small', disk);
+      };
+      await run('fallocate', ['--length', '50M', filler]);
+      const refused = await endOf(client, (await beginBackup(site, { target: 'small' })).id);
+      expect(refused.progress.bytesDone).toBe(0);
+      await expectNothingHalf(refused);
+      await rm(filler);
+
+      const begun = await stoppedBackup(site, 'small', disk);
+      await fill(filler);
+      goOn(site);
+      await expectNothingHalf(await endOf(client, begun.id));
+      await rm(filler);
+      await retryJob({ client, path: { id: begun.id }, throwOnError: true });
+      await success(client, begun);
+      expect(await backup(site, resourceId(begun))).toMatchObject({ state: 'complete', images: nameCount });
+      await expectWholeStore(site, 'small', disk);
+      for (const { id } of await backupsOf(site, 'small')) await deleteBackup({ client, path: { id }, throwOnError: true });
+    }));
+
+  it.concurrent('that is unplugged in the middle gets nothing below its mount, and the backup goes on when it is back', () =>
+    sites.with('embedded', async (site) => {
+      const client = site.client('backup');
+      const [content, disk] = [join(site.folder, 'content'), join(site.folder, 'plug')];
+      for (const folder of [content, disk]) await mkdir(folder, { recursive: true });
+      await using _before = await mount('--bind', content, disk);
+      await makeBackup(site, { target: 'plug', repositories: baseRepositories });
+      const id = await readFile(join(disk, 'ID'), 'utf8');
+      const begun = await stoppedBackup(site, 'plug', disk);
+      await run('umount', ['--lazy', disk]);
+      goOn(site);
+      const targetError = async () => (await listBackupTargets({ client, throwOnError: true })).data.items.find(({ name }) => name === 'plug')?.error?.code;
+      await waitFor(async () => (await jobNow(site, 'backup', begun)).state === 'queued', { what: 'the backup to be tried again later', timeoutMs: 30_000 });
+      expect(await targetError()).toBe('backup_target_unavailable');
+      const second = (await jobNow(site, 'backup', begun)).attempt + 1;
+      await waitFor(async () => (await jobNow(site, 'backup', begun)).attempt > second, { what: 'more tries', timeoutMs: 60_000 });
+      expect(await readdir(disk, { recursive: true })).toEqual([]);
+      await using _after = await mount('--bind', content, disk);
+      await success(client, begun);
+      expect(await readFile(join(disk, 'ID'), 'utf8')).toBe(id);
+      expect(await targetError()).toBeUndefined();
+      await expectWholeStore(site, 'plug', disk);
+      for (const { id } of await backupsOf(site, 'plug')) await deleteBackup({ client, path: { id }, throwOnError: true });
+    }));
+});
+
+/** Writes until the disk is full. */
+async function fill(path: string): Promise<void> {
+  const { stderr } = await run('sh', ['-c', 'cat /dev/zero >"$0" || true', path]);
+  expect(stderr).toContain('No space left');
+}
+
+async function flipBit(path: string): Promise<void> {
+  await using file = await open(path, 'r+');
+  const { buffer } = await file.read(Buffer.alloc(1), 0, 1, 1_000_000);
+  await file.write(Buffer.from([(buffer[0] ?? 0) ^ 1]), 0, 1, 1_000_000);
+}
+
+describe('a bit that was flipped', () => {
+  it.concurrent('is found, named, and healed from where the bytes are right, or it is said what is lost', () =>
+    sites.with('embedded', async (site) => {
+      const client = site.client('backup');
+      const id = await fullBackup(site);
+      const before = await contentOf(site);
+      const { blobs } = await recordOf(site, id);
+      const unshared = new Set(await extraBlobs(site));
+      // The layer that one image has for itself.
+      const [damaged] = blobs.filter(({ digest, size }) => unshared.has(digest) && size > 1_500_000).toSorted((a, b) => a.size - b.size);
+      const digest = damaged?.digest as Digest;
+      const inStore = join(site.store, 'blobs/sha256', digestHex(digest).slice(0, 2), digestHex(digest));
+      const inRegistry = join(blobFolder(site, digest), 'data');
+      const names = await namesWith(site, digest);
+      const verify = async () => {
+        const job = await endOf(client, (await beginOperation(site, { action: 'verify' })).id);
+        return { job, result: (await getBackupOperation({ client, path: { id: resourceId(job) }, throwOnError: true })).data.result };
+      };
+
+      await flipBit(inStore);
+      expect(await verify()).toMatchObject({ job: { state: 'succeeded' }, result: { damaged: [digest], healed: [digest], lost: [] } });
+      expect(await digestOfFile(inStore)).toBe(digest);
+
+      await flipBit(inStore);
+      await flipBit(inRegistry);
+      expect(await verify()).toMatchObject({
+        job: { state: 'failed', error: { code: 'backup_corrupt', detail: expect.stringContaining(digest) as string } },
+        result: { damaged: [digest], healed: [], lost: [{ digest, backups: [id], images: names }] },
+      });
+      expect(await backup(site, id)).toMatchObject({ state: 'damaged', damaged: [digest] });
+
+      // A new backup does not take it over, neither into this store nor into another.
+      for (const target of ['default', 'fresh']) {
+        const partial = await backup(site, await makeBackup(site, { target }));
+        expect(partial).toMatchObject({ state: 'complete', images: nameCount - names.length });
+        expect(partial.skipped?.map(({ name }) => name)).toEqual(names);
+        for (const { reason } of partial.skipped ?? []) expect(reason).toContain(digest);
+        await deleteBackup({ client, path: { id: partial.id }, throwOnError: true });
+      }
+      expect(existsSync(inStore)).toBe(false);
+
+      // Somebody carried the image in again.
+      await flipBit(inRegistry);
+      expect(await verify()).toMatchObject({ job: { state: 'succeeded' }, result: { damaged: [digest], healed: [digest], lost: [] } });
+      expect(await backup(site, id)).toMatchObject({ state: 'complete', damaged: [] });
+
+      // The registry's are wrong, the store's are not.
+      await flipBit(inRegistry);
+      await makeBackup(site);
+      expect(await digestOfFile(inStore)).toBe(digest);
+      const verified = createVerification({ client: site.client('image'), body: { quarantine: true }, throwOnError: true });
+      expect(await endOf(site.client('image'), (await verified).data.id)).toMatchObject({ state: 'failed', error: { code: 'images_damaged' } });
+      await restore(site, id);
+      await expectServed(site, before, { bytes: true });
+      await rm(join(site.store, 'damaged'), { recursive: true });
+      await expectWhole(site);
+    }));
+});
+
+/** Names of a full backup that need a blob. */
+async function namesWith(site: Site, digest: Digest): Promise<string[]> {
+  const names: string[] = [];
+  for (const [name, root] of Object.entries(namesOf(await recordOf(site, await fullBackup(site))))) {
+    const manifest = await readFile(join(blobFolder(site, root), 'data'), 'utf8');
+    if (manifest.includes(digest)) names.push(name);
+  }
+  return names;
+}
+
+/** Workers of backup-svc alone, whose clock is that of the machine and so many milliseconds, which may change while they run. */
+async function startWorkersWithClock(
+  site: SiteApart,
+  count: number,
+): Promise<{ workers: ServiceProcess[]; setClock(offsetMs: number): Promise<void> } & AsyncDisposable> {
+  const usual = site.services.process('backup', 'worker');
+  await usual.end();
+  const file = join(site.folder, 'clock');
+  const setClock = async (offsetMs: number) => {
+    // They read it all the time.
+    await writeFile(`${file}.new`, `${offsetMs < 0 ? '' : '+'}${(offsetMs / 1000).toFixed(3)}\n`);
+    await rename(`${file}.new`, file);
+  };
+  await setClock(0);
+  const clock = { LD_PRELOAD: fakeClock, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_NO_CACHE: '1', FAKETIME_DONT_FAKE_MONOTONIC: '1', NO_FAKE_STAT: '1' };
+  const workers = await Promise.all(Array.from({ length: count }, () => site.services.addWorker('backup', clock)));
+  return {
+    workers,
+    setClock,
+    [Symbol.asyncDispose]: async () => {
+      await Promise.all(workers.map((worker) => worker.end()));
+      await usual.start();
+    },
+  };
+}
+
+const dayMs = 24 * 60 * 60 * 1000;
+/** Two seconds before the clock's next minute, so many days away from now. */
+const beforeTheMinute = (days: number): number => days * dayMs + 58_000 - (Date.now() % 60_000);
+
+describe.skipIf(!fakeClock)('a clock', () => {
+  it.concurrent('that is set back in the middle, or while the worker is dead, loses nothing and keeps nothing waiting', () =>
+    sites.with('apart', async (site) => {
+      const client = site.client('backup');
+      await keepOnlyBase(site);
+      await using clock = await startWorkersWithClock(site as SiteApart, 1);
+      const [worker] = clock.workers as [ServiceProcess];
+      const stepped: Site = { ...site, workerPid: () => worker.pid };
+      const first = await stoppedBackup(stepped, 'default', site.store);
+      await clock.setClock(-dayMs);
+      goOn(stepped);
+      await success(client, first);
+      const second = await makeBackup(site);
+      const [older, newer] = [await recordOf(site, resourceId(first)), await recordOf(site, second)];
+      expect(newer.createdAt < older.createdAt).toBe(true);
+      expect(newer.sequence).toBeGreaterThan(older.sequence);
+      await prune(site, { keep: { last: 1 } });
+      expect((await backupsOf(site)).map(({ id }) => id)).toEqual([second]);
+      await expectWhole(site);
+
+      await deleteBackup({ client, path: { id: second }, throwOnError: true });
+      await makeBackup(site, { repositories: baseRepositories });
+      await prune(site);
+      await clock.setClock(0);
+      const killed = await stoppedBackup(stepped, 'default', site.store);
+      await worker.end('SIGKILL');
+      await clock.setClock(-dayMs);
+      await worker.start();
+      await success(client, killed);
+      await expectWhole(site);
+
+      // The schedule has been looked at a day later than it is now.
+      const { data: schedule } = await createBackupSchedule({ client, body: { name: 'back', cron: '* * * * *' }, throwOnError: true });
+      await clock.setClock(beforeTheMinute(-1));
+      const scheduled = async () => (await backupsOf(site)).find(({ scheduleId, state }) => scheduleId === schedule.id && state === 'complete');
+      await waitFor(scheduled, { what: 'the schedule to go by the new time', timeoutMs: 30_000 });
+      await deleteBackupSchedule({ client, path: { id: schedule.id }, throwOnError: true });
+      await expectWhole(site);
+    }));
+
+  it.concurrent('on which two schedules come at once gives each one backup by two workers, and prunes leave what they keep', () =>
+    sites.with('apart', async (site) => {
+      const client = site.client('backup');
+      await using clock = await startWorkersWithClock(site as SiteApart, 2);
+      const names = ['one', 'two'];
+      const create = (name: string) =>
+        createBackupSchedule({ client, body: { name, cron: '* * * * *', keep: { last: 1 } as RetentionPolicy }, throwOnError: true }).then(
+          ({ data }) => data.id,
+        );
+      const ids = await Promise.all(names.map(create));
+      const made = new Set<string>();
+      const ofSchedule = async (id: string) => {
+        const found = (await backupsOf(site)).filter(({ scheduleId }) => scheduleId === id);
+        for (const each of found) made.add(each.id);
+        return found;
+      };
+      for (const days of [1, 2]) {
+        const before = new Set(made);
+        await clock.setClock(beforeTheMinute(days));
+        await waitFor(
+          async () => {
+            const each = await Promise.all(ids.map(ofSchedule));
+            return each.every((list) => list.length === 1 && list[0]?.state === 'complete' && !before.has(list[0].id));
+          },
+          { what: 'each schedule to have its new backup alone', timeoutMs: 50_000, intervalMs: 100 },
+        );
+      }
+      for (const id of ids) await deleteBackupSchedule({ client, path: { id }, throwOnError: true });
+      expect(made.size).toBe(2 * ids.length);
+      for (const type of ['backup.create', 'backup.prune']) {
+        await waitFor(async () => (await listJobs({ client, query: { type, state: 'running' }, throwOnError: true })).data.items.length === 0);
+        expect((await listJobs({ client, query: { type, state: 'failed' }, throwOnError: true })).data.items).toEqual([]);
+      }
+      await expectWhole(site);
+    }));
 });

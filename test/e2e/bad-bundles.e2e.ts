@@ -18,7 +18,7 @@ import {
   truncateFile,
   withMember,
 } from '@airdock/testing/bundles';
-import { type TempDir, tempDir } from '@airdock/testing/servers';
+import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
@@ -118,7 +118,8 @@ describe('a bundle', () => {
     const { data: bundle } = await getBundle({ client, path: { id: resourceId(job) }, throwOnError: true });
     expect(bundle).toMatchObject({ state: 'invalid', images: [] });
     expect(await refused(createPush({ client, body: { bundleId: bundle.id }, throwOnError: true }))).toMatchObject({ code: 'bundle_not_ready', status: 409 });
-    expect(await namesAt(du.registryPort)).toEqual([]);
+    // The layout check of a registry that has just started is seen for a moment.
+    await waitFor(async () => (await namesAt(du.registryPort)).length === 0, { what: 'the registry to be empty' });
     expect(await leftovers()).toEqual([]);
     expect(await readdir(folder.path)).not.toContain('evil');
     await rm(path);

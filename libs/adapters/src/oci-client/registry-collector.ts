@@ -93,8 +93,10 @@ export class RegistryCollector {
       if (isGone(error)) return undefined;
       throw error;
     });
-    if (record !== undefined) await onSwept(JSON.parse(record) as Sweep);
+    const sweep = record === undefined ? undefined : (JSON.parse(record) as Sweep);
+    if (sweep) await onSwept(sweep);
     await rm(this.#condemned, { recursive: true, force: true });
+    if (sweep) await this.#removeEmptyRepositories(new Set(sweep.freed.repositories.map(({ repository }) => repository)));
     for (const path of await this.#listAside()) await this.#bringBack(path);
     await this.#removeAside();
   }

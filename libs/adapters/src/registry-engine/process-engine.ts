@@ -28,7 +28,7 @@ const fileNames: Record<Instance, string> = { readWrite: 'read-write', readOnly:
 
 const startTimeoutMs = 15_000;
 const stopTimeoutMs = 10_000;
-const portTimeoutMs = 2_000;
+const portTimeoutMs = 5_000;
 
 /**
  * A real `distribution` registry as two child processes over one storage folder. They are sessions of their own: they outlive Airdock, and the next
@@ -209,7 +209,7 @@ async function endProcess(pid: number): Promise<void> {
       if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
     }
   };
-  // A zombie holds nothing any more, once its other threads are gone too; whoever started it will reap it. Fields behind the name in brackets, see proc_pid_stat(5).
+  // A zombie without threads holds nothing any more; whoever started it will reap it. The state is the first field behind the name in brackets, see proc_pid_stat(5).
   const isRunning = async () => {
     const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
@@ -222,19 +222,18 @@ async function endProcess(pid: number): Promise<void> {
   }
 }
 
-/** A port that was ours a moment ago may take another one until the kernel has let go of it. */
+/** A process that was killed keeps its port until its last thread has ended, which may have to wait for the disk. Throws `registry_port_taken`. */
 async function assertPortFree(port: number): Promise<void> {
   const deadline = Date.now() + portTimeoutMs;
   for (;;) {
     const server = createServer();
     try {
-      await new Promise<void>((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
-      return;
+      return await new Promise<void>((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
     } catch (cause) {
       if (Date.now() > deadline) throw new AppError('registry_port_taken', { detail: `port ${port} on 127.0.0.1`, port }, { cause });
+      await new Promise((resolve) => setTimeout(resolve, 100));
     } finally {
       await new Promise((resolve) => server.close(resolve));
     }
-    await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }

@@ -6,7 +6,7 @@ import type { Job as QueueJob } from 'bullmq';
 import { translateDatabaseError } from '../database.js';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
-import { type JobsService, leaseMs } from './jobs.service.js';
+import { type JobsService, leaseMs, maxDelayMs } from './jobs.service.js';
 import { ProgressMeter, type ProgressUpdate } from './progress.js';
 
 /** What a processor is given. */
@@ -116,7 +116,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       if (error instanceof Interrupted) {
         await this.jobs.release(job.id, this.owner, { runAfter: null, failures: job.failures, progress: meter.value });
       } else if (isTransient(error) && failures < this.maxFailures) {
-        const delayMs = Math.min(30_000, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
+        const delayMs = Math.min(maxDelayMs, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
         this.logger.warn({ jobId: job.id, err: error }, `try ${failures} failed, the next in ${Math.round(delayMs)} ms`);
         await this.jobs.release(job.id, this.owner, { runAfter: new Date(Date.now() + delayMs).toISOString(), failures, progress: meter.value });
       } else {

@@ -15,6 +15,8 @@ import { noProgress } from './progress.js';
 
 /** How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its jobs wait. */
 export const leaseMs = 6_000;
+/** How long a job that has failed for a while waits at the most before it is tried again. */
+export const maxDelayMs = 30_000;
 
 interface Condition {
   sql: string;
@@ -172,8 +174,10 @@ export class JobsService {
    * past the rest of a worker that was killed. Never throws, never waits long: the sweeper repeats it.
    */
   async wake({ id, type, attempt, runAfter }: Pick<JobEntity, 'id' | 'type' | 'attempt' | 'runAfter'>): Promise<void> {
-    const delay = runAfter ? Math.max(0, Date.parse(runAfter) - Date.now()) : 0;
-    const added = this.queues.get(type)?.add(type, { jobId: id }, { jobId: `${id}-${attempt}`, delay, removeOnComplete: true, removeOnFail: true });
+    const delay = runAfter && runAfter < beyond(maxDelayMs) ? Math.max(0, Date.parse(runAfter) - Date.now()) : 0;
+    // One that waits must not stand for one that is due: the clock that it waits by may have been set back.
+    const jobId = `${id}-${attempt}${delay > 0 ? '-later' : ''}`;
+    const added = this.queues.get(type)?.add(type, { jobId: id }, { jobId, delay, removeOnComplete: true, removeOnFail: true });
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<void>((_, reject) => {
       timer = setTimeout(() => reject(new Error('no answer from Redis')), 500);
@@ -193,8 +197,8 @@ export class JobsService {
     const due = await this.rows
       .createQueryBuilder('job')
       .where('job.state IN (:...states)', { states: ['queued', 'running'] })
-      .andWhere('(job.leaseUntil IS NULL OR job.leaseUntil < :now)', { now: now() })
-      .andWhere('(job.runAfter IS NULL OR job.runAfter < :now)', { now: now() })
+      .andWhere('(job.leaseUntil IS NULL OR job.leaseUntil < :now OR job.leaseUntil > :beyondLease)', { now: now(), beyondLease: beyond(leaseMs) })
+      .andWhere('(job.runAfter IS NULL OR job.runAfter < :now OR job.runAfter > :beyondDelay)', { beyondDelay: beyond(maxDelayMs) })
       .orderBy('job.id')
       .take(500)
       .getMany();
@@ -218,7 +222,8 @@ export class JobsService {
         revision: () => 'revision + 1',
       })
       .where('id = :id AND attempt = :attempt AND state IN (:...states)', { id, attempt: job.attempt, states: ['queued', 'running'] })
-      .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at) AND ("runAfter" IS NULL OR "runAfter" <= :at)')
+      .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at OR "leaseUntil" > :beyondLease)', { beyondLease: beyond(leaseMs) })
+      .andWhere('("runAfter" IS NULL OR "runAfter" <= :at OR "runAfter" > :beyondDelay)', { beyondDelay: beyond(maxDelayMs) })
       .setParameter('at', at);
     const isStart = job.attempt === 0;
     const claimed = await atomically(this.database.dataSource, [claim, ...(isStart ? this.told('started', { ...job, state: 'running' }) : [])]);
@@ -326,5 +331,8 @@ const withinLimit = (result: JobEntity['result']): JobEntity['result'] => (JSON.
 
 /** Of a problem, what says what to do; its facts may be long lists. */
 const essence = ({ code, title, detail, nextStep }: Problem) => ({ code, title, detail: detail?.slice(0, maxDetailLength), nextStep });
+
+/** Later than what is given for so long can end: that was written before the clock was set back, and must keep nobody waiting. */
+const beyond = (ms: number): string => new Date(Date.now() + 2 * ms).toISOString();
 
 const leaseEnd = (): string => new Date(Date.now() + leaseMs).toISOString();
