@@ -14,8 +14,8 @@ import { type RetryOptions, withRetry } from '../oci-client/retry.js';
 import type { BackupStore, BlobIndex } from './backup-store.js';
 import type { StoreLock } from './store-lock.js';
 
-/** Each has pieces of memory, and a hashing thread to itself. */
-const copiesAtOnce = 2;
+/** A copy keeps a disk busy by itself: it reads, hashes and writes at the same time. More would cost memory, and the hosts their pulls. */
+const copiesAtOnce = 1;
 
 export interface BackupProgress {
   phase: 'reading names' | 'reading manifests' | 'copying blobs';

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { createReadStream, type Dirent } from 'node:fs';
-import { mkdir, readdir, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, rmdir, stat, statfs, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
@@ -75,14 +75,14 @@ export class FolderStorage implements BackupStorage {
   }
 
   read(name: string, { start }: { start: number } = { start: 0 }): Readable {
-    const location = this.location;
-    const file = createReadStream(join(location, name), { start, highWaterMark: 1024 * 1024 });
+    const file = createReadStream(join(this.location, name), { start, highWaterMark: 1024 * 1024 });
+    const explain = async (error: unknown) => away(this.location, awayCodes.has(codeOf(error)) || (await this.#isSame()) ? error : undefined);
     return Readable.from(
       (async function* () {
         try {
           for await (const chunk of file) yield chunk as Buffer;
         } catch (error) {
-          throw away(location, error);
+          throw await explain(error);
         }
       })(),
       { objectMode: false },
@@ -90,8 +90,8 @@ export class FolderStorage implements BackupStorage {
   }
 
   write(name: string, content: Readable | Uint8Array, { signal, isLasting = true }: WriteOptions = {}): Promise<void> {
-    if (!isLasting && content instanceof Uint8Array) return this.#writing(() => this.#replace(name, content));
-    return this.#writing(() => writeDurably(join(this.location, name), content, { signal, tmpDir: this.#tmp }));
+    if (!isLasting && content instanceof Uint8Array) return this.#writing(name, () => this.#replace(name, content));
+    return this.#writing(name, () => writeDurably(join(this.location, name), content, { signal, tmpDir: this.#tmp }));
   }
 
   async #replace(name: string, content: Uint8Array): Promise<void> {
@@ -103,7 +103,7 @@ export class FolderStorage implements BackupStorage {
   }
 
   place(name: string, ...[blob, reader, options]: DropFirst<Parameters<NonNullable<BackupStorage['place']>>>): Promise<void> {
-    return this.#writing(async () => {
+    return this.#writing(name, async () => {
       await this.#placer.bring(join(this.location, name), blob, reader, options);
     });
   }
@@ -113,7 +113,7 @@ export class FolderStorage implements BackupStorage {
   }
 
   move(from: string, to: string): Promise<void> {
-    return this.#writing(async () => {
+    return this.#writing(to, async () => {
       await mkdir(dirname(join(this.location, to)), { recursive: true });
       await rename(join(this.location, from), join(this.location, to));
       await syncFolder(dirname(join(this.location, to)));
@@ -121,7 +121,7 @@ export class FolderStorage implements BackupStorage {
   }
 
   async remove(name: string): Promise<void> {
-    await this.#writing(() => rm(join(this.location, name), { force: true }));
+    await this.#writing(name, () => rm(join(this.location, name), { force: true }));
   }
 
   async sweep(): Promise<number> {
@@ -144,19 +144,31 @@ export class FolderStorage implements BackupStorage {
   async [Symbol.asyncDispose](): Promise<void> {}
 
   /** Never writes below the mount of a disk that is gone, and never takes what it wrote there for written. */
-  async #writing<T>(work: () => Promise<T>): Promise<T> {
+  async #writing<T>(name: string, work: () => Promise<T>): Promise<T> {
     try {
       await this.#assertSame();
       const result = await work();
       await this.#assertSame();
       return result;
     } catch (error) {
-      throw away(this.location, error);
+      if (await this.#isSame()) throw away(this.location, error);
+      // What was under way has made folders there. A file might be one of another disk's.
+      for (const each of [`tmp/${name}`, name])
+        for (let folder = dirname(each); folder !== '.'; folder = dirname(folder)) await rmdir(join(this.location, folder)).catch(() => undefined);
+      throw away(this.location, awayCodes.has(codeOf(error)) ? error : undefined);
     }
   }
 
   async #assertSame(): Promise<void> {
-    if ((await identify(this.location)) !== this.identity) throw away(this.location);
+    if (!(await this.#isSame())) throw away(this.location);
+  }
+
+  /** What cannot be looked at is not the same. */
+  #isSame(): Promise<boolean> {
+    return identify(this.location).then(
+      (identity) => identity === this.identity,
+      () => false,
+    );
   }
 }
 
