@@ -46,6 +46,7 @@ describe('backup-svc', () => {
     [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
     answers['/v1/registry'] = { mode: 'local', url: registry.url };
     for (const service of ['image', 'host', 'cluster']) answers[`/v1/states/${service}`] = { service, formatVersion: 1, keyFingerprint: 'x', tables: [] };
+    answers['/v1/images'] = { items: [] };
     registryService = await startJsonServer(answers);
     service = await startComponent('backup', BackupModule, {
       dataDir: folder.path,

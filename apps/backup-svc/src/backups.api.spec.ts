@@ -123,6 +123,7 @@ describe('backups', () => {
     for (const key of Object.keys(answers)) delete answers[key];
     answers['/v1/registry'] = { mode: 'local', url: registry.url };
     for (const service of ['image', 'host', 'cluster']) answers[`/v1/states/${service}`] = { service, formatVersion: 1, keyFingerprint: 'x', tables: [] };
+    answers['/v1/images'] = { items: [] };
     others = await startJsonServer(answers);
   });
   afterEach(async () => {
@@ -306,6 +307,25 @@ describe('backups', () => {
     await there.operate({ action: 'prune' });
     expect((await there.operate({ action: 'import', file: 'flipped.tar' })).job).toMatchObject({ state: 'failed', error: { code: 'backup_corrupt' } });
     expect((await there.api('get', '/v1/backups')).body.items).toEqual([]);
+  });
+
+  it('bring images back that have no tag', async () => {
+    await push(['a:1']);
+    await using client = new RegistryClient(registry.url);
+    const digest = (await client.headManifest('a', '1'))?.digest ?? '';
+    await client.deleteTag('a', '1');
+    answers['/v1/images'] = { items: [{ upstream: 'quay.io/a', localReferences: [`localhost:5100/a@${digest}`], digest }] };
+    const manifest = async () => (await client.headManifest('a', digest))?.digest;
+    if (!(await manifest())) await push(['a:1']);
+    const du = await startDu('du');
+    const { id: backupId } = await du.backup();
+    await wipe(registry);
+    expect(await manifest()).toBeUndefined();
+    const { job, restore } = await du.restore({ backupId });
+    expect(job.state).toBe('succeeded');
+    expect(restore.report?.missing).toContain(`a@${digest}`);
+    expect(await manifest()).toBe(digest);
+    expect((await du.restore({ backupId, mode: 'exact' })).restore.report).toMatchObject({ missing: [], extra: [] });
   });
 
   it('restore by plan: what is missing, in conflict, too much; overwriting, keeping, or exactly', async () => {

@@ -6,6 +6,7 @@ import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
+import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import { parseReference } from '@airdock/core/oci/reference';
 import { matchesPattern } from '@airdock/core/oci/select-images';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -147,6 +148,7 @@ export class BackupService {
     const { record, skipped, addedBytes } = await backupRegistry({
       ...{ registry, storage, store, lock, id, signal, onProgress: progress },
       filter: await this.filterOf(row),
+      untagged: await this.readUntagged(),
       settings: await reading,
       beforeRecord: async (result) =>
         void (await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }))),
@@ -214,21 +216,34 @@ export class BackupService {
     return filterByRepository(repositories);
   }
 
+  /** Images that were pushed without a tag: only the catalogue knows of them. */
+  private async readUntagged(): Promise<{ repository: string; digest: Digest }[]> {
+    const found: { repository: string; digest: Digest }[] = [];
+    for await (const { localReferences, digest } of this.catalogue())
+      for (const { repository, tag } of localReferences.map(parseReference)) if (tag === undefined && isDigest(digest)) found.push({ repository, digest });
+    return found;
+  }
+
+  private async *catalogue() {
+    for (let cursor: string | undefined; ; ) {
+      const { data: page } = await listImages({ client: this.clients.image, query: { limit: 500, ...(cursor && { cursor }) }, throwOnError: true });
+      yield* page.items;
+      cursor = page.nextCursor;
+      if (!cursor) return;
+    }
+  }
+
   /** `repository:tag` of everything that the images of a set are called in the registry. Throws `resource_not_found`. */
   private async namesOfSet(id: string): Promise<Set<string>> {
     const client = this.clients.image;
     const { data: set } = await getImageSet({ client, path: { id }, throwOnError: true });
     const wanted = new Set(set.images);
     const names = new Set<string>();
-    for (let cursor: string | undefined; ; ) {
-      const { data: page } = await listImages({ client, query: { limit: 500, ...(cursor && { cursor }) }, throwOnError: true });
-      for (const { upstream, localReferences } of page.items) {
-        if (!wanted.has(upstream)) continue;
-        for (const { repository, tag } of localReferences.map(parseReference)) names.add(`${repository}:${tag ?? ''}`);
-      }
-      cursor = page.nextCursor;
-      if (!cursor) return names;
+    for await (const { upstream, localReferences } of this.catalogue()) {
+      if (!wanted.has(upstream)) continue;
+      for (const { repository, tag } of localReferences.map(parseReference)) names.add(`${repository}:${tag ?? ''}`);
     }
+    return names;
   }
 
   private async readSettings(signal: AbortSignal): Promise<{ service: string; bytes: Buffer }[]> {

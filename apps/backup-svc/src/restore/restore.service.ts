@@ -5,7 +5,7 @@ import type { ServiceState } from '@airdock/adapters/api-clients/generated/types
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { type BackupSource, openBackup } from '@airdock/adapters/backup-store/backup-source';
 import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
-import { copyImages, failureOf, type ImageToCopy } from '@airdock/adapters/oci-client/copy-image';
+import { copyImages, failureOf, type ImageToCopy, type LocalName } from '@airdock/adapters/oci-client/copy-image';
 import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import type { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
@@ -13,6 +13,7 @@ import { withRetry } from '@airdock/adapters/oci-client/retry';
 import { freePort } from '@airdock/adapters/registry-engine/free-port';
 import { ProcessRegistryEngine } from '@airdock/adapters/registry-engine/process-engine';
 import { AppError } from '@airdock/core/errors';
+import { formatName } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -110,13 +111,13 @@ export class RestoreService {
     }
     const conflicts = new Set(onConflict === 'keep' ? report.conflicts : []);
     const wanted = images
-      .map((item) => ({ ...item, names: item.names.filter(({ repository, tag }) => !conflicts.has(`${repository}:${tag}`)) }))
+      .map((item) => ({ ...item, names: item.names.filter((local) => !conflicts.has(nameOf(item, local))) }))
       .filter(({ names }) => names.length > 0);
     const copied = await copyImages({ source, registry, storage, images: wanted, signal, onProgress: (done) => progress({ phase: 'restore', ...done }) });
     const failure = failureOf(copied);
     // Nothing goes while not everything has come.
     if (mode === 'exact' && !failure && source.broken.length === 0)
-      for (const { repository, tag } of report.extra.map(parseName)) await registry.deleteTag(repository, tag, { signal });
+      for (const { repository, tag } of report.extra.map(parseName)) if (tag !== undefined) await registry.deleteTag(repository, tag, { signal });
     progress({ phase: 'verifying' });
     report.verified = await verify(registry, wanted, signal);
     report.settings = settings ? await this.writeStates(states, mode === 'exact' ? 'replace' : 'keep', signal) : null;
@@ -144,11 +145,12 @@ export class RestoreService {
     let present = 0;
     for (const [index, { image, names }] of images.entries()) {
       const wrong = missing.length + conflicts.length;
-      for (const { repository, tag } of names) {
-        const name = `${repository}:${tag}`;
+      for (const local of names) {
+        const name = nameOf({ image, names }, local);
         wanted.add(name);
         if (plan.images[index]?.state === 'present') continue;
-        const found = await withRetry(() => registry.headManifest(repository, tag, { signal }), signal);
+        const reference = local.tag ?? image.root?.digest ?? '';
+        const found = await withRetry(() => registry.headManifest(local.repository, reference, { signal }), signal);
         if (!found) missing.push(name);
         else if (found.digest !== image.root?.digest) conflicts.push(name);
       }
@@ -255,7 +257,7 @@ export class RestoreService {
   }
 }
 
-type NamedImage = Omit<ImageToCopy, 'names'> & { names: { repository: string; tag: string }[] };
+type NamedImage = ImageToCopy;
 
 const destination = (registry: RegistryClient, storage: RegistryStorage | undefined, dir: string | null, end?: () => Promise<void>): Destination => ({
   registry,
@@ -272,7 +274,8 @@ async function verify(registry: RegistryClient, images: readonly NamedImage[], s
   let verified = 0;
   for (const { image, names } of images) {
     for (const { repository, tag } of names) {
-      const found = await withRetry(() => registry.headManifest(repository, tag, { signal }), signal);
+      const reference = tag ?? image.root?.digest ?? '';
+      const found = await withRetry(() => registry.headManifest(repository, reference, { signal }), signal);
       if (found && found.digest === image.root?.digest) verified += 1;
     }
   }
@@ -309,11 +312,14 @@ const summaryOf = ({ images, record }: BackupSource, { present, missingBytes, ve
   backupId: record.id,
 });
 
-/** `repository:tag`, as backups name images. */
-const parseName = (name: string): { repository: string; tag: string } => ({
-  repository: name.slice(0, name.lastIndexOf(':')),
-  tag: name.slice(name.lastIndexOf(':') + 1),
-});
+/** `repository:tag`, or `repository@digest` for an image without a tag, as backups name images. */
+function parseName(name: string): LocalName {
+  if (name.includes('@')) return { repository: name.slice(0, name.indexOf('@')) };
+  return { repository: name.slice(0, name.lastIndexOf(':')), tag: name.slice(name.lastIndexOf(':') + 1) };
+}
+
+const nameOf = ({ image: { root } }: NamedImage, { repository, tag }: LocalName): string =>
+  formatName(tag === undefined ? { repository, digest: root?.digest } : { repository, tag });
 
 const toResource = ({ id, backupId, target, request, report, jobId, createdAt }: RestoreEntity, job: JobEntity | undefined): Restore => ({
   ...{ id, backupId, target, request, report, jobId, createdAt },

@@ -5,6 +5,7 @@ import { AppError } from '@airdock/core/errors';
 import type { BackupRecord, BackupReference } from '@airdock/core/oci/backup-record';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
 import { type Descriptor, isManifestMediaType, maxManifestBytes, parseManifest } from '@airdock/core/oci/manifest';
+import { formatName } from '@airdock/core/oci/reference';
 import pLimit, { type LimitFunction } from 'p-limit';
 import { type ImageGraph, walkImage } from '../oci-client/image-graph.js';
 import type { BlobReader } from '../oci-client/image-source.js';
@@ -37,8 +38,10 @@ export interface BackupRegistryOptions {
   lock?: StoreLock | undefined;
   /** Of the new record. */
   id: string;
-  /** Which names are in the backup. Default all. */
+  /** Which names are in the backup; the tag of an image without one is empty. Default all. */
   filter?: ((name: { repository: string; tag: string }) => boolean) | undefined;
+  /** Images without a tag, which no list of the registry tells of. */
+  untagged?: readonly { repository: string; digest: Digest }[] | undefined;
   /** Documents that are stored with it, by service. */
   settings?: readonly { service: string; bytes: Buffer }[] | undefined;
   /** What the record says beside. */
@@ -137,7 +140,10 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   );
   const skipped = references
     .filter((reference) => !taken.has(reference))
-    .map(({ repository, tag, digest }) => ({ name: `${repository}:${tag}`, reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete' }))
+    .map(({ repository, tag, digest }) => ({
+      name: formatName(tag === undefined ? { repository, digest } : { repository, tag }),
+      reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete',
+    }))
     .concat(lost)
     .sort((a, b) => a.name.localeCompare(b.name));
   await options.beforeRecord?.({ skipped, addedBytes });
@@ -183,7 +189,7 @@ async function all<T>(items: readonly T[], limit: LimitFunction, signal: AbortSi
 }
 
 async function readNames(
-  { registry, storage, filter = () => true, signal, retry }: BackupRegistryOptions,
+  { registry, storage, filter = () => true, untagged = [], signal, retry }: BackupRegistryOptions,
   limit: LimitFunction,
 ): Promise<{ references: BackupReference[]; lost: SkippedReference[] }> {
   const call = <T>(work: () => Promise<T>) => withRetry(work, signal, retry);
@@ -206,6 +212,17 @@ async function readNames(
       lost.push({ name: `${repository}:${tag}`, reason: 'its manifest is missing' });
     if (found) references.push({ repository, tag, digest: found.digest, mediaType: found.mediaType, size: found.size });
   });
+  await all(
+    untagged.filter(({ repository }) => filter({ repository, tag: '' })),
+    limit,
+    signal,
+    async ({ repository, digest }) => {
+      const bytes = (await storage?.resolve(repository, digest)) && (await readStored(storage, digest));
+      const found = bytes ? describe(bytes) : await call(() => registry.headManifest(repository, digest, { signal }));
+      if (found) references.push({ repository, digest, mediaType: found.mediaType, size: found.size });
+      else lost.push({ name: formatName({ repository, digest }), reason: 'its manifest is missing' });
+    },
+  );
   return { references, lost };
 }
 

@@ -22,7 +22,7 @@ export interface BackupSource extends ImageSource {
 }
 
 /**
- * Opens a backup as an image source, so that `copyImages` restores it. The names of its images are `repository:tag`. Checks the record, every manifest and
+ * Opens a backup as an image source, so that `copyImages` restores it. The names of its images are `repository:tag`, or `repository@digest` without a tag. Checks the record, every manifest and
  * configuration by digest, and that every blob is there with its size; whoever moves the content verifies it. Throws `resource_not_found`,
  * `backup_corrupt` for its record, `backup_format_unsupported`, `backup_key_missing`, and the signal's reason.
  */
@@ -46,9 +46,9 @@ export async function openBackup(store: BackupStore, id: string, { filter = () =
   };
   const byRoot = new Map<Digest, SourceImage>();
   const broken: BackupSource['broken'] = [];
-  for (const { repository, tag, digest, mediaType, size } of record.references.filter(filter)) {
+  for (const { repository, tag, digest, mediaType, size } of record.references.filter(({ repository, tag = '' }) => filter({ repository, tag }))) {
     signal?.throwIfAborted();
-    const name = formatName({ repository, tag });
+    const name = formatName(tag === undefined ? { repository, digest } : { repository, tag });
     try {
       const image = byRoot.get(digest) ?? (await open(name, { mediaType, digest, size }));
       image.names.push(name);

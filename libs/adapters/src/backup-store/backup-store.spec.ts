@@ -123,6 +123,21 @@ describe('a backup', () => {
     }
   });
 
+  it('has images without a tag, which nothing but their digest leads to', async () => {
+    const file = join(dir.path, 'untagged.tar');
+    await buildOciArchive(file, [await nginx()]);
+    await using source = await openBundle(file, { workDir: join(dir.path, 'work') });
+    const images = source.images.map((image) => ({ image, names: [{ repository: 'by-digest' }] }));
+    for (const { error } of await copyImages({ source, images, registry, retry })) if (error) throw error;
+    const digest = source.images[0]?.root?.digest ?? digestOf(Buffer.alloc(0));
+    const missing = digestOf(Buffer.from('missing'));
+    const { record, skipped } = await backup('one', { untagged: [digest, missing].map((each) => ({ repository: 'by-digest', digest: each })) });
+    expect(record.references).toMatchObject([{ repository: 'by-digest', digest }]);
+    expect(skipped).toEqual([{ name: `by-digest@${missing}`, reason: 'its manifest is missing' }]);
+    const opened = await openBackup(store, 'one');
+    expect(opened.images[0]?.names).toEqual([`by-digest@${digest}`]);
+  });
+
   it('stores a blob of several backups once, and only what the filter takes', async () => {
     await push([await nginx()]);
     await backup('one');

@@ -7,7 +7,8 @@ import { isRepository, isTag } from './reference.js';
 /** One name, and what it pointed at. */
 export interface BackupReference {
   repository: string;
-  tag: string;
+  /** Undefined for an image that is in its repository by digest only. */
+  tag?: string | undefined;
   digest: Digest;
   mediaType: string;
   /** Bytes of the manifest or index. */
@@ -57,7 +58,13 @@ const recordSchema = z.object({
   createdAt: z.iso.datetime(),
   sequence: size.default(0),
   references: z.array(
-    z.object({ repository: z.string().refine(isRepository), tag: z.string().refine(isTag), digest, mediaType: z.string().refine(isManifestMediaType), size }),
+    z.object({
+      repository: z.string().refine(isRepository),
+      tag: z.string().refine(isTag).optional(),
+      digest,
+      mediaType: z.string().refine(isManifestMediaType),
+      size,
+    }),
   ),
   settings: z.array(z.object({ service: z.string().regex(/^[a-z]{1,40}$/), digest, size })).default([]),
   blobs: z.array(z.object({ digest, size })),
@@ -81,7 +88,7 @@ export function formatBackupRecord({ id, createdAt, sequence, references, settin
     repositories,
     references: references
       .map(({ repository, tag, digest, mediaType, size }) => ({ repository, tag, digest, mediaType, size }))
-      .sort((a, b) => order(a.repository, b.repository) || order(a.tag, b.tag)),
+      .sort((a, b) => order(a.repository, b.repository) || order(a.tag ?? '', b.tag ?? '') || order(a.digest, b.digest)),
     settings: settings.map(({ service, digest, size }) => ({ service, digest, size })).sort((a, b) => order(a.service, b.service)),
     blobs: blobs.map(({ digest, size }) => ({ digest, size })).sort((a, b) => order(a.digest, b.digest)),
     totalBytes: blobs.reduce((sum, blob) => sum + blob.size, 0),
@@ -107,7 +114,7 @@ export function parseBackupRecord(bytes: Uint8Array, id: string): BackupRecord {
   const sizes = new Map(record.blobs.map((blob) => [blob.digest, blob.size]));
   if (sizes.size !== record.blobs.length) throw corrupt('lists a blob twice');
   const stray = record.references.find((reference) => sizes.get(reference.digest) !== reference.size);
-  if (stray) throw corrupt(`does not list what ${stray.repository}:${stray.tag} points at`);
+  if (stray) throw corrupt(`does not list ${stray.digest}, which ${stray.repository} names`);
   if (record.settings.some((one) => sizes.get(one.digest) !== one.size)) throw corrupt('does not list its settings');
   return record;
 }
