@@ -190,8 +190,8 @@ const extraTags = (site: Site): string[] =>
 
 /** Digests that only `extra-*` need. */
 async function extraBlobs(site: Site): Promise<Digest[]> {
-  const [full, base] = (await backupsOf(site)).toSorted((a, b) => Number(b.hasSettings) - Number(a.hasSettings));
-  const kept = new Set((await recordOf(site, base?.id ?? '')).blobs.map(({ digest }) => digest));
+  const [full, ...others] = (await backupsOf(site)).toSorted((a, b) => Number(b.hasSettings) - Number(a.hasSettings));
+  const kept = new Set((await recordOf(site, others.at(-1)?.id ?? '')).blobs.map(({ digest }) => digest));
   const { blobs, settings } = await recordOf(site, full?.id ?? '');
   return blobs.map(({ digest }) => digest).filter((digest) => !kept.has(digest) && !settings.some((document) => document.digest === digest));
 }
@@ -527,6 +527,7 @@ async function hit(site: Site, { job: name, place, victim, service }: Point): Pr
     await kind.prepare(site);
     const before = await contentOf(site);
     const lost = name.startsWith('restore') ? (await extraBlobs(site)).filter((digest) => !existsSync(join(blobFolder(site, digest), 'data'))) : [];
+    if (name.startsWith('restore')) expect(lost.length).toBeGreaterThan(images.extra.count);
     const blobsBefore = blobFiles(site).length;
     const begun = await kind.begin(site);
     const isThere = (kind.places[place] as Place)({ site, job: begun, id: resourceId(begun), blobsBefore, lost, tries });
