@@ -7,6 +7,7 @@ import {
   createHost,
   createPush,
   createSshCredential,
+  deleteBackup,
   deleteImage,
   finishDuUpgrade,
   getDu,
@@ -135,6 +136,7 @@ describe('an upgrade of the DU', () => {
       const { data: images } = await listImages({ client, throwOnError: true });
       await expect(deleteImage({ client, path: { id: images.items[0]?.id ?? '' }, throwOnError: true })).rejects.toMatchObject({ code: 'registry_fenced' });
       expect((await success(client, createBackup({ client, body: {}, throwOnError: true }))).result).toMatchObject({ addedBytes: 0 });
+      await expect(deleteBackup({ client, path: { id: prepared.backupId ?? '' }, throwOnError: true })).rejects.toMatchObject({ code: 'resource_in_use' });
       await expect(begin({})).rejects.toMatchObject({ code: 'du_upgrade_running' });
       if (round !== 'before') break;
       await du.end('SIGKILL');

@@ -120,7 +120,9 @@ export class BackupOperationService {
         const records = listed.flatMap(({ record }) => record ?? []);
         const mine = scheduleId ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id)) : undefined;
         const judged = mine ? records.filter(({ id }) => mine.has(id)) : records;
-        return keep ? reasonsToKeep(judged, keep) : new Map<string, string[]>();
+        const reasons = keep ? reasonsToKeep(judged, keep) : new Map<string, string[]>();
+        reasons.get((await this.backups.heldBackup()) ?? '')?.push('upgrade of the DU');
+        return reasons;
       };
       const report = (reasons: Map<string, string[]>): BackupOperationResult => ({
         kept: [...reasons].filter(([, why]) => why.length > 0).map(([id, why]) => ({ backupId: id, reasons: why })),
@@ -221,6 +223,16 @@ export class BackupOperationService {
     await using registry = new RegistryClient(url);
     const references = records.flatMap((record) => record.references);
     for (const blob of damaged) {
+      // A disk or a server may have answered wrong once.
+      const isWhole = await store.verifyBlob(index, blob, { signal }).then(
+        () => true,
+        () => false,
+      );
+      signal.throwIfAborted();
+      if (isWhole) {
+        healed.push(blob.digest);
+        continue;
+      }
       await store.setAside(index, blob);
       const own = references.filter(({ digest }) => digest === blob.digest).map(({ repository }) => repository);
       const repositories = [...new Set([...own, ...references.map(({ repository }) => repository)])].slice(0, storage ? 1 : maxRepositoriesToAsk);

@@ -1,4 +1,4 @@
-import { getImageSet, getState, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
@@ -91,9 +91,22 @@ export class BackupService {
     const row = await getRow(this.backups, id);
     const [{ state } = { state: 'failed' }] = await this.toResources([row]);
     if (state === 'running') throw new AppError('resource_in_use', { detail: 'the backup is being made; cancel its job first' });
+    if ((await this.heldBackup()) === id) throw new AppError('resource_in_use', { detail: 'an upgrade of the DU has begun with it' });
     await using store = await this.targets.open(row.target);
     await store.deleteRecord(id);
     await this.backups.delete({ id });
+  }
+
+  /** That an upgrade of the DU has to bring back, until it has ended. */
+  async heldBackup(): Promise<string | null> {
+    const client = this.clients.registry;
+    try {
+      const { upgradeId } = (await getDu({ client, throwOnError: true })).data;
+      return upgradeId ? (await getDuUpgrade({ client, path: { id: upgradeId }, throwOnError: true })).data.backupId : null;
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'resource_not_found') return null;
+      throw error;
+    }
   }
 
   /** Where a complete backup is, whether this service has a row of it or not. Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`. */

@@ -1,13 +1,24 @@
 import { copyFile, open, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
-import { createBackup, createRestore, getBackup, getRestore, listJobs, retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import {
+  createBackup,
+  createRestore,
+  getBackup,
+  getRestore,
+  listBackups,
+  listBackupTargets,
+  listJobs,
+  retryJob,
+} from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Restore } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { writeDurably } from '@airdock/adapters/oci-client/durable-file';
+import { digestOfFile } from '@airdock/adapters/oci-client/hash-pool';
 import { extractEngine } from '@airdock/adapters/registry-engine/engine-image';
 import { compareDuVersions, duCapabilities } from '@airdock/core/du-version';
 import { AppError, fromProblem, toProblem } from '@airdock/core/errors';
+import { digestHex } from '@airdock/core/oci/digest';
 import { allowedPath } from '@airdock/platform/allowed-path';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
@@ -96,7 +107,9 @@ export class DuUpgradeService {
   async finish(request: JobRequest, id: string, { engine }: FinishDuUpgrade): Promise<Job> {
     if (engine) await this.pathOf(engine);
     const row = await getRow(this.upgrades, id);
-    return this.goOn(request, row, { goal: 'done', ...(engine && { engine }) });
+    // Another engine has to be put in, also when one was already.
+    const isPast = ['migrate', 'restore', 'compare', 'open'].includes(row.phase);
+    return this.goOn(request, row, { goal: 'done', ...(engine && { engine, ...(isPast && { phase: 'engine' as const }) }) });
   }
 
   /** Throws `du_upgrade_state` when it has ended. */
@@ -267,10 +280,11 @@ export class DuUpgradeService {
     if (mode === 'none') add('registry', 'info', 'the registry is off: there is nothing to carry over; set privateRegistryType to have one afterwards');
     else if (mode === 'external') add('registry', 'info', 'the registry is run by someone else, and is not touched');
     else if (error || !(await registryEngine(this.config, await this.registry.load()).isHealthy())) add('registry', 'failure', 'the registry does not answer');
+    if (mode === 'local') problems.push(...(await this.spaceProblems(row, signal)));
     const { registry, image, host, cluster, backup } = this.clients;
     for (const client of [registry, image, host, cluster, backup])
       for (const state of ['running', 'queued'] as const) {
-        const { data } = await listJobs({ client, query: { state, limit: 100 }, signal, throwOnError: true });
+        const { data } = await listJobs({ client, query: { state, limit: 500 }, signal, throwOnError: true });
         for (const { id, type } of data.items)
           if (busyTypes.test(type) && !problems.some(({ detail }) => detail.includes(id))) add('jobs', 'failure', `${type} is ${state}: /v1/jobs/${id}`);
       }
@@ -283,6 +297,22 @@ export class DuUpgradeService {
       }
     }
     return problems;
+  }
+
+  /** Whether the backup has a place that can be reached and is large enough, as far as that can be told before. */
+  private async spaceProblems(row: DuUpgradeEntity, signal: AbortSignal): Promise<UpgradeProblem[]> {
+    const client = this.clients.backup;
+    const { data: targets } = await listBackupTargets({ client, signal, throwOnError: true });
+    const target = targets.items.find(({ name }) => name === row.target);
+    if (!target) return [{ check: 'space', severity: 'failure', detail: `there is no backup target ${row.target}` }];
+    if (target.error)
+      return [{ check: 'space', severity: 'failure', detail: `the backup target ${row.target} cannot be used: ${target.error.detail ?? target.error.title}` }];
+    const usedBytes = (await this.registry.load()).storage?.usedBytes ?? 0;
+    if (target.freeBytes === null || target.freeBytes >= usedBytes) return [];
+    const { data: backups } = await listBackups({ client, query: { target: row.target, limit: 1 }, signal, throwOnError: true });
+    const detail = `the registry has ${usedBytes} bytes, and ${target.freeBytes} are free at the backup target ${row.target}`;
+    // What an earlier backup has is not copied again.
+    return [{ check: 'space', severity: backups.items.length > 0 ? 'warning' : 'failure', detail }];
   }
 
   private async hasRegistry(): Promise<boolean> {
@@ -351,14 +381,15 @@ export class DuUpgradeService {
   private async installEngine(row: DuUpgradeEntity, engine: NewEngine, signal: AbortSignal): Promise<string> {
     const path = await this.pathOf(engine);
     const folder = join(this.config.dataDir, 'registry', 'engines');
-    const installed = join(folder, row.id);
-    const fresh = `${installed}.new`;
+    const fresh = join(folder, `${row.id}.new`);
     if ('image' in engine) await extractEngine(path, fresh, { workDir: join(folder, 'work'), signal });
     else {
       await writeDurably(join(folder, 'README'), Buffer.from('Registry programs that DU upgrades have brought, by upgrade.\n'));
       await copyFile(path, fresh);
     }
     await registryEngine(this.config, { engineBinary: fresh }).version();
+    // Another program has another path: that is how the engine sees that it has to be started anew.
+    const installed = join(folder, `${row.id}-${digestHex(await digestOfFile(fresh)).slice(0, 12)}`);
     const file = await open(fresh, 'r');
     try {
       await file.sync();
