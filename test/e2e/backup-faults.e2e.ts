@@ -731,6 +731,7 @@ describe('a bit that was flipped', () => {
   it.concurrent('is found, named, and healed from where the bytes are right, or it is said what is lost', () =>
     sites.with('embedded', async (site) => {
       const client = site.client('backup');
+      await keepOnlyBase(site);
       const id = await fullBackup(site);
       const before = await contentOf(site);
       const { blobs } = await recordOf(site, id);
