@@ -13,6 +13,8 @@ const codeOf = (error: unknown): string => (error instanceof Error && 'code' in 
 /** What a disk, an NFS server or a cable that is gone looks like. */
 const awayCodes = new Set(['EIO', 'ENODEV', 'ENXIO', 'ESTALE', 'ENOTCONN', 'EHOSTDOWN', 'EHOSTUNREACH', 'ETIMEDOUT', 'EROFS', 'ESHUTDOWN', 'EREMOTEIO']);
 
+/** Of files that are locks in a moment. */
+const lockPrefix = 'lock.';
 const sweepAgeMs = 60_000;
 
 /** A folder of this machine, or on NFS. */
@@ -96,15 +98,22 @@ export class FolderStorage implements BackupStorage {
 
   async #replace(name: string, content: Uint8Array): Promise<void> {
     const path = join(this.location, name);
-    const fresh = join(this.#tmp, `${randomUUID()}.part`);
+    const fresh = join(this.#tmp, `${lockPrefix}${randomUUID()}.part`);
     for (const folder of [dirname(path), this.#tmp]) await mkdir(folder, { recursive: true });
     await writeFile(fresh, content, { mode: 0o644 });
     await rename(fresh, path);
   }
 
   place(name: string, ...[blob, reader, options]: DropFirst<Parameters<NonNullable<BackupStorage['place']>>>): Promise<void> {
+    const { limit = (work) => work() } = options;
+    // Once more when its turn has come, which may be long after.
+    const looking: typeof limit = (work) =>
+      limit(async () => {
+        await this.#assertSame();
+        return work();
+      });
     return this.#writing(name, async () => {
-      await this.#placer.bring(join(this.location, name), blob, reader, options);
+      await this.#placer.bring(join(this.location, name), blob, reader, { ...options, limit: looking });
     });
   }
 
@@ -129,7 +138,7 @@ export class FolderStorage implements BackupStorage {
     const newest = Date.now() - sweepAgeMs;
     for await (const { name, size, modifiedAt } of this.list('tmp')) {
       // Somebody writes a lock, to find out that he has to wait.
-      if (modifiedAt > newest && size < 4096) continue;
+      if (modifiedAt > newest && name.startsWith(`tmp/${lockPrefix}`)) continue;
       await this.remove(name);
       bytes += size;
     }
