@@ -132,7 +132,7 @@ export class RestoreService {
 
   /** What the registry has in place of what the backup says, and what nobody restores. */
   private async compare(
-    images: readonly NamedImage[],
+    images: readonly ImageToCopy[],
     plan: Awaited<ReturnType<typeof planCopy>>,
     source: BackupSource,
     { registry, dir }: Destination,
@@ -257,8 +257,6 @@ export class RestoreService {
   }
 }
 
-type NamedImage = ImageToCopy;
-
 const destination = (registry: RegistryClient, storage: RegistryStorage | undefined, dir: string | null, end?: () => Promise<void>): Destination => ({
   registry,
   storage,
@@ -270,7 +268,7 @@ const destination = (registry: RegistryClient, storage: RegistryStorage | undefi
 });
 
 /** How many names lead to the digest that the backup says. */
-async function verify(registry: RegistryClient, images: readonly NamedImage[], signal: AbortSignal): Promise<number> {
+async function verify(registry: RegistryClient, images: readonly ImageToCopy[], signal: AbortSignal): Promise<number> {
   let verified = 0;
   for (const { image, names } of images) {
     for (const { repository, tag } of names) {
@@ -318,7 +316,7 @@ function parseName(name: string): LocalName {
   return { repository: name.slice(0, name.lastIndexOf(':')), tag: name.slice(name.lastIndexOf(':') + 1) };
 }
 
-const nameOf = ({ image: { root } }: NamedImage, { repository, tag }: LocalName): string =>
+const nameOf = ({ image: { root } }: ImageToCopy, { repository, tag }: LocalName): string =>
   formatName(tag === undefined ? { repository, digest: root?.digest } : { repository, tag });
 
 const toResource = ({ id, backupId, target, request, report, jobId, createdAt }: RestoreEntity, job: JobEntity | undefined): Restore => ({

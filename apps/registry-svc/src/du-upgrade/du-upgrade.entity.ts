@@ -19,9 +19,8 @@ export class DuUpgradeEntity {
   @Column('simple-json', { nullable: true }) problems!: UpgradeProblem[] | null;
   /** Of the backup that was made last: what has to be there afterwards. */
   @Column('varchar', { nullable: true }) backupId!: string | null;
-  /** Programs of the engine; null for the configured one. */
+  /** The engine's program before the upgrade; null for the configured one. */
   @Column('varchar', { nullable: true }) formerBinary!: string | null;
-  @Column('varchar', { nullable: true }) newBinary!: string | null;
   @Column('simple-json', { nullable: true }) report!: DuUpgradeReport | null;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
   @Column('varchar') jobId!: string;

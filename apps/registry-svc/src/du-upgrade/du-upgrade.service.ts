@@ -90,7 +90,6 @@ export class DuUpgradeService {
       ...{
         problems: null,
         formerBinary: (await this.registry.load()).engineBinary,
-        newBinary: null,
         report: null,
         error: null,
         jobId: request.id,
@@ -227,9 +226,7 @@ export class DuUpgradeService {
       // A DU that has lost its tables has lost its fence too.
       if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
       if (row.engine) {
-        const binary = await this.installEngine(row, row.engine, signal);
-        await this.save(row, { newBinary: binary });
-        await this.registry.setEngineBinary(binary, signal);
+        await this.registry.setEngineBinary(await this.installEngine(row, row.engine, signal), signal);
       } else await this.registry.reconcile(signal);
       return 'migrate';
     },

@@ -203,10 +203,13 @@ async function readNames(
   names = names.filter(filter);
   const references: BackupReference[] = [];
   const lost: SkippedReference[] = [];
-  await all(names, limit, signal, async ({ repository, tag }) => {
-    const seen = await storage?.resolve(repository, tag);
+  const find = async (repository: string, reference: string) => {
+    const seen = await storage?.resolve(repository, reference);
     const bytes = seen && (await readStored(storage, seen));
-    const found = bytes ? describe(bytes) : await call(() => registry.headManifest(repository, tag, { signal }));
+    return bytes ? describe(bytes) : call(() => registry.headManifest(repository, reference, { signal }));
+  };
+  await all(names, limit, signal, async ({ repository, tag }) => {
+    const found = await find(repository, tag);
     // A tag that went between the two requests is no part of this moment; one that stays has lost its manifest.
     if (!found && (await call(() => registry.listTags(repository, { signal }))).includes(tag))
       lost.push({ name: `${repository}:${tag}`, reason: 'its manifest is missing' });
@@ -217,8 +220,7 @@ async function readNames(
     limit,
     signal,
     async ({ repository, digest }) => {
-      const bytes = (await storage?.resolve(repository, digest)) && (await readStored(storage, digest));
-      const found = bytes ? describe(bytes) : await call(() => registry.headManifest(repository, digest, { signal }));
+      const found = await find(repository, digest);
       if (found) references.push({ repository, digest, mediaType: found.mediaType, size: found.size });
       else lost.push({ name: formatName({ repository, digest }), reason: 'its manifest is missing' });
     },
