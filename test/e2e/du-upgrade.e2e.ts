@@ -1,6 +1,8 @@
 /** Upgrades of the DU: every image is there afterwards, whatever was lost or killed on the way. */
+import { execFile } from 'node:child_process';
 import { chmod, cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import {
   createBackup,
   createDuUpgrade,
@@ -30,6 +32,8 @@ import { push, register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { endOf, resourceId, success } from '../support/jobs.js';
 import { digestAt, namesAt } from '../support/registry.js';
+
+const run = promisify(execFile);
 
 let folder: TempDir;
 let du: Du;
@@ -238,6 +242,28 @@ describe('an upgrade of the DU', () => {
     await success(client, putRegistry({ client, body: { mode: 'local' }, throwOnError: true }));
     await pushImages();
     expect((await upgradeOf(await success(client, await begin({})))).backupId).not.toBeNull();
+  });
+
+  it('is refused while its backup has no room, or no place', async () => {
+    const small = join(folder.path, 'small');
+    await mkdir(small);
+    await run('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', small]);
+    try {
+      await start({ airdock: { backupDir: small } });
+      await pushImages();
+      for (const [change, detail] of [
+        [{}, 'are free at the backup target default'],
+        [{ backupTarget: 'nowhere' }, 'there is no backup target nowhere'],
+      ] as const) {
+        const refused = await endOf(client, (await begin(change)).id);
+        expect(refused).toMatchObject({ state: 'failed', error: { code: 'du_upgrade_preflight_failed', detail: expect.stringContaining(detail) } });
+        expect(await upgradeOf(refused)).toMatchObject({ phase: 'refused', backupId: null });
+      }
+      expect((await pushed(du.registryPort)).status).toBe(202);
+    } finally {
+      await du.stop();
+      await run('umount', ['-l', small]);
+    }
   });
 
   const phases = ['preflight', 'backup', 'fence', 'finalBackup', 'engine', 'migrate', 'restore', 'compare', 'open'];

@@ -304,6 +304,8 @@ export class DuUpgradeService {
     if (!target) return [{ check: 'space', severity: 'failure', detail: `there is no backup target ${row.target}` }];
     if (target.error)
       return [{ check: 'space', severity: 'failure', detail: `the backup target ${row.target} cannot be used: ${target.error.detail ?? target.error.title}` }];
+    // What was measured last may be from before a push.
+    await this.registry.measure();
     const usedBytes = (await this.registry.load()).storage?.usedBytes ?? 0;
     if (target.freeBytes === null || target.freeBytes >= usedBytes) return [];
     const { data: backups } = await listBackups({ client, query: { target: row.target, limit: 1 }, signal, throwOnError: true });
