@@ -131,8 +131,10 @@ export class RegistryService implements BeforeApplicationShutdown {
       const engine = registryEngine(this.config, row);
       // The port of the fence is the engine's otherwise.
       if (!row.fence || row.mode !== 'local') await this.fence.stop();
-      if (row.mode === 'local') await engine.start(signal);
-      else await engine.stop();
+      if (row.mode === 'local') {
+        const { repaired } = await engine.start(signal);
+        if (repaired.length > 0) this.logger.warn(`the registry was killed while it wrote; completed or removed: ${repaired.slice(0, 20).join(', ')}`);
+      } else await engine.stop();
       if (row.fence && row.mode === 'local') await this.fence.start({ port: this.config.registry.port, backendPort: row.fence.port });
       const engineVersion = row.mode === 'local' ? await engine.version() : null;
       const storageId = row.mode === 'local' && this.config.registry.directPlacement ? await this.enablePlacement(row) : null;

@@ -5,7 +5,7 @@ import type { LimitFunction } from 'p-limit';
 import type { ImageSource } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
-import { type RetryOptions, withRetry } from './retry.js';
+import { type Ask, lookUp, type RetryOptions, withRetry } from './retry.js';
 import type { UploadSessions } from './upload-sessions.js';
 
 export interface BlobCopierOptions {
@@ -45,10 +45,11 @@ export class BlobCopier {
   }
 
   /** Throws `registry_rejected` unless the registry says that the repository has the blob, with its size. */
-  async verify(repository: string, descriptor: Descriptor): Promise<void> {
+  async verify(repository: string, descriptor: Descriptor, ask: Ask = withRetry): Promise<void> {
     const { digest, size } = descriptor;
+    const { registry, limit, signal, retry } = this.options;
     if (await this.options.storage?.has(repository, descriptor)) return;
-    const found = await this.#call(() => this.options.registry.headBlob(repository, digest, this.options));
+    const found = await ask(() => limit(() => registry.headBlob(repository, digest, { signal })), signal, retry);
     if (found?.size === size) return;
     throw new AppError('registry_rejected', {
       detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`,
@@ -66,9 +67,9 @@ export class BlobCopier {
 
   async #bring(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
     const { digest, size } = descriptor;
-    const { registry, storage, signal } = this.options;
+    const { registry, storage, limit, signal, retry } = this.options;
     if (storage) return this.#place(storage, repository, descriptor, onBytes);
-    const found = await this.#call(() => registry.headBlob(repository, digest, { signal }));
+    const found = await lookUp(() => limit(() => registry.headBlob(repository, digest, { signal })), signal, retry);
     if (found?.size === size) {
       if (!this.#homes.has(digest)) this.#homes.set(digest, { repository, arrived: Promise.resolve() });
       return;

@@ -14,7 +14,7 @@ import { companionTag } from './image-names.js';
 import type { Companion, ImageSource, SourceImage } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
-import { type RetryOptions, withRetry } from './retry.js';
+import { type Ask, lookUp, type RetryOptions, withRetry } from './retry.js';
 import type { UploadSessions } from './upload-sessions.js';
 
 const imagesAtOnce = 64;
@@ -194,7 +194,7 @@ class ImageCopy {
     for (const { repository, reference, digest } of wanted) if ((await this.#digestAt(repository, reference)) !== digest) return false;
     const { blobs, children } = contentOf([graph, ...belongings.map((belonging) => belonging.graph)]);
     try {
-      for (const repository of this.#repositories) await this.#verify(repository, blobs, children);
+      for (const repository of this.#repositories) await this.#verify(repository, blobs, children, lookUp);
       return true;
     } catch (error) {
       if (error instanceof AppError && error.code === 'registry_rejected') return false;
@@ -215,9 +215,9 @@ class ImageCopy {
   }
 
   /** Rule: nothing is reported stored that the registry does not say it has, or that does not lie in its folder. */
-  async #verify(repository: string, blobs: readonly Descriptor[], children: readonly Descriptor[]): Promise<void> {
-    await allOrFirstError(blobs.map((blob) => this.copier.verify(repository, blob)));
-    for (const manifest of children) await this.#expect(repository, manifest.digest, manifest);
+  async #verify(repository: string, blobs: readonly Descriptor[], children: readonly Descriptor[], ask: Ask = withRetry): Promise<void> {
+    await allOrFirstError(blobs.map((blob) => this.copier.verify(repository, blob, ask)));
+    for (const manifest of children) await this.#expect(repository, manifest.digest, manifest, ask);
   }
 
   /** The registry checks that all children are there, and answers with the digest of what it stored. */
@@ -234,15 +234,14 @@ class ImageCopy {
   }
 
   /** What a tag or digest leads to: in the registry's folder, where that is ours to see, or asked of the registry. */
-  async #digestAt(repository: string, reference: string): Promise<Digest | undefined> {
-    return (
-      (await this.options.storage?.resolve(repository, reference)) ??
-      (await this.#call((registry, signal) => registry.headManifest(repository, reference, { signal })))?.digest
-    );
+  async #digestAt(repository: string, reference: string, ask: Ask = lookUp): Promise<Digest | undefined> {
+    const { registry, storage, signal, retry } = this.options;
+    const found = await storage?.resolve(repository, reference);
+    return found ?? (await ask(() => registry.headManifest(repository, reference, { signal }), signal, retry))?.digest;
   }
 
-  async #expect(repository: string, reference: string, { digest }: Descriptor): Promise<void> {
-    const found = await this.#digestAt(repository, reference);
+  async #expect(repository: string, reference: string, { digest }: Descriptor, ask: Ask = withRetry): Promise<void> {
+    const found = await this.#digestAt(repository, reference, ask);
     if (found === digest) return;
     throw new AppError('registry_rejected', {
       detail: `the registry answers ${repository}, ${reference} with ${found ?? 'nothing'}`,

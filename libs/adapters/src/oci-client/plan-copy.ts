@@ -5,9 +5,11 @@ import { type ImageGraph, walkImage } from './image-graph.js';
 import type { ImageSource } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
 import type { RegistryStorage } from './registry-storage.js';
+import { lookUp } from './retry.js';
 
 const requestsAtOnce = 8;
 const looksAtOnce = 8;
+const tries = 2;
 
 export interface PlannedImage {
   /** `present`: every name leads to it, and every repository has all of it. `changed`: a name leads to something else. */
@@ -46,6 +48,7 @@ interface Looked {
 /** What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what the registry client throws. */
 export async function planCopy({ source, images, registry, storage, signal }: PlanCopyOptions): Promise<CopyPlan> {
   const requests = pLimit(requestsAtOnce);
+  const ask = <T>(head: () => Promise<T | undefined>) => requests(() => lookUp(head, signal, { attempts: tries }));
   const looks = pLimit(looksAtOnce);
   const look = async ({ image, names }: ImageToCopy): Promise<Looked> => {
     signal?.throwIfAborted();
@@ -67,7 +70,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
       names.map(async ({ repository, tag }) => {
         const reference = tag ?? root?.digest;
         if (reference === undefined) return undefined;
-        return (await storage?.resolve(repository, reference)) ?? (await requests(() => registry.headManifest(repository, reference, { signal })))?.digest;
+        return (await storage?.resolve(repository, reference)) ?? (await ask(() => registry.headManifest(repository, reference, { signal })))?.digest;
       }),
     );
     const isNamed = root !== undefined && digests.every((digest) => digest === root.digest);
@@ -81,7 +84,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
       // A registry does not show manifests among its blobs.
       const head = (repository: string) =>
         isManifest ? registry.headManifest(repository, digest, { signal }) : registry.headBlob(repository, digest, { signal });
-      for (const repository of repositories) if ((await requests(() => head(repository)))?.size === size) return true;
+      for (const repository of repositories) if ((await ask(() => head(repository)))?.size === size) return true;
       return false;
     };
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));

@@ -11,8 +11,8 @@ import type { Digest } from '@airdock/core/oci/digest';
 import type { ManifestReferences } from '@airdock/core/oci/manifest';
 import { syncFolder, writeDurably } from './durable-file.js';
 import { LayerCache } from './layer-cache.js';
-import { folderNames, isGone, listFolder, listRepositoryFolders, registryRoot } from './registry-layout.js';
-import { type GarbageItem, type Survey, statOrGone, surveyRegistry } from './registry-survey.js';
+import { folderNames, isGone, listFolder, listRepositoryFolders, registryRoot, statOrGone } from './registry-layout.js';
+import { type GarbageItem, type Survey, surveyRegistry } from './registry-survey.js';
 
 /** As long as a request that the registry had begun to answer before a link went may take. */
 const settleMs = 3_000;

@@ -3,7 +3,7 @@
  * files that hold a digest; bytes are below `blobs`. Source: registry/storage/paths.go
  */
 import type { Dirent } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
 
@@ -45,3 +45,13 @@ export async function listRepositoryFolders(root: string, parent = ''): Promise<
 }
 
 export const isGone = (error: unknown): boolean => ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
+
+/** Undefined when there is no such file, or not any more. */
+export async function statOrGone(path: string) {
+  try {
+    return await stat(path);
+  } catch (error) {
+    if (isGone(error)) return undefined;
+    throw error;
+  }
+}

@@ -120,9 +120,7 @@ export class RegistryStorage {
 
   /** Takes a damaged blob out of the registry, so that the next push brings it again; the bytes stay in `airdock-damaged/` to be looked at. */
   async setAside({ digest }: Pick<Descriptor, 'digest' | 'size'>): Promise<void> {
-    const folder = join(this.root, 'airdock-damaged');
-    await mkdir(folder, { recursive: true });
-    await rename(this.blobFile(digest), join(folder, digestHex(digest)));
+    await setBlobAside(this.root, digest);
   }
 
   /** All tags, as the registry would list them. */
@@ -168,4 +166,11 @@ export class RegistryStorage {
   flush(): Promise<void> {
     return this.placer.flush();
   }
+}
+
+/** See `RegistryStorage.setAside`. */
+export async function setBlobAside(storageDir: string, digest: Digest): Promise<void> {
+  const folder = join(storageDir, 'airdock-damaged');
+  await mkdir(folder, { recursive: true });
+  await rename(join(registryRoot(storageDir), blobPath(digest), 'data'), join(folder, digestHex(digest)));
 }

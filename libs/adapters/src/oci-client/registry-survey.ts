@@ -19,6 +19,7 @@ import {
   listRepositoryFolders,
   registryRoot,
   revisionPath,
+  statOrGone,
   tagPath,
   uploadsPath,
 } from './registry-layout.js';
@@ -281,16 +282,6 @@ class RegistrySurvey {
 
   async #isYoung(path: string): Promise<boolean> {
     return this.#limit(async () => ((await statOrGone(join(this.root, path)))?.mtime ?? 0) >= this.options.youngSince);
-  }
-}
-
-/** Undefined when there is no such file, or not any more. */
-export async function statOrGone(path: string) {
-  try {
-    return await stat(path);
-  } catch (error) {
-    if (isGone(error)) return undefined;
-    throw error;
   }
 }
 

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { isTransient } from '@airdock/core/errors';
+import { AppError, isTransient } from '@airdock/core/errors';
 
 export interface RetryOptions {
   /** How often something is tried in all. Default 5. */
@@ -26,4 +26,31 @@ export async function withRetry<T>(work: () => Promise<T>, signal: AbortSignal |
       await sleep(limit * (0.5 + Math.random() / 2), undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
     }
   }
+}
+
+/** `withRetry` or `lookUp`. */
+export type Ask = typeof lookUp;
+
+/** How often a registry is asked for what it cannot read itself. */
+const unreadableTries = 2;
+
+/**
+ * Asks a registry, as `withRetry`, for something that is written anew when it is missing. What the registry itself cannot read counts as missing: distribution 2
+ * writes its links in place, and when it was killed in between answers 500 for an empty one until it is written again. A registry that is ill in another way
+ * refuses what is written then.
+ */
+export async function lookUp<T>(look: () => Promise<T | undefined>, signal: AbortSignal | undefined, options: RetryOptions = {}): Promise<T | undefined> {
+  let unreadable = 0;
+  return withRetry(
+    async () => {
+      try {
+        return await look();
+      } catch (error) {
+        if (!(error instanceof AppError) || error.details.registryStatus !== 500 || ++unreadable < unreadableTries) throw error;
+        return undefined;
+      }
+    },
+    signal,
+    options,
+  );
 }

@@ -1,8 +1,11 @@
-import { readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
+import { digestOf } from '@airdock/core/oci/digest';
+import { mediaTypes } from '@airdock/core/oci/manifest';
 import { freePort, isPortFree, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { RegistryClient } from '../oci-client/registry-client.js';
 import { ProcessRegistryEngine, probeRegistry, type RegistryEngineOptions, storageUsage } from './process-engine.js';
 
 describe('ProcessRegistryEngine', () => {
@@ -25,7 +28,7 @@ describe('ProcessRegistryEngine', () => {
   });
 
   it('runs a read-write and a read-only instance, adopts them the next time, and stops both', async () => {
-    expect(await new ProcessRegistryEngine(options).start()).toEqual(['readWrite', 'readOnly']);
+    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readWrite', 'readOnly']);
     const pids = await new ProcessRegistryEngine(options).pids();
     const uploads = await Promise.all(
       [options.port, options.readOnlyPort].map((port) => fetch(`http://127.0.0.1:${port}/v2/a/blobs/uploads/`, { method: 'POST' })),
@@ -33,7 +36,7 @@ describe('ProcessRegistryEngine', () => {
     expect(uploads.map(({ status }) => status)).toEqual([202, 405]);
     const next = new ProcessRegistryEngine(options);
     expect(await next.isHealthy()).toBe(true);
-    expect(await next.start()).toEqual([]);
+    expect((await next.start()).started).toEqual([]);
     expect(await next.pids()).toEqual(pids);
     await next.stop();
     expect(await Promise.all([isPortFree(options.port), isPortFree(options.readOnlyPort)])).toEqual([true, true]);
@@ -45,10 +48,25 @@ describe('ProcessRegistryEngine', () => {
     await engine.start();
     process.kill((await engine.pids())[1] as number, 'SIGKILL');
     await waitFor(async () => !(await engine.isHealthy()), { what: 'the death to be noticed' });
-    expect(await engine.start()).toEqual(['readOnly']);
+    expect((await engine.start()).started).toEqual(['readOnly']);
     options = { ...options, port: await freePort() };
-    expect(await new ProcessRegistryEngine(options).start()).toEqual(['readWrite']);
+    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readWrite']);
     expect((await probeRegistry(`http://127.0.0.1:${options.port}`)).ok).toBe(true);
+  });
+
+  it('ends what a killed registry was writing before it starts it again', async () => {
+    const engine = new ProcessRegistryEngine(options);
+    await engine.start();
+    const url = `http://127.0.0.1:${options.port}`;
+    await using registry = new RegistryClient(url);
+    const index = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: [] }));
+    await registry.putManifest('app', '1', index, mediaTypes.ociIndex);
+    process.kill((await engine.pids())[0] as number, 'SIGKILL');
+    await waitFor(async () => !(await engine.isHealthy()), { what: 'the death to be noticed' });
+    const link = 'repositories/app/_manifests/tags/1/current/link';
+    await truncate(join(options.storageDir, 'docker/registry/v2', link));
+    expect(await engine.start()).toEqual({ started: ['readWrite'], repaired: [link] });
+    expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
   });
 
   it('never takes the processes of another engine for its own', async () => {

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { stringify } from 'yaml';
+import { repairRegistry } from '../oci-client/registry-repair.js';
 
 const run = promisify(execFile);
 
@@ -38,14 +39,15 @@ export class ProcessRegistryEngine {
   constructor(private readonly options: RegistryEngineOptions) {}
 
   /**
-   * Brings both instances up, or adopts them. Idempotent. Returns which of them had to be started.
+   * Brings both instances up, or adopts them. Idempotent. Returns which of them had to be started, and what `repairRegistry` changed before that.
    * Throws `registry_engine_missing`, `registry_port_taken`, `registry_start_failed`.
    */
-  async start(signal?: AbortSignal): Promise<Instance[]> {
+  async start(signal?: AbortSignal): Promise<{ started: Instance[]; repaired: string[] }> {
     await this.version();
     await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
     await mkdir(this.options.storageDir, { recursive: true, mode: 0o700 });
     const started: Instance[] = [];
+    const repaired: string[] = [];
     for (const instance of instances) {
       const config = await this.configFor(instance);
       // Another program has to be started anew, whatever its configuration.
@@ -53,11 +55,13 @@ export class ProcessRegistryEngine {
       const running = await this.findProcesses(instance);
       if (running.length === 1 && running[0]?.configFile === configFile && (await this.isAnswering(instance))) continue;
       for (const { pid } of running) await endProcess(pid);
+      // However it ended, and whoever ended it.
+      if (instance === 'readWrite') repaired.push(...(await repairRegistry(this.options.storageDir)));
       await this.spawn(instance, configFile, config);
       started.push(instance);
     }
     for (const instance of instances) await this.waitUntilAnswering(instance, signal);
-    return started;
+    return { started, repaired };
   }
 
   /** Stops both instances, and waits until they are gone. Idempotent. */
