@@ -36,26 +36,47 @@ interface Site {
   bundles: string;
 }
 
-/** One way to the host's sshd: `direct`, or later by so many milliseconds there and back. */
+/** One way to the host's sshd: a direct one, or one that takes time. */
 interface Link extends AsyncDisposable {
   address: string;
   port: number;
 }
 
-/** A proxy that hands every byte on later. As a long line does, it keeps what is on its way. */
-async function slowLink(host: LabHost, roundTripMs: number): Promise<Link> {
+/** As a switch does, a line keeps no more than this waiting for its turn. */
+const maxQueueMs = 10;
+
+/** A proxy that hands every byte on later, and not more of them than a line carries. As a long line does, it keeps what is on its way. */
+async function slowLink(host: LabHost, { roundTripMs = 0, bytesPerSecond = Number.POSITIVE_INFINITY }): Promise<Link> {
   const sockets = new Set<Socket>();
-  const later = (from: Socket, to: Socket) => {
-    from.on('data', (chunk: Buffer) => setTimeout(() => to.writable && to.write(chunk), roundTripMs / 2));
-    from.once('close', () => setTimeout(() => to.destroy(), roundTripMs / 2));
+  const later = (from: Socket, to: Socket, line: { busyUntil: number }) => {
+    const waiting: { chunk: Buffer; at: number }[] = [];
+    const handOn = () => {
+      for (let first = waiting[0]; first && first.at <= performance.now(); first = waiting[0]) {
+        if (to.writable) to.write(first.chunk);
+        waiting.shift();
+      }
+      if (waiting[0]) setTimeout(handOn, Math.max(0, waiting[0].at - performance.now()));
+      else if (from.closed) to.destroy();
+    };
+    from.on('data', (chunk: Buffer) => {
+      line.busyUntil = Math.max(line.busyUntil, performance.now()) + (chunk.byteLength / bytesPerSecond) * 1000;
+      const queueMs = line.busyUntil - performance.now();
+      if (waiting.push({ chunk, at: line.busyUntil + roundTripMs / 2 }) === 1) setTimeout(handOn, Math.max(0, queueMs) + roundTripMs / 2);
+      if (queueMs < maxQueueMs) return;
+      from.pause();
+      setTimeout(() => from.resume(), queueMs - maxQueueMs / 2);
+    });
+    from.once('close', () => waiting.length === 0 && to.destroy());
     from.on('error', () => undefined);
     sockets.add(from);
     from.once('close', () => sockets.delete(from));
   };
+  // All connections share the line, which carries as much in both directions.
+  const [there, back] = [{ busyUntil: 0 }, { busyUntil: 0 }];
   const server = createServer({ noDelay: true }, (incoming) => {
     const outgoing = connect({ host: host.address, port: host.port, noDelay: true });
-    later(incoming, outgoing);
-    later(outgoing, incoming);
+    later(incoming, outgoing, there);
+    later(outgoing, incoming, back);
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const stop = async () => {
@@ -121,7 +142,7 @@ async function isForwarded(host: LabHost, port: number): Promise<boolean> {
 async function benchPull(row: string, site: Site, roundTripMs: number): Promise<void> {
   const { client, du, folder } = site;
   await using host = await site.lab.startHost();
-  await using link = roundTripMs > 0 ? await slowLink(host, roundTripMs) : directLink(host);
+  await using link = roundTripMs > 0 ? await slowLink(host, { roundTripMs }) : directLink(host);
   const image = await ociLayout(site.bundles, { images: 1, sharedBytes: [100_000_000, 100_000_000], ownBytes: 100_000_000 });
   await pushed(site, image);
   const hostId = await registerHost(client, host, { address: link.address, port: link.port });
@@ -145,10 +166,10 @@ async function benchPull(row: string, site: Site, roundTripMs: number): Promise<
   }
 }
 
-async function benchWarm(site: Site, bundle: BenchBundle): Promise<void> {
+async function benchWarm(site: Site, bundle: BenchBundle, bytesPerSecond?: number): Promise<void> {
   const { client, folder } = site;
   await using host = await site.lab.startHost();
-  const link = directLink(host);
+  await using link = bytesPerSecond ? await slowLink(host, { bytesPerSecond }) : directLink(host);
   const bundleId = await pushed(site, bundle);
   const hostId = await registerHost(client, host, { address: link.address, port: link.port });
   const ssh = await sshArguments(folder, host, link);
@@ -164,15 +185,17 @@ async function benchWarm(site: Site, bundle: BenchBundle): Promise<void> {
   };
   const scp = async () => {
     const started = performance.now();
-    await run('scp', ['-q', ...ssh, bundle.path, `root@${host.address}:/tmp/bundle.tar`]);
-    await run('ssh', [...ssh, `root@${host.address}`, 'docker load --quiet --input /tmp/bundle.tar && rm /tmp/bundle.tar'], { maxBuffer: 1 << 24 });
+    await run('scp', ['-q', ...ssh, bundle.path, `root@${link.address}:/tmp/bundle.tar`]);
+    await run('ssh', [...ssh, `root@${link.address}`, 'docker load --quiet --input /tmp/bundle.tar && rm /tmp/bundle.tar'], { maxBuffer: 1 << 24 });
     return performance.now() - started;
   };
   const from = (way: () => Promise<number>, prepare: () => Promise<unknown>) => async () => {
     await prepare();
     return way();
   };
-  const rows = { 'Six images to a host that has none': clean, 'The same once more': async () => undefined };
+  const rows: Record<string, () => Promise<unknown>> = bytesPerSecond
+    ? { 'Six images, over 1 Gbit/s': clean }
+    : { 'Six images to a host that has none': clean, 'The same once more': async () => undefined };
   for (const [row, prepare] of Object.entries(rows)) {
     imageTimes = [];
     const { Airdock: whole, scp: theirs } = await alternate(row, { Airdock: from(airdock, prepare), scp: from(scp, prepare) });
@@ -264,6 +287,7 @@ async function main(): Promise<void> {
     pull: () => benchPull('A 300 MB image pulled', site, 0),
     'pull-50ms': () => benchPull('The same, 50 ms away', site, 50),
     warm: () => benchWarm(site, saved),
+    'warm-gigabit': () => benchWarm(site, saved, 117_000_000),
     eight: () => benchEight(site, saved),
     tunnels: () => benchMany(site, 200, 8),
     many: () => benchMany(site, 500, 8),

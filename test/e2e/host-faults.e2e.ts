@@ -298,6 +298,22 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     expect(await dockerNames(hosts.images.lab)).toEqual(local());
   });
 
+  it('a host that is slow slows nobody else', async () => {
+    const { proxy, lab: slow } = hosts.images;
+    // Minutes for what others get in a second.
+    proxy.slow(200_000);
+    const job = await start(['images'], { bundleIds: [largeBundleId] });
+    const moving = async () => Number(await out(slow, 'du -sb /var/lib/docker/tmp | cut -f1')) > 1_000_000;
+    await waitFor(moving, { what: 'the import on the slow host', timeoutMs: 60_000, intervalMs: 500 });
+    await out(hosts.runtime.lab, emptyCache);
+    expect((await configure(hosts.runtime, { bundleIds: [largeBundleId] })).job).toMatchObject({ state: 'succeeded', error: null });
+    expect((await checkHost(client, hosts.runtime.id, local().slice(0, 1))).job).toMatchObject({ state: 'succeeded', error: null });
+    expect((await getJob({ client, path: { id: job.id }, throwOnError: true })).data.finishedAt).toBeNull();
+    proxy.mend();
+    await success(client, job);
+    expect(await dockerNames(slow)).toContain(`localhost:${du.registryPort}/large:v1`);
+  });
+
   it('a tunnel whose connection died without a word takes its port back', async () => {
     const { proxy, id } = hosts.runtime;
     expect((await configure(hosts.runtime)).job).toMatchObject({ state: 'succeeded', error: null });

@@ -1,4 +1,6 @@
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { Transform } from 'node:stream';
+import { setTimeout as delay } from 'node:timers/promises';
 
 /** A way to a server, on loopback, that can be cut. */
 export interface TcpProxy extends AsyncDisposable {
@@ -7,6 +9,8 @@ export interface TcpProxy extends AsyncDisposable {
   cut(): void;
   /** Lets nothing through any more on connections that are open, without ending them before `mend`. */
   freeze(): void;
+  /** Lets so many bytes per second through to the server, on each connection, until `mend`. */
+  slow(bytesPerSecond: number): void;
   /** Accepts new connections without ever answering, but for the first `letThrough`. */
   hold(letThrough: number): void;
   /** How many connections are held. */
@@ -20,6 +24,16 @@ export async function startTcpProxy(target: { address: string; port: number }): 
   const open = new Set<Socket>();
   const frozen = new Set<Socket>();
   let isCut = false;
+  let mended = new AbortController();
+  let rate = Number.POSITIVE_INFINITY;
+  const slowly = () =>
+    new Transform({
+      transform(chunk: Buffer, _encoding, done) {
+        const pass = () => done(null, chunk);
+        if (rate === Number.POSITIVE_INFINITY) return pass();
+        delay((chunk.byteLength / rate) * 1000, undefined, { signal: mended.signal }).then(pass, pass);
+      },
+    });
   let letThrough = Number.POSITIVE_INFINITY;
   let held = 0;
   const server = createServer((socket) => {
@@ -34,7 +48,7 @@ export async function startTcpProxy(target: { address: string; port: number }): 
     onward.on('error', () => socket.destroy()).once('close', () => open.delete(onward));
     socket.once('close', () => onward.destroy());
     onward.once('close', () => socket.destroy());
-    socket.pipe(onward).pipe(socket);
+    socket.pipe(slowly()).pipe(onward).pipe(socket);
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const cut = () => {
@@ -51,6 +65,9 @@ export async function startTcpProxy(target: { address: string; port: number }): 
     freeze: () => {
       for (const socket of open) frozen.add(socket.unpipe().pause());
     },
+    slow: (bytesPerSecond) => {
+      rate = bytesPerSecond;
+    },
     hold: (count) => {
       letThrough = count;
       held = 0;
@@ -59,6 +76,9 @@ export async function startTcpProxy(target: { address: string; port: number }): 
     mend: () => {
       isCut = false;
       letThrough = Number.POSITIVE_INFINITY;
+      rate = Number.POSITIVE_INFINITY;
+      mended.abort();
+      mended = new AbortController();
       for (const socket of frozen) socket.destroy();
       frozen.clear();
     },
