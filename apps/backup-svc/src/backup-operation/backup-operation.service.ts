@@ -26,7 +26,7 @@ import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import type { Repository } from 'typeorm';
 import { BackupService } from '../backup/backup.service.js';
-import { BackupTargetService } from '../backup-target/backup-target.service.js';
+import { BackupTargetService, lockFor } from '../backup-target/backup-target.service.js';
 import { BackupOperationEntity } from './backup-operation.entity.js';
 import type { ActionOf, BackupAction, BackupOperation, BackupOperationResult, CreateBackupOperation } from './backup-operation.schema.js';
 
@@ -79,9 +79,10 @@ export class BackupOperationService {
   }
 
   private readonly runners: { [A in BackupAction['action']]: Runner<A> } = {
-    verify: async (row, { backupId, samplePercent, heal }, store, { jobId, signal: cancelled, progress }) => {
-      await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
-      const signal = AbortSignal.any([cancelled, lock.signal]);
+    verify: async (row, { backupId, samplePercent, heal }, store, context) => {
+      const { progress } = context;
+      await using lock = await store.lock(lockFor(context));
+      const { signal } = lock;
       const listed = backupId ? [{ id: backupId, record: await store.readRecord(backupId), error: undefined }] : await store.listRecords();
       const unreadable = listed.flatMap(({ id, error }) => (error ? [{ backupId: id, reason: error.details.detail ?? error.message }] : []));
       const records = listed.flatMap(({ record }) => record ?? []);
@@ -111,7 +112,8 @@ export class BackupOperationService {
       return { blobs: sample.length, bytes: result.bytes, damaged: damaged.length, healed: healed.length };
     },
 
-    prune: async (row, { keep, scheduleId, dryRun, waitMinutes }, store, { jobId, signal: cancelled, progress }) => {
+    prune: async (row, { keep, scheduleId, dryRun, waitMinutes }, store, context) => {
+      const { progress } = context;
       const planned = async () => {
         const listed = await store.listRecords();
         const broken = listed.find(({ error }) => error);
@@ -140,11 +142,8 @@ export class BackupOperationService {
         await this.save(row, { ...result, blobs: unneeded.length, bytes: sumOf(unneeded) });
         return { backups: result.removed?.length ?? 0, blobs: unneeded.length, bytes: sumOf(unneeded) };
       }
-      await using lock = await store.lock({
-        ...{ kind: 'exclusive', id: jobId, signal: cancelled, waitMs: waitMinutes * 60_000 },
-        onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }),
-      });
-      const signal = AbortSignal.any([cancelled, lock.signal]);
+      await using lock = await store.lock({ ...lockFor(context), kind: 'exclusive', waitMs: waitMinutes * 60_000 });
+      const { signal } = lock;
       const result = report(await planned());
       await this.save(row, result);
       for (const id of result.removed ?? []) {
@@ -161,10 +160,11 @@ export class BackupOperationService {
       return { backups: result.removed?.length ?? 0, blobs, bytes };
     },
 
-    export: async (row, { backupId, file }, store, { jobId, signal: cancelled, progress }) => {
+    export: async (row, { backupId, file }, store, context) => {
+      const { progress } = context;
       const path = this.exchangePath(file);
-      await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled });
-      const signal = AbortSignal.any([cancelled, lock.signal]);
+      await using lock = await store.lock(lockFor(context));
+      const { signal } = lock;
       const files = await store.filesOf(backupId);
       const bytesTotal = sumOf(files);
       let bytesDone = 0;
@@ -187,10 +187,11 @@ export class BackupOperationService {
       return { backupId, file, sha256, bytes: bytesTotal };
     },
 
-    import: async (row, { file }, store, { jobId, signal: cancelled, progress }) => {
+    import: async (row, { file }, store, context) => {
+      const { progress } = context;
       const path = await this.findFile(file);
-      await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
-      const signal = AbortSignal.any([cancelled, lock.signal]);
+      await using lock = await store.lock(lockFor(context));
+      const { signal } = lock;
       await using archive = await this.targets.read(await TarStorage.open(path, signal));
       const [id, ...others] = await archive.listIds();
       if (!id || others.length > 0) throw new AppError('backup_corrupt', { detail: `${file} has ${id ? 'several records' : 'no record'}` });

@@ -2,13 +2,21 @@ import { readFile } from 'node:fs/promises';
 import type { BackupStorage } from '@airdock/adapters/backup-store/backup-storage';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
+import type { LockOptions } from '@airdock/adapters/backup-store/store-lock';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { type BackupTargetConfig, CONFIG, type Config } from '@airdock/platform/config';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { BackupTargetEntity } from './backup-target.entity.js';
 import type { BackupTarget } from './backup-target.schema.js';
+
+/** The lock that a job takes for its work in a store. */
+export const lockFor = ({ jobId, signal, progress }: JobContext): LockOptions => ({
+  ...{ kind: 'shared', id: jobId, signal },
+  onWait: ([holder = '']) => progress({ phase: `waiting for ${holder}` }),
+});
 
 /** The places where backups are kept, as they are configured. */
 @Injectable()

@@ -22,7 +22,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, type Repository } from 'typeorm';
 import { z } from 'zod';
-import { BackupTargetService } from '../backup-target/backup-target.service.js';
+import { BackupTargetService, lockFor } from '../backup-target/backup-target.service.js';
 import { BackupEntity } from './backup.entity.js';
 import type { Backup, BackupListQuery, CreateBackup } from './backup.schema.js';
 
@@ -143,21 +143,22 @@ export class BackupService {
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
-  async run({ jobId, resourceId: id, signal: cancelled, progress }: JobContext): Promise<Record<string, unknown>> {
+  async run(context: JobContext): Promise<Record<string, unknown>> {
+    const { resourceId: id, progress } = context;
     const row = await getRow(this.backups, id);
     await using store = await this.targets.open(row.target);
     // Also when nothing is left to do: the lock of a worker that died keeps prunes away.
-    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
+    await using lock = await store.lock(lockFor(context));
+    const { signal } = lock;
     // A worker that died between the record and the end of its job left a complete backup.
     const done = await readRecord(store, id);
     if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
-    const { url, storage } = await this.registryForJob({ signal: cancelled, progress });
+    const { url, storage } = await this.registryForJob({ signal, progress });
     await using registry = new RegistryClient(url);
     const isAll = !row.repositories && !row.imageSetId;
-    const reading = isAll ? this.readSettings(cancelled) : Promise.resolve([]);
+    const reading = isAll ? this.readSettings(signal) : Promise.resolve([]);
     // Waited for below.
     reading.catch(() => undefined);
-    const signal = AbortSignal.any([cancelled, lock.signal]);
     const { record, skipped, addedBytes } = await backupRegistry({
       ...{ registry, storage, store, lock, id, signal, onProgress: progress },
       filter: await this.filterOf(row),

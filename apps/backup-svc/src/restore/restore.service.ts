@@ -1,4 +1,4 @@
-import { readdir, rm, statfs } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { putStateRows } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { ServiceState } from '@airdock/adapters/api-clients/generated/types.gen';
@@ -6,6 +6,7 @@ import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { type BackupSource, openBackup } from '@airdock/adapters/backup-store/backup-source';
 import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { copyImages, failureOf, type ImageToCopy, type LocalName } from '@airdock/adapters/oci-client/copy-image';
+import { freeBytesOf } from '@airdock/adapters/oci-client/durable-file';
 import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import type { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
@@ -28,6 +29,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { BackupService, filterByRepository, settingsServices } from '../backup/backup.service.js';
+import { lockFor } from '../backup-target/backup-target.service.js';
 import { RestoreEntity } from './restore.entity.js';
 import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
 
@@ -83,12 +85,13 @@ export class RestoreService {
   }
 
   /** Throws `space_insufficient` and `secrets_key_mismatch` before anything is changed, and `backup_incomplete` at the end, when not everything came back. */
-  async run({ jobId, resourceId, signal: cancelled, progress }: JobContext): Promise<Record<string, unknown>> {
-    const row = await getRow(this.restores, resourceId);
+  async run(context: JobContext): Promise<Record<string, unknown>> {
+    const { progress } = context;
+    const row = await getRow(this.restores, context.resourceId);
     const { mode, onConflict, dryRun, drill, repositories } = row.request;
     await using store = await this.backups.openStore(row.target);
-    await using lock = await store.lock({ kind: 'shared', id: jobId, signal: cancelled, onWait: (by) => progress({ phase: `waiting for ${by[0] ?? ''}` }) });
-    const signal = AbortSignal.any([cancelled, lock.signal]);
+    await using lock = await store.lock(lockFor(context));
+    const { signal } = lock;
     const filter = filterByRepository(repositories);
     await using source = await openBackup(store, row.backupId, { filter, signal });
     const settings = row.request.settings ?? (!repositories && !row.request.registry && !drill);
@@ -162,7 +165,7 @@ export class RestoreService {
     for (const repository of await withRetry(() => registry.listRepositories({ signal }), signal))
       for (const tag of await withRetry(() => registry.listTags(repository, { signal }), signal))
         if (filter({ repository, tag }) && isInBackup({ repository, tag }) && !wanted.has(`${repository}:${tag}`)) extra.push(`${repository}:${tag}`);
-    return { present, missing, conflicts, extra, freeBytes: dir ? await freeBytes(dir) : null, broken: source.broken, verified: null, settings: null };
+    return { present, missing, conflicts, extra, freeBytes: dir ? await freeBytesOf(dir) : null, broken: source.broken, verified: null, settings: null };
   }
 
   private async destinationOf(
@@ -280,11 +283,6 @@ async function verify(registry: RegistryClient, images: readonly ImageToCopy[], 
   return verified;
 }
 
-async function freeBytes(dir: string): Promise<number> {
-  const { bavail, bsize } = await statfs(dir);
-  return bavail * bsize;
-}
-
 function* partsOf(rows: readonly Record<string, unknown>[]): Generator<Record<string, unknown>[]> {
   let part: Record<string, unknown>[] = [];
   let bytes = 0;
@@ -316,8 +314,7 @@ function parseName(name: string): LocalName {
   return { repository: name.slice(0, name.lastIndexOf(':')), tag: name.slice(name.lastIndexOf(':') + 1) };
 }
 
-const nameOf = ({ image: { root } }: ImageToCopy, { repository, tag }: LocalName): string =>
-  formatName(tag === undefined ? { repository, digest: root?.digest } : { repository, tag });
+const nameOf = ({ image: { root } }: ImageToCopy, name: LocalName): string => formatName({ ...name, digest: root?.digest });
 
 const toResource = ({ id, backupId, target, request, report, jobId, createdAt }: RestoreEntity, job: JobEntity | undefined): Restore => ({
   ...{ id, backupId, target, request, report, jobId, createdAt },

@@ -175,7 +175,7 @@ const identityOf = (imageIds: readonly string[]): string => [...imageIds].sort()
 
 const toLocalName = (reference: Reference): LocalName => {
   const { repository, tag, digest } = reference;
-  return { full: formatReference(reference), name: formatName(tag ? { repository, tag } : { repository, digest }), repository, tag };
+  return { full: formatReference(reference), name: formatName({ repository, tag, digest }), repository, tag };
 };
 
 /** Throws `image_name_collision` with the sources of the first name, and all collisions. */

@@ -1,4 +1,4 @@
-import { statfs } from 'node:fs/promises';
+import { freeBytesOf } from '@airdock/adapters/oci-client/durable-file';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { isEnded } from '@airdock/platform/jobs/job.schema';
@@ -19,8 +19,7 @@ export class PushSpaceService {
 
   /** What pushes may write: what the disk of the folder has, less what is to stay free. */
   async free(folder: string): Promise<number> {
-    const { bavail, bsize } = await statfs(folder);
-    return Math.max(0, bavail * bsize - this.config.registry.minFreeBytes);
+    return Math.max(0, (await freeBytesOf(folder)) - this.config.registry.minFreeBytes);
   }
 
   /** Of pushes that run at the same time the earlier ones go first. Throws `space_insufficient` with the numbers. */

@@ -141,7 +141,7 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   const skipped = references
     .filter((reference) => !taken.has(reference))
     .map(({ repository, tag, digest }) => ({
-      name: formatName(tag === undefined ? { repository, digest } : { repository, tag }),
+      name: formatName({ repository, tag, digest }),
       reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete',
     }))
     .concat(lost)

@@ -48,7 +48,7 @@ export async function openBackup(store: BackupStore, id: string, { filter = () =
   const broken: BackupSource['broken'] = [];
   for (const { repository, tag, digest, mediaType, size } of record.references.filter(({ repository, tag = '' }) => filter({ repository, tag }))) {
     signal?.throwIfAborted();
-    const name = formatName(tag === undefined ? { repository, digest } : { repository, tag });
+    const name = formatName({ repository, tag, digest });
     try {
       const image = byRoot.get(digest) ?? (await open(name, { mediaType, digest, size }));
       image.names.push(name);

@@ -1,11 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import { createReadStream, type Dirent } from 'node:fs';
-import { mkdir, readdir, rename, rm, rmdir, stat, statfs, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { BlobPlacer } from '../oci-client/blob-placer.js';
-import { syncFolder, writeDurably } from '../oci-client/durable-file.js';
+import { freeBytesOf, syncFolder, writeDurably } from '../oci-client/durable-file.js';
 import type { BackupStorage, StoredFile, WriteOptions } from './backup-storage.js';
 
 const codeOf = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : '');
@@ -145,9 +145,8 @@ export class FolderStorage implements BackupStorage {
     return bytes;
   }
 
-  async freeBytes(): Promise<number> {
-    const { bavail, bsize } = await statfs(this.location);
-    return bavail * bsize;
+  freeBytes(): Promise<number> {
+    return freeBytesOf(this.location);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}

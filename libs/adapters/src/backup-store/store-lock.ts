@@ -32,6 +32,8 @@ export interface LockOptions {
 }
 
 export class StoreLock implements AsyncDisposable {
+  /** Aborts with the signal that was given, and when the lock cannot be kept. */
+  readonly signal: AbortSignal;
   #renewedAt = performance.now();
   readonly #lost = new AbortController();
   readonly #timer: NodeJS.Timeout;
@@ -41,7 +43,9 @@ export class StoreLock implements AsyncDisposable {
     private readonly storage: BackupStorage,
     private readonly name: string,
     private readonly content: Buffer,
+    given: AbortSignal | undefined,
   ) {
+    this.signal = given ? AbortSignal.any([given, this.#lost.signal]) : this.#lost.signal;
     this.#timer = setInterval(() => {
       // Also while a write hangs.
       if (this.#isTooOld) this.#lose();
@@ -71,18 +75,13 @@ export class StoreLock implements AsyncDisposable {
       signal?.throwIfAborted();
       await storage.write(name, content, { isLasting: false });
       const others = await findOthers(storage, name, kind, { seen, watchMs });
-      if (others.length === 0) return new StoreLock(storage, name, content);
+      if (others.length === 0) return new StoreLock(storage, name, content, signal);
       await storage.remove(name);
       const holders = others.map((other) => other.slice('locks/'.length, -'.json'.length));
       onWait?.(holders);
       if (performance.now() - started > waitMs) throw new AppError('backup_store_busy', { detail: `in the way: ${holders.slice(0, 5).join(', ')}` });
       await delay(pauseMs * (0.5 + Math.random()), undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
     }
-  }
-
-  /** Aborts when the lock cannot be kept. */
-  get signal(): AbortSignal {
-    return this.#lost.signal;
   }
 
   /** Throws when the lock may be another's by now: for a process that was frozen, before it removes or promises anything. */

@@ -150,7 +150,7 @@ class ImageCopy {
         digest,
         mediaType,
         parts,
-        names: names.map(({ repository, tag }) => formatName(tag === undefined ? { repository, digest } : { repository, tag })),
+        names: names.map(({ repository, tag }) => formatName({ repository, tag, digest })),
       };
     } catch (error) {
       signal?.throwIfAborted();

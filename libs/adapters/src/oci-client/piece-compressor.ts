@@ -4,7 +4,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { createReadStream, createWriteStream } from 'node:fs';
-import { appendFile, open, readdir, readFile, rm, stat, statfs, writeFile } from 'node:fs/promises';
+import { appendFile, open, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
@@ -13,10 +13,10 @@ import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import pLimit from 'p-limit';
 import { DirectFile } from './direct-file.js';
+import { freeBytesOf } from './durable-file.js';
 import { createPooledDigest, hashPieces } from './hash-pool.js';
 import { runProgram } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
-
 import { type OnPiece, readPieces } from './read-pieces.js';
 
 /** Bytes of the layer in one gzip member. */
@@ -253,8 +253,7 @@ async function checkMember(path: string, plainBytes: number): Promise<number> {
 
 /** A program says in its own words that the disk is full, if at all. */
 async function orDiskFull(error: unknown, folder: string): Promise<unknown> {
-  const { bavail, bsize } = await statfs(folder);
-  if (bavail * bsize >= memberBytes) return error;
+  if ((await freeBytesOf(folder)) >= memberBytes) return error;
   return new AppError('space_insufficient', { detail: `the disk of ${folder} is full`, path: folder }, { cause: error });
 }
 

@@ -1,12 +1,13 @@
 import { execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, open, readdir, readFile, rename, rm, statfs, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { stringify } from 'yaml';
+import { freeBytesOf } from '../oci-client/durable-file.js';
 import { repairRegistry } from '../oci-client/registry-repair.js';
 
 const run = promisify(execFile);
@@ -199,8 +200,7 @@ export async function probeRegistry(url: string, timeoutMs = 2_000): Promise<{ o
 export async function storageUsage(storageDir: string): Promise<{ usedBytes: number; freeBytes: number }> {
   await mkdir(storageDir, { recursive: true });
   const { stdout } = await run('du', ['-sk', storageDir], { timeout: 120_000 });
-  const { bavail, bsize } = await statfs(storageDir);
-  return { usedBytes: Number.parseInt(stdout, 10) * 1024, freeBytes: bavail * bsize };
+  return { usedBytes: Number.parseInt(stdout, 10) * 1024, freeBytes: await freeBytesOf(storageDir) };
 }
 
 /** Ends a process in good order, after a while by force, and waits until it is gone. */

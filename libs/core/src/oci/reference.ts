@@ -73,9 +73,9 @@ export function withoutDigest(text: string): string {
   return formatReference(reference.tag ? { ...reference, digest: undefined } : reference);
 }
 
-/** `repository:tag`, the name inside one registry. */
+/** The name inside one registry: `repository:tag`, or `repository@digest` of what has no tag. */
 export const formatName = ({ repository, tag, digest }: Pick<Reference, 'repository' | 'tag' | 'digest'>): string =>
-  digest ? `${repository}@${digest}` : `${repository}:${tag}`;
+  tag === undefined ? `${repository}@${digest}` : `${repository}:${tag}`;
 
 /**
  * The kinds of names that an upstream image gets in the local registry, in the order of their importance:
