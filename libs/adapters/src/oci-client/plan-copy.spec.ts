@@ -1,3 +1,4 @@
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
@@ -37,16 +38,24 @@ it('fails with what it could not read, also of an image whose turn has not come'
   expect(unhandled).toEqual([]);
 });
 
-it('finds that nothing is missing over HTTP of what was copied, manifests included', async () => {
+it('finds over HTTP that an image is present where every repository has all of it', async () => {
   await using folder = await tempDir('plan');
   await using server = await startRegistry();
   const file = join(folder.path, 'a.tar');
   await buildOciArchive(file, [await makeImage({ name: 'quay.io/a:1', layers: [{ files: { a: 'b' } }] })]);
   await using source = await openBundle(file, { workDir: join(folder.path, 'work') });
   await using registry = new RegistryClient(server.url);
-  const images = source.images.map((image) => ({ image, names: [{ repository: 'a', tag: '1' }] }));
-  const { missingBytes } = await planCopy({ source, images, registry });
-  expect(missingBytes).toBeGreaterThan(0);
+  const names = ['a', 'b'].map((repository) => ({ repository, tag: '1' }));
+  const images = source.images.map((image) => ({ image, names }));
+  const plan = () => planCopy({ source, images, registry });
+  expect(await plan()).toMatchObject({ images: [{ state: 'missing' }], missingBytes: expect.any(Number) as number });
   for (const { error } of await copyImages({ source, registry, images })) expect(error).toBeUndefined();
-  expect((await planCopy({ source, images, registry })).missingBytes).toBe(0);
+  expect(await plan()).toMatchObject({ images: [{ state: 'present', missingBytes: 0 }], missingBytes: 0 });
+  const layers = join(server.storageDir, 'docker/registry/v2/repositories/b/_layers/sha256');
+  const [layer = ''] = await readdir(layers);
+  await rm(join(layers, layer), { recursive: true });
+  // The other repository has it.
+  expect(await plan()).toMatchObject({ images: [{ state: 'missing', missingBytes: 0 }] });
+  for (const { error } of await copyImages({ source, registry, images })) expect(error).toBeUndefined();
+  expect(await readdir(layers)).toContain(layer);
 });

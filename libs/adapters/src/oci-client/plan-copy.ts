@@ -1,4 +1,5 @@
 import type { Digest } from '@airdock/core/oci/digest';
+import type { Descriptor } from '@airdock/core/oci/manifest';
 import pLimit from 'p-limit';
 import type { ImageToCopy } from './copy-image.js';
 import { type ImageGraph, walkImage } from './image-graph.js';
@@ -34,6 +35,8 @@ export interface PlanCopyOptions {
   signal?: AbortSignal | undefined;
 }
 
+type Part = Pick<Descriptor, 'digest' | 'size'>;
+
 /** What is known of an image without regard to the others of its plan. */
 interface Looked {
   root: ImageToCopy['image']['root'];
@@ -41,15 +44,29 @@ interface Looked {
   repositories: string[];
   /** What its names lead to now. */
   digests: (Digest | undefined)[];
-  /** Every repository has its own links to all blobs and manifests; over HTTP the copy finds out. */
-  isLinked: boolean;
+  /** All names lead to it, and every repository has all of it. */
+  isPresent: boolean;
 }
 
 /** What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what the registry client throws. */
 export async function planCopy({ source, images, registry, storage, signal }: PlanCopyOptions): Promise<CopyPlan> {
   const requests = pLimit(requestsAtOnce);
-  const ask = <T>(head: () => Promise<T | undefined>) => requests(() => lookUp(head, signal, { attempts: tries }));
   const looks = pLimit(looksAtOnce);
+  const ask = <T>(head: () => Promise<T | undefined>) => requests(() => lookUp(head, signal, { attempts: tries }));
+  const digestAt = async (repository: string, reference: string) =>
+    (await storage?.resolve(repository, reference)) ?? (await ask(() => registry.headManifest(repository, reference, { signal })))?.digest;
+  /** Whatever repository it is in. */
+  const isStored = storage && onceEach((blob) => storage.hasBlob(blob));
+  const hasBlob = async (repository: string, { digest, size }: Part): Promise<boolean> => {
+    if (!storage || !isStored) return (await ask(() => registry.headBlob(repository, digest, { signal })))?.size === size;
+    return (await Promise.all([isStored({ digest, size }), storage.isLinked(repository, digest)])).every(Boolean);
+  };
+  // A registry does not show manifests among its blobs.
+  const hasManifest = async (repository: string, { digest, size }: Part): Promise<boolean> => {
+    if (!storage || !isStored) return (await ask(() => registry.headManifest(repository, digest, { signal })))?.size === size;
+    return (await isStored({ digest, size })) && (await storage.resolve(repository, digest)) === digest;
+  };
+
   const look = async ({ image, names }: ImageToCopy): Promise<Looked> => {
     signal?.throwIfAborted();
     let root = image.root;
@@ -69,32 +86,39 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     const digests = await Promise.all(
       names.map(async ({ repository, tag }) => {
         const reference = tag ?? root?.digest;
-        if (reference === undefined) return undefined;
-        return (await storage?.resolve(repository, reference)) ?? (await ask(() => registry.headManifest(repository, reference, { signal })))?.digest;
+        return reference === undefined ? undefined : digestAt(repository, reference);
       }),
     );
-    const isNamed = root !== undefined && digests.every((digest) => digest === root.digest);
-    return { root, parts, repositories, digests, isLinked: isNamed && storage !== undefined && (await isLinked(storage, repositories, image, graphs)) };
+    const isNamed = digests.length > 0 && digests.every((digest) => digest && digest === root?.digest);
+    const isPresent = isNamed && root !== undefined && (await isWhole(root, repositories, image, graphs));
+    return { root, parts, repositories, digests, isPresent };
+  };
+  const isWhole = async (root: Part, repositories: readonly string[], { companions = [] }: ImageToCopy['image'], graphs: readonly ImageGraph[]) => {
+    const blobs = graphs.flatMap((graph) => graph.blobs);
+    // The root has a name in each repository; that its bytes are all there only the storage tells.
+    const manifests = graphs.flatMap((graph) => graph.manifests).filter(({ digest }) => storage || digest !== root.digest);
+    const found = repositories.flatMap((repository) => [
+      ...blobs.map((blob) => hasBlob(repository, blob)),
+      ...manifests.map((manifest) => hasManifest(repository, manifest)),
+      ...companions.map(async ({ tag, root: { digest } }) => tag === undefined || (await digestAt(repository, tag)) === digest),
+    ]);
+    return (await Promise.all(found)).every(Boolean);
   };
 
   const counted = new Set<Digest>();
-  const count = async ({ root, parts, repositories, digests, isLinked }: Looked): Promise<PlannedImage> => {
-    const isThere = async (digest: Digest, size: number, isManifest = false) => {
-      if (storage) return storage.hasBlob({ digest, size });
-      // A registry does not show manifests among its blobs.
-      const head = (repository: string) =>
-        isManifest ? registry.headManifest(repository, digest, { signal }) : registry.headBlob(repository, digest, { signal });
-      for (const repository of repositories) if ((await ask(() => head(repository)))?.size === size) return true;
+  const count = async ({ root, parts, repositories, digests, isPresent }: Looked): Promise<PlannedImage> => {
+    const isThere = async (part: Part, isManifest = false) => {
+      if (isStored) return isStored(part);
+      for (const repository of repositories) if (await (isManifest ? hasManifest : hasBlob)(repository, part)) return true;
       return false;
     };
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
     for (const { digest } of fresh) if (digest) counted.add(digest);
-    // What has links in its repositories was looked at.
     const there = await Promise.all(
-      fresh.map(async ({ digest, size, isManifest }) => isLinked || (digest !== undefined && (await isThere(digest, size, isManifest)))),
+      fresh.map(async ({ digest, size, isManifest }) => isPresent || (digest !== undefined && (await isThere({ digest, size }, isManifest)))),
     );
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
-    const state = isLinked ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
+    const state = isPresent ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
     return { state, digest: root?.digest, missingBytes };
   };
 
@@ -112,19 +136,15 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
   return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
 }
 
-async function isLinked(
-  storage: RegistryStorage,
-  repositories: readonly string[],
-  image: ImageToCopy['image'],
-  graphs: readonly ImageGraph[],
-): Promise<boolean> {
-  const manifests = graphs.flatMap((graph) => graph.manifests).map((manifest) => storage.hasBlob(manifest));
-  const links = repositories.flatMap((repository) => [
-    ...graphs.flatMap(({ blobs, manifests }) => [
-      ...blobs.map((blob) => storage.has(repository, blob)),
-      ...manifests.map(async ({ digest }) => (await storage.resolve(repository, digest)) === digest),
-    ]),
-    ...(image.companions ?? []).map(async ({ tag, root: { digest } }) => tag === undefined || (await storage.resolve(repository, tag)) === digest),
-  ]);
-  return (await Promise.all([...manifests, ...links])).every(Boolean);
+type HasBlob = RegistryStorage['hasBlob'];
+
+/** Images share blobs, and have several names. */
+function onceEach(look: HasBlob): HasBlob {
+  const known = new Map<string, Promise<boolean>>();
+  return ({ digest, size }) => {
+    const key = `${digest} ${size}`;
+    const found = known.get(key) ?? look({ digest, size });
+    known.set(key, found);
+    return found;
+  };
 }

@@ -83,6 +83,11 @@ export class RegistryStorage {
     return join(registryRoot(this.root), layerPath(repository, digest), 'link');
   }
 
+  /** True when the repository has a link to the blob, whether that is there or not. */
+  async isLinked(repository: string, digest: Digest): Promise<boolean> {
+    return isLink(this.linkFile(repository, digest), digest);
+  }
+
   /** True when some repository has the blob, with its size. */
   async hasBlob({ digest, size }: Pick<Descriptor, 'digest' | 'size'>): Promise<boolean> {
     return (await stat(this.blobFile(digest)).catch(() => undefined))?.size === size;
@@ -90,11 +95,8 @@ export class RegistryStorage {
 
   /** True when the repository has the blob, with its size. */
   async has(repository: string, { digest, size }: Descriptor): Promise<boolean> {
-    const [blob, linked] = await Promise.all([
-      stat(this.blobFile(digest)).catch(() => undefined),
-      readFile(this.linkFile(repository, digest), 'utf8').catch(() => ''),
-    ]);
-    return blob?.size === size && linked === digest;
+    const both = await Promise.all([this.hasBlob({ digest, size }), this.isLinked(repository, digest)]);
+    return both.every(Boolean);
   }
 
   /**
@@ -139,11 +141,16 @@ export class RegistryStorage {
    * folder. Undefined when it is not so, or not seen here: then the registry has to be asked.
    */
   async resolve(repository: string, reference: string): Promise<Digest | undefined> {
-    const link = async (path: string) => (await readFile(join(registryRoot(this.root), path), 'utf8').catch(() => '')).trim();
-    const digest = isDigest(reference) ? reference : await link(join(tagPath(repository, reference), 'current/link'));
+    const root = registryRoot(this.root);
+    const digest = isDigest(reference)
+      ? reference
+      : (await readFile(join(root, tagPath(repository, reference), 'current/link'), 'utf8').catch(() => '')).trim();
     if (!isDigest(digest)) return undefined;
-    const [revision, blob] = await Promise.all([link(join(revisionPath(repository, digest), 'link')), stat(this.blobFile(digest)).catch(() => undefined)]);
-    return revision === digest && blob ? digest : undefined;
+    const [isRevision, blob] = await Promise.all([
+      isLink(join(root, revisionPath(repository, digest), 'link'), digest),
+      stat(this.blobFile(digest)).catch(() => undefined),
+    ]);
+    return isRevision && blob ? digest : undefined;
   }
 
   /**
@@ -166,6 +173,11 @@ export class RegistryStorage {
   flush(): Promise<void> {
     return this.placer.flush();
   }
+}
+
+/** A link says the digest that its folder is named after: only its length tells something new, of one that was not written to its end. */
+async function isLink(path: string, digest: Digest): Promise<boolean> {
+  return (await stat(path).catch(() => undefined))?.size === digest.length;
 }
 
 /** See `RegistryStorage.setAside`. */
