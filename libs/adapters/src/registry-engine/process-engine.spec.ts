@@ -28,7 +28,7 @@ describe('ProcessRegistryEngine', () => {
   });
 
   it('runs a read-write and a read-only instance, adopts them the next time, and stops both', async () => {
-    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readWrite', 'readOnly']);
+    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readOnly', 'readWrite']);
     const pids = await new ProcessRegistryEngine(options).pids();
     const uploads = await Promise.all(
       [options.port, options.readOnlyPort].map((port) => fetch(`http://127.0.0.1:${port}/v2/a/blobs/uploads/`, { method: 'POST' })),

@@ -49,7 +49,8 @@ export class ProcessRegistryEngine {
     await mkdir(this.options.storageDir, { recursive: true, mode: 0o700 });
     const started: Instance[] = [];
     const repaired: string[] = [];
-    for (const instance of instances) {
+    // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
+    for (const instance of instances.toReversed()) {
       const config = await this.configFor(instance);
       // Another program has to be started anew, whatever its configuration.
       const configFile = this.configFile(instance, createHash('sha256').update(config).update(this.options.binary).digest('hex').slice(0, 16));
