@@ -1,6 +1,7 @@
 import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { createPooledDigest } from '@airdock/adapters/oci-client/hash-pool';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { lookUp } from '@airdock/adapters/oci-client/retry';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import { parseReference } from '@airdock/core/oci/reference';
@@ -143,7 +144,7 @@ export class VerificationService {
     const problems: VerificationProblem[] = [];
     for (const reference of localReferences) {
       const { repository, tag } = parseReference(reference);
-      const found = await registry.headManifest(repository, tag ?? digest, { signal });
+      const found = await lookUp(() => registry.headManifest(repository, tag ?? digest, { signal }), signal);
       if (found?.digest === digest) continue;
       problems.push({ upstream, kind: found ? 'name_changed' : 'name_missing', subject: reference, actual: found?.digest ?? null });
     }

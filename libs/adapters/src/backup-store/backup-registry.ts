@@ -11,7 +11,7 @@ import { type ImageGraph, walkImage } from '../oci-client/image-graph.js';
 import type { BlobReader } from '../oci-client/image-source.js';
 import type { RegistryClient } from '../oci-client/registry-client.js';
 import type { RegistryStorage } from '../oci-client/registry-storage.js';
-import { type RetryOptions, withRetry } from '../oci-client/retry.js';
+import { lookUp, type RetryOptions, withRetry } from '../oci-client/retry.js';
 import type { BackupStore, BlobIndex } from './backup-store.js';
 import type { StoreLock } from './store-lock.js';
 
@@ -206,7 +206,7 @@ async function readNames(
   const find = async (repository: string, reference: string) => {
     const seen = await storage?.resolve(repository, reference);
     const bytes = seen && (await readStored(storage, seen));
-    return bytes ? describe(bytes) : call(() => registry.headManifest(repository, reference, { signal }));
+    return bytes ? describe(bytes) : lookUp(() => registry.headManifest(repository, reference, { signal }), signal, retry);
   };
   await all(names, limit, signal, async ({ repository, tag }) => {
     const found = await find(repository, tag);

@@ -138,6 +138,14 @@ describe('a backup', () => {
     expect(opened.images[0]?.names).toEqual([`by-digest@${digest}`]);
   });
 
+  it('names a tag that the registry cannot read, and holds the others', async () => {
+    await push([await nginx()]);
+    await truncate(join(server.storageDir, 'docker/registry/v2/repositories/nginx/_manifests/tags/1/current/link'));
+    const { record, skipped } = await backup('one');
+    expect(record.references).toMatchObject([{ repository: 'nginx', tag: 'latest' }]);
+    expect(skipped).toEqual([{ name: 'nginx:1', reason: 'its manifest is missing' }]);
+  });
+
   it('stores a blob of several backups once, and only what the filter takes', async () => {
     await push([await nginx()]);
     await backup('one');
