@@ -132,8 +132,9 @@ export class RegistryService implements BeforeApplicationShutdown {
       // The port of the fence is the engine's otherwise.
       if (!row.fence || row.mode !== 'local') await this.fence.stop();
       if (row.mode === 'local') {
-        const { repaired } = await engine.start(signal);
-        if (repaired.length > 0) this.logger.warn(`the registry was killed while it wrote; completed or removed: ${repaired.slice(0, 20).join(', ')}`);
+        const { changed, failed } = (await engine.start(signal)).repair;
+        if (changed.length > 0) this.logger.warn(`the registry had not written to the end, now completed or removed: ${changed.slice(0, 20).join(', ')}`);
+        if (failed.length > 0) this.logger.error(`the registry has not written to the end, and that could not be repaired: ${failed.slice(0, 20).join(', ')}`);
       } else await engine.stop();
       if (row.fence && row.mode === 'local') await this.fence.start({ port: this.config.registry.port, backendPort: row.fence.port });
       const engineVersion = row.mode === 'local' ? await engine.version() : null;

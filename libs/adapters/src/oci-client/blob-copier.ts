@@ -52,7 +52,7 @@ export class BlobCopier {
     const found = await ask(() => limit(() => registry.headBlob(repository, digest, { signal })), signal, retry);
     if (found?.size === size) return;
     throw new AppError('registry_rejected', {
-      detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest} after the upload`,
+      detail: `${repository} has ${found ? `${found.size} bytes of` : 'no'} blob ${digest}`,
       digest,
       ...(found ? {} : { registryCode: 'BLOB_UNKNOWN' }),
     });

@@ -67,7 +67,10 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
               const file = await open(full, constants.O_RDONLY | constants.O_NOFOLLOW);
               // Reads no more than was promised when the file grows meanwhile; the digest tells the rest.
               const left = Math.max(0, status.size - start);
-              if (left > chunkBytes) return void (yield* file.createReadStream({ start, end: status.size - 1, highWaterMark: chunkBytes }));
+              if (left > chunkBytes) {
+                yield* file.createReadStream({ start, end: status.size - 1, highWaterMark: chunkBytes });
+                return;
+              }
               try {
                 const { buffer, bytesRead } = await file.read(Buffer.allocUnsafe(left), 0, left, start);
                 if (bytesRead > 0) yield buffer.subarray(0, bytesRead);

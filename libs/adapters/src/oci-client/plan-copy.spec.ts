@@ -1,4 +1,6 @@
 import { readdir, rm } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
@@ -36,6 +38,29 @@ it('fails with what it could not read, also of an image whose turn has not come'
     process.off('unhandledRejection', note);
   }
   expect(unhandled).toEqual([]);
+});
+
+it.each([500, 503])('fails at a registry that answers %i to everything, and soon', async (status) => {
+  await using folder = await tempDir('plan');
+  let asked = 0;
+  const server = createServer((_, response) => {
+    asked += 1;
+    response.writeHead(status).end();
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const file = join(folder.path, 'a.tar');
+  await buildOciArchive(
+    file,
+    await Promise.all(Array.from({ length: 100 }, (_, n) => makeImage({ name: `quay.io/a${n}:1`, layers: [{ files: { a: `${n}` } }] }))),
+  );
+  await using source = await openBundle(file, { workDir: join(folder.path, 'work') });
+  await using registry = new RegistryClient(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+  const images = source.images.map((image, n) => ({ image, names: [{ repository: `a${n}`, tag: '1' }] }));
+  await expect(planCopy({ source, images, registry })).rejects.toMatchObject({ code: 'registry_unavailable', details: { registryStatus: status } });
+  // The first failure is enough, where it is no question of one name.
+  if (status === 503) expect(asked).toBeLessThan(100);
+  server.closeAllConnections();
+  await new Promise((resolve) => server.close(resolve));
 });
 
 it('finds over HTTP that an image is present where every repository has all of it', async () => {

@@ -10,7 +10,6 @@ import { lookUp } from './retry.js';
 
 const requestsAtOnce = 8;
 const looksAtOnce = 8;
-const tries = 2;
 
 export interface PlannedImage {
   /** `present`: every name leads to it, and every repository has all of it. `changed`: a name leads to something else. */
@@ -52,7 +51,21 @@ interface Looked {
 export async function planCopy({ source, images, registry, storage, signal }: PlanCopyOptions): Promise<CopyPlan> {
   const requests = pLimit(requestsAtOnce);
   const looks = pLimit(looksAtOnce);
-  const ask = <T>(head: () => Promise<T | undefined>) => requests(() => lookUp(head, signal, { attempts: tries }));
+  let hasAnswered = false;
+  let failure: unknown;
+  const ask = <T>(head: () => Promise<T | undefined>) => {
+    const answer = async () => {
+      try {
+        const found = await head();
+        hasAnswered = true;
+        return found;
+      } catch (error) {
+        failure = error;
+        throw error;
+      }
+    };
+    return requests(() => lookUp(answer, signal, { attempts: 1 }));
+  };
   const digestAt = async (repository: string, reference: string) =>
     (await storage?.resolve(repository, reference)) ?? (await ask(() => registry.headManifest(repository, reference, { signal })))?.digest;
   /** Whatever repository it is in. */
@@ -69,6 +82,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
 
   const look = async ({ image, names }: ImageToCopy): Promise<Looked> => {
     signal?.throwIfAborted();
+    if (isOver) throw failure;
     let root = image.root;
     let parts: Looked['parts'] = [];
     let graphs: ImageGraph[] = [];
@@ -122,6 +136,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     return { state, digest: root?.digest, missingBytes };
   };
 
+  let isOver = false;
   const looked = images.map((item) => looks(() => look(item)));
   // A look that fails before its turn to be counted must not count as a rejection that nobody handles, which ends the process.
   const all = Promise.allSettled(looked);
@@ -129,10 +144,16 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
   try {
     // One after the other: what two images share is counted for the first.
     for (const each of looked) planned.push(await count(await each));
+  } catch (error) {
+    failure = error;
+    isOver = true;
+    throw error;
   } finally {
     // After a failure nobody must read on in what the caller closes.
     await all;
   }
+  // It cannot read anything: that is no name that was left empty.
+  if (failure && !hasAnswered) throw failure;
   return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
 }
 

@@ -17,6 +17,8 @@ export const layerPath = (repository: string, digest: Digest): string => `reposi
 export const revisionPath = (repository: string, digest: Digest): string => `repositories/${repository}/_manifests/revisions/sha256/${digestHex(digest)}`;
 /** Folder of a tag: what it leads to is in `current/link`, what it ever led to below `index/sha256`. */
 export const tagPath = (repository: string, tag: string): string => `repositories/${repository}/_manifests/tags/${tag}`;
+/** Folder of the link that says that a tag once led to a manifest. */
+export const historyPath = (repository: string, tag: string, digest: Digest): string => `${tagPath(repository, tag)}/index/sha256/${digestHex(digest)}`;
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
 /** What is in a folder; nothing when it is not there, or not any more: a registry works beside us. */

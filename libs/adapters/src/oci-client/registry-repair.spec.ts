@@ -58,14 +58,21 @@ async function pushTwice(): Promise<{ first: Digest; second: Digest; history: st
   return { first, second, history };
 }
 
+/** What was changed. */
+async function repaired(): Promise<string[]> {
+  const { changed, failed } = await repairRegistry(server.storageDir);
+  expect(failed).toEqual([]);
+  return changed;
+}
+
 const isPulled = async (reference: string) => (await registry.headManifest('app', reference).catch(() => undefined))?.digest;
 
 describe('repairRegistry', () => {
   it('changes nothing in a registry that is whole', async () => {
     await pushTwice();
     const before = await tree();
-    expect(await repairRegistry(server.storageDir)).toEqual([]);
-    expect(await repairRegistry(join(dir.path, 'nothing'))).toEqual([]);
+    expect(await repairRegistry(server.storageDir)).toEqual({ changed: [], failed: [] });
+    expect(await repairRegistry(join(dir.path, 'nothing'))).toEqual({ changed: [], failed: [] });
     expect(await tree()).toEqual(before);
   });
 
@@ -77,13 +84,13 @@ describe('repairRegistry', () => {
     expect(links).toHaveLength(2 * (2 + 1 + 1) + 1);
     for (const link of links) {
       await truncate(join(root(), link));
-      expect(await repairRegistry(server.storageDir)).toEqual([link]);
+      expect(await repaired()).toEqual([link]);
       expect(await tree()).toEqual(whole);
     }
     await utimes(history, new Date(0), new Date(0));
     for (const link of links) if (!link.includes('/index/')) await truncate(join(root(), link));
     expect(await isPulled('1')).toBeUndefined();
-    expect(await repairRegistry(server.storageDir)).toHaveLength(links.length - 2);
+    expect(await repaired()).toHaveLength(links.length - 2);
     expect(await tree()).toEqual(whole);
     expect(await isPulled('1')).toBe(second);
     expect(await isPulled(first)).toBe(first);
@@ -96,12 +103,49 @@ describe('repairRegistry', () => {
     await truncate(join(manifests, 'tags/1/current/link'));
     await truncate(join(manifests, `revisions/sha256/${digest.slice(7)}/link`));
     await rm(dirname(blobFile(digest)), { recursive: true });
-    expect((await repairRegistry(server.storageDir)).toSorted()).toEqual(
-      [`repositories/app/_manifests/revisions/sha256/${digest.slice(7)}`, 'repositories/app/_manifests/tags/1'].toSorted(),
+    expect((await repaired()).toSorted()).toEqual(
+      [`repositories/app/_manifests/revisions/sha256/${digest.slice(7)}/link`, 'repositories/app/_manifests/tags/1'].toSorted(),
     );
     expect(await registry.listTags('app')).toEqual([]);
     expect(await push('only')).toBe(digest);
     expect(await isPulled('1')).toBe(digest);
+  });
+
+  it.each(['is not there', 'is empty'])('brings a tag to what it was given last when its link %s, whatever the clock has said', async (what) => {
+    const { second, history } = await pushTwice();
+    const link = join(root(), 'repositories/app/_manifests/tags/1/current/link');
+    if (what === 'is empty') {
+      await truncate(link);
+      // The clock was set back since.
+      await utimes(history, new Date(Date.now() + 86_400_000), new Date(Date.now() + 86_400_000));
+    } else await rm(dirname(link), { recursive: true });
+    expect(await repaired()).toEqual([relative(root(), link)]);
+    expect(await isPulled('1')).toBe(second);
+  });
+
+  it('gives a tag no manifest that has just been set aside', async () => {
+    const { first, second } = await pushTwice();
+    await truncate(blobFile(second));
+    await truncate(join(root(), 'repositories/app/_manifests/tags/1/current/link'));
+    await repaired();
+    expect(await isPulled('1')).toBe(first);
+    await expect(surveyRegistry(server.storageDir, survey())).resolves.toBeDefined();
+  });
+
+  it('finds a manifest that was cut short although a clock has dated another one in the future', async () => {
+    const { first, second } = await pushTwice();
+    await utimes(blobFile(first), new Date(Date.now() + 3_600_000), new Date(Date.now() + 3_600_000));
+    await truncate(blobFile(second), 100);
+    expect(await repaired()).toEqual([relative(root(), blobFile(second))]);
+  });
+
+  it('tells what it cannot repair, and repairs the rest', async () => {
+    const odd = blobFile(await push('only'));
+    await rm(odd);
+    await mkdir(odd);
+    const layer = [...(await tree()).keys()].find((path) => path.includes('_layers')) ?? '';
+    await truncate(join(root(), layer));
+    expect(await repairRegistry(server.storageDir)).toEqual({ changed: [layer], failed: [expect.stringMatching(`^${relative(root(), odd)}: EISDIR`)] });
   });
 
   it.each([0, 100])('sets a manifest aside of which %i bytes were written, so that the next push brings it', async (size) => {
@@ -110,7 +154,7 @@ describe('repairRegistry', () => {
     await truncate(blobFile(digest), size);
     // The registry would take it for complete.
     await expect(push('only')).rejects.toMatchObject({ code: expect.stringMatching(/registry_|digest_mismatch/) });
-    expect(await repairRegistry(server.storageDir)).toContain(relative(root(), blobFile(digest)));
+    expect(await repaired()).toContain(relative(root(), blobFile(digest)));
     expect(await push('only')).toBe(digest);
     expect((await registry.getManifest('app', '1'))?.digest).toBe(digest);
   });
@@ -126,7 +170,7 @@ describe('repairRegistry', () => {
     const digest = await push('old');
     await truncate(blobFile(digest), 10);
     await utimes(blobFile(digest), new Date(0), new Date(0));
-    expect(await repairRegistry(server.storageDir)).toEqual([`repositories/app/_layers/sha256/${empty.slice(7)}/link`]);
+    expect(await repaired()).toEqual([`repositories/app/_layers/sha256/${empty.slice(7)}/link`]);
     expect(await registry.headBlob('app', empty)).toEqual({ size: 0 });
   });
 
@@ -142,7 +186,7 @@ describe('repairRegistry', () => {
     const silent = join(root(), 'repositories/app/_uploads/silent');
     await mkdir(silent);
     await writeFile(join(silent, 'startedat'), '');
-    expect((await repairRegistry(server.storageDir)).toSorted()).toEqual([...states, 'repositories/app/_uploads/silent'].toSorted());
+    expect((await repaired()).toSorted()).toEqual([...states, 'repositories/app/_uploads/silent'].toSorted());
     const target = new URL(piece.headers.get('location') ?? '', server.url);
     target.searchParams.set('digest', digest);
     const finished = await fetch(target, { method: 'PUT', body: content.subarray(60_000), headers: { 'content-type': 'application/octet-stream' } });

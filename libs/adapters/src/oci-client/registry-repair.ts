@@ -1,4 +1,4 @@
-import { readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
 import { maxManifestBytes } from '@airdock/core/oci/manifest';
@@ -6,6 +6,7 @@ import pLimit from 'p-limit';
 import {
   blobPath,
   folderNames,
+  historyPath,
   isGone,
   layerPath,
   listDigests,
@@ -20,114 +21,148 @@ import {
 import { setBlobAside } from './registry-storage.js';
 
 const filesAtOnce = 16;
-/** A manifest that was cut short is among the newest blobs, by the clock of the files themselves. */
+const tagsAtOnce = 8;
+/** A manifest that was cut short is among the newest blobs, or is dated in the future by a clock that was set back since. */
 const lastWritesMs = 600_000;
 const emptyDigest = digestOf(Buffer.alloc(0));
 
+export interface Repair {
+  /** Paths below `registryRoot`. */
+  changed: string[];
+  /** Path and reason: the registry goes on answering 500 there. */
+  failed: string[];
+}
+
 /**
- * Ends what a registry was writing when it was killed. distribution 2 writes links and manifests in place, so that it leaves a file without content, answers 500
- * for it, and takes the bytes of a manifest for complete when they are pushed again. What a link says follows from where it lies: it is written as the registry
- * would have, or removed when its manifest is not there; a tag goes on to what it was just given. Manifests that were cut short are set aside, for the next push to bring
- * them. Call it while no registry writes to the folder; placing blobs may go on. Idempotent. Returns the paths below the storage folder that were changed.
+ * Ends what a registry was writing when it was killed, or when its disk was full. distribution 2 writes links and manifests in place, so that it leaves a file without
+ * content, answers 500 for it, and takes the bytes of a manifest for complete when they are pushed again. What a link says follows from where it lies: it is written as
+ * the registry would have, or removed when its blob is not there; a tag goes on to what it was just given. Manifests that were cut short are set aside, for the next push
+ * to bring them. Call it while no registry writes to the folder; placing blobs may go on. Idempotent. Throws the signal's reason only.
  */
-export async function repairRegistry(storageDir: string): Promise<string[]> {
-  const repair = new RegistryRepair(storageDir);
+export async function repairRegistry(storageDir: string, signal?: AbortSignal): Promise<Repair> {
+  const repair = new RegistryRepair(storageDir, signal);
   await repair.run();
-  return repair.changed;
+  return { changed: repair.changed, failed: repair.failed };
 }
 
 class RegistryRepair {
   readonly changed: string[] = [];
+  readonly failed: string[] = [];
   readonly #root: string;
-  readonly #limit = pLimit(filesAtOnce);
+  readonly #files = pLimit(filesAtOnce);
+  readonly #tags = pLimit(tagsAtOnce);
 
-  constructor(private readonly storageDir: string) {
+  constructor(
+    private readonly storageDir: string,
+    private readonly signal: AbortSignal | undefined,
+  ) {
     this.#root = registryRoot(storageDir);
   }
 
   async run(): Promise<void> {
-    await this.#blobs();
-    for (const repository of await listRepositoryFolders(this.#root)) {
-      const manifests = `repositories/${repository}/_manifests`;
-      const [layers, revisions] = await Promise.all(
-        [`repositories/${repository}/_layers/sha256`, `${manifests}/revisions/sha256`].map((path) => listDigests(join(this.#root, path))),
-      );
-      await this.#links(layers ?? [], (digest) => layerPath(repository, digest));
-      await this.#links(revisions ?? [], (digest) => revisionPath(repository, digest));
-      for (const tag of await folderNames(join(this.#root, tagPath(repository, '')))) await this.#tag(repository, tag);
-      await this.#uploads(repository);
+    await this.#attempt('blobs', () => this.#blobs());
+    const repositories: string[] = [];
+    await this.#attempt('repositories', async () => void repositories.push(...(await listRepositoryFolders(this.#root))));
+    for (const repository of repositories) await this.#attempt(repository, () => this.#repository(repository));
+  }
+
+  /** One thing that cannot be repaired is no reason to leave the others, or the registry, down. */
+  async #attempt(path: string, work: () => Promise<void>): Promise<void> {
+    this.signal?.throwIfAborted();
+    try {
+      await work();
+    } catch (error) {
+      this.signal?.throwIfAborted();
+      if (!isGone(error)) this.failed.push(`${path}: ${(error as Error).message}`);
     }
   }
 
   async #blobs(): Promise<void> {
     const folder = join(this.#root, 'blobs/sha256');
     const small: { digest: Digest; size: number; mtimeMs: number }[] = [];
+    const now = Date.now();
     let newest = 0;
     for (const prefix of await folderNames(folder)) {
-      const digests = await listDigests(join(folder, prefix));
-      await this.#each(digests, async (digest) => {
-        const status = await this.#status(join(blobPath(digest), 'data'));
+      await this.#each(await listDigests(join(folder, prefix)), dataOf, async (digest) => {
+        const status = await this.#status(dataOf(digest));
         if (!status) return;
-        newest = Math.max(newest, status.mtimeMs);
-        if (status.size <= maxManifestBytes) small.push({ digest, size: status.size, mtimeMs: status.mtimeMs });
+        const { size, mtimeMs } = status;
+        if (mtimeMs <= now) newest = Math.max(newest, mtimeMs);
+        if (size <= maxManifestBytes) small.push({ digest, size, mtimeMs });
       });
     }
-    const suspects = small.filter(({ size, mtimeMs }) => size === 0 || mtimeMs >= newest - lastWritesMs);
-    await this.#each(suspects, async ({ digest }) => {
-      const path = join(blobPath(digest), 'data');
-      const bytes = await readFile(join(this.#root, path)).catch((error: unknown) => {
-        if (!isGone(error)) throw error;
-      });
-      if (!bytes || digestOf(bytes) === digest) return;
+    const suspects = small.filter(({ size, mtimeMs }) => size === 0 || mtimeMs >= newest - lastWritesMs).map(({ digest }) => digest);
+    await this.#each(suspects, dataOf, async (digest) => {
+      if (digestOf(await readFile(join(this.#root, dataOf(digest)))) === digest) return;
       await setBlobAside(this.storageDir, digest);
-      this.changed.push(path);
+      this.changed.push(dataOf(digest));
     });
   }
 
-  /** Each link is for the digest that its folder is named after. */
-  async #links(digests: readonly Digest[], folderOf: (digest: Digest) => string): Promise<void> {
-    await this.#each(digests, async (digest) => {
-      const link = join(folderOf(digest), 'link');
+  async #repository(repository: string): Promise<void> {
+    await this.#links(`repositories/${repository}/_layers/sha256`, (digest) => layerPath(repository, digest));
+    await this.#links(`repositories/${repository}/_manifests/revisions/sha256`, (digest) => revisionPath(repository, digest));
+    const tags = await folderNames(join(this.#root, tagPath(repository, '')));
+    await Promise.all(tags.map((tag) => this.#tags(() => this.#attempt(tagPath(repository, tag), () => this.#tag(repository, tag)))));
+    for (const id of await folderNames(join(this.#root, uploadsPath(repository))))
+      await this.#attempt(`${uploadsPath(repository)}/${id}`, () => this.#upload(`${uploadsPath(repository)}/${id}`));
+  }
+
+  /** Each link below a folder is for the digest that its own folder is named after. Returns the digests. */
+  async #links(folder: string, pathOf: (digest: Digest) => string): Promise<Digest[]> {
+    const digests = await listDigests(join(this.#root, folder));
+    await this.#each(digests, pathOf, async (digest) => {
+      const link = join(pathOf(digest), 'link');
       if ((await this.#status(link))?.size !== 0) return;
-      const isThere = digest === emptyDigest || ((await this.#status(join(blobPath(digest), 'data')))?.size ?? 0) > 0;
-      await this.#write(link, isThere ? digest : undefined);
+      if (await this.#hasBlob(digest)) return this.#write(link, digest);
+      // Whoever places the blob just now has a folder to put its link into, or makes one.
+      await rm(join(this.#root, link));
+      await rmdir(dirname(join(this.#root, link))).catch(() => undefined);
+      this.changed.push(link);
     });
+    return digests;
   }
 
-  /** A tag gets its entry in the history first, and then its link. */
+  /** A tag gets its entry in the history first, and then its link: that is not there yet, or empty. */
   async #tag(repository: string, tag: string): Promise<void> {
-    const history = `${tagPath(repository, tag)}/index/sha256`;
-    const digests = await listDigests(join(this.#root, history));
-    await this.#links(digests, (digest) => `${history}/${digest.slice('sha256:'.length)}`);
+    const digests = await this.#links(`${tagPath(repository, tag)}/index/sha256`, (digest) => historyPath(repository, tag, digest));
     const link = join(tagPath(repository, tag), 'current/link');
-    if ((await this.#status(link))?.size !== 0) return;
+    const current = await this.#status(link);
+    if (current && current.size > 0) return;
     const entries = await Promise.all(
-      digests.map(async (digest) => ({
-        digest,
-        since: (await this.#status(`${history}/${digest.slice('sha256:'.length)}/link`))?.mtimeMs,
-        isManifest: (await this.#status(join(revisionPath(repository, digest), 'link'))) !== undefined,
-      })),
+      digests.map(async (digest) => {
+        const [entry, revision, hasBlob] = await Promise.all([
+          this.#status(join(historyPath(repository, tag, digest), 'link')),
+          this.#status(join(revisionPath(repository, digest), 'link')),
+          this.#hasBlob(digest),
+        ]);
+        // The one that was written with the link, whatever the clock has said at other times.
+        return { digest, age: current && entry ? Math.abs(current.mtimeMs - entry.mtimeMs) : -(entry?.mtimeMs ?? 0), isWhole: entry && revision && hasBlob };
+      }),
     );
-    const [last] = entries.filter(({ since, isManifest }) => since !== undefined && isManifest).sort((a, b) => Number(b.since) - Number(a.since));
-    // A tag without a link would still be listed.
+    const [last] = entries.filter(({ isWhole }) => isWhole).sort((a, b) => a.age - b.age);
     if (last) await this.#write(link, last.digest);
+    // Without a link it would still be listed.
     else await this.#remove(tagPath(repository, tag));
   }
 
   /** States of the hash that were not written go: the registry then reads the bytes again. An upload that was not announced yet goes as a whole. */
-  async #uploads(repository: string): Promise<void> {
-    for (const id of await folderNames(join(this.#root, uploadsPath(repository)))) {
-      const folder = `${uploadsPath(repository)}/${id}`;
-      if ((await this.#status(`${folder}/startedat`))?.size === 0) await this.#remove(folder);
-      for (const { name } of await listFolder(join(this.#root, folder, 'hashstates/sha256'))) {
-        const path = `${folder}/hashstates/sha256/${name}`;
-        if ((await this.#status(path))?.size === 0) await this.#remove(path);
-      }
+  async #upload(folder: string): Promise<void> {
+    if ((await this.#status(`${folder}/startedat`))?.size === 0) await this.#remove(folder);
+    for (const { name } of await listFolder(join(this.#root, folder, 'hashstates/sha256'))) {
+      const path = `${folder}/hashstates/sha256/${name}`;
+      if ((await this.#status(path))?.size === 0) await this.#remove(path);
     }
   }
 
-  async #write(link: string, digest: Digest | undefined): Promise<void> {
-    if (!digest) return this.#remove(dirname(link));
+  async #hasBlob(digest: Digest): Promise<boolean> {
+    const status = await this.#status(dataOf(digest));
+    return status !== undefined && (status.size > 0 || digest === emptyDigest);
+  }
+
+  async #write(link: string, digest: Digest): Promise<void> {
+    // A tag may not have got the folder of its link.
+    await mkdir(dirname(join(this.#root, link)), { recursive: true });
     await writeFile(join(this.#root, link), digest);
     this.changed.push(link);
   }
@@ -141,7 +176,9 @@ class RegistryRepair {
     return statOrGone(join(this.#root, path));
   }
 
-  async #each<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
-    await Promise.all(items.map((item) => this.#limit(() => work(item))));
+  async #each(digests: readonly Digest[], pathOf: (digest: Digest) => string, work: (digest: Digest) => Promise<void>): Promise<void> {
+    await Promise.all(digests.map((digest) => this.#files(() => this.#attempt(pathOf(digest), () => work(digest)))));
   }
 }
+
+const dataOf = (digest: Digest): string => join(blobPath(digest), 'data');

@@ -12,6 +12,7 @@ import pLimit from 'p-limit';
 import {
   blobPath,
   folderNames,
+  historyPath,
   isGone,
   layerPath,
   listDigests,
@@ -163,9 +164,8 @@ class RegistrySurvey {
   /** What tags led to before and that goes now. */
   async #lookAtHistory(repository: string, revisions: ReadonlySet<Digest>): Promise<void> {
     for (const tag of await folderNames(join(this.root, tagPath(repository, '')))) {
-      const folder = `${tagPath(repository, tag)}/index/sha256`;
-      for (const digest of await listDigests(join(this.root, folder)))
-        if (revisions.has(digest)) this.#garbage.push({ kind: 'link', repository, digest, path: `${folder}/${digest.slice('sha256:'.length)}`, size: 0 });
+      for (const digest of await listDigests(join(this.root, tagPath(repository, tag), 'index/sha256')))
+        if (revisions.has(digest)) this.#garbage.push({ kind: 'link', repository, digest, path: historyPath(repository, tag, digest), size: 0 });
     }
   }
 

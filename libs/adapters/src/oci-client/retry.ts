@@ -40,17 +40,13 @@ const unreadableTries = 2;
  * refuses what is written then.
  */
 export async function lookUp<T>(look: () => Promise<T | undefined>, signal: AbortSignal | undefined, options: RetryOptions = {}): Promise<T | undefined> {
-  let unreadable = 0;
-  return withRetry(
-    async () => {
-      try {
-        return await look();
-      } catch (error) {
-        if (!(error instanceof AppError) || error.details.registryStatus !== 500 || ++unreadable < unreadableTries) throw error;
-        return undefined;
-      }
-    },
-    signal,
-    options,
-  );
+  const lookAgain = async (tries: number): Promise<T | undefined> => {
+    try {
+      return await look();
+    } catch (error) {
+      if (!(error instanceof AppError) || error.details.registryStatus !== 500) throw error;
+      return tries === unreadableTries ? undefined : lookAgain(tries + 1);
+    }
+  };
+  return withRetry(() => lookAgain(1), signal, options);
 }

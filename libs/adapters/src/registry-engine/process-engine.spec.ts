@@ -1,6 +1,6 @@
-import { readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { digestOf } from '@airdock/core/oci/digest';
 import { mediaTypes } from '@airdock/core/oci/manifest';
 import { freePort, isPortFree, tempDir, waitFor } from '@airdock/testing/servers';
@@ -65,8 +65,27 @@ describe('ProcessRegistryEngine', () => {
     await waitFor(async () => !(await engine.isHealthy()), { what: 'the death to be noticed' });
     const link = 'repositories/app/_manifests/tags/1/current/link';
     await truncate(join(options.storageDir, 'docker/registry/v2', link));
-    expect(await engine.start()).toEqual({ started: ['readWrite'], repaired: [link] });
+    expect(await engine.start()).toEqual({ started: ['readWrite'], repair: { changed: [link], failed: [] } });
     expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
+    // What cannot be repaired keeps it from nothing else.
+    await engine.stop();
+    const odd = join(options.storageDir, 'docker/registry/v2/blobs/sha256/aa', 'a'.repeat(64), 'data');
+    await mkdir(odd, { recursive: true });
+    expect((await engine.start()).repair).toEqual({ changed: [], failed: [expect.stringContaining('EISDIR')] });
+    expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
+  });
+
+  it('touches nothing of a storage while somebody else listens for it', async () => {
+    const engine = new ProcessRegistryEngine(options);
+    await engine.start();
+    await engine.stop();
+    const link = join(options.storageDir, 'docker/registry/v2/repositories/app/_manifests/tags/1/current/link');
+    await mkdir(dirname(link), { recursive: true });
+    await writeFile(link, '');
+    const other = createServer().listen(options.port, '127.0.0.1');
+    await expect(engine.start()).rejects.toMatchObject({ code: 'registry_port_taken' });
+    expect((await stat(link)).size).toBe(0);
+    await new Promise((resolve) => other.close(resolve));
   });
 
   it('never takes the processes of another engine for its own', async () => {

@@ -8,7 +8,7 @@ import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { stringify } from 'yaml';
 import { freeBytesOf } from '../oci-client/durable-file.js';
-import { repairRegistry } from '../oci-client/registry-repair.js';
+import { type Repair, repairRegistry } from '../oci-client/registry-repair.js';
 
 const run = promisify(execFile);
 
@@ -40,15 +40,15 @@ export class ProcessRegistryEngine {
   constructor(private readonly options: RegistryEngineOptions) {}
 
   /**
-   * Brings both instances up, or adopts them. Idempotent. Returns which of them had to be started, and what `repairRegistry` changed before that.
+   * Brings both instances up, or adopts them. Idempotent. Returns which of them had to be started, and what `repairRegistry` did before that.
    * Throws `registry_engine_missing`, `registry_port_taken`, `registry_start_failed`.
    */
-  async start(signal?: AbortSignal): Promise<{ started: Instance[]; repaired: string[] }> {
+  async start(signal?: AbortSignal): Promise<{ started: Instance[]; repair: Repair }> {
     await this.version();
     await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
     await mkdir(this.options.storageDir, { recursive: true, mode: 0o700 });
     const started: Instance[] = [];
-    const repaired: string[] = [];
+    const repair: Repair = { changed: [], failed: [] };
     // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
     for (const instance of instances.toReversed()) {
       const config = await this.configFor(instance);
@@ -58,12 +58,16 @@ export class ProcessRegistryEngine {
       if (running.length === 1 && running[0]?.configFile === configFile && (await this.isAnswering(instance))) continue;
       for (const { pid } of running) await endProcess(pid);
       // However it ended, and whoever ended it.
-      if (instance === 'readWrite') repaired.push(...(await repairRegistry(this.options.storageDir)));
+      if (instance === 'readWrite') {
+        // Nobody else's registry may be at work there.
+        await assertPortFree(this.portOf(instance));
+        Object.assign(repair, await repairRegistry(this.options.storageDir, signal));
+      }
       await this.spawn(instance, configFile, config);
       started.push(instance);
     }
     for (const instance of instances) await this.waitUntilAnswering(instance, signal);
-    return { started, repaired };
+    return { started, repair };
   }
 
   /** Stops both instances, and waits until they are gone. Idempotent. */
