@@ -53,6 +53,7 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
   const looks = pLimit(looksAtOnce);
   let hasAnswered = false;
   let failure: unknown;
+  let isOver = false;
   const ask = <T>(head: () => Promise<T | undefined>) => {
     const answer = async () => {
       try {
@@ -136,7 +137,6 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     return { state, digest: root?.digest, missingBytes };
   };
 
-  let isOver = false;
   const looked = images.map((item) => looks(() => look(item)));
   // A look that fails before its turn to be counted must not count as a rejection that nobody handles, which ends the process.
   const all = Promise.allSettled(looked);
@@ -152,8 +152,9 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     // After a failure nobody must read on in what the caller closes.
     await all;
   }
-  // It cannot read anything: that is no name that was left empty.
-  if (failure && !hasAnswered) throw failure;
+  // It could not read anything that it was asked for; a tag that was never given tells whether it reads at all.
+  const [repository] = failure && !hasAnswered ? images.flatMap(({ names }) => names.map((name) => name.repository)) : [];
+  if (repository !== undefined) await registry.headManifest(repository, 'airdock.never-given', { signal });
   return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
 }
 

@@ -7,8 +7,10 @@ import { startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdoc
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { openBundle } from './bundle.js';
 import { copyImages } from './copy-image.js';
+import { planCopy } from './plan-copy.js';
 import { RegistryClient } from './registry-client.js';
 import { repairRegistry } from './registry-repair.js';
+import { RegistryStorage } from './registry-storage.js';
 import { surveyRegistry } from './registry-survey.js';
 
 let dir: TempDir;
@@ -192,6 +194,18 @@ describe('repairRegistry', () => {
     const finished = await fetch(target, { method: 'PUT', body: content.subarray(60_000), headers: { 'content-type': 'application/octet-stream' } });
     expect(finished.status).toBe(201);
     expect(await registry.headBlob('app', digest)).toEqual({ size: content.byteLength });
+  });
+
+  it('is not needed by a push of an image whose only name was left empty by a full disk, while the registry went on', async () => {
+    const digest = await push('only');
+    const id = (await RegistryStorage.enable(server.storageDir, registry)) ?? '';
+    const storage = await RegistryStorage.open({ folder: server.storageDir, id });
+    await truncate(join(root(), 'repositories/app/_manifests/tags/1/current/link'));
+    await using source = await openBundle(join(dir.path, 'only.tar'), { workDir: join(dir.path, 'work') });
+    const images = source.images.map((image) => ({ image, names: [{ repository: 'app', tag: '1' }] }));
+    expect((await planCopy({ source, images, registry, storage })).images).toMatchObject([{ state: 'missing', digest, missingBytes: 0 }]);
+    expect((await copyImages({ source, images, registry, storage })).map(({ error }) => error)).toEqual([undefined]);
+    expect(await isPulled('1')).toBe(digest);
   });
 
   /** Such a registry is not ours to repair; what can be pushed again heals it. */
