@@ -75,6 +75,22 @@ describe('ProcessRegistryEngine', () => {
     expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
   });
 
+  it('is started by a script too, however long that takes to become the program, and says when it ends at once', async () => {
+    const program = join(folder.path, 'registry.sh');
+    const script = (text: string) => writeFile(program, `#!/bin/sh\n[ "$1" = --version ] && exec docker-registry --version\n${text}\n`, { mode: 0o755 });
+    options = { ...options, binary: program };
+    await script('exec docker-registry "$@"');
+    for (let round = 0; round < 5; round++) {
+      await new ProcessRegistryEngine(options).start();
+      await new ProcessRegistryEngine(options).stop();
+    }
+    await script('exit 3');
+    await expect(new ProcessRegistryEngine(options).start()).rejects.toMatchObject({
+      code: 'registry_start_failed',
+      details: { detail: expect.stringContaining('ended at once') },
+    });
+  });
+
   it('touches nothing of a storage while somebody else listens for it', async () => {
     const engine = new ProcessRegistryEngine(options);
     await engine.start();

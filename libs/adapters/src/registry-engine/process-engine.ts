@@ -1,4 +1,4 @@
-import { execFile, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
@@ -37,6 +37,9 @@ const portTimeoutMs = 5_000;
  * start adopts them when they still run with the configuration that is wanted. Configuration: https://distribution.github.io/distribution/about/configuration/
  */
 export class ProcessRegistryEngine {
+  /** What was spawned here. */
+  private readonly children = new Map<Instance, ChildProcess>();
+
   constructor(private readonly options: RegistryEngineOptions) {}
 
   /**
@@ -164,6 +167,7 @@ export class ProcessRegistryEngine {
       child.once('spawn', resolve);
       child.once('error', (cause) => reject(new AppError('registry_start_failed', {}, { cause })));
     });
+    this.children.set(instance, child);
     child.unref();
     for (const name of await readdir(this.options.stateDir)) {
       const path = join(this.options.stateDir, name);
@@ -179,7 +183,9 @@ export class ProcessRegistryEngine {
     const deadline = Date.now() + startTimeoutMs;
     while (!(await this.isAnswering(instance))) {
       signal?.throwIfAborted();
-      if ((await this.findProcesses(instance)).length === 0)
+      // Not by its arguments: while a script becomes the program that it is for, a process has none.
+      const child = this.children.get(instance);
+      if (child && (child.exitCode ?? child.signalCode) !== null)
         throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process ended at once` });
       if (Date.now() > deadline) throw new AppError('registry_start_failed', { detail: `no answer on port ${this.portOf(instance)}` });
       await new Promise((resolve) => setTimeout(resolve, 50));
