@@ -12,13 +12,16 @@ export const registryRoot = (storageDir: string): string => join(storageDir, 'do
 /** Folder of a blob; its bytes are in `data`. */
 export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest).slice(0, 2)}/${digestHex(digest)}`;
 /** Folder of the link that makes a blob part of a repository. */
-export const layerPath = (repository: string, digest: Digest): string => `repositories/${repository}/_layers/sha256/${digestHex(digest)}`;
+export const layerPath = (repository: string, digest: Digest): string => `${layersPath(repository)}/${digestHex(digest)}`;
+export const layersPath = (repository: string): string => `repositories/${repository}/_layers/sha256`;
 /** Folder of the link that makes a manifest one of a repository. */
-export const revisionPath = (repository: string, digest: Digest): string => `repositories/${repository}/_manifests/revisions/sha256/${digestHex(digest)}`;
+export const revisionPath = (repository: string, digest: Digest): string => `${revisionsPath(repository)}/${digestHex(digest)}`;
+export const revisionsPath = (repository: string): string => `repositories/${repository}/_manifests/revisions/sha256`;
 /** Folder of a tag: what it leads to is in `current/link`, what it ever led to below `index/sha256`. */
 export const tagPath = (repository: string, tag: string): string => `repositories/${repository}/_manifests/tags/${tag}`;
 /** Folder of the link that says that a tag once led to a manifest. */
-export const historyPath = (repository: string, tag: string, digest: Digest): string => `${tagPath(repository, tag)}/index/sha256/${digestHex(digest)}`;
+export const historyPath = (repository: string, tag: string, digest: Digest): string => `${historiesPath(repository, tag)}/${digestHex(digest)}`;
+export const historiesPath = (repository: string, tag: string): string => `${tagPath(repository, tag)}/index/sha256`;
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
 /** What is in a folder; nothing when it is not there, or not any more: a registry works beside us. */

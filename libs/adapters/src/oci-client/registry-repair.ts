@@ -1,19 +1,21 @@
 import { mkdir, readFile, rm, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { type Digest, digestOf } from '@airdock/core/oci/digest';
+import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { maxManifestBytes } from '@airdock/core/oci/manifest';
 import pLimit from 'p-limit';
 import {
   blobPath,
   folderNames,
+  historiesPath,
   historyPath,
   isGone,
-  layerPath,
+  layersPath,
   listDigests,
   listFolder,
   listRepositoryFolders,
   registryRoot,
   revisionPath,
+  revisionsPath,
   statOrGone,
   tagPath,
   uploadsPath,
@@ -100,8 +102,8 @@ class RegistryRepair {
   }
 
   async #repository(repository: string): Promise<void> {
-    await this.#links(`repositories/${repository}/_layers/sha256`, (digest) => layerPath(repository, digest));
-    await this.#links(`repositories/${repository}/_manifests/revisions/sha256`, (digest) => revisionPath(repository, digest));
+    await this.#links(layersPath(repository));
+    await this.#links(revisionsPath(repository));
     const tags = await folderNames(join(this.#root, tagPath(repository, '')));
     await Promise.all(tags.map((tag) => this.#tags(() => this.#attempt(tagPath(repository, tag), () => this.#tag(repository, tag)))));
     for (const id of await folderNames(join(this.#root, uploadsPath(repository))))
@@ -109,7 +111,8 @@ class RegistryRepair {
   }
 
   /** Each link below a folder is for the digest that its own folder is named after. Returns the digests. */
-  async #links(folder: string, pathOf: (digest: Digest) => string): Promise<Digest[]> {
+  async #links(folder: string): Promise<Digest[]> {
+    const pathOf = (digest: Digest) => join(folder, digestHex(digest));
     const digests = await listDigests(join(this.#root, folder));
     await this.#each(digests, pathOf, async (digest) => {
       const link = join(pathOf(digest), 'link');
@@ -125,7 +128,7 @@ class RegistryRepair {
 
   /** A tag gets its entry in the history first, and then its link: that is not there yet, or empty. */
   async #tag(repository: string, tag: string): Promise<void> {
-    const digests = await this.#links(`${tagPath(repository, tag)}/index/sha256`, (digest) => historyPath(repository, tag, digest));
+    const digests = await this.#links(historiesPath(repository, tag));
     const link = join(tagPath(repository, tag), 'current/link');
     const current = await this.#status(link);
     if (current && current.size > 0) return;

@@ -3,7 +3,7 @@
  * takes pushes: what vanishes meanwhile is skipped, and what is just being written counts as young.
  */
 import { readFile, realpath, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestOf, isDigest } from '@airdock/core/oci/digest';
@@ -12,14 +12,17 @@ import pLimit from 'p-limit';
 import {
   blobPath,
   folderNames,
+  historiesPath,
   historyPath,
   isGone,
   layerPath,
+  layersPath,
   listDigests,
   listFolder,
   listRepositoryFolders,
   registryRoot,
   revisionPath,
+  revisionsPath,
   statOrGone,
   tagPath,
   uploadsPath,
@@ -144,10 +147,10 @@ class RegistrySurvey {
 
   /** Links to manifests; of other algorithms than SHA-256 nothing can be said. */
   async #revisions(repository: string): Promise<Digest[]> {
-    const folder = join(this.root, `repositories/${repository}/_manifests/revisions`);
-    for (const algorithm of await folderNames(folder))
+    const folder = join(this.root, revisionsPath(repository));
+    for (const algorithm of await folderNames(dirname(folder)))
       if (algorithm !== 'sha256') this.#damaged.set(`${repository} ${algorithm}`, `${repository}: manifests with ${algorithm} digests are not known here`);
-    return listDigests(join(folder, 'sha256'));
+    return listDigests(folder);
   }
 
   /** Undefined for a tag that is just being made, or that went. */
@@ -164,13 +167,13 @@ class RegistrySurvey {
   /** What tags led to before and that goes now. */
   async #lookAtHistory(repository: string, revisions: ReadonlySet<Digest>): Promise<void> {
     for (const tag of await folderNames(join(this.root, tagPath(repository, '')))) {
-      for (const digest of await listDigests(join(this.root, tagPath(repository, tag), 'index/sha256')))
+      for (const digest of await listDigests(join(this.root, historiesPath(repository, tag))))
         if (revisions.has(digest)) this.#garbage.push({ kind: 'link', repository, digest, path: historyPath(repository, tag, digest), size: 0 });
     }
   }
 
   async #lookAtLayers(repository: string): Promise<void> {
-    const layers = await listDigests(join(this.root, `repositories/${repository}/_layers/sha256`));
+    const layers = await listDigests(join(this.root, layersPath(repository)));
     await Promise.all(
       layers.map(async (digest) => {
         const path = layerPath(repository, digest);
