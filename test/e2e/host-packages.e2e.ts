@@ -161,7 +161,7 @@ describe.skipIf(!started.lab)('host packages', () => {
       // Refused at the host's own end: nothing listens there, and the DU's addresses answer nothing but its loopback.
       const bridge = await out('bare', "ip -4 addr show scope global | sed -n 's/.* inet \\([0-9.]*\\)\\.[0-9]*\\/.*/\\1.1/p' | head -n 1");
       for (const address of ['127.0.0.1', bridge])
-        for (const port of [new URL(du.url).port, String(du.readOnlyPort)]) expect(await status(`http://${address}:${port}/v1/hosts`, '-m 3')).toBe('000');
+        for (const port of [new URL(du.url).port, String(du.registryPort)]) expect(await status(`http://${address}:${port}/v1/hosts`, '-m 3')).toBe('000');
     });
   });
 

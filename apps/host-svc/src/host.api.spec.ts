@@ -35,7 +35,7 @@ describe('host-svc', () => {
     folder = await tempDir('host-svc');
     [redis, registry, sshd] = await Promise.all([startRedis(), startRegistry({ readOnly: true }), startSshd()]);
     others = await startJsonServer({
-      '/v1/registry': { mode: 'local', host: registry.host, url: registry.url, readOnlyUrl: registry.url },
+      '/v1/registry': { mode: 'local', host: registry.host, url: registry.url, sockets: { readWrite: registry.url, readOnly: registry.url } },
       '/v1/images': { items: [] },
     });
     hostPort = await freePort();

@@ -22,6 +22,15 @@ export class PackageRepositoryService {
     return `http://127.0.0.1:${this.config.packages.port}`;
   }
 
+  /** Where this process serves them to its tunnels: each worker has a socket of its own. */
+  get socketPath(): string {
+    return join(this.socketDir, `${process.pid}.sock`);
+  }
+
+  private get socketDir(): string {
+    return join(this.config.dataDir, 'run/packages');
+  }
+
   async list(): Promise<PackageRepository[]> {
     const { repositories } = this.config.packages;
     const isServed = repositories.length > 0 && (await this.isServed());
@@ -36,22 +45,18 @@ export class PackageRepositoryService {
 
   /** The workers of host-svc serve the folders, each on a socket of its own; the API may be another process. */
   private async isServed(): Promise<boolean> {
-    const folder = packageSocketDir(this.config);
-    const sockets = (await readdir(folder).catch(() => [])).map((name) => join(folder, name));
+    const sockets = (await readdir(this.socketDir).catch(() => [])).map((name) => join(this.socketDir, name));
     return (await Promise.all(sockets.map(isAnswering))).includes(true);
   }
 
   private notServed(): Seen {
     return {
       state: 'not_served',
-      detail: `no worker of host-svc answers in ${packageSocketDir(this.config)}`,
+      detail: `no worker of host-svc answers in ${this.socketDir}`,
       nextStep: 'Start a worker of host-svc on this machine.',
     };
   }
 }
-
-/** Folder of the sockets of all workers that serve packages. */
-export const packageSocketDir = ({ dataDir }: Pick<Config, 'dataDir'>): string => join(dataDir, 'run/packages');
 
 const isAnswering = (path: string): Promise<boolean> =>
   new Promise((resolve) => {

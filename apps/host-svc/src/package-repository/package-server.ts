@@ -5,7 +5,7 @@ import { CONFIG, type Config } from '@airdock/platform/config';
 import fastifyStatic from '@fastify/static';
 import { Inject, Injectable } from '@nestjs/common';
 import { type FastifyInstance, type FastifyReply, fastify } from 'fastify';
-import { packageSocketDir } from './package-repository.service.js';
+import { PackageRepositoryService } from './package-repository.service.js';
 
 /**
  * Serves the files of the package repositories to the tunnels of this process: no listing, nothing but GET and HEAD, nothing outside the folders. It listens on a Unix
@@ -16,24 +16,22 @@ export class PackageServer extends BackgroundLoop {
   protected readonly pauseMs = 2_000;
   private server: FastifyInstance | undefined;
 
-  constructor(@Inject(CONFIG) private readonly config: Config) {
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    private readonly packages: PackageRepositoryService,
+  ) {
     super();
   }
 
   protected async round(): Promise<void> {
     const { repositories } = this.config.packages;
     if (this.server || repositories.length === 0) return;
-    await mkdir(dirname(this.socketPath), { recursive: true, mode: 0o700 });
+    await mkdir(dirname(this.packages.socketPath), { recursive: true, mode: 0o700 });
     // What a killed worker with this process id has left.
-    await rm(this.socketPath, { force: true });
+    await rm(this.packages.socketPath, { force: true });
     const server = await packageServer(new Map(repositories.map(({ name, folder }) => [name, folder])));
-    await server.listen({ path: this.socketPath });
+    await server.listen({ path: this.packages.socketPath });
     this.server = server;
-  }
-
-  /** Of this process: each worker serves its own tunnels. */
-  get socketPath(): string {
-    return join(packageSocketDir(this.config), `${process.pid}.sock`);
   }
 
   override async beforeApplicationShutdown(): Promise<void> {

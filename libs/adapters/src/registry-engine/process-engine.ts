@@ -127,11 +127,16 @@ export class ProcessRegistryEngine {
     return processesThatShow((words) => words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))), own);
   }
 
-  /** Keeps writes away from the front, or lets them in again. Idempotent; holds until it is changed, whoever restarts. */
+  /**
+   * Keeps writes away from the front, or lets them in again. Idempotent; holds until it is changed, whoever restarts. What is being written when the fence goes up is ended
+   * with the processes that do it: `start` has to follow.
+   */
   async setFence(isUp: boolean): Promise<void> {
+    if (isUp === this.isFenced) return;
     await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
-    if (isUp) await writeFile(this.fenceFile, '', { mode: 0o600 });
-    else await rm(this.fenceFile, { force: true });
+    if (!isUp) return rm(this.fenceFile, { force: true });
+    await writeFile(this.fenceFile, '', { mode: 0o600 });
+    for (const instance of ['front', 'readWrite'] as const) for (const found of await this.findProcesses(instance)) await endProcess(found);
   }
 
   get isFenced(): boolean {
