@@ -1,11 +1,15 @@
-import { access, constants, readdir } from 'node:fs/promises';
+import { access, constants, readdir, readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
+import { RepositoryKey } from '@airdock/adapters/packages/repository-key';
+import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import type { PackageRepository } from './package-repository.schema.js';
 
 type Seen = Pick<PackageRepository, 'state' | 'detail' | 'nextStep'>;
+
+const maxKeyLength = 64 * 1024;
 
 const makeMetadata = {
   apt: 'cd FOLDER && apt-ftparchive packages . >Packages',
@@ -15,6 +19,8 @@ const makeMetadata = {
 /** The package repositories of the configuration, as they are on the disk of the DU. */
 @Injectable()
 export class PackageRepositoryService {
+  private opened: Promise<RepositoryKey> | undefined;
+
   constructor(@Inject(CONFIG) private readonly config: Config) {}
 
   /** Where hosts find the repositories: their own end of the tunnel. */
@@ -25,6 +31,22 @@ export class PackageRepositoryService {
   /** Where this process serves them to its tunnels: each worker has a socket of its own. */
   get socketPath(): string {
     return join(this.socketDir, `${process.pid}.sock`);
+  }
+
+  /** What vouches for the packages; hosts get its public part over SSH. */
+  key(): Promise<RepositoryKey> {
+    this.opened ??= RepositoryKey.open(join(this.config.dataDir, 'packages/signing-key.asc'));
+    return this.opened;
+  }
+
+  /** The public keys that a repository's packages are signed with, when the configuration says that they are. Throws `configuration_invalid`. */
+  async vendorKey({ name, folder, gpgKey }: PackageRepositoryConfig): Promise<string | undefined> {
+    if (gpgKey === undefined) return undefined;
+    const path = join(folder, gpgKey);
+    const text = await readFile(path, 'utf8').catch(() => '');
+    if (!text.includes('-----BEGIN PGP PUBLIC KEY BLOCK-----') || text.length > maxKeyLength)
+      throw new AppError('configuration_invalid', { detail: `airdock.packages.repositories: gpgKey of ${name}: ${path} is no armored public key` });
+    return text;
   }
 
   private get socketDir(): string {
