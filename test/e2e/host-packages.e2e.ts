@@ -1,6 +1,8 @@
 /** Packages and container runtimes of hosts: installed from the DU through the tunnel, merged into what is there, and put back when they fail. */
-import { mkdir } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { createHostConfiguration, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
@@ -189,6 +191,7 @@ describe.skipIf(!started.lab)('host packages', () => {
     const isDebian = name === 'bare';
     await (isDebian ? makeDeb(evil, 'lab-evil') : makeRpm(evil, 'lab-evil'));
     await (isDebian ? addAptMetadata(evil) : addYumMetadata(evil));
+    if (isDebian) await writeFile(join(evil, 'Release'), (await promisify(execFile)('apt-ftparchive', ['release', evil])).stdout);
     const repository = isDebian ? 'release' : 'release-el';
     await hosts[name].copyIn(evil, `/home/guest/${repository}`);
     // He waits until the tunnel breaks, and has the port before it is back.
