@@ -13,7 +13,13 @@ export const Registry = z
       .object({ readWrite: z.string(), readOnly: z.string() })
       .nullable()
       .describe('Unix sockets as unix:PATH, for Airdock itself: it writes to the one, and tunnels lead to the other. Null in the modes none and external'),
-    engine: z.object({ kind: z.enum(['process', 'external']), version: z.string().nullable() }).nullable(),
+    engine: z
+      .object({
+        kind: z.enum(['process', 'external']),
+        version: z.string().nullable(),
+        isSandboxed: z.boolean().nullable().describe('Whether it runs without access to anything but its storage; null for the registry of others'),
+      })
+      .nullable(),
     health: z
       .object({
         ok: z.boolean(),

@@ -160,6 +160,10 @@ export type Registry = {
     engine: {
         kind: 'process' | 'external';
         version: string | null;
+        /**
+         * Whether it runs without access to anything but its storage; null for the registry of others
+         */
+        isSandboxed: boolean | null;
     } | null;
     /**
      * Asked of the registry for this answer
