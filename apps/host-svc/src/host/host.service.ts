@@ -1,4 +1,5 @@
-import { connectSsh, type SshConnection, type SshTarget } from '@airdock/adapters/ssh/connection';
+import { connectSsh } from '@airdock/adapters/ssh/connect';
+import type { SshConnection, SshTarget } from '@airdock/adapters/ssh/connection';
 import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
 import { matchesLabels, parseLabelSelector } from '@airdock/core/label-selector';

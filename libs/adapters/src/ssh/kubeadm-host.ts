@@ -157,14 +157,14 @@ export class KubeadmHost {
 
   /** Runs kubectl as the administrator of the cluster. Throws `code` with its words. */
   async kubectl(argv: string[], { stdin = '', timeoutMs = 60_000, code = 'kubernetes_api_failed' }: KubectlOptions = {}): Promise<string> {
-    const { exitCode, stdout, stderr, isCut } = await this.connection.exec(['kubectl', '--kubeconfig', adminConf, ...argv], {
+    const { exitCode, stdout, stderr } = await this.connection.exec(['kubectl', '--kubeconfig', adminConf, ...argv], {
       sudo: true,
       stdin,
       signal: this.signal,
       stallTimeoutMs: timeoutMs,
     });
-    if (exitCode === 0 && !isCut) return stdout;
-    const words = isCut ? 'the answer is too long' : maskKubeadmSecrets((stderr || stdout || `it ended with ${exitCode}`).trim()).slice(-500);
+    if (exitCode === 0) return stdout;
+    const words = maskKubeadmSecrets((stderr || stdout || `it ended with ${exitCode}`).trim()).slice(-500);
     throw new AppError(code, { detail: `${this.hostName}: kubectl ${argv.slice(0, 3).join(' ')}: ${words}` });
   }
 
