@@ -30,6 +30,7 @@ import { PackageServer } from './package-repository/package-server.js';
 import { SshCredentialController } from './ssh-credential/ssh-credential.controller.js';
 import { SshCredentialEntity } from './ssh-credential/ssh-credential.entity.js';
 import { SshCredentialService } from './ssh-credential/ssh-credential.service.js';
+import { WorkerVerdicts } from './host-worker/worker-verdicts.js';
 import { TunnelController } from './tunnel/tunnel.controller.js';
 import { TunnelEntity } from './tunnel/tunnel.entity.js';
 import { TunnelService } from './tunnel/tunnel.service.js';
@@ -77,11 +78,11 @@ export class HostModule {
         HostConfigurationService,
         NodeOperationService,
       ],
-      workers: [HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, NodeOperationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
+      workers: [WorkerVerdicts, HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, NodeOperationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: [
         { entity: SshCredentialEntity },
-        { entity: HostEntity, reset: { turnJobId: null } },
+        { entity: HostEntity, reset: { turnJobId: null, quarantine: null } },
         {
           entity: TunnelEntity,
           reset: {

@@ -301,7 +301,7 @@ const definitions = {
     family: 'conflict',
     title: 'The host is in quarantine, since it stopped the process that serves hosts',
     nextStep:
-      'Look at the host: its sshd, its files, who else is root there. The quarantine ends at `until`; DELETE /v1/host-quarantines/{hostId} lifts it before.',
+      'Look at the host: its sshd, its files, who else is root there. The quarantine ends at `until`; DELETE /v1/hosts/{id}/quarantine lifts it before.',
   },
   host_check_failed: { family: 'conflict', title: 'The host is not ready', nextStep: 'Correct what the failed checks name, then retry.' },
   host_port_taken: {

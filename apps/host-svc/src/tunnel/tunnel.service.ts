@@ -7,7 +7,7 @@ import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import type { Repository } from 'typeorm';
+import { Like, type Repository } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import { TunnelEntity } from './tunnel.entity.js';
 import type { Tunnel, TunnelListQuery } from './tunnel.schema.js';
@@ -127,6 +127,11 @@ export class TunnelService {
   /** Gives all tunnels of this owner up, so that another may take them at once. */
   async release(owner: string): Promise<void> {
     await this.tunnels.update({ leaseOwner: owner }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
+  }
+
+  /** Of an owner that is known to be dead; `owner` is how its name begins. */
+  async releaseDead(owner: string): Promise<void> {
+    await this.tunnels.update({ leaseOwner: Like(`${owner}%`) }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
   }
 
   async report(id: string, owner: string, seen: { state: TunnelEntity['state']; error?: Problem | null; reconnects?: number }): Promise<void> {
