@@ -5,8 +5,8 @@ import { createHttpApp } from '@airdock/platform/http/app';
 import { exitWithProblem, stopSignal } from '@airdock/platform/process';
 import { listen, rootModule } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
-import { Logger } from '@nestjs/common';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
+import { Logger } from '@nestjs/common';
 import { lockDataDir } from './data-dir-lock.js';
 import { EmbeddedRedis } from './embedded-redis.js';
 import { services } from './services.js';
@@ -79,9 +79,7 @@ const common = (command: Command) =>
 common(program.command('up').description('start the embedded DU in the foreground'))
   .option('--port <n>', 'of the API on loopback (default: 5180)', port)
   .option('--stop-registry', 'at the end stop the registry too, for trials and tests')
-  .action(({ dataDir, config: file, port: httpPort, stopRegistry }) =>
-    up({ file, overrides: { dataDir, 'http.port': httpPort } }, stopRegistry === true),
-  );
+  .action(({ dataDir, config: file, port: httpPort, stopRegistry }) => up({ file, overrides: { dataDir, 'http.port': httpPort } }, stopRegistry === true));
 common(program.command('down').description('stop the registry that `up` left running')).action(({ dataDir, config: file }) =>
   down(loadConfig({ file, overrides: { dataDir } })),
 );

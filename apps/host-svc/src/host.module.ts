@@ -20,6 +20,7 @@ import { HostConfigurationService, hostConfigurationJobType } from './host-confi
 import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
 import { HostImportController } from './host-import/host-import.controller.js';
 import { HostImportService } from './host-import/host-import.service.js';
+import { WorkerVerdicts } from './host-worker/worker-verdicts.js';
 import { NodeOperationController } from './node-operation/node-operation.controller.js';
 import { NodeOperationEntity } from './node-operation/node-operation.entity.js';
 import { NodeOperationProcessor } from './node-operation/node-operation.processor.js';
@@ -30,7 +31,6 @@ import { PackageServer } from './package-repository/package-server.js';
 import { SshCredentialController } from './ssh-credential/ssh-credential.controller.js';
 import { SshCredentialEntity } from './ssh-credential/ssh-credential.entity.js';
 import { SshCredentialService } from './ssh-credential/ssh-credential.service.js';
-import { WorkerVerdicts } from './host-worker/worker-verdicts.js';
 import { TunnelController } from './tunnel/tunnel.controller.js';
 import { TunnelEntity } from './tunnel/tunnel.entity.js';
 import { TunnelService } from './tunnel/tunnel.service.js';
@@ -78,7 +78,16 @@ export class HostModule {
         HostConfigurationService,
         NodeOperationService,
       ],
-      workers: [WorkerVerdicts, HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, NodeOperationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
+      workers: [
+        WorkerVerdicts,
+        HostCheckProcessor,
+        HostConfigurationProcessor,
+        ConfigureHostProcessor,
+        NodeOperationProcessor,
+        DriftSchedule,
+        TunnelSupervisor,
+        PackageServer,
+      ],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: [
         { entity: SshCredentialEntity },

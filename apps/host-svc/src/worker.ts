@@ -5,7 +5,8 @@ import { HostWorker } from './host-worker/host-worker.js';
 /** Only starts and watches the process that works, which answers health and metrics too: what a host does to that one it does not do to this. */
 try {
   const config = loadConfig();
-  const log = (about: Record<string, unknown>, message: string) => process.stderr.write(`${JSON.stringify({ level: 50, time: Date.now(), ...about, msg: message })}\n`);
+  const log = (about: Record<string, unknown>, message: string) =>
+    process.stderr.write(`${JSON.stringify({ level: 50, time: Date.now(), ...about, msg: message })}\n`);
   const start = { file: config.file, overrides: {}, answersHealth: true };
   const worker = new HostWorker({ dataDir: config.dataDir, start, maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2, log });
   const stopped = stopSignal();

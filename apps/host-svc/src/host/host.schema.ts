@@ -56,7 +56,9 @@ export const Quarantine = z
     until: z.iso.datetime().describe('Before this time nobody connects to the host'),
     since: z.iso.datetime(),
     strikes: z.number().int().describe('How often in a row, a day apart at the most: each doubles the time, from a minute to an hour'),
-    reason: z.enum(['silent', 'memory', 'crashed']).describe('The process that serves hosts stood still, took too much memory, or crashed on data of this host'),
+    reason: z
+      .enum(['silent', 'memory', 'crashed'])
+      .describe('The process that serves hosts stood still, took too much memory, or crashed on data of this host'),
   })
   .meta({ id: 'Quarantine' });
 export type Quarantine = z.infer<typeof Quarantine>;

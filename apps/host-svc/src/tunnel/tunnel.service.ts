@@ -143,6 +143,11 @@ export class TunnelService {
     await this.tunnels.update({ id, leaseOwner: owner }, { session });
   }
 
+  /** Something is wrong with a tunnel that is up. */
+  async warn(id: string, owner: string, error: Problem): Promise<void> {
+    await this.note(id, owner, columns<TunnelEntity>({ error }));
+  }
+
   async measured(id: string, owner: string, seen: Measured): Promise<void> {
     await this.note(id, owner, seen);
   }

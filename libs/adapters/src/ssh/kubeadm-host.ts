@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
+import { cleanLine } from '@airdock/core/host/host-text';
 import { maskKubeadmSecrets } from '@airdock/core/kubernetes/kubeadm-config';
 import type { SshConnection } from './connection.js';
 import type { RuntimeName } from './runtime-host.js';
@@ -38,6 +39,7 @@ export interface JoinSecrets {
   certificateKey: string | undefined;
 }
 
+const maxLines = 10_000;
 export const adminConf = '/etc/kubernetes/admin.conf';
 /** Stands on a host from before an init or join until its end was seen; what was asked for, without secrets. */
 export const unfinishedFile = '/etc/kubernetes/airdock-unfinished.yaml';
@@ -126,7 +128,7 @@ export class KubeadmHost {
   private async look(script: string): Promise<NodeState> {
     const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', script], { sudo: true, signal: this.signal, stallTimeoutMs: 660_000 });
     if (exitCode !== 0) throw new AppError('kubeadm_failed', { detail: `${this.hostName}: ${stderr.trim().slice(-500)}` });
-    const lines = stdout.split('\n').map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1).slice(0, 200)] as const);
+    const lines = stdout.split('\n', maxLines).map((line) => [line.slice(0, line.indexOf('=')), cleanLine(line.slice(line.indexOf('=') + 1))] as const);
     const valueOf = (wanted: string) => lines.find(([key]) => key === wanted)?.[1] || undefined;
     return {
       files: new Set(lines.flatMap(([key, value]) => (key === 'file' ? value : []))),
@@ -176,9 +178,9 @@ export class KubeadmHost {
 
   /** All nodes of the cluster. Throws `kubernetes_api_failed`. */
   async nodes(): Promise<ClusterNode[]> {
-    const lines = (await this.kubectl(['get', 'nodes', '-o', `jsonpath=${jsonPath}`])).trim().split('\n');
+    const lines = (await this.kubectl(['get', 'nodes', '-o', `jsonpath=${jsonPath}`])).split('\n', maxLines).map((line) => cleanLine(line, 500));
     return lines.flatMap((line) => {
-      const [, name, version, ready, unschedulable] = /^(\S+) v?(\S*) ready=(\w*) unschedulable=(\w*)$/.exec(line.trim()) ?? [];
+      const [, name, version, ready, unschedulable] = /^(\S+) v?(\S*) ready=(\w*) unschedulable=(\w*)$/.exec(line) ?? [];
       return name === undefined || version === undefined ? [] : { name, version, ready: ready === 'True', schedulable: unschedulable !== 'true' };
     });
   }
@@ -196,7 +198,7 @@ export class KubeadmHost {
     return {
       name,
       ready: node.status?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ?? false,
-      version: node.status?.nodeInfo?.kubeletVersion?.replace(/^v/, '') ?? '',
+      version: cleanLine(String(node.status?.nodeInfo?.kubeletVersion ?? '')).replace(/^v/, ''),
       schedulable: node.spec?.unschedulable !== true,
       isControlPlane: controlPlaneLabels.some((label) => label in (node.metadata?.labels ?? {})),
       annotations: node.metadata?.annotations ?? {},
