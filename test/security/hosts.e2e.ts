@@ -1,4 +1,6 @@
 /** Hostile hosts against a DU: each may do damage to itself only. */
+
+import { join } from 'node:path';
 import {
   createHost,
   createHostCheck,
@@ -15,7 +17,7 @@ import { type HostileSshServer, messageOf, sshMessage, startHostileSshServer } f
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';
-import { findHostWorker, freezeOnDataFrom, hostWorkerOf, inspected, nextHostWorker } from '../support/host-worker.js';
+import { findHostWorker, freezeOnDataFrom, hostWorkerOf, inspected, nextHostWorker, stopWhileIdle } from '../support/host-worker.js';
 import { checkHost, tunnelOf } from '../support/hosts.js';
 import { endOf, resourceId } from '../support/jobs.js';
 import { listProcesses } from '../support/processes.js';
@@ -210,7 +212,8 @@ describe('hostile hosts', () => {
     for (let death = 1; death <= 3; death++) {
       await waitFor(async () => (await attempt()) === death, { what: `attempt ${death}`, timeoutMs: 30_000, intervalMs: 50 });
       const pid = await hostWorkerOf(du);
-      process.kill(pid, death === 1 ? 'SIGSTOP' : 'SIGKILL');
+      if (death === 1) await stopWhileIdle(pid, join(du.dataDir, 'run', `host-worker-${du.pid}.served`));
+      else process.kill(pid, 'SIGKILL');
       await whileAlive(nextHostWorker(du, pid));
     }
     const job = await whileAlive(endOf(client, check.id));

@@ -1,4 +1,5 @@
 /** The process of a DU that speaks to hosts, for tests that end it, stop it, or make it stand still. */
+import { readFile } from 'node:fs/promises';
 import { waitFor } from '@airdock/testing/servers';
 import type { Du } from './du.js';
 import { listProcesses } from './processes.js';
@@ -44,3 +45,14 @@ export async function freezeOnDataFrom(pid: number, port: number, output: () => 
 }
 /** Of a DU: SIGUSR1 opens the inspector on any free port of loopback. */
 export const inspected = { NODE_OPTIONS: '--inspect-port=0' };
+
+/** Stops a process at a moment when it serves nobody, as its file of the served host says. */
+export async function stopWhileIdle(pid: number, servedFile: string): Promise<void> {
+  const isIdle = async () => {
+    process.kill(pid, 'SIGSTOP');
+    if ((await readFile(servedFile, 'utf8')).trim() === '') return true;
+    process.kill(pid, 'SIGCONT');
+    return false;
+  };
+  await waitFor(isIdle, { what: 'the process to be idle', timeoutMs: 10_000 });
+}

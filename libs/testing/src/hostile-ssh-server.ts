@@ -106,6 +106,8 @@ export interface HostileSshOptions {
   /** Of the channels that the other side opens. */
   window?: number;
   packetSize?: number;
+  /** Called instead of letting somebody in. */
+  onAuthentication?: (host: HostileConnection) => void;
   /** Called when somebody has logged in. */
   onLogin?: (host: HostileConnection) => void;
   /** Called when a port was asked for. */
@@ -144,7 +146,7 @@ export async function startHostileSshServer(options: HostileSshOptions = {}): Pr
     const host = new HostileConnection(connection);
     connections.add(host);
     connection.on('error', () => undefined).once('close', () => connections.delete(host));
-    connection.on('authentication', (context) => context.accept());
+    connection.on('authentication', (context) => (hostile.options.onAuthentication ? hostile.options.onAuthentication(host) : context.accept()));
     connection.on('ready', () => {
       const { window, packetSize, onLogin } = hostile.options;
       host.confirmWith({ window, packetSize });

@@ -115,6 +115,9 @@ describe('a hostile host', () => {
 
   it('that disconnects twice, or more, is gone, and nobody else', async () => {
     const twice = Array.from({ length: 5 }, () => messageOf(sshMessage.disconnect, 2, 'bye \u001b[31m', ''));
+    await using early = await startHostileSshServer({ onAuthentication: (host) => host.sendTogether(twice) });
+    const target = { address: '127.0.0.1', port: early.port, username: 'root', password: 'hostile', hostKeyFingerprint: parseHostKey(early.hostKey) };
+    expect(await failure(connectSsh(target))).toMatchObject({ code: 'host_unreachable' });
     await withHost({ onLogin: (host) => host.sendTogether(twice) }, async (connection) => {
       const error = await connection.closed;
       expect(error?.code).toBe('host_unreachable');
