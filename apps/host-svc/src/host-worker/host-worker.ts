@@ -39,6 +39,8 @@ export const beatMs = 1_000;
 const lookMs = 500;
 /** With the look that finds it, five seconds. */
 const silenceMs = 4_500;
+/** Until it says anything: a busy machine takes its time to load it. */
+const loadMs = 120_000;
 /** Until it is ready: a database is opened, what an earlier one left is put right. */
 const startMs = 20_000;
 const stopMs = 8_000;
@@ -64,7 +66,7 @@ export class HostWorker {
   private isStopping = false;
   private heardAt = 0;
   private hasBegun = false;
-  private isUp = false;
+  private allowedMs = loadMs;
   private lookedAt = 0;
   private heaviest: { hostId: string; bytes: number } | undefined;
   private verdict: WorkerVerdict['reason'] | undefined;
@@ -121,14 +123,16 @@ export class HostWorker {
     this.child = child;
     this.verdict = undefined;
     this.heaviest = undefined;
-    this.isUp = false;
+    this.allowedMs = loadMs;
     rmSync(this.servedFile, { force: true });
     child.on('message', (message: FromWorker) => {
       this.heardAt = performance.now();
-      if (message.type === 'beat') this.heaviest = message.heaviest;
-      else {
-        this.isUp = true;
+      if (message.type === 'ready') {
+        this.allowedMs = silenceMs;
         this.isReady();
+      } else {
+        this.heaviest = message.heaviest;
+        this.allowedMs = Math.min(this.allowedMs, startMs);
       }
     });
     child.on('error', (error) => this.options.log({ err: error }, 'the host worker could not be started or spoken to'));
@@ -142,7 +146,7 @@ export class HostWorker {
     // Whoever kills it from outside blames nobody.
     const isCrash = signal ? ['SIGABRT', 'SIGSEGV', 'SIGBUS', 'SIGILL', 'SIGFPE', 'SIGTRAP'].includes(signal) : code !== 0;
     const reason = this.verdict ?? 'crashed';
-    const hostId = this.verdict || isCrash ? (servedHostOf(this.servedFile) ?? this.heavyHost(reason)) : undefined;
+    const hostId = reason === 'memory' ? this.heavyHost() : this.verdict || isCrash ? servedHostOf(this.servedFile) : undefined;
     const lived = performance.now() - startedAt;
     if (lived > settledMs) this.pauseMs = firstPauseMs;
     this.options.log({ pid, code, signal, reason: this.verdict, hostId }, 'the host worker has ended, and is started anew');
@@ -155,9 +159,9 @@ export class HostWorker {
     this.pauseMs = Math.min(maxPauseMs, this.pauseMs * 2);
   }
 
-  /** Of one that took too much memory: nobody may be served at the moment it is found. */
-  private heavyHost(reason: WorkerVerdict['reason']): string | undefined {
-    return reason === 'memory' && this.heaviest && this.heaviest.bytes > heavyBytes ? this.heaviest.hostId : undefined;
+  /** Of one that took too much memory: whoever is served at the moment when that is found may be anybody. */
+  private heavyHost(): string | undefined {
+    return this.heaviest && this.heaviest.bytes > heavyBytes ? this.heaviest.hostId : undefined;
   }
 
   private look(): void {
@@ -167,7 +171,7 @@ export class HostWorker {
     this.lookedAt = at;
     const { child } = this;
     if (!child?.pid || child.exitCode !== null || child.signalCode !== null) return;
-    if (this.hasBegun && at - this.heardAt > (this.isUp ? silenceMs : startMs)) this.kill(child, 'silent', { silentMs: Math.round(at - this.heardAt) });
+    if (this.hasBegun && at - this.heardAt > this.allowedMs) this.kill(child, 'silent', { silentMs: Math.round(at - this.heardAt) });
     else {
       const bytes = residentBytes(child.pid);
       if (bytes > this.options.maxMemoryBytes) this.kill(child, 'memory', { bytes });
