@@ -3,8 +3,9 @@ import { AppError } from '@airdock/core/errors';
 const mib = 1024 * 1024;
 /** For one host, over all of its connections and channels. */
 export const maxBufferedBytes = 8 * mib;
-/** For all hosts of this process. */
+/** For all hosts of this process. The nearer it comes the less each may have, but never less than its share: many that are stuck keep nobody else from working. */
 const maxTotalBytes = 256 * mib;
+const shareBytes = mib / 4;
 
 let total = 0;
 
@@ -23,7 +24,7 @@ export class HostBuffers {
 
   /** How much more may be taken now. */
   get free(): number {
-    return Math.max(0, Math.min(this.limit - this.used, maxTotalBytes - total));
+    return Math.max(0, Math.min(this.limit, Math.max(shareBytes, maxTotalBytes - total)) - this.used);
   }
 
   /** Counts bytes that are there already, also beyond the bound. */

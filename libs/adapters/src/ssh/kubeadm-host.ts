@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { cleanLine } from '@airdock/core/host/host-text';
 import { maskKubeadmSecrets } from '@airdock/core/kubernetes/kubeadm-config';
+import { z } from 'zod';
 import type { SshConnection } from './connection.js';
 import type { RuntimeName } from './runtime-host.js';
 
@@ -189,11 +190,11 @@ export class KubeadmHost {
   async node(name: string): Promise<ClusterNodeDetails | undefined> {
     const output = await this.kubectl(['get', 'node', name, '--ignore-not-found', '-o', 'json']);
     if (output.trim() === '') return undefined;
-    let node: NodeDocument;
+    let node: z.infer<typeof nodeDocument>;
     try {
-      node = JSON.parse(output) as NodeDocument;
-    } catch (cause) {
-      throw new AppError('kubernetes_api_failed', { detail: `${this.hostName}: kubectl get node ${name} gave no JSON` }, { cause });
+      node = nodeDocument.parse(JSON.parse(output));
+    } catch {
+      throw new AppError('kubernetes_api_failed', { detail: `${this.hostName}: kubectl get node ${name} gave what is no node` });
     }
     return {
       name,
@@ -245,8 +246,13 @@ interface KubectlOptions {
   code?: 'kubernetes_api_failed' | 'drain_failed';
 }
 
-interface NodeDocument {
-  metadata?: { labels?: Record<string, string>; annotations?: Record<string, string> };
-  spec?: { unschedulable?: boolean };
-  status?: { conditions?: { type?: string; status?: string }[]; nodeInfo?: { kubeletVersion?: string } };
-}
+const nodeDocument = z.object({
+  metadata: z.object({ labels: z.record(z.string(), z.string()).nullish(), annotations: z.record(z.string(), z.string()).nullish() }).optional(),
+  spec: z.object({ unschedulable: z.boolean().optional() }).optional(),
+  status: z
+    .object({
+      conditions: z.array(z.object({ type: z.string().optional(), status: z.string().optional() })).nullish(),
+      nodeInfo: z.object({ kubeletVersion: z.string().optional() }).optional(),
+    })
+    .optional(),
+});
