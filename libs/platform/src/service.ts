@@ -1,6 +1,5 @@
-import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
-import { type DynamicModule, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
+import { type DynamicModule, type INestApplicationContext, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import type { Queue } from 'bullmq';
@@ -9,7 +8,6 @@ import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
 import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
-import { createHttpApp } from './http/app.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
 import { platformEntities } from './jobs/job.entity.js';
@@ -17,6 +15,7 @@ import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { PlatformModule } from './platform.module.js';
+import { exitWithProblem, stopSignal } from './process.js';
 import { SecretBox } from './secrets.js';
 import { StateService, type StateTable } from './state/state.service.js';
 import { STATE_SERVICES, StatesController } from './state/states.controller.js';
@@ -135,6 +134,11 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
 /** Answers requests, and then begins to take jobs: they may call the services of this process. */
 export async function listen(app: NestFastifyApplication, port: number, host: string): Promise<void> {
   await app.listen(port, host);
+  startProcessors(app);
+}
+
+/** Begins to take jobs. */
+export function startProcessors(app: INestApplicationContext): void {
   for (const { processors } of app.get<JobsService[]>(JOB_SERVICES)) for (const processor of processors) processor.start();
 }
 
@@ -142,6 +146,8 @@ export async function listen(app: NestFastifyApplication, port: number, host: st
 export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<never> {
   try {
     const config = loadConfig();
+    // Only where there is HTTP: it brings the documents of the API along.
+    const { createHttpApp } = await import('./http/app.js');
     const app = await createHttpApp(rootModule(config, { [name]: service }, [role]), { title: `Airdock ${name}-svc` });
     await listen(app, config.http.port, config.http.host);
     process.stdout.write(`${name}-svc ${role} listens on http://${config.http.host}:${config.http.port}\n`);
@@ -150,41 +156,5 @@ export async function runService(name: ServiceName, service: ServiceModule, role
     process.exit(0);
   } catch (error) {
     return exitWithProblem(error);
-  }
-}
-
-const shutdownMs = 10_000;
-
-/**
- * Resolves at SIGTERM or SIGINT; a second SIGINT ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
- * BullMQ would wait for a Redis that is away for as long as it is, and running jobs have been handed back by then.
- */
-export const stopSignal = (): Promise<void> =>
-  new Promise((resolve) => {
-    const end = () => {
-      process.stderr.write(`airdock: closing took longer than ${shutdownMs / 1000} s, perhaps because Redis is away; jobs continue at the next start\n`);
-      process.exit(0);
-    };
-    const onSignal = () => {
-      setTimeout(end, shutdownMs).unref();
-      resolve();
-    };
-    // A supervisor or the kernel may send SIGTERM more than once; a person presses Ctrl-C again because it is urgent.
-    process.on('SIGTERM', onSignal);
-    process.once('SIGINT', onSignal);
-  });
-
-/** Ends the process with a message that an operator can act on. */
-export function exitWithProblem(error: unknown): never {
-  const { code, port } = error as { code?: string; port?: number };
-  process.stderr.write(`airdock: ${known()}\n`);
-  process.exit(1);
-
-  function known(): string | undefined {
-    const { message, stack } = error as Error;
-    if (error instanceof AppError) return message;
-    if (code === 'EADDRINUSE') return `another program listens on port ${port}; set airdock.http.port`;
-    if (code === 'EACCES' || code === 'EPERM') return `${message}; use a folder that you may write, with --data-dir or airdock.dataDir`;
-    return stack;
   }
 }
