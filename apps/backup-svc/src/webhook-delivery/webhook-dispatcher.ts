@@ -8,7 +8,7 @@ const tidyEveryMs = 60 * 60 * 1000;
 /** Runs in workers: makes deliveries of new events and attempts what is due, so many at once to each endpoint; a slow one keeps no other waiting. */
 @Injectable()
 export class WebhookDispatcher extends BackgroundLoop {
-  protected readonly pauseMs = 500;
+  protected readonly pauseMs = 1_000;
   private readonly stopping = new AbortController();
   /** Attempts that are being made, with their endpoints. */
   private readonly running = new Map<Promise<void>, string>();

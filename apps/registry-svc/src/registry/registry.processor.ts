@@ -27,7 +27,8 @@ export class RegistryProcessor extends JobProcessor {
 }
 
 const measureEvery = 15;
-const lookEvery = 15;
+const askEvery = 5;
+const lookEvery = 30;
 
 /** Keeps the engine and its storage in order while nobody asks: after a crash of the engine or of a collection, and after a restart of the machine. */
 @Injectable()
@@ -45,7 +46,7 @@ export class RegistrySupervisor extends BackgroundLoop {
   protected async round(): Promise<void> {
     const count = this.rounds++;
     await this.collections.recover();
-    if (count === 0 || (await this.registry.needsReconcile())) await this.registry.reconcile();
+    if (count === 0 || (await this.registry.needsReconcile(count % askEvery === 0))) await this.registry.reconcile();
     if (count % measureEvery === 0) await this.registry.measure();
     if (count % lookEvery === 1) await this.registry.lookForOthers();
   }

@@ -172,12 +172,12 @@ export class RegistryService {
     return storageId ?? null;
   }
 
-  /** True when the row wants a local registry and it does not answer, or the last try failed. */
-  async needsReconcile(): Promise<boolean> {
+  /** True when the row wants a local registry and it does not run or, if asked, does not answer; or when the last try failed. */
+  async needsReconcile(isAsked = true): Promise<boolean> {
     const row = await this.load();
     if (row.mode !== 'local') return false;
     const engine = registryEngine(this.config, row);
-    return row.error !== null || row.localhostError !== null || (row.fence !== null) !== engine.isFenced || !(await engine.isHealthy());
+    return row.error !== null || row.localhostError !== null || (row.fence !== null) !== engine.isFenced || !(await engine.isHealthy({ isAsked }));
   }
 
   /** Names the processes of others that pass for the registry: looks at every process of the machine, so a few times a minute at the most. */

@@ -73,20 +73,23 @@ export class ProcessIdentity {
    * All processes that carry the mark and have one of the users: Airdock may have been killed before it wrote one down. Looks at every process of the machine.
    */
   async find(): Promise<OwnProcess[]> {
-    // What wraps such a process carries the mark too, and ends with it.
-    return (await this.findMarked()).filter(({ program = '' }) => basename(program) !== wrapper);
-  }
-
-  /** With what wraps them. */
-  async findMarked(): Promise<OwnProcess[]> {
     const found: OwnProcess[] = [];
     for (const pid of await processIds()) {
-      if (!(await this.isOurs(pid))) continue;
-      const version = await this.markOf(pid);
+      const version = await this.versionOf(pid);
       const own = version === undefined ? undefined : await this.look(pid, version);
-      if (own) found.push(own);
+      // What wraps such a process carries the mark too, and ends with it.
+      if (own && basename(own.program ?? '') !== wrapper) found.push(own);
     }
     return found;
+  }
+
+  /** What a process of ours was started with, by its mark; undefined when it has none, or belongs to somebody else. */
+  async versionOf(pid: number): Promise<string | undefined> {
+    if (!(await this.isOurs(pid))) return undefined;
+    const environment = await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '');
+    const value = environment.split('\0').find((entry) => entry.startsWith(`${variable}=`));
+    const [mark = '', version] = value?.slice(variable.length + 1).split('.') ?? [];
+    return mark.length === this.mark.length && timingSafeEqual(Buffer.from(mark), Buffer.from(this.mark)) ? version : undefined;
   }
 
   private async isOurs(pid: number): Promise<boolean> {
@@ -95,14 +98,6 @@ export class ProcessIdentity {
       () => undefined,
     );
     return uid !== undefined && this.users.includes(uid);
-  }
-
-  /** The version in a process' mark; undefined when it has none of ours. */
-  private async markOf(pid: number): Promise<string | undefined> {
-    const environment = await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '');
-    const value = environment.split('\0').find((entry) => entry.startsWith(`${variable}=`));
-    const [mark = '', version] = value?.slice(variable.length + 1).split('.') ?? [];
-    return mark.length === this.mark.length && timingSafeEqual(Buffer.from(mark), Buffer.from(this.mark)) ? version : undefined;
   }
 
   private async look(pid: number, version: string): Promise<OwnProcess | undefined> {
@@ -145,11 +140,10 @@ export interface ForeignProcess {
 
 export type ShownProcess = ForeignProcess & Pick<OwnProcess, 'pid' | 'startTime'>;
 
-/** Processes that show these words in their arguments and are none of `own`: decoys, or those of an earlier version. */
-export async function processesThatShow(matches: (words: readonly string[]) => boolean, own: ReadonlySet<number>): Promise<ShownProcess[]> {
+/** Processes that show these words in their arguments: ours, decoys, or those of an earlier version. */
+export async function processesThatShow(matches: (words: readonly string[]) => boolean): Promise<ShownProcess[]> {
   const found: ShownProcess[] = [];
   for (const pid of await processIds()) {
-    if (own.has(pid)) continue;
     const words = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0');
     if (!matches(words)) continue;
     const uid = await stat(`/proc/${pid}`).then(

@@ -13,7 +13,7 @@ import { RegistryHttp } from '../oci-client/registry-http.js';
 import { type Repair, repairRegistry } from '../oci-client/registry-repair.js';
 import { inSandbox, programFile } from '../sandbox/sandbox.js';
 import { challengeHeader, type FrontConfiguration, proofHeader, proofOf } from './front.js';
-import { endProcess, type ForeignListener, foreignListeners, type OwnProcess, ProcessIdentity, processesThatShow } from './own-process.js';
+import { endProcess, type ForeignListener, foreignListeners, type OwnProcess, ProcessIdentity, processesThatShow, type ShownProcess } from './own-process.js';
 
 const run = promisify(execFile);
 
@@ -79,7 +79,7 @@ export class ProcessRegistryEngine {
     // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
     for (const instance of this.instances()) {
       const { version, content } = await this.configurationOf(instance);
-      if (await this.isWell(instance, version)) continue;
+      if (await this.isWell(instance, { version })) continue;
       for (const found of await this.findProcesses(instance)) await endProcess(found);
       if (instance === 'readWrite') {
         // Nobody else's registry may be at work there.
@@ -101,9 +101,9 @@ export class ProcessRegistryEngine {
     for (const instance of Object.keys(fileNames) as Instance[]) for (const found of await this.findProcesses(instance)) await endProcess(found);
   }
 
-  /** True when all instances run and answer. The front counts unless `withFront` is false. */
-  async isHealthy({ withFront = true } = {}): Promise<boolean> {
-    for (const instance of this.instances()) if ((withFront || instance !== 'front') && !(await this.isWell(instance))) return false;
+  /** True when all instances run and answer. The front counts unless `withFront` is false. Without `isAsked` it is only seen whether they run, which costs next to nothing. */
+  async isHealthy({ withFront = true, isAsked = true } = {}): Promise<boolean> {
+    for (const instance of this.instances()) if ((withFront || instance !== 'front') && !(await this.isWell(instance, { isAsked }))) return false;
     return true;
   }
 
@@ -119,10 +119,13 @@ export class ProcessRegistryEngine {
   }
 
   /** Processes that show the arguments of our registry and are not ours. */
-  async decoys() {
-    const marked = await Promise.all((['readWrite', 'readOnly', 'front'] as const).map(async (instance) => (await this.identityOf(instance)).findMarked()));
-    const own = new Set(marked.flat().map(({ pid }) => pid));
-    return processesThatShow((words) => words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))), own);
+  async decoys(): Promise<ShownProcess[]> {
+    const shown = await processesThatShow((words) => words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))));
+    const identities = await Promise.all((['readWrite', 'readOnly'] as const).map((instance) => this.identityOf(instance)));
+    const isOwn = async ({ pid }: ShownProcess) =>
+      (await Promise.all(identities.map((identity) => identity.versionOf(pid)))).some((version) => version !== undefined);
+    const own = await Promise.all(shown.map(isOwn));
+    return shown.filter((_, index) => !own[index]);
   }
 
   /**
@@ -183,10 +186,7 @@ export class ProcessRegistryEngine {
   private async unmarkedProcesses(instance: Instance): Promise<Pick<OwnProcess, 'pid' | 'startTime'>[]> {
     if (instance === 'front' || existsSync(join(this.options.stateDir, `${fileNames[instance]}.process`))) return [];
     const prefix = join(this.options.stateDir, `${fileNames[instance]}.`);
-    const shown = await processesThatShow(
-      (words) => words.some((word, at) => words[at - 1] === 'serve' && word.startsWith(prefix) && existsSync(word)),
-      new Set(),
-    );
+    const shown = await processesThatShow((words) => words.some((word, at) => words[at - 1] === 'serve' && word.startsWith(prefix) && existsSync(word)));
     return shown.filter(({ uid }) => uid === process.geteuid?.()).map(({ pid, startTime }) => ({ pid, startTime }));
   }
 
@@ -294,10 +294,10 @@ export class ProcessRegistryEngine {
   }
 
   /** The process that was written down runs, sees the storage folder that is there now, and answers. */
-  private async isWell(instance: Instance, version?: string): Promise<boolean> {
+  private async isWell(instance: Instance, { version, isAsked = true }: { version?: string; isAsked?: boolean } = {}): Promise<boolean> {
     const recorded = await (await this.identityOf(instance)).recorded();
     if (!recorded || (version !== undefined && recorded.version !== version)) return false;
-    return (instance === 'front' || (await this.seesStorage(recorded.pid))) && (await this.isAnswering(instance));
+    return (instance === 'front' || (await this.seesStorage(recorded.pid))) && (!isAsked || (await this.isAnswering(instance)));
   }
 
   /** A sandbox goes on showing a folder that was removed, or the disk that was mounted there. */

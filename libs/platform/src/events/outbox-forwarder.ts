@@ -10,7 +10,7 @@ const timeoutMs = 10_000;
 
 /** Runs in workers: hands the events of a service to backup-svc, which sends webhooks. At least once: backup-svc knows an event by its id. */
 export class OutboxForwarder extends BackgroundLoop {
-  protected readonly pauseMs = 500;
+  protected readonly pauseMs = 1_000;
 
   constructor(
     private readonly config: Config,
