@@ -18,9 +18,12 @@ import { createPooledDigest, digestOfFile, hashPieces } from '../oci-client/hash
 import type { BlobReader } from '../oci-client/image-source.js';
 import type { BackupStorage, StoredFile } from './backup-storage.js';
 import { decode, type Encoding, type EncryptionKeys, encode, isCompressible } from './blob-encoding.js';
+import { checkSignature, formatSignature, isTrusted, maxSignatureBytes, type RecordKeys, type RecordSignature } from './record-signature.js';
 import { type LockOptions, StoreLock } from './store-lock.js';
 
 const version = 'airdock-backup 1\n';
+const maxRecords = 10_000;
+const maxCountedSequence = 1_000_000_000;
 
 export interface BackupBlob {
   digest: Digest;
@@ -29,7 +32,9 @@ export interface BackupBlob {
 }
 
 export interface BackupStoreOptions {
-  /** Signs new records, and requires the signature of those that are read. Default: neither. */
+  /** Signs new records, and says whose are read. Default: none is signed, and all are read. */
+  signatures?: RecordKeys | undefined;
+  /** The shared secret that records were signed with before there were keys; one that it fits counts as signed by this site. */
   hmacKey?: Uint8Array | undefined;
   /** With recipients new blobs are encrypted. */
   keys?: EncryptionKeys | undefined;
@@ -54,8 +59,19 @@ export interface BlobOptions {
   onBytes?: ((count: number) => void) | undefined;
 }
 
+export interface ReadOptions {
+  /** Also what nobody known here has signed. What is signed wrongly is never read. Default false. */
+  allowUnsigned?: boolean | undefined;
+}
+
+/** A record, and who says so. */
+export interface SignedRecord {
+  record: BackupRecord;
+  signature: RecordSignature;
+}
+
 /** What `listRecords` found under one id. */
-export type ListedRecord = { id: string; record: BackupRecord; error?: undefined } | { id: string; record?: undefined; error: AppError };
+export type ListedRecord = ({ id: string; error?: undefined } & SignedRecord) | { id: string; record?: undefined; error: AppError };
 
 interface StoredBlob {
   name: string;
@@ -195,7 +211,7 @@ export class BackupStore implements AsyncDisposable {
   /** Reads a blob to its end. Throws `backup_incomplete` when it is missing, `backup_corrupt` when it is damaged, `backup_key_missing`. */
   async verifyBlob(index: BlobIndex, blob: BackupBlob, { signal, onBytes }: BlobOptions = {}): Promise<void> {
     const { file, open } = this.openBlob(index, blob);
-    const actual = file ? await digestOfFile(file.path, { signal, onBytes }) : await digestOfStream(open(), { signal, onBytes });
+    const actual = file ? await digestOfFile(file.path, { signal, onBytes }) : await digestOfStream(atMost(open(), blob), { signal, onBytes });
     if (actual !== blob.digest) throw corruptBlob(blob.digest, `the digest ${actual}`);
   }
 
@@ -212,9 +228,13 @@ export class BackupStore implements AsyncDisposable {
    * one under the same id is refused with `resource_exists`. `index`: younger than the lock which is held, with what was stored
    * through it; without a lock that is still held nobody knows what is there.
    */
-  async writeRecord(content: BackupContent, { index: known, lock }: { index?: BlobIndex; lock?: StoreLock | undefined } = {}): Promise<BackupRecord> {
+  async writeRecord(
+    content: BackupContent,
+    { index: known, lock, isSigned = true }: { index?: BlobIndex; lock?: StoreLock | undefined; isSigned?: boolean } = {},
+  ): Promise<BackupRecord> {
     const name = recordName(content.id);
-    const bytes = formatBackupRecord(content);
+    const signing = isSigned ? this.options.signatures?.own : undefined;
+    const bytes = formatBackupRecord(content, signing ? 2 : 1);
     const record = parseBackupRecord(bytes, content.id);
     const index = known ?? (await this.index());
     for (const blob of record.blobs) if (!index.has(blob)) throw incomplete(blob);
@@ -222,14 +242,24 @@ export class BackupStore implements AsyncDisposable {
     if (existing?.equals(bytes)) return record;
     if (existing) throw new AppError('resource_exists', { detail: `there is a backup ${content.id}` });
     lock?.assertHeld();
-    if (this.options.hmacKey) await this.storage.write(`${name}.hmac`, Buffer.from(`${sign(bytes, this.options.hmacKey)}\n`));
+    // What lies there is of a record that was removed.
+    if (signing) await this.storage.write(`${name}.sig`, formatSignature(signing, bytes));
+    else await this.storage.remove(`${name}.sig`);
     await this.storage.write(`${name}.sha256`, Buffer.from(`${digestHex(digestOf(bytes))}  ${content.id}.json\n`));
     await this.storage.write(name, bytes);
     return record;
   }
 
-  /** Throws `resource_not_found`, `backup_corrupt`, `backup_format_unsupported`. Blobs are not looked at. */
-  async readRecord(id: string): Promise<BackupRecord> {
+  /** As `readSigned`, without who says so. */
+  async readRecord(id: string, options: ReadOptions = {}): Promise<BackupRecord> {
+    return (await this.readSigned(id, options)).record;
+  }
+
+  /**
+   * Reads a record, and says who vouches for it, which is looked at before anything of it is parsed. Throws `resource_not_found`, `backup_corrupt`,
+   * `backup_format_unsupported`, `backup_signature_wrong`, and without `allowUnsigned` `backup_unsigned` and `backup_signer_unknown`. Blobs are not looked at.
+   */
+  async readSigned(id: string, { allowUnsigned = false }: ReadOptions = {}): Promise<SignedRecord> {
     const name = recordName(id);
     const corrupt = (detail: string) => new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
     const file = await this.storage.stat(name);
@@ -238,30 +268,84 @@ export class BackupStore implements AsyncDisposable {
     const bytes = await readAtMost(this.storage.read(name), maxBackupRecordBytes);
     const checksum = (await readSmall(this.storage, `${name}.sha256`, 1024))?.toString('utf8').slice(0, 64);
     if (checksum !== digestHex(digestOf(bytes))) throw corrupt('does not have its checksum');
-    if (this.options.hmacKey) {
-      const signature = (await readSmall(this.storage, `${name}.hmac`, 1024))?.toString('utf8').trim() ?? '';
-      const expected = sign(bytes, this.options.hmacKey);
-      if (signature.length !== expected.length || !timingSafeEqual(Buffer.from(signature), Buffer.from(expected))) throw corrupt('is not signed with the key');
-    }
-    return parseBackupRecord(bytes, id);
+    const signature = await this.signatureOf(id, bytes);
+    if (!allowUnsigned) this.expectSigned(id, signature);
+    const record = parseBackupRecord(bytes, id);
+    const { signatures } = this.options;
+    const { importedFrom } = record;
+    if (!signatures || signature.state !== 'own' || importedFrom === undefined || importedFrom === signatures.own.keyId) return { record, signature };
+    const isStillTrusted = signatures.trusted.some(({ keyId }) => keyId === importedFrom);
+    const ofOrigin: RecordSignature = { state: isStillTrusted ? 'trusted' : 'unknown', keyId: importedFrom };
+    if (!allowUnsigned) this.expectSigned(id, ofOrigin);
+    return { record, signature: ofOrigin };
   }
 
-  /** The ids of all backups, in order. */
+  /** Looks at the signatures of all records, and at nothing else of them. Throws as `readSigned`. */
+  async expectSignatures({ allowUnsigned = false }: ReadOptions = {}): Promise<void> {
+    for (const id of await this.listIds()) {
+      const bytes = await readSmall(this.storage, recordName(id), maxBackupRecordBytes);
+      const signature = bytes && (await this.signatureOf(id, bytes));
+      if (signature && !allowUnsigned) this.expectSigned(id, signature);
+    }
+  }
+
+  /** Signs a record that was written before there were keys, as it is. For those that this site is known to have made. */
+  async signAsOwn(id: string, lock?: StoreLock): Promise<void> {
+    const { signatures } = this.options;
+    const name = recordName(id);
+    if (!signatures || (await this.storage.stat(`${name}.sig`))) return;
+    const bytes = await readSmall(this.storage, name, maxBackupRecordBytes);
+    if (!bytes) return;
+    lock?.assertHeld();
+    await this.storage.write(`${name}.sig`, formatSignature(signatures.own, bytes));
+  }
+
+  /** Throws `backup_signature_wrong`. */
+  private async signatureOf(id: string, bytes: Buffer): Promise<RecordSignature> {
+    const name = recordName(id);
+    const { signatures, hmacKey } = this.options;
+    const stored = await readSmall(this.storage, `${name}.sig`, maxSignatureBytes);
+    if (stored && signatures) return checkSignature(signatures, id, bytes, stored);
+    const former = hmacKey && (await readSmall(this.storage, `${name}.hmac`, 1024))?.toString('utf8').trim();
+    if (hmacKey && former !== undefined) {
+      const expected = hmacOf(bytes, hmacKey);
+      if (former.length === expected.length && timingSafeEqual(Buffer.from(former), Buffer.from(expected))) return { state: 'own', keyId: null };
+      throw new AppError('backup_signature_wrong', {
+        detail: `the signature of backup ${id} was not made with the key of airdock.backup.signingKeyFile`,
+        backupId: id,
+      });
+    }
+    return { state: 'unsigned', keyId: null };
+  }
+
+  private expectSigned(id: string, signature: RecordSignature): void {
+    if (!this.options.signatures || isTrusted(signature)) return;
+    if (signature.state === 'unsigned') throw new AppError('backup_unsigned', { detail: `backup ${id}`, backupId: id });
+    throw new AppError('backup_signer_unknown', { detail: `backup ${id} is signed by ${signature.keyId}`, backupId: id, keyId: signature.keyId });
+  }
+
+  /** Where a record lies, how large and how old it is; undefined when there is none. */
+  recordFile(id: string): Promise<StoredFile | undefined> {
+    return this.storage.stat(recordName(id));
+  }
+
+  /** The ids of all backups, in order. Throws `backup_store_unsafe` for more than anybody has. */
   async listIds(): Promise<string[]> {
     const ids: string[] = [];
     for await (const { name } of this.storage.list('backups')) {
       const [, id] = /^backups\/([^/]+)\.json$/.exec(name) ?? [];
       if (id && isBackupId(id)) ids.push(id);
+      if (ids.length > maxRecords) throw new AppError('backup_store_unsafe', { detail: `${this.storage.location} has more than ${maxRecords} records` });
     }
     return ids.sort();
   }
 
   /** All backups by id; one that cannot be read does not hide the others. */
-  async listRecords(): Promise<ListedRecord[]> {
+  async listRecords(options: ReadOptions = {}): Promise<ListedRecord[]> {
     const records: ListedRecord[] = [];
     for (const id of await this.listIds()) {
       try {
-        records.push({ id, record: await this.readRecord(id) });
+        records.push({ id, ...(await this.readSigned(id, options)) });
       } catch (error) {
         // One that was deleted meanwhile is none.
         if (!(await this.storage.stat(recordName(id)))) continue;
@@ -274,10 +358,10 @@ export class BackupStore implements AsyncDisposable {
 
   /** The files that are a store with this backup alone, its record first, and the bytes of all. Throws `backup_incomplete` when a blob is missing. */
   async filesOf(id: string): Promise<StoredFile[]> {
-    const record = await this.readRecord(id);
+    const record = await this.readRecord(id, { allowUnsigned: true });
     const index = await this.index();
     const name = recordName(id);
-    const names = ['VERSION', 'ID', name, `${name}.sha256`, `${name}.hmac`];
+    const names = ['VERSION', 'ID', name, `${name}.sha256`, ...signatureFiles.map((suffix) => `${name}${suffix}`)];
     for (const blob of record.blobs) {
       const stored = index.find(blob);
       if (!stored) throw incomplete(blob);
@@ -287,14 +371,14 @@ export class BackupStore implements AsyncDisposable {
     for (const each of names) {
       const file = await this.storage.stat(each);
       if (file) files.push(file);
-      else if (!each.endsWith('.hmac')) throw new AppError('backup_incomplete', { detail: `${each} is missing` });
+      else if (!signatureFiles.some((suffix) => each.endsWith(suffix))) throw new AppError('backup_incomplete', { detail: `${each} is missing` });
     }
     return files;
   }
 
   /** Takes a backup over from another store, blob by blob, verified. Idempotent. Throws `backup_corrupt`, `backup_incomplete`. */
-  async copyFrom(other: BackupStore, id: string, lock: StoreLock, options: BlobOptions = {}): Promise<BackupRecord> {
-    const record = await other.readRecord(id);
+  async copyFrom(other: BackupStore, id: string, lock: StoreLock, options: BlobOptions & ReadOptions = {}): Promise<BackupRecord> {
+    const { record, signature } = await other.readSigned(id, options);
     const [from, to] = [await other.index(), await this.index()];
     for (const blob of record.blobs) {
       options.signal?.throwIfAborted();
@@ -304,8 +388,10 @@ export class BackupStore implements AsyncDisposable {
       });
     }
     // It is the newest here, however many the other store had.
-    const own = await this.readRecord(id).catch(() => undefined);
-    return own ?? this.writeRecord({ ...record, sequence: await this.nextSequence() }, { lock });
+    const own = await this.readRecord(id, options).catch(() => undefined);
+    // Signed by this site from here on, as far as somebody known has signed it; whose it was stays written in it.
+    const importedFrom = signature.state === 'trusted' ? (signature.keyId ?? undefined) : record.importedFrom;
+    return own ?? this.writeRecord({ ...record, importedFrom, sequence: await this.nextSequence() }, { lock, isSigned: isTrusted(signature) });
   }
 
   /** For the next backup. Two that end at once may get the same. */
@@ -314,7 +400,9 @@ export class BackupStore implements AsyncDisposable {
       (await this.listIds()).map(async (id) => {
         // It is among the first lines.
         const start = await readStart(this.storage, recordName(id), 2048);
-        return Number(/"sequence": (\d+)/.exec(start)?.[1] ?? 0);
+        const sequence = Number(/"sequence": (\d{1,13}),/.exec(start)?.[1] ?? 0);
+        // Nobody has made so many: a record that says so would take the room of those that come after it.
+        return sequence > maxCountedSequence ? 0 : sequence;
       }),
     );
     return Math.max(0, ...sequences) + 1;
@@ -324,7 +412,7 @@ export class BackupStore implements AsyncDisposable {
   async deleteRecord(id: string): Promise<boolean> {
     const name = recordName(id);
     const existed = (await this.storage.stat(name)) !== undefined;
-    for (const suffix of ['', '.sha256', '.hmac']) await this.storage.remove(`${name}${suffix}`);
+    for (const suffix of ['', '.sha256', ...signatureFiles]) await this.storage.remove(`${name}${suffix}`);
     return existed;
   }
 
@@ -334,7 +422,7 @@ export class BackupStore implements AsyncDisposable {
    */
   async findUnneeded(without: ReadonlySet<string> = new Set()): Promise<StoredBlob[]> {
     const needed = new Set<Digest>();
-    for (const { id, record, error } of await this.listRecords()) {
+    for (const { id, record, error } of await this.listRecords({ allowUnsigned: true })) {
       if (error) throw error;
       if (!without.has(id)) for (const { digest } of record.blobs) needed.add(digest);
     }
@@ -370,7 +458,10 @@ function recordName(id: string): string {
   return `backups/${id}.json`;
 }
 
-const sign = (bytes: Uint8Array, key: Uint8Array): string => createHmac('sha256', key).update(bytes).digest('hex');
+/** Beside a record; of the two there is one at most that counts. */
+const signatureFiles: readonly string[] = ['.sig', '.hmac'];
+
+const hmacOf = (bytes: Uint8Array, key: Uint8Array): string => createHmac('sha256', key).update(bytes).digest('hex');
 
 const incomplete = ({ digest, size }: { digest: Digest; size?: number }, found?: number) =>
   new AppError('backup_incomplete', { detail: `blob ${digest} ${found === undefined ? 'is missing' : `has ${found} bytes instead of ${size}`}`, digest });
@@ -409,10 +500,20 @@ async function readAtMost(content: Readable, maxBytes: number): Promise<Buffer> 
   return Buffer.concat(chunks);
 }
 
-async function digestOfStream(content: Readable, options: BlobOptions): Promise<Digest> {
+/** What was compressed may go on for ever. */
+async function* atMost(content: Readable, { digest, size }: BackupBlob): AsyncGenerator<Buffer> {
+  let bytes = 0;
+  for await (const chunk of content as AsyncIterable<Buffer>) {
+    bytes += chunk.byteLength;
+    if (bytes > size) throw corruptBlob(digest, `more than ${size} bytes`);
+    yield chunk;
+  }
+}
+
+async function digestOfStream(content: AsyncIterable<Buffer>, options: BlobOptions): Promise<Digest> {
   const digest = createPooledDigest();
   const look = hashPieces(digest, options);
-  for await (const chunk of content) await look(chunk as Buffer);
+  for await (const chunk of content) await look(chunk);
   return digest.value();
 }
 
