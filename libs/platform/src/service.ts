@@ -9,6 +9,7 @@ import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
 import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
+import { killAfter } from './hard-stop.js';
 import { createHttpApp } from './http/app.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
@@ -155,6 +156,8 @@ export async function runService(name: ServiceName, service: ServiceModule, role
 }
 
 const shutdownMs = 10_000;
+/** Then whatever still hangs is killed. */
+const killMs = 15_000;
 
 /**
  * Resolves at SIGTERM or SIGINT; a second SIGINT ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
@@ -166,7 +169,10 @@ export const stopSignal = (): Promise<void> =>
       process.stderr.write(`airdock: closing took longer than ${shutdownMs / 1000} s, perhaps because Redis is away; jobs continue at the next start\n`);
       process.exit(0);
     };
+    let isEnding = false;
     const onSignal = () => {
+      if (!isEnding) killAfter(killMs);
+      isEnding = true;
       setTimeout(end, shutdownMs).unref();
       resolve();
     };
