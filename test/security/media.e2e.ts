@@ -3,14 +3,7 @@ import { execFile } from 'node:child_process';
 import { chmod, mkdir, readdir, readFile, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import {
-  createBundle,
-  createDuUpgrade,
-  createPush,
-  deleteBundle,
-  getBundle,
-  getDuUpgrade,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createBundle, createDuUpgrade, createPush, deleteBundle, getBundle, getDuUpgrade } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { digestOf } from '@airdock/core/oci/digest';

@@ -28,7 +28,22 @@ export interface FuzzResult {
 const maxMs = 1_000;
 const id = 'b';
 const [own, other] = [signingKeyOf(Buffer.alloc(32, 1)), signingKeyOf(Buffer.alloc(32, 2))];
-const words = ['__proto__', 'constructor', 'toString', 'references', 'blobs', 'settings', 'id', '', '\0', '\u202e', 'a'.repeat(70_000), '../x', 'sha256:', '-1'];
+const words = [
+  '__proto__',
+  'constructor',
+  'toString',
+  'references',
+  'blobs',
+  'settings',
+  'id',
+  '',
+  '\0',
+  '\u202e',
+  'a'.repeat(70_000),
+  '../x',
+  'sha256:',
+  '-1',
+];
 
 /** Numbers by chance, the same for the same seed: mulberry32. */
 function random(seed: number) {
@@ -46,7 +61,9 @@ type Random = ReturnType<typeof random>;
 
 function validRecord({ below }: Random): Buffer {
   const blobs = Array.from({ length: 1 + below(20) }, (_, index) => ({ digest: digestOf(Buffer.from(`${index}`)), size: 1 + below(1_000_000) }));
-  const references = blobs.slice(0, 1 + below(blobs.length)).map((blob, index) => ({ ...blob, repository: `a/b${index}`, tag: 'v1', mediaType: mediaTypes.ociManifest }));
+  const references = blobs
+    .slice(0, 1 + below(blobs.length))
+    .map((blob, index) => ({ ...blob, repository: `a/b${index}`, tag: 'v1', mediaType: mediaTypes.ociManifest }));
   return formatBackupRecord({ id, createdAt: '2024-01-01T00:00:00.000Z', sequence: below(100), references, settings: [], blobs, description: 'a backup' }, 2);
 }
 
@@ -83,7 +100,14 @@ function large({ pick, below }: Random): Buffer {
   const unit = pick(['{},', '[', '{"a":', '"",', '1,', '\\"', ' ', '"\\\\', '{"references":[', '[[],', 'null,', '{"id":"b","id":"b"},', '\u00e9', '0']);
   const count = Math.floor((below(12) * 1024 * 1024) / unit.length) + 1;
   const keys = () => Array.from({ length: below(200_000) }, (_, index) => `"k${index}":0`).join(',');
-  return Buffer.from(pick([() => `{"formatVersion":2,"references":[${unit.repeat(count)}{}]}`, () => unit.repeat(count), () => `"${unit.repeat(count)}"`, () => `{${keys()}}`])());
+  return Buffer.from(
+    pick([
+      () => `{"formatVersion":2,"references":[${unit.repeat(count)}{}]}`,
+      () => unit.repeat(count),
+      () => `"${unit.repeat(count)}"`,
+      () => `{${keys()}}`,
+    ])(),
+  );
 }
 
 function caseOf(dice: Random): Buffer {

@@ -16,7 +16,7 @@ import {
   listWebhookEndpoints,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { startPostgres, type TempDir, tempDir, type TestServer } from '@airdock/testing/servers';
+import { startPostgres, type TempDir, type TestServer, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
@@ -27,7 +27,13 @@ const id = (number: number): string => `0198d6e5-0000-7000-8000-${String(number)
 const createdAt = '2024-01-01T00:00:00.000Z';
 const host = { id: id(1), name: 'evil', address: '10.0.0.1', port: 22, credentialId: '', hostKeyFingerprint: null, hostKeySource: 'pinned', createdAt };
 const image = {
-  ...{ id: id(2), upstream: 'quay.io/evil:1', localReferences: ['evil:1'], digest: `sha256:${'0'.repeat(64)}`, mediaType: 'application/vnd.oci.image.manifest.v1+json' },
+  ...{
+    id: id(2),
+    upstream: 'quay.io/evil:1',
+    localReferences: ['evil:1'],
+    digest: `sha256:${'0'.repeat(64)}`,
+    mediaType: 'application/vnd.oci.image.manifest.v1+json',
+  },
   ...{ imageIds: [], platforms: [], parts: [], sizeBytes: '0', firstBundleId: null, bundleId: null, firstPushedAt: createdAt, pushedAt: createdAt },
 };
 const schedule = {
@@ -50,7 +56,12 @@ const hostile: { service: string; table: string; column: string; row: (credentia
   { service: 'cluster', table: 'cluster_node', column: 'clusterId', row: () => ({ hostId: id(1), clusterId: id(9), role: 'worker', position: 0 }) },
   { service: 'backup', table: 'backup_schedule', column: 'cron', row: () => ({ ...schedule, cron: 'x' }) },
   { service: 'backup', table: 'backup_schedule', column: 'alertAfterHours', row: () => ({ ...schedule, alertAfterHours: 'soon' }) },
-  { service: 'backup', table: 'webhook_endpoint', column: 'url', row: () => ({ id: id(6), url: 'file:///etc/passwd', events: ['*'], sealedSecret: 'x', createdAt }) },
+  {
+    service: 'backup',
+    table: 'webhook_endpoint',
+    column: 'url',
+    row: () => ({ id: id(6), url: 'file:///etc/passwd', events: ['*'], sealedSecret: 'x', createdAt }),
+  },
 ];
 
 describe.each(['SQLite', 'PostgreSQL'])('M3: a backup with hostile rows, on %s', (database) => {

@@ -99,23 +99,25 @@ async function tamper(backupId: string, change: (unpacked: string) => Promise<vo
 }
 
 /** Rows that lead the DU to the attacker's server with a credential of the site. */
-const leadAway = (credentialId: string) => (unpacked: string, backupId: string, options = {}) =>
-  changeState(
-    unpacked,
-    backupId,
-    'host',
-    (state) => {
-      const [host] = rowsOf(state, 'host');
-      const id = '0198d6e5-0000-7000-8000-00000000000a';
-      rowsOf(state, 'host').push({ ...host, id, name: 'evil', address: '127.0.0.1', port: evil.port, credentialId, hostKeyFingerprint: null });
-      rowsOf(state, 'tunnel').push({
-        ...{ id: '0198d6e5-0000-7000-8000-00000000000c', hostId: id, state: 'connecting', since: '2024-01-01T00:00:00.000Z', hostPort: 5100 },
-        ...{ target: '127.0.0.1:22', packagePort: null, reconnects: 0, latencyMs: null, bytesSent: '0', bytesPerSecond: 0, error: null, session: null },
-        ...{ leaseOwner: null, leaseUntil: null, createdAt: '2024-01-01T00:00:00.000Z' },
-      });
-    },
-    options,
-  );
+const leadAway =
+  (credentialId: string) =>
+  (unpacked: string, backupId: string, options = {}) =>
+    changeState(
+      unpacked,
+      backupId,
+      'host',
+      (state) => {
+        const [host] = rowsOf(state, 'host');
+        const id = '0198d6e5-0000-7000-8000-00000000000a';
+        rowsOf(state, 'host').push({ ...host, id, name: 'evil', address: '127.0.0.1', port: evil.port, credentialId, hostKeyFingerprint: null });
+        rowsOf(state, 'tunnel').push({
+          ...{ id: '0198d6e5-0000-7000-8000-00000000000c', hostId: id, state: 'connecting', since: '2024-01-01T00:00:00.000Z', hostPort: 5100 },
+          ...{ target: '127.0.0.1:22', packagePort: null, reconnects: 0, latencyMs: null, bytesSent: '0', bytesPerSecond: 0, error: null, session: null },
+          ...{ leaseOwner: null, leaseUntil: null, createdAt: '2024-01-01T00:00:00.000Z' },
+        });
+      },
+      options,
+    );
 
 describe('C3: a backup that somebody has changed', () => {
   it('brings nobody a password: it is refused at the import, and in the store', async () => {
@@ -136,7 +138,10 @@ describe('C3: a backup that somebody has changed', () => {
   it('is never taken with a signature that is wrong, whatever the request says', async () => {
     const { backupId, credentialId } = await siteWithBackup();
     await tamper(backupId, (unpacked) => leadAway(credentialId)(unpacked, backupId, { keepsSignature: true }));
-    expect(await operate({ action: 'import', file: 'evil.tar', allowUnsigned: true })).toMatchObject({ state: 'failed', error: { code: 'backup_signature_wrong' } });
+    expect(await operate({ action: 'import', file: 'evil.tar', allowUnsigned: true })).toMatchObject({
+      state: 'failed',
+      error: { code: 'backup_signature_wrong' },
+    });
     await leadAway(credentialId)(store, backupId, { keepsSignature: true });
     for (const body of [{}, { allowUnsigned: true }, { allowUnsigned: true, drill: true }])
       await expect(restore({ backupId, ...body })).rejects.toMatchObject({ code: 'backup_signature_wrong' });
@@ -246,7 +251,10 @@ describe('H4: a store that is hostile', () => {
     await du.end();
     await du.startProcess();
     client = await du.client();
-    const problems = await waitFor(async () => ((await problemsOf()).length > 0 ? problemsOf() : undefined), { what: 'the record to be told of', timeoutMs: 60_000 });
+    const problems = await waitFor(async () => ((await problemsOf()).length > 0 ? problemsOf() : undefined), {
+      what: 'the record to be told of',
+      timeoutMs: 60_000,
+    });
     expect(problems).toMatchObject([{ backupId: strangeId, code: 'backup_corrupt' }]);
     expect((await listBackups({ client, throwOnError: true })).data.items).toHaveLength(1);
     expect((await fetch(`${du.url}/livez`)).status).toBe(200);

@@ -10,7 +10,13 @@ describe('parseBoundedJson', () => {
   });
 
   it('refuses what is out of bounds before it parses anything', () => {
-    for (const text of ['{},'.repeat(1_001), '['.repeat(40), `{${Array.from({ length: 1_100 }, (_, index) => `"${index}":0`).join(',')}}`, '"a', `[${'0,'.repeat(2_000)}0]`])
+    for (const text of [
+      '{},'.repeat(1_001),
+      '['.repeat(40),
+      `{${Array.from({ length: 1_100 }, (_, index) => `"${index}":0`).join(',')}}`,
+      '"a',
+      `[${'0,'.repeat(2_000)}0]`,
+    ])
       expect(() => parse(text), text.slice(0, 20)).toThrow(SyntaxError);
     expect(() => parse('[1]', { maxBytes: 2 })).toThrow('more than 2 bytes');
     expect(() => parseBoundedJson(Buffer.from([0x22, 0xff, 0x22]), { maxBytes: 10, maxValues: 10 })).toThrow('not UTF-8');

@@ -16,7 +16,19 @@ const [quote, backslash, comma] = [0x22, 0x5c, 0x2c];
 const [openArray, closeArray, openObject, closeObject] = [0x5b, 0x5d, 0x7b, 0x7d];
 
 /** Parses UTF-8. Throws a SyntaxError for what is no JSON, and for what is out of bounds, then without having parsed anything. */
-export function parseBoundedJson(bytes: Uint8Array, { maxBytes, maxValues, maxDepth = 32, maxMembers = 1_000 }: JsonBounds): unknown {
+export function parseBoundedJson(bytes: Uint8Array, bounds: JsonBounds): unknown {
+  assertJsonBounds(bytes, bounds);
+  let text: string;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch (cause) {
+    throw new SyntaxError('not UTF-8', { cause });
+  }
+  return JSON.parse(text);
+}
+
+/** Throws a SyntaxError for what is out of bounds. That it is JSON is for the parser to say. */
+export function assertJsonBounds(bytes: Uint8Array, { maxBytes, maxValues, maxDepth = 32, maxMembers = 1_000 }: JsonBounds): void {
   if (bytes.byteLength > maxBytes) throw new SyntaxError(`more than ${maxBytes} bytes`);
   /** Of each open object the members so far; of an array nothing that is ever too much. */
   const open: number[] = [];
@@ -36,13 +48,6 @@ export function parseBoundedJson(bytes: Uint8Array, { maxBytes, maxValues, maxDe
     else continue;
     if (values > maxValues) throw new SyntaxError(`more than ${maxValues} values`);
   }
-  let text: string;
-  try {
-    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes);
-  } catch (cause) {
-    throw new SyntaxError('not UTF-8', { cause });
-  }
-  return JSON.parse(text);
 }
 
 /** Where the quote is that ends the string: the first one with an even number of backslashes before it. */

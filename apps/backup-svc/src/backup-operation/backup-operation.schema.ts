@@ -21,7 +21,7 @@ const file = z
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.tar$/)
   .describe('A name in airdock.backup.exchangeDir, ending with .tar');
 
-const allowUnsigned = z.boolean().default(false).describe('Also what nobody known here has signed; what is signed wrongly is never taken');
+const allowUnsigned = z.boolean().optional().describe('Also what nobody known here has signed; what is signed wrongly is never taken');
 
 const actions = {
   verify: z.strictObject({

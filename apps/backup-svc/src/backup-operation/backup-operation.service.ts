@@ -288,7 +288,9 @@ type Runner<A extends BackupAction['action']> = (
 ) => Promise<Record<string, unknown>>;
 
 /** An export changes nothing, and is refused where it is imported. */
-const readingOf = (operation: BackupAction) => ({ allowUnsigned: operation.action === 'export' || ('allowUnsigned' in operation && operation.allowUnsigned) });
+const readingOf = (operation: BackupAction) => ({
+  allowUnsigned: operation.action === 'export' || ('allowUnsigned' in operation && operation.allowUnsigned === true),
+});
 
 /** Those that are missing or damaged. Throws `backup_key_missing` when nobody could tell. */
 async function readAll(

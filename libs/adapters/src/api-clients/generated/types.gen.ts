@@ -2383,7 +2383,7 @@ export type BackupAction = {
     /**
      * Also what nobody known here has signed; what is signed wrongly is never taken
      */
-    allowUnsigned: boolean;
+    allowUnsigned?: boolean;
     /**
      * Whether damaged and missing blobs are brought again from the registry, where it has them
      */
@@ -2419,7 +2419,7 @@ export type BackupAction = {
     /**
      * Also what nobody known here has signed; what is signed wrongly is never taken
      */
-    allowUnsigned: boolean;
+    allowUnsigned?: boolean;
 };
 
 export type RetentionPolicy = {
