@@ -1,6 +1,7 @@
 /** Somebody has had the stick with the backups in the hand: what lies there was changed, and Airdock reads it. */
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
@@ -22,7 +23,6 @@ import {
   listBackups,
   listBackupTargets,
   listHosts,
-  listImages,
   listTunnels,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Job, Restore } from '@airdock/adapters/api-clients/generated/types.gen';
@@ -284,17 +284,31 @@ describe('H4: a store that is hostile', () => {
     await expect(restore({ backupId })).rejects.toMatchObject({ code: 'backup_store_unsafe' });
   });
 
-  it('is told of and left alone when a record is read by a process that dies', async () => {
+  it('is told of and left alone when a process died while it read one of its records', async () => {
     const { backupId } = await siteWithBackup();
+    await du.end();
     const record = JSON.parse(await readFile(join(store, 'backups', `${backupId}.json`), 'utf8')) as object;
     await putRecord(store, strangeId, Buffer.from(JSON.stringify({ ...record, id: strangeId, formatVersion: 1 })));
-    await waitFor(async () => ((await listBackups({ client, throwOnError: true })).data.items.length === 2 ? true : undefined), {
-      what: 'the record to be found',
-      timeoutMs: 90_000,
+    const { size, mtimeMs } = await stat(join(store, 'backups', `${strangeId}.json`));
+    // What that process has left behind.
+    const fingerprint = createHash('sha256').update(`${strangeId} ${size} ${mtimeMs}`).digest('hex').slice(0, 16);
+    const database = new DatabaseSync(join(du.dataDir, 'db/backup.sqlite'));
+    const reading = JSON.stringify({ fingerprint, reader: 'one that died', since: '2024-01-01T00:00:00.000Z' });
+    database.prepare('UPDATE backup_target SET reading = ?').run(reading);
+    database.close();
+    await du.startProcess();
+    client = await du.client();
+    const problems = await waitFor(async () => ((await problemsOf()).length > 0 ? problemsOf() : undefined), {
+      what: 'the record to be told of',
+      timeoutMs: 60_000,
     });
-    const [found] = (await listBackups({ client, throwOnError: true })).data.items.filter(({ id }) => id === strangeId);
-    expect(found?.signature).toEqual({ state: 'unsigned', keyId: null });
-    expect((await listImages({ client, throwOnError: true })).data.items).toHaveLength(1);
+    expect(problems).toMatchObject([{ backupId: strangeId, detail: expect.stringContaining('ended while it read') }]);
+    expect((await listBackups({ client, throwOnError: true })).data.items.map(({ id }) => id)).toEqual([backupId]);
+    // Whoever looks at it and puts it there anew has it read.
+    await putRecord(store, strangeId, Buffer.from(JSON.stringify({ ...record, id: strangeId, formatVersion: 1 }, null, 1)));
+    await waitFor(async () => ((await problemsOf()).length === 0 ? true : undefined), { what: 'the record to be read', timeoutMs: 90_000 });
+    const { data } = await getBackup({ client, path: { id: strangeId }, throwOnError: true });
+    expect(data.signature).toEqual({ state: 'unsigned', keyId: null });
   });
 });
 

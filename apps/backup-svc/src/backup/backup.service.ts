@@ -1,8 +1,9 @@
 import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import type { ReadOptions } from '@airdock/adapters/backup-store/backup-records';
 import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
-import type { BackupStore, ReadOptions } from '@airdock/adapters/backup-store/backup-store';
+import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import type { RecordSignature } from '@airdock/adapters/backup-store/record-signature';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';

@@ -5,8 +5,9 @@ import { type Descriptor, maxManifestBytes } from '@airdock/core/oci/manifest';
 import { formatName } from '@airdock/core/oci/reference';
 import { describeImage, walkImage } from '../oci-client/image-graph.js';
 import type { ImageSource, SourceImage } from '../oci-client/image-source.js';
+import type { ReadOptions } from './backup-records.js';
 import type { SkippedReference } from './backup-registry.js';
-import type { BackupStore, ReadOptions } from './backup-store.js';
+import type { BackupStore } from './backup-store.js';
 import type { RecordSignature } from './record-signature.js';
 
 /** What of a backup is opened. */
