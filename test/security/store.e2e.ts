@@ -293,7 +293,7 @@ describe('H4: a store that is hostile', () => {
     // What that process has left behind.
     const fingerprint = createHash('sha256').update(`${strangeId} ${size} ${mtimeMs}`).digest('hex').slice(0, 16);
     const database = new DatabaseSync(join(du.dataDir, 'db/backup.sqlite'));
-    const reading = JSON.stringify({ fingerprint, reader: 'one that died', since: '2024-01-01T00:00:00.000Z' });
+    const reading = JSON.stringify({ backupId: strangeId, fingerprint, reader: 'one that died', since: '2024-01-01T00:00:00.000Z' });
     database.prepare('UPDATE backup_target SET reading = ?').run(reading);
     database.close();
     await du.startProcess();

@@ -18,6 +18,7 @@ export interface TargetProblem {
 
 /** A record that somebody reads. */
 export interface ReadingRecord {
+  backupId: string;
   fingerprint: string;
   /** Of the process. */
   reader: string;

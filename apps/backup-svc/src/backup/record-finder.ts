@@ -8,6 +8,7 @@ import type { BackupTargetService } from '../backup-target/backup-target.service
 
 /** Bytes of records of a round that nobody has read yet: whoever fills a disk with them must not keep the service busy. */
 const maxRoundBytes = 96 * 1024 * 1024;
+const maxRoundRecords = 500;
 /** Another worker may be at it now. */
 const readingMs = 60_000;
 
@@ -29,10 +30,11 @@ export class RecordFinder {
 
   /** Those that can be read, one at a time. What is wrong with the others is kept when the end is reached. */
   async *read(ids: Iterable<string>): AsyncGenerator<SignedRecord> {
-    const state = await this.targets.stateOf(this.target);
-    const known = state?.problems ?? [];
-    const reading = state?.reading ?? null;
+    const known = await this.knownProblems();
+    if (!known) return;
     let bytes = 0;
+    let records = 0;
+    let isComplete = true;
     for (const id of ids) {
       const file = await this.store.recordFile(id);
       if (!file) continue;
@@ -42,25 +44,41 @@ export class RecordFinder {
         this.problems.push(before);
         continue;
       }
-      if (reading && reading.fingerprint === fingerprint && reading.reader !== reader) {
-        if (Date.now() - Date.parse(reading.since) > readingMs)
-          this.problems.push({ backupId: id, fingerprint, code: 'backup_corrupt', detail: 'Airdock ended while it read this record, and reads it no more' });
-        continue;
-      }
       bytes += file.size;
-      if (bytes > maxRoundBytes && bytes !== file.size) break;
-      await this.targets.noteReading(this.target, { fingerprint, reader, since: now() });
+      records += 1;
+      if (records > 1 && (bytes > maxRoundBytes || records > maxRoundRecords)) {
+        isComplete = false;
+        break;
+      }
+      await this.targets.noteReading(this.target, { backupId: id, fingerprint, reader, since: now() });
+      let found: SignedRecord | undefined;
       try {
-        const found = await this.store.readSigned(id, { allowUnsigned: true });
-        await this.targets.noteReading(this.target, null);
-        yield found;
+        found = await this.store.readSigned(id, { allowUnsigned: true });
       } catch (error) {
-        await this.targets.noteReading(this.target, null);
         if (!(error instanceof AppError) || error.family === 'unavailable') throw error;
         if (error.code !== 'resource_not_found')
           this.problems.push({ backupId: id, fingerprint, code: error.code, detail: (error.details.detail ?? error.message).slice(0, 500) });
+      } finally {
+        await this.targets.noteReading(this.target, null);
       }
+      if (found) yield found;
     }
-    await this.targets.noteProblems(this.target, this.problems);
+    // Of those that the round did not come to, what is known stays so.
+    const others = isComplete ? [] : known.filter(({ fingerprint }) => !this.problems.some((problem) => problem.fingerprint === fingerprint));
+    await this.targets.noteProblems(this.target, [...this.problems, ...others]);
+  }
+
+  /** With the record that somebody died of, which is kept at once. Undefined while another worker may be at one. */
+  private async knownProblems(): Promise<TargetProblem[] | undefined> {
+    const state = await this.targets.stateOf(this.target);
+    const known = state?.problems ?? [];
+    const { reading } = state ?? {};
+    if (!reading || reading.reader === reader) return known;
+    if (Math.abs(Date.now() - Date.parse(reading.since)) < readingMs) return undefined;
+    const { backupId, fingerprint } = reading;
+    known.push({ backupId, fingerprint, code: 'backup_corrupt', detail: 'Airdock ended while it read this record, and reads it no more' });
+    await this.targets.noteProblems(this.target, known);
+    await this.targets.noteReading(this.target, null);
+    return known;
   }
 }
