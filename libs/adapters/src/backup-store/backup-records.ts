@@ -11,6 +11,7 @@ import type { StoreLock } from './store-lock.js';
 const maxRecords = 10_000;
 const maxCountedSequence = 1_000_000_000;
 
+/** Whose records are read, and who signs new ones. */
 export interface RecordOptions {
   /** Signs new records, and says whose are read. Default: none is signed, and all are read. */
   signatures?: RecordKeys | undefined;
@@ -18,6 +19,7 @@ export interface RecordOptions {
   hmacKey?: Uint8Array | undefined;
 }
 
+/** What is read. */
 export interface ReadOptions {
   /** Also what nobody known here has signed. What is signed wrongly is never read. Default false. */
   allowUnsigned?: boolean | undefined;

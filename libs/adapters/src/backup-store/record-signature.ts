@@ -8,6 +8,7 @@ import { AppError } from '@airdock/core/errors';
 /** `SHA256:` and 43 characters, as OpenSSH writes it. */
 export type KeyId = string;
 
+/** Says whether a signature is right. */
 export interface PublicKey {
   keyId: KeyId;
   /** `ssh-ed25519 AAAA…` */
@@ -15,6 +16,7 @@ export interface PublicKey {
   key: KeyObject;
 }
 
+/** Signs; the private half never leaves it. */
 export interface SigningKey extends PublicKey {
   sign(bytes: Uint8Array): Buffer;
 }
@@ -32,6 +34,7 @@ export interface RecordSignature {
   keyId: KeyId | null;
 }
 
+/** Whether a record may be used without anybody having to allow it. */
 export const isTrusted = ({ state }: RecordSignature): boolean => state === 'own' || state === 'trusted';
 
 /** Of a file: three lines, of which the signature is the longest. */
@@ -77,6 +80,7 @@ export function parsePublicKey(text: string): PublicKey {
 /** The fingerprint for reading aloud: all of it, as hex digits in groups of four. */
 export const groupsOf = (keyId: KeyId): string => (Buffer.from(keyId.slice('SHA256:'.length), 'base64').toString('hex').match(/.{4}/g) ?? []).join(' ');
 
+/** The content of the file beside a record. */
 export const formatSignature = (key: SigningKey, bytes: Uint8Array): Buffer => Buffer.from(`${header}\n${key.keyId}\n${key.sign(bytes).toString('base64')}\n`);
 
 /**
