@@ -483,7 +483,7 @@ const kinds: Record<JobName, JobKind> = {
       await writeEngine(site);
     },
     begin: async (site) => {
-      const body = { toVersion: 'v-5.3.0-1558488', engine: { binary: engineOf(site) } };
+      const body = { toVersion: 'v-5.3.0-1558488', engine: { binary: engineOf(site), digest: digestOf(readFileSync(engineOf(site))) } };
       return (await createDuUpgrade({ client: site.client('registry'), body, throwOnError: true })).data;
     },
     places: Object.fromEntries(['backup', 'fence', 'finalBackup', 'engine', 'migrate', 'restore', 'compare', 'open'].map((phase) => [phase, inPhase(phase)])),

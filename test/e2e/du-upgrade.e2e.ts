@@ -26,6 +26,7 @@ import {
 import type { DuUpgrade, Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { localPushPasswordFile } from '@airdock/adapters/registry-engine/local-push';
+import { digestOf } from '@airdock/core/oci/digest';
 import { buildDockerArchive, buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { findProgram, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -67,11 +68,12 @@ async function pushImages(names = ['k8s.gcr.io/pause:3.2', 'quay.io/deep/er/app:
 const content = async (port = du.registryPort): Promise<Record<string, string | undefined>> =>
   Object.fromEntries(await Promise.all((await namesAt(port)).map(async (name) => [name, await digestAt(port, name)])));
 /** The registry's program of a new release: the one that is there, under another name and number. */
-async function newEngine(version = '2.9.9', serve = `exec ${findProgram('docker-registry')} "$@"`): Promise<string> {
+async function newEngine(version = '2.9.9', serve = `exec ${findProgram('docker-registry')} "$@"`): Promise<{ binary: string; digest: string }> {
   const path = join(du.bundleDir, `registry-${version}`);
-  await writeFile(path, `#!/bin/sh\nif [ "$1" = --version ]; then echo "registry github.com/docker/distribution ${version}"; exit; fi\n${serve}\n`);
+  const script = `#!/bin/sh\nif [ "$1" = --version ]; then echo "registry github.com/docker/distribution ${version}"; exit; fi\n${serve}\n`;
+  await writeFile(path, script);
   await chmod(path, 0o755);
-  return path;
+  return { binary: path, digest: digestOf(Buffer.from(script)) };
 }
 const begin = async (body: object): Promise<Job> =>
   (await createDuUpgrade({ client, body: { toVersion: 'v-5.3.0-1558488', ...body } as never, throwOnError: true })).data;
@@ -100,12 +102,12 @@ describe('an upgrade of the DU', () => {
         await new Promise((resolve) => setTimeout(resolve, 5));
       }
     })();
-    const engine = { binary: await newEngine() };
+    const engine = await newEngine();
     const dry = await endOf(client, (await begin({ engine, dryRun: true })).id);
     expect(dry.state).toBe('succeeded');
     expect(await upgradeOf(dry)).toMatchObject({
       phase: 'preflight',
-      problems: expect.arrayContaining([expect.objectContaining({ check: 'engine', detail: 'the registry becomes 2.9.9' })]),
+      problems: expect.arrayContaining([expect.objectContaining({ check: 'engine', detail: `the registry becomes one of unknown version: ${engine.digest}` })]),
     });
     expect((await registry()).engine?.version).not.toBe('2.9.9');
 
@@ -167,7 +169,7 @@ describe('an upgrade of the DU', () => {
     await expect(finishDuUpgrade({ client, path: { id: prepared.id }, body: {}, throwOnError: true })).rejects.toMatchObject({ code: 'du_upgrade_state' });
 
     const second = await success(client, await begin({ step: 'prepare' }));
-    await success(client, finishDuUpgrade({ client, path: { id: resourceId(second) }, body: { engine: { binary: await newEngine() } }, throwOnError: true }));
+    await success(client, finishDuUpgrade({ client, path: { id: resourceId(second) }, body: { engine: await newEngine() }, throwOnError: true }));
     expect(await upgradeOf(second)).toMatchObject({ phase: 'done', report: { restored: false, engineVersion: '2.9.9' } });
     expect(await content()).toEqual(before);
     expect((await getDu({ client, throwOnError: true })).data.upgradeId).toBeNull();
@@ -201,17 +203,17 @@ describe('an upgrade of the DU', () => {
     expect((await listHosts({ client, throwOnError: true })).data.items.map(({ name }) => name)).toEqual(['node-1']);
   });
 
-  it('is finished on a bare machine that has the configuration, the key and the backups', async () => {
+  it('is finished on a bare machine that has the configuration, the keys and the backups', async () => {
     await start();
     await pushImages();
     const before = await content();
     await success(client, createBackup({ client, body: {}, throwOnError: true }));
     await du.stop();
-    const keep = join(folder.path, 'kept.key');
-    await cp(join(du.dataDir, 'secrets.key'), keep);
+    const keys = ['secrets.key', 'signing.key'];
+    for (const key of keys) await cp(join(du.dataDir, key), join(folder.path, key));
     await rm(du.dataDir, { recursive: true });
     await mkdir(du.dataDir);
-    await cp(keep, join(du.dataDir, 'secrets.key'));
+    for (const key of keys) await cp(join(folder.path, key), join(du.dataDir, key));
     await du.startProcess();
     client = await du.client();
     const backup = await waitFor(async () => (await listBackups({ client, throwOnError: true })).data.items[0], { what: 'the backup to be found' });
@@ -225,22 +227,23 @@ describe('an upgrade of the DU', () => {
     await start();
     await pushImages();
     const before = await content();
-    const script = await readFile(await newEngine('2.7.7'), 'utf8');
+    const { binary, digest } = await newEngine('2.7.7');
+    const script = await readFile(binary, 'utf8');
     const image = join(du.bundleDir, 'registry-image.tar');
     await buildDockerArchive(image, [
       await makeImage({ name: 'registry:2', layers: [{ files: { 'etc/a': 'b' } }, { files: { 'bin/registry': script } }, { files: { 'etc/c': 'd' } }] }),
     ]);
-    const good = await success(client, await begin({ engine: { image } }));
+    const good = await success(client, await begin({ engine: { image, digest } }));
     expect(await upgradeOf(good)).toMatchObject({ phase: 'done', report: { engineVersion: '2.7.7' } });
 
-    const broken = await endOf(client, (await begin({ engine: { binary: await newEngine('3.0.0', 'exit 1') } })).id);
+    const broken = await endOf(client, (await begin({ engine: await newEngine('3.0.0', 'exit 1') })).id);
     expect(broken).toMatchObject({ state: 'failed', error: { code: 'du_upgrade_rolled_back', detail: expect.stringContaining('registry_start_failed') } });
     expect(await upgradeOf(broken)).toMatchObject({ phase: 'rolledBack', error: { code: 'registry_start_failed' }, report: { missing: [] } });
     expect((await registry()).engine?.version).toBe('2.7.7');
     expect(await content()).toEqual(before);
     expect((await pushed(du.registryPort)).status).toBe(202);
-    await expect(begin({ engine: { binary: '/bin/sh' } })).rejects.toMatchObject({ code: 'bundle_path_forbidden' });
-    await expect(begin({ engine: { binary: 'none' } })).rejects.toMatchObject({ code: 'bundle_not_found' });
+    await expect(begin({ engine: { binary: '/bin/sh', digest } })).rejects.toMatchObject({ code: 'bundle_path_forbidden' });
+    await expect(begin({ engine: { binary: 'none', digest } })).rejects.toMatchObject({ code: 'bundle_not_found' });
   });
 
   it('is refused for older versions, and has nothing to carry while the registry is off, which may be on afterwards', async () => {
@@ -283,7 +286,7 @@ describe('an upgrade of the DU', () => {
     await pushImages();
     const before = await content();
     const file = join(du.dataDir, 'du-upgrade.json');
-    const job = await begin({ engine: { binary: await newEngine() } });
+    const job = await begin({ engine: await newEngine() });
     // The last phases may be over between two looks; then it is killed a little later.
     let seen = '';
     const reached = async () => {

@@ -9,6 +9,7 @@ import { BackupEntity } from './backup/backup.entity.js';
 import { BackupProcessor } from './backup/backup.processor.js';
 import { BackupService, backupJobType } from './backup/backup.service.js';
 import { BackupCatalogue } from './backup/backup-catalogue.js';
+import { backupState } from './backup.state.js';
 import { BackupOperationController } from './backup-operation/backup-operation.controller.js';
 import { BackupOperationEntity } from './backup-operation/backup-operation.entity.js';
 import { ExportBackupProcessor, ImportBackupProcessor, PruneBackupsProcessor, VerifyBackupsProcessor } from './backup-operation/backup-operation.processor.js';
@@ -25,6 +26,9 @@ import { RestoreController } from './restore/restore.controller.js';
 import { RestoreEntity } from './restore/restore.entity.js';
 import { RestoreProcessor } from './restore/restore.processor.js';
 import { RestoreService, restoreJobType } from './restore/restore.service.js';
+import { SigningKeyController } from './signing-key/signing-key.controller.js';
+import { SigningKeyEntity } from './signing-key/signing-key.entity.js';
+import { SigningKeyService } from './signing-key/signing-key.service.js';
 import { WebhookDeliveryController, WebhookEventController, WebhookPingController } from './webhook-delivery/webhook-delivery.controller.js';
 import { WebhookDeliveryEntity, WebhookEventEntity } from './webhook-delivery/webhook-delivery.entity.js';
 import { WebhookDeliveryService } from './webhook-delivery/webhook-delivery.service.js';
@@ -44,6 +48,7 @@ export class BackupModule {
       name: 'backup',
       entities: [
         BackupTargetEntity,
+        SigningKeyEntity,
         BackupEntity,
         RestoreEntity,
         BackupOperationEntity,
@@ -54,6 +59,7 @@ export class BackupModule {
       ],
       controllers: [
         BackupTargetController,
+        SigningKeyController,
         BackupController,
         RestoreController,
         BackupOperationController,
@@ -66,6 +72,7 @@ export class BackupModule {
       providers: [
         serviceClientsProvider(ServiceClients),
         outbound,
+        SigningKeyService,
         BackupTargetService,
         BackupService,
         RestoreService,
@@ -87,7 +94,7 @@ export class BackupModule {
         WebhookDispatcher,
       ],
       jobTypes: [backupJobType, restoreJobType, ...Object.values(operationJobTypes)],
-      state: [{ entity: WebhookEndpointEntity }, { entity: BackupScheduleEntity, reset: { lastBackupId: null, prunedBackupId: null, staleSince: null } }],
+      state: backupState,
     });
   }
 }

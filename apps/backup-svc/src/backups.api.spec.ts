@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
@@ -284,10 +284,13 @@ describe('backups', () => {
     expect((await du.api('post', '/v1/backup-operations').send(body('none.tar'))).body.code).toBe('backup_file_not_found');
     expect((await du.api('post', '/v1/backup-operations').send(body('../site.tar'))).body.code).toBe('request_invalid');
 
+    const ownKey = (await du.api('get', '/v1/backup-signing-keys/own').expect(200)).body;
     await du.close();
     const site = await startRegistry();
     ends.push(() => site.stop());
     const there = await startDu('there', { backupDir: join(folder.path, 'there-store') });
+    expect((await there.operate({ action: 'import', file: 'site.tar' })).job).toMatchObject({ state: 'failed', error: { code: 'backup_signer_unknown' } });
+    await there.api('post', '/v1/backup-signing-keys').send({ name: 'here', publicKey: ownKey.publicKey, keyId: ownKey.keyId }).expect(201);
     expect((await there.operate({ action: 'import', file: 'site.tar' })).job).toMatchObject({ state: 'succeeded', result: { backupId: id, images: 2 } });
     answers['/v1/registry'] = { mode: 'local', url: site.url };
     expect((await there.restore({ backupId: id, settings: false })).job.state).toBe('succeeded');
@@ -393,11 +396,13 @@ describe('backups', () => {
     await wipe(registry);
 
     const written: { path: string; rows: number }[] = [];
-    answers['/v1/states/image/tables/image'] = ({ path, body }: { path: string; body: { rows: object[]; keyFingerprint: string } }) => {
+    answers['/v1/states/image/tables/image'] = ({ path, body }: { path: string; body: { rows: object[]; keyFingerprint: string; dryRun: boolean } }) => {
       expect(body.keyFingerprint).toBe(fingerprint);
-      written.push({ path, rows: body.rows.length });
-      return { added: body.rows.length, replaced: 0, kept: 0, conflicts: [] };
+      if (!body.dryRun) written.push({ path, rows: body.rows.length });
+      return { added: body.rows.length, replaced: 0, kept: 0, conflicts: [], changes: [] };
     };
+    await mkdir(join(folder.path, 'fresh'));
+    await cp(join(folder.path, 'du/signing.key'), join(folder.path, 'fresh/signing.key'));
     const fresh = await startDu('fresh');
     await waitFor(
       async () => ((await fresh.api('get', '/v1/backups')).body.items as Backup[]).some(({ id, state }) => id === backupId && state === 'complete'),

@@ -8,6 +8,7 @@ import { CreateClusterProcessor } from './cluster/cluster.processor.js';
 import { ClusterService, createClusterJobType } from './cluster/cluster.service.js';
 import { ClusterConfigurationService } from './cluster/cluster-configuration.service.js';
 import { CreateClusterService } from './cluster/create-cluster.service.js';
+import { clusterState } from './cluster.state.js';
 import { ClusterDefaultsController } from './cluster-defaults/cluster-defaults.controller.js';
 import { ClusterDefaultsService } from './cluster-defaults/cluster-defaults.service.js';
 import { ProvisionerService } from './provisioner/provisioner.service.js';
@@ -48,7 +49,7 @@ export class ClusterModule {
       workers: [CreateClusterProcessor, ReadinessCheckProcessor, UpgradeProcessor, PlanUpgradeProcessor],
       jobTypes: [createClusterJobType, readinessCheckJobType, upgradeJobType, planUpgradeJobType],
       // An upgrade ends with the DU that ran it; another one goes on from where its nodes are.
-      state: [{ entity: ClusterEntity, reset: { upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null } }, { entity: ClusterNodeEntity }],
+      state: clusterState,
     });
   }
 }

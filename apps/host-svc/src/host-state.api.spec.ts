@@ -62,8 +62,8 @@ describe('the state of host-svc', () => {
     await using here = await start('alone');
     const { keyFingerprint } = await here.state();
     expect((await here.put('job', { keyFingerprint, rows: [] })).code).toBe('resource_not_found');
-    expect((await here.put('host', { keyFingerprint, rows: [{ name: 'without a key' }] })).code).toBe('request_invalid');
-    expect((await here.put('host', { keyFingerprint, rows: [{ id: 'x', name: null }] })).code).toBe('request_invalid');
+    expect((await here.put('host', { keyFingerprint, rows: [{ name: 'without a key' }] })).code).toBe('state_rows_invalid');
+    expect((await here.put('host', { keyFingerprint, rows: [{ id: 'x', name: null }] })).code).toBe('state_rows_invalid');
     expect((await here.api('get', '/v1/states/image')).body.code).toBe('resource_not_found');
     expect(await here.rowsOf('host')).toEqual([]);
   });

@@ -6,6 +6,7 @@ import { HostController } from './host/host.controller.js';
 import { HostEntity } from './host/host.entity.js';
 import { HostService } from './host/host.service.js';
 import { HostTurn } from './host/host-turn.service.js';
+import { hostState } from './host.state.js';
 import { HostCheckController } from './host-check/host-check.controller.js';
 import { HostCheckEntity } from './host-check/host-check.entity.js';
 import { HostCheckProcessor } from './host-check/host-check.processor.js';
@@ -89,17 +90,7 @@ export class HostModule {
         PackageServer,
       ],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
-      state: [
-        { entity: SshCredentialEntity },
-        { entity: HostEntity, reset: { turnJobId: null, quarantine: null } },
-        {
-          entity: TunnelEntity,
-          reset: {
-            ...{ state: 'connecting', since: '1970-01-01T00:00:00.000Z', error: null, session: null, leaseOwner: null, leaseUntil: null },
-            ...{ reconnects: 0, latencyMs: null, bytesSent: '0', bytesPerSecond: 0 },
-          },
-        },
-      ],
+      state: hostState,
     });
   }
 }

@@ -13,6 +13,7 @@ import { ImageController } from './image/image.controller.js';
 import { ImageEntity, ImageNameEntity } from './image/image.entity.js';
 import { ImageService } from './image/image.service.js';
 import { LocalNamesService } from './image/local-names.service.js';
+import { imageState } from './image.state.js';
 import { ImageSetController } from './image-set/image-set.controller.js';
 import { ImageSetEntity } from './image-set/image-set.entity.js';
 import { ImageSetService } from './image-set/image-set.service.js';
@@ -51,7 +52,7 @@ export class ImageModule {
       ],
       workers: [BundleProcessor, PushProcessor, CatalogueProcessor, VerificationProcessor, Housekeeping],
       jobTypes: [readBundleJobType, pushJobType, rebuildJobType, verifyJobType],
-      state: [{ entity: ImageEntity }, { entity: ImageNameEntity }, { entity: ImageSetEntity }],
+      state: imageState,
     });
   }
 }

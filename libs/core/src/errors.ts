@@ -420,6 +420,17 @@ const definitions = {
     title: 'The upgrade failed and was rolled back: everything is as before',
     nextStep: 'Put right what `detail` says, then begin again.',
   },
+  du_engine_digest_missing: {
+    family: 'invalid',
+    status: 422,
+    title: 'A program is installed only by its digest',
+    nextStep: 'Give `engine.digest`: sha256: and what sha256sum says of the program, as its maker publishes it. A dry run without it tells what the file has.',
+  },
+  du_engine_digest_wrong: {
+    family: 'conflict',
+    title: 'The program is another one than the request names',
+    nextStep: 'Do not trust the file. It was not run; bring the right one, or correct `engine.digest`.',
+  },
   du_upgrade_incomplete: {
     family: 'conflict',
     title: 'Images are missing after the upgrade',
@@ -529,6 +540,42 @@ const definitions = {
     family: 'invalid',
     title: 'The backup was written in a format that this version cannot read',
     nextStep: 'Use the version of Airdock that wrote it, or a later one.',
+  },
+  backup_store_unsafe: {
+    family: 'invalid',
+    title: 'The backup store holds something that no store has',
+    nextStep: 'Do not trust this disk: a link, a pipe, a device or an endless listing is in its place of files. Look at what `detail` names.',
+  },
+  backup_unsigned: {
+    family: 'conflict',
+    title: 'The backup is not signed',
+    nextStep: 'Find out where it comes from. With `allowUnsigned: true` it is taken all the same; first with `dryRun: true`, which shows what it would change.',
+  },
+  backup_signer_unknown: {
+    family: 'conflict',
+    title: 'The backup is signed with a key that nobody has vouched for here',
+    nextStep: 'Compare the fingerprint in `keyId` with that of the site that made it, and add its key: POST /v1/backup-signing-keys.',
+  },
+  signing_key_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'This is no public key that signs backups',
+    nextStep: 'Give the `publicKey` that the other site shows at /v1/backup-signing-keys: ssh-ed25519 and what follows it, in one line.',
+  },
+  backup_signature_wrong: {
+    family: 'forbidden',
+    title: 'The signature of the backup is wrong: its record was changed after it was signed',
+    nextStep: 'Do not use it: somebody changed it. Take another copy of it, or another backup.',
+  },
+  restore_unconfirmed: {
+    family: 'conflict',
+    title: 'The restore would change where a host or its credential leads, and nobody has confirmed that',
+    nextStep: 'Look at `changes` in the report of the restore, and repeat it with `confirm` set to the `planDigest` of that report.',
+  },
+  state_rows_invalid: {
+    family: 'invalid',
+    title: 'The state in the backup holds rows that no DU of this version would have written',
+    nextStep: 'Nothing was changed. `detail` names table, row and column; restore with `settings: false`, or from another backup.',
   },
   backup_key_missing: {
     family: 'conflict',

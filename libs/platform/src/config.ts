@@ -84,6 +84,7 @@ const airdockSchema = z.strictObject({
   logLevel: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'silent']).default('info'),
   tokenFile: z.string().optional().describe('File with the API token; default: admin.token in dataDir, made on the first start'),
   secretsKeyFile: z.string().optional().describe('File with the key of stored secrets; default: secrets.key in dataDir, made on the first start'),
+  signingKeyFile: z.string().optional().describe('File with the key that backups are signed with; default: signing.key in dataDir, made on the first start'),
   databaseUrl: z.string().optional().describe('postgres://…, a schema per service; default: SQLite files in dataDir'),
   redisUrl: z.string().optional().describe('redis://… or a socket path; default: a redis-server of our own'),
   registry: z
@@ -194,7 +195,10 @@ const airdockSchema = z.strictObject({
           identityFile: z.string().optional().describe('File with the age key that opens encrypted backups: for restores, drills and verifications'),
         })
         .prefault({}),
-      signingKeyFile: z.string().optional().describe('File with 64 hex digits: records are signed with it, and only signed ones are read'),
+      signingKeyFile: z
+        .string()
+        .optional()
+        .describe('File with 64 hex digits that records were signed with before airdock.signingKeyFile: those are read with it still'),
       compress: z.boolean().default(true).describe('Whether blobs that get smaller by it are compressed'),
       exchangeDir: z.string().optional().describe('Folder that backups are exported to, and imported from'),
     })
@@ -208,6 +212,7 @@ export interface Config extends z.output<typeof airdockSchema> {
   privateRegistryType: RegistryMode;
   tokenFile: string;
   secretsKeyFile: string;
+  signingKeyFile: string;
   backupDir: string;
   registry: z.output<typeof airdockSchema>['registry'] & { storageDir: string; socketDir: string };
   /** The file that was read, if there was one. */
@@ -222,6 +227,7 @@ const environmentKeys: Record<string, string> = {
   AIRDOCK_LOG_LEVEL: 'logLevel',
   AIRDOCK_TOKEN_FILE: 'tokenFile',
   AIRDOCK_SECRETS_KEY_FILE: 'secretsKeyFile',
+  AIRDOCK_SIGNING_KEY_FILE: 'signingKeyFile',
   AIRDOCK_REGISTRY_PORT: 'registry.port',
   AIRDOCK_PACKAGES_PORT: 'packages.port',
   AIRDOCK_BACKUP_DIR: 'backupDir',
@@ -312,6 +318,7 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     privateRegistryType,
     tokenFile: data.tokenFile ?? join(dataDir, 'admin.token'),
     secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),
+    signingKeyFile: data.signingKeyFile ?? join(dataDir, 'signing.key'),
     backupDir,
     backup: { ...data.backup, targets: { ...data.backup.targets, default: data.backup.targets.default ?? { folder: backupDir } } },
     bundleDirs: data.bundleDirs.map((folder) => resolve(folder)),

@@ -1,6 +1,9 @@
 import { AppError } from '@airdock/core/errors';
+import { killAfter } from './hard-stop.js';
 
 const shutdownMs = 10_000;
+/** Then whatever still hangs is killed. */
+const killMs = 15_000;
 
 /**
  * Resolves at SIGTERM or SIGINT; a second SIGINT ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
@@ -12,7 +15,10 @@ export const stopSignal = (): Promise<void> =>
       process.stderr.write(`airdock: closing took longer than ${shutdownMs / 1000} s, perhaps because Redis is away; jobs continue at the next start\n`);
       process.exit(0);
     };
+    let isEnding = false;
     const onSignal = () => {
+      if (!isEnding) killAfter(killMs);
+      isEnding = true;
       setTimeout(end, shutdownMs).unref();
       resolve();
     };

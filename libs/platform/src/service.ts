@@ -17,7 +17,8 @@ import { JobsService } from './jobs/jobs.service.js';
 import { PlatformModule } from './platform.module.js';
 import { exitWithProblem, stopSignal } from './process.js';
 import { SecretBox } from './secrets.js';
-import { StateService, type StateTable } from './state/state.service.js';
+import { StateService } from './state/state.service.js';
+import type { StateTable } from './state/state-table.js';
 import { STATE_SERVICES, StatesController } from './state/states.controller.js';
 
 /** What a process does for a service: answer requests, work off jobs, or both. */
@@ -94,8 +95,8 @@ export function defineService(
       { provide: databaseToken(name), useExisting: ServiceDatabase },
       {
         provide: stateToken(name),
-        inject: [ServiceDatabase, SecretBox],
-        useFactory: (database: ServiceDatabase, secrets: SecretBox) => new StateService(name, state, database, secrets),
+        inject: [ServiceDatabase, SecretBox, CONFIG],
+        useFactory: (database: ServiceDatabase, secrets: SecretBox, config: Config) => new StateService(name, state, database, secrets, config),
       },
       jobs,
       IdempotencyInterceptor,

@@ -21,11 +21,14 @@ const file = z
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.tar$/)
   .describe('A name in airdock.backup.exchangeDir, ending with .tar');
 
+const allowUnsigned = z.boolean().optional().describe('Also what nobody known here has signed; what is signed wrongly is never taken');
+
 const actions = {
   verify: z.strictObject({
     action: z.literal('verify'),
     backupId: z.uuid().optional().describe('Only what this backup needs; default: all of the target'),
     samplePercent: z.coerce.number().min(0.01).max(100).default(100).describe('So much of the bytes, chosen by chance; the rest is looked at by presence only'),
+    allowUnsigned,
     heal: z.boolean().default(true).describe('Whether damaged and missing blobs are brought again from the registry, where it has them'),
   }),
   prune: z.strictObject({
@@ -36,7 +39,7 @@ const actions = {
     waitMinutes: z.coerce.number().min(0).max(10_080).default(60).describe('How long to wait for backups, restores and verifications that run'),
   }),
   export: z.strictObject({ action: z.literal('export'), backupId: z.uuid(), file }),
-  import: z.strictObject({ action: z.literal('import'), file }),
+  import: z.strictObject({ action: z.literal('import'), file, allowUnsigned }),
 };
 
 export const BackupAction = z.discriminatedUnion('action', [actions.verify, actions.prune, actions.export, actions.import]).meta({ id: 'BackupAction' });

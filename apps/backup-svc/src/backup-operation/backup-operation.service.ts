@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { openRegistryBlob } from '@airdock/adapters/backup-store/backup-registry';
 import { openBackup } from '@airdock/adapters/backup-store/backup-source';
 import { type BackupBlob, BackupStore, type BlobIndex } from '@airdock/adapters/backup-store/backup-store';
+import { isTrusted } from '@airdock/adapters/backup-store/record-signature';
 import { TarStorage, writeTar } from '@airdock/adapters/backup-store/tar-storage';
 import { writeDurably } from '@airdock/adapters/oci-client/durable-file';
 import { digestOfFile } from '@airdock/adapters/oci-client/hash-pool';
@@ -49,7 +50,7 @@ export class BackupOperationService {
   /** Throws `resource_not_found`, `backup_incomplete`, `backup_exchange_dir_missing`, `backup_file_not_found`, `resource_exists`. */
   async create(request: JobRequest, { target: wanted, operation }: CreateBackupOperation, together: Statement[] = []): Promise<Job> {
     this.targets.assertKnown(wanted);
-    const target = 'backupId' in operation && operation.backupId ? (await this.backups.locate(operation.backupId)).target : wanted;
+    const target = 'backupId' in operation && operation.backupId ? (await this.backups.locate(operation.backupId, readingOf(operation))).target : wanted;
     if (operation.action === 'export' && (await isFile(this.exchangePath(operation.file))))
       throw new AppError('resource_exists', { detail: `there is a file ${operation.file}` });
     if (operation.action === 'import') await this.findFile(operation.file);
@@ -79,11 +80,13 @@ export class BackupOperationService {
   }
 
   private readonly runners: { [A in BackupAction['action']]: Runner<A> } = {
-    verify: async (row, { backupId, samplePercent, heal }, store, context) => {
+    verify: async (row, { backupId, samplePercent, heal, allowUnsigned }, store, context) => {
       const { progress } = context;
       await using lock = await store.lock(lockFor(context));
       const { signal } = lock;
-      const listed = backupId ? [{ id: backupId, record: await store.readRecord(backupId), error: undefined }] : await store.listRecords();
+      const listed = backupId
+        ? [{ id: backupId, record: await store.readRecord(backupId, { allowUnsigned }), error: undefined }]
+        : await store.listRecords({ allowUnsigned });
       const unreadable = listed.flatMap(({ id, error }) => (error ? [{ backupId: id, reason: error.details.detail ?? error.message }] : []));
       const records = listed.flatMap(({ record }) => record ?? []);
       const index = await store.index();
@@ -115,11 +118,12 @@ export class BackupOperationService {
     prune: async (row, { keep, scheduleId, dryRun, waitMinutes }, store, context) => {
       const { progress } = context;
       const planned = async () => {
-        const listed = await store.listRecords();
+        const listed = await store.listRecords({ allowUnsigned: true });
         const broken = listed.find(({ error }) => error);
         // What it needs is not known, so nothing may go.
         if (broken?.error) throw broken.error;
-        const records = listed.flatMap(({ record }) => record ?? []);
+        // What somebody else has put there must not take the place of a backup that is kept, and stays until somebody looks at it.
+        const records = listed.flatMap((one) => (one.record && isTrusted(one.signature) ? one.record : []));
         const mine = scheduleId ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id)) : undefined;
         const judged = mine ? records.filter(({ id }) => mine.has(id)) : records;
         const reasons = keep ? reasonsToKeep(judged, keep) : new Map<string, string[]>();
@@ -187,7 +191,7 @@ export class BackupOperationService {
       return { backupId, file, sha256, bytes: bytesTotal };
     },
 
-    import: async (row, { file }, store, context) => {
+    import: async (row, { file, allowUnsigned }, store, context) => {
       const { progress } = context;
       const path = await this.findFile(file);
       await using lock = await store.lock(lockFor(context));
@@ -195,10 +199,11 @@ export class BackupOperationService {
       await using archive = await this.targets.read(await TarStorage.open(path, signal));
       const [id, ...others] = await archive.listIds();
       if (!id || others.length > 0) throw new AppError('backup_corrupt', { detail: `${file} has ${id ? 'several records' : 'no record'}` });
-      const record = await archive.readRecord(id);
+      const record = await archive.readRecord(id, { allowUnsigned });
       let bytesDone = 0;
       await store.copyFrom(archive, id, lock, {
         signal,
+        allowUnsigned,
         onBytes: (count) => {
           bytesDone += count;
           progress({ phase: 'importing', bytesDone: Math.min(bytesDone, record.totalBytes), bytesTotal: record.totalBytes });
@@ -282,6 +287,11 @@ type Runner<A extends BackupAction['action']> = (
   context: JobContext,
 ) => Promise<Record<string, unknown>>;
 
+/** An export changes nothing, and is refused where it is imported. */
+const readingOf = (operation: BackupAction) => ({
+  allowUnsigned: operation.action === 'export' || ('allowUnsigned' in operation && operation.allowUnsigned === true),
+});
+
 /** Those that are missing or damaged. Throws `backup_key_missing` when nobody could tell. */
 async function readAll(
   store: BackupStore,
@@ -330,7 +340,7 @@ async function describeLost(store: BackupStore, records: readonly BackupRecord[]
   for (const { id, blobs } of lost.length > 0 ? records : []) {
     const needed = described.filter(({ digest }) => blobs.some((blob) => blob.digest === digest));
     if (needed.length === 0) continue;
-    await using source = await openBackup(store, id, { signal });
+    await using source = await openBackup(store, id, { signal, allowUnsigned: true });
     for (const one of needed) {
       one.backups.push(id);
       for (const { name, reason } of source.broken) if (reason.includes(digestHex(one.digest))) one.images.add(name);

@@ -8,7 +8,7 @@ import { targetName } from '../backup-target/backup-target.schema.js';
 /** The first time after `from`; null when there is none. Throws for what is no pattern or no zone. */
 export const nextTime = (cron: string, timeZone: string, from: Date): Date | null => new Cron(cron, { timezone: timeZone, mode: '5-part' }).nextRun(from);
 
-const fields = {
+export const scheduleFields = {
   name: z.string().min(1).max(100),
   cron: z
     .string()
@@ -37,24 +37,24 @@ function isValid(cron: string, timeZone: string): boolean {
 
 export const CreateBackupSchedule = z
   .strictObject({
-    ...fields,
-    timeZone: fields.timeZone.default('UTC'),
-    target: fields.target.default('default'),
-    repositories: fields.repositories.default(null),
-    keep: fields.keep.default(null),
-    alertAfterHours: fields.alertAfterHours.default(null),
-    enabled: fields.enabled.default(true),
+    ...scheduleFields,
+    timeZone: scheduleFields.timeZone.default('UTC'),
+    target: scheduleFields.target.default('default'),
+    repositories: scheduleFields.repositories.default(null),
+    keep: scheduleFields.keep.default(null),
+    alertAfterHours: scheduleFields.alertAfterHours.default(null),
+    enabled: scheduleFields.enabled.default(true),
   })
   .meta({ id: 'CreateBackupSchedule' });
 export type CreateBackupSchedule = z.infer<typeof CreateBackupSchedule>;
 
-export const UpdateBackupSchedule = z.strictObject(fields).partial().meta({ id: 'UpdateBackupSchedule' });
+export const UpdateBackupSchedule = z.strictObject(scheduleFields).partial().meta({ id: 'UpdateBackupSchedule' });
 export type UpdateBackupSchedule = z.infer<typeof UpdateBackupSchedule>;
 
 export const BackupSchedule = z
   .object({
     id: z.uuid(),
-    ...fields,
+    ...scheduleFields,
     nextAt: z.iso.datetime().nullable().describe('null while it is not enabled'),
     lastBackupId: z.uuid().nullable(),
     staleSince: z.iso.datetime().nullable().describe('Since when the newest good backup is older than alertAfterHours'),

@@ -1,7 +1,7 @@
 import { Operation } from '@airdock/platform/http/operation';
-import { Controller, Get, Param, Post } from '@nestjs/common';
+import { Body, Controller, Get, Param, Post } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { BackupTarget, BackupTargetList } from './backup-target.schema.js';
+import { AdoptBackupTarget, BackupTarget, BackupTargetList } from './backup-target.schema.js';
 import { BackupTargetService } from './backup-target.service.js';
 
 @ApiTags('backup-targets')
@@ -17,7 +17,7 @@ export class BackupTargetController {
 
   @Post(':name/adoptions')
   @Operation({ id: 'adoptBackupTarget', summary: 'Work with the store that is there now from now on, in place of the one before', returns: BackupTarget })
-  adopt(@Param('name') name: string): Promise<BackupTarget> {
-    return this.targets.adopt(name);
+  adopt(@Param('name') name: string, @Body({ schema: AdoptBackupTarget }) body: AdoptBackupTarget): Promise<BackupTarget> {
+    return this.targets.adopt(name, body);
   }
 }

@@ -5,12 +5,14 @@ import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
 import type { LockOptions } from '@airdock/adapters/backup-store/store-lock';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { type BackupTargetConfig, CONFIG, type Config } from '@airdock/platform/config';
+import { now } from '@airdock/platform/database';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
+import { SigningKeyService } from '../signing-key/signing-key.service.js';
 import { BackupTargetEntity } from './backup-target.entity.js';
-import type { BackupTarget } from './backup-target.schema.js';
+import type { AdoptBackupTarget, BackupTarget, ReadingRecord, TargetProblem } from './backup-target.schema.js';
 
 /** The lock that a job takes for its work in a store. */
 export const lockFor = ({ jobId, signal, progress }: JobContext): LockOptions => ({
@@ -24,6 +26,7 @@ export class BackupTargetService {
   constructor(
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(BackupTargetEntity, 'backup') private readonly targets: Repository<BackupTargetEntity>,
+    private readonly signingKeys: SigningKeyService,
   ) {}
 
   get names(): string[] {
@@ -38,8 +41,10 @@ export class BackupTargetService {
   async list(): Promise<BackupTarget[]> {
     return Promise.all(
       this.names.map(async (name) => {
-        const { storeId = null } = (await this.targets.findOneBy({ name })) ?? {};
-        const shown = { name, location: this.locationOf(name), storeId, encrypted: this.config.backup.encryption.recipients.length > 0 };
+        const row = await this.targets.findOneBy({ name });
+        const storeId = row?.storeId ?? null;
+        const problems = (row?.problems ?? []).slice(0, maxProblems).map(({ backupId, code, detail }) => ({ backupId, code, detail }));
+        const shown = { name, location: this.locationOf(name), storeId, encrypted: this.config.backup.encryption.recipients.length > 0, problems };
         try {
           await using store = await this.find(name);
           await using storage = store ? undefined : await this.storageOf(name);
@@ -76,7 +81,7 @@ export class BackupTargetService {
       const known = await this.targets.findOneBy({ name });
       const options = { ...(await this.keys()), compress: this.config.backup.compress, expectedId: known?.storeId };
       const store = await BackupStore.open(storage, { ...options, create });
-      if (!known) await this.targets.createQueryBuilder().insert().values({ name, storeId: store.id }).orIgnore().execute();
+      if (!known) await this.targets.createQueryBuilder().insert().values({ name, storeId: store.id, takenOverAt: now() }).orIgnore().execute();
       return store;
     } catch (error) {
       await storage[Symbol.asyncDispose]();
@@ -89,17 +94,41 @@ export class BackupTargetService {
     return BackupStore.open(storage, { ...(await this.keys()), create: false });
   }
 
-  /** From now on the store that is there now belongs there; empty storage becomes one. */
-  async adopt(name: string): Promise<BackupTarget> {
+  /**
+   * From now on the store that is there now belongs there; empty storage becomes one. Throws `backup_unsigned`, `backup_signer_unknown` for a backup there that nobody
+   * known has signed, unless that is allowed, and `backup_signature_wrong`.
+   */
+  async adopt(name: string, { allowUnsigned }: AdoptBackupTarget): Promise<BackupTarget> {
     const storage = await this.storageOf(name);
-    await using store = await BackupStore.open(storage);
-    await this.targets.save({ name, storeId: store.id });
+    await using store = await BackupStore.open(storage, await this.keys());
+    await store.expectSignatures({ allowUnsigned });
+    await this.targets.save({ name, storeId: store.id, takenOverAt: now(), problems: null, reading: null });
     const [target] = (await this.list()).filter((one) => one.name === name);
     return target as BackupTarget;
   }
 
+  /** What is known of a target. */
+  stateOf(name: string): Promise<BackupTargetEntity | null> {
+    return this.targets.findOneBy({ name });
+  }
+
+  /** Before a record of somebody is read, and after (null). */
+  async noteReading(name: string, reading: ReadingRecord | null): Promise<void> {
+    await this.targets.update({ name }, { reading });
+  }
+
+  async noteProblems(name: string, problems: readonly TargetProblem[]): Promise<void> {
+    const before = (await this.targets.findOneBy({ name }))?.problems ?? [];
+    if (JSON.stringify(before) !== JSON.stringify(problems)) await this.targets.update({ name }, { problems: [...problems] });
+  }
+
+  /** The backups of before there were signatures are signed now. */
+  async noteTakenOver(name: string): Promise<void> {
+    await this.targets.update({ name }, { takenOverAt: now() });
+  }
+
   private configOf(name: string): BackupTargetConfig {
-    const found = this.config.backup.targets[name];
+    const found = Object.hasOwn(this.config.backup.targets, name) ? this.config.backup.targets[name] : undefined;
     if (!found) throw new AppError('resource_not_found', { detail: `no backup target ${name}; there are ${this.names.join(', ')}` });
     return found;
   }
@@ -124,9 +153,13 @@ export class BackupTargetService {
     if (encryption.identityFile && identities.length === 0) throw invalid(encryption.identityFile, 'holds no AGE-SECRET-KEY');
     const signingKey = signingKeyFile ? (await readKey(signingKeyFile)).trim() : undefined;
     if (signingKeyFile && !/^[0-9a-f]{64}$/i.test(signingKey ?? '')) throw invalid(signingKeyFile, 'does not hold 64 hex digits');
-    return { keys: { recipients: encryption.recipients, identities }, hmacKey: signingKey ? Buffer.from(signingKey, 'hex') : undefined };
+    const signatures = await this.signingKeys.recordKeys();
+    return { signatures, keys: { recipients: encryption.recipients, identities }, hmacKey: signingKey ? Buffer.from(signingKey, 'hex') : undefined };
   }
 }
+
+/** In an answer. */
+const maxProblems = 20;
 
 const invalid = (file: string, what: string, cause?: unknown) => new AppError('configuration_invalid', { detail: `${file} ${what}` }, { cause });
 

@@ -25,6 +25,8 @@ export class BackupEntity {
   @Column('varchar', { nullable: true }) verifiedAt!: string | null;
   /** Digests, by the last verification. */
   @Column('simple-json', { nullable: true }) damaged!: string[] | null;
+  /** The key that its record is signed with, or that of the site that it came from; null: none. */
+  @Column('varchar', { nullable: true }) signedBy!: string | null;
   /** Its record was in the store once, and is not any more. */
   @Column('boolean', { default: false }) isMissing!: boolean;
 }

@@ -31,6 +31,15 @@ export const Backup = z
     sizeBytes: z.number().int().nullable().describe('Of all blobs that it needs; blobs are shared between backups'),
     addedBytes: z.number().int().nullable().describe('That the store did not have, before they were compressed'),
     skipped: z.array(SkippedName).nullable().describe('Names whose images were not complete in the registry'),
+    signature: z
+      .object({
+        state: z
+          .enum(['own', 'trusted', 'unknown', 'unsigned'])
+          .describe('own: of this DU; trusted: of a site whose key was added; the others are used only with allowUnsigned'),
+        keyId: z.string().nullable(),
+      })
+      .nullable()
+      .describe('Who vouches for it; null while there is no record'),
     hasSettings: z.boolean().describe("Whether it holds Airdock's own state: catalogue, hosts, clusters, credentials"),
     jobId: z.uuid().nullable(),
     createdAt: z.iso.datetime(),

@@ -1,8 +1,10 @@
 import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import type { ReadOptions } from '@airdock/adapters/backup-store/backup-records';
 import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
 import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
+import type { RecordSignature } from '@airdock/adapters/backup-store/record-signature';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
@@ -23,8 +25,10 @@ import { InjectRepository } from '@nestjs/typeorm';
 import { In, type Repository } from 'typeorm';
 import { z } from 'zod';
 import { BackupTargetService, lockFor } from '../backup-target/backup-target.service.js';
+import { SigningKeyService } from '../signing-key/signing-key.service.js';
 import { BackupEntity } from './backup.entity.js';
 import type { Backup, BackupListQuery, CreateBackup } from './backup.schema.js';
+import { RecordFinder } from './record-finder.js';
 
 export const backupJobType = 'backup.create';
 
@@ -43,6 +47,7 @@ export class BackupService {
     private readonly jobs: JobsService,
     private readonly clients: ServiceClients,
     private readonly targets: BackupTargetService,
+    private readonly signingKeys: SigningKeyService,
   ) {}
 
   /** Throws `resource_not_found` for the target and the image set, `registry_off`. */
@@ -109,15 +114,20 @@ export class BackupService {
     }
   }
 
-  /** Where a complete backup is, whether this service has a row of it or not. Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`. */
-  async locate(id: string): Promise<{ target: string; record: BackupRecord }> {
+  /**
+   * Where a complete backup is, whether this service has a row of it or not. Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, and without
+   * `allowUnsigned` for one that nobody known has signed.
+   */
+  async locate(id: string, reading: ReadOptions = {}): Promise<{ target: string; record: BackupRecord }> {
     const row = await this.backups.findOneBy({ id });
     // A copy of a lost store may be another target.
     const failures: unknown[] = [];
     for (const target of new Set([...(row ? [row.target] : []), ...this.targets.names])) {
       try {
+        // Just started with the data of a version that did not sign.
+        if ((await this.targets.stateOf(target))?.takenOverAt === null) await this.synchronize(target);
         await using store = await this.targets.find(target);
-        const record = store && (await readRecord(store, id));
+        const record = store && (await readRecord(store, id, reading));
         if (record) return { target, record };
       } catch (error) {
         failures.push(error);
@@ -179,19 +189,21 @@ export class BackupService {
   async synchronize(target: string): Promise<void> {
     await using store = await this.targets.find(target);
     if (!store) return;
-    const ids = new Set((await store.listIds()).filter((id) => z.uuid().safeParse(id).success));
+    const ids = await this.idsIn(target, store);
+    if (!ids) return;
     const rows = await this.backups.findBy({ target });
     const known = new Map(rows.map((row) => [row.id, row]));
-    for (const id of ids) {
-      const row = known.get(id);
-      if (row?.isMissing) await this.backups.update({ id }, { isMissing: false });
-      if (row) continue;
-      const record = await readRecord(store, id).catch((error: unknown) => {
-        if (error instanceof AppError && (error.code === 'backup_corrupt' || error.code === 'backup_format_unsupported')) return undefined;
-        throw error;
-      });
-      if (!record) continue;
-      const found = { ...emptyRow(id, target), createdAt: record.createdAt, completedAt: record.createdAt, description: record.description ?? null };
+    await this.takeOver(target, store, rows);
+    for (const id of ids) if (known.get(id)?.isMissing) await this.backups.update({ id }, { isMissing: false });
+    const finder = new RecordFinder(this.targets, target, store);
+    for await (const { record, signature } of finder.read([...ids].filter((id) => !known.has(id)))) {
+      const found = {
+        ...emptyRow(record.id, target),
+        signedBy: signedBy(signature),
+        createdAt: record.createdAt,
+        completedAt: record.createdAt,
+        description: record.description ?? null,
+      };
       await this.backups
         .createQueryBuilder()
         .insert()
@@ -201,6 +213,41 @@ export class BackupService {
     }
     const missing = rows.filter((row) => row.completedAt && !row.isMissing && !ids.has(row.id)).map(({ id }) => id);
     if (missing.length > 0) await this.backups.update({ id: In(missing) }, { isMissing: true });
+  }
+
+  /** Undefined for a store that is not to be read, which the target tells of. */
+  private async idsIn(target: string, store: BackupStore): Promise<Set<string> | undefined> {
+    try {
+      return new Set((await store.listIds()).filter((id) => z.uuid().safeParse(id).success));
+    } catch (error) {
+      if (!(error instanceof AppError) || error.family === 'unavailable') throw error;
+      await this.targets.noteProblems(target, [{ backupId: null, code: error.code, detail: error.details.detail ?? error.message, fingerprint: '' }]);
+      return undefined;
+    }
+  }
+
+  /**
+   * Signs the backups that this DU made before there were signatures, once for each store: those that its own table knows, with what that says of them. From then
+   * on what is not signed was put there by somebody else.
+   */
+  private async takeOver(target: string, store: BackupStore, rows: readonly BackupEntity[]): Promise<void> {
+    if ((await this.targets.stateOf(target))?.takenOverAt !== null) return;
+    for (const row of rows.filter(({ jobId, completedAt, signedBy: by }) => jobId !== null && completedAt !== null && by === null)) {
+      try {
+        const { record, signature } = await store.readSigned(row.id, { allowUnsigned: true });
+        const { images, sizeBytes, hasSettings } = summaryOf(record);
+        const isOurs =
+          images === row.images && sizeBytes === row.sizeBytes && hasSettings === row.hasSettings && (record.description ?? null) === row.description;
+        if (!isOurs || signature.state === 'unknown') continue;
+        await store.signAsOwn(row.id);
+        await this.backups.update({ id: row.id }, { signedBy: this.signingKeys.ownKeyId });
+      } catch (error) {
+        // Of a disk that takes no writes, or is away again: the next round.
+        if (!(error instanceof AppError)) throw error;
+        if (error.family === 'unavailable') return;
+      }
+    }
+    await this.targets.noteTakenOver(target);
   }
 
   /** What a verification found. */
@@ -217,7 +264,13 @@ export class BackupService {
     const summary = summaryOf(record);
     await this.backups.update(
       { id: record.id },
-      columns<BackupEntity>({ ...summary, addedBytes: addedBytes === null ? null : String(addedBytes), skipped, completedAt: now() }),
+      columns<BackupEntity>({
+        ...summary,
+        signedBy: this.signingKeys.ownKeyId,
+        addedBytes: addedBytes === null ? null : String(addedBytes),
+        skipped,
+        completedAt: now(),
+      }),
     );
     return { images: summary.images, sizeBytes: record.totalBytes, addedBytes, skipped: skipped?.length ?? 0 };
   }
@@ -271,8 +324,14 @@ export class BackupService {
 
   private async toResources(rows: BackupEntity[]): Promise<Backup[]> {
     const jobs = await this.jobs.byIds(rows.flatMap(({ jobId }) => jobId ?? []));
+    const { own, trusted } = await this.signingKeys.recordKeys();
+    const stateOfKey = (keyId: string) =>
+      keyId === own.keyId || keyId === sharedSecret ? 'own' : trusted.some((key) => key.keyId === keyId) ? 'trusted' : 'unknown';
+    const signatureOf = ({ completedAt, signedBy: keyId }: BackupEntity): Backup['signature'] =>
+      completedAt === null ? null : keyId === null ? { state: 'unsigned', keyId } : { state: stateOfKey(keyId), keyId: keyId === sharedSecret ? null : keyId };
     return rows.map((row) => ({
       ...row,
+      signature: signatureOf(row),
       sizeBytes: row.sizeBytes === null ? null : Number(row.sizeBytes),
       addedBytes: row.addedBytes === null ? null : Number(row.addedBytes),
       state: stateOf(row, row.jobId ? jobs.get(row.jobId) : undefined),
@@ -287,9 +346,9 @@ export const filterByRepository =
     !patterns || patterns.some((pattern) => matchesPattern(repository, pattern));
 
 /** The record of a complete backup; undefined when the store has none with this id. Throws `backup_corrupt`. */
-async function readRecord(store: BackupStore, id: string): Promise<BackupRecord | undefined> {
+async function readRecord(store: BackupStore, id: string, reading: ReadOptions = {}): Promise<BackupRecord | undefined> {
   try {
-    return await store.readRecord(id);
+    return await store.readRecord(id, reading);
   } catch (error) {
     if (error instanceof AppError && error.code === 'resource_not_found') return undefined;
     throw error;
@@ -298,8 +357,12 @@ async function readRecord(store: BackupStore, id: string): Promise<BackupRecord 
 
 const emptyRow = (id: string, target: string): BackupEntity => ({
   ...{ id, target, description: null, repositories: null, imageSetId: null, scheduleId: null, images: null, sizeBytes: null, addedBytes: null, skipped: null },
-  ...{ hasSettings: false, jobId: null, createdAt: now(), completedAt: null, verifiedAt: null, damaged: null, isMissing: false },
+  ...{ hasSettings: false, jobId: null, createdAt: now(), completedAt: null, verifiedAt: null, damaged: null, signedBy: null, isMissing: false },
 });
+
+/** Stands for the secret of airdock.backup.signingKeyFile, which has no name. */
+const sharedSecret = 'shared secret';
+const signedBy = ({ state, keyId }: RecordSignature): string | null => (state === 'unsigned' ? null : (keyId ?? sharedSecret));
 
 const summaryOf = ({ references, totalBytes, settings }: BackupRecord) => ({
   images: references.length,

@@ -1,5 +1,6 @@
 import { pageOf } from '@airdock/platform/http/page';
 import { jobStates } from '@airdock/platform/jobs/job.schema';
+import { StateChange } from '@airdock/platform/state/state.schema';
 import { z } from 'zod';
 import { repositoryPatterns, SkippedName } from '../backup/backup.schema.js';
 
@@ -19,6 +20,17 @@ const shared = {
     .optional()
     .describe("Whether Airdock's own state is brought back too: catalogue, hosts, clusters, credentials. Default: when everything is restored into this DU"),
   dryRun: z.boolean().default(false),
+  allowUnsigned: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Also a backup that nobody known here has signed: try it with dryRun first, and look at what it would change. One that is signed wrongly is never taken',
+    ),
+  confirm: z
+    .string()
+    .regex(/^sha256:[0-9a-f]{64}$/)
+    .optional()
+    .describe('`planDigest` of a report: its changes of where hosts and credentials lead may be made, and no others'),
   drill: z.boolean().default(false).describe('Restore into a registry that is made for it, check it, and throw it away'),
 };
 
@@ -57,6 +69,14 @@ export const RestoreReport = z
     freeBytes: z.number().int().nullable().describe('Where the registry keeps its blobs; null where nobody can tell'),
     broken: z.array(SkippedName).describe('Names that cannot be restored, since something of them is missing or damaged in the backup'),
     verified: z.number().int().nullable().describe('Names that lead to the digest of the backup now, by the registry; null before that'),
+    signature: z.object({ state: z.enum(['own', 'trusted', 'unknown', 'unsigned']), keyId: z.string().nullable() }).describe('Who vouches for the backup'),
+    changes: z
+      .array(StateChange.extend({ service: z.string(), table: z.string() }))
+      .nullable()
+      .describe(
+        'What of the settings leads somewhere and would be added or changed: hosts, credentials, webhooks, schedules; the first 1,000. null before that is known',
+      ),
+    planDigest: z.string().nullable().describe('For `confirm`, when any of the changes needs that'),
     settings: z
       .array(
         z.object({ service: z.string(), table: z.string(), added: z.number().int(), replaced: z.number().int(), kept: z.number().int(), conflicts: names }),

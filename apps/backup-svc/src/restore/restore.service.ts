@@ -1,7 +1,5 @@
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { putStateRows } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { ServiceState } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { type BackupSource, openBackup } from '@airdock/adapters/backup-store/backup-source';
 import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
@@ -24,6 +22,7 @@ import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { SecretBox } from '@airdock/platform/secrets';
+import type { ServiceState } from '@airdock/platform/state/state.schema';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -31,11 +30,9 @@ import { BackupService, filterByRepository, settingsServices } from '../backup/b
 import { lockFor } from '../backup-target/backup-target.service.js';
 import { RestoreEntity } from './restore.entity.js';
 import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
+import { maxStateBytes, parseState, StateRestore } from './state-restore.js';
 
 export const restoreJobType = 'backup.restore';
-const maxSettingsBytes = 256 * 1024 * 1024;
-/** Of one request, which may have a megabyte. */
-const maxRowsBytes = 500_000;
 
 /** Where a restore goes. */
 interface Destination extends AsyncDisposable {
@@ -60,7 +57,7 @@ export class RestoreService {
 
   /** Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`. */
   async create(request: JobRequest, { backupId, registry, ...wanted }: CreateRestore): Promise<Job> {
-    const { target } = await this.backups.locate(backupId);
+    const { target } = await this.backups.locate(backupId, wanted);
     if (!registry && !wanted.drill) await this.backups.registry();
     const id = newId();
     const { password, ...where } = registry ?? {};
@@ -87,22 +84,29 @@ export class RestoreService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { progress } = context;
     const row = await getRow(this.restores, context.resourceId);
-    const { mode, onConflict, dryRun, drill, repositories } = row.request;
+    const { mode, onConflict, dryRun, drill, repositories, allowUnsigned, confirm } = row.request;
     await using store = await this.backups.openStore(row.target);
     await using lock = await store.lock(lockFor(context));
     const { signal } = lock;
     const filter = filterByRepository(repositories);
-    await using source = await openBackup(store, row.backupId, { filter, signal });
+    await using source = await openBackup(store, row.backupId, { filter, signal, allowUnsigned });
     const settings = row.request.settings ?? (!repositories && !row.request.registry && !drill);
-    const states = settings ? await this.readStates(store, source) : [];
+    const states = new StateRestore(this.clients, settings ? await this.readStates(store, source) : [], mode === 'exact' ? 'replace' : 'keep', signal);
     await using destination = await this.destinationOf(row, { signal, progress });
     const { registry, storage } = destination;
     const images = source.images.map((image) => ({ image, names: image.names.map(parseName) }));
     progress({ phase: 'comparing' });
     const plan = await planCopy({ source, images, registry, storage, signal });
     const report: RestoreReport = { ...(await this.compare(images, plan, source, destination, filter, signal)), missingBytes: plan.missingBytes };
+    // Every row is looked at before anything is written.
+    Object.assign(report, await states.plan());
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
     if (dryRun) return summaryOf(source, report);
+    if (report.planDigest !== null && report.planDigest !== (confirm ?? null))
+      throw new AppError('restore_unconfirmed', {
+        detail: `${report.changes?.filter(({ needsConfirmation }) => needsConfirmation).length ?? 0} changes${confirm ? ', other ones than were confirmed' : ''}: /v1/restores/${row.id}`,
+        planDigest: report.planDigest,
+      });
     const reservedBytes = destination.dir ? this.config.registry.minFreeBytes : 0;
     if (report.freeBytes !== null && plan.missingBytes + reservedBytes > report.freeBytes) {
       throw new AppError('space_insufficient', {
@@ -122,7 +126,7 @@ export class RestoreService {
       for (const { repository, tag } of report.extra.map(parseName)) if (tag !== undefined) await registry.deleteTag(repository, tag, { signal });
     progress({ phase: 'verifying' });
     report.verified = await verify(registry, wanted, signal);
-    report.settings = settings ? await this.writeStates(states, mode === 'exact' ? 'replace' : 'keep', signal) : null;
+    report.settings = settings ? await states.write() : null;
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
     if (failure) throw failure;
     if (source.broken.length > 0) {
@@ -164,7 +168,9 @@ export class RestoreService {
     for (const repository of await withRetry(() => registry.listRepositories({ signal }), signal))
       for (const tag of await withRetry(() => registry.listTags(repository, { signal }), signal))
         if (filter({ repository, tag }) && isInBackup({ repository, tag }) && !wanted.has(`${repository}:${tag}`)) extra.push(`${repository}:${tag}`);
-    return { present, missing, conflicts, extra, freeBytes: dir ? await freeBytesOf(dir) : null, broken: source.broken, verified: null, settings: null };
+    const freeBytes = dir ? await freeBytesOf(dir) : null;
+    const open = { verified: null, settings: null, changes: null, planDigest: null };
+    return { present, missing, conflicts, extra, freeBytes, broken: source.broken, signature: source.signature, ...open };
   }
 
   private async destinationOf(
@@ -229,36 +235,12 @@ export class RestoreService {
     for (const service of settingsServices) {
       const blob = source.record.settings.find((settings) => settings.service === service);
       if (!blob) continue;
-      const state = JSON.parse((await store.readBlob(index, blob, maxSettingsBytes)).toString('utf8')) as ServiceState;
+      const state = parseState(service, await store.readBlob(index, blob, maxStateBytes));
       const hasSecrets = state.tables.some(({ rows }) => rows.some((row) => Object.keys(row).some((name) => name.startsWith('sealed'))));
       if (hasSecrets && state.keyFingerprint !== this.secrets.fingerprint) throw new AppError('secrets_key_mismatch', { detail: `${service}-svc` });
       states.push(state);
     }
     return states;
-  }
-
-  private async writeStates(states: readonly ServiceState[], existing: 'keep' | 'replace', signal: AbortSignal): Promise<RestoreReport['settings']> {
-    const results: NonNullable<RestoreReport['settings']> = [];
-    for (const { service, keyFingerprint, tables } of states) {
-      for (const { name: table, rows } of tables) {
-        const total = { service, table, added: 0, replaced: 0, kept: 0, conflicts: [] as string[] };
-        for (const part of partsOf(rows)) {
-          const { data } = await putStateRows({
-            client: this.clients[service as (typeof settingsServices)[number]],
-            path: { service, table },
-            body: { keyFingerprint, rows: part, existing },
-            signal,
-            throwOnError: true,
-          });
-          total.added += data.added;
-          total.replaced += data.replaced;
-          total.kept += data.kept;
-          total.conflicts.push(...data.conflicts);
-        }
-        results.push(total);
-      }
-    }
-    return results;
   }
 }
 
@@ -283,22 +265,6 @@ async function verify(registry: RegistryClient, images: readonly ImageToCopy[], 
     }
   }
   return verified;
-}
-
-function* partsOf(rows: readonly Record<string, unknown>[]): Generator<Record<string, unknown>[]> {
-  let part: Record<string, unknown>[] = [];
-  let bytes = 0;
-  for (const row of rows) {
-    const size = Buffer.byteLength(JSON.stringify(row));
-    if (part.length > 0 && (bytes + size > maxRowsBytes || part.length === 500)) {
-      yield part;
-      part = [];
-      bytes = 0;
-    }
-    part.push(row);
-    bytes += size;
-  }
-  if (part.length > 0) yield part;
 }
 
 const summaryOf = ({ images, record }: BackupSource, { present, missingBytes, verified, broken }: RestoreReport) => ({

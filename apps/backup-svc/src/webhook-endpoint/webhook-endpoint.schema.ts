@@ -32,8 +32,12 @@ const eventFilter = z.union(
   ],
   { error: 'is no event, nor a pattern such as backup.* or *.failed that one matches' },
 );
-const url = z.string().max(2000).describe('http or https');
-const events = z.array(eventFilter).min(1).max(100).describe('Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`');
+export const webhookUrl = z.string().max(2000).describe('http or https');
+export const webhookEvents = z
+  .array(eventFilter)
+  .min(1)
+  .max(100)
+  .describe('Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`');
 /** As Standard Webhooks says: 24 to 64 bytes. */
 const secret = z
   .string()
@@ -45,13 +49,13 @@ const secret = z
   .optional()
   .describe('Default: a random one; write-only');
 
-export const CreateWebhookEndpoint = z.strictObject({ url, events: events.default(['*']), secret }).meta({ id: 'CreateWebhookEndpoint' });
+export const CreateWebhookEndpoint = z.strictObject({ url: webhookUrl, events: webhookEvents.default(['*']), secret }).meta({ id: 'CreateWebhookEndpoint' });
 export type CreateWebhookEndpoint = z.infer<typeof CreateWebhookEndpoint>;
 
 export const PatchWebhookEndpoint = z
   .strictObject({
-    url: url.optional(),
-    events: events.optional(),
+    url: webhookUrl.optional(),
+    events: webhookEvents.optional(),
     enabled: z.boolean().optional().describe('What happens while it is disabled is not sent later'),
   })
   .meta({ id: 'PatchWebhookEndpoint' });

@@ -8,6 +8,7 @@ export const provisionerNames = ['external', 'kubeadm', 'pmk'] as const;
 export type ProvisionerName = (typeof provisionerNames)[number];
 
 const role = z.enum(nodeRoles);
+export const clusterName = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/);
 
 export const ClusterNode = z
   .object({
@@ -98,7 +99,7 @@ export type ClusterListQuery = z.infer<typeof ClusterListQuery>;
 
 export const CreateCluster = z
   .strictObject({
-    name: z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
+    name: clusterName,
     kubernetesVersion: z.string().max(60).describe('1.20.11 or 1.20.11-pmk.2038'),
     nodes: z
       .array(z.strictObject({ hostId: z.uuid(), role }))

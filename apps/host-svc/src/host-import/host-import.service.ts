@@ -1,4 +1,5 @@
-import { type InventoryHost, parseInventory } from '@airdock/adapters/inventory/inventory';
+import type { InventoryHost } from '@airdock/adapters/inventory/inventory';
+import { readInventory } from '@airdock/adapters/inventory/read-inventory';
 import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
 import { newId } from '@airdock/platform/ids';
@@ -26,7 +27,7 @@ export class HostImportService {
 
   /** Throws `inventory_invalid`, `inventory_refused` with the hosts that are, `resource_not_found` and `jump_host_invalid` for the defaults. */
   async create({ format, content, defaults, dryRun, partial }: CreateHostImport): Promise<HostImport> {
-    const entries = parseInventory(format, content);
+    const entries = await readInventory(format, content);
     const credential = defaults.credentialId ? await this.credentials.get(defaults.credentialId) : undefined;
     if (defaults.jumpHostId) await this.hosts.assertJumpsLead(newId(), defaults.jumpHostId);
     const credentials = await this.credentials.byNames([...new Set(entries.flatMap((entry) => entry.credential ?? []))]);

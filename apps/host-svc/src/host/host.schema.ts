@@ -63,13 +63,15 @@ export const Quarantine = z
   .meta({ id: 'Quarantine' });
 export type Quarantine = z.infer<typeof Quarantine>;
 
-const address = z.string().regex(/^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45})$/);
+export const hostAddress = z.string().regex(/^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45})$/);
+export const hostName = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$/);
+export const hostPort = z.number().int().min(1).max(65535);
 
 export const Host = z
   .object({
     id: z.uuid(),
     name: z.string(),
-    address,
+    address: hostAddress,
     port: z.number().int(),
     credentialId: z.uuid(),
     hostKeyFingerprint: z.string().nullable().describe('The pinned key; null until the first connection with trustOnFirstUse'),
@@ -115,9 +117,9 @@ const hostKey = z.string().min(1).max(4096).describe('SHA256:… or a public key
 
 export const CreateHost = z
   .strictObject({
-    name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$/),
-    address,
-    port: z.number().int().min(1).max(65535).default(22),
+    name: hostName,
+    address: hostAddress,
+    port: hostPort.default(22),
     credentialId: z.uuid(),
     hostKey: hostKey.optional(),
     trustOnFirstUse,
@@ -130,8 +132,8 @@ export type CreateHost = z.infer<typeof CreateHost>;
 
 export const PatchHost = z
   .strictObject({
-    address: address.optional(),
-    port: z.number().int().min(1).max(65535).optional(),
+    address: hostAddress.optional(),
+    port: hostPort.optional(),
     credentialId: z.uuid().optional(),
     hostKey: hostKey.optional(),
     trustOnFirstUse: trustOnFirstUse.describe('Forgets the pinned key: the next connection pins the key that the host shows then'),

@@ -22,9 +22,12 @@ const secretLine = z
   .max(1024)
   .regex(/^[^\0\r\n]*$/, 'must be one line');
 
+export const credentialName = z.string().min(1).max(120);
+export const credentialUsername = z.string().regex(/^[a-z_][a-z0-9_.-]{0,31}$/);
+
 const fields = {
-  name: z.string().min(1).max(120),
-  username: z.string().regex(/^[a-z_][a-z0-9_.-]{0,31}$/),
+  name: credentialName,
+  username: credentialUsername,
   privateKey: z.string().min(1).max(16_384).optional().describe('Ed25519, ECDSA or RSA, in OpenSSH or PEM format; write-only'),
   passphrase: z.string().max(1024).optional().describe('Of the private key; write-only'),
   password: secretLine.optional().describe('Instead of a key; also answers keyboard-interactive authentication; write-only'),

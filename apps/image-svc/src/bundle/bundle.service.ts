@@ -1,6 +1,7 @@
 import { readdir, rm, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { Readable } from 'node:stream';
+import { statRegularFile } from '@airdock/adapters/files/regular-file';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { writeDockerArchive } from '@airdock/adapters/oci-client/docker-archive-writer';
 import { createPooledDigest } from '@airdock/adapters/oci-client/hash-pool';
@@ -181,8 +182,10 @@ export class BundleService {
   /** Opens a bundle for reading; the caller disposes the source. Throws `bundle_changed` and whatever is wrong with the file. */
   async open(id: string, signal?: AbortSignal): Promise<ImageSource> {
     const row = await getRow(this.bundles, id);
+    // A folder on the way may have become a link since it was registered.
+    if (!row.uploadId && (await this.resolvePath(row.path)) !== row.path) throw new AppError('bundle_changed', { detail: row.path });
     const current = await fingerprintOf(row.path).catch((cause: unknown) => {
-      throw new AppError('bundle_not_found', { detail: row.path }, { cause });
+      throw cause instanceof AppError ? cause : new AppError('bundle_not_found', { detail: row.path }, { cause });
     });
     if (current.fingerprint !== row.fingerprint) throw new AppError('bundle_changed', { detail: row.path });
     return openBundle(row.path, { workDir: this.workDir, names: row.names, signal });
@@ -206,6 +209,11 @@ export class BundleService {
       await source[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** Whether a bundle lies in this upload. */
+  async hasUpload(uploadId: string): Promise<boolean> {
+    return (await this.bundles.countBy({ uploadId })) > 0;
   }
 
   /** Removes unpacked bundles and unfinished files of workers that were killed, and compressed layers that nobody asked for in a month. Returns how many. */
@@ -256,7 +264,7 @@ async function openParts(path: string): Promise<JoinedFile> {
 /** Size and time of change, of all parts of a file that was split. */
 async function fingerprintOf(path: string): Promise<{ size: number; fingerprint: string; isAllowed: boolean }> {
   const first = await stat(path);
-  const infos = first.isFile() ? await Promise.all((await findParts(path)).map((part) => stat(part))) : [first];
+  const infos = first.isFile() ? await Promise.all((await findParts(path)).map((part) => statRegularFile(part))) : [first];
   return {
     size: infos.reduce((sum, { size }) => sum + size, 0),
     fingerprint: infos.map(({ size, mtimeMs, ino }) => `${size}-${mtimeMs}-${ino}`).join(','),

@@ -1,20 +1,20 @@
 import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 
-const name = z
+export const imageSetName = z
   .string()
   .regex(/^[a-z0-9][a-z0-9.-]{0,62}$/)
   .describe('Lower-case letters, digits, dots and dashes');
 
 export const ImageSet = z
-  .object({ id: z.uuid(), name, kubernetesVersion: z.string().nullable(), images: z.array(z.string()), createdAt: z.iso.datetime() })
+  .object({ id: z.uuid(), name: imageSetName, kubernetesVersion: z.string().nullable(), images: z.array(z.string()), createdAt: z.iso.datetime() })
   .meta({ id: 'ImageSet' });
 export type ImageSet = z.infer<typeof ImageSet>;
 export const ImageSetPage = pageOf(ImageSet, 'ImageSetPage');
 
 export const CreateImageSet = z
   .strictObject({
-    name,
+    name: imageSetName,
     kubernetesVersion: z.string().max(60).optional().describe('The version that needs these images, e.g. 1.20.11'),
     images: z.array(z.string().max(512)).min(1).max(5_000).optional().describe('Upstream references'),
     bundleId: z.uuid().optional().describe('Takes a list that came inside a bundle; all images of the bundle when it has none'),
@@ -24,7 +24,7 @@ export const CreateImageSet = z
   .meta({ id: 'CreateImageSet' });
 export type CreateImageSet = z.infer<typeof CreateImageSet>;
 
-export const ImageSetListQuery = PageQuery.extend({ kubernetesVersion: z.string().max(60).optional(), name: name.optional() });
+export const ImageSetListQuery = PageQuery.extend({ kubernetesVersion: z.string().max(60).optional(), name: imageSetName.optional() });
 export type ImageSetListQuery = z.infer<typeof ImageSetListQuery>;
 
 export const SetImage = z

@@ -1,9 +1,10 @@
 import { mkdirSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
-import { FileStore } from '@tus/file-store';
+import { FileConfigstore, FileStore } from '@tus/file-store';
 import { Server } from '@tus/server';
 
 const expiryMs = 7 * 24 * 60 * 60 * 1000;
@@ -12,12 +13,14 @@ const expiryMs = 7 * 24 * 60 * 60 * 1000;
 @Injectable()
 export class UploadService {
   private readonly directory: string;
+  private readonly states: FileConfigstore;
   private readonly store: FileStore;
   private readonly server: Server;
 
   constructor(@Inject(CONFIG) config: Config) {
     this.directory = join(config.dataDir, 'image', 'uploads');
-    this.store = new FileStore({ directory: this.directory, expirationPeriodInMilliseconds: expiryMs });
+    this.states = new FileConfigstore(this.directory);
+    this.store = new FileStore({ directory: this.directory, configstore: this.states, expirationPeriodInMilliseconds: expiryMs });
     this.server = new Server({
       path: '/v1/uploads',
       relativeLocation: true,
@@ -62,10 +65,20 @@ export class UploadService {
     await this.store.remove(id);
   }
 
-  /** Removes unfinished uploads that nobody went on with for a week. Returns how many. */
-  async sweep(): Promise<number> {
+  /**
+   * Removes uploads that nobody went on with for a week, and that are no bundle: finished or not, as their files say. What the store keeps beside a file is
+   * of the moment when the upload was begun. Returns how many.
+   */
+  async sweep(isBundle: (id: string) => Promise<boolean>): Promise<number> {
     mkdirSync(this.directory, { recursive: true, mode: 0o700 });
-    return this.server.cleanUpExpiredUploads();
+    let removed = 0;
+    for (const id of await this.states.list()) {
+      const { mtimeMs } = (await stat(join(this.directory, id)).catch(() => undefined)) ?? {};
+      if (mtimeMs === undefined || Date.now() - mtimeMs < expiryMs || (await isBundle(id))) continue;
+      await this.store.remove(id);
+      removed += 1;
+    }
+    return removed;
   }
 
   private async find(id: string) {

@@ -14,6 +14,8 @@ export class DuUpgradeEntity {
   /** What the job that has it is to reach. */
   @Column('varchar') goal!: DuUpgradeGoal;
   @Column('boolean') dryRun!: boolean;
+  /** Data may come back from a backup that nobody known has signed. */
+  @Column('boolean', { default: false }) allowUnsigned!: boolean;
   /** Settings have to come back with the images. */
   @Column('boolean', { default: false }) hasLostTables!: boolean;
   @Column('simple-json', { nullable: true }) problems!: UpgradeProblem[] | null;

@@ -34,11 +34,22 @@ export type DuUpgradeGoal = z.infer<typeof goal>;
 
 const path = z.string().min(1).max(4096).describe('A file in one of the folders of airdock.bundleDirs');
 
+const digest = z
+  .string()
+  .regex(/^sha256:[0-9a-f]{64}$/)
+  .optional()
+  .describe('Of the program, as sha256sum shows it, also where it is in an image. Nothing else is installed; only a dry run does without, and then tells it');
+
 export const NewEngine = z
-  .union([z.strictObject({ binary: path }), z.strictObject({ image: path })])
+  .union([z.strictObject({ binary: path, digest }), z.strictObject({ image: path, digest })])
   .describe("The registry's program of the new release: itself, or in an image as docker save writes it")
   .meta({ id: 'NewEngine' });
 export type NewEngine = z.infer<typeof NewEngine>;
+
+const allowUnsigned = z
+  .boolean()
+  .default(false)
+  .describe('Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key');
 
 export const CreateDuUpgrade = z
   .strictObject({
@@ -50,13 +61,14 @@ export const CreateDuUpgrade = z
     engine: NewEngine.optional(),
     backupTarget: z.string().max(50).default('default'),
     backupId: z.uuid().optional().describe('Needed with finish'),
-    dryRun: z.boolean().default(false).describe('Only the preflight'),
+    dryRun: z.boolean().default(false).describe('Only the preflight, which runs nothing of the new release'),
+    allowUnsigned,
   })
   .refine((body) => (body.step === 'finish') === (body.backupId !== undefined), { path: ['backupId'], message: 'belongs to finish, and only there' })
   .meta({ id: 'CreateDuUpgrade' });
 export type CreateDuUpgrade = z.infer<typeof CreateDuUpgrade>;
 
-export const FinishDuUpgrade = z.strictObject({ engine: NewEngine.optional() }).meta({ id: 'FinishDuUpgrade' });
+export const FinishDuUpgrade = z.strictObject({ engine: NewEngine.optional(), allowUnsigned: allowUnsigned.optional() }).meta({ id: 'FinishDuUpgrade' });
 export type FinishDuUpgrade = z.infer<typeof FinishDuUpgrade>;
 
 export const UpgradeProblem = z
@@ -86,6 +98,7 @@ export const DuUpgrade = z
     phase: z.enum(duUpgradePhases),
     goal,
     dryRun: z.boolean(),
+    allowUnsigned: z.boolean(),
     problems: z.array(UpgradeProblem).nullable(),
     backupId: z.uuid().nullable(),
     report: DuUpgradeReport.nullable(),

@@ -1,4 +1,4 @@
-import { copyFile, open, readFile, rename, rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
 import {
@@ -14,11 +14,10 @@ import {
 import type { Restore } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { writeDurably } from '@airdock/adapters/oci-client/durable-file';
-import { digestOfFile } from '@airdock/adapters/oci-client/hash-pool';
-import { extractEngine } from '@airdock/adapters/registry-engine/engine-image';
+import { inspectEngine, installEngine } from '@airdock/adapters/registry-engine/engine-store';
 import { compareDuVersions, duCapabilities } from '@airdock/core/du-version';
 import { AppError, fromProblem, toProblem } from '@airdock/core/errors';
-import { digestHex } from '@airdock/core/oci/digest';
+import type { Digest } from '@airdock/core/oci/digest';
 import { allowedPath } from '@airdock/platform/allowed-path';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
@@ -76,14 +75,14 @@ export class DuUpgradeService {
     return { version: this.config.duVersion, ...duCapabilities(this.config.duVersion), upgradeId: open?.id ?? null };
   }
 
-  /** Throws `du_upgrade_running`, `bundle_path_forbidden`, `bundle_not_found`. */
-  async create(request: JobRequest, { toVersion, step, engine, backupTarget, backupId, dryRun }: CreateDuUpgrade): Promise<Job> {
+  /** Throws `du_upgrade_running`, `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
+  async create(request: JobRequest, { toVersion, step, engine: wanted, backupTarget, backupId, dryRun, allowUnsigned }: CreateDuUpgrade): Promise<Job> {
     const [open] = await this.open();
     if (open && !dryRun) throw new AppError('du_upgrade_running', { detail: `/v1/du/upgrades/${open.id} is at ${open.phase}`, upgradeId: open.id });
-    if (engine) await this.pathOf(engine);
+    const engine = wanted ? await this.found(wanted, dryRun) : null;
     const id = newId();
     const row: DuUpgradeEntity = {
-      ...{ id, fromVersion: this.config.duVersion, toVersion, target: backupTarget, engine: engine ?? null, dryRun, backupId: backupId ?? null },
+      ...{ id, fromVersion: this.config.duVersion, toVersion, target: backupTarget, engine, dryRun, backupId: backupId ?? null, allowUnsigned },
       phase: step === 'finish' ? 'prepared' : 'preflight',
       hasLostTables: step === 'finish',
       goal: step === 'prepare' ? 'prepared' : 'done',
@@ -103,12 +102,16 @@ export class DuUpgradeService {
   }
 
   /** Throws `du_upgrade_state` unless it is prepared, or stopped on its way from there. */
-  async finish(request: JobRequest, id: string, { engine }: FinishDuUpgrade): Promise<Job> {
-    if (engine) await this.pathOf(engine);
+  async finish(request: JobRequest, id: string, { engine: wanted, allowUnsigned }: FinishDuUpgrade): Promise<Job> {
+    const engine = wanted && (await this.found(wanted, false));
     const row = await getRow(this.upgrades, id);
     // Another engine has to be put in, also when one was already.
     const isPast = ['migrate', 'restore', 'compare', 'open'].includes(row.phase);
-    return this.goOn(request, row, { goal: 'done', ...(engine && { engine, ...(isPast && { phase: 'engine' as const }) }) });
+    return this.goOn(request, row, {
+      goal: 'done',
+      ...(allowUnsigned !== undefined && { allowUnsigned }),
+      ...(engine && { engine, ...(isPast && { phase: 'engine' as const }) }),
+    });
   }
 
   /** Throws `du_upgrade_state` when it has ended. */
@@ -287,8 +290,10 @@ export class DuUpgradeService {
       }
     if (row.engine) {
       try {
-        const path = await this.pathOf(row.engine);
-        if ('binary' in row.engine) add('engine', 'info', `the registry becomes ${await registryEngine(this.config, { engineBinary: path }).version()}`);
+        const { digest, version } = await inspectEngine(engineFile(row.engine), { folder: this.enginesDir, signal });
+        if (row.engine.digest !== undefined && row.engine.digest !== digest)
+          throw new AppError('du_engine_digest_wrong', { detail: `the program of the new engine has ${digest}, not ${row.engine.digest}` });
+        add('engine', 'info', `the registry becomes ${version ?? 'one of unknown version'}: ${digest}`);
       } catch (cause) {
         add('engine', 'failure', cause instanceof AppError ? (cause.details.detail ?? cause.message) : 'the engine cannot be read');
       }
@@ -353,7 +358,12 @@ export class DuUpgradeService {
 
   private async restoreJob(row: DuUpgradeEntity, options: object, signal: AbortSignal): Promise<Restore> {
     const client = this.clients.backup;
-    const { data: begun } = await createRestore({ client, body: { backupId: row.backupId ?? '', ...options }, signal, throwOnError: true });
+    const { data: begun } = await createRestore({
+      client,
+      body: { backupId: row.backupId ?? '', allowUnsigned: row.allowUnsigned, ...options },
+      signal,
+      throwOnError: true,
+    });
     assertSucceeded(await followJob(client, begun.id, signal));
     const { data } = await getRestore({ client, path: { id: begun.resource.split('/').at(-1) ?? '' }, signal, throwOnError: true });
     return data;
@@ -376,35 +386,26 @@ export class DuUpgradeService {
     }
   }
 
-  /** A copy of the program that nobody changes or removes. */
+  /** A copy of the program, checked before it runs for the first time, that nobody changes or removes. */
   private async installEngine(row: DuUpgradeEntity, engine: NewEngine, signal: AbortSignal): Promise<string> {
-    const path = await this.pathOf(engine);
-    const folder = join(this.config.dataDir, 'registry', 'engines');
-    const fresh = join(folder, `${row.id}.new`);
-    if ('image' in engine) await extractEngine(path, fresh, { workDir: join(folder, 'work'), signal });
-    else {
-      await writeDurably(join(folder, 'README'), Buffer.from('Registry programs that DU upgrades have brought, by upgrade.\n'));
-      await copyFile(path, fresh);
-    }
-    await registryEngine(this.config, { engineBinary: fresh }).version();
+    if (engine.digest === undefined) throw new AppError('du_engine_digest_missing', { detail: engineFile(engine).path });
     // Another program has another path: that is how the engine sees that it has to be started anew.
-    const installed = join(folder, `${row.id}-${digestHex(await digestOfFile(fresh)).slice(0, 12)}`);
-    const file = await open(fresh, 'r');
-    try {
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await rename(fresh, installed);
-    await rm(join(folder, 'work'), { recursive: true, force: true });
+    const installed = await installEngine(engineFile(engine), { folder: this.enginesDir, name: row.id, digest: engine.digest as Digest, signal });
+    await registryEngine(this.config, { engineBinary: installed }).version();
     return installed;
   }
 
-  private async pathOf(engine: NewEngine): Promise<string> {
-    const wanted = 'binary' in engine ? engine.binary : engine.image;
+  private get enginesDir(): string {
+    return join(this.config.dataDir, 'registry', 'engines');
+  }
+
+  /** With the real path of the file, which is looked for this once only. Throws `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
+  private async found(engine: NewEngine, dryRun: boolean): Promise<NewEngine> {
+    const { path: wanted } = engineFile(engine);
     const { path, refusal } = await allowedPath(this.config.bundleDirs, wanted);
     if (path === undefined) throw new AppError(refusal === 'missing' ? 'bundle_not_found' : 'bundle_path_forbidden', { detail: wanted });
-    return path;
+    if (engine.digest === undefined && !dryRun) throw new AppError('du_engine_digest_missing', { detail: wanted });
+    return 'binary' in engine ? { ...engine, binary: path } : { ...engine, image: path };
   }
 
   /** First the file, then the row: whichever is newer after a kill, the phase is begun again. */
@@ -421,6 +422,9 @@ export class DuUpgradeService {
     if (endedPhases.includes(phase)) await rm(this.stateFile, { force: true });
   }
 }
+
+const engineFile = (engine: NewEngine) =>
+  'binary' in engine ? ({ kind: 'program', path: engine.binary } as const) : ({ kind: 'image', path: engine.image } as const);
 
 /** What rolling back would fail with too: a key, a disk, a store that somebody has to bring. Then the job is retried. */
 const needsSomebody = (error: unknown): boolean =>

@@ -5,11 +5,13 @@ import { type Descriptor, maxManifestBytes } from '@airdock/core/oci/manifest';
 import { formatName } from '@airdock/core/oci/reference';
 import { describeImage, walkImage } from '../oci-client/image-graph.js';
 import type { ImageSource, SourceImage } from '../oci-client/image-source.js';
+import type { ReadOptions } from './backup-records.js';
 import type { SkippedReference } from './backup-registry.js';
 import type { BackupStore } from './backup-store.js';
+import type { RecordSignature } from './record-signature.js';
 
 /** What of a backup is opened. */
-export interface OpenBackupOptions {
+export interface OpenBackupOptions extends ReadOptions {
   /** Which names; default all. */
   filter?: ((name: { repository: string; tag: string }) => boolean) | undefined;
   signal?: AbortSignal | undefined;
@@ -17,6 +19,7 @@ export interface OpenBackupOptions {
 
 export interface BackupSource extends ImageSource {
   record: BackupRecord;
+  signature: RecordSignature;
   /** Names whose images cannot be restored, since something of them is missing or damaged in the store. */
   broken: SkippedReference[];
 }
@@ -24,10 +27,10 @@ export interface BackupSource extends ImageSource {
 /**
  * Opens a backup as an image source, so that `copyImages` restores it. The names of its images are `repository:tag`, or `repository@digest` without a tag. Checks the record, every manifest and
  * configuration by digest, and that every blob is there with its size; whoever moves the content verifies it. Throws `resource_not_found`,
- * `backup_corrupt` for its record, `backup_format_unsupported`, `backup_key_missing`, and the signal's reason.
+ * `backup_corrupt` for its record, `backup_format_unsupported`, `backup_key_missing`, what `readSigned` throws, and the signal's reason.
  */
-export async function openBackup(store: BackupStore, id: string, { filter = () => true, signal }: OpenBackupOptions = {}): Promise<BackupSource> {
-  const record = await store.readRecord(id);
+export async function openBackup(store: BackupStore, id: string, { filter = () => true, signal, ...reading }: OpenBackupOptions = {}): Promise<BackupSource> {
+  const { record, signature } = await store.readSigned(id, reading);
   const index = await store.index();
   const sizes = new Map(record.blobs.map(({ digest, size }) => [digest, size]));
   const read = (digest: Digest, maxBytes: number) => {
@@ -64,6 +67,7 @@ export async function openBackup(store: BackupStore, id: string, { filter = () =
   return {
     format: 'backup',
     record,
+    signature,
     broken,
     images: [...byRoot.values()],
     prepare: async ({ root }) => {

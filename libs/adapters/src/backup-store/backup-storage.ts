@@ -1,7 +1,13 @@
 import type { Readable } from 'node:stream';
+import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { PlaceOptions } from '../oci-client/blob-placer.js';
 import type { BlobReader } from '../oci-client/image-source.js';
+
+/** More than any store has; what a listing holds is in memory. */
+export const maxStoredFiles = 1_000_000;
+/** What a listing of more throws: `backup_store_unsafe`. */
+export const tooManyFiles = (location: string) => new AppError('backup_store_unsafe', { detail: `${location} has more than ${maxStoredFiles} files` });
 
 /** Names have `/` between their parts, e.g. `backups/ID.json`. */
 export interface StoredFile {

@@ -15,6 +15,7 @@ import { type BackupProgress, backupRegistry } from './backup-registry.js';
 import { openBackup } from './backup-source.js';
 import { type BackupBlob, BackupStore, type BackupStoreOptions } from './backup-store.js';
 import { FolderStorage } from './folder-storage.js';
+import { parsePublicKey, signingKeyOf } from './record-signature.js';
 
 const run = promisify(execFile);
 const base = { files: { 'bin/sh': 'shell' } };
@@ -351,14 +352,54 @@ describe('BackupStore', () => {
     for (const id of ['../one', 'a/b', '', '.', 'one.json']) await expect(store.readRecord(id)).rejects.toMatchObject({ code: 'resource_not_found' });
   });
 
-  it('accepts only records that are signed, when it has a key', async () => {
-    await store.writeRecord({ id: 'unsigned', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
-    const signed = await open(store.storage.location, { hmacKey: Buffer.from('00ff', 'hex') });
-    await expect(signed.readRecord('unsigned')).rejects.toMatchObject({ code: 'backup_corrupt' });
-    await signed.writeRecord({ id: 'signed', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
-    await expect(signed.readRecord('signed')).resolves.toMatchObject({ id: 'signed' });
-    const { stdout } = await run('openssl', ['dgst', '-sha256', '-mac', 'HMAC', '-macopt', 'hexkey:00ff', join(store.storage.location, 'backups/signed.json')]);
-    expect(stdout.trim().split(' ').at(-1)).toBe((await readFile(join(store.storage.location, 'backups/signed.json.hmac'), 'utf8')).trim());
+  it('reads only records that somebody known has signed, when it has keys', async () => {
+    const content = { createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] };
+    await store.writeRecord({ ...content, id: 'unsigned' });
+    const { location } = store.storage;
+    const [own, other] = [signingKeyOf(Buffer.alloc(32, 1)), signingKeyOf(Buffer.alloc(32, 2))];
+    const ours = await open(location, { signatures: { own, trusted: [] } });
+    const theirs = await open(location, { signatures: { own: other, trusted: [] } });
+    const friends = await open(location, { signatures: { own: other, trusted: [parsePublicKey(`${own.text} ours`)] } });
+    await ours.writeRecord({ ...content, id: 'signed' });
+    await expect(ours.readRecord('unsigned')).rejects.toMatchObject({ code: 'backup_unsigned' });
+    await expect(theirs.readRecord('signed')).rejects.toMatchObject({ code: 'backup_signer_unknown', details: { keyId: own.keyId } });
+    expect((await ours.readSigned('signed')).signature).toEqual({ state: 'own', keyId: own.keyId });
+    expect((await friends.readSigned('signed')).signature).toEqual({ state: 'trusted', keyId: own.keyId });
+    expect((await theirs.readSigned('signed', { allowUnsigned: true })).signature).toEqual({ state: 'unknown', keyId: own.keyId });
+    expect((await ours.readSigned('unsigned', { allowUnsigned: true })).signature).toEqual({ state: 'unsigned', keyId: null });
+
+    const file = join(location, 'backups/signed.json');
+    const changed = (await readFile(file, 'utf8')).replace('2024', '2025');
+    await writeFile(file, changed);
+    await writeFile(`${file}.sha256`, `${digestHex(digestOf(Buffer.from(changed)))}  signed.json\n`);
+    for (const reader of [ours, friends])
+      await expect(reader.readRecord('signed', { allowUnsigned: true })).rejects.toMatchObject({ code: 'backup_signature_wrong' });
+  });
+
+  it('signs so that openssl finds it right, with a key that ssh-keygen calls the same', async () => {
+    const own = signingKeyOf(Buffer.alloc(32, 7));
+    const signed = await open(store.storage.location, { signatures: { own, trusted: [] } });
+    await signed.writeRecord({ id: 'a', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
+    const file = join(store.storage.location, 'backups/a.json');
+    const [pem, signature, line] = ['key.pem', 'signature', 'key.pub'].map((name) => join(dir.path, name)) as [string, string, string];
+    await writeFile(pem, own.key.export({ format: 'pem', type: 'spki' }));
+    await writeFile(signature, Buffer.from((await readFile(`${file}.sig`, 'utf8')).split('\n')[2] ?? '', 'base64'));
+    await writeFile(line, own.text);
+    const { stdout } = await run('openssl', ['pkeyutl', '-verify', '-pubin', '-inkey', pem, '-rawin', '-in', file, '-sigfile', signature]);
+    expect(stdout).toContain('Signature Verified Successfully');
+    expect((await run('ssh-keygen', ['-lf', line])).stdout).toContain(own.keyId);
+  });
+
+  it('goes on to read what was signed with a shared secret', async () => {
+    const own = signingKeyOf(Buffer.alloc(32, 1));
+    await store.writeRecord({ id: 'old', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
+    const file = join(store.storage.location, 'backups/old.json');
+    const { stdout } = await run('openssl', ['dgst', '-sha256', '-mac', 'HMAC', '-macopt', 'hexkey:00ff', file]);
+    await writeFile(`${file}.hmac`, `${stdout.trim().split(' ').at(-1)}\n`);
+    const read = async (hmacKey?: Buffer) => (await open(store.storage.location, { signatures: { own, trusted: [] }, hmacKey })).readSigned('old');
+    expect((await read(Buffer.from('00ff', 'hex'))).signature).toEqual({ state: 'own', keyId: null });
+    await expect(read(Buffer.from('00fe', 'hex'))).rejects.toMatchObject({ code: 'backup_signature_wrong' });
+    await expect(read()).rejects.toMatchObject({ code: 'backup_unsigned' });
   });
 
   it('prunes only what no backup needs, and what killed writers left', async () => {

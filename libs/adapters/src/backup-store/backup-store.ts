@@ -2,22 +2,17 @@
  * A store for backups of the registry: content-addressed blobs, and one record per backup. It knows neither the registry nor schedules; `backupRegistry` fills it,
  * `openBackup` reads it as an image source. Format: docs/design/backup-format.md
  */
-import { createHmac, randomUUID, timingSafeEqual } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import {
-  type BackupContent,
-  type BackupRecord,
-  formatBackupRecord,
-  isBackupId,
-  maxBackupRecordBytes,
-  parseBackupRecord,
-} from '@airdock/core/oci/backup-record';
+import { type BackupContent, type BackupRecord, formatBackupRecord, maxBackupRecordBytes, parseBackupRecord } from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { createPooledDigest, digestOfFile, hashPieces } from '../oci-client/hash-pool.js';
 import type { BlobReader } from '../oci-client/image-source.js';
+import { BackupRecords, type ReadOptions, type RecordOptions, readAtMost, readSmall, recordName, signatureFiles } from './backup-records.js';
 import type { BackupStorage, StoredFile } from './backup-storage.js';
 import { decode, type Encoding, type EncryptionKeys, encode, isCompressible } from './blob-encoding.js';
+import { formatSignature, isTrusted } from './record-signature.js';
 import { type LockOptions, StoreLock } from './store-lock.js';
 
 const version = 'airdock-backup 1\n';
@@ -28,9 +23,7 @@ export interface BackupBlob {
   size: number;
 }
 
-export interface BackupStoreOptions {
-  /** Signs new records, and requires the signature of those that are read. Default: neither. */
-  hmacKey?: Uint8Array | undefined;
+export interface BackupStoreOptions extends RecordOptions {
   /** With recipients new blobs are encrypted. */
   keys?: EncryptionKeys | undefined;
   /** Whether new blobs that get smaller by it are compressed. Default true. */
@@ -53,9 +46,6 @@ export interface BlobOptions {
   /** Called with the number of plain bytes that were just read. */
   onBytes?: ((count: number) => void) | undefined;
 }
-
-/** What `listRecords` found under one id. */
-export type ListedRecord = { id: string; record: BackupRecord; error?: undefined } | { id: string; record?: undefined; error: AppError };
 
 interface StoredBlob {
   name: string;
@@ -87,13 +77,15 @@ const blobName = (digest: Digest, encoding: Encoding): string => {
 };
 
 /** Several processes may use one store at a time, when they hold a lock of it: `lock`. */
-export class BackupStore implements AsyncDisposable {
+export class BackupStore extends BackupRecords implements AsyncDisposable {
   private constructor(
-    readonly storage: BackupStorage,
+    storage: BackupStorage,
     /** Of this store, wherever it is carried. */
     readonly id: string,
     private readonly options: BackupStoreOptions,
-  ) {}
+  ) {
+    super(storage, options);
+  }
 
   /**
    * Opens a store; empty storage becomes one. Throws `backup_format_unsupported` for storage with other content, and for a store of a later version, and
@@ -195,7 +187,7 @@ export class BackupStore implements AsyncDisposable {
   /** Reads a blob to its end. Throws `backup_incomplete` when it is missing, `backup_corrupt` when it is damaged, `backup_key_missing`. */
   async verifyBlob(index: BlobIndex, blob: BackupBlob, { signal, onBytes }: BlobOptions = {}): Promise<void> {
     const { file, open } = this.openBlob(index, blob);
-    const actual = file ? await digestOfFile(file.path, { signal, onBytes }) : await digestOfStream(open(), { signal, onBytes });
+    const actual = file ? await digestOfFile(file.path, { signal, onBytes }) : await digestOfStream(atMost(open(), blob), { signal, onBytes });
     if (actual !== blob.digest) throw corruptBlob(blob.digest, `the digest ${actual}`);
   }
 
@@ -212,9 +204,13 @@ export class BackupStore implements AsyncDisposable {
    * one under the same id is refused with `resource_exists`. `index`: younger than the lock which is held, with what was stored
    * through it; without a lock that is still held nobody knows what is there.
    */
-  async writeRecord(content: BackupContent, { index: known, lock }: { index?: BlobIndex; lock?: StoreLock | undefined } = {}): Promise<BackupRecord> {
+  async writeRecord(
+    content: BackupContent,
+    { index: known, lock, isSigned = true }: { index?: BlobIndex; lock?: StoreLock | undefined; isSigned?: boolean } = {},
+  ): Promise<BackupRecord> {
     const name = recordName(content.id);
-    const bytes = formatBackupRecord(content);
+    const signing = isSigned ? this.options.signatures?.own : undefined;
+    const bytes = formatBackupRecord(content, signing ? 2 : 1);
     const record = parseBackupRecord(bytes, content.id);
     const index = known ?? (await this.index());
     for (const blob of record.blobs) if (!index.has(blob)) throw incomplete(blob);
@@ -222,62 +218,20 @@ export class BackupStore implements AsyncDisposable {
     if (existing?.equals(bytes)) return record;
     if (existing) throw new AppError('resource_exists', { detail: `there is a backup ${content.id}` });
     lock?.assertHeld();
-    if (this.options.hmacKey) await this.storage.write(`${name}.hmac`, Buffer.from(`${sign(bytes, this.options.hmacKey)}\n`));
+    // What lies there is of a record that was removed.
+    if (signing) await this.storage.write(`${name}.sig`, formatSignature(signing, bytes));
+    else await this.storage.remove(`${name}.sig`);
     await this.storage.write(`${name}.sha256`, Buffer.from(`${digestHex(digestOf(bytes))}  ${content.id}.json\n`));
     await this.storage.write(name, bytes);
     return record;
   }
 
-  /** Throws `resource_not_found`, `backup_corrupt`, `backup_format_unsupported`. Blobs are not looked at. */
-  async readRecord(id: string): Promise<BackupRecord> {
-    const name = recordName(id);
-    const corrupt = (detail: string) => new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
-    const file = await this.storage.stat(name);
-    if (!file) throw new AppError('resource_not_found', { detail: `the store has no backup ${id}` });
-    if (file.size > maxBackupRecordBytes) throw corrupt(`has ${file.size} bytes`);
-    const bytes = await readAtMost(this.storage.read(name), maxBackupRecordBytes);
-    const checksum = (await readSmall(this.storage, `${name}.sha256`, 1024))?.toString('utf8').slice(0, 64);
-    if (checksum !== digestHex(digestOf(bytes))) throw corrupt('does not have its checksum');
-    if (this.options.hmacKey) {
-      const signature = (await readSmall(this.storage, `${name}.hmac`, 1024))?.toString('utf8').trim() ?? '';
-      const expected = sign(bytes, this.options.hmacKey);
-      if (signature.length !== expected.length || !timingSafeEqual(Buffer.from(signature), Buffer.from(expected))) throw corrupt('is not signed with the key');
-    }
-    return parseBackupRecord(bytes, id);
-  }
-
-  /** The ids of all backups, in order. */
-  async listIds(): Promise<string[]> {
-    const ids: string[] = [];
-    for await (const { name } of this.storage.list('backups')) {
-      const [, id] = /^backups\/([^/]+)\.json$/.exec(name) ?? [];
-      if (id && isBackupId(id)) ids.push(id);
-    }
-    return ids.sort();
-  }
-
-  /** All backups by id; one that cannot be read does not hide the others. */
-  async listRecords(): Promise<ListedRecord[]> {
-    const records: ListedRecord[] = [];
-    for (const id of await this.listIds()) {
-      try {
-        records.push({ id, record: await this.readRecord(id) });
-      } catch (error) {
-        // One that was deleted meanwhile is none.
-        if (!(await this.storage.stat(recordName(id)))) continue;
-        if (!(error instanceof AppError) || error.family === 'unavailable') throw error;
-        records.push({ id, error });
-      }
-    }
-    return records;
-  }
-
   /** The files that are a store with this backup alone, its record first, and the bytes of all. Throws `backup_incomplete` when a blob is missing. */
   async filesOf(id: string): Promise<StoredFile[]> {
-    const record = await this.readRecord(id);
+    const record = await this.readRecord(id, { allowUnsigned: true });
     const index = await this.index();
     const name = recordName(id);
-    const names = ['VERSION', 'ID', name, `${name}.sha256`, `${name}.hmac`];
+    const names = ['VERSION', 'ID', name, `${name}.sha256`, ...signatureFiles.map((suffix) => `${name}${suffix}`)];
     for (const blob of record.blobs) {
       const stored = index.find(blob);
       if (!stored) throw incomplete(blob);
@@ -287,14 +241,14 @@ export class BackupStore implements AsyncDisposable {
     for (const each of names) {
       const file = await this.storage.stat(each);
       if (file) files.push(file);
-      else if (!each.endsWith('.hmac')) throw new AppError('backup_incomplete', { detail: `${each} is missing` });
+      else if (!signatureFiles.some((suffix) => each.endsWith(suffix))) throw new AppError('backup_incomplete', { detail: `${each} is missing` });
     }
     return files;
   }
 
   /** Takes a backup over from another store, blob by blob, verified. Idempotent. Throws `backup_corrupt`, `backup_incomplete`. */
-  async copyFrom(other: BackupStore, id: string, lock: StoreLock, options: BlobOptions = {}): Promise<BackupRecord> {
-    const record = await other.readRecord(id);
+  async copyFrom(other: BackupStore, id: string, lock: StoreLock, options: BlobOptions & ReadOptions = {}): Promise<BackupRecord> {
+    const { record, signature } = await other.readSigned(id, options);
     const [from, to] = [await other.index(), await this.index()];
     for (const blob of record.blobs) {
       options.signal?.throwIfAborted();
@@ -304,28 +258,10 @@ export class BackupStore implements AsyncDisposable {
       });
     }
     // It is the newest here, however many the other store had.
-    const own = await this.readRecord(id).catch(() => undefined);
-    return own ?? this.writeRecord({ ...record, sequence: await this.nextSequence() }, { lock });
-  }
-
-  /** For the next backup. Two that end at once may get the same. */
-  async nextSequence(): Promise<number> {
-    const sequences = await Promise.all(
-      (await this.listIds()).map(async (id) => {
-        // It is among the first lines.
-        const start = await readStart(this.storage, recordName(id), 2048);
-        return Number(/"sequence": (\d+)/.exec(start)?.[1] ?? 0);
-      }),
-    );
-    return Math.max(0, ...sequences) + 1;
-  }
-
-  /** Removes a backup, not its blobs. False when there is none. */
-  async deleteRecord(id: string): Promise<boolean> {
-    const name = recordName(id);
-    const existed = (await this.storage.stat(name)) !== undefined;
-    for (const suffix of ['', '.sha256', '.hmac']) await this.storage.remove(`${name}${suffix}`);
-    return existed;
+    const own = await this.readRecord(id, options).catch(() => undefined);
+    // Signed by this site from here on, as far as somebody known has signed it; whose it was stays written in it.
+    const importedFrom = signature.state === 'trusted' ? (signature.keyId ?? undefined) : record.importedFrom;
+    return own ?? this.writeRecord({ ...record, importedFrom, sequence: await this.nextSequence() }, { lock, isSigned: isTrusted(signature) });
   }
 
   /**
@@ -334,7 +270,7 @@ export class BackupStore implements AsyncDisposable {
    */
   async findUnneeded(without: ReadonlySet<string> = new Set()): Promise<StoredBlob[]> {
     const needed = new Set<Digest>();
-    for (const { id, record, error } of await this.listRecords()) {
+    for (const { id, record, error } of await this.listRecords({ allowUnsigned: true })) {
       if (error) throw error;
       if (!without.has(id)) for (const { digest } of record.blobs) needed.add(digest);
     }
@@ -365,54 +301,24 @@ export interface Pruned {
   bytes: number;
 }
 
-function recordName(id: string): string {
-  if (!isBackupId(id)) throw new AppError('resource_not_found', { detail: 'this is no backup id' });
-  return `backups/${id}.json`;
-}
-
-const sign = (bytes: Uint8Array, key: Uint8Array): string => createHmac('sha256', key).update(bytes).digest('hex');
-
 const incomplete = ({ digest, size }: { digest: Digest; size?: number }, found?: number) =>
   new AppError('backup_incomplete', { detail: `blob ${digest} ${found === undefined ? 'is missing' : `has ${found} bytes instead of ${size}`}`, digest });
 const corruptBlob = (digest: Digest, found: string) => new AppError('backup_corrupt', { detail: `blob ${digest} has ${found}`, digest });
 
-/** A small file; undefined when it is not there. */
-async function readSmall(storage: BackupStorage, name: string, maxBytes: number): Promise<Buffer | undefined> {
-  return (await storage.stat(name)) && readAtMost(storage.read(name), maxBytes);
-}
-
-/** The first bytes of a file, at least so many where it has them; empty when it is not there any more. */
-async function readStart(storage: BackupStorage, name: string, bytes: number): Promise<string> {
-  const content = storage.read(name);
-  const chunks: Buffer[] = [];
-  try {
-    for await (const chunk of content) {
-      chunks.push(chunk as Buffer);
-      if (Buffer.concat(chunks).byteLength >= bytes) break;
-    }
-  } catch (error) {
-    if (await storage.stat(name)) throw error;
-  } finally {
-    content.destroy();
+/** What was compressed may go on for ever. */
+async function* atMost(content: Readable, { digest, size }: BackupBlob): AsyncGenerator<Buffer> {
+  let bytes = 0;
+  for await (const chunk of content as AsyncIterable<Buffer>) {
+    bytes += chunk.byteLength;
+    if (bytes > size) throw corruptBlob(digest, `more than ${size} bytes`);
+    yield chunk;
   }
-  return Buffer.concat(chunks).toString('utf8');
 }
 
-async function readAtMost(content: Readable, maxBytes: number): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of content) {
-    size += (chunk as Buffer).byteLength;
-    if (size > maxBytes) throw new AppError('backup_corrupt', { detail: `a file of the store has more than ${maxBytes} bytes` });
-    chunks.push(chunk as Buffer);
-  }
-  return Buffer.concat(chunks);
-}
-
-async function digestOfStream(content: Readable, options: BlobOptions): Promise<Digest> {
+async function digestOfStream(content: AsyncIterable<Buffer>, options: BlobOptions): Promise<Digest> {
   const digest = createPooledDigest();
   const look = hashPieces(digest, options);
-  for await (const chunk of content) await look(chunk as Buffer);
+  for await (const chunk of content) await look(chunk);
   return digest.value();
 }
 

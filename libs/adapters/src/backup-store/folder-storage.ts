@@ -1,12 +1,14 @@
 import { randomUUID } from 'node:crypto';
-import { createReadStream, type Dirent } from 'node:fs';
-import { mkdir, readdir, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import type { Dirent } from 'node:fs';
+import { lstat, mkdir, readdir, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
+import pLimit, { type LimitFunction } from 'p-limit';
+import { readRegularFile } from '../files/regular-file.js';
 import { BlobPlacer } from '../oci-client/blob-placer.js';
 import { freeBytesOf, syncFolder, writeDurably } from '../oci-client/durable-file.js';
-import type { BackupStorage, StoredFile, WriteOptions } from './backup-storage.js';
+import { type BackupStorage, maxStoredFiles, type StoredFile, tooManyFiles, type WriteOptions } from './backup-storage.js';
 
 const codeOf = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : '');
 
@@ -16,8 +18,15 @@ const awayCodes = new Set(['EIO', 'ENODEV', 'ENXIO', 'ESTALE', 'ENOTCONN', 'EHOS
 /** Of files that are locks in a moment. */
 const lockPrefix = 'lock.';
 const sweepAgeMs = 60_000;
+/** Below the store; its own are three deep. */
+const maxFolders = 10;
+/** Of one process at a time: each waits for the disk. */
+const statsAtOnce = 64;
 
-/** A folder of this machine, or on NFS. */
+/**
+ * A folder of this machine, on a disk that was carried in, or on NFS. Whoever wrote it may have put links, pipes and devices there: nothing is read, written or
+ * removed through them, `backup_store_unsafe`.
+ */
 export class FolderStorage implements BackupStorage {
   readonly #placer: BlobPlacer;
   readonly #tmp: string;
@@ -42,19 +51,22 @@ export class FolderStorage implements BackupStorage {
   }
 
   async *list(folder: string): AsyncIterable<StoredFile> {
-    yield* await this.#list(folder);
+    await this.#assertPlain(`${folder}/`);
+    const found: StoredFile[] = [];
+    await this.#list(folder, found, pLimit(statsAtOnce), 0);
+    yield* found;
     await this.#assertSame();
   }
 
-  async #list(folder: string): Promise<StoredFile[]> {
-    const found = await Promise.all(
-      (await this.#entries(folder)).map(async (entry) => {
-        const name = folder === '' ? entry.name : `${folder}/${entry.name}`;
-        if (entry.isDirectory()) return this.#list(name);
-        return (entry.isFile() && (await this.stat(name))) || [];
-      }),
-    );
-    return found.flat();
+  /** Links, pipes and devices are none of a store's files. */
+  async #list(folder: string, found: StoredFile[], limit: LimitFunction, depth: number): Promise<void> {
+    if (depth > maxFolders) throw unsafe(folder, 'lies too deep');
+    const entries = await this.#entries(folder);
+    if (found.length + entries.length > maxStoredFiles) throw tooManyFiles(this.location);
+    const nameOf = (entry: Dirent) => (folder === '' ? entry.name : `${folder}/${entry.name}`);
+    const files = entries.filter((entry) => entry.isFile()).map((entry) => limit(async () => this.#stat(nameOf(entry))));
+    for (const file of await Promise.all(files)) if (file) found.push(file);
+    for (const entry of entries) if (entry.isDirectory()) await this.#list(nameOf(entry), found, limit, depth + 1);
   }
 
   async #entries(folder: string): Promise<Dirent[]> {
@@ -67,22 +79,42 @@ export class FolderStorage implements BackupStorage {
   }
 
   async stat(name: string): Promise<StoredFile | undefined> {
+    await this.#assertPlain(name);
+    return this.#stat(name);
+  }
+
+  async #stat(name: string): Promise<StoredFile | undefined> {
     try {
-      const { size, mtimeMs } = await stat(join(this.location, name));
-      return { name, size, modifiedAt: mtimeMs };
+      const status = await lstat(join(this.location, name));
+      if (!status.isFile()) throw unsafe(name, 'is a link, a pipe, a device or a folder');
+      return { name, size: status.size, modifiedAt: status.mtimeMs };
     } catch (error) {
       if (codeOf(error) === 'ENOENT') return undefined;
       throw away(this.location, error);
     }
   }
 
+  /** Every folder on the way to a name is one, as far as they are there. */
+  async #assertPlain(name: string): Promise<void> {
+    const folders = name.split('/').slice(0, -1).filter(Boolean);
+    for (let count = 1; count <= folders.length; count++) {
+      const folder = folders.slice(0, count).join('/');
+      const status = await lstat(join(this.location, folder)).catch((error: unknown) => {
+        if (codeOf(error) === 'ENOENT') return undefined;
+        throw away(this.location, error);
+      });
+      if (!status) return;
+      if (!status.isDirectory()) throw unsafe(folder, 'is no folder, but something else or a link');
+    }
+  }
+
   read(name: string, { start }: { start: number } = { start: 0 }): Readable {
-    const file = createReadStream(join(this.location, name), { start, highWaterMark: 1024 * 1024 });
+    const file = readRegularFile(join(this.location, name), { inside: this.location, code: 'backup_store_unsafe', start });
     const explain = async (error: unknown) => away(this.location, awayCodes.has(codeOf(error)) || (await this.#isSame()) ? error : undefined);
     return Readable.from(
       (async function* () {
         try {
-          for await (const chunk of file) yield chunk as Buffer;
+          yield* file;
         } catch (error) {
           throw await explain(error);
         }
@@ -123,6 +155,7 @@ export class FolderStorage implements BackupStorage {
 
   move(from: string, to: string): Promise<void> {
     return this.#writing(to, async () => {
+      await this.#assertPlain(from);
       await mkdir(dirname(join(this.location, to)), { recursive: true });
       await rename(join(this.location, from), join(this.location, to));
       await syncFolder(dirname(join(this.location, to)));
@@ -155,6 +188,7 @@ export class FolderStorage implements BackupStorage {
   async #writing<T>(name: string, work: () => Promise<T>): Promise<T> {
     try {
       await this.#assertSame();
+      for (const each of [name, 'tmp/']) await this.#assertPlain(each);
       const result = await work();
       await this.#assertSame();
       return result;
@@ -181,6 +215,8 @@ export class FolderStorage implements BackupStorage {
 }
 
 type DropFirst<T extends unknown[]> = T extends [unknown, ...infer Rest] ? Rest : never;
+
+const unsafe = (name: string, what: string) => new AppError('backup_store_unsafe', { detail: `${name.slice(0, 200)} ${what}` });
 
 async function identify(path: string): Promise<string> {
   const { dev, ino } = await stat(path);

@@ -13,7 +13,7 @@ import {
   S3ServiceException,
 } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
-import type { BackupStorage, StoredFile, WriteOptions } from './backup-storage.js';
+import { type BackupStorage, maxStoredFiles, type StoredFile, tooManyFiles, type WriteOptions } from './backup-storage.js';
 
 export interface S3StorageOptions {
   endpoint: string;
@@ -52,10 +52,14 @@ export class S3Storage implements BackupStorage {
   async *list(folder: string): AsyncIterable<StoredFile> {
     const { bucket, prefix } = this.options;
     const pages = paginateListObjectsV2({ client: this.#client }, { Bucket: bucket, Prefix: `${prefix}${folder === '' ? '' : `${folder}/`}` });
+    let count = 0;
     try {
-      for await (const { Contents = [] } of pages)
+      for await (const { Contents = [] } of pages) {
+        count += Contents.length;
+        if (count > maxStoredFiles) throw tooManyFiles(this.location);
         for (const { Key = '', Size = 0, LastModified } of Contents)
           yield { name: Key.slice(prefix.length), size: Size, modifiedAt: LastModified?.getTime() ?? 0 };
+      }
     } catch (error) {
       throw this.#away(error);
     }

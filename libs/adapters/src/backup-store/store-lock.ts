@@ -106,8 +106,15 @@ export class StoreLock implements AsyncDisposable {
   }
 
   async #isOurs(): Promise<boolean> {
+    // Whatever is longer is another's; how long that is is nobody's business.
+    if ((await this.storage.stat(this.name))?.size !== this.content.byteLength) return false;
     const chunks: Buffer[] = [];
-    for await (const chunk of this.storage.read(this.name)) chunks.push(chunk as Buffer);
+    let left = this.content.byteLength;
+    for await (const chunk of this.storage.read(this.name)) {
+      left -= (chunk as Buffer).byteLength;
+      if (left < 0) return false;
+      chunks.push(chunk as Buffer);
+    }
     return Buffer.concat(chunks).equals(this.content);
   }
 
@@ -137,7 +144,8 @@ async function findOthers(storage: BackupStorage, own: string, kind: LockKind, {
     const sighting = seen.get(name);
     if (sighting?.modifiedAt !== modifiedAt) seen.set(name, { modifiedAt, since: performance.now() });
     const isUnmoved = sighting?.modifiedAt === modifiedAt && performance.now() - sighting.since > watchMs;
-    if (now - modifiedAt > staleMs && isUnmoved) await storage.remove(name);
+    // From the future: of a clock that was wrong, or of somebody who wants everybody to wait.
+    if (Math.abs(now - modifiedAt) > staleMs && isUnmoved) await storage.remove(name);
     else if (kind === 'exclusive' || name.startsWith('locks/exclusive-')) others.push(name);
   }
   return others;

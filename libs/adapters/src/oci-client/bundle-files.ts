@@ -1,14 +1,12 @@
-import { constants } from 'node:fs';
-import { lstat, open, readdir, realpath } from 'node:fs/promises';
+import { lstat, readdir, realpath } from 'node:fs/promises';
 import { join, sep } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
+import { identityOf, readRegularFile } from '../files/regular-file.js';
 import type { BlobReader } from './image-source.js';
 import { JoinedFile } from './joined-file.js';
 import { indexTar } from './tar-index.js';
-
-const chunkBytes = 1024 * 1024;
 
 /** The files of a bundle, in a tar or in a folder, read where they lie. */
 export interface BundleFiles {
@@ -19,6 +17,9 @@ export interface BundleFiles {
   /** False when a tar was cut between two members: what is missing is missing for that reason. */
   complete: boolean;
 }
+
+/** As many as a tar may have. */
+const maxNames = 100_000;
 
 export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
 
@@ -50,7 +51,11 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
   const root = await realpath(path);
   return {
     complete: true,
-    names: () => readdir(root),
+    async names() {
+      const names = await readdir(root);
+      if (names.length > maxNames) throw new AppError('bundle_too_large', { detail: `the folder has ${names.length} files` });
+      return names;
+    },
     async find(name) {
       const full = join(root, name);
       const status = await lstat(full).catch(() => undefined);
@@ -61,25 +66,9 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
       return {
         size: status.size,
         file: { path: full, offset: 0 },
+        // Reads no more than was promised when the file grows meanwhile; the digest tells the rest.
         open: ({ start } = { start: 0 }) =>
-          Readable.from(
-            (async function* () {
-              const file = await open(full, constants.O_RDONLY | constants.O_NOFOLLOW);
-              // Reads no more than was promised when the file grows meanwhile; the digest tells the rest.
-              const left = Math.max(0, status.size - start);
-              if (left > chunkBytes) {
-                yield* file.createReadStream({ start, end: status.size - 1, highWaterMark: chunkBytes });
-                return;
-              }
-              try {
-                const { buffer, bytesRead } = await file.read(Buffer.allocUnsafe(left), 0, left, start);
-                if (bytesRead > 0) yield buffer.subarray(0, bytesRead);
-              } finally {
-                await file.close();
-              }
-            })(),
-            { objectMode: false },
-          ),
+          Readable.from(readRegularFile(full, { inside: root, identity: identityOf(status), start, end: status.size }), { objectMode: false }),
       };
     },
   };
@@ -90,7 +79,12 @@ export async function readSmall(name: string, reader: BlobReader, maxBytes: numb
   if (reader.size > maxBytes)
     throw new AppError('bundle_too_large', { detail: `${name} has ${reader.size} bytes; at most ${maxBytes} are read`, member: name });
   const chunks: Buffer[] = [];
-  for await (const chunk of reader.open()) chunks.push(chunk as Buffer);
+  let bytes = 0;
+  for await (const chunk of reader.open()) {
+    bytes += (chunk as Buffer).byteLength;
+    if (bytes > maxBytes) throw new AppError('bundle_too_large', { detail: `${name} has more than ${maxBytes} bytes`, member: name });
+    chunks.push(chunk as Buffer);
+  }
   return Buffer.concat(chunks);
 }
 

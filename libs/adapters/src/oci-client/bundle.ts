@@ -93,14 +93,20 @@ async function openImages(files: BundleFiles, layout: 'oci-archive' | 'oci-layou
   return undefined;
 }
 
-const listName = /^(?:[^/]+\/){0,2}[\w.-]*images?[\w.-]*\.(?:txt|list)$/i;
+const maxListFolders = 2;
+/** By parts: one expression for all would try every place of `image` in a name that somebody made of nothing else. */
+function isListName(path: string): boolean {
+  const folders = path.split('/');
+  const name = folders.pop() ?? '';
+  return folders.length <= maxListFolders && /\.(?:txt|list)$/i.test(name) && /^[\w.-]+$/.test(name) && /image/i.test(name.slice(0, name.lastIndexOf('.')));
+}
 const maxListBytes = 1024 * 1024;
 const maxLists = 100;
 
 /** Text files with a reference on each line, as release folders have them; `#` begins a comment. Any other text is no list. */
 async function readLists(files: BundleFiles): Promise<ImageList[]> {
   const lists: ImageList[] = [];
-  for (const name of (await files.names()).filter((found) => listName.test(found)).slice(0, maxLists)) {
+  for (const name of (await files.names()).filter(isListName).slice(0, maxLists)) {
     const reader = await files.find(name);
     if (!reader || reader.size > maxListBytes) continue;
     const lines = (await readSmall(name, reader, maxListBytes)).toString('utf8').split('\n');

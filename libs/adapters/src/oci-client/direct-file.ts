@@ -44,7 +44,7 @@ export class DirectFile {
     const pieces: Buffer[] = [];
     const isNew = flags !== 0;
     try {
-      const handle = await open(path, constants.O_RDWR | flags | constants.O_DIRECT, 0o644);
+      const handle = await open(path, constants.O_RDWR | constants.O_NOFOLLOW | flags | constants.O_DIRECT, 0o644);
       while (pieces.length < 2) {
         const piece = await alignedMemory(handle, isNew ? 'write' : 'read');
         if (!piece) break;
@@ -56,7 +56,7 @@ export class DirectFile {
       if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
     }
     // A new file was made before the file system refused the flag.
-    const handle = await open(path, constants.O_WRONLY | (isNew ? constants.O_CREAT | constants.O_TRUNC : 0), 0o644);
+    const handle = await open(path, constants.O_WRONLY | constants.O_NOFOLLOW | (isNew ? constants.O_CREAT | constants.O_TRUNC : 0), 0o644);
     return new DirectFile(path, handle, toPieces([ordinaryMemory(), ordinaryMemory()]), false, position);
   }
 
@@ -133,7 +133,7 @@ export class DirectFile {
         if (!this.isDirect || (error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
         // Memory or length do not suit this disk.
         await this.handle.close();
-        this.handle = await open(this.path, constants.O_WRONLY);
+        this.handle = await open(this.path, constants.O_WRONLY | constants.O_NOFOLLOW);
         this.isDirect = false;
       }
     }

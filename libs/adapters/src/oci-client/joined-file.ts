@@ -1,15 +1,16 @@
-import { createReadStream } from 'node:fs';
-import { type FileHandle, open, readdir, readFile, stat } from 'node:fs/promises';
+import { type FileHandle, readdir } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
+import { identityOf, openRegularFile, readRegularFile, statRegularFile } from '../files/regular-file.js';
 
-const chunkBytes = 1024 * 1024;
 const maxParts = 10_000;
+const maxHeaderBytes = 4096;
 
 interface Part {
   path: string;
   handle: FileHandle;
+  identity: string;
   /** Where it begins in the whole, bytes. */
   start: number;
   size: number;
@@ -23,16 +24,15 @@ export class JoinedFile implements AsyncDisposable {
     readonly size: number,
   ) {}
 
+  /** Throws `bundle_unsafe` for a part that is no regular file of its folder. */
   static async open(paths: readonly string[]): Promise<JoinedFile> {
     const parts: Part[] = [];
     let start = 0;
     try {
       for (const path of paths) {
-        const handle = await open(path, 'r');
-        const part = { path, handle, start, size: 0 };
-        parts.push(part);
-        part.size = (await handle.stat()).size;
-        start += part.size;
+        const { handle, status } = await openRegularFile(path);
+        parts.push({ path, handle, identity: identityOf(status), start, size: status.size });
+        start += status.size;
       }
       return new JoinedFile(parts, start);
     } catch (error) {
@@ -51,16 +51,11 @@ export class JoinedFile implements AsyncDisposable {
   /** `size` bytes from `position` on. The file may be closed meanwhile; the caller destroys the stream. */
   stream(position: number, size: number): Readable {
     const pieces = this.parts
-      .map((part) => ({ path: part.path, from: Math.max(position - part.start, 0), to: Math.min(position + size - part.start, part.size) }))
+      .map((part) => ({ ...part, from: Math.max(position - part.start, 0), to: Math.min(position + size - part.start, part.size) }))
       .filter(({ from, to }) => from < to);
-    const [first] = pieces;
-    if (!first) return Readable.from([], { objectMode: false });
-    // `end` is inclusive.
-    const open = ({ path, from, to }: (typeof pieces)[number]) => createReadStream(path, { start: from, end: to - 1, highWaterMark: chunkBytes });
-    if (pieces.length === 1) return open(first);
     return Readable.from(
       (async function* () {
-        for (const piece of pieces) yield* open(piece);
+        for (const { path, identity, from, to } of pieces) yield* readRegularFile(path, { identity, start: from, end: to });
       })(),
       { objectMode: false },
     );
@@ -123,7 +118,7 @@ async function checkHeader(paths: string[]): Promise<string[]> {
   const [first = '', ...rest] = paths;
   const header = await readHeader(first);
   if (!header) return paths;
-  const bytes = (await Promise.all(rest.map((path) => stat(path)))).reduce((sum, { size }) => sum + size, 0);
+  const bytes = (await Promise.all(rest.map((path) => statRegularFile(path)))).reduce((sum, { size }) => sum + size, 0);
   if (rest.length !== header.count || bytes !== header.bytes)
     throw new AppError('bundle_truncated', {
       detail: `there are ${rest.length} parts with ${bytes} bytes, and should be ${header.count} with ${header.bytes}`,
@@ -132,9 +127,11 @@ async function checkHeader(paths: string[]): Promise<string[]> {
 }
 
 async function readHeader(path: string): Promise<{ count: number; bytes: number } | undefined> {
-  if ((await stat(path)).size > 4096) return undefined;
+  if ((await statRegularFile(path)).size > maxHeaderBytes) return undefined;
+  const chunks: Buffer[] = [];
+  for await (const chunk of readRegularFile(path, { end: maxHeaderBytes })) chunks.push(chunk);
   try {
-    const { count, bytes } = JSON.parse(await readFile(path, 'utf8')) as { count?: unknown; bytes?: unknown };
+    const { count, bytes } = JSON.parse(Buffer.concat(chunks).toString('utf8')) as { count?: unknown; bytes?: unknown };
     return typeof count === 'number' && typeof bytes === 'number' ? { count, bytes } : undefined;
   } catch {
     // No header: a part of content.

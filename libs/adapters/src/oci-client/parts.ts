@@ -5,7 +5,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
-import { readdir, rename, rm, stat, utimes } from 'node:fs/promises';
+import { lstat, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
 import { join } from 'node:path';
 
 const abandonedMs = 60 * 60 * 1000;
@@ -71,6 +71,9 @@ export async function takePart(folder: string, subject: string): Promise<string 
   for (const name of await readdir(folder).catch(() => [])) {
     const part = parsePart(name);
     if (part?.subject !== subject || ownerState(part.owner) !== 'dead') continue;
+    // Of a folder that others can write to: a link would be written through.
+    const status = await lstat(join(folder, name)).catch(() => undefined);
+    if (!status || status.isSymbolicLink()) continue;
     const path = partPath(folder, subject, owner.name, part.id);
     try {
       await rename(join(folder, name), path);

@@ -1,5 +1,6 @@
 import { constants } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
+import { openRegularFile } from '../files/regular-file.js';
 import { alignedMemory, blockBytes, giveBack, ordinaryMemory, type Piece, pieceBytes, settledLater, toPieces } from './piece-memory.js';
 
 /** Direct reads begin at multiples of this; members of tars do. */
@@ -37,11 +38,10 @@ export class SourceFile {
 
   /** `isAligned` says that the memory it will be read to suits direct reads. */
   static async open({ path, offset, isCached }: FileSpan, { isAligned = true } = {}): Promise<SourceFile> {
-    const flags = constants.O_RDONLY | constants.O_NOFOLLOW;
-    const buffered = await open(path, flags);
+    const { handle: buffered } = await openRegularFile(path);
     if (isCached || !isAligned || offset % sectorBytes > 0) return new SourceFile(buffered, undefined);
     try {
-      return new SourceFile(buffered, await open(path, flags | constants.O_DIRECT));
+      return new SourceFile(buffered, (await openRegularFile(path, { flags: constants.O_DIRECT })).handle);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'EINVAL') return new SourceFile(buffered, undefined);
       await buffered.close();

@@ -1,5 +1,5 @@
 import { createWriteStream } from 'node:fs';
-import { chmod, mkdir, rename, rm } from 'node:fs/promises';
+import { mkdir, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
@@ -14,7 +14,7 @@ const maxProgramBytes = 512 * 1024 * 1024;
 const architectures: Record<string, string> = { x64: 'amd64', arm64: 'arm64' };
 
 /**
- * Takes the registry's program out of an image in a file, such as `docker save registry:2` writes, for this machine's architecture. Throws what `openBundle` throws, and
+ * Takes the registry's program, which cannot be run yet, out of an image in a file, such as `docker save registry:2` writes, for this machine's architecture. Throws what `openBundle` throws, and
  * `registry_engine_missing` when the image has no such program.
  */
 export async function extractEngine(imageFile: string, target: string, { workDir, signal }: { workDir: string; signal?: AbortSignal }): Promise<void> {
@@ -32,7 +32,6 @@ export async function extractEngine(imageFile: string, target: string, { workDir
       const content = (await source.blob(layer)).open();
       const decompress = /gzip/.test(layer.mediaType) ? [createGunzip()] : /zstd/.test(layer.mediaType) ? [createZstdDecompress()] : [];
       if (await extractProgram(content, decompress, part, signal)) {
-        await chmod(part, 0o755);
         await rename(part, target);
         return;
       }
@@ -56,7 +55,7 @@ async function extractProgram(content: NodeJS.ReadableStream, decompress: NodeJS
       continue;
     }
     if (size > maxProgramBytes) throw new AppError('registry_engine_missing', { detail: `${name} has ${size} bytes` });
-    await pipeline(entry, createWriteStream(target, { mode: 0o755 }));
+    await pipeline(entry, createWriteStream(target, { mode: 0o600 }));
     found = true;
   }
   await fed;

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { digestOf } from './digest.js';
-import { manifestReferences } from './manifest.js';
+import { manifestReferences, parseImageConfig, parseManifest } from './manifest.js';
 
 const [a, b, c, d] = ['a', 'b', 'c', 'd'].map((text) => digestOf(text)) as [string, string, string, string];
 const references = (document: unknown) => manifestReferences(Buffer.from(JSON.stringify(document)));
@@ -29,4 +29,12 @@ describe('manifestReferences', () => {
   it.each(['', '{', '[]', '"text"', 'null'])('refuses %j', (text) => {
     expect(() => manifestReferences(Buffer.from(text))).toThrow(expect.objectContaining({ code: 'bundle_corrupt' }));
   });
+});
+
+it('a document of very many values or keys is refused before it is parsed: not its bytes cost time, but what is in them', () => {
+  const annotations = Object.fromEntries(Array.from({ length: 50_000 }, (_, index) => [index.toString(36), '']));
+  const bytes = Buffer.from(JSON.stringify({ schemaVersion: 2, manifests: [], annotations }));
+  expect(() => parseManifest(bytes)).toThrow('an object with more than 10000 members');
+  expect(() => parseManifest(Buffer.from(`{"schemaVersion":2,"manifests":[${'0,'.repeat(300_000)}0]}`))).toThrow('more than 300000 values');
+  expect(() => parseImageConfig(Buffer.from(JSON.stringify(annotations)))).toThrow('an image configuration is not valid');
 });

@@ -1,7 +1,8 @@
 import { z } from 'zod';
+import { parseBoundedJson } from '../bounded-json.js';
 import { AppError } from '../errors.js';
 import { type Digest, isDigest } from './digest.js';
-import { parseStrictJson } from './strict-json.js';
+import { documentBounds, parseStrictJson } from './strict-json.js';
 
 export const mediaTypes = {
   ociIndex: 'application/vnd.oci.image.index.v1+json',
@@ -197,7 +198,7 @@ export const isManifestMediaType = (mediaType: string): boolean => manifestMedia
  */
 export function parseImageConfig(bytes: Uint8Array, { strict = false } = {}): { platform: Platform; diffIds: string[] | undefined } {
   try {
-    const { os, architecture, variant, rootfs } = configSchema.parse(strict ? parseStrictJson(bytes) : JSON.parse(Buffer.from(bytes).toString('utf8')));
+    const { os, architecture, variant, rootfs } = configSchema.parse(strict ? parseStrictJson(bytes) : parseBoundedJson(bytes, documentBounds));
     return { platform: { os, architecture, variant }, diffIds: rootfs && (rootfs.diff_ids ?? []) };
   } catch (cause) {
     throw new AppError('bundle_corrupt', { detail: 'an image configuration is not valid' }, { cause });

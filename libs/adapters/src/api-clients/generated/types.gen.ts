@@ -122,6 +122,22 @@ export type PutStateRows = {
      * What happens to rows that are there, by their key
      */
     existing?: 'keep' | 'replace';
+    /**
+     * Only checks the rows, and tells what would change
+     */
+    dryRun?: boolean;
+    /**
+     * Keys of rows that come together with these, by table: with dryRun these may name any of them, else those of their own table
+     */
+    coming?: {
+        [key: string]: Array<string>;
+    };
+    /**
+     * Keys of rows that did not come, since others were in the way: rows that name them do not come either
+     */
+    left?: {
+        [key: string]: Array<string>;
+    };
 };
 
 export type StateRowsResult = {
@@ -135,6 +151,34 @@ export type StateRowsResult = {
      * Keys of rows that another row is in the way of, e.g. one with the same name
      */
     conflicts: Array<string>;
+    /**
+     * Of tables whose rows lead somewhere
+     */
+    changes: Array<StateChange>;
+};
+
+/**
+ * A row that leads somewhere: to a host, with a credential, to a receiver of events
+ */
+export type StateChange = {
+    key: string;
+    /**
+     * What people call it
+     */
+    name: string;
+    action: 'add' | 'change';
+    columns: Array<{
+        column: string;
+        /**
+         * null for what is added
+         */
+        from: string | number | boolean | null;
+        to: string | number | boolean | null;
+    }>;
+    /**
+     * Whether a credential would be used elsewhere than today
+     */
+    needsConfirmation: boolean;
 };
 
 export type Registry = {
@@ -366,9 +410,13 @@ export type CreateDuUpgrade = {
      */
     backupId?: string;
     /**
-     * Only the preflight
+     * Only the preflight, which runs nothing of the new release
      */
     dryRun?: boolean;
+    /**
+     * Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key
+     */
+    allowUnsigned?: boolean;
 };
 
 /**
@@ -379,11 +427,19 @@ export type NewEngine = {
      * A file in one of the folders of airdock.bundleDirs
      */
     binary: string;
+    /**
+     * Of the program, as sha256sum shows it, also where it is in an image. Nothing else is installed; only a dry run does without, and then tells it
+     */
+    digest?: string;
 } | {
     /**
      * A file in one of the folders of airdock.bundleDirs
      */
     image: string;
+    /**
+     * Of the program, as sha256sum shows it, also where it is in an image. Nothing else is installed; only a dry run does without, and then tells it
+     */
+    digest?: string;
 };
 
 export type DuUpgradePage = {
@@ -403,6 +459,7 @@ export type DuUpgrade = {
     phase: 'preflight' | 'backup' | 'fence' | 'finalBackup' | 'prepared' | 'engine' | 'migrate' | 'restore' | 'compare' | 'open' | 'done' | 'rollBackEngine' | 'rollBackData' | 'rollBackOpen' | 'rolledBack' | 'refused';
     goal: 'prepared' | 'done' | 'rolledBack';
     dryRun: boolean;
+    allowUnsigned: boolean;
     problems: Array<DuUpgradeProblem> | null;
     backupId: string | null;
     report: DuUpgradeReport | null;
@@ -444,6 +501,10 @@ export type DuUpgradeReport = {
 
 export type FinishDuUpgrade = {
     engine?: NewEngine;
+    /**
+     * Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key
+     */
+    allowUnsigned?: boolean;
 };
 
 export type CreateBundle = {
@@ -2031,6 +2092,65 @@ export type BackupTarget = {
      * Why it cannot be used now
      */
     error: Problem | null;
+    /**
+     * What lies there and cannot be used: damaged or hostile records. They are left alone until they change
+     */
+    problems: Array<{
+        backupId: string | null;
+        code: string;
+        detail: string;
+    }>;
+};
+
+export type AdoptBackupTarget = {
+    /**
+     * Also when there are backups that nobody known here has signed
+     */
+    allowUnsigned?: boolean;
+};
+
+export type BackupSigningKeyList = {
+    items: Array<BackupSigningKey>;
+};
+
+export type BackupSigningKey = {
+    /**
+     * own, or an id
+     */
+    id: string;
+    name: string;
+    /**
+     * The fingerprint, as ssh-keygen -lf shows it
+     */
+    keyId: string;
+    /**
+     * The same in hex, in groups of four, to be read aloud
+     */
+    fingerprint: string;
+    /**
+     * ssh-ed25519 …, to be given to other sites
+     */
+    publicKey: string;
+    /**
+     * Whether this DU signs with it
+     */
+    own: boolean;
+    createdAt: string | null;
+};
+
+export type CreateBackupSigningKey = {
+    /**
+     * Of the site
+     */
+    name: string;
+    /**
+     * What the other site shows as publicKey
+     */
+    publicKey: string;
+    /**
+     * The fingerprint that somebody there has read out: the key must have it
+     */
+    keyId?: string;
 };
 
 export type CreateBackup = {
@@ -2091,6 +2211,16 @@ export type Backup = {
      */
     skipped: Array<SkippedName> | null;
     /**
+     * Who vouches for it; null while there is no record
+     */
+    signature: {
+        /**
+         * own: of this DU; trusted: of a site whose key was added; the others are used only with allowUnsigned
+         */
+        state: 'own' | 'trusted' | 'unknown' | 'unsigned';
+        keyId: string | null;
+    } | null;
+    /**
      * Whether it holds Airdock's own state: catalogue, hosts, clusters, credentials
      */
     hasSettings: boolean;
@@ -2128,6 +2258,14 @@ export type CreateRestore = {
      */
     settings?: boolean;
     dryRun?: boolean;
+    /**
+     * Also a backup that nobody known here has signed: try it with dryRun first, and look at what it would change. One that is signed wrongly is never taken
+     */
+    allowUnsigned?: boolean;
+    /**
+     * `planDigest` of a report: its changes of where hosts and credentials lead may be made, and no others
+     */
+    confirm?: string;
     /**
      * Restore into a registry that is made for it, check it, and throw it away
      */
@@ -2173,6 +2311,14 @@ export type Restore = {
         settings?: boolean;
         dryRun: boolean;
         /**
+         * Also a backup that nobody known here has signed: try it with dryRun first, and look at what it would change. One that is signed wrongly is never taken
+         */
+        allowUnsigned: boolean;
+        /**
+         * `planDigest` of a report: its changes of where hosts and credentials lead may be made, and no others
+         */
+        confirm?: string;
+        /**
          * Restore into a registry that is made for it, check it, and throw it away
          */
         drill: boolean;
@@ -2217,6 +2363,42 @@ export type RestoreReport = {
      * Names that lead to the digest of the backup now, by the registry; null before that
      */
     verified: number | null;
+    /**
+     * Who vouches for the backup
+     */
+    signature: {
+        state: 'own' | 'trusted' | 'unknown' | 'unsigned';
+        keyId: string | null;
+    };
+    /**
+     * What of the settings leads somewhere and would be added or changed: hosts, credentials, webhooks, schedules; the first 1,000. null before that is known
+     */
+    changes: Array<{
+        key: string;
+        /**
+         * What people call it
+         */
+        name: string;
+        action: 'add' | 'change';
+        columns: Array<{
+            column: string;
+            /**
+             * null for what is added
+             */
+            from: string | number | boolean | null;
+            to: string | number | boolean | null;
+        }>;
+        /**
+         * Whether a credential would be used elsewhere than today
+         */
+        needsConfirmation: boolean;
+        service: string;
+        table: string;
+    }> | null;
+    /**
+     * For `confirm`, when any of the changes needs that
+     */
+    planDigest: string | null;
     settings: Array<{
         service: string;
         table: string;
@@ -2245,6 +2427,10 @@ export type BackupAction = {
      * So much of the bytes, chosen by chance; the rest is looked at by presence only
      */
     samplePercent: number;
+    /**
+     * Also what nobody known here has signed; what is signed wrongly is never taken
+     */
+    allowUnsigned?: boolean;
     /**
      * Whether damaged and missing blobs are brought again from the registry, where it has them
      */
@@ -2277,6 +2463,10 @@ export type BackupAction = {
      * A name in airdock.backup.exchangeDir, ending with .tar
      */
     file: string;
+    /**
+     * Also what nobody known here has signed; what is signed wrongly is never taken
+     */
+    allowUnsigned?: boolean;
 };
 
 export type RetentionPolicy = {
@@ -5423,7 +5613,7 @@ export type ListBackupTargetsResponses = {
 export type ListBackupTargetsResponse = ListBackupTargetsResponses[keyof ListBackupTargetsResponses];
 
 export type AdoptBackupTargetData = {
-    body?: never;
+    body: AdoptBackupTarget;
     path: {
         name: string;
     };
@@ -5452,6 +5642,132 @@ export type AdoptBackupTargetResponses = {
 };
 
 export type AdoptBackupTargetResponse = AdoptBackupTargetResponses[keyof AdoptBackupTargetResponses];
+
+export type ListBackupSigningKeysData = {
+    body?: never;
+    path?: never;
+    query?: never;
+    url: '/v1/backup-signing-keys';
+};
+
+export type ListBackupSigningKeysErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ListBackupSigningKeysError = ListBackupSigningKeysErrors[keyof ListBackupSigningKeysErrors];
+
+export type ListBackupSigningKeysResponses = {
+    /**
+     * The key that this DU signs backups with, and those of sites whose backups it takes
+     */
+    200: BackupSigningKeyList;
+};
+
+export type ListBackupSigningKeysResponse = ListBackupSigningKeysResponses[keyof ListBackupSigningKeysResponses];
+
+export type CreateBackupSigningKeyData = {
+    body: CreateBackupSigningKey;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/backup-signing-keys';
+};
+
+export type CreateBackupSigningKeyErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateBackupSigningKeyError = CreateBackupSigningKeyErrors[keyof CreateBackupSigningKeyErrors];
+
+export type CreateBackupSigningKeyResponses = {
+    /**
+     * Take the backups of another site
+     */
+    201: BackupSigningKey;
+};
+
+export type CreateBackupSigningKeyResponse = CreateBackupSigningKeyResponses[keyof CreateBackupSigningKeyResponses];
+
+export type DeleteBackupSigningKeyData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/backup-signing-keys/{id}';
+};
+
+export type DeleteBackupSigningKeyErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DeleteBackupSigningKeyError = DeleteBackupSigningKeyErrors[keyof DeleteBackupSigningKeyErrors];
+
+export type DeleteBackupSigningKeyResponses = {
+    /**
+     * Take the backups of another site no more, nor those that were imported from it
+     */
+    204: void;
+};
+
+export type DeleteBackupSigningKeyResponse = DeleteBackupSigningKeyResponses[keyof DeleteBackupSigningKeyResponses];
+
+export type GetBackupSigningKeyData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/backup-signing-keys/{id}';
+};
+
+export type GetBackupSigningKeyErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetBackupSigningKeyError = GetBackupSigningKeyErrors[keyof GetBackupSigningKeyErrors];
+
+export type GetBackupSigningKeyResponses = {
+    /**
+     * One key; own is that of this DU
+     */
+    200: BackupSigningKey;
+};
+
+export type GetBackupSigningKeyResponse = GetBackupSigningKeyResponses[keyof GetBackupSigningKeyResponses];
 
 export type ListBackupsData = {
     body?: never;

@@ -1,0 +1,13 @@
+import { spawn } from 'node:child_process';
+
+/**
+ * Has this process killed when it is still there after a while. `process.exit` is not enough: it waits for the threads that are in the kernel, and one that opens a
+ * pipe, or reads a disk that is gone, may stay there for ever. The killer goes with this process.
+ */
+export function killAfter(ms: number): void {
+  const seconds = String(Math.ceil(ms / 1000));
+  // `$PPID` is this process: it cannot be another one with its number, since with it the killer ends.
+  const killer = spawn('setpriv', ['--pdeathsig', 'KILL', 'sh', '-c', `sleep ${seconds}; kill -KILL "$PPID"`], { stdio: 'ignore' });
+  killer.on('error', () => process.stderr.write('airdock: no setpriv, so nobody ends this process if it hangs; install util-linux\n'));
+  killer.unref();
+}
