@@ -24,6 +24,8 @@ export interface DuOptions {
   packages?: Record<string, unknown>;
   /** Keys below `airdock.hosts`. */
   hosts?: Record<string, unknown>;
+  /** Keys below `airdock.http`; the port is a free one. */
+  http?: Record<string, unknown>;
   /** Further keys below `airdock`. */
   airdock?: Record<string, unknown>;
   /** The registry ends with the DU, also when this process is killed; otherwise it stays, as users have it. */
@@ -64,6 +66,7 @@ export class Du implements AsyncDisposable {
       registry = {},
       packages = {},
       hosts = {},
+      http = {},
       airdock: further = {},
       logLevel = 'warn',
       onOutput = () => undefined,
@@ -78,7 +81,7 @@ export class Du implements AsyncDisposable {
     const packagePort = await freePort();
     const airdock = {
       dataDir,
-      http: { port },
+      http: { port, ...http },
       registry: { port: rwPort, readOnlyPort: roPort, ...registry },
       packages: { port: packagePort, ...packages },
       hosts,
@@ -135,8 +138,18 @@ export class Du implements AsyncDisposable {
     return this.child?.pid;
   }
 
+  /** The Unix socket of its API. */
+  get socket(): string {
+    return join(this.dataDir, 'api.sock');
+  }
+
   async token(): Promise<string> {
     return (await readFile(join(this.dataDir, 'admin.token'), 'utf8')).trim();
+  }
+
+  /** What its services show each other. */
+  async internalToken(): Promise<string> {
+    return (await readFile(join(this.dataDir, 'internal.token'), 'utf8')).trim();
   }
 
   async client() {

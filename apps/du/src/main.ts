@@ -1,6 +1,6 @@
+import { join } from 'node:path';
 import { type Config, loadConfig } from '@airdock/platform/config';
-import { createHttpApp } from '@airdock/platform/http/app';
-import { exitWithProblem, listen, rootModule, stopSignal } from '@airdock/platform/service';
+import { exitWithProblem, keepPrivate, rootModule, serve, stopSignal } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { lockDataDir } from './data-dir-lock.js';
@@ -14,21 +14,22 @@ const port = (text: string): number => {
 };
 
 /** All five services, API and workers, in this process behind one port. Prints its URL when it is ready; SIGTERM ends it, the registry stays. */
-async function up(config: Config, stopsRegistry: boolean): Promise<void> {
+async function up({ http, ...given }: Config, stopsRegistry: boolean): Promise<void> {
+  const config: Config = { ...given, http: { ...http, socket: http.socket ?? join(given.dataDir, 'api.sock') } };
+  keepPrivate(config);
   const unlock = lockDataDir(config.dataDir);
   const redis = config.redisUrl ? undefined : new EmbeddedRedis(config.dataDir);
   try {
     await redis?.start();
     const module = rootModule({ ...config, redisUrl: config.redisUrl ?? redis?.socket }, services, ['api', 'worker']);
-    const app = await createHttpApp(module, { title: 'Airdock' });
     const stopped = stopSignal();
-    await listen(app, config.http.port, config.http.host);
+    const app = await serve(config, module, 'Airdock');
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
     await app
       .get(RegistryService, { strict: false })
       .reconcile()
       .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
-    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\ntoken: ${config.tokenFile}\n`);
+    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${config.http.socket}\ntoken: ${config.tokenFile}\n`);
     await stopped;
     await app.close();
     if (stopsRegistry) await registryEngine(config).stop();

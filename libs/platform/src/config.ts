@@ -4,7 +4,7 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { nameKinds } from '@airdock/core/oci/reference';
-import { LineCounter, parseDocument } from 'yaml';
+import { type Document, LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
 
 /** `none` runs no registry, `local` runs one in the DU, `external` uses one that someone else runs. */
@@ -78,11 +78,25 @@ export type BackupTargetConfig = z.output<typeof backupTarget>;
 const airdockSchema = z.strictObject({
   dataDir: z.string().default('/var/lib/airdock').describe('Folder of everything that Airdock keeps'),
   http: z
-    .strictObject({ host: z.string().default('127.0.0.1'), port: port.default(5180) })
+    .strictObject({
+      host: z.string().default('127.0.0.1'),
+      port: port.default(5180),
+      socket: z.string().min(1).optional().describe('Path of the Unix socket of the API; default: api.sock in dataDir, where all services are in one process'),
+      socketGroup: z.string().min(1).optional().describe('Name or id of the group that may open the socket; default: the group of the process'),
+      allowPlainHttp: z.boolean().default(false).describe('Whether the API may listen beyond loopback, where everybody on the way reads the token'),
+      maxConnections: z.coerce.number().int().min(8).max(100_000).default(1024).describe('Connections at once, on TCP and on the socket each'),
+      maxConnectionsPerAddress: z.coerce.number().int().min(4).max(100_000).default(256).describe('Connections at once of one address'),
+      headerTimeoutSeconds: z.coerce.number().min(1).max(600).default(20).describe('For the headers of a request'),
+      bodyTimeoutSeconds: z.coerce.number().min(1).max(600).default(30).describe('For the body of a request; for an upload, how long it may stand still'),
+    })
     .prefault({})
     .describe('Where the API listens'),
   logLevel: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'silent']).default('info'),
   tokenFile: z.string().optional().describe('File with the API token; default: admin.token in dataDir, made on the first start'),
+  internalTokenFile: z
+    .string()
+    .optional()
+    .describe('File with the token of services among themselves; default: internal.token in dataDir, made on the first start'),
   secretsKeyFile: z.string().optional().describe('File with the key of stored secrets; default: secrets.key in dataDir, made on the first start'),
   databaseUrl: z.string().optional().describe('postgres://…, a schema per service; default: SQLite files in dataDir'),
   redisUrl: z.string().optional().describe('redis://… or a socket path; default: a redis-server of our own'),
@@ -204,6 +218,7 @@ const airdockSchema = z.strictObject({
 export interface Config extends z.output<typeof airdockSchema> {
   privateRegistryType: RegistryMode;
   tokenFile: string;
+  internalTokenFile: string;
   secretsKeyFile: string;
   backupDir: string;
   registry: z.output<typeof airdockSchema>['registry'] & { storageDir: string };
@@ -216,8 +231,10 @@ const environmentKeys: Record<string, string> = {
   AIRDOCK_DATA_DIR: 'dataDir',
   AIRDOCK_HTTP_HOST: 'http.host',
   AIRDOCK_HTTP_PORT: 'http.port',
+  AIRDOCK_HTTP_SOCKET: 'http.socket',
   AIRDOCK_LOG_LEVEL: 'logLevel',
   AIRDOCK_TOKEN_FILE: 'tokenFile',
+  AIRDOCK_INTERNAL_TOKEN_FILE: 'internalTokenFile',
   AIRDOCK_SECRETS_KEY_FILE: 'secretsKeyFile',
   AIRDOCK_REGISTRY_PORT: 'registry.port',
   AIRDOCK_REGISTRY_READONLY_PORT: 'registry.readOnlyPort',
@@ -287,8 +304,7 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   for (const issue of parsed.error?.issues ?? []) {
     const keys = issue.code === 'unrecognized_keys' ? issue.keys.map((key) => [...issue.path, key]) : [issue.path];
     for (const key of keys) {
-      const pair = document.getIn(['airdock', ...key.map(String)], true) as { range?: [number, number, number] } | undefined;
-      const line = pair?.range ? lines.linePos(pair.range[0]).line : undefined;
+      const line = lineOf(document, lines, ['airdock', ...key.map(String)]);
       issues.push({ key: ['airdock', ...key].join('.'), line, message: issue.code === 'unrecognized_keys' ? 'is no key of Airdock' : issue.message });
     }
   }
@@ -297,6 +313,12 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   const privateRegistryType: RegistryMode = type === 'none' || type === 'external' ? type : 'local';
   if (privateRegistryType === 'external' && parsed.success && !parsed.data.registry.externalUrl)
     issues.push({ key: 'airdock.registry.externalUrl', message: 'is needed with privateRegistryType: external' });
+  if (parsed.success && !parsed.data.http.allowPlainHttp && !isLoopback(parsed.data.http.host))
+    issues.push({
+      key: 'airdock.http.host',
+      line: lineOf(document, lines, ['airdock', 'http', 'host']),
+      message: 'is no loopback address, and the API speaks plain HTTP: put a TLS proxy before 127.0.0.1, or set airdock.http.allowPlainHttp',
+    });
   if (issues.length > 0 || !parsed.success) {
     const detail = issues.map(({ key, line, message }) => `${path ?? 'environment'}${line ? `:${line}` : ''}: ${key} ${message}`.trim()).join('\n');
     throw new AppError('configuration_invalid', { detail, issues });
@@ -309,6 +331,7 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     dataDir,
     privateRegistryType,
     tokenFile: data.tokenFile ?? join(dataDir, 'admin.token'),
+    internalTokenFile: data.internalTokenFile ?? join(dataDir, 'internal.token'),
     secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),
     backupDir,
     backup: { ...data.backup, targets: { ...data.backup.targets, default: data.backup.targets.default ?? { folder: backupDir } } },
@@ -319,9 +342,25 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   };
 }
 
-/** Where a service answers: its own URL when it runs apart, else this process. */
-export const serviceUrl = (config: Config, name: ServiceName): string =>
-  config.services[name] ?? `http://${reachableHost(config.http.host)}:${config.http.port}`;
+function lineOf(document: Document, lines: LineCounter, key: string[]): number | undefined {
+  const node = document.getIn(key, true) as { range?: [number, number, number] } | undefined;
+  return node?.range ? lines.linePos(node.range[0]).line : undefined;
+}
+
+const isLoopback = (host: string): boolean => host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'));
+
+/** Where a service answers, and by which Unix socket, if by one. */
+export interface ServiceEndpoint {
+  url: string;
+  socketPath?: string;
+}
+
+/** Where a service answers: its own URL when it runs apart, else this process, by its socket where it has one: nobody else can be behind that, or crowd it. */
+export function serviceEndpoint({ services, http }: Config, name: ServiceName): ServiceEndpoint {
+  const url = services[name];
+  if (url !== undefined) return { url: url.replace(/\/$/, '') };
+  return http.socket === undefined ? { url: `http://${reachableHost(http.host)}:${http.port}` } : { url: 'http://localhost', socketPath: http.socket };
+}
 
 /** How this process reaches an address that it listens on. */
 function reachableHost(host: string): string {

@@ -12,14 +12,18 @@ import { OutboxForwarder } from './events/outbox-forwarder.js';
 import { createHttpApp } from './http/app.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
+import type { LocalSocket } from './http/local-socket.js';
+import { Servers } from './http/servers.js';
 import { platformEntities } from './jobs/job.entity.js';
 import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
-import { PlatformModule } from './platform.module.js';
+import { INTERNAL_TOKEN, PlatformModule } from './platform.module.js';
+import { securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
 import { StateService, type StateTable } from './state/state.service.js';
 import { STATE_SERVICES, StatesController } from './state/states.controller.js';
+import type { TokenFile } from './token-file.js';
 
 /** What a process does for a service: answer requests, work off jobs, or both. */
 export type Role = 'api' | 'worker';
@@ -65,8 +69,8 @@ export function defineService(
   const isWorker = roles.includes('worker');
   const forwarder: Provider = {
     provide: OutboxForwarder,
-    inject: [CONFIG, ServiceDatabase],
-    useFactory: (config: Config, database: ServiceDatabase) => new OutboxForwarder(config, database),
+    inject: [CONFIG, ServiceDatabase, INTERNAL_TOKEN],
+    useFactory: (config: Config, database: ServiceDatabase, token: TokenFile) => new OutboxForwarder(config, database, token),
   };
   return {
     module,
@@ -132,18 +136,43 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
   return RootModule;
 }
 
+/** Where a process answers: TCP, and a Unix socket if wanted. */
+export interface Listening {
+  port: number;
+  host: string;
+  /** The servers that the application was made with, and the socket that they listen on too. */
+  local?: { servers: Servers; socket: LocalSocket } | undefined;
+}
+
 /** Answers requests, and then begins to take jobs: they may call the services of this process. */
-export async function listen(app: NestFastifyApplication, port: number, host: string): Promise<void> {
+export async function listen(app: NestFastifyApplication, { port, host, local }: Listening): Promise<void> {
   await app.listen(port, host);
+  await local?.servers.listenLocally(local.socket);
   for (const { processors } of app.get<JobsService[]>(JOB_SERVICES)) for (const processor of processors) processor.start();
+}
+
+/** Before anything else: whatever this process makes is its own business, and so is the data folder. Throws `file_exposed`. */
+export function keepPrivate({ dataDir }: Pick<Config, 'dataDir'>): void {
+  process.umask(0o077);
+  const done = securePrivateFolder(dataDir);
+  if (done) process.stderr.write(`airdock: ${done}\n`);
+}
+
+/** The application of a process, answering. */
+export async function serve(config: Config, module: Type, title: string): Promise<NestFastifyApplication> {
+  const { port, host, socket, socketGroup } = config.http;
+  const servers = new Servers(config.http);
+  const app = await createHttpApp(module, { title, servers });
+  await listen(app, { port, host, local: socket === undefined ? undefined : { servers, socket: { path: socket, group: socketGroup } } });
+  return app;
 }
 
 /** Runs one service as a process of its own, in one role: the body of every `main.ts` and `worker.ts`. A worker answers health and metrics only. */
 export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<never> {
   try {
     const config = loadConfig();
-    const app = await createHttpApp(rootModule(config, { [name]: service }, [role]), { title: `Airdock ${name}-svc` });
-    await listen(app, config.http.port, config.http.host);
+    keepPrivate(config);
+    const app = await serve(config, rootModule(config, { [name]: service }, [role]), `Airdock ${name}-svc`);
     process.stdout.write(`${name}-svc ${role} listens on http://${config.http.host}:${config.http.port}\n`);
     await stopSignal();
     await app.close();
