@@ -26,12 +26,12 @@ export class Journal {
     const { method, principal, from, id, problemCode, createdJobId } = request;
     const isRefused = reply.statusCode === 401 || reply.statusCode === 403 || reply.statusCode === 429;
     if (principal === 'anonymous' || (readMethods.has(method) && !isRefused)) return;
-    const { operationId, url = '' } = { ...request.routeOptions.config, url: request.routeOptions.url };
+    const { config, url = '' } = request.routeOptions;
     this.log.info({
       who: principal,
       from: asLine(from),
       method: asLine(method),
-      operation: operationId ?? asLine(url),
+      operation: config.operationId ?? asLine(url),
       object: asLine(request.url.split('?')[0] ?? ''),
       status: reply.statusCode,
       ...(problemCode ? { code: problemCode } : {}),
