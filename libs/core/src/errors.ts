@@ -161,6 +161,11 @@ const definitions = {
     title: "Another program listens on the registry's port",
     nextStep: 'Stop that program, or set airdock.registry.port in the configuration file.',
   },
+  registry_socket_taken: {
+    family: 'conflict',
+    title: "Something else is in the place of the registry's Unix socket",
+    nextStep: 'See what has it with `ss -xlp`, end that, and check that nobody else may write to the folder run/registry of the data folder.',
+  },
   registry_engine_missing: {
     family: 'conflict',
     title: 'There is no registry program',

@@ -102,9 +102,11 @@ const airdockSchema = z.strictObject({
   redisUrl: z.string().optional().describe('redis://… or a socket path; default: a redis-server of our own'),
   registry: z
     .strictObject({
-      port: port.default(5100).describe('Read-write, on localhost of the DU, and the port on every host'),
-      readOnlyPort: port.default(5101).describe('Read-only, what tunnels lead to'),
+      port: port.default(5100).describe('To pull from: on localhost of the DU, and on every host'),
+      localPush: z.boolean().default(false).describe('Whether docker push to localhost works, with the password in registry/local-push.password of dataDir'),
+      readOnlyPort: port.optional().describe('Has no meaning any more: tunnels lead to a Unix socket'),
       storageDir: z.string().optional().describe('default: registry/storage in dataDir'),
+      socketDir: z.string().optional().describe("Folder for the registry's Unix sockets, closed to others; default: run/registry in dataDir"),
       binary: z.string().default('docker-registry').describe('The distribution program'),
       directPlacement: z.boolean().default(true).describe('Whether blobs may be placed in the storage folder past the registry'),
       minFreeBytes: z.coerce
@@ -124,7 +126,7 @@ const airdockSchema = z.strictObject({
     .prefault({}),
   packages: z
     .strictObject({
-      port: port.default(5102).describe('On loopback of the DU, and of every host'),
+      port: port.default(5102).describe('On loopback of every host'),
       repositories: z
         .array(packageRepository)
         .max(100)
@@ -221,7 +223,7 @@ export interface Config extends z.output<typeof airdockSchema> {
   internalTokenFile: string;
   secretsKeyFile: string;
   backupDir: string;
-  registry: z.output<typeof airdockSchema>['registry'] & { storageDir: string };
+  registry: z.output<typeof airdockSchema>['registry'] & { storageDir: string; socketDir: string };
   /** The file that was read, if there was one. */
   file?: string | undefined;
 }
@@ -237,7 +239,6 @@ const environmentKeys: Record<string, string> = {
   AIRDOCK_INTERNAL_TOKEN_FILE: 'internalTokenFile',
   AIRDOCK_SECRETS_KEY_FILE: 'secretsKeyFile',
   AIRDOCK_REGISTRY_PORT: 'registry.port',
-  AIRDOCK_REGISTRY_READONLY_PORT: 'registry.readOnlyPort',
   AIRDOCK_PACKAGES_PORT: 'packages.port',
   AIRDOCK_BACKUP_DIR: 'backupDir',
   DATABASE_URL: 'databaseUrl',
@@ -337,7 +338,11 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     backup: { ...data.backup, targets: { ...data.backup.targets, default: data.backup.targets.default ?? { folder: backupDir } } },
     bundleDirs: data.bundleDirs.map((folder) => resolve(folder)),
     packages: { ...data.packages, repositories: data.packages.repositories.map((one) => ({ ...one, folder: resolve(one.folder) })) },
-    registry: { ...data.registry, storageDir: resolve(data.registry.storageDir ?? join(dataDir, 'registry', 'storage')) },
+    registry: {
+      ...data.registry,
+      storageDir: resolve(data.registry.storageDir ?? join(dataDir, 'registry', 'storage')),
+      socketDir: resolve(data.registry.socketDir ?? join(dataDir, 'run/registry')),
+    },
     file: path,
   };
 }

@@ -220,8 +220,8 @@ export class BackupOperationService {
   ): Promise<Digest[]> {
     const { signal } = context;
     const healed: Digest[] = [];
-    const { url, storage } = await this.backups.registryForJob(context);
-    await using registry = new RegistryClient(url);
+    const { address, storage } = await this.backups.registryForJob(context);
+    await using registry = new RegistryClient(address);
     const references = records.flatMap((record) => record.references);
     for (const blob of damaged) {
       // A disk or a server may have answered wrong once.

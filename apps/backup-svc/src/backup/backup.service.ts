@@ -153,8 +153,8 @@ export class BackupService {
     // A worker that died between the record and the end of its job left a complete backup.
     const done = await readRecord(store, id);
     if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
-    const { url, storage } = await this.registryForJob({ signal, progress });
-    await using registry = new RegistryClient(url);
+    const { address, storage } = await this.registryForJob({ signal, progress });
+    await using registry = new RegistryClient(address);
     const isAll = !row.repositories && !row.imageSetId;
     const reading = isAll ? this.readSettings(signal) : Promise.resolve([]);
     // Waited for below.

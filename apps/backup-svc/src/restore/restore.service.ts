@@ -11,8 +11,7 @@ import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import type { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
 import { withRetry } from '@airdock/adapters/oci-client/retry';
-import { freePort } from '@airdock/adapters/registry-engine/free-port';
-import { ProcessRegistryEngine } from '@airdock/adapters/registry-engine/process-engine';
+import { ProcessRegistryEngine, registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import { AppError } from '@airdock/core/errors';
 import { formatName } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -178,14 +177,13 @@ export class RestoreService {
         registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
       return destination(new RegistryClient(registry.url, { auth }), undefined, null);
     }
-    const { url, storage, storageDir } = await this.backups.registryForJob(context);
-    return destination(new RegistryClient(url), storage, storageDir);
+    const { address, storage, storageDir } = await this.backups.registryForJob(context);
+    return destination(new RegistryClient(address), storage, storageDir);
   }
 
   /** A registry of its own for a drill. What a killed one left is ended and removed first. */
   private async scratchRegistry(id: string, signal: AbortSignal): Promise<Destination> {
-    const [port, readOnlyPort] = [await freePort(), await freePort()];
-    const { engine, storageDir } = this.scratchEngine(id, port, readOnlyPort);
+    const { engine, storageDir, sockets } = this.scratchEngine(id);
     await this.removeScratch(id);
     try {
       await engine.start(signal);
@@ -194,17 +192,21 @@ export class RestoreService {
       throw error;
     }
     // Over HTTP: the registry itself then checks every digest too.
-    return destination(new RegistryClient(`http://localhost:${port}`), undefined, storageDir, () => this.removeScratch(id));
+    return destination(new RegistryClient(sockets.readWrite), undefined, storageDir, () => this.removeScratch(id));
   }
 
-  private scratchEngine(id: string, port = 1, readOnlyPort = 2) {
+  private scratchEngine(id: string) {
     const [stateDir, storageDir] = [join(this.drillsDir, id, 'state'), join(this.drillsDir, id, 'storage')];
-    return { storageDir, engine: new ProcessRegistryEngine({ stateDir, storageDir, port, readOnlyPort, binary: this.config.registry.binary }) };
+    // The path of a socket may have 107 bytes: the random end of the id is enough.
+    const socketDir = join(this.config.dataDir, 'run/drills', id.slice(-12));
+    const engine = new ProcessRegistryEngine({ stateDir, storageDir, socketDir, binary: this.config.registry.binary });
+    return { storageDir, socketDir, sockets: registrySockets(socketDir), engine };
   }
 
   private async removeScratch(id: string): Promise<void> {
-    await this.scratchEngine(id).engine.stop();
-    await rm(join(this.drillsDir, id), { recursive: true, force: true });
+    const { engine, socketDir } = this.scratchEngine(id);
+    await engine.stop();
+    for (const folder of [socketDir, join(this.drillsDir, id)]) await rm(folder, { recursive: true, force: true });
   }
 
   private get drillsDir(): string {

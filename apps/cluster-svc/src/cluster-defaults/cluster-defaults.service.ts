@@ -34,7 +34,7 @@ export class ClusterDefaultsService {
     const host = external?.host ?? registry.host ?? '';
     const fields = { dockerPrivateRegistry: host, quayPrivateRegistry: host, gcrPrivateRegistry: host, k8sPrivateRegistry: host };
     // Without a tunnel no host reaches the repositories.
-    const isServed = registry.readOnlyUrl !== null;
+    const isServed = registry.sockets !== null;
     const packages = {
       dockerCentosPackageRepoUrl: isServed ? dockerRepository(packageRepositories.items, 'yum') : '',
       dockerUbuntuPackageRepoUrl: isServed ? dockerRepository(packageRepositories.items, 'apt') : '',

@@ -154,8 +154,8 @@ export class HostCheckService {
     );
     if (references.length === 0) return wanted;
     try {
-      const { url } = await requireRegistry(this.clients.registry, { waits: false });
-      await using registry = new RegistryClient(url);
+      const { address } = await requireRegistry(this.clients.registry, { waits: false });
+      await using registry = new RegistryClient(address);
       const limit = pLimit(requestsAtOnce);
       await Promise.all(
         [...wanted.keys()].map((text) =>

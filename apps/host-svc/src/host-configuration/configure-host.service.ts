@@ -53,7 +53,7 @@ export class ConfigureHost {
     await using connection = await this.hosts.connect(host, signal);
     const { data: registry } = await asked;
     const hasRegistry = registry.mode !== 'none';
-    const hasTunnel = registry.readOnlyUrl !== null;
+    const hasTunnel = registry.sockets !== null;
     const skipsImages = options.skipDockerImgImport || options.skipDockerInstall;
     if (options.skipImageRenaming && skipsImages)
       result.warnings.push(
@@ -84,11 +84,11 @@ export class ConfigureHost {
     else if (dryRun) {
       const isUp = tunnel?.state === 'up' && (leads || (await this.checks.leadsSoon(host.id, steps.system, signal)));
       // Nothing on the host would help.
-      if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk) throw new AppError('registry_unavailable', { detail: registry.readOnlyUrl ?? '' });
-      note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.readOnlyUrl}`));
+      if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk)
+        throw new AppError('registry_unavailable', { detail: registry.sockets?.readOnly ?? '' });
+      note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.sockets?.readOnly}`));
     } else {
-      const { hostPort, target, since } =
-        tunnel && leads && this.tunnels.isUpFor(tunnel, registry.readOnlyUrl) ? tunnel : await this.ensureLeads(host.id, steps);
+      const { hostPort, target, since } = tunnel && leads && this.tunnels.isUpFor(tunnel) ? tunnel : await this.ensureLeads(host.id, steps);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;
       note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
     }

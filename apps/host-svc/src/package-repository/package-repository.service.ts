@@ -1,4 +1,5 @@
 import { access, constants, readdir } from 'node:fs/promises';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
@@ -33,24 +34,33 @@ export class PackageRepositoryService {
     );
   }
 
-  /** The workers of host-svc serve the folders; the API may be another process. */
+  /** The workers of host-svc serve the folders, each on a socket of its own; the API may be another process. */
   private async isServed(): Promise<boolean> {
-    const answer = await fetch(`${this.baseUrl}/`, { method: 'HEAD', signal: AbortSignal.timeout(2_000) }).catch(() => undefined);
-    return answer?.headers.get('server') === serverName;
+    const folder = packageSocketDir(this.config);
+    const sockets = (await readdir(folder).catch(() => [])).map((name) => join(folder, name));
+    return (await Promise.all(sockets.map(isAnswering))).includes(true);
   }
 
   private notServed(): Seen {
-    const { port } = this.config.packages;
     return {
       state: 'not_served',
-      detail: `nothing of Airdock answers on 127.0.0.1:${port}`,
-      nextStep: `Start a worker of host-svc. If one runs, another program has the port: \`ss -ltnp sport = :${port}\`, or set airdock.packages.port.`,
+      detail: `no worker of host-svc answers in ${packageSocketDir(this.config)}`,
+      nextStep: 'Start a worker of host-svc on this machine.',
     };
   }
 }
 
-/** How the server of the packages calls itself. */
-export const serverName = 'airdock-packages';
+/** Folder of the sockets of all workers that serve packages. */
+export const packageSocketDir = ({ dataDir }: Pick<Config, 'dataDir'>): string => join(dataDir, 'run/packages');
+
+const isAnswering = (path: string): Promise<boolean> =>
+  new Promise((resolve) => {
+    const socket = connect(path, () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
 
 async function look(repository: PackageRepositoryConfig): Promise<Seen> {
   const { folder, format, distributions } = repository;

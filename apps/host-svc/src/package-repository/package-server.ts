@@ -1,15 +1,15 @@
-import { lstat, realpath } from 'node:fs/promises';
-import { join, relative, sep } from 'node:path';
+import { lstat, mkdir, realpath, rm } from 'node:fs/promises';
+import { dirname, join, relative, sep } from 'node:path';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import fastifyStatic from '@fastify/static';
 import { Inject, Injectable } from '@nestjs/common';
 import { type FastifyInstance, type FastifyReply, fastify } from 'fastify';
-import { serverName } from './package-repository.service.js';
+import { packageSocketDir } from './package-repository.service.js';
 
 /**
- * Serves the files of the package repositories on loopback, for the tunnels: no listing, nothing but GET and HEAD, nothing outside the folders. One of
- * the workers on a machine has the port; the others try again, so that one of them takes over.
+ * Serves the files of the package repositories to the tunnels of this process: no listing, nothing but GET and HEAD, nothing outside the folders. It listens on a Unix
+ * socket in a folder that is closed to others, so that no other program of the machine can answer in its place.
  */
 @Injectable()
 export class PackageServer extends BackgroundLoop {
@@ -21,16 +21,19 @@ export class PackageServer extends BackgroundLoop {
   }
 
   protected async round(): Promise<void> {
-    const { repositories, port } = this.config.packages;
+    const { repositories } = this.config.packages;
     if (this.server || repositories.length === 0) return;
+    await mkdir(dirname(this.socketPath), { recursive: true, mode: 0o700 });
+    // What a killed worker with this process id has left.
+    await rm(this.socketPath, { force: true });
     const server = await packageServer(new Map(repositories.map(({ name, folder }) => [name, folder])));
-    try {
-      await server.listen({ host: '127.0.0.1', port });
-      this.server = server;
-    } catch (error) {
-      await server.close();
-      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw error;
-    }
+    await server.listen({ path: this.socketPath });
+    this.server = server;
+  }
+
+  /** Of this process: each worker serves its own tunnels. */
+  get socketPath(): string {
+    return join(packageSocketDir(this.config), `${process.pid}.sock`);
   }
 
   override async beforeApplicationShutdown(): Promise<void> {
@@ -44,7 +47,6 @@ export async function packageServer(folders: ReadonlyMap<string, string>): Promi
   const server = fastify({ forceCloseConnections: true });
   await server.register(fastifyStatic, { serve: false, index: false, dotfiles: 'deny', cacheControl: false });
   server.addHook('onRequest', async (request, reply) => {
-    reply.header('server', serverName);
     if (request.method !== 'GET' && request.method !== 'HEAD') await reply.code(405).header('allow', 'GET, HEAD').send();
   });
   server.setNotFoundHandler((_, reply) => reply.code(404).send());

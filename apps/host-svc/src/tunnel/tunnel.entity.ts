@@ -9,8 +9,9 @@ export class TunnelEntity {
   @Column('varchar') state!: 'connecting' | 'up' | 'down';
   @Column('varchar') since!: string;
   @Column('integer') hostPort!: number;
+  /** Told when it was made, and never read: see `TunnelService.target`. */
   @Column('varchar') target!: string;
-  /** On 127.0.0.1 of the host and of the DU. */
+  /** On 127.0.0.1 of the host. */
   @Column('integer', { nullable: true }) packagePort!: number | null;
   @Column('integer') reconnects!: number;
   /** Of the connection that is up, or was last. */

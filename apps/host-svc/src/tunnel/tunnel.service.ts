@@ -1,5 +1,6 @@
 import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now, runUnflushed } from '@airdock/platform/database';
@@ -29,16 +30,16 @@ export class TunnelService {
 
   async list({ hostId, ...query }: TunnelListQuery): Promise<Page<Tunnel>> {
     const { items, nextCursor } = await findPage(this.tunnels, query, hostId ? { hostId } : {});
-    return { items: items.map(toResource), nextCursor };
+    return { items: items.map((row) => toResource(row, this.target)), nextCursor };
   }
 
   async get(id: string): Promise<Tunnel> {
-    return toResource(await getRow(this.tunnels, id));
+    return toResource(await getRow(this.tunnels, id), this.target);
   }
 
   async find(hostId: string): Promise<Tunnel | undefined> {
     const row = await this.tunnels.findOneBy({ hostId });
-    return row ? toResource(row) : undefined;
+    return row ? toResource(row, this.target) : undefined;
   }
 
   /** The tunnel of a host, when its owner has brought it up or has failed; at the latest after `timeoutMs`. Undefined when none is wanted. */
@@ -64,14 +65,15 @@ export class TunnelService {
 
   /** Wants a tunnel for a host, and waits until it is up. Throws why it is not, e.g. `host_port_taken`, `tunnel_failed`. */
   async ensureUp(hostId: string, signal: AbortSignal, timeoutMs = 30_000): Promise<Tunnel> {
-    const { readOnlyUrl } = await requireRegistry(this.clients.registry, { waits: false });
-    if (!readOnlyUrl) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
-    const wanted = this.wantedFor(readOnlyUrl);
+    const { readOnlyAddress } = await requireRegistry(this.clients.registry, { waits: false });
+    if (!readOnlyAddress) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
+    const wanted = this.ports;
     const fresh = { state: 'connecting' as const, since: now(), error: null };
     try {
       await this.tunnels.insert({
         id: newId(),
         hostId,
+        target: this.target,
         ...wanted,
         ...fresh,
         ...unmeasured,
@@ -97,13 +99,18 @@ export class TunnelService {
   }
 
   /** The tunnel is up, and leads where `ensureUp` would have it lead. */
-  isUpFor(tunnel: Tunnel, readOnlyUrl: string | null): boolean {
-    return tunnel.state === 'up' && readOnlyUrl !== null && isSame(tunnel, this.wantedFor(readOnlyUrl));
+  isUpFor(tunnel: Tunnel): boolean {
+    return tunnel.state === 'up' && isSame(tunnel, this.ports);
   }
 
-  private wantedFor(readOnlyUrl: string): Wanted {
+  /** The Unix socket of the registry that hosts pull from: of the configuration alone, so that no row can lead a host elsewhere. */
+  get target(): string {
+    return registrySockets(this.config.registry.socketDir).readOnly.slice('unix:'.length);
+  }
+
+  private get ports(): Ports {
     const { repositories, port } = this.config.packages;
-    return { hostPort: this.config.registry.port, target: new URL(readOnlyUrl).host, packagePort: repositories.length > 0 ? port : null };
+    return { hostPort: this.config.registry.port, packagePort: repositories.length > 0 ? port : null };
   }
 
   async remove(hostId: string): Promise<void> {
@@ -148,13 +155,13 @@ export class TunnelService {
   }
 }
 
-type Wanted = Pick<TunnelEntity, 'hostPort' | 'target' | 'packagePort'>;
-const isSame = (a: Wanted, b: Wanted): boolean => a.target === b.target && a.hostPort === b.hostPort && a.packagePort === b.packagePort;
+type Ports = Pick<TunnelEntity, 'hostPort' | 'packagePort'>;
+const isSame = (a: Ports, b: Ports): boolean => a.hostPort === b.hostPort && a.packagePort === b.packagePort;
 
 export type Measured = Pick<TunnelEntity, 'latencyMs' | 'bytesSent' | 'bytesPerSecond'>;
 const unmeasured: Measured = { latencyMs: null, bytesSent: '0', bytesPerSecond: 0 };
 
-function toResource(row: TunnelEntity): Tunnel {
+function toResource(row: TunnelEntity, target: string): Tunnel {
   const { session: _, ...own } = row;
-  return { ...own, bytesSent: Number(row.bytesSent) };
+  return { ...own, target: `unix:${target}`, bytesSent: Number(row.bytesSent) };
 }

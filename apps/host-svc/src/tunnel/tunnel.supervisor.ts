@@ -7,6 +7,7 @@ import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
+import { PackageServer } from '../package-repository/package-server.js';
 import type { TunnelEntity } from './tunnel.entity.js';
 import { TunnelService } from './tunnel.service.js';
 
@@ -33,6 +34,7 @@ export class TunnelSupervisor extends BackgroundLoop {
   constructor(
     private readonly tunnels: TunnelService,
     private readonly hosts: HostService,
+    private readonly packages: PackageServer,
   ) {
     super();
     tunnels.wanted.add(this.wake);
@@ -48,7 +50,7 @@ export class TunnelSupervisor extends BackgroundLoop {
     const mine = new Map((await this.tunnels.claim(this.owner)).map((tunnel) => [tunnel.id, tunnel]));
     for (const [id, { wanted, stop }] of this.running) {
       const now = mine.get(id);
-      if (!now || now.target !== wanted.target || now.hostPort !== wanted.hostPort || now.packagePort !== wanted.packagePort) stop.abort();
+      if (!now || now.hostPort !== wanted.hostPort || now.packagePort !== wanted.packagePort) stop.abort();
     }
     for (const tunnel of this.isStopped ? [] : mine.values()) {
       if (this.running.has(tunnel.id)) continue;
@@ -65,19 +67,18 @@ export class TunnelSupervisor extends BackgroundLoop {
   }
 
   /** One tunnel, up again and again until it is stopped. Never throws. */
-  private async keepUp({ id, hostId, hostPort, target, packagePort, reconnects, session: lastSession }: TunnelEntity, stop: AbortSignal): Promise<void> {
+  private async keepUp({ id, hostId, hostPort, packagePort, reconnects, session: lastSession }: TunnelEntity, stop: AbortSignal): Promise<void> {
     let retryMs = firstRetryMs;
     let session = lastSession;
     let count = reconnects;
-    const [host = '', port] = target.split(':');
     const stopping = new Promise<'stopped'>((resolve) => stop.addEventListener('abort', () => resolve('stopped'), { once: true }));
     while (!stop.aborted) {
       try {
         await using connection = await this.hosts.connect(await this.hosts.get(hostId), stop);
         const own = await sessionOf(connection, stop);
-        const tunnel = await this.open(connection, { hostPort, target: { host, port: Number(port) } }, session, stop);
+        const tunnel = await this.open(connection, { hostPort, target: { path: this.tunnels.target } }, session, stop);
         const forwards = [tunnel];
-        if (packagePort) forwards.push(await this.open(connection, { hostPort: packagePort, target: { host: '127.0.0.1', port: packagePort } }, session, stop));
+        if (packagePort) forwards.push(await this.open(connection, { hostPort: packagePort, target: { path: this.packages.socketPath } }, session, stop));
         await this.tunnels.report(id, this.owner, { state: 'up', reconnects: count });
         retryMs = firstRetryMs;
         session = own ?? null;

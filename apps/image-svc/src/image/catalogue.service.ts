@@ -79,8 +79,8 @@ export class CatalogueService {
     const keptNames = new Set(others.flatMap(({ localReferences }) => localReferences));
     const localReferences = [...new Set(rows.flatMap((row) => row.localReferences))].filter((reference) => !keptNames.has(reference));
     if (!dryRun) {
-      const { url } = await this.images.openRegistry();
-      await using registry = new RegistryClient(url);
+      const { address } = await this.images.openRegistry();
+      await using registry = new RegistryClient(address);
       for (const row of rows) await this.removeFromRegistry(registry, row, localReferences, others);
       await this.forget(rows.map(({ upstream }) => upstream));
     }
@@ -126,8 +126,8 @@ export class CatalogueService {
    */
   async rebuild(context: JobContext): Promise<Record<string, unknown>> {
     const { signal, progress } = context;
-    const { url } = await this.images.registryForJob(context);
-    await using registry = new RegistryClient(url);
+    const { address } = await this.images.registryForJob(context);
+    await using registry = new RegistryClient(address);
     const limit = pLimit(requestsAtOnce);
     progress({ phase: 'list' });
     const tagsOf = new Map<string, string[]>();

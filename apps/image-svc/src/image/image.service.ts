@@ -114,8 +114,8 @@ export class ImageService {
     const names = upstreams.map(withoutDigest);
     const known = new Map<string, ImageEntity>();
     for (const chunk of chunks(names)) for (const row of await this.images.findBy({ upstream: In(chunk) })) known.set(row.upstream, row);
-    const { url } = await this.registry();
-    await using registry = new RegistryClient(url);
+    const { address } = await this.registry();
+    await using registry = new RegistryClient(address);
     const limit = pLimit(checksAtOnce);
     return await Promise.all(
       upstreams.map((upstream, index) =>

@@ -102,7 +102,7 @@ export class PushService {
   async preview(source: ImageSource, signal: AbortSignal): Promise<PushPlan | undefined> {
     try {
       const target = await this.images.registry();
-      await using registry = new RegistryClient(target.url);
+      await using registry = new RegistryClient(target.address);
       return await this.plan({ source, images: [...source.images], rule: {}, target, registry }, signal);
     } catch (error) {
       // The bundle is what it is, also while there is nothing to compare it with.
@@ -123,7 +123,7 @@ export class PushService {
       progress({ phase: 'waiting for the upgrade of the DU' });
       await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
     }
-    await using registry = new RegistryClient(target.url);
+    await using registry = new RegistryClient(target.address);
     await using source = await this.open(push, signal);
     const images = selectImages(source.images, push.images ?? undefined);
     const rule = { kinds: push.naming ?? undefined, winners: push.winners ?? undefined };
@@ -162,8 +162,8 @@ export class PushService {
       if (Date.now() - mtimeMs > abandonedMs) old.push(join(folder, name));
     }
     if (old.length === 0) return 0;
-    const { url, storageDir } = await this.images.registry();
-    await using registry = new RegistryClient(url);
+    const { address, storageDir } = await this.images.registry();
+    await using registry = new RegistryClient(address);
     for (const path of old) await new UploadSessions(path, storageDir ?? undefined).discard((session) => registry.cancelUpload(session));
     return old.length;
   }

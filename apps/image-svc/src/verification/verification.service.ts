@@ -62,7 +62,7 @@ export class VerificationService {
     const row = await getRow(this.verifications, resourceId);
     const target = await this.images.registryForJob(context);
     const images = selectImages(await this.images.all(), row.images ?? undefined);
-    await using registry = new RegistryClient(target.url);
+    await using registry = new RegistryClient(target.address);
     const limit = pLimit(readsAtOnce);
     const problems: VerificationProblem[] = [];
     const parts = new Map(

@@ -4,9 +4,16 @@ import { Column, Entity, PrimaryColumn } from 'typeorm';
 
 export interface RegistryFence {
   upgradeId: string;
-  /** Of the engine while it is fenced. */
-  port: number;
   since: string;
+}
+
+/** A process of somebody else that passes for the registry. */
+export interface ForeignProcess {
+  kind: 'listener' | 'decoy';
+  port: number | null;
+  pid: number | null;
+  uid: number;
+  program: string | null;
 }
 
 /** The wanted state of the registry, and what was last seen of it. One row. */
@@ -25,11 +32,15 @@ export class RegistryEntity {
   @Column('simple-json', { nullable: true }) storage!: { usedBytes: number; freeBytes: number; measuredAt: string } | null;
   /** The program, when a DU upgrade has brought another one than is configured. */
   @Column('varchar', { nullable: true }) engineBinary!: string | null;
-  /** Pushes are kept away; the engine listens on this port meanwhile. */
+  /** Pushes are kept away. */
   @Column('simple-json', { nullable: true }) fence!: RegistryFence | null;
   /** The job of the garbage collection that was begun last. */
   @Column('varchar', { nullable: true }) collectionJobId!: string | null;
   /** That job, while it keeps others away from the registry. */
   @Column('varchar', { nullable: true }) collectingJobId!: string | null;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
+  /** Why there is no front on localhost, while the registry itself works. */
+  @Column('simple-json', { nullable: true }) localhostError!: Problem | null;
+  /** Seen when the supervisor looked last. */
+  @Column('simple-json', { nullable: true }) foreignProcesses!: ForeignProcess[] | null;
 }

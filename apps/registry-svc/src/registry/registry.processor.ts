@@ -27,6 +27,7 @@ export class RegistryProcessor extends JobProcessor {
 }
 
 const measureEvery = 15;
+const lookEvery = 15;
 
 /** Keeps the engine and its storage in order while nobody asks: after a crash of the engine or of a collection, and after a restart of the machine. */
 @Injectable()
@@ -46,5 +47,6 @@ export class RegistrySupervisor extends BackgroundLoop {
     await this.collections.recover();
     if (count === 0 || (await this.registry.needsReconcile())) await this.registry.reconcile();
     if (count % measureEvery === 0) await this.registry.measure();
+    if (count % lookEvery === 1) await this.registry.lookForOthers();
   }
 }

@@ -8,13 +8,34 @@ export const Registry = z
   .object({
     mode,
     host: z.string().nullable().describe('What local references begin with, e.g. localhost:5100; null in mode none'),
-    url: z.string().nullable().describe('Read-write, for pushes in the DU'),
-    readOnlyUrl: z.string().nullable().describe('Read-only over the same storage; tunnels lead here'),
+    url: z.string().nullable().describe('To pull from: on localhost of the DU for everybody there, or the registry that someone else runs'),
+    sockets: z
+      .object({ readWrite: z.string(), readOnly: z.string() })
+      .nullable()
+      .describe('Unix sockets as unix:PATH, for Airdock itself: it writes to the one, and tunnels lead to the other. Null in the modes none and external'),
     engine: z.object({ kind: z.enum(['process', 'external']), version: z.string().nullable() }).nullable(),
     health: z
-      .object({ ok: z.boolean(), latencyMs: z.number().int(), error: z.string().optional(), readOnlyOk: z.boolean() })
+      .object({
+        ok: z.boolean(),
+        latencyMs: z.number().int(),
+        error: z.string().optional(),
+        readOnlyOk: z.boolean(),
+        localhostOk: z.boolean().describe('False while programs of the DU cannot pull from localhost; hosts do not need that'),
+      })
       .nullable()
       .describe('Asked of the registry for this answer'),
+    localhostError: ProblemDocument.nullable().describe('Why there is nothing of Airdock on localhost; it is tried again by itself'),
+    foreignProcesses: z
+      .array(
+        z.object({
+          kind: z.enum(['listener', 'decoy']).describe("listener: has the registry's port on localhost; decoy: shows the arguments of the registry"),
+          port: z.number().int().nullable(),
+          pid: z.number().int().nullable().describe('Null where Airdock may not see it'),
+          uid: z.number().int(),
+          program: z.string().nullable(),
+        }),
+      )
+      .describe('Processes of others that pass for the registry. Airdock neither uses nor ends them'),
     storage: z
       .object({
         path: z.string(),
@@ -28,7 +49,6 @@ export const Registry = z
       .object({ upgradeId: z.uuid(), since: z.iso.datetime() })
       .nullable()
       .describe('Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on'),
-    maintenanceUrl: z.string().nullable().describe('Read-write while pushes are kept away: for restores'),
     collecting: z.boolean().describe('A garbage collection keeps pushes, verifications, backups and restores waiting, for moments'),
     error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
     version: z.number().int().describe('Also the ETag'),

@@ -1,41 +1,36 @@
 import { join } from 'node:path';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
-import { freePort } from '@airdock/adapters/registry-engine/free-port';
-import { ProcessRegistryEngine, probeRegistry, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
-import { PushFence } from '@airdock/adapters/registry-engine/push-fence';
-import { AppError, toProblem } from '@airdock/core/errors';
+import { localPushCredential } from '@airdock/adapters/registry-engine/local-push';
+import { describe, ProcessRegistryEngine, probeRegistry, registrySockets, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
+import { AppError, type Problem, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { type BeforeApplicationShutdown, Inject, Injectable, Logger } from '@nestjs/common';
+import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { IsNull, type Repository } from 'typeorm';
-import { RegistryEntity } from './registry.entity.js';
+import { type ForeignProcess, RegistryEntity } from './registry.entity.js';
 import type { PutRegistry, Registry } from './registry.schema.js';
 
 const id = 'registry';
 export const applyJobType = 'registry.apply';
 
 /** The engine that a DU with this configuration runs, whichever process asks. */
-export const registryEngine = (
-  { dataDir, registry }: Config,
-  { engineBinary, fence }: Partial<Pick<RegistryEntity, 'engineBinary' | 'fence'>> = {},
-): ProcessRegistryEngine =>
+export const registryEngine = ({ dataDir, registry }: Config, { engineBinary }: Partial<Pick<RegistryEntity, 'engineBinary'>> = {}): ProcessRegistryEngine =>
   new ProcessRegistryEngine({
     stateDir: join(dataDir, 'registry'),
     storageDir: registry.storageDir,
-    port: fence?.port ?? registry.port,
-    readOnlyPort: registry.readOnlyPort,
+    socketDir: registry.socketDir,
     binary: engineBinary ?? registry.binary,
+    front: { port: registry.port, push: registry.localPush ? localPushCredential(dataDir) : null },
   });
 
 /** The registry's wanted state, and the engine that follows it. */
 @Injectable()
-export class RegistryService implements BeforeApplicationShutdown {
-  private readonly fence = new PushFence();
+export class RegistryService {
   private readonly logger = new Logger(RegistryService.name);
   /** The supervisor and a job may reconcile at the same time in one process; the engine takes one after the other. */
   private turn: Promise<unknown> = Promise.resolve();
@@ -68,6 +63,8 @@ export class RegistryService implements BeforeApplicationShutdown {
           collectionJobId: null,
           collectingJobId: null,
           error: null,
+          localhostError: null,
+          foreignProcesses: null,
         });
     } catch (error) {
       if (!isUniqueViolation(error)) throw error;
@@ -76,26 +73,28 @@ export class RegistryService implements BeforeApplicationShutdown {
   }
 
   async get(): Promise<Registry> {
-    const { mode, externalUrl, engineVersion, storageId, storage, fence, error, version, collectingJobId } = await this.load();
-    const { port, readOnlyPort, storageDir } = this.config.registry;
+    const { mode, externalUrl, engineVersion, storageId, storage, fence, error, localhostError, foreignProcesses, version, collectingJobId } =
+      await this.load();
+    const { port, storageDir } = this.config.registry;
     const changes = {
       collecting: collectingJobId !== null && (await this.isOpen(collectingJobId)),
       fence: fence && { upgradeId: fence.upgradeId, since: fence.since },
-      maintenanceUrl: fence && `http://localhost:${fence.port}`,
+      localhostError: mode === 'local' ? localhostError : null,
+      foreignProcesses: (mode === 'local' && foreignProcesses) || [],
     };
-    if (mode === 'none') return { mode, host: null, url: null, readOnlyUrl: null, engine: null, health: null, storage: null, ...changes, error, version };
+    if (mode === 'none') return { mode, host: null, url: null, sockets: null, engine: null, health: null, storage: null, ...changes, error, version };
     const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
     // Tunnels must not lead to an endpoint that takes pushes, and an external registry has no other that we know of.
-    const readOnlyUrl = mode === 'local' ? `http://localhost:${readOnlyPort}` : null;
-    const [readWrite, readOnly] = await Promise.all([probeRegistry(url, 1_000), probeRegistry(readOnlyUrl ?? url, 1_000)]);
-    // Another program on our port may well answer; it is not our registry.
-    const health = error ? { ok: false, latencyMs: readWrite.latencyMs, error: error.code, readOnlyOk: false } : { ...readWrite, readOnlyOk: readOnly.ok };
+    const sockets = mode === 'local' ? registrySockets(this.config.registry.socketDir) : null;
+    const [readWrite, readOnly] = await Promise.all([probeRegistry(sockets?.readWrite ?? url, 1_000), probeRegistry(sockets?.readOnly ?? url, 1_000)]);
+    const seen = { ...readWrite, readOnlyOk: readOnly.ok, localhostOk: !localhostError };
+    const health = error ? { ...seen, ok: false, error: error.code, readOnlyOk: false, localhostOk: false } : seen;
     return {
       mode,
       // What image-svc begins local references with, in every mode; in mode external no tunnel leads there yet.
       host: `localhost:${port}`,
       url,
-      readOnlyUrl,
+      sockets,
       engine: { kind: mode === 'local' ? 'process' : 'external', version: mode === 'local' ? engineVersion : null },
       health,
       storage: mode === 'local' && storage ? { path: storageDir, id: storageId, ...storage } : null,
@@ -129,18 +128,22 @@ export class RegistryService implements BeforeApplicationShutdown {
     const row = await this.load();
     try {
       const engine = registryEngine(this.config, row);
-      // The port of the fence is the engine's otherwise.
-      if (!row.fence || row.mode !== 'local') await this.fence.stop();
+      await engine.setFence(row.fence !== null);
+      let localhostError: Problem | null = null;
       if (row.mode === 'local') {
-        const { changed, failed } = (await engine.start(signal)).repair;
+        const { repair, frontError } = await engine.start(signal);
+        const { changed, failed } = repair;
+        if (frontError) {
+          localhostError = toProblem(frontError);
+          if (!row.localhostError) this.logger.warn(`nothing of Airdock on localhost:${this.config.registry.port}: ${frontError.message}`);
+        }
         if (changed.length > 0) this.logger.warn(`the registry had not written to the end, now completed or removed: ${changed.slice(0, 20).join(', ')}`);
         if (failed.length > 0) this.logger.error(`the registry has not written to the end, and that could not be repaired: ${failed.slice(0, 20).join(', ')}`);
       } else await engine.stop();
-      if (row.fence && row.mode === 'local') await this.fence.start({ port: this.config.registry.port, backendPort: row.fence.port });
       const engineVersion = row.mode === 'local' ? await engine.version() : null;
-      const storageId = row.mode === 'local' && this.config.registry.directPlacement ? await this.enablePlacement(row) : null;
-      if (row.error || row.engineVersion !== engineVersion || row.storageId !== storageId)
-        await this.registries.update({ id }, { engineVersion, storageId, error: null });
+      const storageId = row.mode === 'local' && this.config.registry.directPlacement ? await this.enablePlacement() : null;
+      if (row.error || row.engineVersion !== engineVersion || row.storageId !== storageId || row.localhostError?.detail !== localhostError?.detail)
+        await this.registries.update({ id }, columns({ engineVersion, storageId, error: null, localhostError }));
     } catch (error) {
       signal?.throwIfAborted();
       await this.registries.update({ id }, columns({ error: toProblem(error) }));
@@ -150,10 +153,9 @@ export class RegistryService implements BeforeApplicationShutdown {
   }
 
   /** Id of the storage folder, when the registry that runs now keeps its blobs as we know it. A push over HTTP is always possible. */
-  private async enablePlacement({ fence }: RegistryEntity): Promise<string | null> {
-    const { port, storageDir } = this.config.registry;
-    await using registry = new RegistryClient(`http://localhost:${fence?.port ?? port}`);
-    const storageId = await RegistryStorage.enable(storageDir, registry);
+  private async enablePlacement(): Promise<string | null> {
+    await using registry = new RegistryClient(registrySockets(this.config.registry.socketDir).readWrite);
+    const storageId = await RegistryStorage.enable(this.config.registry.storageDir, registry);
     if (!storageId) this.logger.warn('this registry keeps its blobs in a layout that is not known here: pushes go over HTTP');
     return storageId ?? null;
   }
@@ -162,7 +164,28 @@ export class RegistryService implements BeforeApplicationShutdown {
   async needsReconcile(): Promise<boolean> {
     const row = await this.load();
     if (row.mode !== 'local') return false;
-    return row.error !== null || (row.fence !== null) !== this.fence.isUp || !(await registryEngine(this.config, row).isHealthy());
+    const engine = registryEngine(this.config, row);
+    return row.error !== null || row.localhostError !== null || (row.fence !== null) !== engine.isFenced || !(await engine.isHealthy());
+  }
+
+  /** Names the processes of others that pass for the registry: looks at every process of the machine, so a few times a minute at the most. */
+  async lookForOthers(): Promise<void> {
+    const row = await this.load();
+    if (row.mode !== 'local') return;
+    const engine = registryEngine(this.config, row);
+    const found: ForeignProcess[] = [
+      ...(await engine.squatters()).map(({ port, pid, uid, program }) => ({ kind: 'listener' as const, port, pid, uid, program })),
+      ...(await engine.decoys()).map(({ pid, uid, program }) => ({ kind: 'decoy' as const, port: null, pid, uid, program })),
+    ];
+    const known = new Set((row.foreignProcesses ?? []).map((one) => JSON.stringify(one)));
+    for (const one of found.filter((other) => !known.has(JSON.stringify(other))))
+      this.logger.warn(
+        one.kind === 'listener'
+          ? `${describe(one)} listens on port ${one.port} of localhost`
+          : `${describe(one)} shows the arguments of the registry, and is not it`,
+      );
+    if (found.length !== known.size || found.some((one) => !known.has(JSON.stringify(one))))
+      await this.registries.update({ id }, columns({ foreignProcesses: found.slice(0, 20) }));
   }
 
   /** Keeps pushes away from now on, or lets them in again; idempotent for one upgrade. Throws `registry_fenced` when another upgrade has it. */
@@ -170,7 +193,7 @@ export class RegistryService implements BeforeApplicationShutdown {
     const row = await this.load();
     if (row.fence && row.fence.upgradeId !== upgradeId) throw new AppError('registry_fenced', { detail: `upgrade ${row.fence.upgradeId} has it` });
     if (isUp !== (row.fence !== null)) {
-      const fence = isUp ? { upgradeId, port: await freePort(), since: now() } : null;
+      const fence = isUp ? { upgradeId, since: now() } : null;
       const { affected } = await this.registries.update({ id, version: row.version }, columns({ fence, version: row.version + 1 }));
       if (affected === 0) return this.setFence(upgradeId, isUp, signal);
     }
@@ -182,10 +205,6 @@ export class RegistryService implements BeforeApplicationShutdown {
     const row = await this.load();
     await this.registries.update({ id }, { engineBinary, version: row.version + 1 });
     await this.reconcile(signal);
-  }
-
-  async beforeApplicationShutdown(): Promise<void> {
-    await this.fence.stop();
   }
 
   /** Walks the storage, which takes a while: workers do it now and then, and requests answer from the row. */

@@ -9,10 +9,12 @@ const lookMs = 500;
 const collectingMs = 10 * 60 * 1000;
 
 export interface RequiredRegistry {
-  url: string;
+  /** What Airdock itself writes to and reads from, as `RegistryClient` takes it. */
+  address: string;
   /** No pushes now: the DU is being upgraded. */
   isFenced: boolean;
-  readOnlyUrl: string | null;
+  /** What tunnels lead to; null for a registry of others. */
+  readOnlyAddress: string | null;
   /** Its own folder, when that is one of this machine and blobs may be placed in it. */
   storage: RegistryStorage | undefined;
   /** The folder in any case; null for a registry of others. */
@@ -46,11 +48,10 @@ export async function requireRegistry(client: Client, { waits = true, onWait, si
   if (!data.url) throw new AppError('registry_off');
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
-  // Who does not push, e.g. a restore, gets past the fence.
   return {
-    url: data.maintenanceUrl ?? data.url,
+    address: data.sockets?.readWrite ?? data.url,
     isFenced: Boolean(data.fence),
-    readOnlyUrl: data.readOnlyUrl,
+    readOnlyAddress: data.sockets?.readOnly ?? null,
     storage,
     storageDir: data.storage?.path ?? null,
   };

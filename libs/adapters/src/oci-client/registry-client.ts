@@ -37,12 +37,12 @@ const maxPageBytes = 16 * 1024 * 1024;
 export class RegistryClient implements AsyncDisposable {
   readonly #http: RegistryHttp;
 
-  /** @param baseUrl such as `http://127.0.0.1:5100` */
+  /** @param address such as `http://127.0.0.1:5100`, or `unix:PATH` */
   constructor(
-    readonly baseUrl: string,
+    readonly address: string,
     options: RegistryHttpOptions = {},
   ) {
-    this.#http = new RegistryHttp(baseUrl, options);
+    this.#http = new RegistryHttp(address, options);
   }
 
   /** Resolves when the registry answers its API's root. */

@@ -48,15 +48,24 @@ const success: Accepts = (status) => status >= 200 && status < 300;
 export class RegistryHttp {
   readonly #agent: Agent;
   readonly #base: URL;
+  readonly #isSocket: boolean;
   readonly #timeoutMs: number;
   readonly #authorization: string | undefined;
 
-  constructor(baseUrl: string, { auth, timeoutMs = 60_000 }: RegistryHttpOptions = {}) {
-    this.#base = new URL(baseUrl);
+  /** @param address `http://…`, `https://…`, or `unix:PATH` for a registry that listens on a socket of this machine */
+  constructor(address: string, { auth, timeoutMs = 60_000 }: RegistryHttpOptions = {}) {
+    const socketPath = /^unix:(.+)$/.exec(address)?.[1];
+    this.#isSocket = socketPath !== undefined;
+    this.#base = new URL(socketPath ? 'http://localhost' : address);
     this.#timeoutMs = timeoutMs;
     this.#authorization = auth && `Basic ${Buffer.from(`${auth.username}:${auth.password}`).toString('base64')}`;
     // Stalls are watched in `send`, for uploads too, which these limits do not cover.
-    this.#agent = new Agent({ keepAliveTimeout: 30_000, headersTimeout: 0, bodyTimeout: 0, connect: { timeout: Math.min(timeoutMs, 10_000) } });
+    this.#agent = new Agent({
+      keepAliveTimeout: 30_000,
+      headersTimeout: 0,
+      bodyTimeout: 0,
+      connect: { timeout: Math.min(timeoutMs, 10_000), ...(socketPath && { socketPath }) },
+    });
   }
 
   /** True for URLs of the registry itself; elsewhere our credential does not belong. */
@@ -64,15 +73,18 @@ export class RegistryHttp {
     return new URL(url, this.#base).origin === this.#base.origin;
   }
 
-  /** The full URL of a path, or of a URL that the registry gave us. */
+  /** The full URL of a path, or of a URL that the registry gave us. One that has moved from a port of this machine to a socket goes on there. */
   resolve(path: string): URL {
-    return new URL(path, this.#base);
+    const url = new URL(path, this.#base);
+    return this.#isSocket && url.hostname === 'localhost' ? new URL(`${url.pathname}${url.search}`, this.#base) : url;
   }
 
   async send(message: RegistryRequest, accepts: Accepts = success): Promise<RegistryResponse> {
     const { method, body, signal } = message;
     signal?.throwIfAborted();
     const url = this.resolve(message.path);
+    // All that goes out here ends at the socket, whatever host a URL names.
+    if (this.#isSocket && !this.isOwn(url)) throw new AppError('registry_rejected', { detail: `${method} ${url.pathname}: the registry names another server` });
     const watch = new StallWatch(message.timeoutMs ?? this.#timeoutMs);
     const abort = signal ? AbortSignal.any([signal, watch.signal]) : watch.signal;
     const fail = (error: unknown): unknown => {

@@ -1,4 +1,5 @@
 import { mkdir, readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { digestOf } from '@airdock/core/oci/digest';
@@ -6,20 +7,22 @@ import { mediaTypes } from '@airdock/core/oci/manifest';
 import { freePort, isPortFree, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { RegistryClient } from '../oci-client/registry-client.js';
-import { ProcessRegistryEngine, probeRegistry, type RegistryEngineOptions, storageUsage } from './process-engine.js';
+import { RegistryHttp } from '../oci-client/registry-http.js';
+import { ProcessRegistryEngine, probeRegistry, type RegistryEngineOptions, registrySockets, storageUsage } from './process-engine.js';
 
 describe('ProcessRegistryEngine', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
   let options: RegistryEngineOptions;
+  const front = () => `http://127.0.0.1:${options.front?.port}`;
 
   beforeEach(async () => {
     folder = await tempDir('engine');
     options = {
       stateDir: join(folder.path, 'state'),
       storageDir: join(folder.path, 'storage'),
-      port: await freePort(),
-      readOnlyPort: await freePort(),
+      socketDir: join(folder.path, 'run'),
       binary: 'docker-registry',
+      front: { port: await freePort(), push: null },
     };
   });
   afterEach(async () => {
@@ -27,19 +30,22 @@ describe('ProcessRegistryEngine', () => {
     await folder.remove();
   });
 
-  it('runs a read-write and a read-only instance, adopts them the next time, and stops both', async () => {
-    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readOnly', 'readWrite']);
+  it('runs a read-write and a read-only instance and a front on localhost, adopts them the next time, and stops all', async () => {
+    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readOnly', 'front', 'readWrite']);
     const pids = await new ProcessRegistryEngine(options).pids();
-    const uploads = await Promise.all(
-      [options.port, options.readOnlyPort].map((port) => fetch(`http://127.0.0.1:${port}/v2/a/blobs/uploads/`, { method: 'POST' })),
+    const upload = { method: 'POST', path: '/v2/a/blobs/uploads/', headers: { 'content-length': '0' } } as const;
+    const statuses = Object.values(registrySockets(options.socketDir)).map(
+      async (address) => (await new RegistryHttp(address).send(upload, () => true)).status,
     );
-    expect(uploads.map(({ status }) => status)).toEqual([202, 405]);
+    expect(await Promise.all(statuses)).toEqual([202, 405]);
+    expect((await fetch(`${front()}/v2/a/blobs/uploads/`, { method: 'POST' })).status).toBe(403);
     const next = new ProcessRegistryEngine(options);
     expect(await next.isHealthy()).toBe(true);
     expect((await next.start()).started).toEqual([]);
     expect(await next.pids()).toEqual(pids);
     await next.stop();
-    expect(await Promise.all([isPortFree(options.port), isPortFree(options.readOnlyPort)])).toEqual([true, true]);
+    expect(await isPortFree(options.front?.port ?? 0)).toBe(true);
+    expect((await probeRegistry(registrySockets(options.socketDir).readOnly)).ok).toBe(false);
     await next.stop();
   });
 
@@ -49,23 +55,22 @@ describe('ProcessRegistryEngine', () => {
     process.kill((await engine.pids())[1] as number, 'SIGKILL');
     await waitFor(async () => !(await engine.isHealthy()), { what: 'the death to be noticed' });
     expect((await engine.start()).started).toEqual(['readOnly']);
-    options = { ...options, port: await freePort() };
-    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readWrite']);
-    expect((await probeRegistry(`http://127.0.0.1:${options.port}`)).ok).toBe(true);
+    options = { ...options, front: { port: await freePort(), push: null } };
+    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['front']);
+    expect((await probeRegistry(front())).ok).toBe(true);
   });
 
   it('ends what a killed registry was writing before it starts it again', async () => {
     const engine = new ProcessRegistryEngine(options);
     await engine.start();
-    const url = `http://127.0.0.1:${options.port}`;
-    await using registry = new RegistryClient(url);
+    await using registry = new RegistryClient(registrySockets(options.socketDir).readWrite);
     const index = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: [] }));
     await registry.putManifest('app', '1', index, mediaTypes.ociIndex);
     process.kill((await engine.pids())[0] as number, 'SIGKILL');
     await waitFor(async () => !(await engine.isHealthy()), { what: 'the death to be noticed' });
     const link = 'repositories/app/_manifests/tags/1/current/link';
     await truncate(join(options.storageDir, 'docker/registry/v2', link));
-    expect(await engine.start()).toEqual({ started: ['readWrite'], repair: { changed: [link], failed: [] } });
+    expect(await engine.start()).toMatchObject({ started: ['readWrite'], repair: { changed: [link], failed: [] } });
     expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
     // What cannot be repaired keeps it from nothing else.
     await engine.stop();
@@ -98,8 +103,11 @@ describe('ProcessRegistryEngine', () => {
     const link = join(options.storageDir, 'docker/registry/v2/repositories/app/_manifests/tags/1/current/link');
     await mkdir(dirname(link), { recursive: true });
     await writeFile(link, '');
-    const other = createServer().listen(options.port, '127.0.0.1');
-    await expect(engine.start()).rejects.toMatchObject({ code: 'registry_port_taken' });
+    const answers = createHttpServer((_, response) => response.end('{}'));
+    const socket = registrySockets(options.socketDir).readWrite.slice('unix:'.length);
+    await rm(socket, { force: true });
+    const other = answers.listen(socket);
+    await expect(engine.start()).rejects.toMatchObject({ code: 'registry_socket_taken' });
     expect((await stat(link)).size).toBe(0);
     await new Promise((resolve) => other.close(resolve));
   });
@@ -109,8 +117,8 @@ describe('ProcessRegistryEngine', () => {
       ...options,
       stateDir: join(folder.path, 'other'),
       storageDir: join(folder.path, 'other-storage'),
-      port: await freePort(),
-      readOnlyPort: await freePort(),
+      socketDir: join(folder.path, 'other-run'),
+      front: { port: await freePort(), push: null },
     };
     const [engine, neighbour] = [new ProcessRegistryEngine(options), new ProcessRegistryEngine(other)];
     await neighbour.start();
@@ -122,9 +130,17 @@ describe('ProcessRegistryEngine', () => {
   });
 
   it('says that a port is taken, or that there is no program', async () => {
-    const other = createServer().listen(options.readOnlyPort, '127.0.0.1');
-    await expect(new ProcessRegistryEngine(options).start()).rejects.toMatchObject({ code: 'registry_port_taken', details: { port: options.readOnlyPort } });
+    const port = options.front?.port ?? 0;
+    const other = createServer().listen(port, '127.0.0.1');
+    const engine = new ProcessRegistryEngine(options);
+    const { started, frontError } = await engine.start();
+    // Hosts need nothing on localhost.
+    expect(started).toEqual(['readOnly', 'readWrite']);
+    expect(frontError).toMatchObject({ code: 'registry_port_taken', details: { port, detail: expect.stringContaining(`pid ${process.pid} of user`) } });
+    expect(await engine.squatters()).toMatchObject([{ port, pid: process.pid, uid: process.geteuid?.(), program: process.execPath }]);
+    expect([await engine.isHealthy({ withFront: false }), await engine.isHealthy()]).toEqual([true, false]);
     await new Promise((resolve) => other.close(resolve));
+    expect((await engine.start()).started).toEqual(['front']);
     await expect(new ProcessRegistryEngine({ ...options, binary: '/nowhere/registry' }).start()).rejects.toMatchObject({ code: 'registry_engine_missing' });
   });
 

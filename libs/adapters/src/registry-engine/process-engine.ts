@@ -1,14 +1,18 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { link, lstat, mkdir, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { stringify } from 'yaml';
 import { freeBytesOf } from '../oci-client/durable-file.js';
+import { RegistryHttp } from '../oci-client/registry-http.js';
 import { type Repair, repairRegistry } from '../oci-client/registry-repair.js';
+import { challengeHeader, type FrontConfiguration, proofHeader, proofOf } from './front.js';
+import { endProcess, type ForeignListener, foreignListeners, type OwnProcess, ProcessIdentity, processesThatShow } from './own-process.js';
 
 const run = promisify(execFile);
 
@@ -16,77 +20,122 @@ export interface RegistryEngineOptions {
   /** Folder for configuration, log and process records; not for images. */
   stateDir: string;
   storageDir: string;
-  /** Read-write, loopback. */
-  port: number;
-  /** Read-only over the same storage, loopback: what tunnels lead to. */
-  readOnlyPort: number;
+  /** Folder for the registry's sockets: this user's own, closed to others. */
+  socketDir: string;
   /** The distribution program, a path or a name on PATH. */
   binary: string;
+  /** The port on localhost to pull from, and who may push there. Without it the registry is reached by its sockets alone. */
+  front?: { port: number; push: FrontConfiguration['push'] } | undefined;
 }
 
-type Instance = 'readWrite' | 'readOnly';
-const instances: readonly Instance[] = ['readWrite', 'readOnly'];
-const fileNames: Record<Instance, string> = { readWrite: 'read-write', readOnly: 'read-only' };
+/** Addresses of the two instances, as `RegistryClient` takes them. */
+export interface RegistrySockets {
+  readWrite: string;
+  readOnly: string;
+}
+
+/** Where an engine with this folder for its sockets listens. */
+export const registrySockets = (socketDir: string): RegistrySockets => ({
+  readWrite: `unix:${join(socketDir, 'read-write.sock')}`,
+  readOnly: `unix:${join(socketDir, 'read-only.sock')}`,
+});
+
+type Instance = 'readOnly' | 'front' | 'readWrite';
+const fileNames: Record<Instance, string> = { readWrite: 'read-write', readOnly: 'read-only', front: 'front' };
 
 const startTimeoutMs = 15_000;
-const stopTimeoutMs = 10_000;
+/** A process that was killed keeps its port until its last thread has ended, which may have to wait for the disk. */
 const portTimeoutMs = 5_000;
+/** sun_path of unix(7), without its closing zero. */
+const maxSocketPath = 107;
 
 /**
- * A real `distribution` registry as two child processes over one storage folder. They are sessions of their own: they outlive Airdock, and the next
- * start adopts them when they still run with the configuration that is wanted. Configuration: https://distribution.github.io/distribution/about/configuration/
+ * A real `distribution` registry as two child processes over one storage folder, each on a Unix socket, and its front on localhost. They are sessions of their own: they
+ * outlive Airdock, and the next start adopts them when they still run with the configuration that is wanted.
+ * Configuration: https://distribution.github.io/distribution/about/configuration/
  */
 export class ProcessRegistryEngine {
   /** What was spawned here. */
   private readonly children = new Map<Instance, ChildProcess>();
+  private readonly sockets: RegistrySockets;
 
-  constructor(private readonly options: RegistryEngineOptions) {}
+  constructor(private readonly options: RegistryEngineOptions) {
+    this.sockets = registrySockets(options.socketDir);
+  }
 
   /**
-   * Brings both instances up, or adopts them. Idempotent. Returns which of them had to be started, and what `repairRegistry` did before that.
-   * Throws `registry_engine_missing`, `registry_port_taken`, `registry_start_failed`.
+   * Brings all instances up, or adopts them. Idempotent. Returns which of them had to be started, and what `repairRegistry` did before that. When only the front cannot be
+   * had, the registry works without it, and `frontError` says why: another program on its port must not keep hosts from their images.
+   * Throws `registry_engine_missing`, `registry_socket_taken`, `registry_start_failed`.
    */
-  async start(signal?: AbortSignal): Promise<{ started: Instance[]; repair: Repair }> {
+  async start(signal?: AbortSignal): Promise<{ started: Instance[]; repair: Repair; frontError: AppError | undefined }> {
     await this.version();
-    await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
-    await mkdir(this.options.storageDir, { recursive: true, mode: 0o700 });
-    const started: Instance[] = [];
+    for (const folder of [this.options.stateDir, this.options.storageDir]) await mkdir(folder, { recursive: true, mode: 0o700 });
+    await this.prepareSocketDir();
+    const started = new Map<Instance, string>();
     const repair: Repair = { changed: [], failed: [] };
+    let frontError: AppError | undefined;
     // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
-    for (const instance of instances.toReversed()) {
-      const config = await this.configFor(instance);
-      // Another program has to be started anew, whatever its configuration.
-      const configFile = this.configFile(instance, createHash('sha256').update(config).update(this.options.binary).digest('hex').slice(0, 16));
-      const running = await this.findProcesses(instance);
-      if (running.length === 1 && running[0]?.configFile === configFile && (await this.isAnswering(instance))) continue;
-      for (const { pid } of running) await endProcess(pid);
-      // However it ended, and whoever ended it.
+    for (const instance of this.instances()) {
+      const { version, content } = await this.configurationOf(instance);
+      const recorded = await (await this.identityOf(instance)).recorded();
+      if (recorded?.version === version && (await this.isAnswering(instance))) continue;
+      for (const found of await this.findProcesses(instance)) await endProcess(found);
       if (instance === 'readWrite') {
         // Nobody else's registry may be at work there.
-        await assertPortFree(this.portOf(instance));
+        if (await this.isAnswering(instance)) throw new AppError('registry_socket_taken', { detail: this.sockets.readWrite });
+        // However it ended, and whoever ended it.
         Object.assign(repair, await repairRegistry(this.options.storageDir, signal));
       }
-      await this.spawn(instance, configFile, config);
-      started.push(instance);
+      if (instance === 'front') frontError = await this.portError();
+      if (instance === 'front' && frontError) continue;
+      await this.spawn(instance, version, content);
+      started.set(instance, version);
     }
-    for (const instance of instances) await this.waitUntilAnswering(instance, signal);
-    return { started, repair };
+    for (const [instance, version] of started) await this.waitUntilAnswering(instance, version, signal);
+    return { started: [...started.keys()], repair, frontError };
   }
 
-  /** Stops both instances, and waits until they are gone. Idempotent. */
+  /** Stops all instances, and waits until they are gone. Idempotent. */
   async stop(): Promise<void> {
-    for (const instance of instances) for (const { pid } of await this.findProcesses(instance)) await endProcess(pid);
+    for (const instance of Object.keys(fileNames) as Instance[]) for (const found of await this.findProcesses(instance)) await endProcess(found);
   }
 
-  /** True when both instances run and answer. */
-  async isHealthy(): Promise<boolean> {
-    for (const instance of instances) if ((await this.findProcesses(instance)).length !== 1 || !(await this.isAnswering(instance))) return false;
+  /** True when all instances run and answer. The front counts unless `withFront` is false. */
+  async isHealthy({ withFront = true } = {}): Promise<boolean> {
+    for (const instance of this.instances())
+      if ((withFront || instance !== 'front') && (!(await (await this.identityOf(instance)).recorded()) || !(await this.isAnswering(instance)))) return false;
     return true;
   }
 
-  /** The process ids of both instances, of those that run. */
+  /** The process ids of the registry's two instances, of those that run: read-write first. */
   async pids(): Promise<number[]> {
-    return (await Promise.all(instances.map((instance) => this.findProcesses(instance)))).flat().map(({ pid }) => pid);
+    return (await Promise.all((['readWrite', 'readOnly'] as const).map((instance) => this.findProcesses(instance)))).flat().map(({ pid }) => pid);
+  }
+
+  /** Who else listens on the front's port of localhost. */
+  async squatters(): Promise<ForeignListener[]> {
+    const { front } = this.options;
+    return front ? foreignListeners(front.port, (await (await this.identityOf('front')).recorded())?.pid) : [];
+  }
+
+  /** Processes that show the arguments of our registry and are not ours. */
+  async decoys() {
+    const own = new Set(
+      (await Promise.all((['readWrite', 'readOnly', 'front'] as const).map((instance) => this.findProcesses(instance)))).flat().map(({ pid }) => pid),
+    );
+    return processesThatShow((words) => words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))), own);
+  }
+
+  /** Keeps writes away from the front, or lets them in again. Idempotent; holds until it is changed, whoever restarts. */
+  async setFence(isUp: boolean): Promise<void> {
+    await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
+    if (isUp) await writeFile(this.fenceFile, '', { mode: 0o600 });
+    else await rm(this.fenceFile, { force: true });
+  }
+
+  get isFenced(): boolean {
+    return existsSync(this.fenceFile);
   }
 
   /** The program's version, e.g. `2.8.2`. Throws `registry_engine_missing`. */
@@ -99,33 +148,60 @@ export class ProcessRegistryEngine {
     }
   }
 
-  /** The name carries the digest of the content: what a process runs with is seen in its arguments. */
-  private configFile(instance: Instance, digest: string): string {
-    return join(this.options.stateDir, `${fileNames[instance]}.${digest}.yml`);
+  private get fenceFile(): string {
+    return join(this.options.stateDir, 'fence');
+  }
+
+  private instances(): Instance[] {
+    return this.options.front ? ['readOnly', 'front', 'readWrite'] : ['readOnly', 'readWrite'];
+  }
+
+  private async identityOf(instance: Instance): Promise<ProcessIdentity> {
+    return new ProcessIdentity(join(this.options.stateDir, `${fileNames[instance]}.process`), await this.secret(), [process.geteuid?.() ?? 0]);
+  }
+
+  /** All processes of an instance, whatever moment Airdock was killed at. Looks at every process of the machine. */
+  private async findProcesses(instance: Instance): Promise<Pick<OwnProcess, 'pid' | 'startTime'>[]> {
+    const identity = await this.identityOf(instance);
+    return [...(await identity.find()), ...(await this.unmarkedProcesses(instance))];
   }
 
   /**
-   * Processes of this engine, found by their arguments in /proc: no record can be lost, or be wrong about a process id that was used again, whatever
-   * moment Airdock was killed at.
+   * The processes of an Airdock that gave them no mark yet. They are looked for until this one has started its own: this user's processes with a configuration file that
+   * lies in a folder which nobody else can write to.
    */
-  private async findProcesses(instance: Instance): Promise<{ pid: number; configFile: string }[]> {
+  private async unmarkedProcesses(instance: Instance): Promise<Pick<OwnProcess, 'pid' | 'startTime'>[]> {
+    if (instance === 'front' || existsSync(join(this.options.stateDir, `${fileNames[instance]}.process`))) return [];
     const prefix = join(this.options.stateDir, `${fileNames[instance]}.`);
-    const found: { pid: number; configFile: string }[] = [];
-    for (const entry of await readdir('/proc')) {
-      if (!/^\d+$/.test(entry)) continue;
-      const words = (await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '')).split('\0');
-      // Not at a fixed place: a program that is a script has its interpreter before it.
-      const configFile = words[words.indexOf('serve', 1) + 1];
-      if (words.includes('serve', 1) && configFile?.startsWith(prefix)) found.push({ pid: Number(entry), configFile });
-    }
-    return found;
+    const shown = await processesThatShow(
+      (words) => words.some((word, at) => words[at - 1] === 'serve' && word.startsWith(prefix) && existsSync(word)),
+      new Set(),
+    );
+    return shown.filter(({ uid }) => uid === process.geteuid?.()).map(({ pid, startTime }) => ({ pid, startTime }));
   }
 
-  private portOf(instance: Instance): number {
-    return instance === 'readWrite' ? this.options.port : this.options.readOnlyPort;
+  /** A folder that somebody else made, or can write to, would let him answer for the registry. Throws `registry_socket_taken`, `configuration_invalid`. */
+  private async prepareSocketDir(): Promise<void> {
+    const { socketDir } = this.options;
+    const longest = this.sockets.readWrite.slice('unix:'.length);
+    if (Buffer.byteLength(longest) > maxSocketPath)
+      throw new AppError('configuration_invalid', {
+        detail: `airdock.dataDir is too long: a socket's path may have ${maxSocketPath} bytes, and ${longest} has more`,
+      });
+    await mkdir(socketDir, { recursive: true, mode: 0o700 });
+    const info = await lstat(socketDir);
+    if (!info.isDirectory() || info.uid !== process.geteuid?.() || (info.mode & 0o077) !== 0)
+      throw new AppError('registry_socket_taken', { detail: `${socketDir} must be a folder of this user with mode 0700` });
   }
 
-  private async configFor(instance: Instance): Promise<string> {
+  /** What an instance is started with; `version` changes with all that matters for it, another program included. */
+  private async configurationOf(instance: Instance): Promise<{ version: string; content: string }> {
+    const content = instance === 'front' ? await this.frontConfiguration() : await this.registryConfiguration(instance);
+    const program = instance === 'front' ? process.execPath : this.options.binary;
+    return { content, version: createHash('sha256').update(content).update(program).digest('hex').slice(0, 16) };
+  }
+
+  private async registryConfiguration(instance: Exclude<Instance, 'front'>): Promise<string> {
     return stringify({
       version: '0.1',
       log: { level: 'warn', accesslog: { disabled: true } },
@@ -139,29 +215,52 @@ export class ProcessRegistryEngine {
           readonly: { enabled: instance === 'readOnly' },
         },
       },
-      http: { addr: `127.0.0.1:${this.portOf(instance)}`, secret: await this.secret() },
+      http: { net: 'unix', addr: this.sockets[instance].slice('unix:'.length), relativeurls: true, secret: await this.secret() },
       health: { storagedriver: { enabled: false } },
     });
+  }
+
+  private async frontConfiguration(): Promise<string> {
+    const configuration: FrontConfiguration = {
+      port: this.options.front?.port ?? 0,
+      readOnlySocket: this.sockets.readOnly.slice('unix:'.length),
+      readWriteSocket: this.sockets.readWrite.slice('unix:'.length),
+      fenceFile: this.fenceFile,
+      proofSecret: createHash('sha256')
+        .update(`front\0${await this.secret()}`)
+        .digest('hex'),
+      push: this.options.front?.push ?? null,
+    };
+    return JSON.stringify(configuration, undefined, 2);
   }
 
   /** Signs the state of uploads: it must stay the same, or a restart of the registry would end them. */
   private async secret(): Promise<string> {
     const path = join(this.options.stateDir, 'http.secret');
     if (!existsSync(path)) {
-      await writeFile(`${path}.new`, randomBytes(32).toString('hex'), { mode: 0o600 });
-      await rename(`${path}.new`, path);
+      await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
+      const fresh = `${path}.${randomBytes(4).toString('hex')}`;
+      await writeFile(fresh, randomBytes(32).toString('hex'), { mode: 0o600 });
+      // Whoever comes first has made it for all.
+      await link(fresh, path).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== 'EEXIST') throw error;
+      });
+      await rm(fresh);
     }
     return readFile(path, 'utf8');
   }
 
-  private async spawn(instance: Instance, configFile: string, config: string): Promise<void> {
-    await assertPortFree(this.portOf(instance));
-    await writeFile(configFile, config, { mode: 0o600 });
-    await using log = await open(join(this.options.stateDir, 'engine.log'), 'a', 0o600);
-    const child = spawn(this.options.binary, ['serve', configFile], {
+  private async spawn(instance: Instance, version: string, content: string): Promise<void> {
+    const { stateDir, binary } = this.options;
+    const configFile = join(stateDir, `${fileNames[instance]}.${version}.${instance === 'front' ? 'json' : 'yml'}`);
+    await writeFile(configFile, content, { mode: 0o600 });
+    await using log = await open(join(stateDir, 'engine.log'), 'a', 0o600);
+    const [program, ...args] = instance === 'front' ? [process.execPath, ...frontFlags, frontFile, configFile] : [binary, 'serve', configFile];
+    const identity = await this.identityOf(instance);
+    const child = spawn(program as string, args, {
       detached: true,
       stdio: ['ignore', log.fd, log.fd],
-      env: { PATH: process.env.PATH ?? '', HOME: this.options.stateDir, OTEL_TRACES_EXPORTER: 'none' },
+      env: { PATH: process.env.PATH ?? '', HOME: stateDir, OTEL_TRACES_EXPORTER: 'none', ...identity.environment(version) },
     });
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);
@@ -169,41 +268,82 @@ export class ProcessRegistryEngine {
     });
     this.children.set(instance, child);
     child.unref();
-    for (const name of await readdir(this.options.stateDir)) {
-      const path = join(this.options.stateDir, name);
-      if (name.startsWith(`${fileNames[instance]}.`) && path !== configFile) await rm(path);
+    for (const name of await readdir(stateDir)) {
+      const path = join(stateDir, name);
+      if (name.startsWith(`${fileNames[instance]}.`) && /\.(?:yml|json)$/.test(name) && path !== configFile) await rm(path);
     }
   }
 
   private async isAnswering(instance: Instance): Promise<boolean> {
-    return (await probeRegistry(`http://127.0.0.1:${this.portOf(instance)}`)).ok;
+    if (instance !== 'front') return (await probeRegistry(this.sockets[instance])).ok;
+    const { port, proofSecret } = JSON.parse(await this.frontConfiguration()) as FrontConfiguration;
+    const challenge = randomBytes(16).toString('hex');
+    const answer = await fetch(`http://127.0.0.1:${port}/v2/`, { headers: { [challengeHeader]: challenge }, signal: AbortSignal.timeout(2_000) }).catch(
+      () => undefined,
+    );
+    await answer?.body?.cancel();
+    // Whatever else it answers: only our front can answer this.
+    return answer?.headers.get(proofHeader) === proofOf(proofSecret, challenge);
   }
 
-  private async waitUntilAnswering(instance: Instance, signal?: AbortSignal): Promise<void> {
+  private async waitUntilAnswering(instance: Instance, version: string, signal?: AbortSignal): Promise<void> {
     const deadline = Date.now() + startTimeoutMs;
+    const child = this.children.get(instance);
     while (!(await this.isAnswering(instance))) {
       signal?.throwIfAborted();
       // Not by its arguments: while a script becomes the program that it is for, a process has none.
-      const child = this.children.get(instance);
       if (child && (child.exitCode ?? child.signalCode) !== null)
         throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process ended at once` });
-      if (Date.now() > deadline) throw new AppError('registry_start_failed', { detail: `no answer on port ${this.portOf(instance)}` });
+      if (Date.now() > deadline) throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process does not answer` });
       await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    if (child?.pid !== undefined) await (await this.identityOf(instance)).record(child.pid, version);
+  }
+
+  /** `registry_port_taken`, which names who has the port of the front; undefined when it is free. */
+  private async portError(): Promise<AppError | undefined> {
+    const port = this.options.front?.port ?? 0;
+    const deadline = Date.now() + (this.children.has('front') ? portTimeoutMs : 0);
+    for (;;) {
+      const server = createServer();
+      try {
+        await new Promise<void>((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
+        return undefined;
+      } catch (cause) {
+        if (Date.now() > deadline) {
+          const who = (await foreignListeners(port, undefined)).map(describe).join(', ');
+          return new AppError('registry_port_taken', { detail: `port ${port} on 127.0.0.1${who ? `: ${who}` : ''}`, port }, { cause });
+        }
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      } finally {
+        await new Promise((resolve) => server.close(resolve));
+      }
     }
   }
 }
 
-/** One `GET /v2/`: does a registry answer at this URL, and how fast. Never throws. */
-export async function probeRegistry(url: string, timeoutMs = 2_000): Promise<{ ok: boolean; latencyMs: number; error?: string }> {
+/** A heap of this size is enough for what passes through. */
+const frontFlags = ['--max-old-space-size=64', '--max-semi-space-size=1'];
+const frontFile = fileURLToPath(new URL(import.meta.url.endsWith('.ts') ? './front.ts' : './front.js', import.meta.url));
+
+/** For people: `pid 812 of user 65534 (/usr/bin/python3.11)`. */
+export const describe = ({ pid, uid, program }: { pid: number | null; uid: number; program: string | null }): string =>
+  `${pid === null ? 'a process' : `pid ${pid}`} of user ${uid}${program ? ` (${program})` : ''}`;
+
+/** One `GET /v2/`: does a registry answer at this address, and how fast. Never throws. */
+export async function probeRegistry(address: string, timeoutMs = 2_000): Promise<{ ok: boolean; latencyMs: number; error?: string }> {
   const started = performance.now();
+  const http = new RegistryHttp(address, { timeoutMs });
   try {
-    const response = await fetch(`${url}/v2/`, { signal: AbortSignal.timeout(timeoutMs) });
-    await response.arrayBuffer();
+    const response = await http.send({ method: 'GET', path: '/v2/', signal: AbortSignal.timeout(timeoutMs) }, () => true);
+    await response.discard();
     const ok = response.status === 200 || response.status === 401;
     return { ok, latencyMs: Math.round(performance.now() - started), ...(ok ? {} : { error: `status ${response.status}` }) };
   } catch (error) {
     const { cause, message } = error as Error & { cause?: { code?: string } };
     return { ok: false, latencyMs: Math.round(performance.now() - started), error: cause?.code ?? message };
+  } finally {
+    await http.close();
   }
 }
 
@@ -212,43 +352,4 @@ export async function storageUsage(storageDir: string): Promise<{ usedBytes: num
   await mkdir(storageDir, { recursive: true });
   const { stdout } = await run('du', ['-sk', storageDir], { timeout: 120_000 });
   return { usedBytes: Number.parseInt(stdout, 10) * 1024, freeBytes: await freeBytesOf(storageDir) };
-}
-
-/** Ends a process in good order, after a while by force, and waits until it is gone. */
-async function endProcess(pid: number): Promise<void> {
-  const deadline = Date.now() + stopTimeoutMs;
-  const signal = (name: 'SIGTERM' | 'SIGKILL') => {
-    try {
-      process.kill(pid, name);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
-    }
-  };
-  // A zombie without threads holds nothing any more; whoever started it will reap it. The state is the first field behind the name in brackets, see proc_pid_stat(5).
-  const isRunning = async () => {
-    const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    return stat !== '' && (fields[0] !== 'Z' || Number(fields[17]) > 1);
-  };
-  signal('SIGTERM');
-  while (await isRunning()) {
-    if (Date.now() > deadline) signal('SIGKILL');
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-}
-
-/** A process that was killed keeps its port until its last thread has ended, which may have to wait for the disk. Throws `registry_port_taken`. */
-async function assertPortFree(port: number): Promise<void> {
-  const deadline = Date.now() + portTimeoutMs;
-  for (;;) {
-    const server = createServer();
-    try {
-      return await new Promise<void>((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
-    } catch (cause) {
-      if (Date.now() > deadline) throw new AppError('registry_port_taken', { detail: `port ${port} on 127.0.0.1`, port }, { cause });
-      await new Promise((resolve) => setTimeout(resolve, 100));
-    } finally {
-      await new Promise((resolve) => server.close(resolve));
-    }
-  }
 }

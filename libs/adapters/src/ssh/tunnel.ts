@@ -6,8 +6,8 @@ import type { SshConnection } from './connection.js';
 export interface TunnelOptions {
   /** Listens on the host's 127.0.0.1 only. */
   hostPort: number;
-  /** Where it leads, seen from here: the DU's read-only registry, or its package repositories. */
-  target: { host: string; port: number };
+  /** Where it leads, seen from here: in the DU the Unix socket of the read-only registry, or of the package repositories. */
+  target: { path: string } | { host: string; port: number };
 }
 
 /** One read of a socket. The larger, the fewer writes to the connection; freed when no more than so many are used at once. */

@@ -147,13 +147,16 @@ export type Registry = {
      */
     host: string | null;
     /**
-     * Read-write, for pushes in the DU
+     * To pull from: on localhost of the DU for everybody there, or the registry that someone else runs
      */
     url: string | null;
     /**
-     * Read-only over the same storage; tunnels lead here
+     * Unix sockets as unix:PATH, for Airdock itself: it writes to the one, and tunnels lead to the other. Null in the modes none and external
      */
-    readOnlyUrl: string | null;
+    sockets: {
+        readWrite: string;
+        readOnly: string;
+    } | null;
     engine: {
         kind: 'process' | 'external';
         version: string | null;
@@ -166,7 +169,31 @@ export type Registry = {
         latencyMs: number;
         error?: string;
         readOnlyOk: boolean;
+        /**
+         * False while programs of the DU cannot pull from localhost; hosts do not need that
+         */
+        localhostOk: boolean;
     } | null;
+    /**
+     * Why there is nothing of Airdock on localhost; it is tried again by itself
+     */
+    localhostError: Problem | null;
+    /**
+     * Processes of others that pass for the registry. Airdock neither uses nor ends them
+     */
+    foreignProcesses: Array<{
+        /**
+         * listener: has the registry's port on localhost; decoy: shows the arguments of the registry
+         */
+        kind: 'listener' | 'decoy';
+        port: number | null;
+        /**
+         * Null where Airdock may not see it
+         */
+        pid: number | null;
+        uid: number;
+        program: string | null;
+    }>;
     storage: {
         path: string;
         /**
@@ -184,10 +211,6 @@ export type Registry = {
         upgradeId: string;
         since: string;
     } | null;
-    /**
-     * Read-write while pushes are kept away: for restores
-     */
-    maintenanceUrl: string | null;
     /**
      * A garbage collection keeps pushes, verifications, backups and restores waiting, for moments
      */
