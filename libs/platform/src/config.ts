@@ -55,6 +55,8 @@ function isHostPattern(text: string): boolean {
   return rest.length === 0 && (prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= bits));
 }
 
+const hostPatterns = z.array(z.string().refine(isHostPattern, 'must be a name, *.name, an address or a network like 10.0.0.0/8')).max(100).default([]);
+
 const backupTarget = z.union([
   z.strictObject({ folder: z.string().min(1).describe('A folder, also on NFS') }),
   z.strictObject({
@@ -121,6 +123,9 @@ const airdockSchema = z.strictObject({
           uploadHours: z.coerce.number().min(1).max(8760).default(168).describe('After this time without a byte an unfinished upload is abandoned'),
         })
         .prefault({}),
+      allowedHosts: hostPatterns.describe(
+        'Where registries of others may be, for mode external by API and restores: names, *.name, addresses, networks; without any: anywhere but on this machine and link-local',
+      ),
       externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
     })
     .prefault({}),
@@ -180,11 +185,7 @@ const airdockSchema = z.strictObject({
     .describe('The PMK control plane, for clusters with the provisioner pmk'),
   webhooks: z
     .strictObject({
-      allowedHosts: z
-        .array(z.string().refine(isHostPattern, 'must be a name, *.name, an address or a network like 10.0.0.0/8'))
-        .max(100)
-        .default([])
-        .describe('Where webhooks may go; without any: anywhere but to link-local addresses'),
+      allowedHosts: hostPatterns.describe('Where webhooks may go; without any: anywhere but to this machine and link-local addresses'),
       timeoutSeconds: z.coerce.number().min(0.1).max(60).default(15).describe('For one delivery'),
       giveUpAfterHours: z.coerce.number().min(0).max(720).default(24).describe('How long a delivery is tried again before its endpoint is disabled'),
       keepDays: z.coerce.number().min(0.01).max(3650).default(30).describe('How long events and deliveries can be looked up'),

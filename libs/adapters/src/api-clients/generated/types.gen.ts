@@ -157,6 +157,10 @@ export type Registry = {
         readWrite: string;
         readOnly: string;
     } | null;
+    /**
+     * How Airdock itself reaches the registry: unix:PATH, or the URL with the addresses that were allowed for its host in the fragment
+     */
+    address: string | null;
     engine: {
         kind: 'process' | 'external';
         version: string | null;
@@ -2701,6 +2705,19 @@ export type StreamJobData = {
     url: '/v1/jobs/{id}/events';
 };
 
+export type StreamJobErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type StreamJobError = StreamJobErrors[keyof StreamJobErrors];
+
 export type StreamJobResponses = {
     /**
      * Events named job, their data the job
@@ -3214,6 +3231,19 @@ export type DescribeUploadsData = {
     url: '/v1/uploads';
 };
 
+export type DescribeUploadsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DescribeUploadsError = DescribeUploadsErrors[keyof DescribeUploadsErrors];
+
 export type DescribeUploadsResponses = {
     /**
      * Tus-Version, Tus-Extension
@@ -3234,6 +3264,19 @@ export type CreateUploadData = {
     url: '/v1/uploads';
 };
 
+export type CreateUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateUploadError = CreateUploadErrors[keyof CreateUploadErrors];
+
 export type CreateUploadResponses = {
     /**
      * Location names the upload
@@ -3249,6 +3292,19 @@ export type DeleteUploadData = {
     query?: never;
     url: '/v1/uploads/{id}';
 };
+
+export type DeleteUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DeleteUploadError = DeleteUploadErrors[keyof DeleteUploadErrors];
 
 export type DeleteUploadResponses = {
     /**
@@ -3268,6 +3324,19 @@ export type HeadUploadData = {
     url: '/v1/uploads/{id}';
 };
 
+export type HeadUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type HeadUploadError = HeadUploadErrors[keyof HeadUploadErrors];
+
 export type HeadUploadResponses = {
     /**
      * Upload-Offset
@@ -3286,6 +3355,19 @@ export type PatchUploadData = {
     query?: never;
     url: '/v1/uploads/{id}';
 };
+
+export type PatchUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type PatchUploadError = PatchUploadErrors[keyof PatchUploadErrors];
 
 export type PatchUploadResponses = {
     /**
@@ -3449,6 +3531,19 @@ export type GetBundleDockerArchiveData = {
     };
     url: '/v1/bundles/{id}/docker-archive';
 };
+
+export type GetBundleDockerArchiveErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetBundleDockerArchiveError = GetBundleDockerArchiveErrors[keyof GetBundleDockerArchiveErrors];
 
 export type GetBundleDockerArchiveResponses = {
     /**
