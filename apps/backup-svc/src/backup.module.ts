@@ -94,6 +94,7 @@ export class BackupModule {
         BackupScheduler,
         WebhookDispatcher,
       ],
+      history: [RestoreEntity, BackupOperationEntity],
       jobTypes: [backupJobType, restoreJobType, ...Object.values(operationJobTypes)],
       state: [{ entity: WebhookEndpointEntity }, { entity: BackupScheduleEntity, reset: { lastBackupId: null, prunedBackupId: null, staleSince: null } }],
     });

@@ -78,6 +78,7 @@ export class HostModule {
         NodeOperationService,
       ],
       workers: [HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, NodeOperationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
+      history: [HostCheckEntity],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: [
         { entity: SshCredentialEntity },

@@ -50,6 +50,7 @@ export class ImageModule {
         VerificationService,
       ],
       workers: [BundleProcessor, PushProcessor, CatalogueProcessor, VerificationProcessor, Housekeeping],
+      history: [PushEntity, VerificationEntity],
       jobTypes: [readBundleJobType, pushJobType, rebuildJobType, verifyJobType],
       state: [{ entity: ImageEntity }, { entity: ImageNameEntity }, { entity: ImageSetEntity }],
     });

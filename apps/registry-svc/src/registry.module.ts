@@ -17,6 +17,9 @@ import { RegistryController } from './registry/registry.controller.js';
 import { RegistryEntity } from './registry/registry.entity.js';
 import { RegistryProcessor, RegistrySupervisor } from './registry/registry.processor.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
+import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
+import { SecretsKeyProcessor } from './secrets-key/secrets-key.processor.js';
+import { rotateSecretsKeyJobType, SecretsKeyService } from './secrets-key/secrets-key.service.js';
 
 const targets = {
   provide: OutboundTargets,
@@ -32,10 +35,19 @@ export class RegistryModule {
       module: RegistryModule,
       name: 'registry',
       entities: [RegistryEntity, GarbageCollectionEntity, DuUpgradeEntity],
-      controllers: [RegistryController, GarbageCollectionController, DuUpgradeController],
-      providers: [serviceClientsProvider(ServiceClients), targets, RegistryService, RegistryUsers, GarbageCollectionService, DuUpgradeService],
-      workers: [RegistryProcessor, RegistrySupervisor, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
-      jobTypes: [applyJobType, collectJobType, upgradeJobType],
+      controllers: [SecretsKeyController, RegistryController, GarbageCollectionController, DuUpgradeController],
+      providers: [
+        serviceClientsProvider(ServiceClients),
+        targets,
+        RegistryService,
+        RegistryUsers,
+        GarbageCollectionService,
+        DuUpgradeService,
+        SecretsKeyService,
+      ],
+      workers: [SecretsKeyProcessor, RegistryProcessor, RegistrySupervisor, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
+      jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
+      history: [GarbageCollectionEntity],
     });
   }
 }

@@ -183,6 +183,13 @@ const airdockSchema = z.strictObject({
     })
     .optional()
     .describe('The PMK control plane, for clusters with the provisioner pmk'),
+  jobs: z
+    .strictObject({
+      keepDays: z.coerce.number().min(1).max(3650).default(90).describe('How long jobs that have ended can be looked up, with their requests'),
+      idempotencyKeepDays: z.coerce.number().min(1).max(3650).default(30).describe('How long a repeated Idempotency-Key gets the first answer again'),
+    })
+    .prefault({})
+    .describe('Jobs that have ended'),
   webhooks: z
     .strictObject({
       allowedHosts: hostPatterns.describe('Where webhooks may go; without any: anywhere but to this machine and link-local addresses'),

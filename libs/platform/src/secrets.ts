@@ -84,9 +84,9 @@ export class SecretBox {
     return `${id}.${createHmac('sha256', createHmac('sha256', bytes).update('airdock digest').digest()).update(text).digest('hex')}`;
   }
 
-  /** Whether a digest was made with the key of now. */
-  isCurrentDigest(digest: string): boolean {
-    return digest.startsWith(`${this.current().id}.`);
+  /** What digests of the key of now begin with. */
+  get digestPrefix(): string {
+    return `${this.current().id}.`;
   }
 
   /** How many keys there are; more than one while keys are exchanged. */

@@ -15,12 +15,15 @@ import { IdempotencyInterceptor } from './http/idempotency.js';
 import type { LocalSocket } from './http/local-socket.js';
 import { Servers } from './http/servers.js';
 import { platformEntities } from './jobs/job.entity.js';
+import { JobRetention } from './jobs/job-retention.js';
 import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { INTERNAL_TOKEN, PlatformModule } from './platform.module.js';
 import { securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
+import { SealedColumns } from './secrets-key/sealed-columns.js';
+import { SEALED_COLUMNS, SecretsKeyController } from './secrets-key/secrets-key.controller.js';
 import { StateService, type StateTable } from './state/state.service.js';
 import { STATE_SERVICES, StatesController } from './state/states.controller.js';
 import type { TokenFile } from './token-file.js';
@@ -45,6 +48,8 @@ export interface ServiceDefinition {
   /** Present in the role `worker`: job processors and whatever else runs by itself. */
   workers: Provider[];
   jobTypes: string[];
+  /** Tables with a `jobId` whose rows tell of that job only, and go with it when it is old. */
+  history?: (new () => ObjectLiteral)[];
   /** What of the tables belongs into backups. */
   state?: readonly StateTable[];
 }
@@ -52,12 +57,13 @@ export interface ServiceDefinition {
 /** Injection token of a service's `JobsService` outside its module. */
 export const jobsToken = (name: ServiceName) => `jobs:${name}`;
 const stateToken = (name: ServiceName) => `state:${name}`;
+const sealedToken = (name: ServiceName) => `sealed:${name}`;
 const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
 export function defineService(
   roles: Roles,
-  { module, name, entities, controllers, providers, workers, jobTypes, state = [] }: ServiceDefinition,
+  { module, name, entities, controllers, providers, workers, jobTypes, history = [], state = [] }: ServiceDefinition,
 ): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
@@ -71,6 +77,11 @@ export function defineService(
     provide: OutboxForwarder,
     inject: [CONFIG, ServiceDatabase, INTERNAL_TOKEN],
     useFactory: (config: Config, database: ServiceDatabase, token: TokenFile) => new OutboxForwarder(config, database, token),
+  };
+  const retention: Provider = {
+    provide: JobRetention,
+    inject: [CONFIG, ServiceDatabase],
+    useFactory: (config: Config, database: ServiceDatabase) => new JobRetention(config.jobs, database, history),
   };
   return {
     module,
@@ -102,14 +113,19 @@ export function defineService(
         inject: [ServiceDatabase, SecretBox],
         useFactory: (database: ServiceDatabase, secrets: SecretBox) => new StateService(name, state, database, secrets),
       },
+      {
+        provide: sealedToken(name),
+        inject: [ServiceDatabase, SecretBox],
+        useFactory: (database: ServiceDatabase, secrets: SecretBox) => new SealedColumns(database, secrets),
+      },
       jobs,
       IdempotencyInterceptor,
       ...providers,
       ...(isWorker
-        ? [...workers, forwarder, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
+        ? [...workers, forwarder, retention, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
         : []),
     ],
-    exports: [jobsToken(name), databaseToken(name), stateToken(name)],
+    exports: [jobsToken(name), databaseToken(name), stateToken(name), sealedToken(name)],
   };
 }
 
@@ -118,10 +134,11 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
   const names = Object.keys(services) as ServiceName[];
   const metadata: ModuleMetadata = {
     imports: [PlatformModule.forRoot(config), ...Object.values(services).map((service) => service.register(roles))],
-    controllers: [HealthController, ...(roles.includes('api') ? [JobsController, StatesController] : [])],
+    controllers: [HealthController, ...(roles.includes('api') ? [JobsController, StatesController, SecretsKeyController] : [])],
     providers: [
       JobDirectory,
       { provide: STATE_SERVICES, inject: names.map(stateToken), useFactory: (...states: StateService[]) => states },
+      { provide: SEALED_COLUMNS, inject: names.map(sealedToken), useFactory: (...columns: SealedColumns[]) => columns },
       { provide: JOB_SERVICES, inject: names.map(jobsToken), useFactory: (...jobs: JobsService[]) => jobs },
       {
         provide: READINESS_CHECKS,

@@ -2,6 +2,7 @@ import { AppError } from '@airdock/core/errors';
 import { z } from 'zod';
 import { columns, isUniqueViolation, type ServiceDatabase } from '../database.js';
 import type { SecretBox } from '../secrets.js';
+import { sealedColumnsOf } from '../secrets-key/sealed-columns.js';
 import type { PutStateRows, ServiceState, StateRowsResult } from './state.schema.js';
 
 /** A table that outlives its machine. */
@@ -26,9 +27,16 @@ export class StateService {
     for (const { entity, reset } of this.tables) {
       const rows = this.database.dataSource.getRepository(entity);
       const found = (await rows.find()) as Record<string, unknown>[];
-      tables.push({ name: rows.metadata.tableName, rows: found.map((row) => ({ ...row, ...reset })) });
+      const sealed = sealedColumnsOf(rows.metadata);
+      tables.push({ name: rows.metadata.tableName, rows: found.map((row) => ({ ...row, ...this.sealedNow(row, sealed), ...reset })) });
     }
     return { service: this.service, formatVersion: 1, keyFingerprint: this.secrets.fingerprint, tables };
+  }
+
+  /** All sealed with the key that `keyFingerprint` names, also while keys are exchanged. */
+  private sealedNow(row: Record<string, unknown>, names: readonly string[]): Record<string, unknown> {
+    const texts = names.map((name) => [name, row[name]] as const);
+    return Object.fromEntries(texts.map(([name, text]) => [name, typeof text === 'string' ? this.secrets.reseal(text, String(row.id)) : text]));
   }
 
   /** Idempotent. Throws `resource_not_found` for tables of no state, `secrets_key_mismatch`, `request_invalid` for rows that are none of the table's. */
