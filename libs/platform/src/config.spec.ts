@@ -30,7 +30,7 @@ describe('loadConfig', () => {
     expect(config).toMatchObject({
       dataDir: '/srv/airdock',
       tokenFile: '/srv/airdock/admin.token',
-      registry: { port: 5100, readOnlyPort: 5101, storageDir: '/srv/airdock/registry/storage' },
+      registry: { port: 5100, storageDir: '/srv/airdock/registry/storage' },
     });
     expect(config.http.host).toBe('127.0.0.1');
   });

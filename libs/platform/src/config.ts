@@ -22,6 +22,11 @@ const names = z
   .default([]);
 /** Those that make a node, as Kubernetes calls them. */
 const nodePackages = names.default(['kubeadm', 'kubelet', 'kubectl']);
+const algorithmNames = z
+  .array(z.string().regex(/^[a-z0-9][a-z0-9@.-]{1,63}$/, 'must be the name of an SSH algorithm'))
+  .min(1)
+  .max(30)
+  .optional();
 const packagesByFamily = z.strictObject({ debian: names, redhat: names }).prefault({});
 const word = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
 /** What cannot leave a line of a package list, nor lead out of the folder. */
@@ -151,9 +156,18 @@ const airdockSchema = z.strictObject({
           repair: z.boolean().default(false).describe('Whether what has drifted is put right at once'),
         })
         .prefault({}),
+      ssh: z
+        .strictObject({
+          algorithms: z
+            .strictObject({ kex: algorithmNames, cipher: algorithmNames, mac: algorithmNames })
+            .prefault({})
+            .describe('What is offered to hosts, first what is preferred; a list that is left out is the default one'),
+        })
+        .prefault({})
+        .describe('How hosts are logged in to'),
     })
     .prefault({})
-    .describe('Hosts after they were configured'),
+    .describe('Hosts, and how they are reached'),
   mirroredUpstreams: z
     .array(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?$/))
     .max(100)

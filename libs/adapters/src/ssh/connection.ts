@@ -3,6 +3,7 @@ import type { Duplex, Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { AppError } from '@airdock/core/errors';
 import ssh2, { type Client, type ClientChannel, type ServerHostKeyAlgorithm } from 'ssh2';
+import { algorithmsToOffer, type SshAlgorithms } from './algorithms.js';
 import { commandError } from './command-error.js';
 import { fingerprintOf, readablePrivateKey } from './keys.js';
 
@@ -18,6 +19,8 @@ export interface SshTarget {
   sudoPassword?: string | undefined;
   /** The pinned host key: its `SHA256:` fingerprint. Or who pins the first one that is shown. */
   hostKeyFingerprint: string | FirstUse;
+  /** Default: those of `defaultAlgorithms`. */
+  algorithms?: Partial<SshAlgorithms> | undefined;
 }
 
 /** Gets the fingerprint that a host shows, before any credential is sent; answers the one that is pinned from now on, which may be another. */
@@ -151,7 +154,7 @@ async function connectOnce(target: SshTarget, serverHostKey: ServerHostKeyAlgori
           readyTimeout: connectTimeoutMs,
           keepaliveInterval: 5_000,
           keepaliveCountMax: 3,
-          algorithms: { serverHostKey, cipher: { prepend: ['aes128-gcm@openssh.com'], append: [], remove: [] } },
+          algorithms: { ...algorithmsToOffer(target.algorithms), serverHostKey },
           hostVerifier: verify,
         });
     });
