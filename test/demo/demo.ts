@@ -268,7 +268,12 @@ async function run(): Promise<string | undefined> {
   await using folder = await tempDir('demo');
   const lab = await startLab({ log: say });
   await using _lab = lab.lab;
-  await using du = await Du.start({ folder: folder.path, registryPort: await choosePort(), stopsRegistry: true });
+  await using du = await Du.start({
+    folder: folder.path,
+    registryPort: await choosePort(),
+    stopsRegistry: true,
+    airdock: { webhooks: { allowedHosts: ['127.0.0.0/8'] } },
+  });
   const client = await du.client();
   try {
     await verifyUp(du);

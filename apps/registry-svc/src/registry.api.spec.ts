@@ -23,7 +23,7 @@ describe('registry-svc', () => {
     startComponent('registry', RegistryModule, {
       dataDir: folder.path,
       redisUrl: redis.url,
-      overrides: { 'registry.port': ports.port, 'registry.readOnlyPort': ports.readOnlyPort, ...overrides },
+      overrides: { 'registry.port': ports.port, 'registry.readOnlyPort': ports.readOnlyPort, 'registry.allowedHosts': ['127.0.0.0/8', '::1'], ...overrides },
     });
 
   beforeEach(async () => {

@@ -43,10 +43,18 @@ export function dataSourceOptions(config: Config, service: ServiceName, entities
 export async function connectDatabase(options: DataSourceOptions): Promise<DataSource> {
   if (options.type === 'better-sqlite3') mkdirSync(join(options.database, '..'), { recursive: true, mode: 0o700 });
   const dataSource = await new DataSource(options).initialize();
-  if (options.type !== 'postgres') {
-    await synchronize(dataSource);
+  try {
+    await prepare(dataSource);
     return dataSource;
+  } catch (error) {
+    await dataSource.destroy();
+    throw error;
   }
+}
+
+async function prepare(dataSource: DataSource): Promise<void> {
+  const { options } = dataSource;
+  if (options.type !== 'postgres') return synchronize(dataSource);
   const lock = dataSource.createQueryRunner();
   try {
     await lock.query('SELECT pg_advisory_lock(hashtext($1))', ['airdock schema']);
@@ -56,7 +64,6 @@ export async function connectDatabase(options: DataSourceOptions): Promise<DataS
     await lock.query('SELECT pg_advisory_unlock(hashtext($1))', ['airdock schema']);
     await lock.release();
   }
-  return dataSource;
 }
 
 /** Columns that a version has given up on purpose, as `table.column`: they may go at a start, and everything else in them with them. */
@@ -65,10 +72,7 @@ const retiredColumns = new Set<string>([]);
 /** Brings the schema up to date, unless something would be lost by it. Throws `schema_loses_data` before anything is changed. */
 async function synchronize(dataSource: DataSource): Promise<void> {
   const lost = await unknownColumns(dataSource);
-  if (lost.length > 0) {
-    await dataSource.destroy();
-    throw new AppError('schema_loses_data', { detail: lost.join(', ').slice(0, 500), columns: lost });
-  }
+  if (lost.length > 0) throw new AppError('schema_loses_data', { detail: lost.join(', ').slice(0, 500), columns: lost });
   await dataSource.synchronize();
 }
 
