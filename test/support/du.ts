@@ -156,6 +156,11 @@ export class Du implements AsyncDisposable {
     return createServiceClient(this.url, await this.token());
   }
 
+  /** As operators on the DU itself have it: without a token. */
+  localClient() {
+    return createServiceClient({ url: 'http://localhost', socketPath: this.socket });
+  }
+
   /** Ends the process; the registry goes on. SIGKILL is the worst moment. */
   async end(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
     const { child } = this;
