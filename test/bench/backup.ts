@@ -142,15 +142,15 @@ async function measureLoad(folder: string, bundles: string, layout: string): Pro
   await push(services.client('image'), await register(services.client('image'), layout));
   const { pid } = services.process('backup', 'worker');
   const { AIRDOCK_DATA_DIR: dataDir = '', AIRDOCK_REGISTRY_READONLY_PORT: port } = services.environment;
-  const [store, readOnlyPort] = [join(dataDir, 'backups'), Number(port)];
+  const [store, registryPort] = [join(dataDir, 'backups'), Number(port)];
   const alone: number[] = [];
   const beside: number[] = [];
   await forgetPeak(pid);
   for (let round = 0; round < rounds; round++) {
     await clearStore({ store } as Place);
-    alone.push(await pullRate(readOnlyPort, AbortSignal.timeout(3_000)));
+    alone.push(await pullRate(registryPort, AbortSignal.timeout(3_000)));
     const stop = new AbortController();
-    const rate = pullRate(readOnlyPort, stop.signal);
+    const rate = pullRate(registryPort, stop.signal);
     await success(client, createBackup({ client, body: {}, throwOnError: true }));
     stop.abort();
     beside.push(await rate);

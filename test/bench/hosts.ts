@@ -148,7 +148,7 @@ async function benchPull(row: string, site: Site, roundTripMs: number): Promise<
   const hostId = await registerHost(client, host, { address: link.address, port: link.port });
   await configure(client, { hostIds: [hostId], skipDockerImgImport: true });
   const port = await freePort();
-  const forward = ['-N', '-R', `127.0.0.1:${port}:127.0.0.1:${du.readOnlyPort}`];
+  const forward = ['-N', '-R', `127.0.0.1:${port}:${du.dataDir}/run/registry/read-only.sock`];
   const ssh: ChildProcess = spawn('ssh', [...(await sshArguments(folder, host, link)), ...forward, `root@${link.address}`], {
     stdio: ['ignore', 'inherit', 'inherit'],
   });

@@ -73,7 +73,7 @@ async function choosePort(): Promise<number> {
 async function verifyUp(du: Du): Promise<void> {
   const { data: registry } = await getRegistry({ client: du.localClient(), throwOnError: true });
   verify(registry.mode === 'local' && registry.health?.ok && registry.health.readOnlyOk, 'both instances of the registry answer');
-  const push = await fetch(`http://localhost:${du.readOnlyPort}/v2/x/blobs/uploads/`, { method: 'POST' });
+  const push = await fetch(`http://localhost:${du.registryPort}/v2/x/blobs/uploads/`, { method: 'POST' });
   verify(push.status === 405, 'the read-only instance refuses pushes');
   say(
     `DU up: registry ${registry.engine?.version} answers on ${registry.host}, ${mib(registry.storage?.usedBytes ?? 0)} used; its read-only instance refuses a push`,
@@ -283,7 +283,7 @@ async function run(): Promise<string | undefined> {
     await backUpAndRestore(du, client, site);
     await success(client, putRegistry({ client, body: { mode: 'none' }, throwOnError: true }));
     await du.end();
-    verify((await isPortFree(du.registryPort)) && (await isPortFree(du.readOnlyPort)), 'the registry is gone');
+    verify(await isPortFree(du.registryPort), 'the registry is gone');
     return lab.lab ? undefined : lab.reason;
   } catch (error) {
     process.stderr.write(`\nlast words of the DU:\n${du.output.slice(-3000)}\n`);

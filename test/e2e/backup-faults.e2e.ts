@@ -204,21 +204,21 @@ async function lose(site: Site, what: 'extra' | 'all'): Promise<void> {
 }
 
 /** Names in the registry that hosts pull from, and where they lead. */
-const contentOf = async ({ readOnlyPort }: Site): Promise<Record<string, string | undefined>> =>
+const contentOf = async ({ registryPort }: Site): Promise<Record<string, string | undefined>> =>
   Object.fromEntries(
-    await Promise.all((await namesAt(readOnlyPort)).filter((name) => name.includes(':')).map(async (name) => [name, await digestAt(readOnlyPort, name)])),
+    await Promise.all((await namesAt(registryPort)).filter((name) => name.includes(':')).map(async (name) => [name, await digestAt(registryPort, name)])),
   );
 
 // What must hold
 
 /** Every name leads to its digest, and all of its blobs are there; with `bytes` their content is read and hashed. */
-async function expectServed({ readOnlyPort }: Site, expected: Record<string, string | undefined>, { bytes }: { bytes: boolean }): Promise<void> {
+async function expectServed({ registryPort }: Site, expected: Record<string, string | undefined>, { bytes }: { bytes: boolean }): Promise<void> {
   const problems: string[] = [];
   const seen = new Set<string>();
   const accept = 'application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json';
   for (const [name, digest] of Object.entries(expected)) {
     const [repository, tag] = name.split(':');
-    const url = `http://localhost:${readOnlyPort}/v2/${repository}`;
+    const url = `http://localhost:${registryPort}/v2/${repository}`;
     const response = await fetch(`${url}/manifests/${tag}`, { headers: { accept } });
     const manifest = Buffer.from(await response.arrayBuffer());
     if (digestOf(manifest) !== digest) {
@@ -472,7 +472,7 @@ const kinds: Record<JobName, JobKind> = {
     check: async (site, job) => {
       const { data } = await getGarbageCollection({ client: site.client('registry'), path: { id: resourceId(job) }, throwOnError: true });
       expect(data.freed).toMatchObject({ blobs: garbageBlobs });
-      expect((await namesAt(site.readOnlyPort)).filter((name) => name.includes('old-'))).toEqual([]);
+      expect((await namesAt(site.registryPort)).filter((name) => name.includes('old-'))).toEqual([]);
     },
   },
   upgrade: {

@@ -25,6 +25,7 @@ import {
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { DuUpgrade, Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { localPushPasswordFile } from '@airdock/adapters/registry-engine/local-push';
 import { buildDockerArchive, buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { findProgram, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -49,7 +50,12 @@ afterEach(async ({ task }) => {
 
 /** A DU with images in its registry, whose backups lie outside of its data. */
 async function start(options: Partial<Parameters<typeof Du.start>[0]> = {}): Promise<void> {
-  du = await Du.start({ folder: folder.path, airdock: { backupDir: join(folder.path, 'backups'), duVersion: 'v-5.2.0-1500000' }, ...options });
+  du = await Du.start({
+    folder: folder.path,
+    registry: { localPush: true },
+    airdock: { backupDir: join(folder.path, 'backups'), duVersion: 'v-5.2.0-1500000' },
+    ...options,
+  });
   client = await du.client();
 }
 async function pushImages(names = ['k8s.gcr.io/pause:3.2', 'quay.io/deep/er/app:v1', 'docker.io/library/nginx:1']): Promise<void> {
@@ -71,7 +77,12 @@ const begin = async (body: object): Promise<Job> =>
   (await createDuUpgrade({ client, body: { toVersion: 'v-5.3.0-1558488', ...body } as never, throwOnError: true })).data;
 const upgradeOf = async (job: Job): Promise<DuUpgrade> => (await getDuUpgrade({ client, path: { id: resourceId(job) }, throwOnError: true })).data;
 const registry = async () => (await getRegistry({ client, throwOnError: true })).data;
-const pushed = (port: number) => fetch(`http://localhost:${port}/v2/new/blobs/uploads/`, { method: 'POST' });
+/** What an operator's `docker push` begins with. */
+const pushed = async (port: number) => {
+  const password = (await readFile(localPushPasswordFile(du.dataDir), 'utf8')).trim();
+  const authorization = `Basic ${Buffer.from(`airdock:${password}`).toString('base64')}`;
+  return fetch(`http://localhost:${port}/v2/new/blobs/uploads/`, { method: 'POST', headers: { authorization } });
+};
 
 describe('an upgrade of the DU', () => {
   it('replaces the engine, keeps every image, and lets hosts pull all the while', async () => {
@@ -83,7 +94,7 @@ describe('an upgrade of the DU', () => {
     const puller = (async () => {
       const [name] = Object.keys(before);
       while (!stop.signal.aborted) {
-        const digest = await digestAt(du.readOnlyPort, name ?? '').catch(() => undefined);
+        const digest = await digestAt(du.registryPort, name ?? '').catch(() => undefined);
         if (digest === before[name ?? '']) pulls.done += 1;
         else pulls.failed += 1;
         await new Promise((resolve) => setTimeout(resolve, 5));
@@ -133,7 +144,7 @@ describe('an upgrade of the DU', () => {
         'UNAVAILABLE',
       ]);
       expect(await content()).toEqual(before);
-      expect(await content(du.readOnlyPort)).toEqual(before);
+      expect(await content()).toEqual(before);
       expect(await registry()).toMatchObject({ fence: { upgradeId: prepared.id } });
       const bundleId = await register(client, join(du.bundleDir, '3.tar'));
       await expect(createPush({ client, body: { bundleId }, throwOnError: true })).rejects.toMatchObject({ code: 'registry_fenced', status: 503 });
@@ -284,7 +295,7 @@ describe('an upgrade of the DU', () => {
     await waitFor(reached, { what: `the phase ${phase}`, intervalMs: 1, timeoutMs: 90_000 });
     await du.end('SIGKILL');
     // What was there is there at once, for the hosts.
-    expect(await content(du.readOnlyPort).catch(() => before)).toEqual(before);
+    expect(await content().catch(() => before)).toEqual(before);
     await du.startProcess();
     const end = await waitFor(
       async () => {

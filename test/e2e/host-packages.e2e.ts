@@ -1,13 +1,15 @@
 /** Packages and container runtimes of hosts: installed from the DU through the tunnel, merged into what is there, and put back when they fail. */
-import { mkdir } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { createHostConfiguration, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import type { HostOptions, LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, addYumMetadata, copyDockerPackages, makeDeb, makeRpm } from '@airdock/testing/lab/package-folders';
-import { type TempDir, tempDir } from '@airdock/testing/servers';
+import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
@@ -122,7 +124,7 @@ describe.skipIf(!started.lab)('host packages', () => {
         ]),
       );
       const list = result.steps.flatMap(({ changes }) => changes).find(({ target }) => target.endsWith('airdock.list'));
-      expect(list?.diff).toContain(`+deb [trusted=yes] http://127.0.0.1:${du.packagePort}/release ./\n`);
+      expect(list?.diff).toContain(`+deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:${du.packagePort}/release ./\n`);
       expect(await stateOf('bare')).toBe(before);
     });
 
@@ -160,8 +162,8 @@ describe.skipIf(!started.lab)('host packages', () => {
       expect(await status(`${registry}/manifests/3.2`, '-X DELETE')).toBe('405');
       // Refused at the host's own end: nothing listens there, and the DU's addresses answer nothing but its loopback.
       const bridge = await out('bare', "ip -4 addr show scope global | sed -n 's/.* inet \\([0-9.]*\\)\\.[0-9]*\\/.*/\\1.1/p' | head -n 1");
-      for (const address of ['127.0.0.1', bridge])
-        for (const port of [new URL(du.url).port, String(du.readOnlyPort)]) expect(await status(`http://${address}:${port}/v1/hosts`, '-m 3')).toBe('000');
+      for (const address of ['127.0.0.1', bridge]) expect(await status(`http://${address}:${new URL(du.url).port}/v1/hosts`, '-m 3')).toBe('000');
+      expect(await status(`http://${bridge}:${du.registryPort}/v2/`, '-m 3')).toBe('000');
     });
   });
 
@@ -181,6 +183,30 @@ describe.skipIf(!started.lab)('host packages', () => {
     expect(planOf(result)).toEqual(expect.arrayContaining(['file create /etc/yum.repos.d/airdock.repo', 'package install lab-agent']));
     expect(await out('dnf', 'rpm -q lab-agent && cat /usr/share/lab-agent')).toBe('lab-agent-1.0-1.noarch\nfrom a yum repository');
     await isSettled('dnf');
+  });
+
+  it.each(['bare', 'dnf'] as const)('are not taken from a local user of the host who answers in place of the DU (H9): %s', async (name) => {
+    const port = du.packagePort;
+    const evil = join(folder.path, `evil-${name}`);
+    const isDebian = name === 'bare';
+    await (isDebian ? makeDeb(evil, 'lab-evil') : makeRpm(evil, 'lab-evil'));
+    await (isDebian ? addAptMetadata(evil) : addYumMetadata(evil));
+    if (isDebian) await writeFile(join(evil, 'Release'), (await promisify(execFile)('apt-ftparchive', ['release', evil])).stdout);
+    const repository = isDebian ? 'release' : 'release-el';
+    await hosts[name].copyIn(evil, `/home/guest/${repository}`);
+    // He waits until the tunnel breaks, and has the port before it is back.
+    const serve = `cd /home/guest && until python3 -m http.server --bind 127.0.0.1 ${port}; do sleep 0.02; done`;
+    await out(name, `setsid su guest -s /bin/sh -c '${serve}' >/dev/null 2>&1 & sleep 0.2; pkill -f '[s]shd: admin' || true`);
+    const page = () => out(name, `curl -s http://127.0.0.1:${port}/${repository}/ || true`);
+    await waitFor(async () => (await page()).includes('lab-evil'), { what: 'the local user to have the port' });
+    const install = isDebian
+      ? `apt-get update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/airdock.list -o Dir::Etc::sourceparts=-; apt-get install -y lab-evil`
+      : `dnf -y --disablerepo='*' --enablerepo='airdock-*' --setopt='airdock-release-el.skip_if_unavailable=0' --refresh install lab-evil`;
+    const { exitCode, stdout, stderr } = await hosts[name].exec(`${install} 2>&1`, { timeoutMs: 120_000 });
+    expect([exitCode === 0, `${stdout}${stderr}`], name).toEqual([false, expect.stringMatching(/not signed|signature|GPG/i)]);
+    expect((await hosts[name].exec('ls /usr/share/lab-evil')).exitCode).not.toBe(0);
+    await out(name, `pkill -u guest; rm -rf /home/guest/${repository}`);
+    await waitFor(async () => (await tunnelOf(client, ids[name]))?.state === 'up', { what: 'the tunnel to be back', timeoutMs: 30_000 });
   });
 
   describe("Docker's own configuration", () => {

@@ -47,7 +47,6 @@ export class Du implements AsyncDisposable {
     readonly bundleDir: string,
     readonly configFile: string,
     readonly registryPort: number,
-    readonly readOnlyPort: number,
     readonly packagePort: number,
     private readonly environment: NodeJS.ProcessEnv,
     private readonly stopsRegistry: boolean,
@@ -60,7 +59,7 @@ export class Du implements AsyncDisposable {
       folder,
       bundleDir = join(folder, 'bundles'),
       privateRegistryType = 'local',
-      registryPort,
+      registryPort = await freePort(),
       environment = {},
       stopsRegistry = false,
       registry = {},
@@ -75,14 +74,12 @@ export class Du implements AsyncDisposable {
     await mkdir(folder, { recursive: true });
     await mkdir(bundleDir, { recursive: true });
     const port = await freePort();
-    const rwPort = registryPort ?? (await freePort());
-    const roPort = await freePort();
     const configFile = join(folder, 'airctl-config.yaml');
     const packagePort = await freePort();
     const airdock = {
       dataDir,
       http: { port, ...http },
-      registry: { port: rwPort, readOnlyPort: roPort, ...registry },
+      registry: { port: registryPort, ...registry },
       packages: { port: packagePort, ...packages },
       hosts,
       bundleDirs: [bundleDir],
@@ -90,7 +87,7 @@ export class Du implements AsyncDisposable {
       ...further,
     };
     await writeFile(configFile, stringify({ privateRegistryType, airdock }));
-    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, rwPort, roPort, packagePort, environment, stopsRegistry, onOutput);
+    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, registryPort, packagePort, environment, stopsRegistry, onOutput);
     try {
       await du.startProcess();
     } catch (error) {

@@ -3,6 +3,7 @@ import { type Dirent, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { probeRegistry, registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import { waitFor } from '@airdock/testing/servers';
 import { Du, type DuOptions } from './du.js';
 import { childOf, registryPid } from './processes.js';
@@ -16,7 +17,6 @@ export interface FaultSite extends AsyncDisposable {
   dataDir: string;
   bundleDir: string;
   registryPort: number;
-  readOnlyPort: number;
   client(service: ServiceName): Client;
   /** The process that runs the jobs of a service. */
   workerPid(service: ServiceName): number;
@@ -37,7 +37,6 @@ export async function startEmbeddedSite(folder: string, options: Partial<DuOptio
     dataDir: du.dataDir,
     bundleDir: du.bundleDir,
     registryPort: du.registryPort,
-    readOnlyPort: du.readOnlyPort,
     client: () => client,
     workerPid: () => du.pid ?? 0,
     kill: async (victim) => {
@@ -62,7 +61,6 @@ export async function startSiteApart(folder: string, bundleDir: string, airdock:
     dataDir: services.dataDir,
     bundleDir: services.bundleDir,
     registryPort: services.registryPort,
-    readOnlyPort: services.readOnlyPort,
     client: (service) => services.client(service),
     workerPid: (service) => services.process(service, 'worker').pid,
     kill: async (victim, service) => {
@@ -83,13 +81,10 @@ export async function startSiteApart(folder: string, bundleDir: string, airdock:
 const instanceOf = (victim: Victim): 'read-write' | 'read-only' => (victim === 'read-write registry' ? 'read-write' : 'read-only');
 
 /** Hosts pull from the read-only registry, whatever happens to the other one. */
-async function untilServing({ readOnlyPort, registryPort }: { readOnlyPort: number; registryPort: number }): Promise<void> {
-  for (const port of [readOnlyPort, registryPort])
-    await waitFor(async () => (await fetch(`http://localhost:${port}/v2/`, { signal: AbortSignal.timeout(2_000) })).ok, {
-      what: `the registry on port ${port} to answer`,
-      timeoutMs: 30_000,
-      intervalMs: 50,
-    });
+async function untilServing({ dataDir, registryPort }: { dataDir: string; registryPort: number }): Promise<void> {
+  const { readOnly, readWrite } = registrySockets(join(dataDir, 'run/registry'));
+  for (const address of [readOnly, readWrite, `http://127.0.0.1:${registryPort}`])
+    await waitFor(async () => (await probeRegistry(address)).ok, { what: `the registry at ${address} to answer`, timeoutMs: 30_000, intervalMs: 50 });
 }
 
 /**

@@ -72,7 +72,6 @@ export class Services implements AsyncDisposable {
     readonly dataDir: string,
     readonly bundleDir: string,
     readonly registryPort: number,
-    readonly readOnlyPort: number,
     readonly redis: CrashableServer,
     readonly processes: ReadonlyMap<string, ServiceProcess>,
     readonly environment: NodeJS.ProcessEnv,
@@ -96,7 +95,7 @@ export class Services implements AsyncDisposable {
     const entries = serviceNames.flatMap((name) => (['main', 'worker'] as const).map((entry) => ({ name, entry })));
     const ports = await freePorts(entries.length + 2);
     const portOf = (name: ServiceName, entry: Entry) => ports[entries.findIndex((known) => known.name === name && known.entry === entry)] ?? 0;
-    const [registryPort = 0, readOnlyPort = 0] = ports.slice(entries.length);
+    const [registryPort = 0] = ports.slice(entries.length);
     const environment = {
       AIRDOCK_CONFIG: config,
       AIRDOCK_DATA_DIR: dataDir,
@@ -104,7 +103,6 @@ export class Services implements AsyncDisposable {
       AIRDOCK_SECRETS_KEY_FILE: join(folder, 'secrets.key'),
       AIRDOCK_LOG_LEVEL: 'warn',
       AIRDOCK_REGISTRY_PORT: String(registryPort),
-      AIRDOCK_REGISTRY_READONLY_PORT: String(readOnlyPort),
       DATABASE_URL: postgres.url,
       REDIS_URL: redis.url,
       ...Object.fromEntries(serviceNames.map((name) => [`AIRDOCK_${name.toUpperCase()}_URL`, `http://127.0.0.1:${portOf(name, 'main')}`])),
@@ -112,7 +110,7 @@ export class Services implements AsyncDisposable {
     const processes = new Map(
       entries.map(({ name, entry }) => [`${name} ${entry}`, new ServiceProcess(name, entry, portOf(name, entry), environment)] as const),
     );
-    const services = new Services(dataDir, bundleDir, registryPort, readOnlyPort, redis, processes, environment, servers.move(), token);
+    const services = new Services(dataDir, bundleDir, registryPort, redis, processes, environment, servers.move(), token);
     try {
       const started = await Promise.allSettled([...processes.values()].map((process) => process.start()));
       for (const result of started) if (result.status === 'rejected') throw result.reason;

@@ -23,7 +23,7 @@ const problem = (code: string, status: number, detail = '') => ({ code, status, 
 
 /** The other services as this one sees them. Jobs that are begun end at once, unless they are held, or take long. */
 class OtherServices {
-  registry: object = { mode: 'local', host: registry, url: `http://${registry}`, readOnlyUrl: 'http://localhost:5101' };
+  registry: object = { mode: 'local', host: registry, url: `http://${registry}`, sockets: { readWrite: 'unix:/rw.sock', readOnly: 'unix:/ro.sock' } };
   hosts = new Map([one, two, three, four, bare].map((id, index) => [id, hostOf(id, index)]));
   tunnels = new Map<string, string>([one, two, three, four].map((id) => [id, 'up']));
   images = new Map([
@@ -207,12 +207,12 @@ describe('cluster-svc', () => {
         ...{ registryMode: 'local', fields: registryFields, packages, mirrors: ['http://localhost:5100'], movesExistingClusters: true },
         pmk: { ...registryFields, ...packages },
       });
-      others.registry = { mode: 'none', host: null, url: null, readOnlyUrl: null };
+      others.registry = { mode: 'none', host: null, url: null, sockets: null };
       expect((await api('get', '/v1/cluster-defaults')).body).toMatchObject({ registryMode: 'none', fields: { k8sPrivateRegistry: '' }, mirrors: [], pmk: {} });
     });
 
     it('follow a registry of others to its own address', async () => {
-      others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', readOnlyUrl: null };
+      others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', sockets: null };
       const { body } = await api('get', '/v1/cluster-defaults');
       expect(body).toMatchObject({
         ...{ fields: { k8sPrivateRegistry: 'harbor.site:8443' }, packages: { dockerUbuntuPackageRepoUrl: '' } },
@@ -364,7 +364,7 @@ describe('cluster-svc', () => {
 
     it('keeps what it has when the registry is switched off, and says so', async () => {
       const path = await created();
-      others.registry = { mode: 'none', host: null, url: null, readOnlyUrl: null };
+      others.registry = { mode: 'none', host: null, url: null, sockets: null };
       expect((await api('get', path)).body).toMatchObject({
         registryMode: { requested: 'none', effective: 'local' },
         fields: registryFields,
@@ -388,7 +388,7 @@ describe('cluster-svc', () => {
     });
 
     it('hands out every image of the set, pushed or not, and no files for a registry of others', async () => {
-      others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', readOnlyUrl: null };
+      others.registry = { mode: 'external', host: registry, url: 'https://harbor.site:8443', sockets: null };
       const path = await created();
       Object.assign(others.images.get(set120)?.[0] ?? {}, { state: 'missing', localReference: null });
       const { body } = await api('get', `${path}/configuration`).expect(200);
@@ -683,7 +683,7 @@ describe('cluster-svc', () => {
     });
 
     it('brings a cluster from before the registry into it, which shows both states until then', async () => {
-      others.registry = { mode: 'none', host: null, url: null, readOnlyUrl: null };
+      others.registry = { mode: 'none', host: null, url: null, sockets: null };
       const path = await created({ kubernetesVersion: '1.19.16' });
       expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'none', effective: 'none' }, fields: { k8sPrivateRegistry: '' } });
       others.registry = new OtherServices().registry;

@@ -1,3 +1,6 @@
+import { mkdir } from 'node:fs/promises';
+import { connect, createServer, type Server } from 'node:net';
+import { join } from 'node:path';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { freePort, startJsonServer, startRedis, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
@@ -15,6 +18,8 @@ describe('host-svc', () => {
   let redis: Awaited<ReturnType<typeof startRedis>>;
   let registry: Awaited<ReturnType<typeof startRegistry>>;
   let others: Awaited<ReturnType<typeof startJsonServer>>;
+  /** The socket that tunnels lead to. */
+  let readOnly: Server;
   let sshd: Sshd;
   let service: Awaited<ReturnType<typeof startComponent>>;
   let hostPort: number;
@@ -35,17 +40,28 @@ describe('host-svc', () => {
     folder = await tempDir('host-svc');
     [redis, registry, sshd] = await Promise.all([startRedis(), startRegistry({ readOnly: true }), startSshd()]);
     others = await startJsonServer({
-      '/v1/registry': { mode: 'local', host: registry.host, url: registry.url, readOnlyUrl: registry.url },
+      '/v1/registry': { mode: 'local', host: registry.host, url: registry.url, sockets: { readWrite: registry.url, readOnly: registry.url } },
       '/v1/images': { items: [] },
     });
     hostPort = await freePort();
-    const overrides = { 'services.registry': others.url, 'services.image': others.url, 'registry.port': hostPort };
+    const socketDir = join(folder.path, 'sockets');
+    await mkdir(socketDir);
+    readOnly = createServer(
+      (socket) =>
+        void socket
+          .pipe(connect(registry.port, '127.0.0.1'))
+          .on('error', () => socket.destroy())
+          .pipe(socket),
+    );
+    await new Promise<void>((resolve) => readOnly.listen(join(socketDir, 'read-only.sock'), resolve));
+    const overrides = { 'services.registry': others.url, 'services.image': others.url, 'registry.port': hostPort, 'registry.socketDir': socketDir };
     service = await startComponent('host', HostModule, { dataDir: folder.path, redisUrl: redis.url, overrides });
     const created = await api('post', '/v1/ssh-credentials').send({ name: 'key', username: sshd.user, privateKey: sshd.privateKey }).expect(201);
     credentialId = created.body.id;
   });
   afterAll(async () => {
     await service?.app.close();
+    readOnly?.close();
     await Promise.all([redis, registry, others, sshd].map((server) => server?.stop()));
     await folder?.remove();
   });
@@ -370,7 +386,7 @@ describe('host-svc', () => {
         () => false,
       );
     expect(await answers()).toBe(true);
-    expect(await tunnelOf(hostId)).toMatchObject({ state: 'up', hostPort, target: `127.0.0.1:${registry.port}`, reconnects: 0, error: null });
+    expect(await tunnelOf(hostId)).toMatchObject({ state: 'up', hostPort, target: `unix:${folder.path}/sockets/read-only.sock`, reconnects: 0, error: null });
     expect((await fetch(`http://127.0.0.1:${hostPort}/v2/x/blobs/uploads/`, { method: 'POST' })).status).toBe(405);
     await sshd.kill();
     await waitFor(async () => (await tunnelOf(hostId)).state === 'down', { what: 'the tunnel to be seen down', timeoutMs: 30_000 });

@@ -3,6 +3,7 @@ import { dirname, join } from 'node:path';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { copyImages } from '@airdock/adapters/oci-client/copy-image';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import type { Digest } from '@airdock/core/oci/digest';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
@@ -51,11 +52,11 @@ describe('garbage collections', () => {
       redisUrl: redis.url,
       privateRegistryType: 'local',
       overrides: {
-        ...{ 'registry.port': port, 'registry.readOnlyPort': await freePort(), 'registry.storageDir': storage },
+        ...{ 'registry.port': port, 'registry.storageDir': storage },
         ...{ 'services.image': others.url, 'services.cluster': others.url, 'services.backup': others.url },
       },
     });
-    registry = new RegistryClient(`http://localhost:${port}`);
+    registry = new RegistryClient(registrySockets(join(folder.path, 'data/run/registry')).readWrite);
     // After its check of the layout, which leaves nothing in the storage.
     await waitFor(async () => (await api('get', '/v1/registry')).body.storage?.id, { what: 'the registry to serve' });
   });

@@ -1,4 +1,7 @@
+import { mkdir } from 'node:fs/promises';
+import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
+import { dirname, join } from 'node:path';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { freePort, isPortFree, startRedis, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
@@ -11,7 +14,7 @@ type Service = Awaited<ReturnType<typeof startComponent>>;
 describe('registry-svc', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
   let redis: Awaited<ReturnType<typeof startRedis>>;
-  let ports: { port: number; readOnlyPort: number };
+  let port: number;
   let service: Service;
   const api = (method: 'get' | 'put', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const registry = async () => (await api('get', '/v1/registry').expect(200)).body;
@@ -23,13 +26,13 @@ describe('registry-svc', () => {
     startComponent('registry', RegistryModule, {
       dataDir: folder.path,
       redisUrl: redis.url,
-      overrides: { 'registry.port': ports.port, 'registry.readOnlyPort': ports.readOnlyPort, 'registry.allowedHosts': ['127.0.0.0/8', '::1'], ...overrides },
+      overrides: { 'registry.port': port, 'registry.allowedHosts': ['127.0.0.0/8', '::1'], ...overrides },
     });
 
   beforeEach(async () => {
     folder = await tempDir('registry-svc');
     redis = await startRedis();
-    ports = { port: await freePort(), readOnlyPort: await freePort() };
+    port = await freePort();
     service = await start();
   });
   afterEach(async () => {
@@ -41,7 +44,7 @@ describe('registry-svc', () => {
 
   it('runs no registry in mode none', async () => {
     expect(await registry()).toMatchObject({ mode: 'none', host: null, url: null, engine: null, health: null, storage: null });
-    expect(await isPortFree(ports.port)).toBe(true);
+    expect(await isPortFree(port)).toBe(true);
   });
 
   it('switches the registry on, off and to an external one, as jobs', async () => {
@@ -50,7 +53,7 @@ describe('registry-svc', () => {
     const on = await registry();
     expect(on).toMatchObject({
       mode: 'local',
-      host: `localhost:${ports.port}`,
+      host: `localhost:${port}`,
       engine: { kind: 'process', version: expect.stringMatching(/^\d/) },
       health: { ok: true, readOnlyOk: true },
     });
@@ -60,7 +63,7 @@ describe('registry-svc', () => {
     const other = await startRegistry();
     expect(await put({ mode: 'external', externalUrl: other.url })).toMatchObject({ state: 'succeeded' });
     expect(await registry()).toMatchObject({ mode: 'external', url: other.url, engine: { kind: 'external' }, health: { ok: true } });
-    expect(await isPortFree(ports.port)).toBe(true);
+    expect(await isPortFree(port)).toBe(true);
     await other.stop();
     expect((await registry()).health).toMatchObject({ ok: false, error: 'ECONNREFUSED' });
     expect((await api('put', '/v1/registry').send({ mode: 'external' })).body).toMatchObject({
@@ -94,11 +97,28 @@ describe('registry-svc', () => {
     }
   });
 
-  it('says why the registry did not start, and starts it when the reason has gone', async () => {
+  it('works without localhost while another program has the port, names it, and takes the port when it is free', async () => {
     const other = createServer((socket) => socket.destroy());
-    await new Promise<void>((resolve) => other.listen(ports.port, '127.0.0.1', resolve));
-    expect(await put({ mode: 'local' })).toMatchObject({ state: 'failed', error: { code: 'registry_port_taken', port: ports.port } });
-    expect(await registry()).toMatchObject({ mode: 'local', error: { code: 'registry_port_taken', nextStep: expect.any(String) } });
+    await new Promise<void>((resolve) => other.listen(port, '127.0.0.1', resolve));
+    expect(await put({ mode: 'local' })).toMatchObject({ state: 'succeeded' });
+    expect(await registry()).toMatchObject({
+      ...{ mode: 'local', error: null, localhostError: { code: 'registry_port_taken', port, nextStep: expect.any(String) } },
+      health: { ok: true, readOnlyOk: true, localhostOk: false },
+    });
+    await waitFor(async () => (await registry()).foreignProcesses.length > 0, { what: 'the other program to be named' });
+    expect((await registry()).foreignProcesses).toMatchObject([{ kind: 'listener', port, pid: process.pid, uid: process.geteuid?.() }]);
+    await new Promise((resolve) => other.close(resolve));
+    await waitFor(async () => (await registry()).localhostError === null, { what: 'the supervisor to start the front', timeoutMs: 15_000 });
+    expect((await fetch(`http://localhost:${port}/v2/`)).status).toBe(200);
+  });
+
+  it('says why the registry did not start, and starts it when the reason has gone', async () => {
+    const socket = join(folder.path, 'run/registry/read-write.sock');
+    await mkdir(dirname(socket), { recursive: true, mode: 0o700 });
+    const other = createHttpServer((_, response) => response.end('{}'));
+    await new Promise<void>((resolve) => other.listen(socket, resolve));
+    expect(await put({ mode: 'local' })).toMatchObject({ state: 'failed', error: { code: 'registry_socket_taken' } });
+    expect(await registry()).toMatchObject({ mode: 'local', error: { code: 'registry_socket_taken', nextStep: expect.any(String) } });
     await new Promise((resolve) => other.close(resolve));
     await waitFor(async () => (await registry()).error === null && (await registry()).health.ok, {
       what: 'the supervisor to start the registry',
@@ -109,7 +129,7 @@ describe('registry-svc', () => {
   it('keeps what the API said over a restart, until the configuration file says something new', async () => {
     await put({ mode: 'local' });
     await service.app.close();
-    expect(await isPortFree(ports.port)).toBe(false);
+    expect(await isPortFree(port)).toBe(false);
     service = await start();
     expect((await registry()).mode).toBe('local');
     await service.app.close();
@@ -117,7 +137,7 @@ describe('registry-svc', () => {
       dataDir: folder.path,
       redisUrl: redis.url,
       privateRegistryType: 'local',
-      overrides: { 'registry.port': ports.port, 'registry.readOnlyPort': ports.readOnlyPort },
+      overrides: { 'registry.port': port },
     });
     await put({ mode: 'none' });
     expect((await registry()).mode).toBe('none');

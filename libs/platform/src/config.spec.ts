@@ -30,7 +30,7 @@ describe('loadConfig', () => {
     expect(config).toMatchObject({
       dataDir: '/srv/airdock',
       tokenFile: '/srv/airdock/admin.token',
-      registry: { port: 5100, storageDir: '/srv/airdock/registry/storage' },
+      registry: { port: 5100, localPush: false, storageDir: '/srv/airdock/registry/storage', socketDir: '/srv/airdock/run/registry' },
     });
     expect(config.http.host).toBe('127.0.0.1');
   });

@@ -93,7 +93,7 @@ export class ConfigureHost {
       note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
     }
 
-    note('repositories', await configureRepositories(steps, this.packageRepositories.baseUrl));
+    note('repositories', await configureRepositories(steps, this.packageRepositories));
     const { runtime, ...outcome } = await configureRuntime(steps);
     note('runtime', outcome);
 

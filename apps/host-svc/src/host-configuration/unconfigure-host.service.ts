@@ -43,7 +43,7 @@ export class UnconfigureHost {
     const goesWithPackages = facts.family !== undefined && this.config.packages.docker[facts.family].some((one) => left.packages.includes(one));
     const stays = dryRun ? name !== 'docker' || !goesWithPackages : (await steps.system.facts())[name].version !== undefined;
     note('runtime', await unconfigureRuntime(steps, name, runtime !== undefined && stays));
-    note('repositories', await unconfigureRepositories(steps, this.packageRepositories.baseUrl));
+    note('repositories', await unconfigureRepositories(steps, this.packageRepositories));
     const hasTunnel = (await this.tunnels.find(host.id)) !== undefined;
     if (hasTunnel && !dryRun) await this.closeTunnel(host, connection, result.warnings, signal);
     note('tunnel', steps.outcome(hasTunnel ? [change('tunnel', 'close', `127.0.0.1:${this.config.registry.port}`)] : [], 'the tunnel to the DU'));

@@ -56,7 +56,7 @@ describe('operations on nodes', () => {
   beforeAll(async () => {
     folder = await tempDir('node-operations');
     redis = await startRedis();
-    others = await startJsonServer({ '/v1/registry': { mode: 'local', host: 'localhost:5100', url: 'http://127.0.0.1:9', readOnlyUrl: null } });
+    others = await startJsonServer({ '/v1/registry': { mode: 'local', host: 'localhost:5100', url: 'http://127.0.0.1:9', sockets: null } });
     ssh = await startSshServer({
       user: 'root',
       password: 'sesame',

@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { loadConfig } from '@airdock/platform/config';
-import { freePort, tempDir, waitFor } from '@airdock/testing/servers';
+import { tempDir, waitFor } from '@airdock/testing/servers';
 import { describe, expect, it } from 'vitest';
 import { PackageRepositoryService } from './package-repository.service.js';
 import { PackageServer } from './package-server.js';
@@ -22,13 +22,13 @@ describe('PackageRepositoryService', () => {
       { name: 'nowhere', format: 'yum' },
       { name: 'other-suite', format: 'apt', folder: at('suites'), distributions: ['bookworm', 'trixie'] },
     ].map((one) => ({ folder: at(one.name), ...one }));
-    const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { 'packages.repositories': repositories, 'packages.port': await freePort() } });
+    const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { dataDir: at('data'), 'packages.repositories': repositories } });
     const service = new PackageRepositoryService(config);
     const states = async () => Object.fromEntries((await service.list()).map(({ name, state }) => [name, state]));
     const unusable = { bare: 'metadata_missing', 'bare-el': 'metadata_missing', nowhere: 'folder_unreadable', 'other-suite': 'metadata_missing' };
     expect(await states()).toEqual({ flat: 'not_served', suites: 'not_served', el: 'not_served', ...unusable });
 
-    const [server, second] = [new PackageServer(config), new PackageServer(config)];
+    const server = new PackageServer(config, service);
     server.onApplicationBootstrap();
     try {
       await waitFor(async () => (await states()).flat === 'ready', { what: 'the packages to be served' });
@@ -39,13 +39,9 @@ describe('PackageRepositoryService', () => {
         `Make it: cd ${at('bare')} && apt-ftparchive packages . >Packages`,
         `Make it: createrepo_c ${at('bare-el')}`,
       ]);
-      // Another worker of the same machine takes over when the first one ends.
-      second.onApplicationBootstrap();
-      await server.beforeApplicationShutdown();
-      await waitFor(async () => (await states()).flat === 'ready', { what: 'the other worker to serve the packages' });
     } finally {
       await server.beforeApplicationShutdown();
-      await second.beforeApplicationShutdown();
     }
+    expect((await states()).flat).toBe('not_served');
   });
 });

@@ -1,11 +1,15 @@
-import { access, constants, readdir } from 'node:fs/promises';
+import { access, constants, readdir, readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
+import { RepositoryKey } from '@airdock/adapters/packages/repository-key';
+import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import type { PackageRepository } from './package-repository.schema.js';
 
 type Seen = Pick<PackageRepository, 'state' | 'detail' | 'nextStep'>;
+
+const maxKeyLength = 64 * 1024;
 
 const makeMetadata = {
   apt: 'cd FOLDER && apt-ftparchive packages . >Packages',
@@ -15,11 +19,38 @@ const makeMetadata = {
 /** The package repositories of the configuration, as they are on the disk of the DU. */
 @Injectable()
 export class PackageRepositoryService {
+  private opened: Promise<RepositoryKey> | undefined;
+
   constructor(@Inject(CONFIG) private readonly config: Config) {}
 
   /** Where hosts find the repositories: their own end of the tunnel. */
   get baseUrl(): string {
     return `http://127.0.0.1:${this.config.packages.port}`;
+  }
+
+  /** Where this process serves them to its tunnels: each worker has a socket of its own. */
+  get socketPath(): string {
+    return join(this.socketDir, `${process.pid}.sock`);
+  }
+
+  /** What vouches for the packages; hosts get its public part over SSH. */
+  key(): Promise<RepositoryKey> {
+    this.opened ??= RepositoryKey.open(join(this.config.dataDir, 'packages/signing-key.asc'));
+    return this.opened;
+  }
+
+  /** The public keys that a repository's packages are signed with, when the configuration says that they are. Throws `configuration_invalid`. */
+  async vendorKey({ name, folder, gpgKey }: PackageRepositoryConfig): Promise<string | undefined> {
+    if (gpgKey === undefined) return undefined;
+    const path = join(folder, gpgKey);
+    const text = await readFile(path, 'utf8').catch(() => '');
+    if (!text.includes('-----BEGIN PGP PUBLIC KEY BLOCK-----') || text.length > maxKeyLength)
+      throw new AppError('configuration_invalid', { detail: `airdock.packages.repositories: gpgKey of ${name}: ${path} is no armored public key` });
+    return text;
+  }
+
+  private get socketDir(): string {
+    return join(this.config.dataDir, 'run/packages');
   }
 
   async list(): Promise<PackageRepository[]> {
@@ -36,22 +67,18 @@ export class PackageRepositoryService {
 
   /** The workers of host-svc serve the folders, each on a socket of its own; the API may be another process. */
   private async isServed(): Promise<boolean> {
-    const folder = packageSocketDir(this.config);
-    const sockets = (await readdir(folder).catch(() => [])).map((name) => join(folder, name));
+    const sockets = (await readdir(this.socketDir).catch(() => [])).map((name) => join(this.socketDir, name));
     return (await Promise.all(sockets.map(isAnswering))).includes(true);
   }
 
   private notServed(): Seen {
     return {
       state: 'not_served',
-      detail: `no worker of host-svc answers in ${packageSocketDir(this.config)}`,
+      detail: `no worker of host-svc answers in ${this.socketDir}`,
       nextStep: 'Start a worker of host-svc on this machine.',
     };
   }
 }
-
-/** Folder of the sockets of all workers that serve packages. */
-export const packageSocketDir = ({ dataDir }: Pick<Config, 'dataDir'>): string => join(dataDir, 'run/packages');
 
 const isAnswering = (path: string): Promise<boolean> =>
   new Promise((resolve) => {

@@ -4,6 +4,8 @@ import { tempDir } from '@airdock/testing/servers';
 import { describe, expect, it } from 'vitest';
 import { packageServer } from './package-server.js';
 
+const noKey = () => Promise.reject(new Error('nothing is to be signed'));
+
 describe('packageServer', () => {
   it('gives the files of its folders, in ranges if wanted, and nothing else', async () => {
     await using folder = await tempDir('packages');
@@ -16,7 +18,7 @@ describe('packageServer', () => {
     await symlink('pool/docker-ce_5%3a20.10+x~y.deb', join(own, 'latest.deb'));
     await symlink(join(other, 'secret'), join(own, 'out'));
     await symlink(other, join(own, 'way-out'));
-    await using server = await packageServer(new Map([['own', own]]));
+    await using server = await packageServer([{ name: 'own', format: 'apt', folder: own, distributions: [], components: ['main'] }], noKey);
     const get = (url: string, headers = {}) => server.inject({ url, headers });
 
     const file = '/own/pool/docker-ce_5%253a20.10%2bx~y.deb';

@@ -1,11 +1,13 @@
 import { lstat, mkdir, realpath, rm } from 'node:fs/promises';
-import { dirname, join, relative, sep } from 'node:path';
+import { dirname, join, posix, relative, sep } from 'node:path';
+import type { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
-import { CONFIG, type Config } from '@airdock/platform/config';
+import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import fastifyStatic from '@fastify/static';
 import { Inject, Injectable } from '@nestjs/common';
 import { type FastifyInstance, type FastifyReply, fastify } from 'fastify';
-import { packageSocketDir } from './package-repository.service.js';
+import { PackageRepositoryService } from './package-repository.service.js';
+import { SignedMetadata } from './signed-metadata.js';
 
 /**
  * Serves the files of the package repositories to the tunnels of this process: no listing, nothing but GET and HEAD, nothing outside the folders. It listens on a Unix
@@ -16,24 +18,22 @@ export class PackageServer extends BackgroundLoop {
   protected readonly pauseMs = 2_000;
   private server: FastifyInstance | undefined;
 
-  constructor(@Inject(CONFIG) private readonly config: Config) {
+  constructor(
+    @Inject(CONFIG) private readonly config: Config,
+    private readonly packages: PackageRepositoryService,
+  ) {
     super();
   }
 
   protected async round(): Promise<void> {
     const { repositories } = this.config.packages;
     if (this.server || repositories.length === 0) return;
-    await mkdir(dirname(this.socketPath), { recursive: true, mode: 0o700 });
+    await mkdir(dirname(this.packages.socketPath), { recursive: true, mode: 0o700 });
     // What a killed worker with this process id has left.
-    await rm(this.socketPath, { force: true });
-    const server = await packageServer(new Map(repositories.map(({ name, folder }) => [name, folder])));
-    await server.listen({ path: this.socketPath });
+    await rm(this.packages.socketPath, { force: true });
+    const server = await packageServer(repositories, () => this.packages.key());
+    await server.listen({ path: this.packages.socketPath });
     this.server = server;
-  }
-
-  /** Of this process: each worker serves its own tunnels. */
-  get socketPath(): string {
-    return join(packageSocketDir(this.config), `${process.pid}.sock`);
   }
 
   override async beforeApplicationShutdown(): Promise<void> {
@@ -42,8 +42,9 @@ export class PackageServer extends BackgroundLoop {
   }
 }
 
-/** Folders by name. */
-export async function packageServer(folders: ReadonlyMap<string, string>): Promise<FastifyInstance> {
+/** The files of the repositories, and their metadata signed with the key. */
+export async function packageServer(repositories: readonly PackageRepositoryConfig[], key: () => Promise<RepositoryKey>): Promise<FastifyInstance> {
+  const byName = new Map(repositories.map((repository) => [repository.name, { folder: repository.folder, metadata: new SignedMetadata(repository, key) }]));
   const server = fastify({ forceCloseConnections: true });
   await server.register(fastifyStatic, { serve: false, index: false, dotfiles: 'deny', cacheControl: false });
   server.addHook('onRequest', async (request, reply) => {
@@ -53,8 +54,11 @@ export async function packageServer(folders: ReadonlyMap<string, string>): Promi
   server.setErrorHandler(({ statusCode = 500 }: { statusCode?: number }, _, reply) => reply.code(statusCode < 500 ? statusCode : 500).send());
   server.get('/', (_, reply) => reply.code(204).send());
   server.get<{ Params: { name: string; '*': string } }>('/:name/*', async ({ params }, reply): Promise<FastifyReply> => {
-    const folder = folders.get(params.name);
-    const found = folder === undefined ? undefined : await findFile(folder, params['*']);
+    const repository = byName.get(params.name);
+    // apt asks a flat folder for `./InRelease`.
+    const signed = await repository?.metadata.find(posix.normalize(params['*']));
+    if (signed !== undefined) return reply.type('text/plain').send(signed);
+    const found = repository && (await findFile(repository.folder, params['*']));
     return found ? reply.sendFile(found.path, found.root) : reply.code(404).send();
   });
   return server;

@@ -7,7 +7,7 @@ import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
-import { PackageServer } from '../package-repository/package-server.js';
+import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
 import type { TunnelEntity } from './tunnel.entity.js';
 import { TunnelService } from './tunnel.service.js';
 
@@ -34,7 +34,7 @@ export class TunnelSupervisor extends BackgroundLoop {
   constructor(
     private readonly tunnels: TunnelService,
     private readonly hosts: HostService,
-    private readonly packages: PackageServer,
+    private readonly packages: PackageRepositoryService,
   ) {
     super();
     tunnels.wanted.add(this.wake);

@@ -9,7 +9,7 @@ async function service(collecting: () => boolean) {
   const server = await startJsonServer({
     '/v1/registry': () => {
       asked += 1;
-      return { url: 'http://localhost:5100', readOnlyUrl: null, storage: null, error: null, collecting: collecting() };
+      return { url: 'http://localhost:5100', sockets: null, storage: null, error: null, collecting: collecting() };
     },
   });
   return { client: createServiceClient(server.url, 'token'), asked: () => asked, [Symbol.asyncDispose]: () => server.stop() };

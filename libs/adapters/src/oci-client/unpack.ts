@@ -6,6 +6,7 @@ import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGunzip } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
+import { inSandbox } from '../sandbox/sandbox.js';
 import { diskError } from './durable-file.js';
 import type { JoinedFile } from './joined-file.js';
 import { blockSize, isTarHeader } from './tar-header.js';
@@ -131,7 +132,9 @@ async function throughProgram(
   output: NodeJS.WritableStream,
   options: { signal?: AbortSignal },
 ): Promise<void> {
-  const child = spawn(name, programs[name], { stdio: ['pipe', 'pipe', 'pipe'] });
+  // It reads what somebody else has made, and needs nothing but its two pipes.
+  const [program, ...args] = inSandbox([name, ...programs[name]], {});
+  const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
   let words = '';
   child.stderr.on('data', (chunk: Buffer) => {
     words = (words + chunk.toString('utf8')).slice(0, 500);

@@ -4,6 +4,8 @@
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { readdir, readFile, readlink, rename, stat, writeFile } from 'node:fs/promises';
+import { basename } from 'node:path';
+import { wrapper } from '../sandbox/sandbox.js';
 
 const stopTimeoutMs = 10_000;
 const variable = 'AIRDOCK_PROCESS';
@@ -67,14 +69,17 @@ export class ProcessIdentity {
     return isSame ? now : undefined;
   }
 
-  /** All processes that carry the mark and have one of the users: Airdock may have been killed before it wrote one down. Looks at every process of the machine. */
+  /**
+   * All processes that carry the mark and have one of the users: Airdock may have been killed before it wrote one down. Looks at every process of the machine. What wraps
+   * such a process has its environment too, and ends with it.
+   */
   async find(): Promise<OwnProcess[]> {
     const found: OwnProcess[] = [];
     for (const pid of await processIds()) {
       if (!(await this.isOurs(pid))) continue;
       const version = await this.markOf(pid);
       const own = version === undefined ? undefined : await this.look(pid, version);
-      if (own) found.push(own);
+      if (own && basename(own.program ?? '') !== wrapper) found.push(own);
     }
     return found;
   }

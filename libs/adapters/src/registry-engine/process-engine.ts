@@ -1,7 +1,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { link, lstat, mkdir, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { link, lstat, mkdir, open, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,6 +11,7 @@ import { stringify } from 'yaml';
 import { freeBytesOf } from '../oci-client/durable-file.js';
 import { RegistryHttp } from '../oci-client/registry-http.js';
 import { type Repair, repairRegistry } from '../oci-client/registry-repair.js';
+import { inSandbox, programFile } from '../sandbox/sandbox.js';
 import { challengeHeader, type FrontConfiguration, proofHeader, proofOf } from './front.js';
 import { endProcess, type ForeignListener, foreignListeners, type OwnProcess, ProcessIdentity, processesThatShow } from './own-process.js';
 
@@ -78,8 +79,7 @@ export class ProcessRegistryEngine {
     // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
     for (const instance of this.instances()) {
       const { version, content } = await this.configurationOf(instance);
-      const recorded = await (await this.identityOf(instance)).recorded();
-      if (recorded?.version === version && (await this.isAnswering(instance))) continue;
+      if (await this.isWell(instance, version)) continue;
       for (const found of await this.findProcesses(instance)) await endProcess(found);
       if (instance === 'readWrite') {
         // Nobody else's registry may be at work there.
@@ -103,8 +103,7 @@ export class ProcessRegistryEngine {
 
   /** True when all instances run and answer. The front counts unless `withFront` is false. */
   async isHealthy({ withFront = true } = {}): Promise<boolean> {
-    for (const instance of this.instances())
-      if ((withFront || instance !== 'front') && (!(await (await this.identityOf(instance)).recorded()) || !(await this.isAnswering(instance)))) return false;
+    for (const instance of this.instances()) if ((withFront || instance !== 'front') && !(await this.isWell(instance))) return false;
     return true;
   }
 
@@ -127,11 +126,16 @@ export class ProcessRegistryEngine {
     return processesThatShow((words) => words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))), own);
   }
 
-  /** Keeps writes away from the front, or lets them in again. Idempotent; holds until it is changed, whoever restarts. */
+  /**
+   * Keeps writes away from the front, or lets them in again. Idempotent; holds until it is changed, whoever restarts. What is being written when the fence goes up is ended
+   * with the processes that do it: `start` has to follow.
+   */
   async setFence(isUp: boolean): Promise<void> {
-    await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
-    if (isUp) await writeFile(this.fenceFile, '', { mode: 0o600 });
-    else await rm(this.fenceFile, { force: true });
+    if (isUp === this.isFenced) return;
+    await this.prepareSocketDir();
+    if (!isUp) return rm(this.fenceFile, { force: true });
+    await writeFile(this.fenceFile, '', { mode: 0o600 });
+    for (const instance of ['front', 'readWrite'] as const) for (const found of await this.findProcesses(instance)) await endProcess(found);
   }
 
   get isFenced(): boolean {
@@ -141,15 +145,22 @@ export class ProcessRegistryEngine {
   /** The program's version, e.g. `2.8.2`. Throws `registry_engine_missing`. */
   async version(): Promise<string> {
     try {
-      const { stdout } = await run(this.options.binary, ['--version'], { timeout: 10_000 });
+      const [program, ...args] = inSandbox([this.options.binary, '--version'], { readable: this.programFiles() });
+      const { stdout } = await run(program, args, { timeout: 10_000 });
       return /(\d+\.\d+\.\d+[^\s]*)/.exec(stdout)?.[1] ?? stdout.trim();
     } catch (cause) {
       throw new AppError('registry_engine_missing', { detail: `${this.options.binary} could not be run` }, { cause });
     }
   }
 
+  /** Beside the sockets: the front sees no other folder. */
+  private programFiles(): string[] {
+    const file = programFile(this.options.binary);
+    return file ? [...new Set([this.options.binary.includes('/') ? this.options.binary : file, file])] : [];
+  }
+
   private get fenceFile(): string {
-    return join(this.options.stateDir, 'fence');
+    return join(this.options.socketDir, 'fence');
   }
 
   private instances(): Instance[] {
@@ -251,13 +262,22 @@ export class ProcessRegistryEngine {
   }
 
   private async spawn(instance: Instance, version: string, content: string): Promise<void> {
-    const { stateDir, binary } = this.options;
+    const { stateDir, storageDir, socketDir, binary } = this.options;
     const configFile = join(stateDir, `${fileNames[instance]}.${version}.${instance === 'front' ? 'json' : 'yml'}`);
     await writeFile(configFile, content, { mode: 0o600 });
     await using log = await open(join(stateDir, 'engine.log'), 'a', 0o600);
-    const [program, ...args] = instance === 'front' ? [process.execPath, ...frontFlags, frontFile, configFile] : [binary, 'serve', configFile];
     const identity = await this.identityOf(instance);
-    const child = spawn(program as string, args, {
+    const [program, ...args] =
+      instance === 'front'
+        ? inSandbox([process.execPath, ...frontFlags, frontFile, configFile], {
+            readable: [process.execPath, ...frontFiles, socketDir, configFile],
+            ...{ hasNetwork: true, endsWithParent: false },
+          })
+        : inSandbox([binary, 'serve', configFile], {
+            readable: [...this.programFiles(), configFile],
+            ...{ writable: [storageDir, socketDir], endsWithParent: false },
+          });
+    const child = spawn(program, args, {
       detached: true,
       stdio: ['ignore', log.fd, log.fd],
       env: { PATH: process.env.PATH ?? '', HOME: stateDir, OTEL_TRACES_EXPORTER: 'none', ...identity.environment(version) },
@@ -272,6 +292,20 @@ export class ProcessRegistryEngine {
       const path = join(stateDir, name);
       if (name.startsWith(`${fileNames[instance]}.`) && /\.(?:yml|json)$/.test(name) && path !== configFile) await rm(path);
     }
+  }
+
+  /** The process that was written down runs, sees the storage folder that is there now, and answers. */
+  private async isWell(instance: Instance, version?: string): Promise<boolean> {
+    const recorded = await (await this.identityOf(instance)).recorded();
+    if (!recorded || (version !== undefined && recorded.version !== version)) return false;
+    return (instance === 'front' || (await this.seesStorage(recorded.pid))) && (await this.isAnswering(instance));
+  }
+
+  /** A sandbox goes on showing a folder that was removed, or the disk that was mounted there. */
+  private async seesStorage(pid: number): Promise<boolean> {
+    const { storageDir } = this.options;
+    const [here, there] = await Promise.all([storageDir, `/proc/${pid}/root${storageDir}`].map((path) => stat(path).catch(() => undefined)));
+    return here?.ino === there?.ino && here?.dev === there?.dev;
   }
 
   private async isAnswering(instance: Instance): Promise<boolean> {
@@ -297,7 +331,10 @@ export class ProcessRegistryEngine {
       if (Date.now() > deadline) throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process does not answer` });
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
-    if (child?.pid !== undefined) await (await this.identityOf(instance)).record(child.pid, version);
+    // Not the child's id: what runs in a sandbox has another.
+    const identity = await this.identityOf(instance);
+    const [found] = (await identity.find()).filter((one) => one.version === version);
+    if (found) await identity.record(found.pid, version);
   }
 
   /** `registry_port_taken`, which names who has the port of the front; undefined when it is free. */
@@ -325,6 +362,8 @@ export class ProcessRegistryEngine {
 /** A heap of this size is enough for what passes through. */
 const frontFlags = ['--max-old-space-size=64', '--max-semi-space-size=1'];
 const frontFile = fileURLToPath(new URL(import.meta.url.endsWith('.ts') ? './front.ts' : './front.js', import.meta.url));
+/** With what says that it is a module. */
+const frontFiles = [frontFile, fileURLToPath(new URL('../../package.json', import.meta.url))];
 
 /** For people: `pid 812 of user 65534 (/usr/bin/python3.11)`. */
 export const describe = ({ pid, uid, program }: { pid: number | null; uid: number; program: string | null }): string =>

@@ -40,20 +40,22 @@ describe('repositoriesFor', () => {
 it('renderAptList writes flat repositories and suites', () => {
   const text = renderAptList([repository({}), repository({ name: 'pf9', distributions: ['bookworm'], components: ['main', 'extra'] })], url, 'bookworm');
   expect(text.split('\n').slice(1)).toEqual([
-    'deb [trusted=yes] http://127.0.0.1:5102/docker ./',
-    'deb [trusted=yes] http://127.0.0.1:5102/pf9 bookworm main extra',
+    'deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:5102/docker ./',
+    'deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:5102/pf9 bookworm main extra',
     '',
   ]);
   expect(text).toMatch(/^# Written by Airdock/);
 });
 
-it('renderYumRepo checks signatures where there is a key, and never uses a proxy', () => {
+it('renderYumRepo checks the metadata always, packages where there is a key for them, and never uses a proxy', () => {
   const text = renderYumRepo(
     [repository({ format: 'yum' }), repository({ name: 'pf9', format: 'yum', distributions: ['9'], gpgKey: 'RPM-GPG-KEY' })],
     url,
     '9',
   );
-  expect(text).toContain('[airdock-docker]\nname=docker, served by Airdock\nbaseurl=http://127.0.0.1:5102/docker/\nenabled=1\ngpgcheck=0\n');
-  expect(text).toContain('baseurl=http://127.0.0.1:5102/pf9/9/\nenabled=1\ngpgcheck=1\ngpgkey=http://127.0.0.1:5102/pf9/RPM-GPG-KEY\n');
+  expect(text).toContain('[airdock-docker]\nname=docker, served by Airdock\nbaseurl=http://127.0.0.1:5102/docker/\nenabled=1\nrepo_gpgcheck=1\ngpgcheck=0\n');
+  expect(text).toContain('baseurl=http://127.0.0.1:5102/pf9/9/\nenabled=1\nrepo_gpgcheck=1\ngpgcheck=1\n');
+  const own = 'file:///etc/pki/rpm-gpg/RPM-GPG-KEY-airdock';
+  expect(text.match(/^gpgkey=.*$/gm)).toEqual([`gpgkey=${own}`, `gpgkey=${own} ${own}-pf9`]);
   expect(text.match(/proxy=_none_/g)).toHaveLength(2);
 });

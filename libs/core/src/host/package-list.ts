@@ -8,7 +8,7 @@ export interface ServedRepository {
   distributions: readonly string[];
   /** apt with distributions. */
   components: readonly string[];
-  /** yum: path of the public key in the folder; without it signatures are not checked. */
+  /** yum: the packages are signed themselves, by a key that the site knows; the metadata is signed by the DU in any case. */
   gpgKey?: string | undefined;
 }
 
@@ -29,13 +29,21 @@ export function repositoriesFor(repositories: readonly ServedRepository[], famil
   return repositories.filter((one) => one.format === format && (one.distributions.length === 0 || one.distributions.includes(distribution)));
 }
 
+/** Where hosts keep the public key of the DU, and those of repositories whose packages are signed themselves. */
+export const keyPaths = {
+  debian: '/etc/apt/keyrings/airdock.asc',
+  redhat: '/etc/pki/rpm-gpg/RPM-GPG-KEY-airdock',
+  vendor: (name: string) => `/etc/pki/rpm-gpg/RPM-GPG-KEY-airdock-${name}`,
+};
+
 /**
- * `/etc/apt/sources.list.d/airdock.list`, see sources.list(5). The lists are trusted without a signature: they come from the DU inside the SSH
- * connection, whose host key is pinned.
+ * `/etc/apt/sources.list.d/airdock.list`, see sources.list(5). Only what the DU has signed is taken: whoever else answers at `baseUrl` on a host, which any of its users may
+ * try while the tunnel is down, has not.
  */
 export function renderAptList(repositories: readonly ServedRepository[], baseUrl: string, codename: string): string {
-  const lines = repositories.map(({ name, distributions, components }) =>
-    distributions.length === 0 ? `deb [trusted=yes] ${baseUrl}/${name} ./` : `deb [trusted=yes] ${baseUrl}/${name} ${codename} ${components.join(' ')}`,
+  const lines = repositories.map(
+    ({ name, distributions, components }) =>
+      `deb [signed-by=${keyPaths.debian}] ${baseUrl}/${name} ${distributions.length === 0 ? './' : `${codename} ${components.join(' ')}`}`,
   );
   return `${[ownHeader, ...lines].join('\n')}\n`;
 }
@@ -48,7 +56,10 @@ export function renderYumRepo(repositories: readonly ServedRepository[], baseUrl
       `name=${name}, served by Airdock`,
       `baseurl=${baseUrl}/${name}/${distributions.length === 0 ? '' : `${release}/`}`,
       'enabled=1',
-      ...(gpgKey ? ['gpgcheck=1', `gpgkey=${baseUrl}/${name}/${gpgKey}`] : ['gpgcheck=0']),
+      // The signed metadata says what each package must be; packages that are signed themselves are checked once more.
+      'repo_gpgcheck=1',
+      `gpgcheck=${gpgKey ? 1 : 0}`,
+      `gpgkey=${[keyPaths.redhat, ...(gpgKey ? [keyPaths.vendor(name)] : [])].map((path) => `file://${path}`).join(' ')}`,
       'skip_if_unavailable=1',
       'proxy=_none_',
     ].join('\n'),

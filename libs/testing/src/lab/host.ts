@@ -1,4 +1,5 @@
 /** A machine for Airdock to configure: own file system, own address, a real sshd, and a real Docker or containerd if wanted. */
+import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { connect } from 'node:net';
 import { PassThrough } from 'node:stream';
@@ -50,6 +51,8 @@ export interface LabHost extends AsyncDisposable {
   hostKeyFingerprint: string;
   /** Runs a shell command as root, without SSH. `timeoutMs` defaults to 60 000. */
   exec(command: string, options?: { timeoutMs?: number }): Promise<ExecResult>;
+  /** Copies a folder of this machine into the host, for everybody to read. */
+  copyIn(folder: string, path: string): Promise<void>;
   /** Resolves when sshd answers and, with a runtime, that answers. `startHost` has awaited it. */
   ready(): Promise<void>;
   /** Cuts the power, and starts it again; files, address and host key stay. Resolves when it is ready. */
@@ -131,12 +134,20 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
     const hostKey = (await exec('cat /etc/ssh/ssh_host_ed25519_key.pub')).stdout.trim();
     const hostKeyFingerprint = fingerprint(hostKey);
     const facts = { id: container.id, name, address, port: 22, user: 'root', privateKey: keys.private, hostKey, hostKeyFingerprint };
-    return { ...facts, exec, ready, reboot, stop, [Symbol.asyncDispose]: stop };
+    const copyIn: LabHost['copyIn'] = async (folder, path) => {
+      await exec(`mkdir -p '${path}'`);
+      await container.putArchive(tarFolder(folder), { path });
+    };
+    return { ...facts, exec, copyIn, ready, reboot, stop, [Symbol.asyncDispose]: stop };
   } catch (error) {
     await stop();
     throw error;
   }
 }
+
+/** The files of a folder as a tar, all readable. */
+const tarFolder = (folder: string) =>
+  spawn('tar', ['-C', folder, '--owner=0', '--group=0', '--mode=a+rX', '-c', '.'], { stdio: ['ignore', 'pipe', 'inherit'] }).stdout;
 
 /** A command that makes `admin` a user with a password. The first process has made it one without. */
 const askFor = (password: string) => {
