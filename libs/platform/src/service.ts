@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
 import { type DynamicModule, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
@@ -20,7 +21,7 @@ import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { INTERNAL_TOKEN, PlatformModule } from './platform.module.js';
-import { securePrivateFolder } from './secret-file.js';
+import { readSecretFile, securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
 import { SealedColumns } from './secrets-key/sealed-columns.js';
 import { SEALED_COLUMNS, SecretsKeyController } from './secrets-key/secrets-key.controller.js';
@@ -169,10 +170,12 @@ export async function listen(app: NestFastifyApplication, { port, host, local }:
 }
 
 /** Before anything else: whatever this process makes is its own business, and so is the data folder. Throws `file_exposed`. */
-export function keepPrivate({ dataDir }: Pick<Config, 'dataDir'>): void {
+export function keepPrivate({ dataDir, tokenFile, internalTokenFile, secretsKeyFile }: Config): void {
   process.umask(0o077);
   const done = securePrivateFolder(dataDir);
   if (done) process.stderr.write(`airdock: ${done}\n`);
+  // Those that are there; the others are made when they are needed.
+  for (const file of [tokenFile, internalTokenFile, secretsKeyFile]) if (existsSync(file)) readSecretFile(file);
 }
 
 /** The application of a process, answering. */
