@@ -41,7 +41,9 @@ const healthy = (after = 0) =>
   );
 
 async function pids(dataDir: string): Promise<number[]> {
-  return (await listProcesses()).filter(({ commandLine }) => commandLine.includes(` serve ${join(dataDir, 'registry')}/`)).map(({ pid }) => pid);
+  return (await listProcesses())
+    .filter(({ commandLine }) => commandLine.includes(` serve ${join(dataDir, 'registry')}/`) && !commandLine.startsWith('bwrap '))
+    .map(({ pid }) => pid);
 }
 
 describe('a registry', () => {

@@ -102,7 +102,12 @@ describe('a local user without rights (C2)', () => {
     expect(await digestAt(target.registryPort, 'pause:3.2')).toBe(digest);
     expect((await registry()).health).toMatchObject({ ok: true, readOnlyOk: true, localhostOk: true });
     const own = async (instance: 'read-write' | 'read-only') => {
-      const { stdout } = await run('pgrep', ['-u', String(process.geteuid?.()), '-f', ` serve ${join(target.dataDir, 'registry', instance)}\\.`]);
+      const { stdout } = await run('pgrep', [
+        '-u',
+        String(process.geteuid?.()),
+        '-f',
+        `^docker-registry serve ${join(target.dataDir, 'registry', instance)}\\.`,
+      ]);
       return stdout.trim().split('\n').length;
     };
     expect([await own('read-write'), await own('read-only')]).toEqual([1, 1]);

@@ -47,7 +47,9 @@ export async function childOf(parent: number | undefined, program: string): Prom
 
 /** The process that is one of a DU's two registries. Throws when there is not exactly one. */
 export async function registryPid({ dataDir }: { dataDir: string }, instance: 'read-write' | 'read-only'): Promise<number> {
-  const all = (await listProcesses()).filter(({ commandLine }) => commandLine.includes(` serve ${join(dataDir, 'registry', instance)}.`));
+  const words = ` serve ${join(dataDir, 'registry', instance)}.`;
+  // What starts it in its sandbox shows the same words.
+  const all = (await listProcesses()).filter(({ commandLine }) => commandLine.includes(words) && !commandLine.startsWith('bwrap '));
   if (all.length !== 1 || !all[0]) throw new Error(`${all.length} processes are the ${instance} registry`);
   return all[0].pid;
 }

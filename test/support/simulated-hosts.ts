@@ -9,17 +9,20 @@ rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ncodename=bookworm\ndockerd=yes\ndoc
   VERSION_CODENAME: 'os=debian\ncodename=bookworm\nosVersion=12\ndockerd=yes\ndocker=20.10.24\n',
 };
 
+/** What such a host says to a command. */
+export function simulatedAnswer(command: string, input: string): string {
+  if (command.includes('docker version')) return 'docker=20.10.24\n';
+  const said = Object.entries(simulated).find(([word]) => input.includes(word))?.[1] ?? '';
+  return said.replace(/^time=.*/, `time=${Date.now() / 1000}`);
+}
+
 /** Hosts that are none: an SSH server in this process, which answers at once. `answer` is asked before what every host says. */
 export const startSimulatedHosts = (answer: (command: string) => string | undefined = () => undefined): Promise<SshServer> =>
   startSshServer({
     user: 'root',
     password: 'simulated',
     takesForwards: true,
-    answer: (command, input) => {
-      if (command.includes('docker version')) return 'docker=20.10.24\n';
-      const said = answer(command) ?? Object.entries(simulated).find(([word]) => input.includes(word))?.[1] ?? '';
-      return said.replace(/^time=.*/, `time=${Date.now() / 1000}`);
-    },
+    answer: (command, input) => answer(command) ?? simulatedAnswer(command, input),
   });
 
 /** Registers `count` hosts that are this server. Returns their ids. */

@@ -1,11 +1,17 @@
 import { join } from 'node:path';
-import { type Config, loadConfig } from '@airdock/platform/config';
-import { exitWithProblem, keepPrivate, rootModule, serve, stopSignal } from '@airdock/platform/service';
+import { setTimeout as delay } from 'node:timers/promises';
+import { HostWorker, type HostWorkerOptions } from '@airdock/host-svc/host-worker/host-worker';
+import { type Config, type ConfigSources, loadConfig } from '@airdock/platform/config';
+import { exitWithProblem, stopSignal } from '@airdock/platform/process';
+import { keepPrivate, rootModule, serve } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
+import { Logger } from '@nestjs/common';
 import { lockDataDir } from './data-dir-lock.js';
 import { EmbeddedRedis } from './embedded-redis.js';
 import { services } from './services.js';
+
+const workerStartMs = 15_000;
 
 const port = (text: string): number => {
   const value = Number(text);
@@ -13,30 +19,51 @@ const port = (text: string): number => {
   return value;
 };
 
-/** All five services, API and workers, in this process behind one port. Prints its URL when it is ready; SIGTERM ends it, the registry stays. */
-async function up({ http, ...given }: Config, stopsRegistry: boolean): Promise<void> {
-  const config: Config = { ...given, http: { ...http, socket: http.socket ?? join(given.dataDir, 'api.sock') } };
+/**
+ * All five services, API and workers, in this process behind one port and one Unix socket; but for the workers of host-svc, which are a process of their own. Prints where it
+ * answers when it is ready; SIGTERM ends it, the registry stays.
+ */
+async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void> {
+  const given = loadConfig(sources);
+  const socket = given.http.socket ?? join(given.dataDir, 'api.sock');
+  const config: Config = { ...given, http: { ...given.http, socket } };
   keepPrivate(config);
   const unlock = lockDataDir(config.dataDir);
   const redis = config.redisUrl ? undefined : new EmbeddedRedis(config.dataDir);
+  const redisUrl = config.redisUrl ?? redis?.socket;
+  const hostWorker = startHostWorker(config, { file: config.file, overrides: { ...sources.overrides, redisUrl, 'http.socket': socket }, answersHealth: false });
   try {
     await redis?.start();
-    const module = rootModule({ ...config, redisUrl: config.redisUrl ?? redis?.socket }, services, ['api', 'worker']);
+    const host = { register: () => services.host.register(['api']) };
     const stopped = stopSignal();
-    const app = await serve(config, module, 'Airdock');
+    const app = await serve(config, rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), 'Airdock');
+    hostWorker.begin();
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
     await app
       .get(RegistryService, { strict: false })
       .reconcile()
       .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
-    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${config.http.socket}\ntoken: ${config.tokenFile}\n`);
+    // A host that freezes it at once must not keep the API from being ready.
+    await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
+    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`);
     await stopped;
+    await hostWorker.stop();
     await app.close();
     if (stopsRegistry) await registryEngine(config).stop();
   } finally {
+    await hostWorker.stop();
     await redis?.stop();
     unlock();
   }
+}
+
+/** The process loads while the database is prepared. */
+function startHostWorker(config: Config, start: HostWorkerOptions['start']): HostWorker {
+  const logger = new Logger(HostWorker.name);
+  const log: HostWorkerOptions['log'] = (about, message) => logger.error(about, message);
+  const worker = new HostWorker({ dataDir: config.dataDir, start, maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2, log });
+  worker.start();
+  return worker;
 }
 
 /** Stops the registry that a DU with this configuration has left running. */
@@ -54,9 +81,7 @@ const common = (command: Command) =>
 common(program.command('up').description('start the embedded DU in the foreground'))
   .option('--port <n>', 'of the API on loopback (default: 5180)', port)
   .option('--stop-registry', 'at the end stop the registry too, for trials and tests')
-  .action(({ dataDir, config: file, port: httpPort, stopRegistry }) =>
-    up(loadConfig({ file, overrides: { dataDir, 'http.port': httpPort } }), stopRegistry === true),
-  );
+  .action(({ dataDir, config: file, port: httpPort, stopRegistry }) => up({ file, overrides: { dataDir, 'http.port': httpPort } }, stopRegistry === true));
 common(program.command('down').description('stop the registry that `up` left running')).action(({ dataDir, config: file }) =>
   down(loadConfig({ file, overrides: { dataDir } })),
 );

@@ -20,6 +20,7 @@ import { HostConfigurationService, hostConfigurationJobType } from './host-confi
 import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
 import { HostImportController } from './host-import/host-import.controller.js';
 import { HostImportService } from './host-import/host-import.service.js';
+import { WorkerVerdicts } from './host-worker/worker-verdicts.js';
 import { NodeOperationController } from './node-operation/node-operation.controller.js';
 import { NodeOperationEntity } from './node-operation/node-operation.entity.js';
 import { NodeOperationProcessor } from './node-operation/node-operation.processor.js';
@@ -77,12 +78,21 @@ export class HostModule {
         HostConfigurationService,
         NodeOperationService,
       ],
-      workers: [HostCheckProcessor, HostConfigurationProcessor, ConfigureHostProcessor, NodeOperationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
+      workers: [
+        WorkerVerdicts,
+        HostCheckProcessor,
+        HostConfigurationProcessor,
+        ConfigureHostProcessor,
+        NodeOperationProcessor,
+        DriftSchedule,
+        TunnelSupervisor,
+        PackageServer,
+      ],
       history: [HostCheckEntity],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: [
         { entity: SshCredentialEntity },
-        { entity: HostEntity, reset: { turnJobId: null } },
+        { entity: HostEntity, reset: { turnJobId: null, quarantine: null } },
         {
           entity: TunnelEntity,
           reset: {

@@ -1,3 +1,5 @@
+import { cleanDeep } from './host/host-text.js';
+
 /**
  * What can go wrong, for API and worker alike. The family of a code decides its HTTP status, whether a job tries again,
  * and the log level; nothing else in the code knows any of the three.
@@ -117,6 +119,11 @@ const definitions = {
   job_finished: { family: 'conflict', title: 'The job has already ended', nextStep: 'Start a new one, or retry it if it failed.' },
   job_not_retryable: { family: 'conflict', title: 'Only failed and cancelled jobs can be retried', nextStep: 'Wait for the job to end.' },
   job_cancelled: { family: 'conflict', title: 'The job was cancelled', nextStep: 'Retry the job to continue where it stopped.' },
+  worker_lost: {
+    family: 'conflict',
+    title: 'Three workers died while they worked on the job',
+    nextStep: 'Look for the reason in the log and in the memory of the machine; what the job works on may be what ends its workers. Then retry the job.',
+  },
   job_stalled: { family: 'unavailable', title: 'The job made no progress for too long', nextStep: 'Check disk and network, then retry the job.' },
   // Registry
   registry_fenced: {
@@ -311,6 +318,42 @@ const definitions = {
     nextStep: 'Correct the lines in `refused`, or send `partial: true` to register the others.',
   },
   host_timeout: { family: 'unavailable', title: 'The host did not answer in time', nextStep: 'Check the load of the host and the network, then retry.' },
+  host_protocol_error: {
+    family: 'conflict',
+    title: 'The host broke the rules of SSH, and was disconnected',
+    nextStep: 'No sshd does this: see what answers on the port of the host. If it is a known SSH server, report it with `detail`.',
+  },
+  host_flood: {
+    family: 'conflict',
+    title: 'The host sent messages without use and without end, and was disconnected',
+    nextStep: 'No sshd does this: see what answers on the port of the host.',
+  },
+  host_channels_exceeded: {
+    family: 'conflict',
+    title: 'The host opened too many connections through its tunnel at a time',
+    nextStep: 'Those above the bound in `detail` were refused, the others go on. See on the host what connects to the port of the registry.',
+  },
+  host_buffer_exceeded: {
+    family: 'conflict',
+    title: 'The host takes or gives more at a time than is kept for one host',
+    nextStep: 'The host reads nothing of what it asks for, or says too much at once. See what runs there, then retry.',
+  },
+  host_output_exceeded: {
+    family: 'conflict',
+    title: 'A command on the host printed more than is read of it',
+    nextStep: 'The command was ended. See what it prints on the host, and whether the login shell of the user prints something at every command.',
+  },
+  host_command_timeout: {
+    family: 'conflict',
+    title: 'A command on the host took longer than commands of its kind may take',
+    nextStep: 'The command was ended. Check the load of the host and its disks, then retry.',
+  },
+  host_quarantined: {
+    family: 'conflict',
+    title: 'The host is in quarantine, since it stopped the process that serves hosts',
+    nextStep:
+      'Look at the host: its sshd, its files, who else is root there. The quarantine ends at `until`; DELETE /v1/hosts/{id}/quarantine lifts it before.',
+  },
   host_check_failed: { family: 'conflict', title: 'The host is not ready', nextStep: 'Correct what the failed checks name, then retry.' },
   host_port_taken: {
     family: 'conflict',
@@ -622,15 +665,22 @@ export interface Problem {
   [key: string]: unknown;
 }
 
-/** The one error class. Adapters translate foreign errors into it once, at their edge, with `cause`. */
+/**
+ * The one error class. Adapters translate foreign errors into it once, at their edge, with `cause`. Whatever they repeat of what a host, a file or a server
+ * has said is cleaned here: it comes to terminals, logs and answers.
+ */
 export class AppError extends Error {
+  readonly details: ErrorDetails;
+
   constructor(
     readonly code: ErrorCode,
-    readonly details: ErrorDetails = {},
+    details: ErrorDetails = {},
     options?: { cause?: unknown },
   ) {
-    super(details.detail ? `${definitions[code].title}: ${details.detail}` : definitions[code].title, options);
+    const clean = cleanDeep(details) as ErrorDetails;
+    super(clean.detail ? `${definitions[code].title}: ${clean.detail}` : definitions[code].title, options);
     this.name = 'AppError';
+    this.details = clean;
   }
 
   get family(): ErrorFamily {

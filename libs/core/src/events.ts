@@ -28,7 +28,7 @@ const jobMoments = ['started', 'succeeded', 'failed', 'cancelled'] as const;
 export type JobMoment = (typeof jobMoments)[number];
 
 /** What is no job's; services emit it through their outbox. */
-const otherEvents = ['backup.stale', 'webhook.disabled'] as const;
+const otherEvents = ['host.quarantined', 'backup.stale', 'webhook.disabled'] as const;
 
 /** Sent to one endpoint, whatever it wants to hear of, when it is tried out. */
 export const pingEvent = 'webhook.ping';

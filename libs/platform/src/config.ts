@@ -150,6 +150,7 @@ const airdockSchema = z.strictObject({
     .describe('Package repositories for hosts'),
   hosts: z
     .strictObject({
+      workerMemoryMiB: z.coerce.number().int().min(256).max(65_536).default(768).describe('Of the process that serves hosts; at more it is started anew'),
       drift: z
         .strictObject({
           everyMinutes: z.coerce.number().min(0).max(43_200).default(60).describe('Between two looks at all configured hosts; 0: never'),

@@ -1,7 +1,6 @@
 import { existsSync } from 'node:fs';
-import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
-import { type DynamicModule, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
+import { type DynamicModule, type INestApplicationContext, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import type { Queue } from 'bullmq';
@@ -10,7 +9,6 @@ import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
 import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
-import { createHttpApp } from './http/app.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
 import type { LocalSocket } from './http/local-socket.js';
@@ -21,6 +19,7 @@ import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { INTERNAL_TOKEN, PlatformModule } from './platform.module.js';
+import { exitWithProblem, stopSignal } from './process.js';
 import { readSecretFile, securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
 import { SealedColumns } from './secrets-key/sealed-columns.js';
@@ -166,6 +165,11 @@ export interface Listening {
 export async function listen(app: NestFastifyApplication, { port, host, local }: Listening): Promise<void> {
   await app.listen(port, host);
   await local?.servers.listenLocally(local.socket);
+  startProcessors(app);
+}
+
+/** Begins to take jobs. */
+export function startProcessors(app: INestApplicationContext): void {
   for (const { processors } of app.get<JobsService[]>(JOB_SERVICES)) for (const processor of processors) processor.start();
 }
 
@@ -182,6 +186,8 @@ export function keepPrivate({ dataDir, tokenFile, internalTokenFile, secretsKeyF
 export async function serve(config: Config, module: Type, title: string): Promise<NestFastifyApplication> {
   const { port, host, socket, socketGroup } = config.http;
   const servers = new Servers(config.http);
+  // Only where there is HTTP: it brings the documents of the API along.
+  const { createHttpApp } = await import('./http/app.js');
   const app = await createHttpApp(module, { title, servers });
   await listen(app, { port, host, local: socket === undefined ? undefined : { servers, socket: { path: socket, group: socketGroup } } });
   return app;
@@ -199,41 +205,5 @@ export async function runService(name: ServiceName, service: ServiceModule, role
     process.exit(0);
   } catch (error) {
     return exitWithProblem(error);
-  }
-}
-
-const shutdownMs = 10_000;
-
-/**
- * Resolves at SIGTERM or SIGINT; a second SIGINT ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
- * BullMQ would wait for a Redis that is away for as long as it is, and running jobs have been handed back by then.
- */
-export const stopSignal = (): Promise<void> =>
-  new Promise((resolve) => {
-    const end = () => {
-      process.stderr.write(`airdock: closing took longer than ${shutdownMs / 1000} s, perhaps because Redis is away; jobs continue at the next start\n`);
-      process.exit(0);
-    };
-    const onSignal = () => {
-      setTimeout(end, shutdownMs).unref();
-      resolve();
-    };
-    // A supervisor or the kernel may send SIGTERM more than once; a person presses Ctrl-C again because it is urgent.
-    process.on('SIGTERM', onSignal);
-    process.once('SIGINT', onSignal);
-  });
-
-/** Ends the process with a message that an operator can act on. */
-export function exitWithProblem(error: unknown): never {
-  const { code, port } = error as { code?: string; port?: number };
-  process.stderr.write(`airdock: ${known()}\n`);
-  process.exit(1);
-
-  function known(): string | undefined {
-    const { message, stack } = error as Error;
-    if (error instanceof AppError) return message;
-    if (code === 'EADDRINUSE') return `another program listens on port ${port}; set airdock.http.port`;
-    if (code === 'EACCES' || code === 'EPERM') return `${message}; use a folder that you may write, with --data-dir or airdock.dataDir`;
-    return stack;
   }
 }

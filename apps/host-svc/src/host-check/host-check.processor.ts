@@ -2,7 +2,8 @@ import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/j
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { HostCheckService, hostCheckJobType } from './host-check.service.js';
 
-@JobType(hostCheckJobType)
+/** They wait most of their time, each for its slowest host. */
+@JobType(hostCheckJobType, 32)
 export class HostCheckProcessor extends JobProcessor {
   constructor(
     jobs: JobsService,

@@ -33,6 +33,9 @@ import { type Inspection, inspectHost } from './inspect-host.js';
 export const hostCheckJobType = 'host.check';
 const hostsAtOnce = 8;
 const requestsAtOnce = 8;
+/** For everything that is asked of one host, and with pulls. */
+const lookMs = 300_000;
+const pullMs = 7_200_000;
 const leadsSoonMs = 10_000;
 const ownPortMs = 3_000;
 
@@ -98,8 +101,12 @@ export class HostCheckService {
     return { hosts: results.length, ok: results.every(({ ok }) => ok) };
   }
 
-  private async checkHost(host: Host, wanted: WantedDigests, signal: AbortSignal): Promise<HostCheckResult> {
+  private async checkHost(host: Host, wanted: WantedDigests, whole: AbortSignal): Promise<HostCheckResult> {
     const result: HostCheckResult = { hostId: host.id, hostName: host.name, ok: false, checks: [], pulls: [], error: null };
+    const timeMs = wanted.size > 0 ? pullMs : lookMs;
+    const late = new AbortController();
+    const timer = setTimeout(() => late.abort(new AppError('host_command_timeout', { detail: `the check after ${timeMs / 1000} s` })), timeMs);
+    const signal = AbortSignal.any([whole, late.signal]);
     try {
       await using connection = await this.hosts.connect(host, signal);
       const { checks, hasDocker } = await this.inspect(host, connection, signal);
@@ -113,8 +120,10 @@ export class HostCheckService {
       result.pulls = await Promise.all([...wanted.keys()].map((reference) => limit(() => this.pullOne(runtime, reference, wanted))));
       result.ok = result.checks.every(({ status }) => status !== 'failure') && result.pulls.every(({ error }) => error === null);
     } catch (error) {
-      signal.throwIfAborted();
-      result.error = toProblem(error);
+      whole.throwIfAborted();
+      result.error = toProblem(late.signal.aborted ? late.signal.reason : error);
+    } finally {
+      clearTimeout(timer);
     }
     return result;
   }

@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { symlink } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { connectSsh } from '@airdock/adapters/ssh/connection';
+import { connectSsh } from '@airdock/adapters/ssh/connect';
 import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { findProgram, freePort, startJsonServer, tempDir } from '@airdock/testing/servers';
 import { type SshServerOptions, startSshServer } from '@airdock/testing/ssh-server';

@@ -28,6 +28,8 @@ const pmk = { cpus: 2, memoryBytes: 12e9, rootBytes: 30e9, rootFreeBytes: 15e9 }
 const pmkPorts = [443, 2379, 2380, 8285, 10250, 10255, 4194, 3306, 8158, 5672, 5673, 8023, 9080, 6264, 5395, 8558];
 const timeOffset = { warningSeconds: 2, failureSeconds: 60 };
 
+/** The whole script, which takes a second or two where nothing hangs. */
+const lookMs = 90_000;
 const maxLines = 5000;
 const maxValueLength = 100;
 
@@ -59,7 +61,7 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
     answeredAt ??= Date.now();
     clearTimeout(timer);
   };
-  const options = { stdin: hostScript, sudo: true, onOutput, signal: AbortSignal.any([signal, silence.signal]) };
+  const options = { stdin: hostScript, sudo: true, deadlineMs: lookMs, onOutput, signal: AbortSignal.any([signal, silence.signal]) };
   const [output, dockerVersion] = await Promise.all([
     connection.run(['sh', '-s', '--', asksRegistry ? String(port) : '', knowsDocker ? 'yes' : ''], options),
     knowsDocker ? new DockerHost(connection, signal).version() : undefined,

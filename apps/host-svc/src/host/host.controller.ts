@@ -40,6 +40,12 @@ export class HostController {
     return this.hosts.patch(id, body);
   }
 
+  @Delete(':id/quarantine')
+  @Operation({ id: 'liftHostQuarantine', summary: 'Let a host that is quarantined be connected to again, at once', returns: Host })
+  liftQuarantine(@Param('id') id: string): Promise<Host> {
+    return this.hosts.liftQuarantine(id);
+  }
+
   @Delete(':id')
   @Operation({ id: 'deleteHost', summary: 'Forget a host and close its tunnel; what is on the host stays' })
   async remove(@Param('id') id: string): Promise<void> {

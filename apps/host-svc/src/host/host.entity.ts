@@ -1,5 +1,5 @@
 import { Column, Entity, PrimaryColumn } from 'typeorm';
-import type { Brought, ConfigurationOptions, Drift, HostFacts } from './host.schema.js';
+import type { Brought, ConfigurationOptions, Drift, HostFacts, Quarantine } from './host.schema.js';
 
 @Entity('host')
 export class HostEntity {
@@ -19,6 +19,8 @@ export class HostEntity {
   @Column('simple-json', { nullable: true }) brought!: Brought | null;
   @Column('varchar', { nullable: true }) configuredAt!: string | null;
   @Column('simple-json', { nullable: true }) drift!: Drift | null;
+  /** Of the last time that the host stopped the process that serves hosts; also when it is over. */
+  @Column('simple-json', { nullable: true }) quarantine!: Quarantine | null;
   /** The job that changes the host, or was the last that did. */
   @Column('varchar', { nullable: true }) turnJobId!: string | null;
   @Column('varchar') createdAt!: string;

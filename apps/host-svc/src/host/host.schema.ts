@@ -51,6 +51,18 @@ export const Drift = z
   .meta({ id: 'Drift' });
 export type Drift = z.infer<typeof Drift>;
 
+export const Quarantine = z
+  .object({
+    until: z.iso.datetime().describe('Before this time nobody connects to the host'),
+    since: z.iso.datetime(),
+    strikes: z.number().int().describe('How often in a row, a day apart at the most: each doubles the time, from a minute to an hour'),
+    reason: z
+      .enum(['silent', 'memory', 'crashed'])
+      .describe('The process that serves hosts stood still, took too much memory, or crashed on data of this host'),
+  })
+  .meta({ id: 'Quarantine' });
+export type Quarantine = z.infer<typeof Quarantine>;
+
 const address = z.string().regex(/^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45})$/);
 
 export const Host = z
@@ -68,6 +80,7 @@ export const Host = z
     configuration: ConfigurationOptions.nullable().describe('Of the last successful configuration'),
     configuredAt: z.iso.datetime().nullable(),
     drift: Drift.nullable().describe('What has changed on the host since it was configured, as far as was looked; null: it is not configured'),
+    quarantine: Quarantine.nullable().describe('Why the host is left alone, until when; null: it is not'),
     createdAt: z.iso.datetime(),
   })
   .meta({ id: 'Host' });

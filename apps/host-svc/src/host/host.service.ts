@@ -1,14 +1,18 @@
-import { connectSsh, type SshConnection, type SshTarget } from '@airdock/adapters/ssh/connection';
+import { connectSsh } from '@airdock/adapters/ssh/connect';
+import type { SshConnection, SshTarget } from '@airdock/adapters/ssh/connection';
+import { HostBuffers } from '@airdock/adapters/ssh/host-buffers';
 import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
 import { matchesLabels, parseLabelSelector } from '@airdock/core/label-selector';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { atomically, chunks, columns, isUniqueViolation, now, runUnflushed, type Statement } from '@airdock/platform/database';
+import { Outbox } from '@airdock/platform/events/outbox';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import { Inject, Injectable } from '@nestjs/common';
+import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, IsNull, Not, type Repository } from 'typeorm';
+import { serveHost } from '../served-host.js';
 import { SshCredentialService } from '../ssh-credential/ssh-credential.service.js';
 import { HostEntity } from './host.entity.js';
 import {
@@ -21,11 +25,16 @@ import {
   type HostListQuery,
   Labels,
   type PatchHost,
+  type Quarantine,
 } from './host.schema.js';
 
 /** Jump hosts before a host. */
 const maxJumps = 4;
 const scanLimit = 500;
+const firstQuarantineMs = 60_000;
+const maxQuarantineMs = 3_600_000;
+/** So long after a strike the next one is the first again. */
+const forgetStrikesMs = 24 * 3_600_000;
 
 /** A new host as a row. */
 export interface HostInsert {
@@ -40,9 +49,14 @@ export interface HostUpdate {
 /** The hosts of the site, and connections to them. */
 @Injectable()
 export class HostService {
+  private readonly logger = new Logger(HostService.name);
+  /** What is kept in memory for each, by id. */
+  private readonly buffers = new Map<string, HostBuffers>();
+
   constructor(
     @InjectRepository(HostEntity, 'host') private readonly hosts: Repository<HostEntity>,
     private readonly credentials: SshCredentialService,
+    private readonly outbox: Outbox,
     @Inject(CONFIG) private readonly config: Config,
   ) {}
 
@@ -168,20 +182,63 @@ export class HostService {
 
   /**
    * Logs in to a host, through its jump hosts; the caller closes the connection, and with it those to the jump hosts.
-   * Throws `host_unreachable`, `host_timeout`, `host_key_mismatch`, `host_auth_failed`, with the jump host in `detail` when it is the one.
+   * Throws `host_unreachable`, `host_timeout`, `host_key_mismatch`, `host_auth_failed`, with the jump host in `detail` when it is the one; `host_quarantined`,
+   * before anything is sent.
    */
-  async connect(host: Host, signal?: AbortSignal): Promise<SshConnection> {
+  async connect({ id }: Pick<Host, 'id'>, signal?: AbortSignal): Promise<SshConnection> {
+    // As it is now: whoever asks may have read it before it was quarantined.
+    const host = await this.get(id);
     const path = await this.pathTo(host);
+    for (const { name, quarantine } of path)
+      if (quarantine)
+        throw new AppError('host_quarantined', { detail: `${name} until ${quarantine.until} (${quarantine.reason})`, until: quarantine.until, host: name });
     const targets = await Promise.all(path.map((hop) => this.targetOf(hop)));
     let via: SshConnection | undefined;
     for (const [index, target] of targets.entries()) {
-      const hop = path[index];
-      via = await connectSsh(target, { signal, via }).catch((error: unknown) => {
-        if (!(error instanceof AppError) || !hop || hop === host) throw error;
+      const hop = path[index] as Host;
+      const { id: hopId } = hop;
+      const onServed = () => serveHost(hopId);
+      via = await connectSsh(target, { signal, via, onServed, buffers: this.buffersOf(hopId) }).catch((error: unknown) => {
+        if (!(error instanceof AppError) || hop === host) throw error;
         throw new AppError(error.code, { ...error.details, detail: `jump host ${hop.name}: ${error.details.detail}`, jumpHost: hop.name }, { cause: error });
       });
     }
     return via as SshConnection;
+  }
+
+  /** The host that most is kept in memory for. */
+  heaviest(): { hostId: string; bytes: number } | undefined {
+    const [first] = [...this.buffers].sort(([, a], [, b]) => b.bytes - a.bytes);
+    return first && first[1].bytes > 0 ? { hostId: first[0], bytes: first[1].bytes } : undefined;
+  }
+
+  private buffersOf(id: string): HostBuffers {
+    const known = this.buffers.get(id) ?? new HostBuffers();
+    this.buffers.set(id, known);
+    return known;
+  }
+
+  /**
+   * Nobody connects to the host for a while, since it stopped the process that serves hosts: for a minute at the first time, twice as long at each further one
+   * within a day, for an hour at the most. Told as an event. Nothing for a host that is gone.
+   */
+  async strike(id: string, reason: Quarantine['reason'], at: string): Promise<void> {
+    const row = await this.hosts.findOneBy({ id });
+    if (!row) return;
+    const last = row.quarantine;
+    const strikes = last && Date.parse(at) - Date.parse(last.since) < forgetStrikesMs ? last.strikes + 1 : 1;
+    const forMs = Math.min(maxQuarantineMs, firstQuarantineMs * 2 ** (strikes - 1));
+    const quarantine: Quarantine = { until: new Date(Date.now() + forMs).toISOString(), since: at, strikes, reason };
+    const change = this.hosts.createQueryBuilder().update().set(columns<HostEntity>({ quarantine })).where({ id });
+    await this.outbox.together(change, 'host.quarantined', { hostId: id, host: `/v1/hosts/${id}`, name: row.name, ...quarantine });
+    this.logger.error({ hostId: id, ...quarantine }, `${row.name} stopped the process that serves hosts, and is quarantined`);
+  }
+
+  /** Ends a quarantine, and forgets its strikes. */
+  async liftQuarantine(id: string): Promise<Host> {
+    await getRow(this.hosts, id);
+    await this.hosts.update({ id }, { quarantine: null });
+    return this.get(id);
   }
 
   /** What was seen may be lost in a power cut: it is seen again. */
@@ -271,6 +328,7 @@ const newRow = ({ hostKey, trustOnFirstUse, ...body }: CreateHost): HostEntity =
   configuredAt: null,
   brought: null,
   drift: null,
+  quarantine: null,
   turnJobId: null,
   createdAt: now(),
 });
@@ -279,8 +337,8 @@ const newRow = ({ hostKey, trustOnFirstUse, ...body }: CreateHost): HostEntity =
 const hasDrifted = ({ changes, error }: Drift): boolean => changes.length > 0 || error !== null;
 
 function toResource(row: HostEntity): Host {
-  const { brought: _, turnJobId: __, ...own } = row;
-  return { ...own, labels: row.labels ?? {} };
+  const { brought: _, turnJobId: __, quarantine, ...own } = row;
+  return { ...own, labels: row.labels ?? {}, quarantine: quarantine && quarantine.until > now() ? quarantine : null };
 }
 
 /** As a JSON merge patch (RFC 7396). Throws `request_invalid` when there would be too many. */

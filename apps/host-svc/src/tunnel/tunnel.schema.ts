@@ -15,7 +15,7 @@ export const Tunnel = z
     latencyMs: z.number().nullable().describe('Of a question and its answer, measured every ten seconds; null before the first time'),
     bytesSent: z.number().int().describe('To the host, since the connection is up'),
     bytesPerSecond: z.number().int().describe('To the host, over the last ten seconds'),
-    error: ProblemDocument.nullable().describe('Why it is down; it is tried again by itself'),
+    error: ProblemDocument.nullable().describe('Why it is down, and tried again by itself; or, while it is up, which bound the host has run into'),
     createdAt: z.iso.datetime(),
   })
   .meta({ id: 'Tunnel' });

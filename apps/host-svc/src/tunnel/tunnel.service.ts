@@ -8,7 +8,7 @@ import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import type { Repository } from 'typeorm';
+import { Like, type Repository } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import { TunnelEntity } from './tunnel.entity.js';
 import type { Tunnel, TunnelListQuery } from './tunnel.schema.js';
@@ -136,6 +136,11 @@ export class TunnelService {
     await this.tunnels.update({ leaseOwner: owner }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
   }
 
+  /** Of an owner that is known to be dead; `owner` is how its name begins. */
+  async releaseDead(owner: string): Promise<void> {
+    await this.tunnels.update({ leaseOwner: Like(`${owner}%`) }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
+  }
+
   async report(id: string, owner: string, seen: { state: TunnelEntity['state']; error?: Problem | null; reconnects?: number }): Promise<void> {
     await this.note(id, owner, columns<TunnelEntity>({ error: null, ...seen, since: now() }));
   }
@@ -143,6 +148,11 @@ export class TunnelService {
   /** What holds the port on the host: see `sessionOf`. It has to outlive a power cut of the DU, after which the host takes it for alive. */
   async noteSession(id: string, owner: string, session: string | null): Promise<void> {
     await this.tunnels.update({ id, leaseOwner: owner }, { session });
+  }
+
+  /** Something is wrong with a tunnel that is up. */
+  async warn(id: string, owner: string, error: Problem): Promise<void> {
+    await this.note(id, owner, columns<TunnelEntity>({ error }));
   }
 
   async measured(id: string, owner: string, seen: Measured): Promise<void> {

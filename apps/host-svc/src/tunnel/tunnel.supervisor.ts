@@ -1,5 +1,6 @@
 import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
+import { maxChannels } from '@airdock/adapters/ssh/connect';
 import type { SshConnection } from '@airdock/adapters/ssh/connection';
 import { endSession, type Tunnel as OpenTunnel, openTunnel, sessionOf, type TunnelOptions } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
@@ -8,6 +9,7 @@ import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
 import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
+import { serveHost } from '../served-host.js';
 import type { TunnelEntity } from './tunnel.entity.js';
 import { TunnelService } from './tunnel.service.js';
 
@@ -17,6 +19,12 @@ const maxRetryMs = 6_500;
 const measureMs = 10_000;
 /** So long an sshd that was told to end may take to give its port back. */
 const releaseMs = 3_000;
+
+/** What the host did against the rules it is told by its own code. */
+const brokenTunnel = (ended: AppError | undefined): AppError =>
+  ended && ended.code !== 'host_unreachable'
+    ? ended
+    : new AppError('tunnel_failed', { detail: ended?.message ?? 'the host closed the connection' }, { cause: ended });
 
 interface Running {
   wanted: TunnelEntity;
@@ -74,20 +82,23 @@ export class TunnelSupervisor extends BackgroundLoop {
     const stopping = new Promise<'stopped'>((resolve) => stop.addEventListener('abort', () => resolve('stopped'), { once: true }));
     while (!stop.aborted) {
       try {
-        await using connection = await this.hosts.connect(await this.hosts.get(hostId), stop);
+        // What goes through a tunnel ends with its connection, however that ends: see `openTunnel`.
+        await using connection = await this.hosts.connect({ id: hostId }, stop);
+        const onServed = () => serveHost(hostId);
         const own = await sessionOf(connection, stop);
-        const tunnel = await this.open(connection, { hostPort, target: { path: this.tunnels.target } }, session, stop);
+        const tunnel = await this.open(connection, { hostPort, target: { path: this.tunnels.target }, onServed }, session, stop);
         const forwards = [tunnel];
-        if (packagePort) forwards.push(await this.open(connection, { hostPort: packagePort, target: { path: this.packages.socketPath } }, session, stop));
+        if (packagePort)
+          forwards.push(await this.open(connection, { hostPort: packagePort, target: { path: this.packages.socketPath }, onServed }, session, stop));
         await this.tunnels.report(id, this.owner, { state: 'up', reconnects: count });
         retryMs = firstRetryMs;
         session = own ?? null;
         await this.tunnels.noteSession(id, this.owner, session);
-        const measuring = this.measure(id, connection, tunnel);
+        const measuring = this.measure(id, connection, tunnel, forwards);
         const ended = await Promise.race([connection.closed, stopping]);
         await measuring.stop();
         if (ended === 'stopped') await Promise.all(forwards.map((forward) => forward.close()));
-        if (ended !== 'stopped') throw new AppError('tunnel_failed', { detail: ended?.message ?? 'the host closed the connection' }, { cause: ended });
+        if (ended !== 'stopped') throw brokenTunnel(ended);
       } catch (error) {
         if (stop.aborted) return;
         this.logger.warn({ tunnelId: id, hostId, err: error }, `the tunnel is down; next try in ${retryMs} ms`);
@@ -114,16 +125,27 @@ export class TunnelSupervisor extends BackgroundLoop {
     }
   }
 
+  /** The tunnel goes on; the host has to know what is missing. */
+  private async noteRefused(id: string, refused: number): Promise<void> {
+    const error = new AppError('host_channels_exceeded', { detail: `${refused} were refused; ${maxChannels} may be open at a time` });
+    this.logger.warn({ tunnelId: id, err: error }, 'connections through the tunnel were refused');
+    await this.tunnels.warn(id, this.owner, toProblem(error));
+  }
+
   /** Latency and throughput of a tunnel that is up, until `stop`. */
-  private measure(id: string, connection: SshConnection, tunnel: OpenTunnel): { stop(): Promise<void> } {
+  private measure(id: string, connection: SshConnection, tunnel: OpenTunnel, all: OpenTunnel[]): { stop(): Promise<void> } {
     const stop = new AbortController();
     const loop = async () => {
       let bytesBefore = 0;
+      let refusedBefore = 0;
       for (let since = performance.now(); !stop.signal.aborted; await delay(measureMs, undefined, { signal: stop.signal })) {
         const latencyMs = Math.round((await connection.roundTrip()) * 100) / 100;
         const [bytes, at] = [tunnel.bytesSent(), performance.now()];
         const bytesPerSecond = Math.round(((bytes - bytesBefore) / Math.max(1, at - since)) * 1000);
         await this.tunnels.measured(id, this.owner, { latencyMs, bytesSent: String(bytes), bytesPerSecond });
+        const refused = Math.max(...all.map((one) => one.refused()));
+        if (refused > refusedBefore) await this.noteRefused(id, refused);
+        refusedBefore = refused;
         [bytesBefore, since] = [bytes, at];
       }
     };

@@ -17,7 +17,13 @@ export const Registry = z
       .string()
       .nullable()
       .describe('How Airdock itself reaches the registry: unix:PATH, or the URL with the addresses that were allowed for its host in the fragment'),
-    engine: z.object({ kind: z.enum(['process', 'external']), version: z.string().nullable() }).nullable(),
+    engine: z
+      .object({
+        kind: z.enum(['process', 'external']),
+        version: z.string().nullable(),
+        isSandboxed: z.boolean().nullable().describe('Whether it runs without access to anything but its storage; null for the registry of others'),
+      })
+      .nullable(),
     health: z
       .object({
         ok: z.boolean(),

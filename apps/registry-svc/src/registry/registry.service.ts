@@ -5,6 +5,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
 import { localPushCredential } from '@airdock/adapters/registry-engine/local-push';
 import { describe, ProcessRegistryEngine, probeRegistry, registrySockets, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
+import { whyNoSandbox } from '@airdock/adapters/sandbox/sandbox';
 import { AppError, type Problem, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
@@ -36,6 +37,7 @@ const probe = async (address: string | null) => (address === null ? { ok: false,
 @Injectable()
 export class RegistryService {
   private readonly logger = new Logger(RegistryService.name);
+  private hasWarned = false;
   /** The supervisor and a job may reconcile at the same time in one process; the engine takes one after the other. */
   private turn: Promise<unknown> = Promise.resolve();
 
@@ -104,7 +106,10 @@ export class RegistryService {
       url,
       sockets,
       address,
-      engine: { kind: mode === 'local' ? 'process' : 'external', version: mode === 'local' ? engineVersion : null },
+      engine:
+        mode === 'local'
+          ? { kind: 'process', version: engineVersion, isSandboxed: whyNoSandbox() === undefined }
+          : { kind: 'external', version: null, isSandboxed: null },
       health,
       storage: mode === 'local' && storage ? { path: storageDir, id: storageId, ...storage } : null,
       ...changes,
@@ -155,6 +160,7 @@ export class RegistryService {
       await engine.setFence(row.fence !== null);
       let localhostError: Problem | null = null;
       if (row.mode === 'local') {
+        this.warnOfNoSandbox();
         const { repair, frontError } = await engine.start(signal);
         const { changed, failed } = repair;
         if (frontError) {
@@ -174,6 +180,12 @@ export class RegistryService {
       throw error;
     }
     return row;
+  }
+
+  private warnOfNoSandbox(): void {
+    const reason = whyNoSandbox();
+    if (reason && !this.hasWarned) this.logger.warn(`the registry's engine and decompressors run without a sandbox: ${reason}`);
+    this.hasWarned = true;
   }
 
   /** Id of the storage folder, when the registry that runs now keeps its blobs as we know it. A push over HTTP is always possible. */

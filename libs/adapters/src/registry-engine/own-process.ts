@@ -70,16 +70,21 @@ export class ProcessIdentity {
   }
 
   /**
-   * All processes that carry the mark and have one of the users: Airdock may have been killed before it wrote one down. Looks at every process of the machine. What wraps
-   * such a process has its environment too, and ends with it.
+   * All processes that carry the mark and have one of the users: Airdock may have been killed before it wrote one down. Looks at every process of the machine.
    */
   async find(): Promise<OwnProcess[]> {
+    // What wraps such a process carries the mark too, and ends with it.
+    return (await this.findMarked()).filter(({ program = '' }) => basename(program) !== wrapper);
+  }
+
+  /** With what wraps them. */
+  async findMarked(): Promise<OwnProcess[]> {
     const found: OwnProcess[] = [];
     for (const pid of await processIds()) {
       if (!(await this.isOurs(pid))) continue;
       const version = await this.markOf(pid);
       const own = version === undefined ? undefined : await this.look(pid, version);
-      if (own && basename(own.program ?? '') !== wrapper) found.push(own);
+      if (own) found.push(own);
     }
     return found;
   }

@@ -120,9 +120,8 @@ export class ProcessRegistryEngine {
 
   /** Processes that show the arguments of our registry and are not ours. */
   async decoys() {
-    const own = new Set(
-      (await Promise.all((['readWrite', 'readOnly', 'front'] as const).map((instance) => this.findProcesses(instance)))).flat().map(({ pid }) => pid),
-    );
+    const marked = await Promise.all((['readWrite', 'readOnly', 'front'] as const).map(async (instance) => (await this.identityOf(instance)).findMarked()));
+    const own = new Set(marked.flat().map(({ pid }) => pid));
     return processesThatShow((words) => words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))), own);
   }
 

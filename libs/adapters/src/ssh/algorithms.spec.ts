@@ -1,6 +1,6 @@
 import { type AddressInfo, createServer } from 'node:net';
 import { describe, expect, it } from 'vitest';
-import { connectSsh } from './connection.js';
+import { connectSsh } from './connect.js';
 
 /** What a client says it can do, in the clear, before anything is agreed upon. */
 async function offerOf(algorithms?: object): Promise<string> {

@@ -8,7 +8,8 @@ import { freePort, startJsonServer, startRegistry, tempDir, waitFor } from '@air
 import { type SshServerOptions, startSshServer } from '@airdock/testing/ssh-server';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { connectSsh, type SshConnection, type SshTarget } from './connection.js';
+import { connectSsh } from './connect.js';
+import type { SshConnection, SshTarget } from './connection.js';
 import { parseHostKey } from './keys.js';
 import { openTunnel } from './tunnel.js';
 
@@ -240,7 +241,6 @@ describe('SshConnection', () => {
         exitCode: 3,
         stdout: 'in',
         stderr: 'oops\n',
-        isCut: false,
       });
       const bytes = Buffer.alloc(5_000_000, 7);
       expect(await connection.run(['wc', '-c'], { stdin: Readable.from([bytes.subarray(0, 3_000_000), bytes.subarray(3_000_000)]) })).toBe('5000000');
@@ -283,11 +283,14 @@ describe('SshConnection', () => {
     });
   });
 
-  it('keeps a bounded part of an endless output, and ends with the signal', async () => {
+  it('ends a command that prints more than is read of it, and with the signal', async () => {
     await withConnection(async (connection) => {
       const talk = ['sh', '-c', 'head -c 5000000 /dev/zero | tr "\\0" x'];
-      expect(await connection.exec(talk)).toMatchObject({ exitCode: 0, stdout: 'x'.repeat(1024 * 1024), isCut: true });
-      expect(await failure(connection.run(talk))).toMatchObject({ code: 'host_command_failed', details: { detail: expect.stringContaining('1048576 bytes') } });
+      expect(await failure(connection.run(talk))).toMatchObject({
+        code: 'host_output_exceeded',
+        details: { detail: expect.stringContaining('1048576 bytes') },
+      });
+      expect(await connection.run(['sh', '-c', 'head -c 1048576 /dev/zero | tr "\\0" x'])).toBe('x'.repeat(1024 * 1024));
       const stop = new AbortController();
       const running = failure(connection.run(['cat'], { stdin: new Readable({ read: () => undefined }), signal: stop.signal }));
       stop.abort(new AppError('job_cancelled'));

@@ -1,11 +1,13 @@
-import { connect } from 'node:net';
 import type { Duplex, Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { AppError } from '@airdock/core/errors';
-import ssh2, { type Client, type ClientChannel, type ServerHostKeyAlgorithm } from 'ssh2';
-import { algorithmsToOffer, type SshAlgorithms } from './algorithms.js';
+import { cleanText } from '@airdock/core/host/host-text';
+import type { Client, ClientChannel } from 'ssh2';
+import type { SshAlgorithms } from './algorithms.js';
 import { commandError } from './command-error.js';
-import { fingerprintOf, readablePrivateKey } from './keys.js';
+import { BoundedOutput, maxOutputBytes } from './command-output.js';
+import type { HostBuffers } from './host-buffers.js';
+import { brokenRule, cleanError, type SshError } from './ssh-error.js';
 
 export interface SshTarget {
   address: string;
@@ -26,11 +28,9 @@ export interface SshTarget {
 /** Gets the fingerprint that a host shows, before any credential is sent; answers the one that is pinned from now on, which may be another. */
 export type FirstUse = (seen: string) => Promise<string>;
 
-export interface ConnectOptions {
-  signal?: AbortSignal | undefined;
-  /** A connection to a jump host, through which this one goes. It belongs to the new one from here on: it is closed with it, and when connecting fails. */
-  via?: SshConnection | undefined;
-}
+/** How long a command may take in all, by what it does: a host may make each of its bytes wait. */
+const deadlinesMs = { look: 120_000, work: 3_600_000, transfer: 6 * 3_600_000 };
+export type CommandKind = keyof typeof deadlinesMs;
 
 /** How the user becomes root on a host. */
 export type Elevation = 'root' | 'sudo without password' | 'sudo with password';
@@ -43,156 +43,41 @@ export interface ExecOptions {
   sudo?: boolean;
   /** Ends the command when it prints and takes nothing for this long. Default 120 000. */
   stallTimeoutMs?: number;
+  /** Bounds its time in all. Default: `transfer` with a stream as input, `work` where the stall timeout is longer than that of a look, else `look`. */
+  kind?: CommandKind | undefined;
+  /** Instead of the time of its kind. */
+  deadlineMs?: number | undefined;
   /** Called whenever the command prints something. */
   onOutput?: (() => void) | undefined;
 }
 
 export interface ExecResult {
   exitCode: number;
-  /** At most 1 MiB is kept. */
   stdout: string;
+  /** Without what a terminal would act on. */
   stderr: string;
-  /** There was more than that on standard output. */
-  isCut: boolean;
 }
 
-const maxOutputBytes = 1024 * 1024;
-const connectTimeoutMs = 10_000;
+/** The stall timeout of a command that says none. */
+export const defaultStallMs = 120_000;
+/** How long something on a host may take in all: by its kind, or by how long it may say nothing. */
+export const deadlineOf = (stallTimeoutMs: number, kind?: CommandKind): number => deadlinesMs[kind ?? (stallTimeoutMs > defaultStallMs ? 'work' : 'look')];
+/** For what an SSH server answers by itself, without starting anything. */
+const answerMs = 30_000;
+const closeMs = 2_000;
 /** For the first commands on a host, which have nothing to do: one that hangs is not waited for as long as one that works. */
 export const firstCommandMs = 30_000;
 // -S: reads one line of its standard input, byte by byte, so that what follows is the command's. -k: asks in any case, and remembers nothing.
 const sudoWithPassword = ['sudo', '-S', '-k', '-p', '', '--'];
 
-// A server shows one of its keys, the first that the client asks for. The pinned one may be any of them.
-const hostKeyTypes: ServerHostKeyAlgorithm[][] = [
-  ['ssh-ed25519'],
-  ['ecdsa-sha2-nistp256', 'ecdsa-sha2-nistp384', 'ecdsa-sha2-nistp521'],
-  ['rsa-sha2-512', 'rsa-sha2-256'],
-];
-
-/**
- * Connects and logs in, after the host has shown the pinned key.
- * Throws `host_unreachable`, `host_timeout`, `host_key_mismatch` (with both fingerprints), `host_auth_failed`; `detail` names the host and the way to it.
- */
-export async function connectSsh(target: SshTarget, options: ConnectOptions = {}): Promise<SshConnection> {
-  // On first use all types are asked for at once: the first one that the host has is taken.
-  const attempts = typeof target.hostKeyFingerprint === 'string' ? hostKeyTypes : [hostKeyTypes.flat()];
-  let mismatch: AppError | undefined;
-  try {
-    for (const serverHostKey of attempts) {
-      try {
-        return await connectOnce(target, serverHostKey, options);
-      } catch (error) {
-        if (!(error instanceof AppError) || error.code !== 'host_key_mismatch') throw error;
-        // A type that the host does not have shows no key; what it did show is the better message.
-        mismatch = mismatch?.details.seen ? mismatch : error;
-      }
-    }
-    throw mismatch ?? new AppError('host_key_mismatch');
-  } catch (error) {
-    await options.via?.close();
-    throw error;
-  }
-}
-
-async function connectOnce(target: SshTarget, serverHostKey: ServerHostKeyAlgorithm[], { signal, via }: ConnectOptions): Promise<SshConnection> {
-  signal?.throwIfAborted();
-  const client = new ssh2.Client();
-  const { hostKeyFingerprint, password } = target;
-  let pinned = typeof hostKeyFingerprint === 'string' ? hostKeyFingerprint : undefined;
-  let seen: string | undefined;
-  let notPinned: unknown;
-  let asksForMore = false;
-  let abort = () => undefined as unknown;
-  let socket: Duplex;
-  const where = `${target.address}:${target.port}${via ? ` through ${via.where}` : ''}`;
-  const verify = (key: Buffer, answer: (permitted: boolean) => void) => {
-    seen = fingerprintOf(key);
-    // Asked once: keys are exchanged again in the life of a connection.
-    if (pinned !== undefined || typeof hostKeyFingerprint === 'string') return answer(seen === pinned);
-    hostKeyFingerprint(seen).then(
-      (answered) => {
-        pinned = answered;
-        answer(seen === pinned);
-      },
-      (error: unknown) => {
-        notPinned = error;
-        answer(false);
-      },
-    );
-  };
-  try {
-    // Nagle's algorithm costs a factor of forty on small writes.
-    socket = (await via?.forwardTo(target)) ?? connect({ host: target.address, port: target.port, noDelay: true });
-    await new Promise<void>((resolve, reject) => {
-      abort = () => reject(signal?.reason);
-      signal?.addEventListener('abort', abort, { once: true });
-      if (signal?.aborted) abort();
-      let isAnswered = false;
-      client
-        .once('ready', resolve)
-        .once('error', reject)
-        .once('close', () => reject(Object.assign(new Error('the connection was closed'), { level: 'client-socket' })))
-        .on('keyboard-interactive', (_name, _instructions, _language, prompts, finish) => {
-          // The first hidden question is that for the password. A second one is for a one-time code, or for a new password.
-          const isFirst = !isAnswered && prompts.some(({ echo }) => !echo);
-          asksForMore ||= !isFirst;
-          isAnswered ||= isFirst;
-          finish(prompts.map(({ echo }) => (isFirst && !echo ? (password ?? '') : '')));
-        })
-        .connect({
-          sock: socket,
-          username: target.username,
-          ...(target.privateKey ? readablePrivateKey(target.privateKey, target.passphrase) : {}),
-          ...(password ? { password, tryKeyboard: true } : {}),
-          // Not 'none' first, which every sshd refuses, and OpenSSH only after some milliseconds.
-          authHandler: [
-            ...(password ? ['password' as const] : []),
-            ...(target.privateKey ? ['publickey' as const] : []),
-            ...(password ? ['keyboard-interactive' as const] : []),
-          ],
-          readyTimeout: connectTimeoutMs,
-          keepaliveInterval: 5_000,
-          keepaliveCountMax: 3,
-          algorithms: { ...algorithmsToOffer(target.algorithms), serverHostKey },
-          hostVerifier: verify,
-        });
-    });
-  } catch (cause) {
-    client.on('error', () => undefined).destroy();
-    if (cause instanceof AppError) throw cause;
-    signal?.throwIfAborted();
-    if (notPinned) throw notPinned;
-    const { level, message, code } = cause as Error & { level?: string; code?: string };
-    const details = { host: where };
-    if (seen && pinned && seen !== pinned)
-      throw new AppError('host_key_mismatch', { ...details, detail: `pinned ${pinned}, but ${where} shows ${seen}`, pinned, seen });
-    if (/no matching host key/i.test(message))
-      throw new AppError('host_key_mismatch', {
-        ...details,
-        detail: pinned ? `${where} has no key of the pinned kind` : `${where} has no Ed25519, ECDSA or RSA key`,
-        pinned,
-      });
-    if (level === 'client-authentication')
-      throw new AppError(
-        'host_auth_failed',
-        { ...details, detail: `${target.username}@${where}${asksForMore ? ', which asks for more than the password' : ''}` },
-        { cause },
-      );
-    if (level === 'client-timeout')
-      throw new AppError('host_timeout', { ...details, detail: `${where} did not answer within ${connectTimeoutMs / 1000} s` }, { cause });
-    throw new AppError('host_unreachable', { ...details, detail: `${where}: ${code ?? message}` }, { cause });
-  } finally {
-    signal?.removeEventListener('abort', abort);
-  }
-  return new SshConnection(client, socket, target, where, via);
-}
-
 /** One SSH connection to a host. Close it; `closed` settles when it ends for whatever reason. */
 export class SshConnection implements AsyncDisposable {
   /** The reason when the connection broke; undefined when it was closed by us. */
-  readonly closed: Promise<Error | undefined>;
-  private failure: Error | undefined;
+  readonly closed: Promise<AppError | undefined>;
+  private failure: AppError | undefined;
+  private isClosing = false;
+  /** Who waits for an answer that will not come any more. */
+  private readonly waiting = new Set<(error: Error) => void>();
   private becomesRoot: Promise<Elevation> | undefined;
 
   constructor(
@@ -202,17 +87,32 @@ export class SshConnection implements AsyncDisposable {
     /** Address, port, and the jump hosts between. */
     readonly where: string,
     private readonly via: SshConnection | undefined,
+    readonly buffers: HostBuffers,
   ) {
-    client.on('error', (error) => {
-      this.failure ??= error;
+    this.closed = new Promise((resolve) => {
+      const end = () => {
+        resolve(this.failure);
+        for (const reject of this.waiting) reject(new Error('the connection was closed'));
+      };
+      client.once('close', end);
+      client.on('error', (error) => {
+        if (!this.isClosing) this.failure ??= this.broken(error);
+        // What ssh2 leaves half open the host could keep so for ever.
+        this.socket.destroy();
+        setTimeout(end, closeMs).unref();
+      });
     });
-    this.closed = new Promise((resolve) => client.once('close', () => resolve(this.failure)));
+  }
+
+  /** Ends the connection for a reason, which `closed` and everything that still runs on it get to know. */
+  fail(reason: AppError): void {
+    this.client.emit('error', reason);
   }
 
   /**
    * Runs a program with arguments. Nothing is spliced into a command line: each argument is quoted for the remote shell as it is.
-   * A non-zero exit code is a result, not an error. Throws `host_unreachable` when the connection breaks, `host_timeout` on a stall,
-   * `host_sudo_failed`, and the signal's reason.
+   * A non-zero exit code is a result, not an error. Throws `host_unreachable` when the connection breaks, `host_timeout` on a stall, `host_command_timeout`,
+   * `host_output_exceeded`, `host_buffer_exceeded`, `host_sudo_failed`, and the signal's reason.
    */
   async exec(argv: string[], { sudo = false, ...options }: ExecOptions = {}): Promise<ExecResult> {
     const elevation = sudo ? await this.elevation(options.signal) : 'root';
@@ -224,7 +124,7 @@ export class SshConnection implements AsyncDisposable {
           : // Through `sh`, as when it was tried: where some programs need no password, their input must not begin with one.
             await this.start([...sudoWithPassword, 'sh', '-c', 'exec "$@"', 'sh', ...argv], { ...options, firstLine: this.target.sudoPassword });
     if (elevation !== 'root' && result.exitCode === 1 && /^(?:sudo: |Sorry, try again)/.test(result.stderr)) throw this.sudoFailed(result);
-    return { ...result, stderr: this.withoutSecrets(result.stderr) };
+    return { ...result, stderr: cleanText(this.withoutSecrets(result.stderr), maxOutputBytes) };
   }
 
   /**
@@ -264,7 +164,7 @@ export class SshConnection implements AsyncDisposable {
 
   /** What a command said when it failed, bounded. */
   private words({ stderr, stdout }: ExecResult): string {
-    return this.withoutSecrets((stderr || stdout).trim()).slice(-1000);
+    return cleanText(this.withoutSecrets((stderr || stdout).slice(-4000).trim()).slice(-1000));
   }
 
   /** A host that is hostile, or talks too much, may say the passwords that it was given. */
@@ -276,28 +176,27 @@ export class SshConnection implements AsyncDisposable {
   /** `firstLine` goes before everything else to the standard input. */
   private async start(
     full: string[],
-    { stdin, signal, stallTimeoutMs = 120_000, onOutput, firstLine }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
+    { stdin, signal, stallTimeoutMs = defaultStallMs, kind, deadlineMs, onOutput, firstLine }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
   ): Promise<ExecResult> {
     signal?.throwIfAborted();
     const first = firstLine === undefined ? '' : `${firstLine}\n`;
+    const timeMs = deadlineMs ?? deadlineOf(stallTimeoutMs, kind ?? (isStream(stdin) ? 'transfer' : undefined));
     // Its end may be in the same packet as its beginning: whoever listens later misses it.
     let code: number | undefined;
     let isClosed = () => undefined as unknown;
     const closed = new Promise<number | undefined>((resolve) => {
       isClosed = () => resolve(code);
     });
-    const channel = await new Promise<ClientChannel>((resolve, reject) => {
-      // ssh2 throws at once when the connection is already closed.
+    const channel = await this.answered<ClientChannel>(signal, (resolve, reject) => {
       this.client.exec(full.map(quote).join(' '), (error, opened) => {
         if (error) return reject(error);
         opened.once('exit', (value: number | null) => {
           code = value ?? 255;
         });
         opened.once('close', isClosed);
+        opened.on('error', () => undefined).stderr.on('error', () => undefined);
         resolve(opened);
       });
-    }).catch((error: unknown) => {
-      throw this.broken(error);
     });
     const ended = new AbortController();
     const stop = (reason: unknown) => {
@@ -307,13 +206,19 @@ export class SshConnection implements AsyncDisposable {
       channel.close();
     };
     const stall = stallTimer(stallTimeoutMs, () => stop(new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` })));
+    const deadline = setTimeout(() => stop(new AppError('host_command_timeout', { detail: `${full[0]} after ${timeMs / 1000} s` })), timeMs);
     const abort = () => stop(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
+    // The end of the channel comes first, with an exit code perhaps, where it comes at all.
+    const lost = (error: Error) => setImmediate(() => stop(this.broken(error)));
+    this.waiting.add(lost);
     const onChunk = () => {
       stall.touch();
       onOutput?.();
     };
-    const output = { stdout: collect(channel, onChunk), stderr: collect(channel.stderr, stall.touch) };
+    const onExcess = (error: unknown) => stop(error instanceof AppError ? new AppError(error.code, { detail: `${full[0]}: ${error.details.detail}` }) : error);
+    const stdout = new BoundedOutput(this.buffers).read(channel, onChunk, onExcess);
+    const stderr = new BoundedOutput(this.buffers).read(channel.stderr, stall.touch, onExcess);
     const stopped = new Promise<never>((_, reject) => {
       ended.signal.addEventListener('abort', () => reject(ended.signal.reason), { once: true });
     });
@@ -323,7 +228,7 @@ export class SshConnection implements AsyncDisposable {
     if (signal?.aborted) abort();
     let fed: unknown;
     try {
-      if (stdin === undefined || typeof stdin === 'string') channel.end(first + (stdin ?? ''));
+      if (!isStream(stdin)) channel.end(first + (stdin ?? ''));
       // The program may end before it has read everything; its exit code tells why.
       else {
         if (first) channel.write(first);
@@ -335,46 +240,69 @@ export class SshConnection implements AsyncDisposable {
       const exitCode = await exit;
       if (fed && (exitCode === undefined || exitCode === 0)) throw fed;
       if (exitCode === undefined) throw this.broken(new Error('the connection was closed'));
-      return { exitCode, stdout: output.stdout.text(), stderr: output.stderr.text(), isCut: output.stdout.isCut() };
+      return { exitCode, stdout: stdout.text(), stderr: stderr.text() };
     } finally {
       stall.stop();
+      clearTimeout(deadline);
+      this.waiting.delete(lost);
+      stdout.release();
+      stderr.release();
       signal?.removeEventListener('abort', abort);
     }
   }
 
-  /** As `exec`, but a non-zero exit code throws `host_command_failed` with the command's own message, or `host_disk_full`; so does more output than is kept. Returns standard output, trimmed. */
+  /** An answer of the SSH server itself: it comes soon, or the host cannot be waited for. ssh2 throws at once when the connection is already closed. */
+  private async answered<T>(signal: AbortSignal | undefined, ask: (resolve: (answer: T) => void, reject: (error: unknown) => void) => void): Promise<T> {
+    let timer: NodeJS.Timeout | undefined;
+    let abort = () => undefined as unknown;
+    let giveUp = (_error: Error) => undefined as unknown;
+    try {
+      return await new Promise<T>((resolve, reject) => {
+        timer = setTimeout(() => reject(new AppError('host_timeout', { detail: `${this.where}: no answer for ${answerMs / 1000} s` })), answerMs);
+        abort = () => reject(signal?.reason);
+        signal?.addEventListener('abort', abort, { once: true });
+        giveUp = reject;
+        this.waiting.add(giveUp);
+        ask(resolve, reject);
+      });
+    } catch (error) {
+      if (signal?.aborted) throw signal.reason;
+      // Whoever asked knows best what a refusal means.
+      if ((error as SshError).reason !== undefined) throw cleanError(error);
+      throw this.broken(error);
+    } finally {
+      clearTimeout(timer);
+      this.waiting.delete(giveUp);
+      signal?.removeEventListener('abort', abort);
+    }
+  }
+
+  /** As `exec`, but a non-zero exit code throws `host_command_failed` with the command's own message, or `host_disk_full`. Returns standard output, trimmed. */
   async run(argv: string[], options?: ExecOptions): Promise<string> {
     const result = await this.exec(argv, options);
     const { exitCode } = result;
-    const command = argv.slice(0, 3).join(' ');
-    if (exitCode !== 0) throw commandError('host_command_failed', { detail: `${command}: ${this.words(result)}`, exitCode });
-    // Half an answer is none.
-    if (result.isCut)
-      throw new AppError('host_command_failed', {
-        detail: `${command}: printed more than ${maxOutputBytes} bytes; does the login shell of ${this.target.username} print something at every command?`,
-      });
+    if (exitCode !== 0) throw commandError('host_command_failed', { detail: `${argv.slice(0, 3).join(' ')}: ${this.words(result)}`, exitCode });
     return result.stdout.trim();
   }
 
   /** A channel from this host to another one. Throws `host_unreachable` when this host cannot, or may not, open it. */
   async forwardTo({ address, port }: { address: string; port: number }): Promise<ClientChannel> {
-    return new Promise<ClientChannel>((resolve, reject) => {
+    return this.answered<ClientChannel>(undefined, (resolve, reject) => {
       this.client.forwardOut('127.0.0.1', 0, address, port, (error, channel) => (error ? reject(error) : resolve(channel)));
-    }).catch((cause: Error & { reason?: unknown }) => {
-      if (cause.reason === undefined) throw this.broken(cause);
+    }).catch((cause: SshError) => {
+      if (cause.reason === undefined) throw cause;
       const isForbidden = /prohibited/i.test(cause.message);
       const detail = `${address}:${port} through ${this.where}: ${cause.message}${isForbidden ? '; its sshd needs AllowTcpForwarding' : ''}`;
       throw new AppError('host_unreachable', { detail, host: `${address}:${port}` }, { cause });
     });
   }
 
-  /** A channel to a socket on the host, with the rights of the user that logged in. Undefined where the host does not open it. Throws `host_unreachable`. */
+  /** A channel to a socket on the host, with the rights of the user that logged in. Undefined where the host does not open it. Throws `host_unreachable`, `host_timeout`. */
   async forwardToSocket(path: string): Promise<ClientChannel | undefined> {
-    return new Promise<ClientChannel>((resolve, reject) => {
-      // ssh2 throws at once when the connection is already closed.
+    return this.answered<ClientChannel>(undefined, (resolve, reject) => {
       this.client.openssh_forwardOutStreamLocal(path, (error, channel) => (error ? reject(error) : resolve(channel)));
-    }).catch((cause: Error & { reason?: unknown }) => {
-      if (cause.reason === undefined) throw this.broken(cause);
+    }).catch((cause: SshError) => {
+      if (cause.reason === undefined) throw cause;
       return undefined;
     });
   }
@@ -392,34 +320,34 @@ export class SshConnection implements AsyncDisposable {
   /** Milliseconds of one question and its answer; nothing is started on the host for it. */
   async roundTrip(): Promise<number> {
     const started = performance.now();
-    await new Promise<void>((resolve, reject) => {
-      try {
-        // Ending a forward that never was: the server says no, at once. ssh2 has no other question.
-        this.client.unforwardIn('127.0.0.1', 1, () => resolve());
-        void this.closed.then(() => reject(new Error('the connection was closed')));
-      } catch (error) {
-        reject(error);
-      }
-    }).catch((error: unknown) => {
-      throw this.broken(error);
-    });
+    // Ending a forward that never was: the server says no, at once. ssh2 has no other question.
+    await this.answered<void>(undefined, (resolve) => this.client.unforwardIn('127.0.0.1', 1, () => resolve()));
     return performance.now() - started;
+  }
+
+  /** Lets the host listen for a tunnel, or no longer. Throws ssh2's error of a refusal, and what breaks the connection. */
+  async forwardFrom(hostPort: number, isWanted: boolean): Promise<void> {
+    await this.answered<void>(undefined, (resolve, reject) => {
+      const done = (error?: Error | null) => (error ? reject(Object.assign(error, { reason: 'refused' })) : resolve());
+      if (isWanted) this.client.forwardIn('127.0.0.1', hostPort, done);
+      else this.client.unforwardIn('127.0.0.1', hostPort, done);
+    });
   }
 
   /** Errors of a broken connection in our words. */
   broken(cause: unknown): AppError {
     if (cause instanceof AppError) return cause;
-    return new AppError('host_unreachable', { detail: `${this.where}: ${(this.failure ?? (cause as Error)).message}` }, { cause });
+    if (this.failure) return this.failure;
+    const clean = cleanError(cause);
+    return new AppError(brokenRule(clean) ?? 'host_unreachable', { detail: `${this.where}: ${clean.message}` }, { cause: clean });
   }
 
   /** Closes the connection, and those to its jump hosts. */
   async close(): Promise<void> {
+    this.isClosing = true;
     this.client.end();
-    const timer = setTimeout(() => {
-      this.client.destroy();
-      // A channel through a host that is gone ends only with the connection to that host.
-      void this.via?.close();
-    }, 2_000);
+    // Also one that the host has made half closed, or a channel through a host that is gone: that ends only with the connection to that host.
+    const timer = setTimeout(() => this.client.emit('error', new Error('the host did not close the connection')), closeMs);
     await this.closed;
     clearTimeout(timer);
     await this.via?.close();
@@ -433,17 +361,7 @@ export class SshConnection implements AsyncDisposable {
 /** POSIX single quotes: everything in them is literal. */
 const quote = (argument: string): string => (/^[A-Za-z0-9_/:=.,@%+-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", "'\\''")}'`);
 
-/** Keeps the first megabyte of a stream, and drains the rest. */
-function collect(stream: Readable, touch: () => void): { text: () => string; isCut: () => boolean } {
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  stream.on('data', (chunk: Buffer) => {
-    touch();
-    if (bytes < maxOutputBytes) chunks.push(chunk.subarray(0, maxOutputBytes - bytes));
-    bytes += chunk.length;
-  });
-  return { text: () => Buffer.concat(chunks).toString('utf8'), isCut: () => bytes > maxOutputBytes };
-}
+const isStream = (stdin: Readable | string | undefined): stdin is Readable => stdin !== undefined && typeof stdin !== 'string';
 
 const touching = (touch: () => void) =>
   async function* (source: AsyncIterable<Buffer>) {

@@ -2,14 +2,19 @@ import type { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { isDigest } from '@airdock/core/oci/digest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import { z } from 'zod';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
 import type { RuntimeHost } from './runtime-host.js';
 
-interface Manifest {
-  config?: { digest?: string };
-  manifests?: { digest?: string; platform?: { os?: string; architecture?: string } }[];
-}
+/** Of what a host answers, what is used. */
+const manifest = z.object({
+  config: z.object({ digest: z.string().optional() }).optional(),
+  manifests: z
+    .array(z.object({ digest: z.string().optional(), platform: z.object({ os: z.string().optional(), architecture: z.string().optional() }).optional() }))
+    .optional(),
+});
+type Manifest = z.infer<typeof manifest>;
 
 /** Kubernetes sees the images of this namespace only. */
 const ctr = ['ctr', '--namespace', 'k8s.io'];
@@ -103,8 +108,7 @@ export class ContainerdHost implements RuntimeHost {
       for (const line of output.split('\n')) {
         const at = line.indexOf(' ');
         try {
-          const manifest: unknown = JSON.parse(line.slice(at + 1));
-          if (typeof manifest === 'object' && manifest !== null) found.set(line.slice(0, at), manifest);
+          found.set(line.slice(0, at), manifest.parse(JSON.parse(line.slice(at + 1))));
         } catch {
           // Content that is gone, or a host that says anything: the image counts as missing and is brought again.
         }

@@ -6,6 +6,7 @@ import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { SshConnection } from './connection.js';
 import { DockerHost } from './docker-host.js';
+import { HostBuffers } from './host-buffers.js';
 
 const digest = `sha256:${'a'.repeat(64)}` as const;
 const reference = `localhost:5100/pause@${digest}`;
@@ -39,13 +40,14 @@ function dockerThat(answers: typeof answer, { isRoot = true, hasSocket = true, i
   asked = [];
   answer = answers;
   const connection = {
+    buffers: new HostBuffers(),
     elevation: async () => (isRoot ? 'root' : 'sudo without password'),
     forwardToSocket: async () => (hasSocket ? connect(join(folder.path, 'docker.sock')) : undefined),
     roundTrip: async () => {
       if (isBroken) throw new AppError('host_unreachable');
     },
     run: async () => program,
-    exec: async () => ({ exitCode: 0, stdout: program, stderr: '', isCut: false }),
+    exec: async () => ({ exitCode: 0, stdout: program, stderr: '' }),
   };
   return new DockerHost(connection as unknown as SshConnection, new AbortController().signal);
 }

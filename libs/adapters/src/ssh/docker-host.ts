@@ -1,11 +1,17 @@
 import type { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import { z } from 'zod';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
 import { askDocker, type DockerRequest } from './docker-api.js';
 import { dockerVersionScript, scriptFunctions } from './host-system.js';
 import type { RuntimeHost } from './runtime-host.js';
+
+// What a host answers, which may be anything.
+const images = z.array(z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish() }));
+const errorLine = z.object({ error: z.string() });
+const digestsOf = (found: unknown): string[] => z.array(z.string()).nullish().catch(null).parse(found) ?? [];
 
 const pullScript = `docker pull --quiet "$1" >/dev/null && docker image inspect --format '{{json .RepoDigests}}' "$1"`;
 
@@ -34,7 +40,8 @@ export class DockerHost implements RuntimeHost {
   async imageIds(): Promise<Map<string, string>> {
     const answer = await this.ask('GET', '/images/json');
     if (answer?.status === 200) {
-      const found = parseJson(answer.body) as { Id: string; RepoTags: string[] | null }[];
+      const found = images.safeParse(parseJson(answer.body)).data;
+      if (!found) throw new AppError('host_command_failed', { detail: "Docker's API answers what is no list of images" });
       return namesToIds(found.flatMap(({ Id, RepoTags }) => (RepoTags ?? []).map((name): [string, string] => [name, Id])));
     }
     const output = await this.connection.run(['docker', 'image', 'ls', '--no-trunc', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}'], {
@@ -71,7 +78,7 @@ export class DockerHost implements RuntimeHost {
     const { registry, repository, tag, digest } = parseReference(reference);
     let problem: string | undefined;
     const onLine = (line: string) => {
-      if (line.includes('"error"')) problem = (parseJson(line) as { error?: string }).error;
+      if (line.includes('"error"')) problem = errorLine.safeParse(parseJson(line)).data?.error ?? problem;
     };
     const query = new URLSearchParams({ fromImage: `${registry}/${repository}`, tag: digest ?? tag ?? 'latest' });
     const pulled = await this.ask('POST', `/images/create?${query}`, { stallTimeoutMs: 900_000, onLine }).catch((error: unknown) => {
@@ -83,7 +90,7 @@ export class DockerHost implements RuntimeHost {
     const image = problem === undefined ? await this.ask('GET', `/images/${reference}/json`) : undefined;
     if (image?.status !== 200)
       throw commandError('host_pull_failed', { detail: `${reference}: ${(problem ?? messageOf(image?.body ?? '')).trim().slice(-500)}`, reference });
-    return (parseJson(image.body) as { RepoDigests: string[] | null }).RepoDigests ?? [];
+    return digestsOf((parseJson(image.body) as { RepoDigests?: unknown } | null)?.RepoDigests);
   }
 
   private async pullByProgram(reference: string): Promise<string[]> {
@@ -93,7 +100,7 @@ export class DockerHost implements RuntimeHost {
       stallTimeoutMs: 900_000,
     });
     if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
-    return JSON.parse(stdout) as string[];
+    return digestsOf(parseJson(stdout));
   }
 
   async tag(reference: string, name: string): Promise<void> {
@@ -146,4 +153,4 @@ function parseJson(text: string): unknown {
 }
 
 /** What Docker complains of. */
-const messageOf = (body: string): string => (body.startsWith('{') ? ((parseJson(body) as { message?: string }).message ?? body) : body);
+const messageOf = (body: string): string => (body.startsWith('{') ? String((parseJson(body) as { message?: unknown }).message ?? body) : body);

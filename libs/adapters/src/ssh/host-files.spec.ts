@@ -4,7 +4,8 @@ import { ownHeader } from '@airdock/core/host/host-file';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { connectSsh, type SshConnection } from './connection.js';
+import { connectSsh } from './connect.js';
+import { type SshConnection } from './connection.js';
 import { HostFiles } from './host-files.js';
 import { parseHostKey } from './keys.js';
 

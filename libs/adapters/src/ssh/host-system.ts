@@ -1,4 +1,5 @@
 import { AppError } from '@airdock/core/errors';
+import { cleanLine } from '@airdock/core/host/host-text';
 import { type PackageFamily, packageFamily } from '@airdock/core/host/package-list';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
@@ -77,6 +78,12 @@ elif command -v wget >/dev/null; then wget -q -O /dev/null -T 10 "$1" && echo 20
 fi
 exit 0`;
 
+/** Of lists that package managers print. */
+const maxLines = 200_000;
+const maxLineLength = 1_000;
+/** As dpkg and rpm have them; a host may say anything, and the names come back to it as arguments. */
+const packageName = /^[A-Za-z0-9][A-Za-z0-9+._~-]{0,199}$/;
+
 const aptOnly = ['-o', 'Dir::Etc::sourcelist=/etc/apt/sources.list.d/airdock.list', '-o', 'Dir::Etc::sourceparts=-'];
 const aptAlways = [
   // Another one may be at work: unattended-upgrades, or what a connection that broke has left running.
@@ -116,15 +123,7 @@ export class HostSystem {
   /** Throws only when the connection breaks. */
   async facts(): Promise<SystemFacts> {
     const output = await this.connection.run(['sh', '-s'], { stdin: `${scriptFunctions}${systemFactsScript}\nexit 0\n`, sudo: true, signal: this.signal });
-    const values = new Map(
-      output.split('\n').map((line) => [
-        line.slice(0, line.indexOf('=')),
-        line
-          .slice(line.indexOf('=') + 1)
-          .trim()
-          .slice(0, 100),
-      ]),
-    );
+    const values = new Map(output.split('\n', maxLines).map((line) => [line.slice(0, line.indexOf('=')), cleanLine(line.slice(line.indexOf('=') + 1), 100)]));
     return systemFacts((key) => values.get(key) ?? '');
   }
 
@@ -175,7 +174,7 @@ export class HostSystem {
     const argv = aptInstall(names, onlyAirdock, '--simulate', ...(exact ? aptExact : []));
     const { stdout } = await this.connection.exec(argv, { sudo: true, signal: this.signal });
     // `Inst NAME [OLD VERSION] (…)`. What it cannot do it says when it does it.
-    return [...names, ...stdout.split('\n').flatMap((line) => /^Inst ([a-z0-9][a-z0-9.+-]*)/.exec(line)?.[1] ?? [])];
+    return [...names, ...stdout.split('\n').flatMap((line) => /^Inst ([a-z0-9][a-z0-9.+-]{0,199}) /.exec(line)?.[1] ?? [])];
   }
 
   /**
@@ -225,7 +224,7 @@ export class HostSystem {
       family === 'debian' ? ['apt-cache', ...aptOnly, 'madison', '--', name] : [await this.yum(), '-q', ...dnfOnly, 'list', '--showduplicates', name];
     // No answer is an answer: dnf calls it an error.
     const { stdout } = await this.connection.exec(argv, { sudo: true, signal: this.signal });
-    const lines = stdout.split('\n').map((line) => line.trim().split(family === 'debian' ? /\s*\|\s*/ : /\s+/));
+    const lines = stdout.split('\n', maxLines).map((line) => columnsOf(line.slice(0, maxLineLength), family));
     // `kubeadm | 1.20.11-00 | http://…`; `kubeadm.x86_64 1.20.11-0 airdock-x`, and `@airdock-x` of what is installed.
     const isOffered = ([first = '', , from = '']: string[]) => first.replace(/\.[a-z0-9_]+$/, '') === name && !from.startsWith('@');
     return [...new Set(lines.filter(isOffered).flatMap(([, version]) => version ?? []))];
@@ -241,7 +240,8 @@ export class HostSystem {
   async installedPackages(family: PackageFamily): Promise<Set<string>> {
     const list = family === 'debian' ? ['dpkg-query', '-W', '-f', '${db:Status-Status} ${Package}\\n'] : ['rpm', '-qa', '--qf', 'installed %{NAME}\\n'];
     const output = await this.connection.run(list, { sudo: true, signal: this.signal });
-    return new Set(output.split('\n').flatMap((line) => (line.startsWith('installed ') ? [line.slice('installed '.length)] : [])));
+    const names = output.split('\n', maxLines).flatMap((line) => (line.startsWith('installed ') ? [line.slice('installed '.length)] : []));
+    return new Set(names.filter((name) => packageName.test(name)));
   }
 
   /** Removes packages, all or none. Throws `host_packages_failed` when others need them, which are left alone. */
@@ -290,8 +290,12 @@ export class HostSystem {
 /** The version that the makers of the program gave it: without epoch and build. `1:1.20.11-00` is `1.20.11`. */
 export const upstreamVersion = (version: string): string => version.replace(/^\d+:/, '').replace(/-[^-]*$/, '');
 
+/** Split at single characters: an expression that takes blanks on both sides of one along tries each beginning of a long run of them. */
+const columnsOf = (line: string, family: PackageFamily): string[] =>
+  family === 'debian' ? line.split('|').map((column) => column.trim()) : line.split(/\s/).filter((column) => column !== '');
+
 /** dnf wants it before the name, and does without. */
 const withoutEpoch = (version: string, family: PackageFamily): string => (family === 'debian' ? version : version.replace(/^\d+:/, ''));
 
 /** What a program complains about stands at the end of what it says. */
-const lastLines = (output: string): string => output.trim().split('\n').slice(-2).join(' ').slice(-500);
+const lastLines = (output: string): string => output.slice(-4000).trim().split('\n').slice(-2).join(' ').slice(-500);

@@ -2,7 +2,7 @@ import { generateKeyPairSync } from 'node:crypto';
 import { AppError } from '@airdock/core/errors';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { connectSsh } from './connection.js';
+import { connectSsh } from './connect.js';
 import { parseHostKey, parsePrivateKey } from './keys.js';
 
 let sshd: Sshd;

@@ -1,6 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
+import { cleanLine } from '@airdock/core/host/host-text';
 import { maskKubeadmSecrets } from '@airdock/core/kubernetes/kubeadm-config';
+import { z } from 'zod';
 import type { SshConnection } from './connection.js';
 import type { RuntimeName } from './runtime-host.js';
 
@@ -38,6 +40,7 @@ export interface JoinSecrets {
   certificateKey: string | undefined;
 }
 
+const maxLines = 10_000;
 export const adminConf = '/etc/kubernetes/admin.conf';
 /** Stands on a host from before an init or join until its end was seen; what was asked for, without secrets. */
 export const unfinishedFile = '/etc/kubernetes/airdock-unfinished.yaml';
@@ -126,7 +129,7 @@ export class KubeadmHost {
   private async look(script: string): Promise<NodeState> {
     const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', script], { sudo: true, signal: this.signal, stallTimeoutMs: 660_000 });
     if (exitCode !== 0) throw new AppError('kubeadm_failed', { detail: `${this.hostName}: ${stderr.trim().slice(-500)}` });
-    const lines = stdout.split('\n').map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1).slice(0, 200)] as const);
+    const lines = stdout.split('\n', maxLines).map((line) => [line.slice(0, line.indexOf('=')), cleanLine(line.slice(line.indexOf('=') + 1))] as const);
     const valueOf = (wanted: string) => lines.find(([key]) => key === wanted)?.[1] || undefined;
     return {
       files: new Set(lines.flatMap(([key, value]) => (key === 'file' ? value : []))),
@@ -157,14 +160,14 @@ export class KubeadmHost {
 
   /** Runs kubectl as the administrator of the cluster. Throws `code` with its words. */
   async kubectl(argv: string[], { stdin = '', timeoutMs = 60_000, code = 'kubernetes_api_failed' }: KubectlOptions = {}): Promise<string> {
-    const { exitCode, stdout, stderr, isCut } = await this.connection.exec(['kubectl', '--kubeconfig', adminConf, ...argv], {
+    const { exitCode, stdout, stderr } = await this.connection.exec(['kubectl', '--kubeconfig', adminConf, ...argv], {
       sudo: true,
       stdin,
       signal: this.signal,
       stallTimeoutMs: timeoutMs,
     });
-    if (exitCode === 0 && !isCut) return stdout;
-    const words = isCut ? 'the answer is too long' : maskKubeadmSecrets((stderr || stdout || `it ended with ${exitCode}`).trim()).slice(-500);
+    if (exitCode === 0) return stdout;
+    const words = maskKubeadmSecrets((stderr || stdout || `it ended with ${exitCode}`).trim()).slice(-500);
     throw new AppError(code, { detail: `${this.hostName}: kubectl ${argv.slice(0, 3).join(' ')}: ${words}` });
   }
 
@@ -176,9 +179,9 @@ export class KubeadmHost {
 
   /** All nodes of the cluster. Throws `kubernetes_api_failed`. */
   async nodes(): Promise<ClusterNode[]> {
-    const lines = (await this.kubectl(['get', 'nodes', '-o', `jsonpath=${jsonPath}`])).trim().split('\n');
+    const lines = (await this.kubectl(['get', 'nodes', '-o', `jsonpath=${jsonPath}`])).split('\n', maxLines).map((line) => cleanLine(line, 500));
     return lines.flatMap((line) => {
-      const [, name, version, ready, unschedulable] = /^(\S+) v?(\S*) ready=(\w*) unschedulable=(\w*)$/.exec(line.trim()) ?? [];
+      const [, name, version, ready, unschedulable] = /^(\S+) v?(\S*) ready=(\w*) unschedulable=(\w*)$/.exec(line) ?? [];
       return name === undefined || version === undefined ? [] : { name, version, ready: ready === 'True', schedulable: unschedulable !== 'true' };
     });
   }
@@ -187,16 +190,16 @@ export class KubeadmHost {
   async node(name: string): Promise<ClusterNodeDetails | undefined> {
     const output = await this.kubectl(['get', 'node', name, '--ignore-not-found', '-o', 'json']);
     if (output.trim() === '') return undefined;
-    let node: NodeDocument;
+    let node: z.infer<typeof nodeDocument>;
     try {
-      node = JSON.parse(output) as NodeDocument;
-    } catch (cause) {
-      throw new AppError('kubernetes_api_failed', { detail: `${this.hostName}: kubectl get node ${name} gave no JSON` }, { cause });
+      node = nodeDocument.parse(JSON.parse(output));
+    } catch {
+      throw new AppError('kubernetes_api_failed', { detail: `${this.hostName}: kubectl get node ${name} gave what is no node` });
     }
     return {
       name,
       ready: node.status?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ?? false,
-      version: node.status?.nodeInfo?.kubeletVersion?.replace(/^v/, '') ?? '',
+      version: cleanLine(String(node.status?.nodeInfo?.kubeletVersion ?? '')).replace(/^v/, ''),
       schedulable: node.spec?.unschedulable !== true,
       isControlPlane: controlPlaneLabels.some((label) => label in (node.metadata?.labels ?? {})),
       annotations: node.metadata?.annotations ?? {},
@@ -243,8 +246,13 @@ interface KubectlOptions {
   code?: 'kubernetes_api_failed' | 'drain_failed';
 }
 
-interface NodeDocument {
-  metadata?: { labels?: Record<string, string>; annotations?: Record<string, string> };
-  spec?: { unschedulable?: boolean };
-  status?: { conditions?: { type?: string; status?: string }[]; nodeInfo?: { kubeletVersion?: string } };
-}
+const nodeDocument = z.object({
+  metadata: z.object({ labels: z.record(z.string(), z.string()).nullish(), annotations: z.record(z.string(), z.string()).nullish() }).optional(),
+  spec: z.object({ unschedulable: z.boolean().optional() }).optional(),
+  status: z
+    .object({
+      conditions: z.array(z.object({ type: z.string().optional(), status: z.string().optional() })).nullish(),
+      nodeInfo: z.object({ kubeletVersion: z.string().optional() }).optional(),
+    })
+    .optional(),
+});

@@ -55,7 +55,7 @@ function hostWith({ state = [], hasApi = true, node, complaint }: Scene) {
   };
   const exec = async (argv: string[]) => {
     const said = answer(argv);
-    return said instanceof Error ? { exitCode: 1, stdout: '', stderr: said.message, isCut: false } : { exitCode: 0, stdout: said, stderr: '', isCut: false };
+    return said instanceof Error ? { exitCode: 1, stdout: '', stderr: said.message } : { exitCode: 0, stdout: said, stderr: '' };
   };
   const run = async (argv: string[]) => (await exec(argv)).stdout;
   return { host: new KubeadmHost({ exec, run } as unknown as SshConnection, new AbortController().signal, 'Node-1', 'docker'), commands };

@@ -331,6 +331,9 @@ async function exchangeKubelet(work: NodeWork, version: string, { pauseImage }: 
   noteStep(work, 'kubelet', changes, `the kubelet of ${version}`);
 }
 
+/** What kubeadm writes has a hundred lines. */
+const maxClusterConfiguration = 64 * 1024;
+
 interface ClusterConfig {
   /** The ConfigMap as kubectl gives it. */
   configMap: { data: { ClusterConfiguration: string } };
@@ -343,6 +346,7 @@ async function readClusterConfig(controlPlane: KubeadmHost): Promise<ClusterConf
   const output = await controlPlane.kubectl(['--namespace', 'kube-system', 'get', 'configmap', 'kubeadm-config', '-o', 'json']);
   try {
     const configMap = JSON.parse(output) as ClusterConfig['configMap'];
+    if (configMap.data.ClusterConfiguration.length > maxClusterConfiguration) throw new Error('it is too long');
     const version: unknown = parseDocument(configMap.data.ClusterConfiguration).get('kubernetesVersion');
     return { configMap, version: plainVersion(String(version)) };
   } catch (cause) {

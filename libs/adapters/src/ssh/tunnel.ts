@@ -1,3 +1,4 @@
+import type { EventEmitter } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { AppError } from '@airdock/core/errors';
 import type { AcceptConnection, ClientChannel, RejectConnection } from 'ssh2';
@@ -8,6 +9,8 @@ export interface TunnelOptions {
   hostPort: number;
   /** Where it leads, seen from here: in the DU the Unix socket of the read-only registry, or of the package repositories. */
   target: { path: string } | { host: string; port: number };
+  /** Called before data for the host is looked at. */
+  onServed?: (() => void) | undefined;
 }
 
 /** One read of a socket. The larger, the fewer writes to the connection; freed when no more than so many are used at once. */
@@ -15,16 +18,21 @@ const readBytes = 512 * 1024;
 /** A read of so many bytes is part of something large: the next one waits for more to come, since it costs little more for it. */
 const partBytes = 16 * 1024;
 const gatherMs = 1;
+/** What one connection of a host may have on its way there, while there is room for all of them. */
+const maxUnsentBytes = 2 * 1024 * 1024;
 const maxBuffers = 16;
 const buffers: Uint8Array[] = [];
 const keep = (buffer: Uint8Array): void => {
   if (buffers.length < maxBuffers) buffers.push(buffer);
 };
 
-/** An open tunnel; it lives as long as its connection. */
+/** An open tunnel; it ends with its connection. */
 export interface Tunnel {
   /** Bytes that went to the host so far. */
   bytesSent(): number;
+  /** Connections that were refused since the host had too many. */
+  refused(): number;
+  /** Frees the host's port, and closes what goes through the tunnel, also when the connection is broken. */
   close(): Promise<void>;
 }
 
@@ -32,70 +40,155 @@ export interface Tunnel {
  * Makes the host's `127.0.0.1:hostPort` lead to `target` through the connection. Every connection that the host opens becomes one SSH channel, and
  * can reach nothing but the target. A connection can carry several tunnels, each with a port of its own. Throws `host_port_taken` when something else listens on the host's port, `host_unreachable`.
  */
-export async function openTunnel(connection: SshConnection, { hostPort, target }: TunnelOptions): Promise<Tunnel> {
-  const { client } = connection;
-  const sockets = new Set<Socket>();
+export async function openTunnel(connection: SshConnection, { hostPort, target, onServed = () => undefined }: TunnelOptions): Promise<Tunnel> {
+  // ssh2 is patched to say when it refuses a channel.
+  const client: EventEmitter = connection.client;
+  const forwards = new Set<Forward>();
   let bytesSent = 0;
+  let refused = 0;
+  const onRefused = () => {
+    refused += 1;
+  };
+  // A read that takes the last room stops the others too, so that there is at most one read more than the bound.
+  const onRoom = () => {
+    for (const forward of forwards) forward.regulate();
+  };
+  const onSent = (bytes: number) => {
+    bytesSent += bytes;
+  };
   const lead = ({ destPort }: { destPort: number }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
     if (destPort !== hostPort) return;
-    // The channel is accepted when the target answers: a registry that is down looks to the host as one that is down.
-    let channel: ClientChannel | undefined;
-    let isFull = false;
-    const goOn = () => {
-      if (!isFull) socket.resume();
-    };
+    const forward = new Forward(connection, target, { accept, reject }, { onServed, onSent, onRoom, onEnd: () => forwards.delete(forward) });
+    forwards.add(forward);
+  };
+  const closeAll = () => {
+    client.off('tcp connection', lead).off('channel refused', onRefused);
+    for (const forward of forwards) forward.destroy();
+  };
+  client.on('tcp connection', lead).on('channel refused', onRefused);
+  try {
+    await connection.forwardFrom(hostPort, true);
+  } catch (error) {
+    closeAll();
+    if (error instanceof AppError) throw error;
+    // OpenSSH gives no reason; a refused forward on a living connection means that the port could not be bound.
+    throw new AppError('host_port_taken', { detail: `127.0.0.1:${hostPort} on the host could not be bound`, port: hostPort }, { cause: error });
+  }
+  void connection.closed.then(closeAll);
+  return {
+    bytesSent: () => bytesSent,
+    refused: () => refused,
+    close: async () => {
+      // What is broken, or refused, frees the port as well.
+      await connection.forwardFrom(hostPort, false).catch(() => undefined);
+      closeAll();
+    },
+  };
+}
+
+interface ForwardEvents {
+  onServed: () => void;
+  onSent: (bytes: number) => void;
+  /** There is less room for the host, or more again. */
+  onRoom: () => void;
+  onEnd: () => void;
+}
+
+/** One connection of the host to the target. */
+class Forward {
+  private readonly socket: Socket;
+  // The channel is accepted when the target answers: a registry that is down looks to the host as one that is down.
+  private channel: ClientChannel | undefined;
+  private unsent = 0;
+  private isHeld = false;
+  private hasEnded = false;
+
+  constructor(
+    private readonly connection: SshConnection,
+    target: TunnelOptions['target'],
+    { accept, reject }: { accept: AcceptConnection<ClientChannel>; reject: RejectConnection },
+    private readonly on: ForwardEvents,
+  ) {
     const onread = {
       buffer: () => buffers.pop() ?? Buffer.allocUnsafeSlow(readBytes),
       callback: (bytes: number, buffer: Uint8Array) => {
-        bytesSent += bytes;
-        isFull = !connection.batched(() => (channel as ClientChannel).write(buffer.subarray(0, bytes), () => keep(buffer)));
+        on.onServed();
+        on.onSent(bytes);
+        this.send(bytes, buffer);
         const isPart = bytes >= partBytes && bytes < readBytes / 2;
-        if (isPart && !isFull) setTimeout(goOn, gatherMs);
-        return !isFull && !isPart;
+        if (isPart && !this.isHeld) setTimeout(() => this.isHeld || this.socket.resume(), gatherMs);
+        return !this.isHeld && !isPart;
       },
     };
-    const socket = connect({ ...target, noDelay: true, onread });
-    sockets.add(socket);
-    socket.once('connect', () => {
-      const opened = accept();
-      channel = opened;
-      opened.on('error', () => socket.destroy());
-      opened.once('close', () => socket.end());
-      opened.on('drain', () => {
-        isFull = false;
-        socket.resume();
+    this.socket = connect('path' in target ? { path: target.path, onread } : { ...target, noDelay: true, onread });
+    this.socket
+      .once('connect', () => this.open(accept))
+      .once('error', () => {
+        if (!this.channel) attempt(reject);
+      })
+      .once('close', (hadError) => {
+        // What the target sent last may still be on its way to the host.
+        if (!this.channel) this.destroy();
+        else if (hadError) this.channel.close();
+        else this.channel.end();
       });
-      opened.pipe(socket);
-    });
-    socket.once('error', () => {
-      if (!channel) reject();
-    });
-    socket.once('close', (hadError) => {
-      sockets.delete(socket);
-      // What the target sent last may still be on its way to the host.
-      if (hadError) channel?.close();
-      else channel?.end();
-    });
-  };
-  client.on('tcp connection', lead);
-  try {
-    await new Promise<void>((resolve, reject) => {
-      client.forwardIn('127.0.0.1', hostPort, (error) => (error ? reject(error) : resolve()));
-    });
-  } catch (error) {
-    client.off('tcp connection', lead);
-    // OpenSSH gives no reason; a refused forward on a living connection means that the port could not be bound.
-    if (!/unable to bind|request/i.test((error as Error).message)) throw connection.broken(error);
-    throw new AppError('host_port_taken', { detail: `127.0.0.1:${hostPort} on the host could not be bound`, port: hostPort }, { cause: error });
   }
-  return {
-    bytesSent: () => bytesSent,
-    close: async () => {
-      await new Promise<void>((resolve) => client.unforwardIn('127.0.0.1', hostPort, () => resolve()));
-      client.off('tcp connection', lead);
-      for (const socket of sockets) socket.destroy();
-    },
-  };
+
+  /** Ends both sides at once. */
+  destroy(): void {
+    if (this.hasEnded) return;
+    this.hasEnded = true;
+    this.socket.destroy();
+    this.channel?.close();
+    this.connection.buffers.give(this.unsent);
+    this.on.onEnd();
+    this.on.onRoom();
+  }
+
+  /** Reads on or not, as there is room: each of many may have as much as is free, so that some that are stuck leave room for the others. */
+  regulate(): void {
+    const isHeld = this.unsent >= Math.min(maxUnsentBytes, this.connection.buffers.free);
+    if (isHeld === this.isHeld || this.socket.destroyed) return;
+    this.isHeld = isHeld;
+    if (isHeld) this.socket.pause();
+    else this.socket.resume();
+  }
+
+  private send(bytes: number, buffer: Uint8Array): void {
+    const { connection, channel } = this;
+    if (!channel || this.hasEnded) return;
+    this.unsent += bytes;
+    connection.buffers.add(bytes);
+    const onTaken = () => {
+      keep(buffer);
+      if (this.hasEnded) return;
+      this.unsent -= bytes;
+      connection.buffers.give(bytes);
+      this.on.onRoom();
+    };
+    connection.batched(() => channel.write(buffer.subarray(0, bytes), onTaken));
+    this.on.onRoom();
+  }
+
+  /** The host may be gone meanwhile. */
+  private open(accept: AcceptConnection<ClientChannel>): void {
+    const channel = attempt(accept);
+    if (!channel) return void this.socket.destroy();
+    this.channel = channel;
+    channel.on('error', () => this.destroy());
+    // Not the socket's `end`: one that is held would stay half open for ever, here and at the target.
+    channel.once('close', () => this.destroy());
+    channel.pipe(this.socket);
+  }
+}
+
+/** What ssh2 throws on a connection that has ended. */
+function attempt<T>(action: () => T): T | undefined {
+  try {
+    return action();
+  } catch {
+    return undefined;
+  }
 }
 
 const findSession = `

@@ -5,6 +5,9 @@
 import { parse } from 'smol-toml';
 import { AppError } from '../errors.js';
 
+/** Keys of one path. Every entry has the path of its table: long ones would multiply. */
+const maxPath = 64;
+
 interface Entry {
   /** Keys of the table and of the entry itself. */
   path: string[];
@@ -93,6 +96,7 @@ function scan(text: string): { entries: Entry[]; tables: Table[] } {
         path.push(found);
       }
       blanks();
+      if (path.length > maxPath) throw new Error('too deep');
       if (text[at] !== '.') return path;
       at++;
     }

@@ -16,6 +16,27 @@ describe('fileDiff', () => {
   });
 });
 
+describe('fileDiff of what a host has made long', () => {
+  const lines = (count: number, of: (index: number) => string) => Array.from({ length: count }, (_, index) => of(index)).join('\n');
+  it.each([
+    ['every line differs', lines(20_000, (index) => `"a${index}": ${index},`), lines(20_000, (index) => `"b${index}": ${index},`)],
+    ['a hundred thousand empty lines', '\n'.repeat(500_000), '{}\n'],
+    ['one long line', 'x'.repeat(500_000), 'y'.repeat(500_000)],
+    ['every second line differs', lines(50_000, (index) => `${index}`), lines(50_000, (index) => `${index % 2 ? index : -index}`)],
+  ])('is bounded where %s', (_what, before, after) => {
+    const started = performance.now();
+    const diff = fileDiff('/etc/docker/daemon.json', before, after);
+    // On the code before it was minutes.
+    expect(performance.now() - started).toBeLessThan(10_000);
+    expect(diff.length).toBeLessThan(21_000);
+    expect(diff).toContain('+++ /etc/docker/daemon.json');
+  });
+
+  it('has nothing that a terminal would act on', () => {
+    expect(fileDiff('/x', 'a\u001b[2J\u202eb\n', 'c\n')).toContain('-ab\n+c\n');
+  });
+});
+
 describe('maskSecrets', () => {
   it.each([
     ['password = "se\\"same"', 'password = ***'],

@@ -26,6 +26,8 @@ export class JobEntity {
   @Column('integer') attempt!: number;
   /** Transient failures since the last claim that made progress. */
   @Column('integer') failures!: number;
+  /** How many workers have died with it since it was queued or retried. */
+  @Column('integer', { default: 0 }) lost!: number;
   /** Not before this time, after a transient failure. */
   @Column('varchar', { nullable: true }) runAfter!: string | null;
   /** Which worker runs it, and until when its word is good. */

@@ -2,7 +2,7 @@ import { AppError, type Problem, toProblem } from '@airdock/core/errors';
 import { type JobMoment, jobEvent } from '@airdock/core/events';
 import { Logger } from '@nestjs/common';
 import type { Queue } from 'bullmq';
-import { In, LessThan } from 'typeorm';
+import { In, LessThan, Like } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { ServiceName } from '../config.js';
 import { atomically, columns, isUniqueViolation, now, runUnflushed, type ServiceDatabase, type Statement } from '../database.js';
@@ -17,6 +17,8 @@ import { noProgress } from './progress.js';
 export const leaseMs = 6_000;
 /** How long a job that has failed for a while waits at the most before it is tried again. */
 export const maxDelayMs = 30_000;
+/** A job that so many workers have died with is what they died of, as far as anybody can tell. */
+const maxLost = 3;
 
 interface Condition {
   sql: string;
@@ -80,6 +82,7 @@ export class JobsService {
       cancelRequestedAt: null,
       attempt: 0,
       failures: 0,
+      lost: 0,
       runAfter: null,
       leaseOwner: null,
       leaseUntil: null,
@@ -159,6 +162,7 @@ export class JobsService {
         cancelRequestedAt: null,
         runAfter: null,
         failures: 0,
+        lost: 0,
         leaseOwner: null,
         leaseUntil: null,
         revision: () => 'revision + 1',
@@ -205,29 +209,54 @@ export class JobsService {
     for (const job of due) await this.wake(job);
   }
 
-  /** Takes a job for this worker; the first time is an event. Undefined when it has ended, is not due, or another worker has it. */
+  /**
+   * Takes a job for this worker; the first time is an event. Undefined when it has ended, is not due, or another worker has it; so also when its third worker
+   * has died with it: then it ends with `worker_lost`.
+   */
   async claim(id: string, owner: string): Promise<JobEntity | undefined> {
     const at = now();
     const job = await this.find(id);
     if (!job) return undefined;
+    // Whoever hands a job back takes its name off. A lease that ends too late is of a clock that was set back, not of a worker that died.
+    const lost = job.lost + (job.state === 'running' && job.leaseOwner !== null && (job.leaseUntil ?? at) < at ? 1 : 0);
+    const isGivenUp = lost >= maxLost;
+    const ended = job.cancelRequestedAt
+      ? { state: 'cancelled' as const, error: toProblem(new AppError('job_cancelled')) }
+      : { state: 'failed' as const, error: toProblem(new AppError('worker_lost', { detail: `in attempts up to ${job.attempt}` })) };
+    const end = { ...ended, result: null, progress: { ...job.progress, items: [] }, finishedAt: at, leaseOwner: null, leaseUntil: null, lost };
     const claim = this.rows
       .createQueryBuilder()
       .update()
-      .set({
-        state: 'running',
-        leaseOwner: owner,
-        leaseUntil: leaseEnd(),
-        startedAt: () => 'COALESCE("startedAt", :at)',
-        attempt: () => 'attempt + 1',
-        revision: () => 'revision + 1',
-      })
+      .set(
+        isGivenUp
+          ? { ...columns<JobEntity>(end), revision: () => 'revision + 1' }
+          : {
+              state: 'running',
+              leaseOwner: owner,
+              leaseUntil: leaseEnd(),
+              startedAt: () => 'COALESCE("startedAt", :at)',
+              attempt: () => 'attempt + 1',
+              lost,
+              revision: () => 'revision + 1',
+            },
+      )
       .where('id = :id AND attempt = :attempt AND state IN (:...states)', { id, attempt: job.attempt, states: ['queued', 'running'] })
       .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at OR "leaseUntil" > :beyondLease)', { beyondLease: beyond(leaseMs) })
       .andWhere('("runAfter" IS NULL OR "runAfter" <= :at OR "runAfter" > :beyondDelay)', { beyondDelay: beyond(maxDelayMs) })
       .setParameter('at', at);
-    const isStart = job.attempt === 0;
-    const claimed = await atomically(this.database.dataSource, [claim, ...(isStart ? this.told('started', { ...job, state: 'running' }) : [])]);
+    const told = isGivenUp ? this.told(ended.state, { ...job, ...end }) : job.attempt === 0 ? this.told('started', { ...job, state: 'running' }) : [];
+    const claimed = await atomically(this.database.dataSource, [claim, ...told]);
+    if (isGivenUp) {
+      if (claimed) this.logger.error({ jobId: id, attempt: job.attempt }, `${job.type} is given up: ${lost} workers died with it`);
+      this.tell(id);
+      return undefined;
+    }
     return claimed ? this.find(id) : undefined;
+  }
+
+  /** Lets the jobs of a process that is known to be dead go on at once, instead of when its leases have ended. `owner` is how their owners begin. */
+  async releaseDead(owner: string): Promise<void> {
+    await this.rows.update({ leaseOwner: Like(`${owner}%`), state: 'running' }, { leaseUntil: '1970-01-01T00:00:00.000Z' });
   }
 
   /** Renews the claim. `lost` when another worker has the job now or it was ended. */

@@ -207,6 +207,10 @@ export type Registry = {
     engine: {
         kind: 'process' | 'external';
         version: string | null;
+        /**
+         * Whether it runs without access to anything but its storage; null for the registry of others
+         */
+        isSandboxed: boolean | null;
     } | null;
     /**
      * Asked of the registry for this answer
@@ -1102,6 +1106,10 @@ export type Host = {
      * What has changed on the host since it was configured, as far as was looked; null: it is not configured
      */
     drift: Drift | null;
+    /**
+     * Why the host is left alone, until when; null: it is not
+     */
+    quarantine: Quarantine | null;
     createdAt: string;
 };
 
@@ -1177,6 +1185,22 @@ export type Change = {
      * Of a file: a unified diff, with credentials masked
      */
     diff: string | null;
+};
+
+export type Quarantine = {
+    /**
+     * Before this time nobody connects to the host
+     */
+    until: string;
+    since: string;
+    /**
+     * How often in a row, a day apart at the most: each doubles the time, from a minute to an hour
+     */
+    strikes: number;
+    /**
+     * The process that serves hosts stood still, took too much memory, or crashed on data of this host
+     */
+    reason: 'silent' | 'memory' | 'crashed';
 };
 
 export type HostPage = {
@@ -1431,7 +1455,7 @@ export type Tunnel = {
      */
     bytesPerSecond: number;
     /**
-     * Why it is down; it is tried again by itself
+     * Why it is down, and tried again by itself; or, while it is up, which bound the host has run into
      */
     error: Problem | null;
     createdAt: string;
@@ -2492,7 +2516,7 @@ export type CreateWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'host.quarantined' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * Default: a random one; write-only
      */
@@ -2547,7 +2571,7 @@ export type PatchWebhookEndpoint = {
     /**
      * Events by name or pattern, such as `image.push.failed`, `backup.*`, `*.failed`, `*`
      */
-    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
+    events?: Array<'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'host.quarantined' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping' | string>;
     /**
      * What happens while it is disabled is not sent later
      */
@@ -2655,7 +2679,7 @@ export type WebhookAttempt = {
 
 export type WebhookEvent = {
     id: string;
-    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
+    type: 'registry.apply.started' | 'registry.apply.succeeded' | 'registry.apply.failed' | 'registry.apply.cancelled' | 'registry.upgrade-du.started' | 'registry.upgrade-du.succeeded' | 'registry.upgrade-du.failed' | 'registry.upgrade-du.cancelled' | 'registry.collect-garbage.started' | 'registry.collect-garbage.succeeded' | 'registry.collect-garbage.failed' | 'registry.collect-garbage.cancelled' | 'image.read-bundle.started' | 'image.read-bundle.succeeded' | 'image.read-bundle.failed' | 'image.read-bundle.cancelled' | 'image.push.started' | 'image.push.succeeded' | 'image.push.failed' | 'image.push.cancelled' | 'image.verify.started' | 'image.verify.succeeded' | 'image.verify.failed' | 'image.verify.cancelled' | 'image.rebuild-catalogue.started' | 'image.rebuild-catalogue.succeeded' | 'image.rebuild-catalogue.failed' | 'image.rebuild-catalogue.cancelled' | 'host.check.started' | 'host.check.succeeded' | 'host.check.failed' | 'host.check.cancelled' | 'host.configure.started' | 'host.configure.succeeded' | 'host.configure.failed' | 'host.configure.cancelled' | 'host.operate-node.started' | 'host.operate-node.succeeded' | 'host.operate-node.failed' | 'host.operate-node.cancelled' | 'cluster.create.started' | 'cluster.create.succeeded' | 'cluster.create.failed' | 'cluster.create.cancelled' | 'cluster.check-readiness.started' | 'cluster.check-readiness.succeeded' | 'cluster.check-readiness.failed' | 'cluster.check-readiness.cancelled' | 'cluster.upgrade.started' | 'cluster.upgrade.succeeded' | 'cluster.upgrade.failed' | 'cluster.upgrade.cancelled' | 'backup.create.started' | 'backup.create.succeeded' | 'backup.create.failed' | 'backup.create.cancelled' | 'backup.restore.started' | 'backup.restore.succeeded' | 'backup.restore.failed' | 'backup.restore.cancelled' | 'backup.verify.started' | 'backup.verify.succeeded' | 'backup.verify.failed' | 'backup.verify.cancelled' | 'backup.prune.started' | 'backup.prune.succeeded' | 'backup.prune.failed' | 'backup.prune.cancelled' | 'backup.export.started' | 'backup.export.succeeded' | 'backup.export.failed' | 'backup.export.cancelled' | 'backup.import.started' | 'backup.import.succeeded' | 'backup.import.failed' | 'backup.import.cancelled' | 'host.quarantined' | 'backup.stale' | 'webhook.disabled' | 'webhook.ping';
     /**
      * What endpoints get
      */
@@ -4674,6 +4698,37 @@ export type PatchHostResponses = {
 };
 
 export type PatchHostResponse = PatchHostResponses[keyof PatchHostResponses];
+
+export type LiftHostQuarantineData = {
+    body?: never;
+    path: {
+        id: string;
+    };
+    query?: never;
+    url: '/v1/hosts/{id}/quarantine';
+};
+
+export type LiftHostQuarantineErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type LiftHostQuarantineError = LiftHostQuarantineErrors[keyof LiftHostQuarantineErrors];
+
+export type LiftHostQuarantineResponses = {
+    /**
+     * Let a host that is quarantined be connected to again, at once
+     */
+    200: Host;
+};
+
+export type LiftHostQuarantineResponse = LiftHostQuarantineResponses[keyof LiftHostQuarantineResponses];
 
 export type ListHostChecksData = {
     body?: never;

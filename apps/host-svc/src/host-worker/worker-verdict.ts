@@ -1,0 +1,44 @@
+import { randomUUID } from 'node:crypto';
+import { readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { z } from 'zod';
+
+const verdict = z.object({
+  /** Of the process that is no more, as its leases name it. */
+  owner: z.string().min(3).max(300),
+  /** Whose data it was looking at; null when nobody can be named. */
+  hostId: z.uuid().nullable(),
+  reason: z.enum(['silent', 'memory', 'crashed']),
+  at: z.iso.datetime(),
+});
+/** What is known of a worker that was ended, or ended by itself: for the next one, which acts on it before it serves anybody. */
+export type WorkerVerdict = z.infer<typeof verdict>;
+
+const isVerdict = (name: string) => name.startsWith('host-verdict-') && name.endsWith('.json');
+
+/** Leaves a verdict in the run folder, where it outlives also the process that gives it. */
+export function leaveVerdict(runDir: string, value: WorkerVerdict): void {
+  const path = join(runDir, `host-verdict-${randomUUID()}.json`);
+  writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
+  renameSync(`${path}.new`, path);
+}
+
+/** The verdicts that nobody has acted on yet; each with what takes it away. What is none is left out and taken away. */
+export function findVerdicts(runDir: string): { value: WorkerVerdict; done(): void }[] {
+  let names: string[];
+  try {
+    names = readdirSync(runDir).filter(isVerdict);
+  } catch {
+    return [];
+  }
+  return names.flatMap((name) => {
+    const path = join(runDir, name);
+    const done = () => rmSync(path, { force: true });
+    try {
+      return [{ value: verdict.parse(JSON.parse(readFileSync(path, 'utf8'))), done }];
+    } catch {
+      done();
+      return [];
+    }
+  });
+}
