@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { startPostgres } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';
+import { bySocket } from '../support/raw-http.js';
 import { fuzz } from './http-fuzz.js';
 
 describe.each(['SQLite', 'PostgreSQL'] as const)('L1: the API on %s', (database) => {
@@ -74,6 +75,12 @@ describe.each(['SQLite', 'PostgreSQL'] as const)('L1: the API on %s', (database)
     const { status, type, json } = await call('POST', '/v1/uploads', undefined, headers);
     expect({ status, type }).toEqual({ status: 400, type: expect.stringContaining('application/problem+json') });
     expect(json.detail).not.toContain('{');
+  });
+
+  it('answers uploads that are created without a body', async () => {
+    for (const length of ['0', '3']) expect((await call('POST', '/v1/uploads', undefined, { 'tus-resumable': '1.0.0', 'upload-length': length })).status).toBe(201);
+    const { status } = await bySocket(du.socket, 'POST', '/v1/uploads', { headers: { 'tus-resumable': '1.0.0', 'upload-length': '3' } });
+    expect(status).toBe(201);
   });
 
   it('takes no control characters as the name of an upload', async () => {

@@ -89,7 +89,7 @@ export class UploadController implements OnModuleInit {
     });
     const response = await this.uploads.handle(sent);
     // A client that went away, or was too slow, hears nothing more; what has come of its upload stays.
-    if (reply.sent || raw.destroyed) return;
+    if (reply.sent || raw.socket.destroyed) return;
     if (response.status >= 400) {
       // Whatever tus does not do is the client's to leave; only what it does not know itself is ours.
       const code = codeByStatus[response.status] ?? (response.status === 500 ? 'internal_error' : 'request_malformed');
