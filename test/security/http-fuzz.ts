@@ -140,7 +140,7 @@ const nastyValues: unknown[] = [
   -1e308,
   2 ** 31,
   2 ** 53,
-  1e400,
+  Number.POSITIVE_INFINITY,
   [],
   {},
   [[]],
@@ -183,9 +183,7 @@ class Fuzzer {
     const target = path.replace(/\{(\w+)\}/g, () => this.pathPart(this.chance(0.6) ? this.pick(this.ids) : this.text()));
     const query = of('query').filter(() => this.chance(0.4));
     if (this.chance(0.05)) query.push({ name: this.pick(nastyTexts), in: 'query' });
-    const search = query.map(
-      ({ name, schema }) => `${encode(name)}=${encode(String(this.chance(0.5) ? this.plain(this.value(schema ?? {}, 2)) : this.text()))}`,
-    );
+    const search = query.map(({ name, schema }) => `${encode(name)}=${encode(this.chance(0.5) ? this.plain(this.value(schema ?? {}, 2)) : this.text())}`);
     const headers: Record<string, string> = {};
     for (const { name } of of('header'))
       if (this.chance(0.6))
@@ -238,7 +236,7 @@ class Fuzzer {
   }
 
   private plain(value: unknown): string {
-    return typeof value === 'object' ? JSON.stringify(value) : String(value);
+    return typeof value === 'string' ? value : (JSON.stringify(value) ?? '');
   }
 
   /** Mostly what the schema says, now and then something else at any place in it. */

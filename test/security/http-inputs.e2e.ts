@@ -78,7 +78,8 @@ describe.each(['SQLite', 'PostgreSQL'] as const)('L1: the API on %s', (database)
   });
 
   it('answers uploads that are created without a body', async () => {
-    for (const length of ['0', '3']) expect((await call('POST', '/v1/uploads', undefined, { 'tus-resumable': '1.0.0', 'upload-length': length })).status).toBe(201);
+    for (const length of ['0', '3'])
+      expect((await call('POST', '/v1/uploads', undefined, { 'tus-resumable': '1.0.0', 'upload-length': length })).status).toBe(201);
     const { status } = await bySocket(du.socket, 'POST', '/v1/uploads', { headers: { 'tus-resumable': '1.0.0', 'upload-length': '3' } });
     expect(status).toBe(201);
   });
