@@ -71,7 +71,7 @@ async function choosePort(): Promise<number> {
 }
 
 async function verifyUp(du: Du): Promise<void> {
-  const { data: registry } = await getRegistry({ client: await du.client(), throwOnError: true });
+  const { data: registry } = await getRegistry({ client: du.localClient(), throwOnError: true });
   verify(registry.mode === 'local' && registry.health?.ok && registry.health.readOnlyOk, 'both instances of the registry answer');
   const push = await fetch(`http://localhost:${du.registryPort}/v2/x/blobs/uploads/`, { method: 'POST' });
   verify(push.status === 405, 'the read-only instance refuses pushes');
@@ -268,8 +268,13 @@ async function run(): Promise<string | undefined> {
   await using folder = await tempDir('demo');
   const lab = await startLab({ log: say });
   await using _lab = lab.lab;
-  await using du = await Du.start({ folder: folder.path, registryPort: await choosePort(), stopsRegistry: true });
-  const client = await du.client();
+  await using du = await Du.start({
+    folder: folder.path,
+    registryPort: await choosePort(),
+    stopsRegistry: true,
+    airdock: { webhooks: { allowedHosts: ['127.0.0.0/8'] } },
+  });
+  const client = du.localClient();
   try {
     await verifyUp(du);
     const bundleIds = await pushAll(du, client, await makeBundles(du, lab.lab));

@@ -64,7 +64,7 @@ describe.skipIf(!started.lab)('clusters', () => {
   });
 
   async function startDu(name: string, options: Omit<Parameters<typeof Du.start>[0], 'folder'> = {}): Promise<Du> {
-    du = await Du.start({ folder: join(folder.path, name), ...options });
+    du = await Du.start({ folder: join(folder.path, name), ...options, airdock: { webhooks: { allowedHosts: ['127.0.0.0/8'] }, ...options.airdock } });
     client = await du.client();
     hostIds = [];
     for (const host of hosts) hostIds.push(await registerHost(client, host));

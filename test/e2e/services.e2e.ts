@@ -33,7 +33,7 @@ let folder: TempDir;
 let services: Services;
 beforeAll(async () => {
   folder = await tempDir('services');
-  services = await Services.start(folder.path);
+  services = await Services.start(folder.path, undefined, { webhooks: { allowedHosts: ['127.0.0.0/8'] } });
 });
 afterEach(({ task }) => {
   if (task.result?.state === 'fail') process.stderr.write(`${services.output}\n`);

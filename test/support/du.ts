@@ -24,6 +24,8 @@ export interface DuOptions {
   packages?: Record<string, unknown>;
   /** Keys below `airdock.hosts`. */
   hosts?: Record<string, unknown>;
+  /** Keys below `airdock.http`; the port is a free one. */
+  http?: Record<string, unknown>;
   /** Further keys below `airdock`. */
   airdock?: Record<string, unknown>;
   /** The registry ends with the DU, also when this process is killed; otherwise it stays, as users have it. */
@@ -63,6 +65,7 @@ export class Du implements AsyncDisposable {
       registry = {},
       packages = {},
       hosts = {},
+      http = {},
       airdock: further = {},
       logLevel = 'warn',
       onOutput = () => undefined,
@@ -75,7 +78,7 @@ export class Du implements AsyncDisposable {
     const packagePort = await freePort();
     const airdock = {
       dataDir,
-      http: { port },
+      http: { port, ...http },
       registry: { port: registryPort, ...registry },
       packages: { port: packagePort, ...packages },
       hosts,
@@ -132,12 +135,27 @@ export class Du implements AsyncDisposable {
     return this.child?.pid;
   }
 
+  /** The Unix socket of its API. */
+  get socket(): string {
+    return join(this.dataDir, 'api.sock');
+  }
+
   async token(): Promise<string> {
     return (await readFile(join(this.dataDir, 'admin.token'), 'utf8')).trim();
   }
 
+  /** What its services show each other. */
+  async internalToken(): Promise<string> {
+    return (await readFile(join(this.dataDir, 'internal.token'), 'utf8')).trim();
+  }
+
   async client() {
     return createServiceClient(this.url, await this.token());
+  }
+
+  /** As operators on the DU itself have it: without a token. */
+  localClient() {
+    return createServiceClient({ url: 'http://localhost', socketPath: this.socket });
   }
 
   /** Ends the process; the registry goes on. SIGKILL is the worst moment. */

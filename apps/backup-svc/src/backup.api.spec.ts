@@ -54,6 +54,7 @@ describe('backup-svc', () => {
       overrides: {
         ...Object.fromEntries(['registry', 'image', 'host', 'cluster'].map((name) => [`services.${name}`, registryService.url])),
         'http.port': await freePort(),
+        'webhooks.allowedHosts': ['127.0.0.0/8'],
       },
     });
     const file = join(folder.path, 'bundle.tar');

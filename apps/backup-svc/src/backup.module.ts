@@ -1,5 +1,6 @@
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { OutboundPost } from '@airdock/adapters/http/outbound-post';
+import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { defineService, type Roles } from '@airdock/platform/service';
 import { serviceClientsProvider } from '@airdock/platform/service-clients';
@@ -39,6 +40,12 @@ import { WebhookEndpointService } from './webhook-endpoint/webhook-endpoint.serv
 
 const outbound = { provide: OutboundPost, inject: [CONFIG], useFactory: ({ webhooks }: Config) => new OutboundPost(webhooks.allowedHosts) };
 
+const targets = {
+  provide: OutboundTargets,
+  inject: [CONFIG],
+  useFactory: ({ registry }: Config) => new OutboundTargets(registry.allowedHosts, { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' }),
+};
+
 /** Backups and restores of the registry's content, and the events that tell of them. */
 @Module({})
 export class BackupModule {
@@ -73,6 +80,7 @@ export class BackupModule {
         serviceClientsProvider(ServiceClients),
         outbound,
         SigningKeyService,
+        targets,
         BackupTargetService,
         BackupService,
         RestoreService,
@@ -93,6 +101,7 @@ export class BackupModule {
         BackupScheduler,
         WebhookDispatcher,
       ],
+      history: [RestoreEntity, BackupOperationEntity],
       jobTypes: [backupJobType, restoreJobType, ...Object.values(operationJobTypes)],
       state: backupState,
     });

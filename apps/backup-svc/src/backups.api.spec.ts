@@ -41,6 +41,8 @@ describe('backups', () => {
         backupDir: join(folder.path, 'store'),
         'backup.exchangeDir': join(folder.path, 'exchange'),
         'registry.minFreeBytes': 0,
+        'registry.allowedHosts': ['127.0.0.0/8', '::1'],
+        'webhooks.allowedHosts': ['127.0.0.0/8'],
         ...overrides,
       },
     });
@@ -412,7 +414,7 @@ describe('backups', () => {
     expect(refused.job).toMatchObject({ state: 'failed', error: { code: 'secrets_key_mismatch' } });
     expect(await contentOf(registry)).toEqual({});
     await fresh.close();
-    await writeFile(join(folder.path, 'fresh/secrets.key'), await readFile(join(folder.path, 'du/secrets.key')));
+    await writeFile(join(folder.path, 'fresh/secrets.key'), await readFile(join(folder.path, 'du/secrets.key')), { mode: 0o600 });
     const again = await startDu('fresh');
     const { job, restore } = await again.restore({ backupId });
     expect(job.state).toBe('succeeded');
@@ -425,7 +427,7 @@ describe('backups', () => {
   it('are encrypted for those who are named, and open for nobody else', async () => {
     const { stdout: key } = await run('age-keygen', []);
     const identityFile = join(folder.path, 'age.key');
-    await writeFile(identityFile, key);
+    await writeFile(identityFile, key, { mode: 0o600 });
     await push(['a:1']);
     const recipients = [/age1\w+/.exec(key)?.[0]];
     const du = await startDu('du', { 'backup.encryption.recipients': recipients });
@@ -444,7 +446,7 @@ describe('backups', () => {
   it('lie in a bucket as in a folder, and wait for its server when that is away', async () => {
     await using s3 = await startS3Server();
     const secretKeyFile = join(folder.path, 's3.key');
-    await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`);
+    await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`, { mode: 0o600 });
     const vault = { s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile } };
     await push(['a:1', 'b:2']);
     const du = await startDu('du', { 'backup.targets': { vault } });

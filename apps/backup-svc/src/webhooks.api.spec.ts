@@ -62,7 +62,7 @@ async function startReceiver() {
 let folders = 0;
 async function start(webhooks: Record<string, unknown> = {}, options: Partial<ComponentOptions> = {}) {
   const port = await freePort();
-  const overrides = { 'http.port': port, webhooks, ...options.overrides };
+  const overrides = { 'http.port': port, webhooks: { allowedHosts: ['127.0.0.0/8'], ...webhooks }, ...options.overrides };
   const service = await startComponent('backup', BackupModule, {
     dataDir: join(folder.path, String(folders++)),
     redisUrl: redis.url,

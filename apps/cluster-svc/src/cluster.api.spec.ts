@@ -327,7 +327,7 @@ describe('cluster-svc', () => {
       await using qbert = await startQbert({ nodes, versions: [version, '1.21.14-pmk.72'] });
       const { url, project, user, password } = qbert;
       const passwordFile = join(folder.path, 'pmk.password');
-      await writeFile(passwordFile, password);
+      await writeFile(passwordFile, password, { mode: 0o600 });
       await service.app.close();
       await startService({ pmk: { url, project, user, passwordFile } });
       const pmk = new PmkClient({ url, project, user }, password);

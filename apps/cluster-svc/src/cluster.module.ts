@@ -47,6 +47,7 @@ export class ClusterModule {
         UpgradeCluster,
       ],
       workers: [CreateClusterProcessor, ReadinessCheckProcessor, UpgradeProcessor, PlanUpgradeProcessor],
+      history: [ReadinessCheckEntity],
       jobTypes: [createClusterJobType, readinessCheckJobType, upgradeJobType, planUpgradeJobType],
       // An upgrade ends with the DU that ran it; another one goes on from where its nodes are.
       state: clusterState,

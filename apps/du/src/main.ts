@@ -1,9 +1,9 @@
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { HostWorker, type HostWorkerOptions } from '@airdock/host-svc/host-worker/host-worker';
 import { type Config, type ConfigSources, loadConfig } from '@airdock/platform/config';
-import { createHttpApp } from '@airdock/platform/http/app';
 import { exitWithProblem, stopSignal } from '@airdock/platform/process';
-import { listen, rootModule } from '@airdock/platform/service';
+import { keepPrivate, rootModule, serve } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { Logger } from '@nestjs/common';
@@ -20,21 +20,23 @@ const port = (text: string): number => {
 };
 
 /**
- * All five services, API and workers, in this process behind one port; but for the workers of host-svc, which are a process of their own. Prints its URL when it is ready;
- * SIGTERM ends it, the registry stays.
+ * All five services, API and workers, in this process behind one port and one Unix socket; but for the workers of host-svc, which are a process of their own. Prints where it
+ * answers when it is ready; SIGTERM ends it, the registry stays.
  */
 async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void> {
-  const config = loadConfig(sources);
+  const given = loadConfig(sources);
+  const socket = given.http.socket ?? join(given.dataDir, 'api.sock');
+  const config: Config = { ...given, http: { ...given.http, socket } };
+  keepPrivate(config);
   const unlock = lockDataDir(config.dataDir);
   const redis = config.redisUrl ? undefined : new EmbeddedRedis(config.dataDir);
   const redisUrl = config.redisUrl ?? redis?.socket;
-  const hostWorker = startHostWorker(config, { file: config.file, overrides: { ...sources.overrides, redisUrl }, answersHealth: false });
+  const hostWorker = startHostWorker(config, { file: config.file, overrides: { ...sources.overrides, redisUrl, 'http.socket': socket }, answersHealth: false });
   try {
     await redis?.start();
     const host = { register: () => services.host.register(['api']) };
-    const app = await createHttpApp(rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), { title: 'Airdock' });
     const stopped = stopSignal();
-    await listen(app, config.http.port, config.http.host);
+    const app = await serve(config, rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), 'Airdock');
     hostWorker.begin();
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
     await app
@@ -43,7 +45,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
       .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     // A host that freezes it at once must not keep the API from being ready.
     await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
-    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\ntoken: ${config.tokenFile}\n`);
+    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`);
     await stopped;
     await hostWorker.stop();
     await app.close();

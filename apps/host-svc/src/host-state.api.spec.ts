@@ -20,7 +20,8 @@ describe('the state of host-svc', () => {
 
   async function start(name: string) {
     const service = await startComponent('host', HostModule, { dataDir: join(folder.path, name), redisUrl: redis.url, roles: ['api'] });
-    const api = (method: 'get' | 'post' | 'put' | 'delete', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+    const api = (method: 'get' | 'post' | 'put' | 'delete', path: string) =>
+      request(service.url)[method](path).set('authorization', `Bearer ${service.internalToken}`);
     const state = async () => (await api('get', '/v1/states/host').expect(200)).body as ServiceState;
     const put = async (table: string, body: object) =>
       (await api('put', `/v1/states/host/tables/${table}`).send(body)).body as StateRowsResult & { code?: string };

@@ -31,7 +31,7 @@ process.on('SIGINT', () => undefined);
 
 try {
   // Loaded while the parent still prepares.
-  const [{ createWorkerApp }, { rootModule, startProcessors }, { HostModule }, { HostService }] = await Promise.all([
+  const [{ createWorkerApp }, { rootModule, serve, startProcessors }, { HostModule }, { HostService }] = await Promise.all([
     import('@airdock/platform/worker-app'),
     import('@airdock/platform/service'),
     import('./host.module.js'),
@@ -46,11 +46,9 @@ try {
   const config = loadConfig({ ...(start.file ? { file: start.file } : {}), overrides: start.overrides });
   const module = rootModule(config, { host: HostModule }, ['worker']);
   if (start.answersHealth) {
-    const [{ createHttpApp }, { listen }] = await Promise.all([import('@airdock/platform/http/app'), import('@airdock/platform/service')]);
-    const app = await createHttpApp(module, { title: 'Airdock host-svc' });
+    const app = await serve(config, module, 'Airdock host-svc');
     close = () => app.close();
     heaviest = () => app.get(HostService, { strict: false }).heaviest();
-    await listen(app, config.http.port, config.http.host);
   } else {
     const app = await createWorkerApp(module);
     close = () => app.close();

@@ -89,6 +89,7 @@ export class HostModule {
         TunnelSupervisor,
         PackageServer,
       ],
+      history: [HostCheckEntity],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: hostState,
     });

@@ -263,6 +263,7 @@ describe('image-svc', () => {
     const bundleId = idOf(await post('/v1/bundles', { path: 'saved.tar' }));
     const get = (query: string) =>
       api('get', `/v1/bundles/${bundleId}/docker-archive?${query}`)
+        .set('authorization', `Bearer ${service.internalToken}`)
         .buffer(true)
         .parse((response, done) => {
           const chunks: Buffer[] = [];
@@ -272,7 +273,7 @@ describe('image-svc', () => {
     const upstream = (await get(`names=upstream&image=${encodeURIComponent(pause)}`).expect(200)).body as string;
     expect(upstream).toContain('"k8s.gcr.io/pause:3.2"');
     expect(upstream).not.toContain('nginx');
-    await api('get', `/v1/bundles/${bundleId}/docker-archive?image=quay.io/none:1`).expect(404);
+    await api('get', `/v1/bundles/${bundleId}/docker-archive?image=quay.io/none:1`).set('authorization', `Bearer ${service.internalToken}`).expect(404);
   });
 
   describe('before and after a push', () => {

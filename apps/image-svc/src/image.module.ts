@@ -51,6 +51,7 @@ export class ImageModule {
         VerificationService,
       ],
       workers: [BundleProcessor, PushProcessor, CatalogueProcessor, VerificationProcessor, Housekeeping],
+      history: [PushEntity, VerificationEntity],
       jobTypes: [readBundleJobType, pushJobType, rebuildJobType, verifyJobType],
       state: imageState,
     });

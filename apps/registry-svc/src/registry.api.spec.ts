@@ -26,7 +26,7 @@ describe('registry-svc', () => {
     startComponent('registry', RegistryModule, {
       dataDir: folder.path,
       redisUrl: redis.url,
-      overrides: { 'registry.port': port, ...overrides },
+      overrides: { 'registry.port': port, 'registry.allowedHosts': ['127.0.0.0/8', '::1'], ...overrides },
     });
 
   beforeEach(async () => {

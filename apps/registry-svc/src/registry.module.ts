@@ -1,4 +1,6 @@
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
+import { CONFIG, type Config } from '@airdock/platform/config';
 import { defineService, type Roles } from '@airdock/platform/service';
 import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';
@@ -15,6 +17,15 @@ import { RegistryController } from './registry/registry.controller.js';
 import { RegistryEntity } from './registry/registry.entity.js';
 import { RegistryProcessor, RegistrySupervisor } from './registry/registry.processor.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
+import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
+import { SecretsKeyProcessor } from './secrets-key/secrets-key.processor.js';
+import { rotateSecretsKeyJobType, SecretsKeyService } from './secrets-key/secrets-key.service.js';
+
+const targets = {
+  provide: OutboundTargets,
+  inject: [CONFIG],
+  useFactory: ({ registry }: Config) => new OutboundTargets(registry.allowedHosts, { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' }),
+};
 
 /** The registry's life: off and on, health, storage, garbage collection, and upgrades of the DU. */
 @Module({})
@@ -24,10 +35,19 @@ export class RegistryModule {
       module: RegistryModule,
       name: 'registry',
       entities: [RegistryEntity, GarbageCollectionEntity, DuUpgradeEntity],
-      controllers: [RegistryController, GarbageCollectionController, DuUpgradeController],
-      providers: [serviceClientsProvider(ServiceClients), RegistryService, RegistryUsers, GarbageCollectionService, DuUpgradeService],
-      workers: [RegistryProcessor, RegistrySupervisor, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
-      jobTypes: [applyJobType, collectJobType, upgradeJobType],
+      controllers: [SecretsKeyController, RegistryController, GarbageCollectionController, DuUpgradeController],
+      providers: [
+        serviceClientsProvider(ServiceClients),
+        targets,
+        RegistryService,
+        RegistryUsers,
+        GarbageCollectionService,
+        DuUpgradeService,
+        SecretsKeyService,
+      ],
+      workers: [SecretsKeyProcessor, RegistryProcessor, RegistrySupervisor, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
+      jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
+      history: [GarbageCollectionEntity],
     });
   }
 }

@@ -37,6 +37,37 @@ const definitions = {
     nextStep: 'Send `Authorization: Bearer <token>`; the first token is in admin.token in the data folder.',
   },
   token_invalid: { family: 'unauthorized', title: 'The token is not valid', nextStep: 'Use the token in admin.token in the data folder of the DU.' },
+  route_internal: {
+    family: 'forbidden',
+    title: 'Only the services of Airdock call this route',
+    nextStep: 'Use the resources of the API: a backup or a restore moves states, a host configuration streams images.',
+  },
+  login_slowed: {
+    family: 'unavailable',
+    status: 429,
+    title: 'Too many failed logins from this address',
+    nextStep: 'Use the right token, which is taken at any time; on the DU itself the Unix socket of the API needs none.',
+  },
+  request_timeout: {
+    family: 'unavailable',
+    status: 408,
+    title: 'The request did not arrive in time',
+    nextStep: 'Repeat it over a connection that is fast enough; send large files through /v1/uploads, in parts.',
+  },
+  header_too_large: { family: 'invalid', status: 431, title: 'The headers of the request are too large', nextStep: 'Send fewer and shorter headers.' },
+  uri_too_long: { family: 'invalid', status: 414, title: 'The URL is too long', nextStep: 'Shorten the ids or the query.' },
+  method_not_allowed: { family: 'invalid', status: 405, title: 'The method is not supported here', nextStep: 'See /docs for the routes and their methods.' },
+  connections_exceeded: {
+    family: 'unavailable',
+    title: 'Too many connections are open',
+    nextStep: 'Close some, or wait; on the DU itself the Unix socket of the API has connections of its own.',
+  },
+  streams_exceeded: {
+    family: 'unavailable',
+    status: 429,
+    title: 'Too many streams are open',
+    nextStep: 'Close some of them, or look at the job with GET /v1/jobs/{id} now and then.',
+  },
   route_not_found: { family: 'notFound', title: 'There is no such route', nextStep: 'See /docs for the routes.' },
   resource_not_found: { family: 'notFound', title: 'There is no such resource', nextStep: 'List the collection to find its id.' },
   resource_exists: { family: 'conflict', title: 'A resource with this name exists', nextStep: 'Choose another name, or use the existing resource.' },
@@ -63,6 +94,21 @@ const definitions = {
   rate_limited: { family: 'unavailable', status: 429, title: 'Too many requests', nextStep: 'Wait and repeat.' },
   internal_error: { family: 'internal', title: 'Something failed inside Airdock', nextStep: 'Look for the request id in the log and report it.' },
   configuration_invalid: { family: 'invalid', title: 'The configuration is not valid', nextStep: 'Correct the lines named.' },
+  file_exposed: {
+    family: 'conflict',
+    title: 'Others can read or change a file that must be private',
+    nextStep: 'Run the command in `detail`, and replace the secret if others may have read it; then start again.',
+  },
+  api_socket_refused: {
+    family: 'conflict',
+    title: "The API's Unix socket cannot be made",
+    nextStep: 'Do what `detail` says, or set airdock.http.socket to another path.',
+  },
+  schema_loses_data: {
+    family: 'conflict',
+    title: 'The database holds columns that this version does not know and would remove',
+    nextStep: 'Start the version that wrote them, or restore a backup of this version.',
+  },
   data_dir_in_use: { family: 'conflict', title: 'Another DU uses the data folder', nextStep: 'Stop it, or start with another --data-dir.' },
   dependency_unavailable: {
     family: 'unavailable',
@@ -614,6 +660,13 @@ const definitions = {
     title: 'This webhook target is not allowed',
     nextStep: 'Use an http or https URL without credentials in it, of a host that airdock.webhooks.allowedHosts allows; see docs/webhooks.md.',
   },
+  registry_target_forbidden: {
+    family: 'invalid',
+    status: 422,
+    title: 'This registry may not be reached from here',
+    nextStep:
+      'Use the URL of a registry that is neither on this machine nor link-local, or list it in airdock.registry.allowedHosts; https where a password is sent.',
+  },
   webhook_delivery_pending: {
     family: 'conflict',
     title: 'The delivery is still being tried',
@@ -700,5 +753,5 @@ export function toProblem(error: unknown): Problem {
 /** The error again that `toProblem` made a document of, e.g. one stored with a job. */
 export function fromProblem(problem: Problem): AppError {
   const { type: _type, title: _title, status: _status, code, nextStep: _nextStep, ...details } = problem;
-  return new AppError(code in definitions ? (code as ErrorCode) : 'internal_error', details);
+  return new AppError(Object.hasOwn(definitions, code) ? (code as ErrorCode) : 'internal_error', details);
 }

@@ -1,7 +1,7 @@
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { loadConfig, type RegistryMode, type ServiceName } from './config.js';
 import { createHttpApp } from './http/app.js';
-import { apiToken } from './platform.module.js';
+import { apiToken, internalToken } from './platform.module.js';
 import { listen, type Roles, rootModule, type ServiceModule } from './service.js';
 
 export interface ComponentOptions {
@@ -28,6 +28,6 @@ export async function startComponent(
     overrides: { dataDir, redisUrl, logLevel: 'silent', ...overrides },
   });
   const app: NestFastifyApplication = await createHttpApp(rootModule(config, { [name]: service }, roles), { title: name });
-  await listen(app, 'http.port' in overrides ? config.http.port : 0, '127.0.0.1');
-  return { app, config, url: await app.getUrl(), token: apiToken(config), [Symbol.asyncDispose]: () => app.close() };
+  await listen(app, { port: 'http.port' in overrides ? config.http.port : 0, host: '127.0.0.1' });
+  return { app, config, url: await app.getUrl(), token: apiToken(config), internalToken: internalToken(config), [Symbol.asyncDispose]: () => app.close() };
 }

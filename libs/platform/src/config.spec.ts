@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { tempDir } from '@airdock/testing/servers';
 import { describe, expect, it } from 'vitest';
-import { type ConfigSources, loadConfig, serviceUrl } from './config.js';
+import { type ConfigSources, loadConfig, serviceEndpoint } from './config.js';
 
 async function load(text: string, sources: Omit<ConfigSources, 'file'> = {}) {
   const folder = await tempDir('config');
@@ -93,7 +93,7 @@ describe('loadConfig', () => {
     const environment = { AIRDOCK_DATA_DIR: '/environment', AIRDOCK_HTTP_PORT: '2', AIRDOCK_IMAGE_URL: 'http://image:80', DATABASE_URL: 'postgres://db' };
     const config = await load(text, { environment, overrides: { 'http.port': 3 } });
     expect(config).toMatchObject({ dataDir: '/environment', http: { port: 3 }, databaseUrl: 'postgres://db' });
-    expect(serviceUrl(config, 'image')).toBe('http://image:80');
-    expect(serviceUrl(config, 'host')).toBe('http://127.0.0.1:3');
+    expect(serviceEndpoint(config, 'image')).toEqual({ url: 'http://image:80' });
+    expect(serviceEndpoint(config, 'host')).toEqual({ url: 'http://127.0.0.1:3' });
   });
 });

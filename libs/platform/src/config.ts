@@ -4,7 +4,7 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { nameKinds } from '@airdock/core/oci/reference';
-import { LineCounter, parseDocument } from 'yaml';
+import { type Document, LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
 
 /** `none` runs no registry, `local` runs one in the DU, `external` uses one that someone else runs. */
@@ -22,6 +22,11 @@ const names = z
   .default([]);
 /** Those that make a node, as Kubernetes calls them. */
 const nodePackages = names.default(['kubeadm', 'kubelet', 'kubectl']);
+const algorithmNames = z
+  .array(z.string().regex(/^[a-z0-9][a-z0-9@.-]{1,63}$/, 'must be the name of an SSH algorithm'))
+  .min(1)
+  .max(30)
+  .optional();
 const packagesByFamily = z.strictObject({ debian: names, redhat: names }).prefault({});
 const word = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
 /** What cannot leave a line of a package list, nor lead out of the folder. */
@@ -55,6 +60,8 @@ function isHostPattern(text: string): boolean {
   return rest.length === 0 && (prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= bits));
 }
 
+const hostPatterns = z.array(z.string().refine(isHostPattern, 'must be a name, *.name, an address or a network like 10.0.0.0/8')).max(100).default([]);
+
 const backupTarget = z.union([
   z.strictObject({ folder: z.string().min(1).describe('A folder, also on NFS') }),
   z.strictObject({
@@ -78,11 +85,25 @@ export type BackupTargetConfig = z.output<typeof backupTarget>;
 const airdockSchema = z.strictObject({
   dataDir: z.string().default('/var/lib/airdock').describe('Folder of everything that Airdock keeps'),
   http: z
-    .strictObject({ host: z.string().default('127.0.0.1'), port: port.default(5180) })
+    .strictObject({
+      host: z.string().default('127.0.0.1'),
+      port: port.default(5180),
+      socket: z.string().min(1).optional().describe('Path of the Unix socket of the API; default: api.sock in dataDir, where all services are in one process'),
+      socketGroup: z.string().min(1).optional().describe('Name or id of the group that may open the socket; default: the group of the process'),
+      allowPlainHttp: z.boolean().default(false).describe('Whether the API may listen beyond loopback, where everybody on the way reads the token'),
+      maxConnections: z.coerce.number().int().min(8).max(100_000).default(1024).describe('Connections at once, on TCP and on the socket each'),
+      maxConnectionsPerAddress: z.coerce.number().int().min(4).max(100_000).default(256).describe('Connections at once of one address'),
+      headerTimeoutSeconds: z.coerce.number().min(1).max(600).default(20).describe('For the headers of a request'),
+      bodyTimeoutSeconds: z.coerce.number().min(1).max(600).default(30).describe('For the body of a request; for an upload, how long it may stand still'),
+    })
     .prefault({})
     .describe('Where the API listens'),
   logLevel: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'silent']).default('info'),
   tokenFile: z.string().optional().describe('File with the API token; default: admin.token in dataDir, made on the first start'),
+  internalTokenFile: z
+    .string()
+    .optional()
+    .describe('File with the token of services among themselves; default: internal.token in dataDir, made on the first start'),
   secretsKeyFile: z.string().optional().describe('File with the key of stored secrets; default: secrets.key in dataDir, made on the first start'),
   signingKeyFile: z.string().optional().describe('File with the key that backups are signed with; default: signing.key in dataDir, made on the first start'),
   databaseUrl: z.string().optional().describe('postgres://…, a schema per service; default: SQLite files in dataDir'),
@@ -108,6 +129,9 @@ const airdockSchema = z.strictObject({
           uploadHours: z.coerce.number().min(1).max(8760).default(168).describe('After this time without a byte an unfinished upload is abandoned'),
         })
         .prefault({}),
+      allowedHosts: hostPatterns.describe(
+        'Where registries of others may be, for mode external by API and restores: names, *.name, addresses, networks; without any: anywhere but on this machine and link-local',
+      ),
       externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
     })
     .prefault({}),
@@ -134,9 +158,18 @@ const airdockSchema = z.strictObject({
           repair: z.boolean().default(false).describe('Whether what has drifted is put right at once'),
         })
         .prefault({}),
+      ssh: z
+        .strictObject({
+          algorithms: z
+            .strictObject({ kex: algorithmNames, cipher: algorithmNames, mac: algorithmNames })
+            .prefault({})
+            .describe('What is offered to hosts, first what is preferred; a list that is left out is the default one'),
+        })
+        .prefault({})
+        .describe('How hosts are logged in to'),
     })
     .prefault({})
-    .describe('Hosts after they were configured'),
+    .describe('Hosts, and how they are reached'),
   mirroredUpstreams: z
     .array(z.string().regex(/^[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?$/))
     .max(100)
@@ -166,13 +199,16 @@ const airdockSchema = z.strictObject({
     })
     .optional()
     .describe('The PMK control plane, for clusters with the provisioner pmk'),
+  jobs: z
+    .strictObject({
+      keepDays: z.coerce.number().min(1).max(3650).default(90).describe('How long jobs that have ended can be looked up, with their requests'),
+      idempotencyKeepDays: z.coerce.number().min(1).max(3650).default(30).describe('How long a repeated Idempotency-Key gets the first answer again'),
+    })
+    .prefault({})
+    .describe('Jobs that have ended'),
   webhooks: z
     .strictObject({
-      allowedHosts: z
-        .array(z.string().refine(isHostPattern, 'must be a name, *.name, an address or a network like 10.0.0.0/8'))
-        .max(100)
-        .default([])
-        .describe('Where webhooks may go; without any: anywhere but to link-local addresses'),
+      allowedHosts: hostPatterns.describe('Where webhooks may go; without any: anywhere but to this machine and link-local addresses'),
       timeoutSeconds: z.coerce.number().min(0.1).max(60).default(15).describe('For one delivery'),
       giveUpAfterHours: z.coerce.number().min(0).max(720).default(24).describe('How long a delivery is tried again before its endpoint is disabled'),
       keepDays: z.coerce.number().min(0.01).max(3650).default(30).describe('How long events and deliveries can be looked up'),
@@ -211,6 +247,7 @@ const airdockSchema = z.strictObject({
 export interface Config extends z.output<typeof airdockSchema> {
   privateRegistryType: RegistryMode;
   tokenFile: string;
+  internalTokenFile: string;
   secretsKeyFile: string;
   signingKeyFile: string;
   backupDir: string;
@@ -224,8 +261,10 @@ const environmentKeys: Record<string, string> = {
   AIRDOCK_DATA_DIR: 'dataDir',
   AIRDOCK_HTTP_HOST: 'http.host',
   AIRDOCK_HTTP_PORT: 'http.port',
+  AIRDOCK_HTTP_SOCKET: 'http.socket',
   AIRDOCK_LOG_LEVEL: 'logLevel',
   AIRDOCK_TOKEN_FILE: 'tokenFile',
+  AIRDOCK_INTERNAL_TOKEN_FILE: 'internalTokenFile',
   AIRDOCK_SECRETS_KEY_FILE: 'secretsKeyFile',
   AIRDOCK_SIGNING_KEY_FILE: 'signingKeyFile',
   AIRDOCK_REGISTRY_PORT: 'registry.port',
@@ -295,8 +334,7 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   for (const issue of parsed.error?.issues ?? []) {
     const keys = issue.code === 'unrecognized_keys' ? issue.keys.map((key) => [...issue.path, key]) : [issue.path];
     for (const key of keys) {
-      const pair = document.getIn(['airdock', ...key.map(String)], true) as { range?: [number, number, number] } | undefined;
-      const line = pair?.range ? lines.linePos(pair.range[0]).line : undefined;
+      const line = lineOf(document, lines, ['airdock', ...key.map(String)]);
       issues.push({ key: ['airdock', ...key].join('.'), line, message: issue.code === 'unrecognized_keys' ? 'is no key of Airdock' : issue.message });
     }
   }
@@ -305,6 +343,12 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   const privateRegistryType: RegistryMode = type === 'none' || type === 'external' ? type : 'local';
   if (privateRegistryType === 'external' && parsed.success && !parsed.data.registry.externalUrl)
     issues.push({ key: 'airdock.registry.externalUrl', message: 'is needed with privateRegistryType: external' });
+  if (parsed.success && !parsed.data.http.allowPlainHttp && !isLoopback(parsed.data.http.host))
+    issues.push({
+      key: 'airdock.http.host',
+      line: lineOf(document, lines, ['airdock', 'http', 'host']),
+      message: 'is no loopback address, and the API speaks plain HTTP: put a TLS proxy before 127.0.0.1, or set airdock.http.allowPlainHttp',
+    });
   if (issues.length > 0 || !parsed.success) {
     const detail = issues.map(({ key, line, message }) => `${path ?? 'environment'}${line ? `:${line}` : ''}: ${key} ${message}`.trim()).join('\n');
     throw new AppError('configuration_invalid', { detail, issues });
@@ -317,6 +361,7 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     dataDir,
     privateRegistryType,
     tokenFile: data.tokenFile ?? join(dataDir, 'admin.token'),
+    internalTokenFile: data.internalTokenFile ?? join(dataDir, 'internal.token'),
     secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),
     signingKeyFile: data.signingKeyFile ?? join(dataDir, 'signing.key'),
     backupDir,
@@ -332,9 +377,25 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   };
 }
 
-/** Where a service answers: its own URL when it runs apart, else this process. */
-export const serviceUrl = (config: Config, name: ServiceName): string =>
-  config.services[name] ?? `http://${reachableHost(config.http.host)}:${config.http.port}`;
+function lineOf(document: Document, lines: LineCounter, key: string[]): number | undefined {
+  const node = document.getIn(key, true) as { range?: [number, number, number] } | undefined;
+  return node?.range ? lines.linePos(node.range[0]).line : undefined;
+}
+
+const isLoopback = (host: string): boolean => host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'));
+
+/** Where a service answers, and by which Unix socket, if by one. */
+export interface ServiceEndpoint {
+  url: string;
+  socketPath?: string;
+}
+
+/** Where a service answers: its own URL when it runs apart, else this process, by its socket where it has one: nobody else can be behind that, or crowd it. */
+export function serviceEndpoint({ services, http }: Config, name: ServiceName): ServiceEndpoint {
+  const url = services[name];
+  if (url !== undefined) return { url: url.replace(/\/$/, '') };
+  return http.socket === undefined ? { url: `http://${reachableHost(http.host)}:${http.port}` } : { url: 'http://localhost', socketPath: http.socket };
+}
 
 /** How this process reaches an address that it listens on. */
 function reachableHost(host: string): string {

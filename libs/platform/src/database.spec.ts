@@ -1,19 +1,33 @@
 import { startPostgres, tempDir } from '@airdock/testing/servers';
-import { Column, type DataSource, Entity, PrimaryColumn } from 'typeorm';
+import { Column, type DataSource, Entity, In, PrimaryColumn } from 'typeorm';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { loadConfig } from './config.js';
-import { atomically, connectDatabase, dataSourceOptions, isUniqueViolation, ServiceDatabase } from './database.js';
+import { atomically, columns, connectDatabase, dataSourceOptions, isUniqueViolation, ServiceDatabase, translateDatabaseError } from './database.js';
 import { OutboxEventEntity } from './events/outbox.entity.js';
 import { Outbox } from './events/outbox.js';
 import { newId } from './ids.js';
-import { platformEntities } from './jobs/job.entity.js';
+import { IdempotencyKeyEntity, JobEntity, platformEntities } from './jobs/job.entity.js';
+import { JobRetention } from './jobs/job-retention.js';
 import { JobsService } from './jobs/jobs.service.js';
+import { noProgress } from './jobs/progress.js';
 
 @Entity('thing')
 class ThingEntity {
   @PrimaryColumn('varchar') id!: string;
   @Column('varchar', { unique: true }) name!: string;
   @Column('integer') version!: number;
+}
+
+@Entity('check')
+class CheckEntity {
+  @PrimaryColumn('varchar') id!: string;
+  @Column('varchar') jobId!: string;
+}
+
+@Entity('group')
+class ClusterEntity {
+  @PrimaryColumn('varchar') id!: string;
+  @Column('varchar', { nullable: true }) lastJobId!: string | null;
 }
 
 const databases = [
@@ -45,7 +59,9 @@ describe.each(databases)('on %s', (_name, start) => {
     folder = await tempDir('database');
     const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir: folder.path, databaseUrl: server.databaseUrl } });
     // As when API and worker start at the same time on an empty database.
-    sources = await Promise.all([1, 2].map(() => connectDatabase(dataSourceOptions(config, 'image', [...platformEntities, ThingEntity]))));
+    sources = await Promise.all(
+      [1, 2].map(() => connectDatabase(dataSourceOptions(config, 'image', [...platformEntities, ThingEntity, CheckEntity, ClusterEntity]))),
+    );
   });
   afterAll(async () => {
     for (const source of sources ?? []) await source.destroy();
@@ -106,6 +122,90 @@ describe.each(databases)('on %s', (_name, start) => {
       type: 'image.push.succeeded',
       data: { jobId: id, job: `/v1/jobs/${id}`, resource: '/v1/things/1', state: 'succeeded', result: { a: 1 }, error: null },
     });
+  });
+
+  it('L1: says of a value that no column takes that the request is wrong', async () => {
+    const failed = await insert('a\0b')
+      .execute()
+      .then(
+        () => undefined,
+        (error: unknown) => translateDatabaseError(error),
+      );
+    // SQLite keeps it.
+    if (sources[0]?.options.type === 'postgres') expect(failed).toMatchObject({ code: 'request_invalid' });
+    else expect(failed).toBeUndefined();
+  });
+
+  it('L5: does not start where a column would be lost, and leaves it as it is', async () => {
+    const source = sources[0] as DataSource;
+    const table = source
+      .getMetadata(ThingEntity)
+      .tablePath.split('.')
+      .map((part) => `"${part}"`)
+      .join('.');
+    await source.query(`ALTER TABLE ${table} ADD COLUMN "ofLaterVersion" varchar`);
+    await insert('precious').execute();
+    await source.query(`UPDATE ${table} SET "ofLaterVersion" = 'kept'`);
+    const start = () => connectDatabase({ ...source.options });
+    await expect(start()).rejects.toMatchObject({ code: 'schema_loses_data', details: { columns: ['thing.ofLaterVersion'] } });
+    expect(await source.query(`SELECT DISTINCT "ofLaterVersion" AS value FROM ${table}`)).toEqual([{ value: 'kept' }]);
+    await source.query(`ALTER TABLE ${table} DROP COLUMN "ofLaterVersion"`);
+    await (await start()).destroy();
+  });
+
+  it('L2: forgets what ended long ago, with the resources that told of it, but nothing that is named elsewhere or runs', async () => {
+    const source = sources[0] as DataSource;
+    const jobs = source.getRepository(JobEntity);
+    const old = new Date(Date.now() - 100 * 86_400_000).toISOString();
+    const add = (id: string, state: JobEntity['state'], finishedAt: string | null) =>
+      jobs.insert(
+        columns<JobEntity>({
+          ...{
+            id,
+            type: 'image.thing',
+            state,
+            progress: noProgress,
+            error: null,
+            result: null,
+            resource: `/v1/things/${id}`,
+            parentId: null,
+            createdBy: 'admin',
+          },
+          ...{
+            createdAt: old,
+            startedAt: null,
+            finishedAt,
+            cancelRequestedAt: null,
+            attempt: 1,
+            failures: 0,
+            runAfter: null,
+            leaseOwner: null,
+            leaseUntil: null,
+          },
+          ...{ requestKey: null, revision: 0 },
+        }),
+      );
+    const ids = { old: newId(), fresh: newId(), running: newId(), named: newId() };
+    await add(ids.old, 'succeeded', old);
+    await add(ids.fresh, 'failed', new Date().toISOString());
+    await add(ids.running, 'running', null);
+    await add(ids.named, 'succeeded', old);
+    await source.getRepository(CheckEntity).insert({ id: newId(), jobId: ids.old });
+    await source.getRepository(ClusterEntity).insert({ id: newId(), lastJobId: ids.named });
+    const keys = source.getRepository(IdempotencyKeyEntity);
+    const key = { headers: null, body: null, status: 200 };
+    await keys.insert({ ...key, id: 'unkeyed', requestDigest: 'a'.repeat(64), createdAt: new Date().toISOString() });
+    await keys.insert({ ...key, id: 'old', requestDigest: 'k.a', createdAt: old });
+    await keys.insert({ ...key, id: 'fresh', requestDigest: 'k.b', createdAt: new Date().toISOString() });
+    const retention = new JobRetention({ keepDays: 90, idempotencyKeepDays: 30 }, new ServiceDatabase(source), [CheckEntity]);
+    retention.onApplicationBootstrap();
+    // Not before its first round is over, which `isStopped` would cut short.
+    await expect.poll(async () => (await keys.find()).length + (await jobs.countBy({ id: ids.old })), { timeout: 10_000 }).toBe(1);
+    await retention.beforeApplicationShutdown();
+    const left = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
+    expect(left.toSorted()).toEqual([ids.fresh, ids.running, ids.named].toSorted());
+    expect(await source.getRepository(CheckEntity).count()).toBe(0);
+    expect((await keys.find()).map(({ id }) => id)).toEqual(['fresh']);
   });
 
   it('gives a job up whose third worker has died, but not one that was handed back or waits; a retry begins to count anew', async () => {

@@ -31,7 +31,11 @@ export function dataSourceOptions(config: Config, service: ServiceName, entities
     enableWAL: true,
     timeout: 10_000,
     // An accepted job must survive a power cut, so every commit reaches the disk.
-    prepareDatabase: (database: BetterSqlite3.Database) => void database.pragma('synchronous = FULL'),
+    prepareDatabase: (database: BetterSqlite3.Database) => {
+      database.pragma('synchronous = FULL');
+      // What is deleted is overwritten, so that a copy of the file does not tell of it.
+      database.pragma('secure_delete = ON');
+    },
   };
 }
 
@@ -39,20 +43,58 @@ export function dataSourceOptions(config: Config, service: ServiceName, entities
 export async function connectDatabase(options: DataSourceOptions): Promise<DataSource> {
   if (options.type === 'better-sqlite3') mkdirSync(join(options.database, '..'), { recursive: true, mode: 0o700 });
   const dataSource = await new DataSource(options).initialize();
-  if (options.type !== 'postgres') {
-    await dataSource.synchronize();
+  try {
+    await prepare(dataSource);
     return dataSource;
+  } catch (error) {
+    await dataSource.destroy();
+    throw error;
   }
+}
+
+async function prepare(dataSource: DataSource): Promise<void> {
+  const { options } = dataSource;
+  if (options.type !== 'postgres') return synchronize(dataSource);
   const lock = dataSource.createQueryRunner();
   try {
     await lock.query('SELECT pg_advisory_lock(hashtext($1))', ['airdock schema']);
     await lock.query(`CREATE SCHEMA IF NOT EXISTS "${options.schema}"`);
-    await dataSource.synchronize();
+    await synchronize(dataSource);
   } finally {
     await lock.query('SELECT pg_advisory_unlock(hashtext($1))', ['airdock schema']);
     await lock.release();
   }
-  return dataSource;
+}
+
+/** Columns that a version has given up on purpose, as `table.column`: they may go at a start, and everything else in them with them. */
+const retiredColumns = new Set<string>([]);
+
+/** Brings the schema up to date, unless something would be lost by it. Throws `schema_loses_data` before anything is changed. */
+async function synchronize(dataSource: DataSource): Promise<void> {
+  const lost = await unknownColumns(dataSource);
+  if (lost.length > 0) throw new AppError('schema_loses_data', { detail: lost.join(', ').slice(0, 500), columns: lost });
+  await dataSource.synchronize();
+}
+
+/** What the tables have and the entities have not, or have in another form that takes a new column: TypeORM drops both. */
+async function unknownColumns(dataSource: DataSource): Promise<string[]> {
+  const runner = dataSource.createQueryRunner();
+  try {
+    const lost: string[] = [];
+    for (const { tablePath, tableName, columns: known } of dataSource.entityMetadatas) {
+      const table = await runner.getTable(tablePath);
+      const names = new Set(known.map(({ databaseName }) => databaseName));
+      lost.push(...(table?.columns ?? []).filter(({ name }) => !names.has(name)).map(({ name }) => `${tableName}.${name}`));
+    }
+    const { upQueries } = await dataSource.driver.createSchemaBuilder().log();
+    for (const { query } of upQueries) {
+      const [, table, column] = /ALTER TABLE (?:"[^"]+"\.)?"([^"]+)" DROP COLUMN "([^"]+)"/i.exec(query) ?? [];
+      if (table && column) lost.push(`${table}.${column}`);
+    }
+    return [...new Set(lost)].filter((column) => !retiredColumns.has(column));
+  } finally {
+    await runner.release();
+  }
 }
 
 /** A statement that has not run yet: an insert, update or delete builder. */
@@ -139,8 +181,14 @@ export function translateDatabaseError(error: unknown): unknown {
   const code = errorCode(error);
   const isLost =
     code !== undefined ? lostConnection.test(code) : error instanceof QueryFailedError && /connection terminated|timeout exceeded/i.test(error.message);
-  return isLost ? new AppError('dependency_unavailable', { detail: 'the database' }, { cause: error }) : error;
+  if (isLost) return new AppError('dependency_unavailable', { detail: 'the database' }, { cause: error });
+  if (code !== undefined && unstorable.has(code))
+    return new AppError('request_invalid', { detail: 'a value cannot be stored: a text with a NUL, or a number or text that is too large' }, { cause: error });
+  return error;
 }
+
+/** Of PostgreSQL: what no column takes, whichever way it got past the schemas. */
+const unstorable = new Set(['22021', '22P05', '22003', '22001', '54000']);
 
 const errorCode = (error: unknown): string | undefined => (error as { driverError?: { code?: string } }).driverError?.code ?? (error as { code?: string }).code;
 

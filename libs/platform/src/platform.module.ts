@@ -3,9 +3,17 @@ import { type DynamicModule, Global, Module } from '@nestjs/common';
 import { APP_GUARD } from '@nestjs/core';
 import { LoggerModule } from 'nestjs-pino';
 import { CONFIG, type Config } from './config.js';
-import { AuthGuard, TokenVerifier } from './http/auth.guard.js';
+import { Authentication, AuthGuard } from './http/authentication.js';
+import { FailedLogins } from './http/failed-logins.js';
 import { Metrics } from './http/health.controller.js';
-import { readOrCreateSecretFile, SecretBox } from './secrets.js';
+import { Journal } from './http/journal.js';
+import { SecretBox } from './secrets.js';
+import { TokenFile } from './token-file.js';
+
+/** Injection token of the `TokenFile` that operators' requests are compared with. */
+export const ADMIN_TOKEN = Symbol('ADMIN_TOKEN');
+/** Injection token of the `TokenFile` that services show each other. */
+export const INTERNAL_TOKEN = Symbol('INTERNAL_TOKEN');
 
 /** Where Redis answers, as ioredis takes it. A socket path keeps the embedded Redis off the network. */
 function redisConnection({ redisUrl }: Config) {
@@ -32,7 +40,15 @@ export class PlatformModule {
     const providers = [
       { provide: CONFIG, useValue: config },
       { provide: SecretBox, useFactory: () => new SecretBox(config.secretsKeyFile) },
-      { provide: TokenVerifier, useFactory: () => new TokenVerifier(apiToken(config)) },
+      { provide: ADMIN_TOKEN, useFactory: () => new TokenFile(config.tokenFile) },
+      { provide: INTERNAL_TOKEN, useFactory: () => new TokenFile(config.internalTokenFile) },
+      {
+        provide: Authentication,
+        inject: [ADMIN_TOKEN, INTERNAL_TOKEN, FailedLogins],
+        useFactory: (admin: TokenFile, internal: TokenFile, failures: FailedLogins) => new Authentication(admin, internal, failures),
+      },
+      FailedLogins,
+      Journal,
       Metrics,
     ];
     return {
@@ -53,10 +69,13 @@ export class PlatformModule {
         BullModule.forRootAsync({ useFactory: () => ({ prefix: 'airdock', connection: redisConnection(config) }) }),
       ],
       providers: [...providers, { provide: APP_GUARD, useClass: AuthGuard }],
-      exports: [CONFIG, SecretBox, TokenVerifier, Metrics],
+      exports: [CONFIG, SecretBox, ADMIN_TOKEN, INTERNAL_TOKEN, Authentication, Journal, Metrics],
     };
   }
 }
 
-/** The token that clients and services show. Made on the first start, 0600. */
-export const apiToken = (config: Config): string => readOrCreateSecretFile(config.tokenFile, 32, 'base64url');
+/** The token that clients show. Made on the first start, 0600. */
+export const apiToken = (config: Config): string => new TokenFile(config.tokenFile).token;
+
+/** The token that services show each other, also where only they may call. Made on the first start, 0600. */
+export const internalToken = (config: Config): string => new TokenFile(config.internalTokenFile).token;

@@ -5,7 +5,8 @@ import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { tempDir } from '@airdock/testing/servers';
 import { describe, expect, it } from 'vitest';
-import { readOrCreateSecretFile, SecretBox } from './secrets.js';
+import { readOrCreateSecretFile } from './secret-file.js';
+import { SecretBox } from './secrets.js';
 
 describe('SecretBox', () => {
   it('opens what it sealed, only with its context and its key, and never twice the same', async () => {
@@ -28,7 +29,7 @@ describe('SecretBox', () => {
       }
     });
     expect(codes).toEqual(Array(4).fill('secrets_key_invalid'));
-    await writeFile(join(folder.path, 'c'), 'short');
+    await writeFile(join(folder.path, 'c'), 'short', { mode: 0o600 });
     expect(() => new SecretBox(join(folder.path, 'c'))).toThrowError(AppError);
     await folder.remove();
   });
@@ -38,7 +39,7 @@ describe('readOrCreateSecretFile', () => {
   it('gives many processes that start at once the same secret, readable by the owner only', async () => {
     const folder = await tempDir('secrets');
     const path = join(folder.path, 'token');
-    const script = `import('${join(import.meta.dirname, '../dist/secrets.js')}').then(({ readOrCreateSecretFile }) => console.log(readOrCreateSecretFile('${path}', 32, 'hex')))`;
+    const script = `import('${join(import.meta.dirname, '../dist/secret-file.js')}').then(({ readOrCreateSecretFile }) => console.log(readOrCreateSecretFile('${path}', 32, 'hex')))`;
     const outputs = await Promise.all(Array.from({ length: 6 }, () => promisify(execFile)(process.execPath, ['-e', script])));
     expect(new Set(outputs.map(({ stdout }) => stdout)).size).toBe(1);
     expect(outputs[0]?.stdout.trim()).toBe(readOrCreateSecretFile(path, 32, 'hex'));

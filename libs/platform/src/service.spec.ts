@@ -96,7 +96,7 @@ describe('a service', () => {
     redis = await startRedis();
     const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir, redisUrl: redis.url, logLevel: 'silent' } });
     app = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), { title: 'test' });
-    await listen(app, 0, '127.0.0.1');
+    await listen(app, { port: 0, host: '127.0.0.1' });
     token = apiToken(config);
   });
   afterAll(async () => {
@@ -166,7 +166,7 @@ describe('a service', () => {
     const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir: own, redisUrl: ownRedis.url, logLevel: 'silent' } });
     const startOwn = async () => {
       const started = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), { title: 'test' });
-      await listen(started, 0, '127.0.0.1');
+      await listen(started, { port: 0, host: '127.0.0.1' });
       return started;
     };
     const jobsOf = (started: NestFastifyApplication) => started.get<JobsService>('jobs:image', { strict: false });

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
 import { type DynamicModule, type INestApplicationContext, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
@@ -10,16 +11,23 @@ import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
 import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
+import type { LocalSocket } from './http/local-socket.js';
+import { Servers } from './http/servers.js';
 import { platformEntities } from './jobs/job.entity.js';
+import { JobRetention } from './jobs/job-retention.js';
 import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
-import { PlatformModule } from './platform.module.js';
+import { INTERNAL_TOKEN, PlatformModule } from './platform.module.js';
 import { exitWithProblem, stopSignal } from './process.js';
+import { readSecretFile, securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
+import { SealedColumns } from './secrets-key/sealed-columns.js';
+import { SEALED_COLUMNS, SecretsKeyController } from './secrets-key/secrets-key.controller.js';
 import { StateService } from './state/state.service.js';
 import type { StateTable } from './state/state-table.js';
 import { STATE_SERVICES, StatesController } from './state/states.controller.js';
+import type { TokenFile } from './token-file.js';
 
 /** What a process does for a service: answer requests, work off jobs, or both. */
 export type Role = 'api' | 'worker';
@@ -41,6 +49,8 @@ export interface ServiceDefinition {
   /** Present in the role `worker`: job processors and whatever else runs by itself. */
   workers: Provider[];
   jobTypes: string[];
+  /** Tables with a `jobId` whose rows tell of that job only, and go with it when it is old. */
+  history?: (new () => ObjectLiteral)[];
   /** What of the tables belongs into backups. */
   state?: readonly StateTable[];
 }
@@ -48,12 +58,13 @@ export interface ServiceDefinition {
 /** Injection token of a service's `JobsService` outside its module. */
 export const jobsToken = (name: ServiceName) => `jobs:${name}`;
 const stateToken = (name: ServiceName) => `state:${name}`;
+const sealedToken = (name: ServiceName) => `sealed:${name}`;
 const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
 export function defineService(
   roles: Roles,
-  { module, name, entities, controllers, providers, workers, jobTypes, state = [] }: ServiceDefinition,
+  { module, name, entities, controllers, providers, workers, jobTypes, history = [], state = [] }: ServiceDefinition,
 ): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
@@ -65,8 +76,13 @@ export function defineService(
   const isWorker = roles.includes('worker');
   const forwarder: Provider = {
     provide: OutboxForwarder,
+    inject: [CONFIG, ServiceDatabase, INTERNAL_TOKEN],
+    useFactory: (config: Config, database: ServiceDatabase, token: TokenFile) => new OutboxForwarder(config, database, token),
+  };
+  const retention: Provider = {
+    provide: JobRetention,
     inject: [CONFIG, ServiceDatabase],
-    useFactory: (config: Config, database: ServiceDatabase) => new OutboxForwarder(config, database),
+    useFactory: (config: Config, database: ServiceDatabase) => new JobRetention(config.jobs, database, history),
   };
   return {
     module,
@@ -98,14 +114,19 @@ export function defineService(
         inject: [ServiceDatabase, SecretBox, CONFIG],
         useFactory: (database: ServiceDatabase, secrets: SecretBox, config: Config) => new StateService(name, state, database, secrets, config),
       },
+      {
+        provide: sealedToken(name),
+        inject: [ServiceDatabase, SecretBox],
+        useFactory: (database: ServiceDatabase, secrets: SecretBox) => new SealedColumns(database, secrets),
+      },
       jobs,
       IdempotencyInterceptor,
       ...providers,
       ...(isWorker
-        ? [...workers, forwarder, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
+        ? [...workers, forwarder, retention, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
         : []),
     ],
-    exports: [jobsToken(name), databaseToken(name), stateToken(name)],
+    exports: [jobsToken(name), databaseToken(name), stateToken(name), sealedToken(name)],
   };
 }
 
@@ -114,10 +135,11 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
   const names = Object.keys(services) as ServiceName[];
   const metadata: ModuleMetadata = {
     imports: [PlatformModule.forRoot(config), ...Object.values(services).map((service) => service.register(roles))],
-    controllers: [HealthController, ...(roles.includes('api') ? [JobsController, StatesController] : [])],
+    controllers: [HealthController, ...(roles.includes('api') ? [JobsController, StatesController, SecretsKeyController] : [])],
     providers: [
       JobDirectory,
       { provide: STATE_SERVICES, inject: names.map(stateToken), useFactory: (...states: StateService[]) => states },
+      { provide: SEALED_COLUMNS, inject: names.map(sealedToken), useFactory: (...columns: SealedColumns[]) => columns },
       { provide: JOB_SERVICES, inject: names.map(jobsToken), useFactory: (...jobs: JobsService[]) => jobs },
       {
         provide: READINESS_CHECKS,
@@ -132,9 +154,18 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
   return RootModule;
 }
 
+/** Where a process answers: TCP, and a Unix socket if wanted. */
+export interface Listening {
+  port: number;
+  host: string;
+  /** The servers that the application was made with, and the socket that they listen on too. */
+  local?: { servers: Servers; socket: LocalSocket } | undefined;
+}
+
 /** Answers requests, and then begins to take jobs: they may call the services of this process. */
-export async function listen(app: NestFastifyApplication, port: number, host: string): Promise<void> {
+export async function listen(app: NestFastifyApplication, { port, host, local }: Listening): Promise<void> {
   await app.listen(port, host);
+  await local?.servers.listenLocally(local.socket);
   startProcessors(app);
 }
 
@@ -143,14 +174,32 @@ export function startProcessors(app: INestApplicationContext): void {
   for (const { processors } of app.get<JobsService[]>(JOB_SERVICES)) for (const processor of processors) processor.start();
 }
 
+/** Before anything else: whatever this process makes is its own business, and so is the data folder. Throws `file_exposed`. */
+export function keepPrivate({ dataDir, tokenFile, internalTokenFile, secretsKeyFile }: Config): void {
+  process.umask(0o077);
+  const done = securePrivateFolder(dataDir);
+  if (done) process.stderr.write(`airdock: ${done}\n`);
+  // Those that are there; the others are made when they are needed.
+  for (const file of [tokenFile, internalTokenFile, secretsKeyFile]) if (existsSync(file)) readSecretFile(file);
+}
+
+/** The application of a process, answering. */
+export async function serve(config: Config, module: Type, title: string): Promise<NestFastifyApplication> {
+  const { port, host, socket, socketGroup } = config.http;
+  const servers = new Servers(config.http);
+  // Only where there is HTTP: it brings the documents of the API along.
+  const { createHttpApp } = await import('./http/app.js');
+  const app = await createHttpApp(module, { title, servers });
+  await listen(app, { port, host, local: socket === undefined ? undefined : { servers, socket: { path: socket, group: socketGroup } } });
+  return app;
+}
+
 /** Runs one service as a process of its own, in one role: the body of every `main.ts` and `worker.ts`. A worker answers health and metrics only. */
 export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<never> {
   try {
     const config = loadConfig();
-    // Only where there is HTTP: it brings the documents of the API along.
-    const { createHttpApp } = await import('./http/app.js');
-    const app = await createHttpApp(rootModule(config, { [name]: service }, [role]), { title: `Airdock ${name}-svc` });
-    await listen(app, config.http.port, config.http.host);
+    keepPrivate(config);
+    const app = await serve(config, rootModule(config, { [name]: service }, [role]), `Airdock ${name}-svc`);
     process.stdout.write(`${name}-svc ${role} listens on http://${config.http.host}:${config.http.port}\n`);
     await stopSignal();
     await app.close();

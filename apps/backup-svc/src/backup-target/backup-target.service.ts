@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import type { BackupStorage } from '@airdock/adapters/backup-store/backup-storage';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
@@ -7,6 +6,7 @@ import { AppError, toProblem } from '@airdock/core/errors';
 import { type BackupTargetConfig, CONFIG, type Config } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { readSecretFile } from '@airdock/platform/secret-file';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -128,8 +128,9 @@ export class BackupTargetService {
   }
 
   private configOf(name: string): BackupTargetConfig {
+    // A name such as `constructor` is none of ours.
     const found = Object.hasOwn(this.config.backup.targets, name) ? this.config.backup.targets[name] : undefined;
-    if (!found) throw new AppError('resource_not_found', { detail: `no backup target ${name}; there are ${this.names.join(', ')}` });
+    if (!found) throw new AppError('resource_not_found', { detail: `no backup target ${name.slice(0, 60)}; there are ${this.names.join(', ')}` });
     return found;
   }
 
@@ -163,7 +164,11 @@ const maxProblems = 20;
 
 const invalid = (file: string, what: string, cause?: unknown) => new AppError('configuration_invalid', { detail: `${file} ${what}` }, { cause });
 
-const readKey = (file: string): Promise<string> =>
-  readFile(file, 'utf8').catch((cause: unknown) => {
-    throw invalid(file, 'cannot be read', cause);
-  });
+/** Throws `configuration_invalid`, and `file_exposed` when others can read it. */
+async function readKey(file: string): Promise<string> {
+  try {
+    return readSecretFile(file);
+  } catch (cause) {
+    throw cause instanceof AppError ? cause : invalid(file, 'cannot be read', cause);
+  }
+}

@@ -35,7 +35,14 @@ const shared = {
 };
 
 const registry = z.strictObject({
-  url: z.url({ protocol: /^https?$/ }).refine((url) => !new URL(url).username && !new URL(url).password, 'give username and password apart'),
+  url: z
+    .url({ protocol: /^https?$/ })
+    .max(2000)
+    .refine((url) => {
+      // What is no URL has been said already.
+      const parsed = URL.parse(url);
+      return !parsed?.username && !parsed?.password;
+    }, 'give username and password apart'),
   username: z.string().max(200).optional(),
 });
 

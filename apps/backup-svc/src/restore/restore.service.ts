@@ -1,8 +1,11 @@
 import { readdir, rm } from 'node:fs/promises';
+import { BlockList, isIP } from 'node:net';
 import { join } from 'node:path';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { type BackupSource, openBackup } from '@airdock/adapters/backup-store/backup-source';
 import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
+import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
+import { pinUrl } from '@airdock/adapters/http/pinned-url';
 import { copyImages, failureOf, type ImageToCopy, type LocalName } from '@airdock/adapters/oci-client/copy-image';
 import { freeBytesOf } from '@airdock/adapters/oci-client/durable-file';
 import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
@@ -34,6 +37,10 @@ import { maxStateBytes, parseState, StateRestore } from './state-restore.js';
 
 export const restoreJobType = 'backup.restore';
 
+const loopback = new BlockList();
+loopback.addSubnet('127.0.0.0', 8);
+loopback.addAddress('::1', 'ipv6');
+
 /** Where a restore goes. */
 interface Destination extends AsyncDisposable {
   registry: RegistryClient;
@@ -53,12 +60,14 @@ export class RestoreService {
     private readonly jobs: JobsService,
     private readonly secrets: SecretBox,
     private readonly clients: ServiceClients,
+    private readonly targets: OutboundTargets,
   ) {}
 
-  /** Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`. */
+  /** Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`, `registry_target_forbidden`. */
   async create(request: JobRequest, { backupId, registry, ...wanted }: CreateRestore): Promise<Job> {
     const { target } = await this.backups.locate(backupId, wanted);
-    if (!registry && !wanted.drill) await this.backups.registry();
+    if (registry) await this.assertAllowed(registry);
+    else if (!wanted.drill) await this.backups.registry();
     const id = newId();
     const { password, ...where } = registry ?? {};
     const row = columns<RestoreEntity>({
@@ -67,6 +76,16 @@ export class RestoreService {
       sealedPassword: password === undefined ? null : this.secrets.seal(password, id),
     });
     return this.jobs.submit({ ...request, type: restoreJobType, resource: `/v1/restores/${id}` }, [this.restores.createQueryBuilder().insert().values(row)]);
+  }
+
+  /** A password does not go over a network in plain, unless somebody has thought of that very registry. Throws `registry_target_forbidden`. */
+  private async assertAllowed({ url, username }: { url: string; username?: string | undefined }): Promise<void> {
+    await this.targets.check(url);
+    if (username === undefined || this.targets.parse(url).isSecure || this.targets.isListed(url)) return;
+    if ((await this.targets.addressesOf(url)).every((address) => loopback.check(address, isIP(address) === 6 ? 'ipv6' : 'ipv4'))) return;
+    throw new AppError('registry_target_forbidden', {
+      detail: `${new URL(url).origin} would get the password in plain: use https, or list its name in airdock.registry.allowedHosts`,
+    });
   }
 
   async list(query: PageQuery): Promise<Page<Restore>> {
@@ -181,7 +200,7 @@ export class RestoreService {
     if (registry) {
       const auth =
         registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
-      return destination(new RegistryClient(registry.url, { auth }), undefined, null);
+      return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), undefined, null);
     }
     const { address, storage, storageDir } = await this.backups.registryForJob(context);
     return destination(new RegistryClient(address), storage, storageDir);

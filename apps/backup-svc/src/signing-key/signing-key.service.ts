@@ -4,7 +4,7 @@ import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
 import { getRow } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import { readOrCreateSecretFile } from '@airdock/platform/secrets';
+import { readOrCreateSecretFile } from '@airdock/platform/secret-file';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';

@@ -1,3 +1,4 @@
+import { Internal } from '@airdock/platform/http/access';
 import { Idempotent } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import type { Page } from '@airdock/platform/http/page';
@@ -55,6 +56,7 @@ export class WebhookEventController {
   constructor(private readonly deliveries: WebhookDeliveryService) {}
 
   @Post()
+  @Internal()
   @Operation({ id: 'createWebhookEvent', summary: 'Tell endpoints of something: for the services of Airdock, which may say it twice', status: 204 })
   accept(@Body({ schema: WebhookEvent }) body: WebhookEvent): Promise<void> {
     return this.deliveries.accept(body);

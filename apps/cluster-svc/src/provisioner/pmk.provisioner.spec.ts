@@ -41,7 +41,7 @@ describe('PmkProvisioner', () => {
   const start = async (options: Partial<QbertOptions> = {}) => {
     qbert = await startQbert({ nodes: agents, versions: [old, made, next], ...options });
     const passwordFile = join(folder.path, 'password');
-    await writeFile(passwordFile, `${qbert.password}\n`);
+    await writeFile(passwordFile, `${qbert.password}\n`, { mode: 0o600 });
     provisioner = new PmkProvisioner({ pmk: { url: qbert.url, project: qbert.project, user: qbert.user, domain: 'default', passwordFile } } as never);
   };
 

@@ -1,4 +1,3 @@
-import { readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { PmkClient, type PmkCluster, type PmkNode } from '@airdock/adapters/pmk/pmk-client';
 import { AppError } from '@airdock/core/errors';
@@ -6,6 +5,7 @@ import { upgradeKind } from '@airdock/core/kubernetes-version';
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import type { Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { readSecretFile } from '@airdock/platform/secret-file';
 import type { Cluster, CreateCluster } from '../cluster/cluster.schema.js';
 import type { Found, Provisioner, Target, TargetNode, UpgradeBatch } from './provisioner.schema.js';
 
@@ -142,10 +142,17 @@ export class PmkProvisioner implements Provisioner {
     const { pmk } = this.config;
     if (!pmk) throw new AppError('provisioner_unavailable', { detail: 'airdock.pmk is not in the configuration' });
     const { passwordFile, ...connection } = pmk;
-    const password = await readFile(passwordFile, 'utf8').catch((cause: unknown) => {
-      throw new AppError('provisioner_unavailable', { detail: `${passwordFile} (airdock.pmk.passwordFile) cannot be read` }, { cause });
-    });
-    return new PmkClient(connection, password.trimEnd());
+    return new PmkClient(connection, readPassword(passwordFile));
+  }
+}
+
+/** Throws `provisioner_unavailable`, and `file_exposed` when others can read it. */
+function readPassword(path: string): string {
+  try {
+    return readSecretFile(path);
+  } catch (cause) {
+    if (cause instanceof AppError) throw cause;
+    throw new AppError('provisioner_unavailable', { detail: `${path} (airdock.pmk.passwordFile) cannot be read` }, { cause });
   }
 }
 

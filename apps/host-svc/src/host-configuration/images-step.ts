@@ -76,7 +76,7 @@ async function sourcesOf(clients: ServiceClients, missing: Missing[], platform: 
   const { data } = await getRegistry({ client: clients.registry, throwOnError: true });
   const sources = new Map<Missing, string>();
   if (!data.url) return sources;
-  await using registry = new RegistryClient(data.sockets?.readOnly ?? data.url);
+  await using registry = new RegistryClient(data.sockets?.readOnly ?? data.address ?? data.url);
   const limit = pLimit(8);
   await Promise.all(
     missing.map((one) =>

@@ -4,11 +4,12 @@ import { HostBuffers } from '@airdock/adapters/ssh/host-buffers';
 import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
 import { matchesLabels, parseLabelSelector } from '@airdock/core/label-selector';
+import { CONFIG, type Config } from '@airdock/platform/config';
 import { atomically, chunks, columns, isUniqueViolation, now, runUnflushed, type Statement } from '@airdock/platform/database';
 import { Outbox } from '@airdock/platform/events/outbox';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import { Injectable, Logger } from '@nestjs/common';
+import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, IsNull, Not, type Repository } from 'typeorm';
 import { serveHost } from '../served-host.js';
@@ -56,6 +57,7 @@ export class HostService {
     @InjectRepository(HostEntity, 'host') private readonly hosts: Repository<HostEntity>,
     private readonly credentials: SshCredentialService,
     private readonly outbox: Outbox,
+    @Inject(CONFIG) private readonly config: Config,
   ) {}
 
   /** Throws `resource_not_found` for the credential, `resource_exists` for the name, `request_invalid` for the host key, `jump_host_invalid`. */
@@ -271,7 +273,13 @@ export class HostService {
 
   private async targetOf({ id, address, port, credentialId, hostKeyFingerprint }: Host): Promise<SshTarget> {
     const secrets = await this.credentials.open(credentialId);
-    return { address, port, hostKeyFingerprint: hostKeyFingerprint ?? ((seen) => this.pinFirst(id, seen)), ...secrets };
+    return {
+      address,
+      port,
+      hostKeyFingerprint: hostKeyFingerprint ?? ((seen) => this.pinFirst(id, seen)),
+      ...secrets,
+      algorithms: this.config.hosts.ssh.algorithms,
+    };
   }
 
   /** Pins the key that a host shows first. Of two first connections one pins; the other is held to it. Returns the key that is pinned now. */

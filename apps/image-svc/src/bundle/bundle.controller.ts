@@ -1,9 +1,10 @@
+import { Internal, StreamedAnswer } from '@airdock/platform/http/access';
 import { Idempotent, JobRequest } from '@airdock/platform/http/idempotency';
-import { Operation } from '@airdock/platform/http/operation';
+import { Operation, RawOperation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
 import { Body, Controller, Delete, Get, Param, Post, Query, Res, StreamableFile } from '@nestjs/common';
-import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiOkResponse, ApiTags } from '@nestjs/swagger';
 import { Bundle, BundlePage, CreateBundle, DockerArchiveQuery } from './bundle.schema.js';
 import { BundleService } from './bundle.service.js';
 
@@ -38,7 +39,12 @@ export class BundleController {
   }
 
   @Get(':id/docker-archive')
-  @ApiOperation({ operationId: 'getBundleDockerArchive', summary: 'The images of one platform as a tar that `docker load` takes' })
+  @Internal()
+  @StreamedAnswer()
+  @RawOperation({
+    id: 'getBundleDockerArchive',
+    summary: 'The images of one platform as a tar that `docker load` takes: for host-svc, which streams it to hosts',
+  })
   @ApiOkResponse({ description: 'The tar', content: { 'application/x-tar': { schema: { type: 'string', format: 'binary' } } } })
   async dockerArchive(
     @Param('id') id: string,

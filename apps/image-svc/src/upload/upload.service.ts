@@ -1,7 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { AppError, toProblem } from '@airdock/core/errors';
+import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import { FileConfigstore, FileStore } from '@tus/file-store';
@@ -28,11 +28,15 @@ export class UploadService {
       onUploadCreate: async (_request, { metadata }) => {
         const sha256 = metadata?.sha256;
         if (sha256 && !/^[0-9a-f]{64}$/.test(sha256)) throw { status_code: 400, body: 'sha256 in Upload-Metadata is not 64 hex digits' };
+        // A file name goes into rows and answers.
+        for (const value of Object.values(metadata ?? {}))
+          if (value && /[\p{Cc}\p{Zl}\p{Zp}]/u.test(value)) throw { status_code: 400, body: 'a text in Upload-Metadata has control characters' };
         return {};
       },
       onResponseError: (_request, error) => {
-        if ('status_code' in error && error.status_code < 500) return undefined;
-        return { status_code: 500, body: JSON.stringify(toProblem(error)) };
+        if ('status_code' in error) return undefined;
+        // What it was is for the log.
+        return { status_code: 500, body: error instanceof Error ? error.message : 'unknown' };
       },
     });
   }

@@ -13,6 +13,10 @@ export const Registry = z
       .object({ readWrite: z.string(), readOnly: z.string() })
       .nullable()
       .describe('Unix sockets as unix:PATH, for Airdock itself: it writes to the one, and tunnels lead to the other. Null in the modes none and external'),
+    address: z
+      .string()
+      .nullable()
+      .describe('How Airdock itself reaches the registry: unix:PATH, or the URL with the addresses that were allowed for its host in the fragment'),
     engine: z
       .object({
         kind: z.enum(['process', 'external']),
@@ -67,6 +71,7 @@ export const PutRegistry = z
     mode,
     externalUrl: z
       .url({ protocol: /^https?$/ })
+      .max(2000)
       .optional()
       .describe('Needed with mode external'),
   })

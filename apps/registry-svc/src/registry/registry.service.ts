@@ -1,4 +1,6 @@
 import { join } from 'node:path';
+import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
+import { pinUrl } from '@airdock/adapters/http/pinned-url';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
 import { localPushCredential } from '@airdock/adapters/registry-engine/local-push';
@@ -29,6 +31,8 @@ export const registryEngine = ({ dataDir, registry }: Config, { engineBinary }: 
     front: { port: registry.port, push: registry.localPush ? localPushCredential(dataDir) : null },
   });
 
+const probe = async (address: string | null) => (address === null ? { ok: false, latencyMs: 0 } : probeRegistry(address, 1_000));
+
 /** The registry's wanted state, and the engine that follows it. */
 @Injectable()
 export class RegistryService {
@@ -41,6 +45,7 @@ export class RegistryService {
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(RegistryEntity, 'registry') private readonly registries: Repository<RegistryEntity>,
     private readonly jobs: JobsService,
+    private readonly targets: OutboundTargets,
   ) {}
 
   /** The wanted state; on the first call, and after a change in the configuration file, what the file says. */
@@ -84,19 +89,23 @@ export class RegistryService {
       localhostError: mode === 'local' ? localhostError : null,
       foreignProcesses: (mode === 'local' && foreignProcesses) || [],
     };
-    if (mode === 'none') return { mode, host: null, url: null, sockets: null, engine: null, health: null, storage: null, ...changes, error, version };
+    if (mode === 'none')
+      return { mode, host: null, url: null, sockets: null, address: null, engine: null, health: null, storage: null, ...changes, error, version };
     const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
     // Tunnels must not lead to an endpoint that takes pushes, and an external registry has no other that we know of.
     const sockets = mode === 'local' ? registrySockets(this.config.registry.socketDir) : null;
-    const [readWrite, readOnly] = await Promise.all([probeRegistry(sockets?.readWrite ?? url, 1_000), probeRegistry(sockets?.readOnly ?? url, 1_000)]);
+    const { address, refusal } = sockets ? { address: sockets.readWrite, refusal: null } : await this.reachExternal(url);
+    const problem = error ?? refusal;
+    const [readWrite, readOnly] = await Promise.all([probe(address), probe(sockets?.readOnly ?? address)]);
     const seen = { ...readWrite, readOnlyOk: readOnly.ok, localhostOk: !localhostError };
-    const health = error ? { ...seen, ok: false, error: error.code, readOnlyOk: false, localhostOk: false } : seen;
+    const health = problem ? { ...seen, ok: false, error: problem.code, readOnlyOk: false, localhostOk: false } : seen;
     return {
       mode,
       // What image-svc begins local references with, in every mode; in mode external no tunnel leads there yet.
       host: `localhost:${port}`,
       url,
       sockets,
+      address,
       engine:
         mode === 'local'
           ? { kind: 'process', version: engineVersion, isSandboxed: whyNoSandbox() === undefined }
@@ -104,16 +113,31 @@ export class RegistryService {
       health,
       storage: mode === 'local' && storage ? { path: storageDir, id: storageId, ...storage } : null,
       ...changes,
-      error,
+      error: problem,
       version,
     };
   }
 
-  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`, `registry_fenced`. */
+  /** Where the registry of mode external may be reached now; a refusal, and no address, when its name leads where it must not. */
+  private async reachExternal(url: string): Promise<{ address: string | null; refusal: Problem | null }> {
+    // Whoever wrote the configuration file may name any.
+    if (url === this.config.registry.externalUrl) return { address: url, refusal: null };
+    try {
+      return { address: await pinUrl(this.targets, url), refusal: null };
+    } catch (error) {
+      return {
+        address: null,
+        refusal: toProblem(error instanceof AppError ? error : new AppError('registry_unavailable', { detail: 'its name does not resolve' })),
+      };
+    }
+  }
+
+  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`, `registry_fenced`, `registry_target_forbidden`. */
   async put(request: JobRequest, { mode, externalUrl }: PutRegistry, ifMatch?: number): Promise<Job> {
     const { version, fence } = await this.load();
     if (fence) throw new AppError('registry_fenced', { detail: `upgrade ${fence.upgradeId}` });
     if (ifMatch !== undefined && ifMatch !== version) throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
+    if (mode === 'external' && externalUrl !== undefined && externalUrl !== this.config.registry.externalUrl) await this.targets.check(externalUrl);
     const change = this.registries
       .createQueryBuilder()
       .update()

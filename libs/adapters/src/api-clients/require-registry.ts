@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { AppError } from '@airdock/core/errors';
+import { AppError, fromProblem } from '@airdock/core/errors';
 import { RegistryStorage } from '../oci-client/registry-storage.js';
 import { getRegistry } from './generated/sdk.gen.js';
 import type { Client } from './service-clients.js';
@@ -46,10 +46,11 @@ export async function requireRegistry(client: Client, { waits = true, onWait, si
     ({ data } = await getRegistry({ client, throwOnError: true }));
   }
   if (!data.url) throw new AppError('registry_off');
+  if (data.error?.code === 'registry_target_forbidden') throw fromProblem(data.error);
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
   return {
-    address: data.sockets?.readWrite ?? data.url,
+    address: data.address ?? data.url,
     isFenced: Boolean(data.fence),
     readOnlyAddress: data.sockets?.readOnly ?? null,
     storage,

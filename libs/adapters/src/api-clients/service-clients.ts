@@ -1,44 +1,65 @@
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
+import { Agent, fetch as fetchBy } from 'undici';
 import { type Client, createClient, createConfig } from './generated/client/index.js';
 
 export type { Client };
 
-export interface ServiceAddresses {
-  registry: string;
-  image: string;
-  host: string;
-  cluster: string;
-  backup: string;
+export interface ServiceEndpoint {
+  url: string;
+  /** The Unix socket that leads there; the URL's host and port then mean nothing. */
+  socketPath?: string | undefined;
 }
 
-/** A client of one service or of the whole DU. Failed calls throw AppErrors: the service's own problem, or `dependency_unavailable`. */
-export function createServiceClient(baseUrl: string, token: string): Client {
-  const client = createClient(createConfig({ baseUrl, throwOnError: true, headers: { authorization: `Bearer ${token}` } }));
+/**
+ * A client of one service or of the whole DU, with a token, which is asked for anew with every call where it is a function; without any by a socket that needs none. Failed calls throw AppErrors: the service's own problem, or
+ * `dependency_unavailable`.
+ */
+export function createServiceClient(endpoint: string | ServiceEndpoint, token?: string | (() => string)): Client {
+  const { url: baseUrl, socketPath } = typeof endpoint === 'string' ? { url: endpoint, socketPath: undefined } : endpoint;
+  const client = createClient(createConfig({ baseUrl, throwOnError: true, ...(socketPath === undefined ? {} : { fetch: fetchBySocket(socketPath) }) }));
+  if (token !== undefined)
+    client.interceptors.request.use((request) => {
+      request.headers.set('authorization', `Bearer ${typeof token === 'string' ? token : token()}`);
+      return request;
+    });
   client.interceptors.error.use((error, response) => {
     if (error instanceof AppError || (error as Error | undefined)?.name === 'AbortError') return error;
     if (typeof error === 'object' && error !== null && 'code' in error && 'nextStep' in error) return fromProblem(error as Problem);
-    return new AppError(
-      'dependency_unavailable',
-      { detail: response ? `${baseUrl} answered ${response.status}` : `${baseUrl} did not answer` },
-      { cause: error },
-    );
+    const where = socketPath ?? baseUrl;
+    return new AppError('dependency_unavailable', { detail: response ? `${where} answered ${response.status}` : `${where} did not answer` }, { cause: error });
   });
   return client;
 }
 
+/** As `fetch`, over one Unix socket. Answers may take as long as a long-poll or a stream does. */
+function fetchBySocket(socketPath: string): typeof fetch {
+  const dispatcher = new Agent({ connect: { socketPath }, headersTimeout: 0, bodyTimeout: 0 });
+  return async (input, init) => {
+    const request = new Request(input, init);
+    const { method, headers, body, signal } = request;
+    const answer = await fetchBy(request.url, {
+      ...{ method, signal, dispatcher, headers: [...headers] as [string, string][] },
+      ...(body ? { body: body as never, duplex: 'half' } : {}),
+    });
+    return answer as unknown as Response;
+  };
+}
+
+type ServiceName = 'registry' | 'image' | 'host' | 'cluster' | 'backup';
+
 /** A client for each service, as services use each other. */
-export class ServiceClients implements Record<keyof ServiceAddresses, Client> {
+export class ServiceClients implements Record<ServiceName, Client> {
   readonly registry: Client;
   readonly image: Client;
   readonly host: Client;
   readonly cluster: Client;
   readonly backup: Client;
 
-  constructor(addresses: ServiceAddresses, token: string) {
-    this.registry = createServiceClient(addresses.registry, token);
-    this.image = createServiceClient(addresses.image, token);
-    this.host = createServiceClient(addresses.host, token);
-    this.cluster = createServiceClient(addresses.cluster, token);
-    this.backup = createServiceClient(addresses.backup, token);
+  constructor(endpoints: Record<ServiceName, ServiceEndpoint>, token: () => string) {
+    this.registry = createServiceClient(endpoints.registry, token);
+    this.image = createServiceClient(endpoints.image, token);
+    this.host = createServiceClient(endpoints.host, token);
+    this.cluster = createServiceClient(endpoints.cluster, token);
+    this.backup = createServiceClient(endpoints.backup, token);
   }
 }

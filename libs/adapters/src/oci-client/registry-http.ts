@@ -1,6 +1,9 @@
+import type { LookupFunction } from 'node:net';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { Agent, type Dispatcher, request } from 'undici';
+import { OutboundTargets } from '../http/outbound-targets.js';
+import { addressesIn } from '../http/pinned-url.js';
 import { rootMessage } from '../http/root-message.js';
 
 export interface RegistryAuth {
@@ -37,6 +40,9 @@ export interface RegistryResponse {
 
 const transientStatus = (status: number): boolean => status >= 500 || status === 429 || status === 408;
 
+/** Where a registry of others may send us on to. */
+const strangers = new OutboundTargets([], { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' });
+
 /** Statuses of a request that `RegistryHttp.send` returns instead of throwing. */
 type Accepts = (status: number) => boolean;
 const success: Accepts = (status) => status >= 200 && status < 300;
@@ -49,14 +55,20 @@ export class RegistryHttp {
   readonly #agent: Agent;
   readonly #base: URL;
   readonly #isSocket: boolean;
+  readonly #isPinned: boolean;
   readonly #timeoutMs: number;
   readonly #authorization: string | undefined;
 
-  /** @param address `http://…`, `https://…`, or `unix:PATH` for a registry that listens on a socket of this machine */
+  /**
+   * @param address `http://…`, `https://…`, perhaps with the addresses that were allowed for it (`pinUrl`), or `unix:PATH` for a registry that listens on a socket of
+   * this machine
+   */
   constructor(address: string, { auth, timeoutMs = 60_000 }: RegistryHttpOptions = {}) {
     const socketPath = /^unix:(.+)$/.exec(address)?.[1];
     this.#isSocket = socketPath !== undefined;
     this.#base = new URL(socketPath ? 'http://localhost' : address);
+    const pinned = socketPath ? [] : addressesIn(this.#base);
+    this.#isPinned = pinned.length > 0;
     this.#timeoutMs = timeoutMs;
     this.#authorization = auth && `Basic ${Buffer.from(`${auth.username}:${auth.password}`).toString('base64')}`;
     // Stalls are watched in `send`, for uploads too, which these limits do not cover.
@@ -64,7 +76,11 @@ export class RegistryHttp {
       keepAliveTimeout: 30_000,
       headersTimeout: 0,
       bodyTimeout: 0,
-      connect: { timeout: Math.min(timeoutMs, 10_000), ...(socketPath && { socketPath }) },
+      connect: {
+        timeout: Math.min(timeoutMs, 10_000),
+        ...(socketPath && { socketPath }),
+        ...(this.#isPinned && { lookup: pinnedLookup(this.#base.hostname, pinned) }),
+      },
     });
   }
 
@@ -85,6 +101,7 @@ export class RegistryHttp {
     const url = this.resolve(message.path);
     // All that goes out here ends at the socket, whatever host a URL names.
     if (this.#isSocket && !this.isOwn(url)) throw new AppError('registry_rejected', { detail: `${method} ${url.pathname}: the registry names another server` });
+    if (this.#isPinned && !this.isOwn(url)) strangers.assertAddress(url.hostname.replace(/^\[|\]$/g, ''));
     const watch = new StallWatch(message.timeoutMs ?? this.#timeoutMs);
     const abort = signal ? AbortSignal.any([signal, watch.signal]) : watch.signal;
     const fail = (error: unknown): unknown => {
@@ -160,6 +177,16 @@ export class RegistryHttp {
     await this.#agent.destroy();
   }
 }
+
+/** The registry itself is where it was allowed; other servers that it names are looked at when they are connected to. */
+const pinnedLookup =
+  (own: string, addresses: { address: string; family: number }[]): LookupFunction =>
+  (name, options, callback) => {
+    const [first] = addresses;
+    if (name !== own || !first) strangers.lookup(name, options, callback);
+    else if (options.all) callback(null, addresses);
+    else callback(null, first.address, first.family);
+  };
 
 /** Aborts when it was neither touched nor paused for a while. */
 class StallWatch {

@@ -1,7 +1,8 @@
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import ssh2, { type ConnectConfig, type KexAlgorithm, type ServerHostKeyAlgorithm } from 'ssh2';
+import ssh2, { type ConnectConfig, type ServerHostKeyAlgorithm } from 'ssh2';
+import { algorithmsToOffer } from './algorithms.js';
 import { SshConnection, type SshTarget } from './connection.js';
 import { HostBuffers } from './host-buffers.js';
 import { fingerprintOf, readablePrivateKey } from './keys.js';
@@ -20,15 +21,6 @@ export interface ConnectOptions {
 /** Channels of one connection at a time, those counted that the host opens through its tunnels. */
 export const maxChannels = 64;
 const connectTimeoutMs = 10_000;
-
-// Left out of what ssh2 offers: group exchanges, whose primes the server chooses and OpenSSL tests for minutes; the largest groups, of which each takes a
-// tenth of a second and more; SHA-1; compression, whose packets unfold to a thousand times their size.
-const keyExchanges: KexAlgorithm[] = [
-  ...(['curve25519-sha256', 'curve25519-sha256@libssh.org'] as const),
-  ...(['ecdh-sha2-nistp256', 'ecdh-sha2-nistp384', 'ecdh-sha2-nistp521'] as const),
-  ...(['diffie-hellman-group14-sha256', 'diffie-hellman-group16-sha512'] as const),
-];
-const macs = { append: [], prepend: [], remove: ['hmac-sha1-etm@openssh.com' as const, 'hmac-sha1' as const] };
 
 // A server shows one of its keys, the first that the client asks for. The pinned one may be any of them.
 const hostKeyTypes: ServerHostKeyAlgorithm[][] = [
@@ -127,10 +119,7 @@ async function connectOnce(
           readyTimeout: connectTimeoutMs,
           keepaliveInterval: 5_000,
           keepaliveCountMax: 3,
-          algorithms: {
-            ...{ kex: keyExchanges, serverHostKey, hmac: macs, compress: ['none'] },
-            cipher: { prepend: ['aes128-gcm@openssh.com'], append: [], remove: [] },
-          },
+          algorithms: { ...algorithmsToOffer(target.algorithms), serverHostKey },
           hostVerifier: verify,
           maxChannels,
         } as ConnectConfig & { maxChannels: number });

@@ -3,6 +3,7 @@ import { pipeline } from 'node:stream/promises';
 import { AppError } from '@airdock/core/errors';
 import { cleanText } from '@airdock/core/host/host-text';
 import type { Client, ClientChannel } from 'ssh2';
+import type { SshAlgorithms } from './algorithms.js';
 import { commandError } from './command-error.js';
 import { BoundedOutput, maxOutputBytes } from './command-output.js';
 import type { HostBuffers } from './host-buffers.js';
@@ -20,6 +21,8 @@ export interface SshTarget {
   sudoPassword?: string | undefined;
   /** The pinned host key: its `SHA256:` fingerprint. Or who pins the first one that is shown. */
   hostKeyFingerprint: string | FirstUse;
+  /** Default: those of `defaultAlgorithms`. */
+  algorithms?: Partial<SshAlgorithms> | undefined;
 }
 
 /** Gets the fingerprint that a host shows, before any credential is sent; answers the one that is pinned from now on, which may be another. */

@@ -1,8 +1,10 @@
+import { request as httpRequest, type RequestOptions } from 'node:http';
+import { request as httpsRequest } from 'node:https';
 import { AppError } from '@airdock/core/errors';
 import { BackgroundLoop } from '../background-loop.js';
-import { type Config, serviceUrl } from '../config.js';
+import { type Config, serviceEndpoint } from '../config.js';
 import type { ServiceDatabase } from '../database.js';
-import { apiToken } from '../platform.module.js';
+import type { TokenFile } from '../token-file.js';
 import { OutboxEventEntity } from './outbox.entity.js';
 
 const eventsAtOnce = 100;
@@ -15,6 +17,7 @@ export class OutboxForwarder extends BackgroundLoop {
   constructor(
     private readonly config: Config,
     private readonly database: ServiceDatabase,
+    private readonly token: TokenFile,
   ) {
     super();
   }
@@ -28,13 +31,28 @@ export class OutboxForwarder extends BackgroundLoop {
   }
 
   private async hand(event: OutboxEventEntity): Promise<void> {
-    const url = `${serviceUrl(this.config, 'backup')}/v1/webhook-events`;
-    const headers = { authorization: `Bearer ${apiToken(this.config)}`, 'content-type': 'application/json' };
-    const answer = await fetch(url, { method: 'POST', headers, body: JSON.stringify(event), signal: AbortSignal.timeout(timeoutMs) });
-    const words = (await answer.text()).slice(0, 500);
+    const { status, words } = await this.post(JSON.stringify(event));
     // An event that nobody will ever take, of another version of Airdock perhaps, must not keep all later ones from their way.
-    if (answer.status === 422 || answer.status === 413)
-      this.logger.error({ event: event.id, type: event.type, words }, 'an event was refused, and is given up');
-    else if (!answer.ok) throw new AppError('dependency_unavailable', { detail: `${url} answered ${answer.status}` });
+    if (status === 422 || status === 413) this.logger.error({ event: event.id, type: event.type, words }, 'an event was refused, and is given up');
+    else if (status < 200 || status > 299) throw new AppError('dependency_unavailable', { detail: `backup-svc answered ${status} to an event` });
+  }
+
+  private post(body: string): Promise<{ status: number; words: string }> {
+    const { url, socketPath } = serviceEndpoint(this.config, 'backup');
+    const target = new URL(`${url}/v1/webhook-events`);
+    const options: RequestOptions = {
+      ...{ method: 'POST', socketPath, signal: AbortSignal.timeout(timeoutMs) },
+      headers: { authorization: `Bearer ${this.token.token}`, 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) },
+    };
+    return new Promise((resolve, reject) => {
+      const request = (target.protocol === 'https:' ? httpsRequest : httpRequest)(target, options, (answer) => {
+        let words = '';
+        answer.setEncoding('utf8');
+        answer.on('data', (chunk: string) => (words = `${words}${chunk}`.slice(0, 500)));
+        answer.once('end', () => resolve({ status: answer.statusCode ?? 0, words })).once('error', reject);
+      });
+      request.once('error', reject);
+      request.end(body);
+    });
   }
 }

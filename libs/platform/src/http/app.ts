@@ -3,25 +3,41 @@ import { StandardSchemaSerializerInterceptor, StandardSchemaValidationPipe, type
 import { NestFactory, Reflector } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
-import type { FastifyReply, FastifyServerOptions } from 'fastify';
+import type { FastifyReply, FastifyServerFactoryHandler, FastifyServerOptions } from 'fastify';
 import { Logger } from 'nestjs-pino';
 import { newId } from '../ids.js';
-import { TokenVerifier } from './auth.guard.js';
+import { installHooks } from './hooks.js';
 import { JobLocationInterceptor } from './job-location.interceptor.js';
 import { ProblemFilter } from './problem.filter.js';
+import { Servers } from './servers.js';
+import { assertNoNul } from './text.js';
 
 const bodyLimitBytes = 1024 * 1024;
+const defaultLimits = { maxConnections: 1024, maxConnectionsPerAddress: 256, headerTimeoutSeconds: 20 };
 
 export interface HttpAppOptions {
   /** Of the OpenAPI document. */
   title: string;
   /** Build the document only: nothing is connected or started. */
   preview?: boolean;
+  /** Its servers, with their bounds. */
+  servers?: Servers;
 }
 
 /** The Nest application of a root module, with everything that is the same for each: validation, problems, versions, documents. Not listening yet. */
-export async function createHttpApp(module: Type, { title, preview = false }: HttpAppOptions): Promise<NestFastifyApplication> {
-  const adapter = new FastifyAdapter({ bodyLimit: bodyLimitBytes, genReqId: () => newId(), forceCloseConnections: true, frameworkErrors });
+export async function createHttpApp(
+  module: Type,
+  { title, preview = false, servers = new Servers(defaultLimits) }: HttpAppOptions,
+): Promise<NestFastifyApplication> {
+  const adapter = new FastifyAdapter({
+    bodyLimit: bodyLimitBytes,
+    genReqId: () => newId(),
+    forceCloseConnections: true,
+    frameworkErrors,
+    serverFactory: (handler: FastifyServerFactoryHandler) => servers.create(handler),
+    // The servers answer those themselves, TCP and Unix socket alike.
+    clientErrorHandler: () => undefined,
+  });
   const app = await NestFactory.create<NestFastifyApplication>(module, adapter, {
     bufferLogs: !preview,
     abortOnError: false,
@@ -30,6 +46,7 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
   });
   if (!preview) app.useLogger(quietLogger(app.get(Logger)));
   acceptEmptyJson(app);
+  if (!preview) installHooks(app, servers);
   app.enableVersioning({ type: VersioningType.URI });
   app.useGlobalFilters(new ProblemFilter());
   app.useGlobalInterceptors(new JobLocationInterceptor(), new StandardSchemaSerializerInterceptor(app.get(Reflector, { strict: false })));
@@ -47,7 +64,6 @@ export async function createHttpApp(module: Type, { title, preview = false }: Ht
   );
   if (!preview) {
     const document = openApiDocument(app, title);
-    protectDocumentation(app);
     app
       .getHttpAdapter()
       .getInstance()
@@ -70,40 +86,30 @@ function quietLogger(logger: Logger): Logger {
 
 /** URLs that the router itself cannot read never get to our filters. */
 const frameworkErrors: NonNullable<FastifyServerOptions['frameworkErrors']> = (error, _request, reply) => {
-  const problem = toProblem(new AppError(error.statusCode === 414 ? 'route_not_found' : 'request_malformed', { detail: error.message.slice(0, 200) }));
+  const problem = toProblem(new AppError(error.statusCode === 414 ? 'uri_too_long' : 'request_malformed', { detail: error.message.slice(0, 200) }));
   const answer = reply as unknown as FastifyReply;
-  void answer.status(problem.status).type('application/problem+json').send(JSON.stringify(problem));
+  void answer.status(problem.status).type('application/problem+json').header('connection', 'close').send(JSON.stringify(problem));
 };
 
-/** Clients that always send a content type may post without a body, e.g. to cancel a job. Everything else is parsed as Fastify does. */
+/**
+ * Clients that always send a content type may post without a body, e.g. to cancel a job. Everything else is parsed as Fastify does; a text with a NUL is none that a
+ * database takes, wherever it stands.
+ */
 function acceptEmptyJson(app: NestFastifyApplication): void {
   const parse = app.getHttpAdapter().getInstance().getDefaultJsonParser('error', 'error');
   app.useBodyParser('application/json', { bodyLimit: bodyLimitBytes }, (request, body, done) => {
-    if (body.length === 0) done(null, undefined);
-    else void parse(request as never, body.toString(), done);
-  });
-}
-
-/** The documents are served by the framework, past the guards; a person reads them in a browser, which cannot send a bearer token. */
-function protectDocumentation(app: NestFastifyApplication): void {
-  const tokens = app.get(TokenVerifier, { strict: false });
-  app
-    .getHttpAdapter()
-    .getInstance()
-    .addHook('onRequest', async (request, reply) => {
-      // The route, not the text of the URL, which can be written in many ways.
-      if (!/^\/(docs|openapi\.json)/.test(request.routeOptions.url ?? '')) return;
+    if (body.length === 0) return done(null, undefined);
+    const text = body.toString();
+    void parse(request as never, text, (error, value) => {
+      if (error) return done(error);
       try {
-        tokens.verifyForBrowser(request.headers);
-      } catch (error) {
-        const problem = toProblem(error);
-        await reply
-          .status(problem.status)
-          .header('www-authenticate', 'Basic realm="Airdock: the token is the password"')
-          .type('application/problem+json')
-          .send(JSON.stringify(problem));
+        assertNoNul(text, value);
+        done(null, value);
+      } catch (refusal) {
+        done(refusal as Error);
       }
     });
+  });
 }
 
 /** The OpenAPI 3.0.3 document of an application, generated from its controllers and schemas. */
@@ -116,6 +122,7 @@ export function openApiDocument(app: NestFastifyApplication, title: string): Ope
     .setOpenAPIVersion('3.0.3')
     .addServer('/')
     .addBearerAuth({ type: 'http', scheme: 'bearer' }, 'token')
+    .addBearerAuth({ type: 'http', scheme: 'bearer', description: 'The credential that only the services of Airdock have' }, 'internal')
     .addSecurityRequirements('token')
     .build();
   const document = SwaggerModule.createDocument(app, info, { ignoreGlobalPrefix: false });

@@ -2,7 +2,7 @@ import { Controller, Get, Header, HttpCode, Inject, Injectable, Res, VERSION_NEU
 import { ApiExcludeController } from '@nestjs/swagger';
 import type { FastifyReply } from 'fastify';
 import { collectDefaultMetrics, Registry } from 'prom-client';
-import { Public } from './auth.guard.js';
+import { Public } from './access.js';
 
 /** Something that must answer before requests make sense, e.g. a service's database. */
 export interface ReadinessCheck {

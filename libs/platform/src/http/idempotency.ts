@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import { AppError } from '@airdock/core/errors';
 import {
   applyDecorators,
@@ -12,6 +11,7 @@ import {
 import { ApiHeader } from '@nestjs/swagger';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { from, mergeMap, type Observable, of } from 'rxjs';
+import type { Repository } from 'typeorm';
 import { isUniqueViolation, now, ServiceDatabase } from '../database.js';
 import { idOf, newId } from '../ids.js';
 import { IdempotencyKeyEntity } from '../jobs/job.entity.js';
@@ -34,11 +34,14 @@ export interface JobRequest {
   id: string;
   /** From the Idempotency-Key: a request repeated after a crash between the commit and the answer finds the job of the first. */
   requestKey: string | null;
+  /** Who asked for it: `admin`, `local`, `internal`. */
+  createdBy?: string;
 }
 
-export const JobRequest = createParamDecorator(
-  (_: unknown, context: ExecutionContext): JobRequest => ({ id: newId(), requestKey: keyOf(context.switchToHttp().getRequest<FastifyRequest>()) ?? null }),
-);
+export const JobRequest = createParamDecorator((_: unknown, context: ExecutionContext): JobRequest => {
+  const request = context.switchToHttp().getRequest<FastifyRequest>();
+  return { id: newId(), requestKey: keyOf(request) ?? null, createdBy: request.principal };
+});
 
 /** Answers a repeated POST with the first one's answer. */
 @Injectable()
@@ -54,20 +57,11 @@ export class IdempotencyInterceptor implements NestInterceptor {
     const id = keyOf(request);
     if (!id) return next.handle();
     const keys = this.database.dataSource.getRepository(IdempotencyKeyEntity);
-    const requestDigest = createHash('sha256')
-      .update(JSON.stringify(request.body ?? null))
-      .digest('hex');
-    try {
-      await keys.insert({ id, requestDigest, createdAt: now(), status: null, headers: null, body: null });
-    } catch (error) {
-      if (!isUniqueViolation(error)) throw error;
-      const first = await keys.findOneByOrFail({ id });
-      if (first.requestDigest !== requestDigest) throw new AppError('idempotency_key_reused');
-      if (first.status !== null) {
-        void reply.status(first.status).headers({ ...first.headers, 'idempotent-replayed': 'true' });
-        return of(first.body === null ? undefined : JSON.parse(this.secrets.open(first.body, id)));
-      }
-      if (Date.now() - Date.parse(first.createdAt) < abandonedMs) throw new AppError('idempotency_key_running');
+    const text = JSON.stringify(request.body ?? null);
+    const first = await this.begin(keys, id, text);
+    if (first) {
+      void reply.status(first.status).headers({ ...first.headers, 'idempotent-replayed': 'true' });
+      return of(first.body === null ? undefined : JSON.parse(this.secrets.open(first.body, id)));
     }
     const run = async (): Promise<unknown> => {
       try {
@@ -94,7 +88,38 @@ export class IdempotencyInterceptor implements NestInterceptor {
     };
     return from([null]).pipe(mergeMap(run));
   }
+
+  /**
+   * Takes the key for this request, or finds the answer that it had. Throws `idempotency_key_reused`, `idempotency_key_running`. The digest of the request is a keyed one:
+   * a request may hold a password, which nobody shall find by trying.
+   */
+  private async begin(keys: Repository<IdempotencyKeyEntity>, id: string, text: string): Promise<Answered | undefined> {
+    const requestDigest = this.secrets.digest(text);
+    // Between two looks the first request may be refused, which gives its key back.
+    for (let attempt = 0; attempt < 5; attempt++) {
+      try {
+        await keys.insert({ id, requestDigest, createdAt: now(), status: null, headers: null, body: null });
+        return undefined;
+      } catch (error) {
+        if (!isUniqueViolation(error)) throw error;
+      }
+      const first = await keys.findOneBy({ id });
+      if (!first) continue;
+      // What another key of ours has made cannot be compared any more.
+      if (!first.requestDigest.startsWith(this.secrets.digestPrefix)) {
+        await keys.delete({ id, requestDigest: first.requestDigest });
+        continue;
+      }
+      if (first.requestDigest !== requestDigest) throw new AppError('idempotency_key_reused');
+      if (first.status !== null) return { status: first.status, headers: first.headers, body: first.body };
+      if (Date.now() - Date.parse(first.createdAt) < abandonedMs) throw new AppError('idempotency_key_running');
+      return undefined;
+    }
+    throw new AppError('idempotency_key_running');
+  }
 }
+
+type Answered = Pick<IdempotencyKeyEntity, 'headers' | 'body'> & { status: number };
 
 /** Marks a POST that creates something: it honours `Idempotency-Key`. */
 export const Idempotent = () =>

@@ -1,6 +1,7 @@
 import { applyDecorators, HttpCode, SerializeOptions } from '@nestjs/common';
 import { ApiOperation, ApiResponse } from '@nestjs/swagger';
 import { z } from 'zod';
+import { routeAccess } from './access.js';
 
 export const ProblemDocument = z
   .object({
@@ -30,11 +31,23 @@ interface OperationOptions {
 export function Operation({ id, summary, returns, status = returns ? 200 : 204 }: OperationOptions) {
   return applyDecorators(
     ApiOperation({ operationId: id, summary }),
+    routeAccess({ operationId: id }),
     HttpCode(status),
     ApiResponse({ status, description: summary, ...(returns ? { standardSchema: returns } : {}) }),
+    ProblemResponses(),
+    ...(returns ? [SerializeOptions({ schema: returns })] : []),
+  );
+}
+
+/** One route whose answer is no JSON of a schema, such as a stream. */
+export function RawOperation({ id, summary }: Pick<OperationOptions, 'id' | 'summary'>) {
+  return applyDecorators(ApiOperation({ operationId: id, summary }), routeAccess({ operationId: id }), ProblemResponses());
+}
+
+function ProblemResponses() {
+  return applyDecorators(
     ...(['4XX', '5XX'] as const).map((family) =>
       ApiResponse({ status: family, description: 'A problem document (RFC 9457)', standardSchema: ProblemDocument }),
     ),
-    ...(returns ? [SerializeOptions({ schema: returns })] : []),
   );
 }

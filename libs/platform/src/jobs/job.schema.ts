@@ -56,4 +56,6 @@ export type JobQuery = z.infer<typeof JobQuery>;
 export const JobListQuery = PageQuery.extend({ state: z.enum(jobStates).optional(), type: z.string().max(60).optional() });
 export type JobListQuery = z.infer<typeof JobListQuery>;
 
-export const isEnded = (state: JobState): boolean => state === 'succeeded' || state === 'failed' || state === 'cancelled';
+export const endedStates = ['succeeded', 'failed', 'cancelled'] as const satisfies readonly JobState[];
+
+export const isEnded = (state: JobState): boolean => (endedStates as readonly JobState[]).includes(state);

@@ -1,8 +1,9 @@
 import { AppError } from '@airdock/core/errors';
 import { Controller, Get, Inject, Injectable, Logger, type MessageEvent, Param, Post, Query, Res, Sse } from '@nestjs/common';
-import { ApiOkResponse, ApiOperation, ApiTags } from '@nestjs/swagger';
+import { ApiOkResponse, ApiTags } from '@nestjs/swagger';
 import { Observable } from 'rxjs';
-import { Operation } from '../http/operation.js';
+import { StreamedAnswer } from '../http/access.js';
+import { Operation, RawOperation } from '../http/operation.js';
 import type { Page } from '../http/page.js';
 import { isEnded, Job, JobListQuery, JobPage, JobQuery } from './job.schema.js';
 import type { JobsService } from './jobs.service.js';
@@ -11,6 +12,8 @@ import type { JobsService } from './jobs.service.js';
 export const JOB_SERVICES = Symbol('JOB_SERVICES');
 
 const watchMs = 150;
+/** So that both ends notice when the other one is gone. */
+const heartbeatMs = 15_000;
 
 /**
  * Finds a job's service, and tells watchers about changes by comparing revisions: one query per service for all of them, a few times a second and whenever
@@ -108,14 +111,17 @@ export class JobsController {
   }
 
   @Sse(':id/events')
-  @ApiOperation({ operationId: 'streamJob', summary: 'Server-sent events: the job at once, then at each change; the stream ends with the job' })
+  @StreamedAnswer()
+  @RawOperation({ id: 'streamJob', summary: 'Server-sent events: the job at once, then at each change; the stream ends with the job' })
   @ApiOkResponse({ description: 'Events named job, their data the job', content: { 'text/event-stream': { schema: { $ref: '#/components/schemas/Job' } } } })
-  events(@Param('id') id: string): Observable<MessageEvent> {
+  async events(@Param('id') id: string): Promise<Observable<MessageEvent>> {
+    // What is not there is answered as everywhere, before a stream begins.
+    const service = await this.directory.serviceOf(id);
     return new Observable((subscriber) => {
       let unwatch: () => void = () => undefined;
+      const heartbeat = setInterval(() => subscriber.next({ comment: 'heartbeat' }), heartbeatMs);
       void (async () => {
         try {
-          const service = await this.directory.serviceOf(id);
           const send = async (): Promise<number> => {
             const row = await service.find(id);
             if (!row || subscriber.closed) return -1;
@@ -129,7 +135,10 @@ export class JobsController {
           subscriber.error(error);
         }
       })();
-      return () => unwatch();
+      return () => {
+        clearInterval(heartbeat);
+        unwatch();
+      };
     });
   }
 

@@ -63,7 +63,7 @@ export class JobsService {
   /**
    * Stores a job together with the rows that it needs, all or none, and wakes a worker up. Repeating it with the same key returns the first job.
    */
-  async submit({ id = newId(), requestKey = null, type, resource, parentId, createdBy = 'admin' }: NewJob, together: Statement[] = []): Promise<Job> {
+  async submit({ id = newId(), requestKey = null, type, resource, parentId, createdBy = 'airdock' }: NewJob, together: Statement[] = []): Promise<Job> {
     if (!this.queues.has(type)) throw new Error(`no queue for job type ${type}`);
     const row: JobEntity = {
       id,

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import type { Config } from '../config.js';
 import { atomically, chunks, columns, isUniqueViolation, type ServiceDatabase, type Statement } from '../database.js';
 import type { SecretBox } from '../secrets.js';
+import { sealedColumnsOf } from '../secrets-key/sealed-columns.js';
 import type { PutStateRows, ServiceState, StateChange, StateRowsResult } from './state.schema.js';
 import { checkedRow, type StateLeads, type StateRow, type StateTable } from './state-table.js';
 
@@ -29,9 +30,16 @@ export class StateService {
       const rows = this.repositoryOf(table);
       const found = await rows.find();
       const reset = this.resetOf(table);
-      tables.push({ name: rows.metadata.tableName, rows: found.map((row) => ({ ...row, ...reset })) });
+      const sealed = sealedColumnsOf(rows.metadata);
+      tables.push({ name: rows.metadata.tableName, rows: found.map((row) => ({ ...row, ...this.sealedNow(row, sealed), ...reset })) });
     }
     return { service: this.service, formatVersion: 1, keyFingerprint: this.secrets.fingerprint, tables };
+  }
+
+  /** All sealed with the key that `keyFingerprint` names, also while keys are exchanged. */
+  private sealedNow(row: StateRow, names: readonly string[]): StateRow {
+    const texts = names.map((name) => [name, row[name]] as const);
+    return Object.fromEntries(texts.map(([name, text]) => [name, typeof text === 'string' ? this.secrets.reseal(text, String(row.id)) : text]));
   }
 
   /**

@@ -1,6 +1,7 @@
 import { AppError } from '@airdock/core/errors';
 import { Body, Controller, Get, Inject, Param, Put } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
+import { Internal } from '../http/access.js';
 import { Operation } from '../http/operation.js';
 import { PutStateRows, ServiceState, StateRowsResult } from './state.schema.js';
 import type { StateService } from './state.service.js';
@@ -14,12 +15,14 @@ export class StatesController {
   constructor(@Inject(STATE_SERVICES) private readonly states: StateService[]) {}
 
   @Get(':service')
+  @Internal()
   @Operation({ id: 'getState', summary: "A service's state, as backups keep it; secrets in it are sealed", returns: ServiceState })
   get(@Param('service') service: string): Promise<ServiceState> {
     return this.stateOf(service).read();
   }
 
   @Put(':service/tables/:table')
+  @Internal()
   @Operation({ id: 'putStateRows', summary: "Bring rows of a service's state back, as restores do", returns: StateRowsResult })
   put(@Param('service') service: string, @Param('table') table: string, @Body({ schema: PutStateRows }) body: PutStateRows): Promise<StateRowsResult> {
     return this.stateOf(service).write(table, body);

@@ -2,7 +2,7 @@
 
 import { client } from './client.gen.js';
 import type { Client, ClientMeta, Options as Options2, RequestResult, ServerSentEventsResult, TDataShape } from './client/index.js';
-import type { AdoptBackupTargetData, AdoptBackupTargetErrors, AdoptBackupTargetResponses, CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupOperationData, CreateBackupOperationErrors, CreateBackupOperationResponses, CreateBackupResponses, CreateBackupScheduleData, CreateBackupScheduleErrors, CreateBackupScheduleResponses, CreateBackupSigningKeyData, CreateBackupSigningKeyErrors, CreateBackupSigningKeyResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateClusterUpgradeData, CreateClusterUpgradeErrors, CreateClusterUpgradeResponses, CreateDuUpgradeData, CreateDuUpgradeErrors, CreateDuUpgradeResponses, CreateGarbageCollectionData, CreateGarbageCollectionErrors, CreateGarbageCollectionResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreateNodeOperationData, CreateNodeOperationErrors, CreateNodeOperationResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateReadinessCheckData, CreateReadinessCheckErrors, CreateReadinessCheckResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, CreateWebhookEventData, CreateWebhookEventErrors, CreateWebhookEventResponses, DeleteBackupData, DeleteBackupErrors, DeleteBackupResponses, DeleteBackupScheduleData, DeleteBackupScheduleErrors, DeleteBackupScheduleResponses, DeleteBackupSigningKeyData, DeleteBackupSigningKeyErrors, DeleteBackupSigningKeyResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsResponses, FinishDuUpgradeData, FinishDuUpgradeErrors, FinishDuUpgradeResponses, GetBackupData, GetBackupErrors, GetBackupOperationData, GetBackupOperationErrors, GetBackupOperationResponses, GetBackupResponses, GetBackupScheduleData, GetBackupScheduleErrors, GetBackupScheduleResponses, GetBackupSigningKeyData, GetBackupSigningKeyErrors, GetBackupSigningKeyResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterConfigurationData, GetClusterConfigurationErrors, GetClusterConfigurationResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetClusterUpgradeData, GetClusterUpgradeErrors, GetClusterUpgradeResponses, GetDuData, GetDuErrors, GetDuResponses, GetDuUpgradeData, GetDuUpgradeErrors, GetDuUpgradeResponses, GetGarbageCollectionData, GetGarbageCollectionErrors, GetGarbageCollectionResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetNodeOperationData, GetNodeOperationErrors, GetNodeOperationResponses, GetPushData, GetPushErrors, GetPushResponses, GetReadinessCheckData, GetReadinessCheckErrors, GetReadinessCheckResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetStateData, GetStateErrors, GetStateResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, GetWebhookDeliveryData, GetWebhookDeliveryErrors, GetWebhookDeliveryResponses, GetWebhookEndpointData, GetWebhookEndpointErrors, GetWebhookEndpointResponses, HeadUploadData, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, LiftHostQuarantineData, LiftHostQuarantineErrors, LiftHostQuarantineResponses, ListBackupOperationsData, ListBackupOperationsErrors, ListBackupOperationsResponses, ListBackupSchedulesData, ListBackupSchedulesErrors, ListBackupSchedulesResponses, ListBackupsData, ListBackupsErrors, ListBackupSigningKeysData, ListBackupSigningKeysErrors, ListBackupSigningKeysResponses, ListBackupsResponses, ListBackupTargetsData, ListBackupTargetsErrors, ListBackupTargetsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListClusterUpgradesData, ListClusterUpgradesErrors, ListClusterUpgradesResponses, ListDuUpgradesData, ListDuUpgradesErrors, ListDuUpgradesResponses, ListGarbageCollectionsData, ListGarbageCollectionsErrors, ListGarbageCollectionsResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListNodeOperationsData, ListNodeOperationsErrors, ListNodeOperationsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListReadinessChecksData, ListReadinessChecksErrors, ListReadinessChecksResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadResponses, PatchWebhookEndpointData, PatchWebhookEndpointErrors, PatchWebhookEndpointResponses, PauseClusterUpgradeData, PauseClusterUpgradeErrors, PauseClusterUpgradeResponses, PingWebhookEndpointData, PingWebhookEndpointErrors, PingWebhookEndpointResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, PutStateRowsData, PutStateRowsErrors, PutStateRowsResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, RedeliverWebhookData, RedeliverWebhookErrors, RedeliverWebhookResponses, ResumeClusterUpgradeData, ResumeClusterUpgradeErrors, ResumeClusterUpgradeResponses, RetryJobData, RetryJobErrors, RetryJobResponses, RollBackDuUpgradeData, RollBackDuUpgradeErrors, RollBackDuUpgradeResponses, RotateWebhookSecretData, RotateWebhookSecretErrors, RotateWebhookSecretResponses, StreamJobData, StreamJobResponse, StreamJobResponses, UpdateBackupScheduleData, UpdateBackupScheduleErrors, UpdateBackupScheduleResponses } from './types.gen.js';
+import type { AdoptBackupTargetData, AdoptBackupTargetErrors, AdoptBackupTargetResponses, CancelJobData, CancelJobErrors, CancelJobResponses, CreateBackupData, CreateBackupErrors, CreateBackupOperationData, CreateBackupOperationErrors, CreateBackupOperationResponses, CreateBackupResponses, CreateBackupScheduleData, CreateBackupScheduleErrors, CreateBackupScheduleResponses, CreateBackupSigningKeyData, CreateBackupSigningKeyErrors, CreateBackupSigningKeyResponses, CreateBundleData, CreateBundleErrors, CreateBundleResponses, CreateClusterData, CreateClusterErrors, CreateClusterResponses, CreateClusterUpgradeData, CreateClusterUpgradeErrors, CreateClusterUpgradeResponses, CreateDuUpgradeData, CreateDuUpgradeErrors, CreateDuUpgradeResponses, CreateGarbageCollectionData, CreateGarbageCollectionErrors, CreateGarbageCollectionResponses, CreateHostCheckData, CreateHostCheckErrors, CreateHostCheckResponses, CreateHostConfigurationData, CreateHostConfigurationErrors, CreateHostConfigurationResponses, CreateHostData, CreateHostErrors, CreateHostResponses, CreateImageSetData, CreateImageSetErrors, CreateImageSetResponses, CreateNodeOperationData, CreateNodeOperationErrors, CreateNodeOperationResponses, CreatePushData, CreatePushErrors, CreatePushResponses, CreateReadinessCheckData, CreateReadinessCheckErrors, CreateReadinessCheckResponses, CreateRestoreData, CreateRestoreErrors, CreateRestoreResponses, CreateSshCredentialData, CreateSshCredentialErrors, CreateSshCredentialResponses, CreateUploadData, CreateUploadErrors, CreateUploadResponses, CreateVerificationData, CreateVerificationErrors, CreateVerificationResponses, CreateWebhookEndpointData, CreateWebhookEndpointErrors, CreateWebhookEndpointResponses, CreateWebhookEventData, CreateWebhookEventErrors, CreateWebhookEventResponses, DeleteBackupData, DeleteBackupErrors, DeleteBackupResponses, DeleteBackupScheduleData, DeleteBackupScheduleErrors, DeleteBackupScheduleResponses, DeleteBackupSigningKeyData, DeleteBackupSigningKeyErrors, DeleteBackupSigningKeyResponses, DeleteBundleData, DeleteBundleErrors, DeleteBundleResponses, DeleteClusterData, DeleteClusterErrors, DeleteClusterResponses, DeleteHostData, DeleteHostErrors, DeleteHostResponses, DeleteImageData, DeleteImageErrors, DeleteImageResponses, DeleteImagesByDigestData, DeleteImagesByDigestErrors, DeleteImagesByDigestResponses, DeleteImageSetData, DeleteImageSetErrors, DeleteImageSetResponses, DeleteSshCredentialData, DeleteSshCredentialErrors, DeleteSshCredentialResponses, DeleteUploadData, DeleteUploadErrors, DeleteUploadResponses, DeleteWebhookEndpointData, DeleteWebhookEndpointErrors, DeleteWebhookEndpointResponses, DescribeUploadsData, DescribeUploadsErrors, DescribeUploadsResponses, FinishDuUpgradeData, FinishDuUpgradeErrors, FinishDuUpgradeResponses, GetBackupData, GetBackupErrors, GetBackupOperationData, GetBackupOperationErrors, GetBackupOperationResponses, GetBackupResponses, GetBackupScheduleData, GetBackupScheduleErrors, GetBackupScheduleResponses, GetBackupSigningKeyData, GetBackupSigningKeyErrors, GetBackupSigningKeyResponses, GetBundleData, GetBundleDockerArchiveData, GetBundleDockerArchiveErrors, GetBundleDockerArchiveResponses, GetBundleErrors, GetBundleResponses, GetClusterConfigurationData, GetClusterConfigurationErrors, GetClusterConfigurationResponses, GetClusterData, GetClusterDefaultsData, GetClusterDefaultsErrors, GetClusterDefaultsResponses, GetClusterErrors, GetClusterReadinessData, GetClusterReadinessErrors, GetClusterReadinessResponses, GetClusterResponses, GetClusterUpgradeData, GetClusterUpgradeErrors, GetClusterUpgradeResponses, GetDuData, GetDuErrors, GetDuResponses, GetDuUpgradeData, GetDuUpgradeErrors, GetDuUpgradeResponses, GetGarbageCollectionData, GetGarbageCollectionErrors, GetGarbageCollectionResponses, GetHostCheckData, GetHostCheckErrors, GetHostCheckResponses, GetHostConfigurationData, GetHostConfigurationErrors, GetHostConfigurationResponses, GetHostData, GetHostErrors, GetHostResponses, GetImageData, GetImageErrors, GetImageResponses, GetImageSetData, GetImageSetErrors, GetImageSetResponses, GetJobData, GetJobErrors, GetJobResponses, GetMissingImagesData, GetMissingImagesErrors, GetMissingImagesResponses, GetNodeOperationData, GetNodeOperationErrors, GetNodeOperationResponses, GetPushData, GetPushErrors, GetPushResponses, GetReadinessCheckData, GetReadinessCheckErrors, GetReadinessCheckResponses, GetRegistryData, GetRegistryErrors, GetRegistryResponses, GetRestoreData, GetRestoreErrors, GetRestoreResponses, GetSecretsKeyData, GetSecretsKeyErrors, GetSecretsKeyResponses, GetSshCredentialData, GetSshCredentialErrors, GetSshCredentialResponses, GetStateData, GetStateErrors, GetStateResponses, GetTunnelData, GetTunnelErrors, GetTunnelResponses, GetVerificationData, GetVerificationErrors, GetVerificationResponses, GetWebhookDeliveryData, GetWebhookDeliveryErrors, GetWebhookDeliveryResponses, GetWebhookEndpointData, GetWebhookEndpointErrors, GetWebhookEndpointResponses, HeadUploadData, HeadUploadErrors, HeadUploadResponses, ImportHostsData, ImportHostsErrors, ImportHostsResponses, LiftHostQuarantineData, LiftHostQuarantineErrors, LiftHostQuarantineResponses, ListBackupOperationsData, ListBackupOperationsErrors, ListBackupOperationsResponses, ListBackupSchedulesData, ListBackupSchedulesErrors, ListBackupSchedulesResponses, ListBackupsData, ListBackupsErrors, ListBackupSigningKeysData, ListBackupSigningKeysErrors, ListBackupSigningKeysResponses, ListBackupsResponses, ListBackupTargetsData, ListBackupTargetsErrors, ListBackupTargetsResponses, ListBundlesData, ListBundlesErrors, ListBundlesResponses, ListClustersData, ListClustersErrors, ListClustersResponses, ListClusterUpgradesData, ListClusterUpgradesErrors, ListClusterUpgradesResponses, ListDuUpgradesData, ListDuUpgradesErrors, ListDuUpgradesResponses, ListGarbageCollectionsData, ListGarbageCollectionsErrors, ListGarbageCollectionsResponses, ListHostChecksData, ListHostChecksErrors, ListHostChecksResponses, ListHostConfigurationsData, ListHostConfigurationsErrors, ListHostConfigurationsResponses, ListHostsData, ListHostsErrors, ListHostsResponses, ListImagesData, ListImagesErrors, ListImageSetsData, ListImageSetsErrors, ListImageSetsResponses, ListImagesResponses, ListJobsData, ListJobsErrors, ListJobsResponses, ListNodeOperationsData, ListNodeOperationsErrors, ListNodeOperationsResponses, ListPackageRepositoriesData, ListPackageRepositoriesErrors, ListPackageRepositoriesResponses, ListPushesData, ListPushesErrors, ListPushesResponses, ListReadinessChecksData, ListReadinessChecksErrors, ListReadinessChecksResponses, ListRestoresData, ListRestoresErrors, ListRestoresResponses, ListSshCredentialsData, ListSshCredentialsErrors, ListSshCredentialsResponses, ListTunnelsData, ListTunnelsErrors, ListTunnelsResponses, ListVerificationsData, ListVerificationsErrors, ListVerificationsResponses, ListWebhookDeliveriesData, ListWebhookDeliveriesErrors, ListWebhookDeliveriesResponses, ListWebhookEndpointsData, ListWebhookEndpointsErrors, ListWebhookEndpointsResponses, PatchHostData, PatchHostErrors, PatchHostResponses, PatchSshCredentialData, PatchSshCredentialErrors, PatchSshCredentialResponses, PatchUploadData, PatchUploadErrors, PatchUploadResponses, PatchWebhookEndpointData, PatchWebhookEndpointErrors, PatchWebhookEndpointResponses, PauseClusterUpgradeData, PauseClusterUpgradeErrors, PauseClusterUpgradeResponses, PingWebhookEndpointData, PingWebhookEndpointErrors, PingWebhookEndpointResponses, PutRegistryData, PutRegistryErrors, PutRegistryResponses, PutStateRowsData, PutStateRowsErrors, PutStateRowsResponses, RebuildCatalogueData, RebuildCatalogueErrors, RebuildCatalogueResponses, RedeliverWebhookData, RedeliverWebhookErrors, RedeliverWebhookResponses, ResealSecretsData, ResealSecretsErrors, ResealSecretsResponses, ResumeClusterUpgradeData, ResumeClusterUpgradeErrors, ResumeClusterUpgradeResponses, RetryJobData, RetryJobErrors, RetryJobResponses, RollBackDuUpgradeData, RollBackDuUpgradeErrors, RollBackDuUpgradeResponses, RotateSecretsKeyData, RotateSecretsKeyErrors, RotateSecretsKeyResponses, RotateTokenData, RotateTokenErrors, RotateTokenResponses, RotateWebhookSecretData, RotateWebhookSecretErrors, RotateWebhookSecretResponses, StreamJobData, StreamJobErrors, StreamJobResponse, StreamJobResponses, UpdateBackupScheduleData, UpdateBackupScheduleErrors, UpdateBackupScheduleResponses } from './types.gen.js';
 
 export type Options<TData extends TDataShape = TDataShape, ThrowOnError extends boolean = boolean, TResponse = unknown> = Options2<TData, ThrowOnError, TResponse> & {
     /**
@@ -22,7 +22,11 @@ export type Options<TData extends TDataShape = TDataShape, ThrowOnError extends 
  * Jobs, newest first
  */
 export const listJobs = <ThrowOnError extends boolean = false>(options?: Options<ListJobsData, ThrowOnError>): RequestResult<ListJobsResponses, ListJobsErrors, ThrowOnError> => (options?.client ?? client).get<ListJobsResponses, ListJobsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/jobs',
     ...options
 });
@@ -31,7 +35,11 @@ export const listJobs = <ThrowOnError extends boolean = false>(options?: Options
  * One job; with waitSeconds it answers when the job has ended or the time is over
  */
 export const getJob = <ThrowOnError extends boolean = false>(options: Options<GetJobData, ThrowOnError>): RequestResult<GetJobResponses, GetJobErrors, ThrowOnError> => (options.client ?? client).get<GetJobResponses, GetJobErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/jobs/{id}',
     ...options
 });
@@ -39,8 +47,12 @@ export const getJob = <ThrowOnError extends boolean = false>(options: Options<Ge
 /**
  * Server-sent events: the job at once, then at each change; the stream ends with the job
  */
-export const streamJob = <ThrowOnError extends boolean = false>(options: Options<StreamJobData, ThrowOnError, StreamJobResponse>): Promise<ServerSentEventsResult<StreamJobResponses>> => (options.client ?? client).sse.get<StreamJobResponses, unknown, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+export const streamJob = <ThrowOnError extends boolean = false>(options: Options<StreamJobData, ThrowOnError, StreamJobResponse>): Promise<ServerSentEventsResult<StreamJobResponses>> => (options.client ?? client).sse.get<StreamJobResponses, StreamJobErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/jobs/{id}/events',
     ...options
 });
@@ -49,7 +61,11 @@ export const streamJob = <ThrowOnError extends boolean = false>(options: Options
  * Stop a job; what it has completed stays
  */
 export const cancelJob = <ThrowOnError extends boolean = false>(options: Options<CancelJobData, ThrowOnError>): RequestResult<CancelJobResponses, CancelJobErrors, ThrowOnError> => (options.client ?? client).post<CancelJobResponses, CancelJobErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/jobs/{id}/cancel',
     ...options
 });
@@ -58,7 +74,11 @@ export const cancelJob = <ThrowOnError extends boolean = false>(options: Options
  * Queue a failed or cancelled job again; it continues where it stopped
  */
 export const retryJob = <ThrowOnError extends boolean = false>(options: Options<RetryJobData, ThrowOnError>): RequestResult<RetryJobResponses, RetryJobErrors, ThrowOnError> => (options.client ?? client).post<RetryJobResponses, RetryJobErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/jobs/{id}/retry',
     ...options
 });
@@ -67,7 +87,11 @@ export const retryJob = <ThrowOnError extends boolean = false>(options: Options<
  * A service's state, as backups keep it; secrets in it are sealed
  */
 export const getState = <ThrowOnError extends boolean = false>(options: Options<GetStateData, ThrowOnError>): RequestResult<GetStateResponses, GetStateErrors, ThrowOnError> => (options.client ?? client).get<GetStateResponses, GetStateErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'internal',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/states/{service}',
     ...options
 });
@@ -76,7 +100,11 @@ export const getState = <ThrowOnError extends boolean = false>(options: Options<
  * Bring rows of a service's state back, as restores do
  */
 export const putStateRows = <ThrowOnError extends boolean = false>(options: Options<PutStateRowsData, ThrowOnError>): RequestResult<PutStateRowsResponses, PutStateRowsErrors, ThrowOnError> => (options.client ?? client).put<PutStateRowsResponses, PutStateRowsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'internal',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/states/{service}/tables/{table}',
     ...options,
     headers: {
@@ -86,10 +114,70 @@ export const putStateRows = <ThrowOnError extends boolean = false>(options: Opti
 });
 
 /**
+ * Replace the API token; both count for a while, in all processes
+ */
+export const rotateToken = <ThrowOnError extends boolean = false>(options: Options<RotateTokenData, ThrowOnError>): RequestResult<RotateTokenResponses, RotateTokenErrors, ThrowOnError> => (options.client ?? client).post<RotateTokenResponses, RotateTokenErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
+    url: '/v1/token-rotations',
+    ...options,
+    headers: {
+        'Content-Type': 'application/json',
+        ...options.headers
+    }
+});
+
+/**
+ * Seal what this process has with the key of now: for the rotation of the key
+ */
+export const resealSecrets = <ThrowOnError extends boolean = false>(options?: Options<ResealSecretsData, ThrowOnError>): RequestResult<ResealSecretsResponses, ResealSecretsErrors, ThrowOnError> => (options?.client ?? client).post<ResealSecretsResponses, ResealSecretsErrors, ThrowOnError>({
+    security: [{
+            key: 'internal',
+            scheme: 'bearer',
+            type: 'http'
+        }],
+    url: '/v1/secret-reseals',
+    ...options
+});
+
+/**
+ * Which key stored secrets are sealed with, and whether it is being exchanged
+ */
+export const getSecretsKey = <ThrowOnError extends boolean = false>(options?: Options<GetSecretsKeyData, ThrowOnError>): RequestResult<GetSecretsKeyResponses, GetSecretsKeyErrors, ThrowOnError> => (options?.client ?? client).get<GetSecretsKeyResponses, GetSecretsKeyErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
+    url: '/v1/secrets-key',
+    ...options
+});
+
+/**
+ * Exchange the key, and seal all stored secrets anew
+ */
+export const rotateSecretsKey = <ThrowOnError extends boolean = false>(options?: Options<RotateSecretsKeyData, ThrowOnError>): RequestResult<RotateSecretsKeyResponses, RotateSecretsKeyErrors, ThrowOnError> => (options?.client ?? client).post<RotateSecretsKeyResponses, RotateSecretsKeyErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
+    url: '/v1/secrets-key/rotations',
+    ...options
+});
+
+/**
  * Mode, addresses, engine, health and space of the local registry
  */
 export const getRegistry = <ThrowOnError extends boolean = false>(options?: Options<GetRegistryData, ThrowOnError>): RequestResult<GetRegistryResponses, GetRegistryErrors, ThrowOnError> => (options?.client ?? client).get<GetRegistryResponses, GetRegistryErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/registry',
     ...options
 });
@@ -98,7 +186,11 @@ export const getRegistry = <ThrowOnError extends boolean = false>(options?: Opti
  * Switch the registry on or off
  */
 export const putRegistry = <ThrowOnError extends boolean = false>(options: Options<PutRegistryData, ThrowOnError>): RequestResult<PutRegistryResponses, PutRegistryErrors, ThrowOnError> => (options.client ?? client).put<PutRegistryResponses, PutRegistryErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/registry',
     ...options,
     headers: {
@@ -111,7 +203,11 @@ export const putRegistry = <ThrowOnError extends boolean = false>(options: Optio
  * Garbage collections with what they freed, newest first
  */
 export const listGarbageCollections = <ThrowOnError extends boolean = false>(options?: Options<ListGarbageCollectionsData, ThrowOnError>): RequestResult<ListGarbageCollectionsResponses, ListGarbageCollectionsErrors, ThrowOnError> => (options?.client ?? client).get<ListGarbageCollectionsResponses, ListGarbageCollectionsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/registry/garbage-collections',
     ...options
 });
@@ -120,7 +216,11 @@ export const listGarbageCollections = <ThrowOnError extends boolean = false>(opt
  * Free what nothing in the registry needs, or tell what that would be
  */
 export const createGarbageCollection = <ThrowOnError extends boolean = false>(options: Options<CreateGarbageCollectionData, ThrowOnError>): RequestResult<CreateGarbageCollectionResponses, CreateGarbageCollectionErrors, ThrowOnError> => (options.client ?? client).post<CreateGarbageCollectionResponses, CreateGarbageCollectionErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/registry/garbage-collections',
     ...options,
     headers: {
@@ -133,7 +233,11 @@ export const createGarbageCollection = <ThrowOnError extends boolean = false>(op
  * One garbage collection: estimate, and what was freed
  */
 export const getGarbageCollection = <ThrowOnError extends boolean = false>(options: Options<GetGarbageCollectionData, ThrowOnError>): RequestResult<GetGarbageCollectionResponses, GetGarbageCollectionErrors, ThrowOnError> => (options.client ?? client).get<GetGarbageCollectionResponses, GetGarbageCollectionErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/registry/garbage-collections/{id}',
     ...options
 });
@@ -142,7 +246,11 @@ export const getGarbageCollection = <ThrowOnError extends boolean = false>(optio
  * Version of the DU, and whether it is being upgraded
  */
 export const getDu = <ThrowOnError extends boolean = false>(options?: Options<GetDuData, ThrowOnError>): RequestResult<GetDuResponses, GetDuErrors, ThrowOnError> => (options?.client ?? client).get<GetDuResponses, GetDuErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/du',
     ...options
 });
@@ -151,7 +259,11 @@ export const getDu = <ThrowOnError extends boolean = false>(options?: Options<Ge
  * Upgrades of the DU, newest first
  */
 export const listDuUpgrades = <ThrowOnError extends boolean = false>(options?: Options<ListDuUpgradesData, ThrowOnError>): RequestResult<ListDuUpgradesResponses, ListDuUpgradesErrors, ThrowOnError> => (options?.client ?? client).get<ListDuUpgradesResponses, ListDuUpgradesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/du/upgrades',
     ...options
 });
@@ -160,7 +272,11 @@ export const listDuUpgrades = <ThrowOnError extends boolean = false>(options?: O
  * Carry the registry and all data over an upgrade of the DU, or prepare for one
  */
 export const createDuUpgrade = <ThrowOnError extends boolean = false>(options: Options<CreateDuUpgradeData, ThrowOnError>): RequestResult<CreateDuUpgradeResponses, CreateDuUpgradeErrors, ThrowOnError> => (options.client ?? client).post<CreateDuUpgradeResponses, CreateDuUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/du/upgrades',
     ...options,
     headers: {
@@ -173,7 +289,11 @@ export const createDuUpgrade = <ThrowOnError extends boolean = false>(options: O
  * One upgrade: its phase, what the preflight found, and what was compared
  */
 export const getDuUpgrade = <ThrowOnError extends boolean = false>(options: Options<GetDuUpgradeData, ThrowOnError>): RequestResult<GetDuUpgradeResponses, GetDuUpgradeErrors, ThrowOnError> => (options.client ?? client).get<GetDuUpgradeResponses, GetDuUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/du/upgrades/{id}',
     ...options
 });
@@ -182,7 +302,11 @@ export const getDuUpgrade = <ThrowOnError extends boolean = false>(options: Opti
  * Go on with a prepared upgrade: engine, data, comparison, and pushes again
  */
 export const finishDuUpgrade = <ThrowOnError extends boolean = false>(options: Options<FinishDuUpgradeData, ThrowOnError>): RequestResult<FinishDuUpgradeResponses, FinishDuUpgradeErrors, ThrowOnError> => (options.client ?? client).post<FinishDuUpgradeResponses, FinishDuUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/du/upgrades/{id}/finish',
     ...options,
     headers: {
@@ -195,7 +319,11 @@ export const finishDuUpgrade = <ThrowOnError extends boolean = false>(options: O
  * Undo a prepared or stopped upgrade: the engine of before, all images, pushes again
  */
 export const rollBackDuUpgrade = <ThrowOnError extends boolean = false>(options: Options<RollBackDuUpgradeData, ThrowOnError>): RequestResult<RollBackDuUpgradeResponses, RollBackDuUpgradeErrors, ThrowOnError> => (options.client ?? client).post<RollBackDuUpgradeResponses, RollBackDuUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/du/upgrades/{id}/rollback',
     ...options
 });
@@ -203,8 +331,12 @@ export const rollBackDuUpgrade = <ThrowOnError extends boolean = false>(options:
 /**
  * What this tus server can do
  */
-export const describeUploads = <ThrowOnError extends boolean = false>(options?: Options<DescribeUploadsData, ThrowOnError>): RequestResult<DescribeUploadsResponses, unknown, ThrowOnError> => (options?.client ?? client).options<DescribeUploadsResponses, unknown, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+export const describeUploads = <ThrowOnError extends boolean = false>(options?: Options<DescribeUploadsData, ThrowOnError>): RequestResult<DescribeUploadsResponses, DescribeUploadsErrors, ThrowOnError> => (options?.client ?? client).options<DescribeUploadsResponses, DescribeUploadsErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/uploads',
     ...options
 });
@@ -212,8 +344,12 @@ export const describeUploads = <ThrowOnError extends boolean = false>(options?: 
 /**
  * Start a resumable upload (tus)
  */
-export const createUpload = <ThrowOnError extends boolean = false>(options?: Options<CreateUploadData, ThrowOnError>): RequestResult<CreateUploadResponses, unknown, ThrowOnError> => (options?.client ?? client).post<CreateUploadResponses, unknown, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+export const createUpload = <ThrowOnError extends boolean = false>(options?: Options<CreateUploadData, ThrowOnError>): RequestResult<CreateUploadResponses, CreateUploadErrors, ThrowOnError> => (options?.client ?? client).post<CreateUploadResponses, CreateUploadErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/uploads',
     ...options
 });
@@ -221,8 +357,12 @@ export const createUpload = <ThrowOnError extends boolean = false>(options?: Opt
 /**
  * Give an upload up (tus)
  */
-export const deleteUpload = <ThrowOnError extends boolean = false>(options: Options<DeleteUploadData, ThrowOnError>): RequestResult<DeleteUploadResponses, unknown, ThrowOnError> => (options.client ?? client).delete<DeleteUploadResponses, unknown, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+export const deleteUpload = <ThrowOnError extends boolean = false>(options: Options<DeleteUploadData, ThrowOnError>): RequestResult<DeleteUploadResponses, DeleteUploadErrors, ThrowOnError> => (options.client ?? client).delete<DeleteUploadResponses, DeleteUploadErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/uploads/{id}',
     ...options
 });
@@ -230,8 +370,12 @@ export const deleteUpload = <ThrowOnError extends boolean = false>(options: Opti
 /**
  * How many bytes have arrived (tus)
  */
-export const headUpload = <ThrowOnError extends boolean = false>(options: Options<HeadUploadData, ThrowOnError>): RequestResult<HeadUploadResponses, unknown, ThrowOnError> => (options.client ?? client).head<HeadUploadResponses, unknown, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+export const headUpload = <ThrowOnError extends boolean = false>(options: Options<HeadUploadData, ThrowOnError>): RequestResult<HeadUploadResponses, HeadUploadErrors, ThrowOnError> => (options.client ?? client).head<HeadUploadResponses, HeadUploadErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/uploads/{id}',
     ...options
 });
@@ -239,8 +383,12 @@ export const headUpload = <ThrowOnError extends boolean = false>(options: Option
 /**
  * Send bytes from an offset on (tus)
  */
-export const patchUpload = <ThrowOnError extends boolean = false>(options: Options<PatchUploadData, ThrowOnError>): RequestResult<PatchUploadResponses, unknown, ThrowOnError> => (options.client ?? client).patch<PatchUploadResponses, unknown, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+export const patchUpload = <ThrowOnError extends boolean = false>(options: Options<PatchUploadData, ThrowOnError>): RequestResult<PatchUploadResponses, PatchUploadErrors, ThrowOnError> => (options.client ?? client).patch<PatchUploadResponses, PatchUploadErrors, ThrowOnError>({
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/uploads/{id}',
     ...options
 });
@@ -249,7 +397,11 @@ export const patchUpload = <ThrowOnError extends boolean = false>(options: Optio
  * Bundles, newest first
  */
 export const listBundles = <ThrowOnError extends boolean = false>(options?: Options<ListBundlesData, ThrowOnError>): RequestResult<ListBundlesResponses, ListBundlesErrors, ThrowOnError> => (options?.client ?? client).get<ListBundlesResponses, ListBundlesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/bundles',
     ...options
 });
@@ -258,7 +410,11 @@ export const listBundles = <ThrowOnError extends boolean = false>(options?: Opti
  * Register a bundle by path or upload, and read what is inside
  */
 export const createBundle = <ThrowOnError extends boolean = false>(options: Options<CreateBundleData, ThrowOnError>): RequestResult<CreateBundleResponses, CreateBundleErrors, ThrowOnError> => (options.client ?? client).post<CreateBundleResponses, CreateBundleErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/bundles',
     ...options,
     headers: {
@@ -271,7 +427,11 @@ export const createBundle = <ThrowOnError extends boolean = false>(options: Opti
  * Forget a bundle; an uploaded file is removed, a file on the DU is not
  */
 export const deleteBundle = <ThrowOnError extends boolean = false>(options: Options<DeleteBundleData, ThrowOnError>): RequestResult<DeleteBundleResponses, DeleteBundleErrors, ThrowOnError> => (options.client ?? client).delete<DeleteBundleResponses, DeleteBundleErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/bundles/{id}',
     ...options
 });
@@ -280,16 +440,24 @@ export const deleteBundle = <ThrowOnError extends boolean = false>(options: Opti
  * One bundle with its images
  */
 export const getBundle = <ThrowOnError extends boolean = false>(options: Options<GetBundleData, ThrowOnError>): RequestResult<GetBundleResponses, GetBundleErrors, ThrowOnError> => (options.client ?? client).get<GetBundleResponses, GetBundleErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/bundles/{id}',
     ...options
 });
 
 /**
- * The images of one platform as a tar that `docker load` takes
+ * The images of one platform as a tar that `docker load` takes: for host-svc, which streams it to hosts
  */
-export const getBundleDockerArchive = <ThrowOnError extends boolean = false>(options: Options<GetBundleDockerArchiveData, ThrowOnError>): RequestResult<GetBundleDockerArchiveResponses, unknown, ThrowOnError> => (options.client ?? client).get<GetBundleDockerArchiveResponses, unknown, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+export const getBundleDockerArchive = <ThrowOnError extends boolean = false>(options: Options<GetBundleDockerArchiveData, ThrowOnError>): RequestResult<GetBundleDockerArchiveResponses, GetBundleDockerArchiveErrors, ThrowOnError> => (options.client ?? client).get<GetBundleDockerArchiveResponses, GetBundleDockerArchiveErrors, ThrowOnError>({
+    security: [{
+            key: 'internal',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/bundles/{id}/docker-archive',
     ...options
 });
@@ -298,7 +466,11 @@ export const getBundleDockerArchive = <ThrowOnError extends boolean = false>(opt
  * Pushes, newest first
  */
 export const listPushes = <ThrowOnError extends boolean = false>(options?: Options<ListPushesData, ThrowOnError>): RequestResult<ListPushesResponses, ListPushesErrors, ThrowOnError> => (options?.client ?? client).get<ListPushesResponses, ListPushesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/pushes',
     ...options
 });
@@ -307,7 +479,11 @@ export const listPushes = <ThrowOnError extends boolean = false>(options?: Optio
  * Push the images of a bundle into the registry
  */
 export const createPush = <ThrowOnError extends boolean = false>(options: Options<CreatePushData, ThrowOnError>): RequestResult<CreatePushResponses, CreatePushErrors, ThrowOnError> => (options.client ?? client).post<CreatePushResponses, CreatePushErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/pushes',
     ...options,
     headers: {
@@ -320,7 +496,11 @@ export const createPush = <ThrowOnError extends boolean = false>(options: Option
  * One push with the result of each image
  */
 export const getPush = <ThrowOnError extends boolean = false>(options: Options<GetPushData, ThrowOnError>): RequestResult<GetPushResponses, GetPushErrors, ThrowOnError> => (options.client ?? client).get<GetPushResponses, GetPushErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/pushes/{id}',
     ...options
 });
@@ -329,7 +509,11 @@ export const getPush = <ThrowOnError extends boolean = false>(options: Options<G
  * Images in the registry, newest first
  */
 export const listImages = <ThrowOnError extends boolean = false>(options?: Options<ListImagesData, ThrowOnError>): RequestResult<ListImagesResponses, ListImagesErrors, ThrowOnError> => (options?.client ?? client).get<ListImagesResponses, ListImagesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/images',
     ...options
 });
@@ -338,7 +522,11 @@ export const listImages = <ThrowOnError extends boolean = false>(options?: Optio
  * Make the catalogue anew from what the registry holds
  */
 export const rebuildCatalogue = <ThrowOnError extends boolean = false>(options?: Options<RebuildCatalogueData, ThrowOnError>): RequestResult<RebuildCatalogueResponses, RebuildCatalogueErrors, ThrowOnError> => (options?.client ?? client).post<RebuildCatalogueResponses, RebuildCatalogueErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/images/rebuild',
     ...options
 });
@@ -347,7 +535,11 @@ export const rebuildCatalogue = <ThrowOnError extends boolean = false>(options?:
  * Remove the names of one upstream reference from the registry
  */
 export const deleteImage = <ThrowOnError extends boolean = false>(options: Options<DeleteImageData, ThrowOnError>): RequestResult<DeleteImageResponses, DeleteImageErrors, ThrowOnError> => (options.client ?? client).delete<DeleteImageResponses, DeleteImageErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/images/{id}',
     ...options
 });
@@ -356,7 +548,11 @@ export const deleteImage = <ThrowOnError extends boolean = false>(options: Optio
  * One image, and which clusters and image sets need it
  */
 export const getImage = <ThrowOnError extends boolean = false>(options: Options<GetImageData, ThrowOnError>): RequestResult<GetImageResponses, GetImageErrors, ThrowOnError> => (options.client ?? client).get<GetImageResponses, GetImageErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/images/{id}',
     ...options
 });
@@ -365,7 +561,11 @@ export const getImage = <ThrowOnError extends boolean = false>(options: Options<
  * Remove a digest from the registry, with all names that lead to it
  */
 export const deleteImagesByDigest = <ThrowOnError extends boolean = false>(options: Options<DeleteImagesByDigestData, ThrowOnError>): RequestResult<DeleteImagesByDigestResponses, DeleteImagesByDigestErrors, ThrowOnError> => (options.client ?? client).delete<DeleteImagesByDigestResponses, DeleteImagesByDigestErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/images/by-digest/{digest}',
     ...options
 });
@@ -374,7 +574,11 @@ export const deleteImagesByDigest = <ThrowOnError extends boolean = false>(optio
  * Image sets, newest first
  */
 export const listImageSets = <ThrowOnError extends boolean = false>(options?: Options<ListImageSetsData, ThrowOnError>): RequestResult<ListImageSetsResponses, ListImageSetsErrors, ThrowOnError> => (options?.client ?? client).get<ListImageSetsResponses, ListImageSetsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/image-sets',
     ...options
 });
@@ -383,7 +587,11 @@ export const listImageSets = <ThrowOnError extends boolean = false>(options?: Op
  * Define which images a Kubernetes version or an add-on needs
  */
 export const createImageSet = <ThrowOnError extends boolean = false>(options: Options<CreateImageSetData, ThrowOnError>): RequestResult<CreateImageSetResponses, CreateImageSetErrors, ThrowOnError> => (options.client ?? client).post<CreateImageSetResponses, CreateImageSetErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/image-sets',
     ...options,
     headers: {
@@ -396,7 +604,11 @@ export const createImageSet = <ThrowOnError extends boolean = false>(options: Op
  * Forget an image set; the images stay
  */
 export const deleteImageSet = <ThrowOnError extends boolean = false>(options: Options<DeleteImageSetData, ThrowOnError>): RequestResult<DeleteImageSetResponses, DeleteImageSetErrors, ThrowOnError> => (options.client ?? client).delete<DeleteImageSetResponses, DeleteImageSetErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/image-sets/{id}',
     ...options
 });
@@ -405,7 +617,11 @@ export const deleteImageSet = <ThrowOnError extends boolean = false>(options: Op
  * One image set
  */
 export const getImageSet = <ThrowOnError extends boolean = false>(options: Options<GetImageSetData, ThrowOnError>): RequestResult<GetImageSetResponses, GetImageSetErrors, ThrowOnError> => (options.client ?? client).get<GetImageSetResponses, GetImageSetErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/image-sets/{id}',
     ...options
 });
@@ -414,7 +630,11 @@ export const getImageSet = <ThrowOnError extends boolean = false>(options: Optio
  * Which images of the set the registry cannot serve now, and which bundles contain them
  */
 export const getMissingImages = <ThrowOnError extends boolean = false>(options: Options<GetMissingImagesData, ThrowOnError>): RequestResult<GetMissingImagesResponses, GetMissingImagesErrors, ThrowOnError> => (options.client ?? client).get<GetMissingImagesResponses, GetMissingImagesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/image-sets/{id}/missing',
     ...options
 });
@@ -423,7 +643,11 @@ export const getMissingImages = <ThrowOnError extends boolean = false>(options: 
  * Verifications, newest first
  */
 export const listVerifications = <ThrowOnError extends boolean = false>(options?: Options<ListVerificationsData, ThrowOnError>): RequestResult<ListVerificationsResponses, ListVerificationsErrors, ThrowOnError> => (options?.client ?? client).get<ListVerificationsResponses, ListVerificationsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/verifications',
     ...options
 });
@@ -432,7 +656,11 @@ export const listVerifications = <ThrowOnError extends boolean = false>(options?
  * Read and hash everything of a selection of images in the registry again
  */
 export const createVerification = <ThrowOnError extends boolean = false>(options: Options<CreateVerificationData, ThrowOnError>): RequestResult<CreateVerificationResponses, CreateVerificationErrors, ThrowOnError> => (options.client ?? client).post<CreateVerificationResponses, CreateVerificationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/verifications',
     ...options,
     headers: {
@@ -445,7 +673,11 @@ export const createVerification = <ThrowOnError extends boolean = false>(options
  * One verification with what it found
  */
 export const getVerification = <ThrowOnError extends boolean = false>(options: Options<GetVerificationData, ThrowOnError>): RequestResult<GetVerificationResponses, GetVerificationErrors, ThrowOnError> => (options.client ?? client).get<GetVerificationResponses, GetVerificationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/verifications/{id}',
     ...options
 });
@@ -454,7 +686,11 @@ export const getVerification = <ThrowOnError extends boolean = false>(options: O
  * Credentials without their secrets, newest first
  */
 export const listSshCredentials = <ThrowOnError extends boolean = false>(options?: Options<ListSshCredentialsData, ThrowOnError>): RequestResult<ListSshCredentialsResponses, ListSshCredentialsErrors, ThrowOnError> => (options?.client ?? client).get<ListSshCredentialsResponses, ListSshCredentialsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/ssh-credentials',
     ...options
 });
@@ -463,7 +699,11 @@ export const listSshCredentials = <ThrowOnError extends boolean = false>(options
  * Store an SSH key or password; it is never returned
  */
 export const createSshCredential = <ThrowOnError extends boolean = false>(options: Options<CreateSshCredentialData, ThrowOnError>): RequestResult<CreateSshCredentialResponses, CreateSshCredentialErrors, ThrowOnError> => (options.client ?? client).post<CreateSshCredentialResponses, CreateSshCredentialErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/ssh-credentials',
     ...options,
     headers: {
@@ -476,7 +716,11 @@ export const createSshCredential = <ThrowOnError extends boolean = false>(option
  * Forget a credential that no host uses
  */
 export const deleteSshCredential = <ThrowOnError extends boolean = false>(options: Options<DeleteSshCredentialData, ThrowOnError>): RequestResult<DeleteSshCredentialResponses, DeleteSshCredentialErrors, ThrowOnError> => (options.client ?? client).delete<DeleteSshCredentialResponses, DeleteSshCredentialErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/ssh-credentials/{id}',
     ...options
 });
@@ -485,7 +729,11 @@ export const deleteSshCredential = <ThrowOnError extends boolean = false>(option
  * One credential without its secret
  */
 export const getSshCredential = <ThrowOnError extends boolean = false>(options: Options<GetSshCredentialData, ThrowOnError>): RequestResult<GetSshCredentialResponses, GetSshCredentialErrors, ThrowOnError> => (options.client ?? client).get<GetSshCredentialResponses, GetSshCredentialErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/ssh-credentials/{id}',
     ...options
 });
@@ -494,7 +742,11 @@ export const getSshCredential = <ThrowOnError extends boolean = false>(options: 
  * Give a credential another key, password, user or name; hosts keep it
  */
 export const patchSshCredential = <ThrowOnError extends boolean = false>(options: Options<PatchSshCredentialData, ThrowOnError>): RequestResult<PatchSshCredentialResponses, PatchSshCredentialErrors, ThrowOnError> => (options.client ?? client).patch<PatchSshCredentialResponses, PatchSshCredentialErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/ssh-credentials/{id}',
     ...options,
     headers: {
@@ -507,7 +759,11 @@ export const patchSshCredential = <ThrowOnError extends boolean = false>(options
  * Register the hosts of an inventory, all or none unless `partial`
  */
 export const importHosts = <ThrowOnError extends boolean = false>(options: Options<ImportHostsData, ThrowOnError>): RequestResult<ImportHostsResponses, ImportHostsErrors, ThrowOnError> => (options.client ?? client).post<ImportHostsResponses, ImportHostsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/hosts/imports',
     ...options,
     headers: {
@@ -520,7 +776,11 @@ export const importHosts = <ThrowOnError extends boolean = false>(options: Optio
  * Hosts, newest first, by label if wanted
  */
 export const listHosts = <ThrowOnError extends boolean = false>(options?: Options<ListHostsData, ThrowOnError>): RequestResult<ListHostsResponses, ListHostsErrors, ThrowOnError> => (options?.client ?? client).get<ListHostsResponses, ListHostsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/hosts',
     ...options
 });
@@ -529,7 +789,11 @@ export const listHosts = <ThrowOnError extends boolean = false>(options?: Option
  * Register a host with its credential and its host key
  */
 export const createHost = <ThrowOnError extends boolean = false>(options: Options<CreateHostData, ThrowOnError>): RequestResult<CreateHostResponses, CreateHostErrors, ThrowOnError> => (options.client ?? client).post<CreateHostResponses, CreateHostErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/hosts',
     ...options,
     headers: {
@@ -542,7 +806,11 @@ export const createHost = <ThrowOnError extends boolean = false>(options: Option
  * Forget a host and close its tunnel; what is on the host stays
  */
 export const deleteHost = <ThrowOnError extends boolean = false>(options: Options<DeleteHostData, ThrowOnError>): RequestResult<DeleteHostResponses, DeleteHostErrors, ThrowOnError> => (options.client ?? client).delete<DeleteHostResponses, DeleteHostErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/hosts/{id}',
     ...options
 });
@@ -551,7 +819,11 @@ export const deleteHost = <ThrowOnError extends boolean = false>(options: Option
  * One host
  */
 export const getHost = <ThrowOnError extends boolean = false>(options: Options<GetHostData, ThrowOnError>): RequestResult<GetHostResponses, GetHostErrors, ThrowOnError> => (options.client ?? client).get<GetHostResponses, GetHostErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/hosts/{id}',
     ...options
 });
@@ -560,7 +832,11 @@ export const getHost = <ThrowOnError extends boolean = false>(options: Options<G
  * Change how a host is reached, its pinned key, or labels
  */
 export const patchHost = <ThrowOnError extends boolean = false>(options: Options<PatchHostData, ThrowOnError>): RequestResult<PatchHostResponses, PatchHostErrors, ThrowOnError> => (options.client ?? client).patch<PatchHostResponses, PatchHostErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/hosts/{id}',
     ...options,
     headers: {
@@ -573,7 +849,11 @@ export const patchHost = <ThrowOnError extends boolean = false>(options: Options
  * Let a host that is quarantined be connected to again, at once
  */
 export const liftHostQuarantine = <ThrowOnError extends boolean = false>(options: Options<LiftHostQuarantineData, ThrowOnError>): RequestResult<LiftHostQuarantineResponses, LiftHostQuarantineErrors, ThrowOnError> => (options.client ?? client).delete<LiftHostQuarantineResponses, LiftHostQuarantineErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/hosts/{id}/quarantine',
     ...options
 });
@@ -582,7 +862,11 @@ export const liftHostQuarantine = <ThrowOnError extends boolean = false>(options
  * Checks, newest first
  */
 export const listHostChecks = <ThrowOnError extends boolean = false>(options?: Options<ListHostChecksData, ThrowOnError>): RequestResult<ListHostChecksResponses, ListHostChecksErrors, ThrowOnError> => (options?.client ?? client).get<ListHostChecksResponses, ListHostChecksErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/host-checks',
     ...options
 });
@@ -591,7 +875,11 @@ export const listHostChecks = <ThrowOnError extends boolean = false>(options?: O
  * Look at hosts, and let them pull; changes nothing
  */
 export const createHostCheck = <ThrowOnError extends boolean = false>(options: Options<CreateHostCheckData, ThrowOnError>): RequestResult<CreateHostCheckResponses, CreateHostCheckErrors, ThrowOnError> => (options.client ?? client).post<CreateHostCheckResponses, CreateHostCheckErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/host-checks',
     ...options,
     headers: {
@@ -604,7 +892,11 @@ export const createHostCheck = <ThrowOnError extends boolean = false>(options: O
  * One check with the result of each host
  */
 export const getHostCheck = <ThrowOnError extends boolean = false>(options: Options<GetHostCheckData, ThrowOnError>): RequestResult<GetHostCheckResponses, GetHostCheckErrors, ThrowOnError> => (options.client ?? client).get<GetHostCheckResponses, GetHostCheckErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/host-checks/{id}',
     ...options
 });
@@ -613,7 +905,11 @@ export const getHostCheck = <ThrowOnError extends boolean = false>(options: Opti
  * Configurations, newest first
  */
 export const listHostConfigurations = <ThrowOnError extends boolean = false>(options?: Options<ListHostConfigurationsData, ThrowOnError>): RequestResult<ListHostConfigurationsResponses, ListHostConfigurationsErrors, ThrowOnError> => (options?.client ?? client).get<ListHostConfigurationsResponses, ListHostConfigurationsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/host-configurations',
     ...options
 });
@@ -622,7 +918,11 @@ export const listHostConfigurations = <ThrowOnError extends boolean = false>(opt
  * Prepare hosts: checks, tunnel, package repositories, container runtime, images
  */
 export const createHostConfiguration = <ThrowOnError extends boolean = false>(options: Options<CreateHostConfigurationData, ThrowOnError>): RequestResult<CreateHostConfigurationResponses, CreateHostConfigurationErrors, ThrowOnError> => (options.client ?? client).post<CreateHostConfigurationResponses, CreateHostConfigurationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/host-configurations',
     ...options,
     headers: {
@@ -635,7 +935,11 @@ export const createHostConfiguration = <ThrowOnError extends boolean = false>(op
  * One configuration with the result of each host
  */
 export const getHostConfiguration = <ThrowOnError extends boolean = false>(options: Options<GetHostConfigurationData, ThrowOnError>): RequestResult<GetHostConfigurationResponses, GetHostConfigurationErrors, ThrowOnError> => (options.client ?? client).get<GetHostConfigurationResponses, GetHostConfigurationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/host-configurations/{id}',
     ...options
 });
@@ -644,7 +948,11 @@ export const getHostConfiguration = <ThrowOnError extends boolean = false>(optio
  * Tunnels, newest first
  */
 export const listTunnels = <ThrowOnError extends boolean = false>(options?: Options<ListTunnelsData, ThrowOnError>): RequestResult<ListTunnelsResponses, ListTunnelsErrors, ThrowOnError> => (options?.client ?? client).get<ListTunnelsResponses, ListTunnelsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/tunnels',
     ...options
 });
@@ -653,7 +961,11 @@ export const listTunnels = <ThrowOnError extends boolean = false>(options?: Opti
  * One tunnel
  */
 export const getTunnel = <ThrowOnError extends boolean = false>(options: Options<GetTunnelData, ThrowOnError>): RequestResult<GetTunnelResponses, GetTunnelErrors, ThrowOnError> => (options.client ?? client).get<GetTunnelResponses, GetTunnelErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/tunnels/{id}',
     ...options
 });
@@ -662,7 +974,11 @@ export const getTunnel = <ThrowOnError extends boolean = false>(options: Options
  * Package repositories of the configuration, and whether hosts can use them
  */
 export const listPackageRepositories = <ThrowOnError extends boolean = false>(options?: Options<ListPackageRepositoriesData, ThrowOnError>): RequestResult<ListPackageRepositoriesResponses, ListPackageRepositoriesErrors, ThrowOnError> => (options?.client ?? client).get<ListPackageRepositoriesResponses, ListPackageRepositoriesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/package-repositories',
     ...options
 });
@@ -671,7 +987,11 @@ export const listPackageRepositories = <ThrowOnError extends boolean = false>(op
  * Operations on nodes, newest first
  */
 export const listNodeOperations = <ThrowOnError extends boolean = false>(options?: Options<ListNodeOperationsData, ThrowOnError>): RequestResult<ListNodeOperationsResponses, ListNodeOperationsErrors, ThrowOnError> => (options?.client ?? client).get<ListNodeOperationsResponses, ListNodeOperationsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/node-operations',
     ...options
 });
@@ -680,7 +1000,11 @@ export const listNodeOperations = <ThrowOnError extends boolean = false>(options
  * Make a Kubernetes node of a host, upgrade it, look at it, or take it apart
  */
 export const createNodeOperation = <ThrowOnError extends boolean = false>(options: Options<CreateNodeOperationData, ThrowOnError>): RequestResult<CreateNodeOperationResponses, CreateNodeOperationErrors, ThrowOnError> => (options.client ?? client).post<CreateNodeOperationResponses, CreateNodeOperationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/node-operations',
     ...options,
     headers: {
@@ -693,7 +1017,11 @@ export const createNodeOperation = <ThrowOnError extends boolean = false>(option
  * One operation with its steps, and the nodes of the cluster after it
  */
 export const getNodeOperation = <ThrowOnError extends boolean = false>(options: Options<GetNodeOperationData, ThrowOnError>): RequestResult<GetNodeOperationResponses, GetNodeOperationErrors, ThrowOnError> => (options.client ?? client).get<GetNodeOperationResponses, GetNodeOperationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/node-operations/{id}',
     ...options
 });
@@ -702,7 +1030,11 @@ export const getNodeOperation = <ThrowOnError extends boolean = false>(options: 
  * What new clusters are created with
  */
 export const getClusterDefaults = <ThrowOnError extends boolean = false>(options?: Options<GetClusterDefaultsData, ThrowOnError>): RequestResult<GetClusterDefaultsResponses, GetClusterDefaultsErrors, ThrowOnError> => (options?.client ?? client).get<GetClusterDefaultsResponses, GetClusterDefaultsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/cluster-defaults',
     ...options
 });
@@ -711,7 +1043,11 @@ export const getClusterDefaults = <ThrowOnError extends boolean = false>(options
  * Clusters, newest first
  */
 export const listClusters = <ThrowOnError extends boolean = false>(options?: Options<ListClustersData, ThrowOnError>): RequestResult<ListClustersResponses, ListClustersErrors, ThrowOnError> => (options?.client ?? client).get<ListClustersResponses, ListClustersErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters',
     ...options
 });
@@ -720,7 +1056,11 @@ export const listClusters = <ThrowOnError extends boolean = false>(options?: Opt
  * Create a cluster from configured hosts, or register one that exists
  */
 export const createCluster = <ThrowOnError extends boolean = false>(options: Options<CreateClusterData, ThrowOnError>): RequestResult<CreateClusterResponses, CreateClusterErrors, ThrowOnError> => (options.client ?? client).post<CreateClusterResponses, CreateClusterErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters',
     ...options,
     headers: {
@@ -733,7 +1073,11 @@ export const createCluster = <ThrowOnError extends boolean = false>(options: Opt
  * Forget a cluster; what runs on its hosts is not touched
  */
 export const deleteCluster = <ThrowOnError extends boolean = false>(options: Options<DeleteClusterData, ThrowOnError>): RequestResult<DeleteClusterResponses, DeleteClusterErrors, ThrowOnError> => (options.client ?? client).delete<DeleteClusterResponses, DeleteClusterErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{id}',
     ...options
 });
@@ -742,7 +1086,11 @@ export const deleteCluster = <ThrowOnError extends boolean = false>(options: Opt
  * One cluster
  */
 export const getCluster = <ThrowOnError extends boolean = false>(options: Options<GetClusterData, ThrowOnError>): RequestResult<GetClusterResponses, GetClusterErrors, ThrowOnError> => (options.client ?? client).get<GetClusterResponses, GetClusterErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{id}',
     ...options
 });
@@ -751,7 +1099,11 @@ export const getCluster = <ThrowOnError extends boolean = false>(options: Option
  * What an installer of the cluster needs: registry fields, runtime files, images
  */
 export const getClusterConfiguration = <ThrowOnError extends boolean = false>(options: Options<GetClusterConfigurationData, ThrowOnError>): RequestResult<GetClusterConfigurationResponses, GetClusterConfigurationErrors, ThrowOnError> => (options.client ?? client).get<GetClusterConfigurationResponses, GetClusterConfigurationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{id}/configuration',
     ...options
 });
@@ -760,7 +1112,11 @@ export const getClusterConfiguration = <ThrowOnError extends boolean = false>(op
  * Would this cluster stand up now, with no network: from what is known
  */
 export const getClusterReadiness = <ThrowOnError extends boolean = false>(options: Options<GetClusterReadinessData, ThrowOnError>): RequestResult<GetClusterReadinessResponses, GetClusterReadinessErrors, ThrowOnError> => (options.client ?? client).get<GetClusterReadinessResponses, GetClusterReadinessErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{id}/readiness',
     ...options
 });
@@ -769,7 +1125,11 @@ export const getClusterReadiness = <ThrowOnError extends boolean = false>(option
  * Readiness checks, newest first
  */
 export const listReadinessChecks = <ThrowOnError extends boolean = false>(options?: Options<ListReadinessChecksData, ThrowOnError>): RequestResult<ListReadinessChecksResponses, ListReadinessChecksErrors, ThrowOnError> => (options?.client ?? client).get<ListReadinessChecksResponses, ListReadinessChecksErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/readiness-checks',
     ...options
 });
@@ -778,7 +1138,11 @@ export const listReadinessChecks = <ThrowOnError extends boolean = false>(option
  * Would it stand up: hosts pull for the answer, and `fix` pushes what is missing
  */
 export const createReadinessCheck = <ThrowOnError extends boolean = false>(options: Options<CreateReadinessCheckData, ThrowOnError>): RequestResult<CreateReadinessCheckResponses, CreateReadinessCheckErrors, ThrowOnError> => (options.client ?? client).post<CreateReadinessCheckResponses, CreateReadinessCheckErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/readiness-checks',
     ...options,
     headers: {
@@ -791,7 +1155,11 @@ export const createReadinessCheck = <ThrowOnError extends boolean = false>(optio
  * One readiness check, with its answer when the job has succeeded
  */
 export const getReadinessCheck = <ThrowOnError extends boolean = false>(options: Options<GetReadinessCheckData, ThrowOnError>): RequestResult<GetReadinessCheckResponses, GetReadinessCheckErrors, ThrowOnError> => (options.client ?? client).get<GetReadinessCheckResponses, GetReadinessCheckErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/readiness-checks/{id}',
     ...options
 });
@@ -800,7 +1168,11 @@ export const getReadinessCheck = <ThrowOnError extends boolean = false>(options:
  * Upgrades of a cluster, newest first
  */
 export const listClusterUpgrades = <ThrowOnError extends boolean = false>(options: Options<ListClusterUpgradesData, ThrowOnError>): RequestResult<ListClusterUpgradesResponses, ListClusterUpgradesErrors, ThrowOnError> => (options.client ?? client).get<ListClusterUpgradesResponses, ListClusterUpgradesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{clusterId}/upgrades',
     ...options
 });
@@ -809,7 +1181,11 @@ export const listClusterUpgrades = <ThrowOnError extends boolean = false>(option
  * Upgrade a cluster, or with dryRun tell the plan; one from before the registry joins it by this
  */
 export const createClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<CreateClusterUpgradeData, ThrowOnError>): RequestResult<CreateClusterUpgradeResponses, CreateClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).post<CreateClusterUpgradeResponses, CreateClusterUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{clusterId}/upgrades',
     ...options,
     headers: {
@@ -822,7 +1198,11 @@ export const createClusterUpgrade = <ThrowOnError extends boolean = false>(optio
  * One upgrade: its plan, and how far each node is
  */
 export const getClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<GetClusterUpgradeData, ThrowOnError>): RequestResult<GetClusterUpgradeResponses, GetClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).get<GetClusterUpgradeResponses, GetClusterUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{clusterId}/upgrades/{id}',
     ...options
 });
@@ -831,7 +1211,11 @@ export const getClusterUpgrade = <ThrowOnError extends boolean = false>(options:
  * Hold the upgrade before its next node
  */
 export const pauseClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<PauseClusterUpgradeData, ThrowOnError>): RequestResult<PauseClusterUpgradeResponses, PauseClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).post<PauseClusterUpgradeResponses, PauseClusterUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{clusterId}/upgrades/{id}/pause',
     ...options
 });
@@ -840,7 +1224,11 @@ export const pauseClusterUpgrade = <ThrowOnError extends boolean = false>(option
  * Let a paused upgrade go on
  */
 export const resumeClusterUpgrade = <ThrowOnError extends boolean = false>(options: Options<ResumeClusterUpgradeData, ThrowOnError>): RequestResult<ResumeClusterUpgradeResponses, ResumeClusterUpgradeErrors, ThrowOnError> => (options.client ?? client).post<ResumeClusterUpgradeResponses, ResumeClusterUpgradeErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/clusters/{clusterId}/upgrades/{id}/resume',
     ...options
 });
@@ -849,7 +1237,11 @@ export const resumeClusterUpgrade = <ThrowOnError extends boolean = false>(optio
  * Where backups are kept, and whether they can be reached now
  */
 export const listBackupTargets = <ThrowOnError extends boolean = false>(options?: Options<ListBackupTargetsData, ThrowOnError>): RequestResult<ListBackupTargetsResponses, ListBackupTargetsErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupTargetsResponses, ListBackupTargetsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-targets',
     ...options
 });
@@ -858,7 +1250,11 @@ export const listBackupTargets = <ThrowOnError extends boolean = false>(options?
  * Work with the store that is there now from now on, in place of the one before
  */
 export const adoptBackupTarget = <ThrowOnError extends boolean = false>(options: Options<AdoptBackupTargetData, ThrowOnError>): RequestResult<AdoptBackupTargetResponses, AdoptBackupTargetErrors, ThrowOnError> => (options.client ?? client).post<AdoptBackupTargetResponses, AdoptBackupTargetErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-targets/{name}/adoptions',
     ...options,
     headers: {
@@ -871,7 +1267,11 @@ export const adoptBackupTarget = <ThrowOnError extends boolean = false>(options:
  * The key that this DU signs backups with, and those of sites whose backups it takes
  */
 export const listBackupSigningKeys = <ThrowOnError extends boolean = false>(options?: Options<ListBackupSigningKeysData, ThrowOnError>): RequestResult<ListBackupSigningKeysResponses, ListBackupSigningKeysErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupSigningKeysResponses, ListBackupSigningKeysErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-signing-keys',
     ...options
 });
@@ -880,7 +1280,11 @@ export const listBackupSigningKeys = <ThrowOnError extends boolean = false>(opti
  * Take the backups of another site
  */
 export const createBackupSigningKey = <ThrowOnError extends boolean = false>(options: Options<CreateBackupSigningKeyData, ThrowOnError>): RequestResult<CreateBackupSigningKeyResponses, CreateBackupSigningKeyErrors, ThrowOnError> => (options.client ?? client).post<CreateBackupSigningKeyResponses, CreateBackupSigningKeyErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-signing-keys',
     ...options,
     headers: {
@@ -893,7 +1297,11 @@ export const createBackupSigningKey = <ThrowOnError extends boolean = false>(opt
  * Take the backups of another site no more, nor those that were imported from it
  */
 export const deleteBackupSigningKey = <ThrowOnError extends boolean = false>(options: Options<DeleteBackupSigningKeyData, ThrowOnError>): RequestResult<DeleteBackupSigningKeyResponses, DeleteBackupSigningKeyErrors, ThrowOnError> => (options.client ?? client).delete<DeleteBackupSigningKeyResponses, DeleteBackupSigningKeyErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-signing-keys/{id}',
     ...options
 });
@@ -902,7 +1310,11 @@ export const deleteBackupSigningKey = <ThrowOnError extends boolean = false>(opt
  * One key; own is that of this DU
  */
 export const getBackupSigningKey = <ThrowOnError extends boolean = false>(options: Options<GetBackupSigningKeyData, ThrowOnError>): RequestResult<GetBackupSigningKeyResponses, GetBackupSigningKeyErrors, ThrowOnError> => (options.client ?? client).get<GetBackupSigningKeyResponses, GetBackupSigningKeyErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-signing-keys/{id}',
     ...options
 });
@@ -911,7 +1323,11 @@ export const getBackupSigningKey = <ThrowOnError extends boolean = false>(option
  * Backups, newest first
  */
 export const listBackups = <ThrowOnError extends boolean = false>(options?: Options<ListBackupsData, ThrowOnError>): RequestResult<ListBackupsResponses, ListBackupsErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupsResponses, ListBackupsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backups',
     ...options
 });
@@ -920,7 +1336,11 @@ export const listBackups = <ThrowOnError extends boolean = false>(options?: Opti
  * Back the registry's content and Airdock's own state up; pushes may go on
  */
 export const createBackup = <ThrowOnError extends boolean = false>(options: Options<CreateBackupData, ThrowOnError>): RequestResult<CreateBackupResponses, CreateBackupErrors, ThrowOnError> => (options.client ?? client).post<CreateBackupResponses, CreateBackupErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backups',
     ...options,
     headers: {
@@ -933,7 +1353,11 @@ export const createBackup = <ThrowOnError extends boolean = false>(options: Opti
  * Remove a backup; its blobs go with the next prune, as far as no other backup needs them
  */
 export const deleteBackup = <ThrowOnError extends boolean = false>(options: Options<DeleteBackupData, ThrowOnError>): RequestResult<DeleteBackupResponses, DeleteBackupErrors, ThrowOnError> => (options.client ?? client).delete<DeleteBackupResponses, DeleteBackupErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backups/{id}',
     ...options
 });
@@ -942,7 +1366,11 @@ export const deleteBackup = <ThrowOnError extends boolean = false>(options: Opti
  * One backup
  */
 export const getBackup = <ThrowOnError extends boolean = false>(options: Options<GetBackupData, ThrowOnError>): RequestResult<GetBackupResponses, GetBackupErrors, ThrowOnError> => (options.client ?? client).get<GetBackupResponses, GetBackupErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backups/{id}',
     ...options
 });
@@ -951,7 +1379,11 @@ export const getBackup = <ThrowOnError extends boolean = false>(options: Options
  * Restores, newest first
  */
 export const listRestores = <ThrowOnError extends boolean = false>(options?: Options<ListRestoresData, ThrowOnError>): RequestResult<ListRestoresResponses, ListRestoresErrors, ThrowOnError> => (options?.client ?? client).get<ListRestoresResponses, ListRestoresErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/restores',
     ...options
 });
@@ -960,7 +1392,11 @@ export const listRestores = <ThrowOnError extends boolean = false>(options?: Opt
  * Bring the content of a backup back into the registry
  */
 export const createRestore = <ThrowOnError extends boolean = false>(options: Options<CreateRestoreData, ThrowOnError>): RequestResult<CreateRestoreResponses, CreateRestoreErrors, ThrowOnError> => (options.client ?? client).post<CreateRestoreResponses, CreateRestoreErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/restores',
     ...options,
     headers: {
@@ -973,7 +1409,11 @@ export const createRestore = <ThrowOnError extends boolean = false>(options: Opt
  * One restore
  */
 export const getRestore = <ThrowOnError extends boolean = false>(options: Options<GetRestoreData, ThrowOnError>): RequestResult<GetRestoreResponses, GetRestoreErrors, ThrowOnError> => (options.client ?? client).get<GetRestoreResponses, GetRestoreErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/restores/{id}',
     ...options
 });
@@ -982,7 +1422,11 @@ export const getRestore = <ThrowOnError extends boolean = false>(options: Option
  * Operations on backups, newest first
  */
 export const listBackupOperations = <ThrowOnError extends boolean = false>(options?: Options<ListBackupOperationsData, ThrowOnError>): RequestResult<ListBackupOperationsResponses, ListBackupOperationsErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupOperationsResponses, ListBackupOperationsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-operations',
     ...options
 });
@@ -991,7 +1435,11 @@ export const listBackupOperations = <ThrowOnError extends boolean = false>(optio
  * Verify, prune, export or import backups
  */
 export const createBackupOperation = <ThrowOnError extends boolean = false>(options: Options<CreateBackupOperationData, ThrowOnError>): RequestResult<CreateBackupOperationResponses, CreateBackupOperationErrors, ThrowOnError> => (options.client ?? client).post<CreateBackupOperationResponses, CreateBackupOperationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-operations',
     ...options,
     headers: {
@@ -1004,7 +1452,11 @@ export const createBackupOperation = <ThrowOnError extends boolean = false>(opti
  * One operation and what came of it
  */
 export const getBackupOperation = <ThrowOnError extends boolean = false>(options: Options<GetBackupOperationData, ThrowOnError>): RequestResult<GetBackupOperationResponses, GetBackupOperationErrors, ThrowOnError> => (options.client ?? client).get<GetBackupOperationResponses, GetBackupOperationErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-operations/{id}',
     ...options
 });
@@ -1013,7 +1465,11 @@ export const getBackupOperation = <ThrowOnError extends boolean = false>(options
  * Schedules, newest first
  */
 export const listBackupSchedules = <ThrowOnError extends boolean = false>(options?: Options<ListBackupSchedulesData, ThrowOnError>): RequestResult<ListBackupSchedulesResponses, ListBackupSchedulesErrors, ThrowOnError> => (options?.client ?? client).get<ListBackupSchedulesResponses, ListBackupSchedulesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-schedules',
     ...options
 });
@@ -1022,7 +1478,11 @@ export const listBackupSchedules = <ThrowOnError extends boolean = false>(option
  * Make backups by the clock
  */
 export const createBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<CreateBackupScheduleData, ThrowOnError>): RequestResult<CreateBackupScheduleResponses, CreateBackupScheduleErrors, ThrowOnError> => (options.client ?? client).post<CreateBackupScheduleResponses, CreateBackupScheduleErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-schedules',
     ...options,
     headers: {
@@ -1035,7 +1495,11 @@ export const createBackupSchedule = <ThrowOnError extends boolean = false>(optio
  * Remove a schedule; its backups stay
  */
 export const deleteBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<DeleteBackupScheduleData, ThrowOnError>): RequestResult<DeleteBackupScheduleResponses, DeleteBackupScheduleErrors, ThrowOnError> => (options.client ?? client).delete<DeleteBackupScheduleResponses, DeleteBackupScheduleErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-schedules/{id}',
     ...options
 });
@@ -1044,7 +1508,11 @@ export const deleteBackupSchedule = <ThrowOnError extends boolean = false>(optio
  * One schedule
  */
 export const getBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<GetBackupScheduleData, ThrowOnError>): RequestResult<GetBackupScheduleResponses, GetBackupScheduleErrors, ThrowOnError> => (options.client ?? client).get<GetBackupScheduleResponses, GetBackupScheduleErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-schedules/{id}',
     ...options
 });
@@ -1053,7 +1521,11 @@ export const getBackupSchedule = <ThrowOnError extends boolean = false>(options:
  * Change a schedule
  */
 export const updateBackupSchedule = <ThrowOnError extends boolean = false>(options: Options<UpdateBackupScheduleData, ThrowOnError>): RequestResult<UpdateBackupScheduleResponses, UpdateBackupScheduleErrors, ThrowOnError> => (options.client ?? client).patch<UpdateBackupScheduleResponses, UpdateBackupScheduleErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/backup-schedules/{id}',
     ...options,
     headers: {
@@ -1066,7 +1538,11 @@ export const updateBackupSchedule = <ThrowOnError extends boolean = false>(optio
  * Endpoints without their secrets, newest first
  */
 export const listWebhookEndpoints = <ThrowOnError extends boolean = false>(options?: Options<ListWebhookEndpointsData, ThrowOnError>): RequestResult<ListWebhookEndpointsResponses, ListWebhookEndpointsErrors, ThrowOnError> => (options?.client ?? client).get<ListWebhookEndpointsResponses, ListWebhookEndpointsErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-endpoints',
     ...options
 });
@@ -1075,7 +1551,11 @@ export const listWebhookEndpoints = <ThrowOnError extends boolean = false>(optio
  * Have events sent to a URL, signed as Standard Webhooks says
  */
 export const createWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<CreateWebhookEndpointData, ThrowOnError>): RequestResult<CreateWebhookEndpointResponses, CreateWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).post<CreateWebhookEndpointResponses, CreateWebhookEndpointErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-endpoints',
     ...options,
     headers: {
@@ -1088,7 +1568,11 @@ export const createWebhookEndpoint = <ThrowOnError extends boolean = false>(opti
  * Send no more events there
  */
 export const deleteWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<DeleteWebhookEndpointData, ThrowOnError>): RequestResult<DeleteWebhookEndpointResponses, DeleteWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).delete<DeleteWebhookEndpointResponses, DeleteWebhookEndpointErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-endpoints/{id}',
     ...options
 });
@@ -1097,7 +1581,11 @@ export const deleteWebhookEndpoint = <ThrowOnError extends boolean = false>(opti
  * One endpoint without its secret
  */
 export const getWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<GetWebhookEndpointData, ThrowOnError>): RequestResult<GetWebhookEndpointResponses, GetWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).get<GetWebhookEndpointResponses, GetWebhookEndpointErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-endpoints/{id}',
     ...options
 });
@@ -1106,7 +1594,11 @@ export const getWebhookEndpoint = <ThrowOnError extends boolean = false>(options
  * Change the URL or the events of an endpoint, disable it or enable it again
  */
 export const patchWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<PatchWebhookEndpointData, ThrowOnError>): RequestResult<PatchWebhookEndpointResponses, PatchWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).patch<PatchWebhookEndpointResponses, PatchWebhookEndpointErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-endpoints/{id}',
     ...options,
     headers: {
@@ -1119,7 +1611,11 @@ export const patchWebhookEndpoint = <ThrowOnError extends boolean = false>(optio
  * Give an endpoint another secret; both sign for a while
  */
 export const rotateWebhookSecret = <ThrowOnError extends boolean = false>(options: Options<RotateWebhookSecretData, ThrowOnError>): RequestResult<RotateWebhookSecretResponses, RotateWebhookSecretErrors, ThrowOnError> => (options.client ?? client).post<RotateWebhookSecretResponses, RotateWebhookSecretErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-endpoints/{id}/secret-rotations',
     ...options,
     headers: {
@@ -1132,7 +1628,11 @@ export const rotateWebhookSecret = <ThrowOnError extends boolean = false>(option
  * Deliveries, newest first
  */
 export const listWebhookDeliveries = <ThrowOnError extends boolean = false>(options?: Options<ListWebhookDeliveriesData, ThrowOnError>): RequestResult<ListWebhookDeliveriesResponses, ListWebhookDeliveriesErrors, ThrowOnError> => (options?.client ?? client).get<ListWebhookDeliveriesResponses, ListWebhookDeliveriesErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-deliveries',
     ...options
 });
@@ -1141,7 +1641,11 @@ export const listWebhookDeliveries = <ThrowOnError extends boolean = false>(opti
  * One delivery with its last request and response, and all attempts
  */
 export const getWebhookDelivery = <ThrowOnError extends boolean = false>(options: Options<GetWebhookDeliveryData, ThrowOnError>): RequestResult<GetWebhookDeliveryResponses, GetWebhookDeliveryErrors, ThrowOnError> => (options.client ?? client).get<GetWebhookDeliveryResponses, GetWebhookDeliveryErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-deliveries/{id}',
     ...options
 });
@@ -1150,7 +1654,11 @@ export const getWebhookDelivery = <ThrowOnError extends boolean = false>(options
  * Send an event once more, in a delivery of its own
  */
 export const redeliverWebhook = <ThrowOnError extends boolean = false>(options: Options<RedeliverWebhookData, ThrowOnError>): RequestResult<RedeliverWebhookResponses, RedeliverWebhookErrors, ThrowOnError> => (options.client ?? client).post<RedeliverWebhookResponses, RedeliverWebhookErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-deliveries/{id}/redeliver',
     ...options
 });
@@ -1159,7 +1667,11 @@ export const redeliverWebhook = <ThrowOnError extends boolean = false>(options: 
  * Try an endpoint out with one webhook.ping; the delivery tells how it went
  */
 export const pingWebhookEndpoint = <ThrowOnError extends boolean = false>(options: Options<PingWebhookEndpointData, ThrowOnError>): RequestResult<PingWebhookEndpointResponses, PingWebhookEndpointErrors, ThrowOnError> => (options.client ?? client).post<PingWebhookEndpointResponses, PingWebhookEndpointErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'token',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-endpoints/{id}/pings',
     ...options
 });
@@ -1168,7 +1680,11 @@ export const pingWebhookEndpoint = <ThrowOnError extends boolean = false>(option
  * Tell endpoints of something: for the services of Airdock, which may say it twice
  */
 export const createWebhookEvent = <ThrowOnError extends boolean = false>(options: Options<CreateWebhookEventData, ThrowOnError>): RequestResult<CreateWebhookEventResponses, CreateWebhookEventErrors, ThrowOnError> => (options.client ?? client).post<CreateWebhookEventResponses, CreateWebhookEventErrors, ThrowOnError>({
-    security: [{ scheme: 'bearer', type: 'http' }],
+    security: [{
+            key: 'internal',
+            scheme: 'bearer',
+            type: 'http'
+        }],
     url: '/v1/webhook-events',
     ...options,
     headers: {

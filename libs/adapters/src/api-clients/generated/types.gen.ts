@@ -181,6 +181,49 @@ export type StateChange = {
     needsConfirmation: boolean;
 };
 
+export type RotateToken = {
+    /**
+     * How long the token of now goes on counting beside the new one; 0 ends it at once
+     */
+    keepPreviousMinutes?: number;
+};
+
+export type RotatedToken = {
+    /**
+     * Where the new token is. It is not in this answer: whoever got hold of a token shall not make another one of it
+     */
+    tokenFile: string;
+    /**
+     * Until when the token before counts; null: no longer
+     */
+    previousUntil: string | null;
+};
+
+export type ResealedSecrets = {
+    /**
+     * Texts that were sealed with the key before
+     */
+    resealed: number;
+    /**
+     * Texts that no key opens
+     */
+    unreadable: number;
+};
+
+/**
+ * The key that stored secrets are sealed with
+ */
+export type SecretsKey = {
+    /**
+     * Tells keys apart, and nothing of them; backups name the one that their secrets are sealed with
+     */
+    fingerprint: string;
+    /**
+     * Two keys open what is sealed, until everything is sealed with the new one
+     */
+    rotating: boolean;
+};
+
 export type Registry = {
     /**
      * none: no registry; local: one that Airdock runs; external: one that someone else runs
@@ -201,6 +244,10 @@ export type Registry = {
         readWrite: string;
         readOnly: string;
     } | null;
+    /**
+     * How Airdock itself reaches the registry: unix:PATH, or the URL with the addresses that were allowed for its host in the fragment
+     */
+    address: string | null;
     engine: {
         kind: 'process' | 'external';
         version: string | null;
@@ -2915,6 +2962,19 @@ export type StreamJobData = {
     url: '/v1/jobs/{id}/events';
 };
 
+export type StreamJobErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type StreamJobError = StreamJobErrors[keyof StreamJobErrors];
+
 export type StreamJobResponses = {
     /**
      * Events named job, their data the job
@@ -3048,6 +3108,128 @@ export type PutStateRowsResponses = {
 };
 
 export type PutStateRowsResponse = PutStateRowsResponses[keyof PutStateRowsResponses];
+
+export type RotateTokenData = {
+    body: RotateToken;
+    path?: never;
+    query?: never;
+    url: '/v1/token-rotations';
+};
+
+export type RotateTokenErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type RotateTokenError = RotateTokenErrors[keyof RotateTokenErrors];
+
+export type RotateTokenResponses = {
+    /**
+     * Replace the API token; both count for a while, in all processes
+     */
+    201: RotatedToken;
+};
+
+export type RotateTokenResponse = RotateTokenResponses[keyof RotateTokenResponses];
+
+export type ResealSecretsData = {
+    body?: never;
+    path?: never;
+    query?: never;
+    url: '/v1/secret-reseals';
+};
+
+export type ResealSecretsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ResealSecretsError = ResealSecretsErrors[keyof ResealSecretsErrors];
+
+export type ResealSecretsResponses = {
+    /**
+     * Seal what this process has with the key of now: for the rotation of the key
+     */
+    200: ResealedSecrets;
+};
+
+export type ResealSecretsResponse = ResealSecretsResponses[keyof ResealSecretsResponses];
+
+export type GetSecretsKeyData = {
+    body?: never;
+    path?: never;
+    query?: never;
+    url: '/v1/secrets-key';
+};
+
+export type GetSecretsKeyErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetSecretsKeyError = GetSecretsKeyErrors[keyof GetSecretsKeyErrors];
+
+export type GetSecretsKeyResponses = {
+    /**
+     * Which key stored secrets are sealed with, and whether it is being exchanged
+     */
+    200: SecretsKey;
+};
+
+export type GetSecretsKeyResponse = GetSecretsKeyResponses[keyof GetSecretsKeyResponses];
+
+export type RotateSecretsKeyData = {
+    body?: never;
+    headers?: {
+        /**
+         * A repeated request with the same key gets the first answer again
+         */
+        'Idempotency-Key'?: string;
+    };
+    path?: never;
+    query?: never;
+    url: '/v1/secrets-key/rotations';
+};
+
+export type RotateSecretsKeyErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type RotateSecretsKeyError = RotateSecretsKeyErrors[keyof RotateSecretsKeyErrors];
+
+export type RotateSecretsKeyResponses = {
+    /**
+     * Exchange the key, and seal all stored secrets anew
+     */
+    202: Job;
+};
+
+export type RotateSecretsKeyResponse = RotateSecretsKeyResponses[keyof RotateSecretsKeyResponses];
 
 export type GetRegistryData = {
     body?: never;
@@ -3428,6 +3610,19 @@ export type DescribeUploadsData = {
     url: '/v1/uploads';
 };
 
+export type DescribeUploadsErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DescribeUploadsError = DescribeUploadsErrors[keyof DescribeUploadsErrors];
+
 export type DescribeUploadsResponses = {
     /**
      * Tus-Version, Tus-Extension
@@ -3448,6 +3643,19 @@ export type CreateUploadData = {
     url: '/v1/uploads';
 };
 
+export type CreateUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type CreateUploadError = CreateUploadErrors[keyof CreateUploadErrors];
+
 export type CreateUploadResponses = {
     /**
      * Location names the upload
@@ -3463,6 +3671,19 @@ export type DeleteUploadData = {
     query?: never;
     url: '/v1/uploads/{id}';
 };
+
+export type DeleteUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type DeleteUploadError = DeleteUploadErrors[keyof DeleteUploadErrors];
 
 export type DeleteUploadResponses = {
     /**
@@ -3482,6 +3703,19 @@ export type HeadUploadData = {
     url: '/v1/uploads/{id}';
 };
 
+export type HeadUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type HeadUploadError = HeadUploadErrors[keyof HeadUploadErrors];
+
 export type HeadUploadResponses = {
     /**
      * Upload-Offset
@@ -3500,6 +3734,19 @@ export type PatchUploadData = {
     query?: never;
     url: '/v1/uploads/{id}';
 };
+
+export type PatchUploadErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type PatchUploadError = PatchUploadErrors[keyof PatchUploadErrors];
 
 export type PatchUploadResponses = {
     /**
@@ -3663,6 +3910,19 @@ export type GetBundleDockerArchiveData = {
     };
     url: '/v1/bundles/{id}/docker-archive';
 };
+
+export type GetBundleDockerArchiveErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type GetBundleDockerArchiveError = GetBundleDockerArchiveErrors[keyof GetBundleDockerArchiveErrors];
 
 export type GetBundleDockerArchiveResponses = {
     /**
