@@ -1381,7 +1381,7 @@ export type Tunnel = {
      */
     bytesPerSecond: number;
     /**
-     * Why it is down; it is tried again by itself
+     * Why it is down, and tried again by itself; or, while it is up, which bound the host has run into
      */
     error: Problem | null;
     createdAt: string;
