@@ -12,8 +12,8 @@ import { startSshServer } from '@airdock/testing/ssh-server';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
-import { hostWorkerOf } from '../support/host-worker.js';
 import { type HostGate, installGate } from '../support/host-gate.js';
+import { hostWorkerOf } from '../support/host-worker.js';
 import {
   checkHost,
   configuredHosts,
@@ -333,8 +333,7 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     const host = hosts.check;
     await out(host.lab, "cp /home/admin/.bashrc /root/; sed -i '1i head -c 400000000 /dev/zero' /home/admin/.bashrc");
     const pid = await hostWorkerOf(du);
-    const memory = async (field: string) =>
-      Number(new RegExp(`^${field}:\\s*(\\d+) kB`, 'm').exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1]) * 1024;
+    const memory = async (field: string) => Number(new RegExp(`^${field}:\\s*(\\d+) kB`, 'm').exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1]) * 1024;
     // proc(5): the peak begins anew.
     await writeFile(`/proc/${pid}/clear_refs`, '5');
     const before = await memory('VmRSS');
