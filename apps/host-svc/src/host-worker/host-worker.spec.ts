@@ -76,6 +76,6 @@ describe('HostWorker', () => {
     const pid = await start('');
     await worker?.stop();
     expect(verdict()).toBeUndefined();
-    expect(() => process.kill(pid, 0)).toThrow();
+    expect(() => process.kill(pid, 0)).toThrow('ESRCH');
   });
 });
