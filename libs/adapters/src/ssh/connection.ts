@@ -216,7 +216,7 @@ export class SshConnection implements AsyncDisposable {
       stall.touch();
       onOutput?.();
     };
-    const onExcess = (error: unknown) => stop(error instanceof AppError ? new AppError(error.code, { detail: `${full[0]}: ${error.details.detail}` }) : error);
+    const onExcess = (error: unknown) => stop(error instanceof AppError ? this.excess(full[0], error) : error);
     const stdout = new BoundedOutput(this.buffers).read(channel, onChunk, onExcess);
     const stderr = new BoundedOutput(this.buffers).read(channel.stderr, stall.touch, onExcess);
     const stopped = new Promise<never>((_, reject) => {
@@ -249,6 +249,11 @@ export class SshConnection implements AsyncDisposable {
       stderr.release();
       signal?.removeEventListener('abort', abort);
     }
+  }
+
+  private excess(program: string | undefined, { code, details }: AppError): AppError {
+    const question = code === 'host_output_exceeded' ? `; does the login shell of ${this.target.username} print something at every command?` : '';
+    return new AppError(code, { detail: `${program}: ${details.detail}${question}` });
   }
 
   /** An answer of the SSH server itself: it comes soon, or the host cannot be waited for. ssh2 throws at once when the connection is already closed. */

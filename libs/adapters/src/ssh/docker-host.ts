@@ -11,6 +11,7 @@ import type { RuntimeHost } from './runtime-host.js';
 // What a host answers, which may be anything.
 const images = z.array(z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish() }));
 const errorLine = z.object({ error: z.string() });
+const refusal = z.object({ message: z.string() });
 const digestsOf = (found: unknown): string[] => z.array(z.string()).nullish().catch(null).parse(found) ?? [];
 
 const pullScript = `docker pull --quiet "$1" >/dev/null && docker image inspect --format '{{json .RepoDigests}}' "$1"`;
@@ -153,4 +154,4 @@ function parseJson(text: string): unknown {
 }
 
 /** What Docker complains of. */
-const messageOf = (body: string): string => (body.startsWith('{') ? String((parseJson(body) as { message?: unknown }).message ?? body) : body);
+const messageOf = (body: string): string => (body.startsWith('{') ? (refusal.safeParse(parseJson(body)).data?.message ?? body) : body);

@@ -84,8 +84,8 @@ describe('a hostile host', () => {
   it('that sends beyond its window, its packet size, or after its end is disconnected', async () => {
     const attacks: ((channel: number, host: HostileConnection) => void)[] = [
       (channel, host) => {
-        // Nobody reads, so that the window does not open again.
-        for (let sent = 0; sent < 4 * mib; sent += 32_768) host.send(messageOf(sshMessage.channelData, channel, Buffer.alloc(32_768)));
+        // Nobody reads: when the kernel has taken what it takes, the window does not open again.
+        for (let sent = 0; sent < 24 * mib; sent += 32_768) host.send(messageOf(sshMessage.channelData, channel, Buffer.alloc(32_768)));
       },
       (channel, host) => host.send(messageOf(sshMessage.channelData, channel, Buffer.alloc(33_000))),
       (channel, host) => host.sendTogether([messageOf(sshMessage.channelEof, channel), messageOf(sshMessage.channelData, channel, 'x')]),
@@ -310,10 +310,8 @@ describe('a hostile host', () => {
       async (connection) => {
         const error = await failure(connection.forwardTo({ address: '127.0.0.1', port: 1 }));
         expect(error?.message).toContain('no');
-        // biome-ignore lint/suspicious/noControlCharactersInRegex: these must not be there
-        expect(`${error?.message} ${(error?.cause as Error).message} ${(error?.cause as Error).stack}`).not.toMatch(
-          /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202e]/,
-        );
+        const cause = error?.cause as Error | undefined;
+        expect(`${error?.message} ${cause?.message} ${cause?.stack}`).not.toMatch(/[^\P{Cc}\n\t]|\u202e/u);
       },
     ));
 

@@ -199,7 +199,7 @@ export class KubeadmHost {
     return {
       name,
       ready: node.status?.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ?? false,
-      version: cleanLine(String(node.status?.nodeInfo?.kubeletVersion ?? '')).replace(/^v/, ''),
+      version: cleanLine(node.status?.nodeInfo?.kubeletVersion ?? '').replace(/^v/, ''),
       schedulable: node.spec?.unschedulable !== true,
       isControlPlane: controlPlaneLabels.some((label) => label in (node.metadata?.labels ?? {})),
       annotations: node.metadata?.annotations ?? {},

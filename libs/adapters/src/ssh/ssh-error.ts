@@ -7,7 +7,7 @@ export type SshError = Error & { level?: string | undefined; code?: string | und
 /** An error of ssh2, whose message may be the host's own words. */
 export function cleanError(error: unknown): SshError {
   const { message, level, code, reason } = error as SshError;
-  return Object.assign(new Error(cleanLine(String(message), 500)), { level, code, ...(reason === undefined ? {} : { reason }) });
+  return Object.assign(new Error(cleanLine(message, 500)), { level, code, ...(reason === undefined ? {} : { reason }) });
 }
 
 const brokenRules: readonly string[] = ['host_protocol_error', 'host_flood', 'host_buffer_exceeded'] satisfies ErrorCode[];

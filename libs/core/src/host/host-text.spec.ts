@@ -24,7 +24,7 @@ describe('cleanText', () => {
 
   it('takes a long text of beginnings without ends', () => {
     for (const piece of ['\u001b[', '\u001b]', '\u001b[0', '\u009b;', '\u001b '])
-      expect(cleanText(piece.repeat(500_000), 2_000_000)).not.toMatch(/[\u001b\u009b]/);
+      expect(cleanText(piece.repeat(500_000), 2_000_000)).not.toMatch(/[^\P{Cc}\n\t]/u);
   });
 });
 

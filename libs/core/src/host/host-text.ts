@@ -27,6 +27,11 @@ const characters = '\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u061c\\u200b-
 const unsafe = new RegExp(`[${characters}]`);
 const unsafeAll = new RegExp(`[${characters}]`, 'g');
 // CSI … final byte; OSC, DCS, SOS, PM and APC up to their end; other sequences of two characters. Each part ends where the next can begin.
-// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is looked for
-const escapeSequences =
-  /(?:\u001b\[|\u009b)[0-?]*[ -/]*[@-~]|(?:\u001b[\]PX^_]|[\u0090\u0098\u009d-\u009f])[^\u0007\u001b\u009c]*(?:\u0007|\u001b\\|\u009c)?|\u001b[ -/]*[0-~]/g;
+const escapeSequences = new RegExp(
+  [
+    '(?:\\u001b\\[|\\u009b)[0-?]*[ -/]*[@-~]',
+    '(?:\\u001b[\\]PX^_]|[\\u0090\\u0098\\u009d-\\u009f])[^\\u0007\\u001b\\u009c]*(?:\\u0007|\\u001b\\\\|\\u009c)?',
+    '\\u001b[ -/]*[0-~]',
+  ].join('|'),
+  'g',
+);
