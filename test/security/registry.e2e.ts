@@ -128,6 +128,11 @@ describe('a local user without rights (C2)', () => {
       foreignProcesses: [{ kind: 'listener', port: target.registryPort, pid: squatter.pid, uid: nobody, program: expect.stringContaining('busybox') }],
     });
     expect(target.output).toContain(`of user ${nobody}`);
+    const ready = await fetch(`${target.url}/readyz`);
+    expect([ready.status, ((await ready.json()) as { notices: object }).notices]).toEqual([
+      200,
+      { [`registry:localhost:${target.registryPort}`]: expect.any(String) },
+    ]);
     // What tunnels lead to is the registry all the same.
     await using tunnel = await tempDir('tunnel');
     const answer = join(tunnel.path, 'answer');

@@ -48,6 +48,7 @@ export class RegistryModule {
       workers: [SecretsKeyProcessor, RegistryProcessor, RegistrySupervisor, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
       jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
       history: [GarbageCollectionEntity],
+      noticeSource: RegistryService,
     });
   }
 }

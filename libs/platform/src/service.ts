@@ -9,7 +9,7 @@ import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
 import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
-import { HealthController, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
+import { HealthController, NOTICE_SOURCES, type NoticeSource, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
 import type { LocalSocket } from './http/local-socket.js';
 import { Servers } from './http/servers.js';
@@ -53,18 +53,21 @@ export interface ServiceDefinition {
   history?: (new () => ObjectLiteral)[];
   /** What of the tables belongs into backups. */
   state?: readonly StateTable[];
+  /** The provider that knows what `/readyz` should tell beside the checks. */
+  noticeSource?: Type<NoticeSource>;
 }
 
 /** Injection token of a service's `JobsService` outside its module. */
 export const jobsToken = (name: ServiceName) => `jobs:${name}`;
 const stateToken = (name: ServiceName) => `state:${name}`;
+const noticesToken = (name: ServiceName) => `notices:${name}`;
 const sealedToken = (name: ServiceName) => `sealed:${name}`;
 const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
 export function defineService(
   roles: Roles,
-  { module, name, entities, controllers, providers, workers, jobTypes, history = [], state = [] }: ServiceDefinition,
+  { module, name, entities, controllers, providers, workers, jobTypes, history = [], state = [], noticeSource }: ServiceDefinition,
 ): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
@@ -108,6 +111,7 @@ export function defineService(
       { provide: ServiceDatabase, inject: [getDataSourceToken(name)], useFactory: (dataSource: DataSource) => new ServiceDatabase(dataSource) },
       { provide: Outbox, inject: [ServiceDatabase], useFactory: (database: ServiceDatabase) => new Outbox(database) },
       { provide: jobsToken(name), useExisting: JobsService },
+      noticeSource ? { provide: noticesToken(name), useExisting: noticeSource } : { provide: noticesToken(name), useValue: { notices: async () => ({}) } },
       { provide: databaseToken(name), useExisting: ServiceDatabase },
       {
         provide: stateToken(name),
@@ -126,7 +130,7 @@ export function defineService(
         ? [...workers, forwarder, retention, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
         : []),
     ],
-    exports: [jobsToken(name), databaseToken(name), stateToken(name), sealedToken(name)],
+    exports: [noticesToken(name), jobsToken(name), databaseToken(name), stateToken(name), sealedToken(name)],
   };
 }
 
@@ -141,6 +145,7 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
       { provide: STATE_SERVICES, inject: names.map(stateToken), useFactory: (...states: StateService[]) => states },
       { provide: SEALED_COLUMNS, inject: names.map(sealedToken), useFactory: (...columns: SealedColumns[]) => columns },
       { provide: JOB_SERVICES, inject: names.map(jobsToken), useFactory: (...jobs: JobsService[]) => jobs },
+      { provide: NOTICE_SOURCES, inject: names.map(noticesToken), useFactory: (...sources: NoticeSource[]) => sources },
       {
         provide: READINESS_CHECKS,
         inject: names.map(databaseToken),

@@ -9,6 +9,7 @@ import { whyNoSandbox } from '@airdock/adapters/sandbox/sandbox';
 import { AppError, type Problem, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
+import type { NoticeSource } from '@airdock/platform/http/health.controller';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
@@ -35,7 +36,7 @@ const probe = async (address: string | null) => (address === null ? { ok: false,
 
 /** The registry's wanted state, and the engine that follows it. */
 @Injectable()
-export class RegistryService {
+export class RegistryService implements NoticeSource {
   private readonly logger = new Logger(RegistryService.name);
   private hasWarned = false;
   /** The supervisor and a job may reconcile at the same time in one process; the engine takes one after the other. */
@@ -202,6 +203,17 @@ export class RegistryService {
     if (row.mode !== 'local') return false;
     const engine = registryEngine(this.config, row);
     return row.error !== null || row.localhostError !== null || (row.fence !== null) !== engine.isFenced || !(await engine.isHealthy({ isAsked }));
+  }
+
+  /** For `/readyz`: that there are strangers. Who they are is told to those with a token. */
+  async notices(): Promise<Record<string, string>> {
+    const { mode, localhostError, foreignProcesses } = await this.load();
+    if (mode !== 'local') return {};
+    const has = (kind: 'listener' | 'decoy') => foreignProcesses?.some((one) => one.kind === kind);
+    return {
+      ...(localhostError || has('listener') ? { [`registry:localhost:${this.config.registry.port}`]: 'another program has the port, or part of it' } : {}),
+      ...(has('decoy') ? { 'registry:processes': 'another program shows the arguments of the registry' } : {}),
+    };
   }
 
   /** Names the processes of others that pass for the registry: looks at every process of the machine, so a few times a minute at the most. */

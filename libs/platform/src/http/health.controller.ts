@@ -12,6 +12,13 @@ export interface ReadinessCheck {
 
 export const READINESS_CHECKS = Symbol('READINESS_CHECKS');
 
+/** What a service knows to be wrong while requests make sense all the same, such as a stranger on one of its ports: a few words by name, without secrets. */
+export interface NoticeSource {
+  notices(): Promise<Record<string, string>>;
+}
+
+export const NOTICE_SOURCES = Symbol('NOTICE_SOURCES');
+
 @Injectable()
 export class Metrics {
   readonly registry = new Registry();
@@ -27,6 +34,7 @@ export class HealthController {
   constructor(
     private readonly metrics: Metrics,
     @Inject(READINESS_CHECKS) private readonly checks: ReadinessCheck[],
+    @Inject(NOTICE_SOURCES) private readonly sources: NoticeSource[],
   ) {}
 
   /** The process answers. */
@@ -56,8 +64,10 @@ export class HealthController {
       ),
     );
     const ok = Object.values(checks).every((value) => value === 'ok');
+    // Of a database that is away the check has told already.
+    const notices = await Promise.all(this.sources.map((source) => source.notices().catch(() => ({}))));
     void reply.status(ok ? 200 : 503);
-    return { status: ok ? 'ok' : 'failed', checks };
+    return { status: ok ? 'ok' : 'failed', checks, notices: Object.assign({}, ...notices) as Record<string, string> };
   }
 
   @Get('metrics')
