@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { HostWorker, type HostWorkerOptions } from '@airdock/host-svc/host-worker/host-worker';
 import { type Config, type ConfigSources, loadConfig } from '@airdock/platform/config';
-import { exitWithProblem, stopSignal } from '@airdock/platform/process';
+import { exitWithProblem, freeStartupMemory, stopSignal } from '@airdock/platform/process';
 import { keepPrivate, rootModule, serve } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
@@ -46,6 +46,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     // A host that freezes it at once must not keep the API from being ready.
     await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
     process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`);
+    freeStartupMemory();
     await stopped;
     await hostWorker.stop();
     await app.close();

@@ -1,6 +1,6 @@
 /** The process that speaks to hosts: SSH, tunnels, and whatever reads what a host says. Started and watched by `HostWorker`. */
 import { loadConfig } from '@airdock/platform/config';
-import { exitWithProblem } from '@airdock/platform/process';
+import { exitWithProblem, freeStartupMemory } from '@airdock/platform/process';
 import { beatMs, type FromWorker, type ToWorker, type WorkerStart } from './host-worker/host-worker.js';
 import { noteServedHosts } from './served-host.js';
 
@@ -56,6 +56,7 @@ try {
     startProcessors(app);
   }
   tell({ type: 'ready' });
+  freeStartupMemory();
 } catch (error) {
   exitWithProblem(error);
 }

@@ -88,8 +88,9 @@ describe('image-svc', () => {
   it('refuses paths outside of the bundle folders, however they are written', async () => {
     await writeFile(join(folder.path, 'outside.tar'), 'x');
     await symlink(join(folder.path, 'outside.tar'), join(bundleDir, 'link.tar'));
-    for (const path of ['/etc/passwd', join(bundleDir, '../outside.tar'), '../outside.tar', join(bundleDir, 'link.tar'), bundleDir, 'a\0b'])
+    for (const path of ['/etc/passwd', join(bundleDir, '../outside.tar'), '../outside.tar', join(bundleDir, 'link.tar'), bundleDir])
       expect((await api('post', '/v1/bundles').send({ path })).body, path).toMatchObject({ status: 422, code: 'bundle_path_forbidden' });
+    expect((await api('post', '/v1/bundles').send({ path: 'a\0b' })).body).toMatchObject({ status: 422, code: 'request_invalid' });
     expect((await api('post', '/v1/bundles').send({ path: 'nothing.tar' })).body).toMatchObject({ code: 'bundle_not_found' });
     expect((await api('post', '/v1/bundles').send({ path: 'a', uploadId: '0'.repeat(32) })).body).toMatchObject({ code: 'request_invalid' });
     expect((await api('post', '/v1/bundles').send({ uploadId: '0'.repeat(32) })).body).toMatchObject({ code: 'upload_not_found' });

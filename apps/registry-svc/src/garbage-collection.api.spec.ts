@@ -52,7 +52,7 @@ describe('garbage collections', () => {
       redisUrl: redis.url,
       privateRegistryType: 'local',
       overrides: {
-        ...{ 'registry.port': port, 'registry.storageDir': storage },
+        ...{ 'registry.port': port, 'registry.storageDir': storage, 'registry.allowedHosts': ['127.0.0.0/8'] },
         ...{ 'services.image': others.url, 'services.cluster': others.url, 'services.backup': others.url },
       },
     });

@@ -17,6 +17,17 @@ import type { Config, ServiceName } from './config.js';
 /** A service's own tables. One per service module, so that shared providers reach the right one. */
 export class ServiceDatabase {
   constructor(readonly dataSource: DataSource) {}
+
+  /**
+   * A mark that is another one after each write to the database, by this process or by others; undefined where there is none (PostgreSQL). Takes microseconds.
+   * Source: https://www.sqlite.org/pragma.html#pragma_data_version, https://www.sqlite.org/lang_corefunc.html#total_changes
+   */
+  changeMark(): string | undefined {
+    if (this.dataSource.options.type !== 'better-sqlite3') return undefined;
+    const { databaseConnection } = this.dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database };
+    const ofOthers = databaseConnection.pragma('data_version', { simple: true });
+    return `${ofOthers} ${databaseConnection.prepare('SELECT total_changes()').pluck().get()}`;
+  }
 }
 
 /** The options of a service's data source: a SQLite file of its own, or a PostgreSQL schema of its own. */

@@ -127,7 +127,16 @@ export function defineService(
       IdempotencyInterceptor,
       ...providers,
       ...(isWorker
-        ? [...workers, forwarder, retention, { provide: JobSweeper, inject: [JobsService], useFactory: (service: JobsService) => new JobSweeper(service) }]
+        ? [
+            ...workers,
+            forwarder,
+            retention,
+            {
+              provide: JobSweeper,
+              inject: [JobsService, ServiceDatabase],
+              useFactory: (service: JobsService, database: ServiceDatabase) => new JobSweeper(service, database),
+            },
+          ]
         : []),
     ],
     exports: [noticesToken(name), jobsToken(name), databaseToken(name), stateToken(name), sealedToken(name)],

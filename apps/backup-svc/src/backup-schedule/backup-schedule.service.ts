@@ -69,9 +69,10 @@ export class BackupScheduleService {
     await this.schedules.delete({ id });
   }
 
-  /** Begins what is due, prunes after what has ended, and tells of what is too old. One failing schedule keeps no other waiting. */
-  async round(): Promise<void> {
-    for (const row of await this.schedules.findBy({ enabled: true })) {
+  /** Begins what is due, prunes after what has ended, and tells of what is too old. One failing schedule keeps no other waiting. Returns how many there are. */
+  async round(): Promise<number> {
+    const enabled = await this.schedules.findBy({ enabled: true });
+    for (const row of enabled) {
       try {
         // First, since a backup that cannot even be begun will be too old one day. What was changed is read again in the next round.
         if ((await this.tellOfStale(row)) || (await this.begin(row)) || (await this.pruneAfter(row))) this.failing.delete(row.id);
@@ -82,6 +83,7 @@ export class BackupScheduleService {
         this.failing.add(row.id);
       }
     }
+    return enabled.length;
   }
 
   /** However many times were missed, one backup makes up for them. Of several workers one begins it. */

@@ -1,4 +1,6 @@
 import { BackgroundLoop } from '@airdock/platform/background-loop';
+import { ServiceDatabase } from '@airdock/platform/database';
+import { QuietDatabase } from '@airdock/platform/quiet-database';
 import { Injectable } from '@nestjs/common';
 import { BackupScheduleService } from './backup-schedule.service.js';
 
@@ -7,11 +9,17 @@ import { BackupScheduleService } from './backup-schedule.service.js';
 export class BackupScheduler extends BackgroundLoop {
   protected readonly pauseMs = 2_000;
 
-  constructor(private readonly schedules: BackupScheduleService) {
+  private readonly quiet: QuietDatabase;
+
+  constructor(
+    private readonly schedules: BackupScheduleService,
+    database: ServiceDatabase,
+  ) {
     super();
+    this.quiet = new QuietDatabase(database);
   }
 
   protected round(): Promise<void> {
-    return this.schedules.round();
+    return this.quiet.unlessQuiet(async () => (await this.schedules.round()) === 0);
   }
 }

@@ -100,6 +100,11 @@ export class WebhookDeliveryService {
     return this.deliveries.createQueryBuilder().insert().values(columns(row));
   }
 
+  /** An event without its deliveries, or a delivery that is not over, whenever it is due. */
+  async hasPending(): Promise<boolean> {
+    return (await this.events.existsBy({ dispatched: false })) || (await this.deliveries.existsBy({ state: 'pending' }));
+  }
+
   /** The endpoints that something is due for. */
   async dueEndpoints(): Promise<string[]> {
     const due = this.deliveries.createQueryBuilder('delivery').select('DISTINCT delivery.endpointId', 'endpointId');

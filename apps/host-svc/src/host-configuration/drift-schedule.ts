@@ -15,7 +15,7 @@ const rowId = 'drift';
  */
 @Injectable()
 export class DriftSchedule extends BackgroundLoop {
-  protected readonly pauseMs = 2_000;
+  protected readonly pauseMs = 5_000;
 
   constructor(
     @Inject(CONFIG) private readonly config: Config,

@@ -26,7 +26,7 @@ export class RegistryProcessor extends JobProcessor {
   }
 }
 
-const measureEvery = 15;
+const measureEvery = 30;
 const askEvery = 5;
 const lookEvery = 30;
 

@@ -4,6 +4,7 @@ import { AppError } from '@airdock/core/errors';
 import { BackgroundLoop } from '../background-loop.js';
 import { type Config, serviceEndpoint } from '../config.js';
 import type { ServiceDatabase } from '../database.js';
+import { QuietDatabase } from '../quiet-database.js';
 import type { TokenFile } from '../token-file.js';
 import { OutboxEventEntity } from './outbox.entity.js';
 
@@ -12,7 +13,8 @@ const timeoutMs = 10_000;
 
 /** Runs in workers: hands the events of a service to backup-svc, which sends webhooks. At least once: backup-svc knows an event by its id. */
 export class OutboxForwarder extends BackgroundLoop {
-  protected readonly pauseMs = 1_000;
+  protected readonly pauseMs = 500;
+  private readonly quiet: QuietDatabase;
 
   constructor(
     private readonly config: Config,
@@ -20,14 +22,19 @@ export class OutboxForwarder extends BackgroundLoop {
     private readonly token: TokenFile,
   ) {
     super();
+    this.quiet = new QuietDatabase(database);
   }
 
-  protected async round(): Promise<void> {
-    const events = this.database.dataSource.getRepository(OutboxEventEntity);
-    for (const event of await events.find({ order: { id: 'ASC' }, take: eventsAtOnce })) {
-      await this.hand(event);
-      await events.delete({ id: event.id });
-    }
+  protected round(): Promise<void> {
+    return this.quiet.unlessQuiet(async () => {
+      const events = this.database.dataSource.getRepository(OutboxEventEntity);
+      const found = await events.find({ order: { id: 'ASC' }, take: eventsAtOnce });
+      for (const event of found) {
+        await this.hand(event);
+        await events.delete({ id: event.id });
+      }
+      return found.length === 0;
+    });
   }
 
   private async hand(event: OutboxEventEntity): Promise<void> {

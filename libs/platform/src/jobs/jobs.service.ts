@@ -196,8 +196,8 @@ export class JobsService {
     }
   }
 
-  /** Wakes every job up that is due and has no living worker. Safe to run anywhere, any time. */
-  async sweep(): Promise<void> {
+  /** Wakes every job up that is due and has no living worker. Safe to run anywhere, any time. True when all jobs have ended. */
+  async sweep(): Promise<boolean> {
     const due = await this.rows
       .createQueryBuilder('job')
       .where('job.state IN (:...states)', { states: ['queued', 'running'] })
@@ -207,6 +207,7 @@ export class JobsService {
       .take(500)
       .getMany();
     for (const job of due) await this.wake(job);
+    return due.length === 0 && !(await this.rows.existsBy({ state: In(['queued', 'running']) }));
   }
 
   /**
