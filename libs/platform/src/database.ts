@@ -16,6 +16,8 @@ import type { Config, ServiceName } from './config.js';
 
 /** A service's own tables. One per service module, so that shared providers reach the right one. */
 export class ServiceDatabase {
+  private marks: { ofOthers: BetterSqlite3.Statement; own: BetterSqlite3.Statement } | undefined;
+
   constructor(readonly dataSource: DataSource) {}
 
   /**
@@ -25,8 +27,11 @@ export class ServiceDatabase {
   changeMark(): string | undefined {
     if (this.dataSource.options.type !== 'better-sqlite3') return undefined;
     const { databaseConnection } = this.dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database };
-    const ofOthers = databaseConnection.pragma('data_version', { simple: true });
-    return `${ofOthers} ${databaseConnection.prepare('SELECT total_changes()').pluck().get()}`;
+    this.marks ??= {
+      ofOthers: databaseConnection.prepare('PRAGMA data_version').pluck(),
+      own: databaseConnection.prepare('SELECT total_changes()').pluck(),
+    };
+    return `${this.marks.ofOthers.get()} ${this.marks.own.get()}`;
   }
 }
 
