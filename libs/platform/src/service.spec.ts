@@ -109,7 +109,7 @@ describe('a service', () => {
     await request(app.getHttpServer()).get('/livez').expect(200);
     await request(app.getHttpServer())
       .get('/readyz')
-      .expect(200, { status: 'ok', checks: { 'database:image': 'ok' } });
+      .expect(200, { status: 'ok', checks: { 'database:image': 'ok' }, notices: {} });
     const missing = await request(app.getHttpServer())
       .get('/v1/jobs')
       .expect(401)

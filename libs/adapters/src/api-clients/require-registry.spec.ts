@@ -23,7 +23,7 @@ describe('requireRegistry', () => {
     const onWait = () => {
       waited += 1;
     };
-    expect(await requireRegistry(registry.client, { onWait })).toMatchObject({ url: 'http://localhost:5100' });
+    expect(await requireRegistry(registry.client, { onWait })).toMatchObject({ address: 'http://localhost:5100' });
     expect([registry.asked(), waited]).toEqual([3, 1]);
     expect(await requireRegistry(registry.client, { onWait })).toBeDefined();
     expect(waited).toBe(1);
