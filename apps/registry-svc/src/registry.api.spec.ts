@@ -108,7 +108,7 @@ describe('registry-svc', () => {
     await waitFor(async () => (await registry()).foreignProcesses.length > 0, { what: 'the other program to be named' });
     expect((await registry()).foreignProcesses).toMatchObject([{ kind: 'listener', port, pid: process.pid, uid: process.geteuid?.() }]);
     await new Promise((resolve) => other.close(resolve));
-    await waitFor(async () => (await registry()).localhostError === null, { what: 'the supervisor to start the front', timeoutMs: 15_000 });
+    await waitFor(async () => (await registry()).localhostError === null, { what: 'the supervisor to start the front', timeoutMs: 30_000 });
     expect((await fetch(`http://localhost:${port}/v2/`)).status).toBe(200);
   });
 

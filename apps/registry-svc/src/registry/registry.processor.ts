@@ -27,7 +27,7 @@ export class RegistryProcessor extends JobProcessor {
 }
 
 const measureEvery = 30;
-const askEvery = 8;
+const askEvery = 5;
 const lookEvery = 30;
 
 /** Keeps the engine and its storage in order while nobody asks: after a crash of the engine or of a collection, and after a restart of the machine. */

@@ -20,6 +20,8 @@ import { type ForeignProcess, RegistryEntity } from './registry.entity.js';
 import type { PutRegistry, Registry } from './registry.schema.js';
 
 const id = 'registry';
+/** So many are named: somebody may start as many as he likes. */
+const maxForeignProcesses = 20;
 export const applyJobType = 'registry.apply';
 
 /** The engine that a DU with this configuration runs, whichever process asks. */
@@ -202,7 +204,7 @@ export class RegistryService implements NoticeSource {
     const row = await this.load();
     if (row.mode !== 'local') return false;
     const engine = registryEngine(this.config, row);
-    return row.error !== null || row.localhostError !== null || (row.fence !== null) !== engine.isFenced || !(await engine.isHealthy({ isAsked }));
+    return row.error !== null || (isAsked && row.localhostError !== null) || (row.fence !== null) !== engine.isFenced || !(await engine.isHealthy({ isAsked }));
   }
 
   /** For `/readyz`: that there are strangers. Who they are is told to those with a token. */
@@ -224,7 +226,7 @@ export class RegistryService implements NoticeSource {
     const found: ForeignProcess[] = [
       ...(await engine.squatters()).map(({ port, pid, uid, program }) => ({ kind: 'listener' as const, port, pid, uid, program })),
       ...(await engine.decoys()).map(({ pid, uid, program }) => ({ kind: 'decoy' as const, port: null, pid, uid, program })),
-    ];
+    ].slice(0, maxForeignProcesses);
     const known = new Set((row.foreignProcesses ?? []).map((one) => JSON.stringify(one)));
     for (const one of found.filter((other) => !known.has(JSON.stringify(other))))
       this.logger.warn(
@@ -233,7 +235,7 @@ export class RegistryService implements NoticeSource {
           : `${describe(one)} shows the arguments of the registry, and is not it`,
       );
     if (found.length !== known.size || found.some((one) => !known.has(JSON.stringify(one))))
-      await this.registries.update({ id }, columns({ foreignProcesses: found.slice(0, 20) }));
+      await this.registries.update({ id }, columns({ foreignProcesses: found }));
   }
 
   /** Keeps pushes away from now on, or lets them in again; idempotent for one upgrade. Throws `registry_fenced` when another upgrade has it. */

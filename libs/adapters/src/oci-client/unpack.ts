@@ -134,7 +134,7 @@ async function throughProgram(
 ): Promise<void> {
   // It reads what somebody else has made, and needs nothing but its two pipes.
   const [program, ...args] = inSandbox([name, ...programs[name]], {});
-  const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'] });
+  const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], env: { PATH: process.env.PATH } });
   let words = '';
   child.stderr.on('data', (chunk: Buffer) => {
     words = (words + chunk.toString('utf8')).slice(0, 500);

@@ -159,6 +159,8 @@ export async function processesThatShow(matches: (words: readonly string[]) => b
 /** `127.0.0.1`, `::1`, all of either, and 127.0.0.1 as IPv6 has it, as /proc shows them. */
 const loopback = new Set(['0100007F', '00000000', '00000000000000000000000001000000', '0'.repeat(32), '0000000000000000FFFF00000100007F']);
 
+const maxListeners = 20;
+
 /** Someone else who listens on one of our ports. */
 export interface ForeignListener extends ForeignProcess {
   port: number;
@@ -171,22 +173,22 @@ export interface ForeignListener extends ForeignProcess {
 export async function foreignListeners(port: number, ownPid: number | undefined): Promise<ForeignListener[]> {
   const hex = port.toString(16).toUpperCase().padStart(4, '0');
   const own = new Set(ownPid === undefined ? [] : await openFiles(ownPid));
-  const found: ForeignListener[] = [];
+  const found = new Map<string, ForeignListener>();
   for (const table of ['/proc/net/tcp', '/proc/net/tcp6'])
     for (const line of (await readFile(table, 'latin1').catch(() => '')).split('\n')) {
       const [, local = '', , state, , , , uid, , inode] = line.trim().split(/ +/);
       const [address = '', localPort] = local.split(':');
       const socket = `socket:[${inode}]`;
       if (state !== '0A' || localPort !== hex || !loopback.has(address) || own.has(socket)) continue;
-      const pid = await holderOf(socket);
-      found.push({ port, pid: pid ?? null, uid: Number(uid), program: pid === undefined ? null : ((await programOf(pid)) ?? null) });
+      // He may have as many as he likes.
+      if (found.size < maxListeners) found.set(socket, { port, pid: null, uid: Number(uid), program: null });
     }
-  return found;
-}
-
-async function holderOf(socket: string): Promise<number | undefined> {
-  for (const pid of await processIds()) if ((await openFiles(pid)).includes(socket)) return pid;
-  return undefined;
+  for (const pid of found.size > 0 ? await processIds() : [])
+    for (const socket of await openFiles(pid)) {
+      const listener = found.get(socket);
+      if (listener) Object.assign(listener, { pid, program: (await programOf(pid)) ?? null });
+    }
+  return [...found.values()];
 }
 
 async function openFiles(pid: number): Promise<string[]> {

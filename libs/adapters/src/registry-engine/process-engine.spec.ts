@@ -1,3 +1,4 @@
+import { spawn } from 'node:child_process';
 import { mkdir, readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
@@ -142,6 +143,45 @@ describe('ProcessRegistryEngine', () => {
     await new Promise((resolve) => other.close(resolve));
     expect((await engine.start()).started).toEqual(['front']);
     await expect(new ProcessRegistryEngine({ ...options, binary: '/nowhere/registry' }).start()).rejects.toMatchObject({ code: 'registry_engine_missing' });
+  });
+
+  it('ends what writes through it when the fence goes up, also when it was killed while it did that, and keeps the fence where the registry cannot reach it', async () => {
+    const engine = new ProcessRegistryEngine({ ...options, front: { port: options.front?.port ?? 0, push: { username: 'a', passwordSha256: 'b' } } });
+    await engine.start();
+    const [readWrite] = await engine.pids();
+    await writeFile(join(options.stateDir, 'front/fence'), 'going up');
+    expect(engine.isFenced).toBe(false);
+    await engine.setFence(true);
+    expect([engine.isFenced, (await engine.pids()).includes(readWrite as number)]).toEqual([true, false]);
+    await engine.start();
+    expect((await fetch(`${front()}/v2/a/blobs/uploads/`, { method: 'POST' })).status).toBe(503);
+    expect(await readdir(options.socketDir)).not.toContain('fence');
+    await engine.setFence(false);
+    expect((await fetch(`${front()}/v2/a/blobs/uploads/`, { method: 'POST' })).status).toBe(401);
+  });
+
+  it('replaces a program that was changed where it lies', async () => {
+    const program = join(folder.path, 'registry.sh');
+    const install = (comment: string) => writeFile(program, `#!/bin/sh\n# ${comment}\nexec docker-registry "$@"\n`, { mode: 0o755 });
+    options = { ...options, binary: program };
+    await install('one');
+    await new ProcessRegistryEngine(options).start();
+    expect((await new ProcessRegistryEngine(options).start()).started).toEqual([]);
+    await install('two, with a fix');
+    expect((await new ProcessRegistryEngine(options).start()).started).toEqual(['readOnly', 'readWrite']);
+  });
+
+  it('takes over from an Airdock that gave its processes no mark, and had the port', async () => {
+    const config = join(options.stateDir, 'read-write.0123456789abcdef.yml');
+    await mkdir(options.stateDir, { recursive: true, mode: 0o700 });
+    const http = { addr: `127.0.0.1:${options.front?.port}` };
+    await writeFile(config, JSON.stringify({ version: '0.1', storage: { filesystem: { rootdirectory: options.storageDir } }, http }));
+    const old = spawn('docker-registry', ['serve', config], { stdio: 'ignore', detached: true });
+    const ended = new Promise((resolve) => old.once('exit', resolve));
+    await waitFor(async () => (await probeRegistry(front())).ok, { what: 'the old registry to answer' });
+    const { started, frontError } = await new ProcessRegistryEngine(options).start();
+    expect([started, frontError]).toEqual([['readOnly', 'front', 'readWrite'], undefined]);
+    await ended;
   });
 
   it('keeps its secrets to its owner', async () => {

@@ -1,6 +1,6 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { link, lstat, mkdir, open, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
@@ -41,6 +41,8 @@ export const registrySockets = (socketDir: string): RegistrySockets => ({
   readOnly: `unix:${join(socketDir, 'read-only.sock')}`,
 });
 
+const fenceIsUp = 'up';
+
 type Instance = 'readOnly' | 'front' | 'readWrite';
 const fileNames: Record<Instance, string> = { readWrite: 'read-write', readOnly: 'read-only', front: 'front' };
 
@@ -76,6 +78,8 @@ export class ProcessRegistryEngine {
     const started = new Map<Instance, string>();
     const repair: Repair = { changed: [], failed: [] };
     let frontError: AppError | undefined;
+    // What an Airdock of before has started may have the front's port.
+    for (const instance of ['readOnly', 'readWrite'] as const) for (const found of await this.unmarkedProcesses(instance)) await endProcess(found);
     // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
     for (const instance of this.instances()) {
       const { version, content } = await this.configurationOf(instance);
@@ -92,7 +96,16 @@ export class ProcessRegistryEngine {
       await this.spawn(instance, version, content);
       started.set(instance, version);
     }
-    for (const [instance, version] of started) await this.waitUntilAnswering(instance, version, signal);
+    const front = started.get('front');
+    for (const [instance, version] of started) if (instance !== 'front') await this.waitUntilAnswering(instance, version, signal);
+    try {
+      if (front !== undefined) await this.waitUntilAnswering('front', front, signal);
+    } catch (error) {
+      signal?.throwIfAborted();
+      // Somebody was faster than it.
+      frontError = (await this.portError()) ?? (error instanceof AppError ? error : new AppError('registry_start_failed', {}, { cause: error }));
+      started.delete('front');
+    }
     return { started: [...started.keys()], repair, frontError };
   }
 
@@ -133,36 +146,42 @@ export class ProcessRegistryEngine {
    * with the processes that do it: `start` has to follow.
    */
   async setFence(isUp: boolean): Promise<void> {
-    if (isUp === this.isFenced) return;
-    await this.prepareSocketDir();
     if (!isUp) return rm(this.fenceFile, { force: true });
-    await writeFile(this.fenceFile, '', { mode: 0o600 });
+    if (this.isFenced) return;
+    await mkdir(this.frontDir, { recursive: true, mode: 0o700 });
+    await writeFile(this.fenceFile, 'going up', { mode: 0o600 });
     for (const instance of ['front', 'readWrite'] as const) for (const found of await this.findProcesses(instance)) await endProcess(found);
+    // Only now: whoever is killed in between ends them the next time.
+    await writeFile(this.fenceFile, fenceIsUp);
   }
 
   get isFenced(): boolean {
-    return existsSync(this.fenceFile);
+    return existsSync(this.fenceFile) && readFileSync(this.fenceFile, 'utf8') === fenceIsUp;
   }
 
   /** The program's version, e.g. `2.8.2`. Throws `registry_engine_missing`. */
   async version(): Promise<string> {
     try {
       const [program, ...args] = inSandbox([this.options.binary, '--version'], { readable: this.programFiles() });
-      const { stdout } = await run(program, args, { timeout: 10_000 });
+      const { stdout } = await run(program, args, { timeout: 10_000, env: { PATH: process.env.PATH } });
       return /(\d+\.\d+\.\d+[^\s]*)/.exec(stdout)?.[1] ?? stdout.trim();
     } catch (cause) {
       throw new AppError('registry_engine_missing', { detail: `${this.options.binary} could not be run` }, { cause });
     }
   }
 
-  /** Beside the sockets: the front sees no other folder. */
   private programFiles(): string[] {
     const file = programFile(this.options.binary);
     return file ? [...new Set([this.options.binary.includes('/') ? this.options.binary : file, file])] : [];
   }
 
+  /** The front sees this folder; the registry, which somebody may have taken over, does not. */
+  private get frontDir(): string {
+    return join(this.options.stateDir, 'front');
+  }
+
   private get fenceFile(): string {
-    return join(this.options.socketDir, 'fence');
+    return join(this.frontDir, 'fence');
   }
 
   private instances(): Instance[] {
@@ -204,11 +223,26 @@ export class ProcessRegistryEngine {
       throw new AppError('registry_socket_taken', { detail: `${socketDir} must be a folder of this user with mode 0700` });
   }
 
-  /** What an instance is started with; `version` changes with all that matters for it, another program included. */
+  /** What an instance is started with; `version` changes with all that matters for it: its configuration, the program's file, and its sandbox. */
   private async configurationOf(instance: Instance): Promise<{ version: string; content: string }> {
     const content = instance === 'front' ? await this.frontConfiguration() : await this.registryConfiguration(instance);
-    const program = instance === 'front' ? process.execPath : this.options.binary;
-    return { content, version: createHash('sha256').update(content).update(program).digest('hex').slice(0, 16) };
+    const files = instance === 'front' ? [process.execPath, ...frontFiles] : this.programFiles();
+    const stamps = await Promise.all(files.map((path) => stat(path).then(({ ino, size, mtimeMs }) => `${path} ${ino} ${size} ${mtimeMs}`)));
+    const all = JSON.stringify([content, stamps, this.commandOf(instance, '')]);
+    return { content, version: createHash('sha256').update(all).digest('hex').slice(0, 16) };
+  }
+
+  private commandOf(instance: Instance, configFile: string): [string, ...string[]] {
+    const { binary, socketDir, storageDir } = this.options;
+    if (instance === 'front') {
+      const readable = [process.execPath, ...frontFiles, socketDir, this.frontDir, configFile];
+      return inSandbox([process.execPath, ...frontFlags, frontFile, configFile], { readable, hasNetwork: true, endsWithParent: false });
+    }
+    const [readable, writable] = [
+      [...this.programFiles(), configFile],
+      [storageDir, socketDir],
+    ];
+    return inSandbox([binary, 'serve', configFile], { readable, writable, endsWithParent: false });
   }
 
   private async registryConfiguration(instance: Exclude<Instance, 'front'>): Promise<string> {
@@ -261,21 +295,13 @@ export class ProcessRegistryEngine {
   }
 
   private async spawn(instance: Instance, version: string, content: string): Promise<void> {
-    const { stateDir, storageDir, socketDir, binary } = this.options;
+    const { stateDir } = this.options;
     const configFile = join(stateDir, `${fileNames[instance]}.${version}.${instance === 'front' ? 'json' : 'yml'}`);
     await writeFile(configFile, content, { mode: 0o600 });
     await using log = await open(join(stateDir, 'engine.log'), 'a', 0o600);
     const identity = await this.identityOf(instance);
-    const [program, ...args] =
-      instance === 'front'
-        ? inSandbox([process.execPath, ...frontFlags, frontFile, configFile], {
-            readable: [process.execPath, ...frontFiles, socketDir, configFile],
-            ...{ hasNetwork: true, endsWithParent: false },
-          })
-        : inSandbox([binary, 'serve', configFile], {
-            readable: [...this.programFiles(), configFile],
-            ...{ writable: [storageDir, socketDir], endsWithParent: false },
-          });
+    await mkdir(this.frontDir, { recursive: true, mode: 0o700 });
+    const [program, ...args] = this.commandOf(instance, configFile);
     const child = spawn(program, args, {
       detached: true,
       stdio: ['ignore', log.fd, log.fd],

@@ -53,11 +53,14 @@ function systemFolder(path: string): string[] {
   return info.isSymbolicLink() ? ['--symlink', readlinkSync(path), path] : ['--ro-bind', path, path];
 }
 
+const retryMs = 60_000;
 let reason: string | false | undefined;
+let triedAt = 0;
 
-/** Why programs run without a sandbox here; undefined when they have one. Tried once per process. */
+/** Why programs run without a sandbox here; undefined when they have one. Where it does not work it is tried again now and then. */
 export function whyNoSandbox(): string | undefined {
-  if (reason === undefined) {
+  if (reason === undefined || (reason !== false && performance.now() - triedAt > retryMs)) {
+    triedAt = performance.now();
     reason = false;
     try {
       const [program, ...args] = inSandbox(['/usr/bin/true'], {});
