@@ -2,7 +2,7 @@ import { firstCommandMs, type SshConnection } from '@airdock/adapters/ssh/connec
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { type SystemFacts, systemFacts } from '@airdock/adapters/ssh/host-system';
 import { AppError } from '@airdock/core/errors';
-import type { HeldPort, PortHolder } from '@airdock/core/host/held-port';
+import type { HeldPort, HostPorts } from '@airdock/core/host/held-port';
 import { packageFamily } from '@airdock/core/host/package-list';
 import type { HostFacts } from '../host/host.schema.js';
 import type { Check } from './host-check.schema.js';
@@ -18,15 +18,6 @@ export interface Inspection {
   ports: HostPorts;
   /** Asked through our own tunnel the registry answers the host, or the host has nothing to ask with. Undefined where it was not asked. */
   leads: boolean | undefined;
-}
-
-/** How the host can hold ports for itself, and does. */
-export interface HostPorts {
-  /** Undefined where it cannot: then `why` says it. */
-  holder: PortHolder | undefined;
-  why: string;
-  /** By units of ours that are enabled and active. */
-  held: HeldPort[];
 }
 
 const architectures: Record<string, string> = { x86_64: 'amd64', aarch64: 'arm64' };

@@ -1,8 +1,7 @@
 import { AppError } from '@airdock/core/errors';
-import { type HeldPort, renderHeldPorts, socketFolder, socketUnitOf, tmpfilesPath, unitFolder, unitOf } from '@airdock/core/host/held-port';
+import { type HeldPort, type HostPorts, renderHeldPorts, socketFolder, socketUnitOf, tmpfilesPath, unitFolder, unitOf } from '@airdock/core/host/held-port';
 import { isOwn } from '@airdock/core/host/host-file';
 import type { Change } from '../host/host.schema.js';
-import type { HostPorts } from '../host-check/inspect-host.js';
 import type { Ends } from '../tunnel/tunnel.service.js';
 import { change, type HostSteps } from './host-steps.js';
 

@@ -20,6 +20,15 @@ export interface PortHolder {
   userId: number;
 }
 
+/** How the host can hold ports for itself, and does. */
+export interface HostPorts {
+  /** Undefined where it cannot: then `why` says it. */
+  holder: PortHolder | undefined;
+  why: string;
+  /** By units of ours that are enabled and active. */
+  held: HeldPort[];
+}
+
 /** The folder of the tunnel's sockets on hosts. Only the login user, and root, get in. */
 export const socketFolder = '/run/airdock';
 export const hostSocketOf = ({ name }: Pick<HeldPort, 'name'>): string => `${socketFolder}/${name}.sock`;
