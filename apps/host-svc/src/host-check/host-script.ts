@@ -74,7 +74,7 @@ if [ -d /run/systemd/system ]; then
   echo "systemdVersion=$(brief systemctl --version | awk 'NR == 1 {print $2}')"
   for name in registry packages; do
     unit=airdock-$name.socket
-    if [ -e "/etc/systemd/system/$unit" ] && systemctl -q is-active "$unit" && systemctl -q is-enabled "$unit" 2>/dev/null; then
+    if [ -e "/etc/systemd/system/$unit" ] && [ -e "/etc/systemd/system/sockets.target.wants/$unit" ] && systemctl -q is-active "$unit"; then
       sed -n "s/^ListenStream=127[.]0[.]0[.]1:\\([0-9]*\\)$/holds=$name \\1/p" "/etc/systemd/system/$unit"
     fi
   done
@@ -101,9 +101,9 @@ fi
 }
 
 # Side by side; what one prints waits in its pipe until the next one has ended, so that no line gets into another.
-elsewhere() { packages; holders; leads "$1"; }
+elsewhere() { packages; leads "$1"; }
 here() { machine; ports; firewall; }
-system | { elsewhere "$1" </dev/null | { here </dev/null; cat; }; cat; }
+system | { elsewhere "$1" </dev/null | { holders </dev/null | { here </dev/null; cat; }; cat; }; cat; }
 exit 0
 } </dev/null
 `;

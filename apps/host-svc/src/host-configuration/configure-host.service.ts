@@ -20,7 +20,7 @@ import type { HostConfigurationEntity } from './host-configuration.entity.js';
 import type { HostConfigurationResult } from './host-configuration.schema.js';
 import { change, HostSteps, type Outcome, skipped, stepLog } from './host-steps.js';
 import { warmImages } from './images-step.js';
-import { HeldPorts } from './ports-step.js';
+import { HeldPorts, heldPortFiles } from './ports-step.js';
 import { configureRepositories, listPaths } from './repositories-step.js';
 import { configureRuntime, daemonJson } from './runtime-step.js';
 
@@ -66,7 +66,7 @@ export class ConfigureHost {
     const provesEarly = !dryRun && hasTunnel && tunnel?.state === 'up' && host.configuration?.containerRuntime === 'docker';
     const inspecting = this.checks.inspect(host, connection, signal, { tunnel, asksRegistry: !provesEarly });
     const files = new HostFiles(connection, signal);
-    files.readAhead([...(options.skipDockerInstall ? [] : [daemonJson]), ...(options.skipYumRepoInstall ? [] : Object.values(listPaths))]);
+    files.readAhead([...(options.skipDockerInstall ? [] : [daemonJson]), ...(options.skipYumRepoInstall ? [] : Object.values(listPaths)), ...(hasTunnel ? heldPortFiles() : [])]);
     const early = provesEarly ? this.verifyEarly(host, connection, signal) : undefined;
     const inspection = await inspecting;
     const leads = inspection.leads ?? (await early) !== undefined;

@@ -1,11 +1,14 @@
 import { AppError } from '@airdock/core/errors';
 import { type HeldPort, type HostPorts, renderHeldPorts, socketFolder, socketUnitOf, tmpfilesPath, unitFolder, unitOf } from '@airdock/core/host/held-port';
 import { isOwn } from '@airdock/core/host/host-file';
+import type { HostFile } from '@airdock/adapters/ssh/host-files';
 import type { Change } from '../host/host.schema.js';
 import type { Ends } from '../tunnel/tunnel.service.js';
 import { change, type HostSteps } from './host-steps.js';
 
 const names: readonly HeldPort['name'][] = ['registry', 'packages'];
+/** What is read of every host. */
+export const heldPortFiles = (): string[] => [tmpfilesPath, ...names.flatMap(pathsOf)];
 const pathsOf = (name: HeldPort['name']): string[] => [`${unitFolder}/${socketUnitOf({ name })}`, `${unitFolder}/${unitOf({ name })}.service`];
 
 // `start` fails where somebody else has the port.
@@ -51,8 +54,8 @@ export class HeldPorts {
     const { files, dryRun } = this.steps;
     const texts = renderHeldPorts(this.wanted, holder);
     const changed: Change[] = [];
-    for (const file of await files.readAll([...texts.keys()])) {
-      const brought = await this.steps.bring(file, texts.get(file.path) as string, { hasHeader: true });
+    for (const [path, text] of texts) {
+      const brought = await this.steps.bring(await files.read(path), text, { hasHeader: true });
       if (brought) changed.push(brought);
     }
     const isChanged = (name: HeldPort['name']) => changed.some(({ target }) => pathsOf(name).includes(target));
@@ -83,7 +86,11 @@ export class HeldPorts {
   async takeBack(which: readonly HeldPort['name'][] = names): Promise<Change[]> {
     const all = which.length === names.length;
     const paths = [...which.flatMap(pathsOf), ...(all ? [tmpfilesPath] : [])];
-    const own = (await this.steps.files.readAll(paths)).filter(({ text }) => isOwn(text));
+    const own: HostFile[] = [];
+    for (const path of paths) {
+      const file = await this.steps.files.read(path);
+      if (isOwn(file.text)) own.push(file);
+    }
     if (own.length === 0) return [];
     if (!this.steps.dryRun) await this.run(stopScript, socketFolder, ...which.map((name) => unitOf({ name })));
     const changes: (Change | undefined)[] = [];
