@@ -1,6 +1,7 @@
 /** The ports of hosts through which they reach the DU: nobody there but root can answer on them, whatever becomes of the tunnel. */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { createSshCredential, patchHost } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
@@ -158,6 +159,17 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     expect((await configureHost(client, hostId, { action: 'reapply' })).job).toMatchObject({ state: 'succeeded', error: null });
     await pulls();
     expect(await out(host, 'systemctl is-enabled airdock-registry.socket; systemctl is-active airdock-registry.socket')).toBe('enabled\nactive');
+  });
+
+  it('go over to another login user with the next configuration', async () => {
+    const { data } = await createSshCredential({ client, body: { name: 'ports-root', username: 'root', privateKey: host.privateKey }, throwOnError: true });
+    await patchHost({ client, path: { id: hostId }, body: { credentialId: data.id }, throwOnError: true });
+    const { job, result } = await configureHost(client, hostId);
+    expect(job).toMatchObject({ state: 'succeeded', error: null });
+    expect(planOf(result)).toContain('file change /etc/tmpfiles.d/airdock.conf');
+    expect(await out(host, "stat -c '%U %a %F' /run/airdock /run/airdock/*")).toBe('root 700 directory\nroot 600 socket\nroot 600 socket');
+    await pulls();
+    for (const port of ports()) expect(await takenByGuest(port)).toBe('');
   });
 
   it('are free again when the host is unconfigured, and nothing is left', async () => {

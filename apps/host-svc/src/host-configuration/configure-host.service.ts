@@ -66,7 +66,11 @@ export class ConfigureHost {
     const provesEarly = !dryRun && hasTunnel && tunnel?.state === 'up' && host.configuration?.containerRuntime === 'docker';
     const inspecting = this.checks.inspect(host, connection, signal, { tunnel, asksRegistry: !provesEarly });
     const files = new HostFiles(connection, signal);
-    files.readAhead([...(options.skipDockerInstall ? [] : [daemonJson]), ...(options.skipYumRepoInstall ? [] : Object.values(listPaths)), ...(hasTunnel ? heldPortFiles() : [])]);
+    files.readAhead([
+      ...(options.skipDockerInstall ? [] : [daemonJson]),
+      ...(options.skipYumRepoInstall ? [] : Object.values(listPaths)),
+      ...(hasTunnel ? heldPortFiles() : []),
+    ]);
     const early = provesEarly ? this.verifyEarly(host, connection, signal) : undefined;
     const inspection = await inspecting;
     const leads = inspection.leads ?? (await early) !== undefined;
@@ -92,6 +96,7 @@ export class ConfigureHost {
       note('tunnel', steps.outcome([...(await ports.bring()), ...planned], `127.0.0.1 of the host to ${registry.sockets?.readOnly}`));
     } else {
       const held = await ports.bring();
+      if (ports.isMoved) await this.tunnels.remove(host.id);
       const isKept = held.length === 0 && tunnel && leads && this.tunnels.isUpFor(tunnel, ports.hostEnd);
       const { hostPort, target, since } = isKept ? tunnel : await this.ensureLeads(host.id, steps, ports);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;

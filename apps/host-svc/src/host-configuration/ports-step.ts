@@ -1,7 +1,7 @@
+import type { HostFile } from '@airdock/adapters/ssh/host-files';
 import { AppError } from '@airdock/core/errors';
 import { type HeldPort, type HostPorts, renderHeldPorts, socketFolder, socketUnitOf, tmpfilesPath, unitFolder, unitOf } from '@airdock/core/host/held-port';
 import { isOwn } from '@airdock/core/host/host-file';
-import type { HostFile } from '@airdock/adapters/ssh/host-files';
 import type { Change } from '../host/host.schema.js';
 import type { Ends } from '../tunnel/tunnel.service.js';
 import { change, type HostSteps } from './host-steps.js';
@@ -32,6 +32,8 @@ rm -rf "$1"`;
 export class HeldPorts {
   private readonly wanted: HeldPort[];
   private restarts: HeldPort[] = [];
+  /** The sockets are another user's now: a tunnel that is open is still the old one's. */
+  isMoved = false;
 
   constructor(
     private readonly steps: HostSteps,
@@ -57,6 +59,7 @@ export class HeldPorts {
     for (const [path, text] of texts) {
       const brought = await this.steps.bring(await files.read(path), text, { hasHeader: true });
       if (brought) changed.push(brought);
+      if (brought?.action === 'change' && path === tmpfilesPath) this.isMoved = true;
     }
     const isChanged = (name: HeldPort['name']) => changed.some(({ target }) => pathsOf(name).includes(target));
     this.restarts = this.wanted.filter(({ name, port }) => isChanged(name) || !held.some((one) => one.name === name && one.port === port));
