@@ -48,7 +48,7 @@ const hostRow = z.object({
 });
 
 /** That a tunnel is wanted. Where it leads follows from the configuration. */
-const tunnelRow = z.looseObject({ id: z.uuid(), hostId: z.uuid(), createdAt: time });
+const tunnelRow = z.looseObject({ id: z.uuid(), hostId: z.uuid(), hostEnd: z.enum(['port', 'socket']).optional(), createdAt: time });
 const tunnelReset = ({ registry, packages }: Config) => ({
   hostPort: registry.port,
   target: '',

@@ -65,6 +65,27 @@ if has rpm; then brief rpm -qa --qf '%{NAME} %{VERSION}\\n' | awk -v names="$con
 for program in k3s rke2 microk8s; do if has "$program"; then echo "conflict=$program"; fi; done
 }
 
+# What can hold ports, what holds some already, and what sshd says that it lets the user do.
+holders() {
+if [ -d /run/systemd/system ]; then
+  for folder in /usr/lib/systemd /lib/systemd; do
+    if [ -x "$folder/systemd-socket-proxyd" ]; then echo "proxyd=$folder/systemd-socket-proxyd"; break; fi
+  done
+  echo "systemdVersion=$(brief systemctl --version | awk 'NR == 1 {print $2}')"
+  for name in registry packages; do
+    unit=airdock-$name.socket
+    if [ -e "/etc/systemd/system/$unit" ] && [ -e "/etc/systemd/system/sockets.target.wants/$unit" ] && systemctl -q is-active "$unit"; then
+      sed -n "s/^ListenStream=127[.]0[.]0[.]1:\\([0-9]*\\)$/holds=$name \\1/p" "/etc/systemd/system/$unit"
+    fi
+  done
+fi
+if [ -e /proc/net/if_inet6 ]; then echo ipv6=yes; fi
+echo "userId=\${SUDO_UID:-$(id -u)}"
+if has sshd; then
+  brief sshd -T -C "user=\${SUDO_USER:-$(id -un)},host=localhost,addr=127.0.0.1" | awk '$1 ~ /^(allowstreamlocalforwarding|disableforwarding|gatewayports)$/ {print $1 "=" $2}'
+fi
+}
+
 firewall() {
 if has firewall-cmd && [ "$(brief firewall-cmd --state)" = running ]; then echo "firewall=firewalld"; fi
 if has ufw && brief ufw status | grep -q '^Status: active'; then echo "firewall=ufw"; fi
@@ -82,7 +103,7 @@ fi
 # Side by side; what one prints waits in its pipe until the next one has ended, so that no line gets into another.
 elsewhere() { packages; leads "$1"; }
 here() { machine; ports; firewall; }
-system | { elsewhere "$1" </dev/null | { here </dev/null; cat; }; cat; }
+system | { elsewhere "$1" </dev/null | { holders </dev/null | { here </dev/null; cat; }; cat; }; cat; }
 exit 0
 } </dev/null
 `;

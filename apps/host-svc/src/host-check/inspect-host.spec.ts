@@ -37,8 +37,8 @@ describe('inspectHost', () => {
     expect(facts).toMatchObject({ os: expect.stringMatching(/^[a-z]+$/), seenAt });
     expect(Math.min(facts.cpus, facts.memoryBytes, facts.diskFreeBytes)).toBeGreaterThan(0);
     expect(checks.map(({ name }) => name)).toEqual([
-      ...['ssh', 'sudo', 'os', 'packages', 'cpu', 'memory', 'disk', 'disk size', 'disk space', 'systemd', 'time', 'swap', `port ${port}`, 'ports'],
-      ...['docker', 'runtimes', 'conflicts', 'firewall', 'cgroup'],
+      ...['ssh', 'sudo', 'os', 'packages', 'cpu', 'memory', 'disk', 'disk size', 'disk space', 'systemd', 'time', 'swap', `port ${port}`],
+      ...['port holder', 'ports', 'docker', 'runtimes', 'conflicts', 'firewall', 'cgroup'],
     ]);
     for (const { status, nextStep } of checks) expect(nextStep === null).toBe(status === 'pass');
     expect(checkOf('ssh')?.seen).toContain(where);
@@ -106,6 +106,33 @@ describe('inspectHost', () => {
     expect(checkOf('port 5100')).toMatchObject({ status: 'failure', seen: 'taken: 5100' });
     expect(checkOf('conflicts')?.seen).toBe('kubelet 1.20.11, k3s');
     expect(checkOf('runtimes')?.seen).toBe('docker 20.10.24, containerd 1.6.20');
+  });
+
+  const able = 'systemd=yes\nsystemdVersion=252\nproxyd=/usr/lib/systemd/systemd-socket-proxyd\nuserId=1000\nipv6=yes\nallowstreamlocalforwarding=yes\n';
+
+  it('knows a port that the host holds for us from one that somebody took', async () => {
+    const held = await saying(`${able}listensOn=5100\nprogram=5100 systemd\nholds=registry 5100`);
+    expect(held).toMatchObject({ isPortTaken: false, ports: { holder: { userId: 1000, hasIpv6: true, systemdVersion: 252 }, held: [{ port: 5100 }] } });
+    expect(held.checkOf('port holder')).toMatchObject({ status: 'pass' });
+    for (const stranger of ['', 'holds=registry 5101', 'holds=packages 5100', 'holds=other 5100'])
+      expect(await saying(`${able}listensOn=5100\nprogram=5100 perl\n${stranger}`)).toMatchObject({ isPortTaken: true });
+  });
+
+  it.each([
+    ['systemd=', 'systemd is not its first process'],
+    ['proxyd=/tmp/evil', 'it has no systemd-socket-proxyd'],
+    ['userId=root', 'it has no systemd-socket-proxyd'],
+    ['allowstreamlocalforwarding=local', 'its sshd does not allow stream local forwarding'],
+    ['disableforwarding=yes', 'its sshd does not allow stream local forwarding'],
+  ])('warns of what a user of the host can do where it cannot hold ports: %s', async (line, why) => {
+    const [key] = line.split('=');
+    const { ports, checkOf } = await saying(`${able.replace(new RegExp(`${key}=.*\n`), '')}${line}\ngatewayports=yes`);
+    expect(ports.holder).toBeUndefined();
+    expect(checkOf('port holder')).toMatchObject({
+      status: 'warning',
+      seen: `${why}: while the tunnel is down any user of the host can answer in its place; GatewayPorts yes opens the ports to the network`,
+      nextStep: expect.stringContaining('AllowStreamLocalForwarding yes') as string,
+    });
   });
 
   it('believes nothing that a hostile host says, and keeps little of it', async () => {

@@ -2,6 +2,7 @@ import { firstCommandMs, type SshConnection } from '@airdock/adapters/ssh/connec
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { type SystemFacts, systemFacts } from '@airdock/adapters/ssh/host-system';
 import { AppError } from '@airdock/core/errors';
+import type { HeldPort, HostPorts } from '@airdock/core/host/held-port';
 import { packageFamily } from '@airdock/core/host/package-list';
 import type { HostFacts } from '../host/host.schema.js';
 import type { Check } from './host-check.schema.js';
@@ -14,6 +15,7 @@ export interface Inspection {
   checks: Check[];
   hasDocker: boolean;
   isPortTaken: boolean;
+  ports: HostPorts;
   /** Asked through our own tunnel the registry answers the host, or the host has nothing to ask with. Undefined where it was not asked. */
   leads: boolean | undefined;
 }
@@ -71,7 +73,9 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const offset = offsetOf(values.text('time'), askedAt + roundTripMs / 2);
   const facts = factsOf(values, seenAt);
   const listening = new Set([...values.all('listens').map((hex) => Number.parseInt(hex, 16)), ...values.all('listensOn').map(Number)]);
-  const isPortTaken = listening.has(port) && !ownsPort;
+  const ports = portsOf(values);
+  const holdsPort = ports.held.some((held) => held.name === 'registry' && held.port === port);
+  const isPortTaken = listening.has(port) && !ownsPort && !holdsPort;
   const programOn = new Map(values.all('program').map((line) => [Number(line.split(' ')[0]), line.slice(line.indexOf(' ') + 1)]));
   const byWhom = (taken: number) => `${taken}${programOn.has(taken) ? ` by ${programOn.get(taken)}` : ''}`;
   const taken = pmkPorts.filter((wanted) => listening.has(wanted) && wanted !== port);
@@ -107,9 +111,10 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
         : [swapBytes === 0 ? 'pass' : 'warning', swapBytes === 0 ? 'off' : inGib(swapBytes), 'Switch swap off for Kubernetes: swapoff -a.'],
     [`port ${port}`]: [
       isPortTaken ? 'failure' : 'pass',
-      isPortTaken ? `taken: ${byWhom(port)}` : ownsPort ? 'our tunnel' : 'free',
+      isPortTaken ? `taken: ${byWhom(port)}` : holdsPort ? 'held by the host for our tunnel' : ownsPort ? 'our tunnel' : 'free',
       `Find the program with \`ss -ltnp sport = :${port}\` on the host and stop it.`,
     ],
+    'port holder': holderFound(ports, values.text('gatewayports')),
     ports:
       taken.length === 0
         ? ['pass', `those of PMK are free`]
@@ -144,6 +149,7 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
     checks,
     hasDocker: facts.dockerVersion !== null,
     isPortTaken,
+    ports,
     leads: asksRegistry ? ['', '200'].includes(values.text('leads')) : undefined,
   };
 }
@@ -203,6 +209,36 @@ function osOf({ os, osVersion, architecture }: HostFacts): Found {
   if (oldest === undefined || !(Number.parseFloat(osVersion) >= oldest)) return ['warning', seen, `Supported are these and later: ${known.join(', ')}.`];
   if (!Object.values(architectures).includes(architecture)) return ['warning', seen, 'Supported are amd64 and arm64.'];
   return ['pass', seen];
+}
+
+function portsOf(values: Values): HostPorts {
+  const held = values.all('holds').flatMap((line): HeldPort[] => {
+    const [, name, port] = /^(registry|packages) (\d{1,5})$/.exec(line) ?? [];
+    return name === undefined ? [] : [{ name: name as HeldPort['name'], port: Number(port) }];
+  });
+  const [proxyd] = /^(?:\/usr)?\/lib\/systemd\/systemd-socket-proxyd$/.exec(values.text('proxyd')) ?? [];
+  const userId = values.count('userId');
+  const isForbidden = ['no', 'local'].includes(values.text('allowstreamlocalforwarding')) || values.text('disableforwarding') === 'yes';
+  const why = !values.text('systemd')
+    ? 'systemd is not its first process'
+    : !proxyd || userId === undefined
+      ? 'it has no systemd-socket-proxyd'
+      : isForbidden
+        ? 'its sshd does not allow stream local forwarding'
+        : '';
+  const systemdVersion = Number.parseInt(values.text('systemdVersion'), 10) || 0;
+  const holder = why || !proxyd || userId === undefined ? undefined : { proxyd, userId, systemdVersion, hasIpv6: values.text('ipv6') === 'yes' };
+  return { holder, why, held };
+}
+
+function holderFound({ holder, why }: HostPorts, gatewayPorts: string): Found {
+  if (holder) return ['pass', `systemd ${holder.systemdVersion}`];
+  const open = gatewayPorts === 'yes' ? '; GatewayPorts yes opens the ports to the network' : '';
+  return [
+    'warning',
+    `${why}: while the tunnel is down any user of the host can answer in its place${open}`,
+    'Boot the host with systemd, and set AllowStreamLocalForwarding yes and GatewayPorts no in its sshd_config; then configure the host again.',
+  ];
 }
 
 /** Seconds that the host's clock is ahead of ours. Undefined when its `date` says nothing that can be used. */

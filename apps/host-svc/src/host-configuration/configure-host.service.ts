@@ -20,6 +20,7 @@ import type { HostConfigurationEntity } from './host-configuration.entity.js';
 import type { HostConfigurationResult } from './host-configuration.schema.js';
 import { change, HostSteps, type Outcome, skipped, stepLog } from './host-steps.js';
 import { warmImages } from './images-step.js';
+import { HeldPorts, heldPortFiles } from './ports-step.js';
 import { configureRepositories, listPaths } from './repositories-step.js';
 import { configureRuntime, daemonJson } from './runtime-step.js';
 
@@ -65,7 +66,11 @@ export class ConfigureHost {
     const provesEarly = !dryRun && hasTunnel && tunnel?.state === 'up' && host.configuration?.containerRuntime === 'docker';
     const inspecting = this.checks.inspect(host, connection, signal, { tunnel, asksRegistry: !provesEarly });
     const files = new HostFiles(connection, signal);
-    files.readAhead([...(options.skipDockerInstall ? [] : [daemonJson]), ...(options.skipYumRepoInstall ? [] : Object.values(listPaths))]);
+    files.readAhead([
+      ...(options.skipDockerInstall ? [] : [daemonJson]),
+      ...(options.skipYumRepoInstall ? [] : Object.values(listPaths)),
+      ...(hasTunnel ? heldPortFiles() : []),
+    ]);
     const early = provesEarly ? this.verifyEarly(host, connection, signal) : undefined;
     const inspection = await inspecting;
     const leads = inspection.leads ?? (await early) !== undefined;
@@ -78,6 +83,7 @@ export class ConfigureHost {
     note('check', { status: 'done', detail: `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`, changes: [] });
     const remember = (brought: Partial<Brought>) => this.hosts.remember(host.id, brought);
     const steps = new HostSteps(this.config, connection, inspection.system, options, dryRun, hasTunnel, signal, remember, files);
+    const ports = new HeldPorts(steps, inspection.ports, this.tunnels.ports);
 
     if (!hasTunnel)
       note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
@@ -86,11 +92,15 @@ export class ConfigureHost {
       // Nothing on the host would help.
       if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk)
         throw new AppError('registry_unavailable', { detail: registry.sockets?.readOnly ?? '' });
-      note('tunnel', steps.outcome(isUp ? [] : [this.opened()], `127.0.0.1 of the host to ${registry.sockets?.readOnly}`));
+      const planned = isUp && tunnel && tunnel.hostEnd === ports.hostEnd ? [] : [this.opened()];
+      note('tunnel', steps.outcome([...(await ports.bring()), ...planned], `127.0.0.1 of the host to ${registry.sockets?.readOnly}`));
     } else {
-      const { hostPort, target, since } = tunnel && leads && this.tunnels.isUpFor(tunnel) ? tunnel : await this.ensureLeads(host.id, steps);
+      const held = await ports.bring();
+      if (ports.isMoved) await this.tunnels.remove(host.id);
+      const isKept = held.length === 0 && tunnel && leads && this.tunnels.isUpFor(tunnel, ports.hostEnd);
+      const { hostPort, target, since } = isKept ? tunnel : await this.ensureLeads(host.id, steps, ports);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;
-      note('tunnel', steps.outcome(isSame ? [] : [this.opened()], `127.0.0.1:${hostPort} leads to ${target}`));
+      note('tunnel', steps.outcome([...held, ...(isSame ? [] : [this.opened()])], `127.0.0.1:${hostPort} leads to ${target}`));
     }
 
     note('repositories', await configureRepositories(steps, this.packageRepositories));
@@ -116,10 +126,12 @@ export class ConfigureHost {
   }
 
   /** The tunnel is up, and the host gets an answer from the registry through it. A connection that died is noticed by its owner within 20 s, and made anew. */
-  private async ensureLeads(hostId: string, steps: HostSteps): Promise<Tunnel> {
+  private async ensureLeads(hostId: string, steps: HostSteps, ports: HeldPorts): Promise<Tunnel> {
     const deadline = Date.now() + leadsMs;
     for (;;) {
-      const tunnel = await this.tunnels.ensureUp(hostId, steps.signal);
+      // A port that the tunnel itself has held until now is free for the host's own unit when the tunnel has moved to its socket.
+      const tunnel = await this.tunnels.ensureUp(hostId, steps.signal, ports.hostEnd);
+      await ports.listen();
       if (await this.checks.leads(steps.system)) return tunnel;
       if (Date.now() > deadline)
         throw new AppError('tunnel_failed', { detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry` });

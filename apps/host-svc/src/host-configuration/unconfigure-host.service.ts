@@ -11,10 +11,12 @@ import { PackageRepositoryService } from '../package-repository/package-reposito
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import type { HostConfigurationResult } from './host-configuration.schema.js';
 import { change, HostSteps, type Outcome, stepLog } from './host-steps.js';
+import { HeldPorts, heldPortFiles } from './ports-step.js';
 import { unconfigureRepositories } from './repositories-step.js';
 import { chooseRuntime, runtimeOf, unconfigureRuntime } from './runtime-step.js';
 
 const closeMs = 10_000;
+const noPorts = { holder: undefined, why: '', held: [] };
 
 /** Takes away from a host what configurations have put there, and nothing else, in the opposite order. */
 @Injectable()
@@ -46,7 +48,10 @@ export class UnconfigureHost {
     note('repositories', await unconfigureRepositories(steps, this.packageRepositories));
     const hasTunnel = (await this.tunnels.find(host.id)) !== undefined;
     if (hasTunnel && !dryRun) await this.closeTunnel(host, connection, result.warnings, signal);
-    note('tunnel', steps.outcome(hasTunnel ? [change('tunnel', 'close', `127.0.0.1:${this.config.registry.port}`)] : [], 'the tunnel to the DU'));
+    const closed = hasTunnel ? [change('tunnel', 'close', `127.0.0.1:${this.config.registry.port}`)] : [];
+    steps.files.readAhead(heldPortFiles());
+    const given = await new HeldPorts(steps, noPorts, this.tunnels.ports).takeBack();
+    note('tunnel', steps.outcome([...closed, ...given], 'the tunnel to the DU'));
     if (!dryRun) await this.hosts.saveUnconfigured(host.id, left);
   }
 

@@ -11,6 +11,9 @@ export const Tunnel = z
     hostPort: z.number().int().describe('On 127.0.0.1 of the host'),
     target: z.string().describe('Where it leads on the DU: the read-only registry'),
     packagePort: z.number().int().nullable().describe('On 127.0.0.1 of the host, leads to the package repositories; null where the DU has none'),
+    hostEnd: z
+      .enum(['port', 'socket'])
+      .describe('socket: the ports are held by the host itself, which hands connections to the tunnel; port: only while the tunnel is up, by its sshd'),
     reconnects: z.number().int(),
     latencyMs: z.number().nullable().describe('Of a question and its answer, measured every ten seconds; null before the first time'),
     bytesSent: z.number().int().describe('To the host, since the connection is up'),

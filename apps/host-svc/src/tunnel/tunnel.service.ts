@@ -63,17 +63,21 @@ export class TunnelService {
     }
   }
 
-  /** Wants a tunnel for a host, and waits until it is up. Throws why it is not, e.g. `host_port_taken`, `tunnel_failed`. */
-  async ensureUp(hostId: string, signal: AbortSignal, timeoutMs = 30_000): Promise<Tunnel> {
+  /**
+   * Wants a tunnel for a host, and waits until it is up. Which end it has there is left as it is where none is named. Throws why it is not up, e.g. `host_port_taken`,
+   * `tunnel_failed`.
+   */
+  async ensureUp(hostId: string, signal: AbortSignal, hostEnd?: Tunnel['hostEnd'], timeoutMs = 30_000): Promise<Tunnel> {
     const { readOnlyAddress } = await requireRegistry(this.clients.registry, { waits: false });
     if (!readOnlyAddress) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
-    const wanted = this.ports;
+    const wanted = { ...this.ports, ...(hostEnd ? { hostEnd } : {}) };
     const fresh = { state: 'connecting' as const, since: now(), error: null };
     try {
       await this.tunnels.insert({
         id: newId(),
         hostId,
         target: this.target,
+        hostEnd: 'port',
         ...wanted,
         ...fresh,
         ...unmeasured,
@@ -99,8 +103,8 @@ export class TunnelService {
   }
 
   /** The tunnel is up, and leads where `ensureUp` would have it lead. */
-  isUpFor(tunnel: Tunnel): boolean {
-    return tunnel.state === 'up' && isSame(tunnel, this.ports);
+  isUpFor(tunnel: Tunnel, hostEnd: Tunnel['hostEnd']): boolean {
+    return tunnel.state === 'up' && isSame(tunnel, { ...this.ports, hostEnd });
   }
 
   /** The Unix socket of the registry that hosts pull from: of the configuration alone, so that no row can lead a host elsewhere. */
@@ -108,7 +112,7 @@ export class TunnelService {
     return registrySockets(this.config.registry.socketDir).readOnly.slice('unix:'.length);
   }
 
-  private get ports(): Ports {
+  get ports(): Pick<Ends, 'hostPort' | 'packagePort'> {
     const { repositories, port } = this.config.packages;
     return { hostPort: this.config.registry.port, packagePort: repositories.length > 0 ? port : null };
   }
@@ -152,6 +156,12 @@ export class TunnelService {
     await this.tunnels.update({ id, leaseOwner: owner }, { session });
   }
 
+  /** The tunnel is this owner's for so long at least. */
+  async isHeldFor(id: string, owner: string, ms: number): Promise<boolean> {
+    const row = await this.tunnels.findOneBy({ id, leaseOwner: owner });
+    return row?.leaseUntil != null && Date.parse(row.leaseUntil) > Date.now() + ms;
+  }
+
   /** Something is wrong with a tunnel that is up. */
   async warn(id: string, owner: string, error: Problem): Promise<void> {
     await this.note(id, owner, columns<TunnelEntity>({ error }));
@@ -167,8 +177,10 @@ export class TunnelService {
   }
 }
 
-type Ports = Pick<TunnelEntity, 'hostPort' | 'packagePort'>;
-const isSame = (a: Ports, b: Ports): boolean => a.hostPort === b.hostPort && a.packagePort === b.packagePort;
+export type Ends = Pick<TunnelEntity, 'hostPort' | 'packagePort' | 'hostEnd'>;
+/** Both have the same ends on their host, as far as the second says. */
+export const isSame = (a: Ends, { hostPort, packagePort, hostEnd = a.hostEnd }: Omit<Ends, 'hostEnd'> & Partial<Ends>): boolean =>
+  a.hostPort === hostPort && a.packagePort === packagePort && a.hostEnd === hostEnd;
 
 export type Measured = Pick<TunnelEntity, 'latencyMs' | 'bytesSent' | 'bytesPerSecond'>;
 const unmeasured: Measured = { latencyMs: null, bytesSent: '0', bytesPerSecond: 0 };

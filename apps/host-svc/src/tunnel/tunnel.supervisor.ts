@@ -2,8 +2,9 @@ import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 import { maxChannels } from '@airdock/adapters/ssh/connect';
 import type { SshConnection } from '@airdock/adapters/ssh/connection';
-import { endSession, type Tunnel as OpenTunnel, openTunnel, sessionOf, type TunnelOptions } from '@airdock/adapters/ssh/tunnel';
+import { endSession, type Tunnel as OpenTunnel, openTunnel, publishMs, sessionOf, type TunnelOptions } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
+import { type HeldPort, hostSocketOf } from '@airdock/core/host/held-port';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
@@ -11,7 +12,7 @@ import { HostService } from '../host/host.service.js';
 import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
 import { serveHost } from '../served-host.js';
 import type { TunnelEntity } from './tunnel.entity.js';
-import { TunnelService } from './tunnel.service.js';
+import { isSame, TunnelService } from './tunnel.service.js';
 
 const firstRetryMs = 500;
 // With the jitter less than ten seconds: so long after the host can be reached again its tunnel is back.
@@ -58,7 +59,7 @@ export class TunnelSupervisor extends BackgroundLoop {
     const mine = new Map((await this.tunnels.claim(this.owner)).map((tunnel) => [tunnel.id, tunnel]));
     for (const [id, { wanted, stop }] of this.running) {
       const now = mine.get(id);
-      if (!now || now.hostPort !== wanted.hostPort || now.packagePort !== wanted.packagePort) stop.abort();
+      if (!now || !isSame(now, wanted)) stop.abort();
     }
     for (const tunnel of this.isStopped ? [] : mine.values()) {
       if (this.running.has(tunnel.id)) continue;
@@ -75,7 +76,8 @@ export class TunnelSupervisor extends BackgroundLoop {
   }
 
   /** One tunnel, up again and again until it is stopped. Never throws. */
-  private async keepUp({ id, hostId, hostPort, packagePort, reconnects, session: lastSession }: TunnelEntity, stop: AbortSignal): Promise<void> {
+  private async keepUp(wanted: TunnelEntity, stop: AbortSignal): Promise<void> {
+    const { id, hostId, reconnects, session: lastSession } = wanted;
     let retryMs = firstRetryMs;
     let session = lastSession;
     let count = reconnects;
@@ -84,12 +86,11 @@ export class TunnelSupervisor extends BackgroundLoop {
       try {
         // What goes through a tunnel ends with its connection, however that ends: see `openTunnel`.
         await using connection = await this.hosts.connect({ id: hostId }, stop);
-        const onServed = () => serveHost(hostId);
         const own = await sessionOf(connection, stop);
-        const tunnel = await this.open(connection, { hostPort, target: { path: this.tunnels.target }, onServed }, session, stop);
-        const forwards = [tunnel];
-        if (packagePort)
-          forwards.push(await this.open(connection, { hostPort: packagePort, target: { path: this.packages.socketPath }, onServed }, session, stop));
+        const forwards: OpenTunnel[] = [];
+        for (const options of this.endsOf(wanted)) forwards.push(await this.open(connection, options, session, stop));
+        const [tunnel] = forwards as [OpenTunnel];
+        if (wanted.hostEnd === 'socket') await this.publish(wanted, connection, forwards, { last: session, own }, stop);
         await this.tunnels.report(id, this.owner, { state: 'up', reconnects: count });
         retryMs = firstRetryMs;
         session = own ?? null;
@@ -109,6 +110,28 @@ export class TunnelSupervisor extends BackgroundLoop {
         retryMs = Math.min(maxRetryMs, retryMs * 2);
       }
     }
+  }
+
+  /** What a tunnel has on its host, and where each of that leads; the registry first. */
+  private endsOf({ hostId, hostPort, packagePort, hostEnd }: TunnelEntity): TunnelOptions[] {
+    const onServed = () => serveHost(hostId);
+    const socket = (name: HeldPort['name']) => (hostEnd === 'socket' ? hostSocketOf({ name }) : undefined);
+    const registry = { hostPort, hostSocket: socket('registry'), target: { path: this.tunnels.target }, onServed };
+    if (packagePort === null) return [registry];
+    return [registry, { hostPort: packagePort, hostSocket: socket('packages'), target: { path: this.packages.socketPath }, onServed }];
+  }
+
+  /** The host's sockets lead here from now on, if the tunnel is still ours: of two workers only one may do that. What our last connection still serves ends. */
+  private async publish(
+    { id }: TunnelEntity,
+    connection: SshConnection,
+    forwards: readonly OpenTunnel[],
+    { last, own }: { last: string | null; own: string | undefined },
+    stop: AbortSignal,
+  ): Promise<void> {
+    if (!(await this.tunnels.isHeldFor(id, this.owner, publishMs))) throw new AppError('tunnel_failed', { detail: 'another worker keeps the tunnel now' });
+    for (const forward of forwards) await forward.publish(stop);
+    if (last && last !== own) await endSession(connection, last, stop);
   }
 
   /** Opens a tunnel; where the port is still held for our last connection, that is ended. */

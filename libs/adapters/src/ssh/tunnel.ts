@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto';
 import type { EventEmitter } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { AppError } from '@airdock/core/errors';
@@ -7,6 +8,8 @@ import type { SshConnection } from './connection.js';
 export interface TunnelOptions {
   /** Listens on the host's 127.0.0.1 only. */
   hostPort: number;
+  /** Instead of the port, a Unix socket of the host: connections to the port are handed to it there. Its folder is the login user's, and nobody else's. */
+  hostSocket?: string | undefined;
   /** Where it leads, seen from here: in the DU the Unix socket of the read-only registry, or of the package repositories. */
   target: { path: string } | { host: string; port: number };
   /** Called before data for the host is looked at. */
@@ -32,15 +35,22 @@ export interface Tunnel {
   bytesSent(): number;
   /** Connections that were refused since the host had too many. */
   refused(): number;
+  /** Makes the host's socket lead here, whoever it led to before; of a port nothing is left to do. Throws what breaks the connection, and `tunnel_failed`. */
+  publish(signal?: AbortSignal): Promise<void>;
   /** Frees the host's port, and closes what goes through the tunnel, also when the connection is broken. */
   close(): Promise<void>;
 }
 
 /**
  * Makes the host's `127.0.0.1:hostPort` lead to `target` through the connection. Every connection that the host opens becomes one SSH channel, and
- * can reach nothing but the target. A connection can carry several tunnels, each with a port of its own. Throws `host_port_taken` when something else listens on the host's port, `host_unreachable`.
+ * can reach nothing but the target. A connection can carry several tunnels, each with a port of its own. Throws `host_port_taken` when something else listens on the host's port,
+ * `tunnel_failed` when the host's sshd does not let us have `hostSocket`, `host_unreachable`.
+ *
+ * A socket is bound under a name that nobody has had, and gets its own name in one step by `publish`: what a connection left that died without a word is in nobody's way, and a
+ * client finds the old way or the new one, never none.
  */
-export async function openTunnel(connection: SshConnection, { hostPort, target, onServed = () => undefined }: TunnelOptions): Promise<Tunnel> {
+export async function openTunnel(connection: SshConnection, { hostPort, hostSocket, target, onServed = () => undefined }: TunnelOptions): Promise<Tunnel> {
+  const bound = hostSocket === undefined ? hostPort : `${hostSocket}.${randomBytes(8).toString('hex')}`;
   // ssh2 is patched to say when it refuses a channel.
   const client: EventEmitter = connection.client;
   const forwards = new Set<Forward>();
@@ -56,21 +66,29 @@ export async function openTunnel(connection: SshConnection, { hostPort, target, 
   const onSent = (bytes: number) => {
     bytesSent += bytes;
   };
-  const lead = ({ destPort }: { destPort: number }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
-    if (destPort !== hostPort) return;
+  const lead = (from: { destPort?: number; socketPath?: string }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
+    if ((from.socketPath ?? from.destPort) !== bound) return;
     const forward = new Forward(connection, target, { accept, reject }, { onServed, onSent, onRoom, onEnd: () => forwards.delete(forward) });
     forwards.add(forward);
   };
   const closeAll = () => {
-    client.off('tcp connection', lead).off('channel refused', onRefused);
+    client.off('tcp connection', lead).off('unix connection', lead).off('channel refused', onRefused);
     for (const forward of forwards) forward.destroy();
   };
-  client.on('tcp connection', lead).on('channel refused', onRefused);
+  client.on('tcp connection', lead).on('unix connection', lead).on('channel refused', onRefused);
   try {
-    await connection.forwardFrom(hostPort, true);
+    await connection.forwardFrom(bound, true);
   } catch (error) {
     closeAll();
     if (error instanceof AppError) throw error;
+    if (hostSocket !== undefined)
+      throw new AppError(
+        'tunnel_failed',
+        {
+          detail: `${connection.where}: its sshd does not bind ${hostSocket} for us: does it allow stream local forwarding, and is the folder the login user's?`,
+        },
+        { cause: error },
+      );
     // OpenSSH gives no reason; a refused forward on a living connection means that the port could not be bound.
     throw new AppError('host_port_taken', { detail: `127.0.0.1:${hostPort} on the host could not be bound`, port: hostPort }, { cause: error });
   }
@@ -78,13 +96,25 @@ export async function openTunnel(connection: SshConnection, { hostPort, target, 
   return {
     bytesSent: () => bytesSent,
     refused: () => refused,
+    publish: async (signal) => {
+      if (hostSocket === undefined) return;
+      const { exitCode, stderr } = await connection.exec(['sh', '-c', publishScript, 'sh', String(bound), hostSocket], { signal, deadlineMs: publishMs });
+      if (exitCode !== 0) throw new AppError('tunnel_failed', { detail: `${hostSocket} on the host: ${stderr.trim().slice(-300)}` });
+    },
     close: async () => {
       // What is broken, or refused, frees the port as well.
-      await connection.forwardFrom(hostPort, false).catch(() => undefined);
+      await connection.forwardFrom(bound, false).catch(() => undefined);
       closeAll();
     },
   };
 }
+
+/** Less than the time for which a worker may take a tunnel for its own. */
+export const publishMs = 4_000;
+// Others of this kind are of connections that were given up before they came to this.
+const publishScript = `
+mv -f "$1" "$2" || exit 1
+for other in "$2".*; do [ ! -S "$other" ] || rm -f "$other"; done`;
 
 interface ForwardEvents {
   onServed: () => void;

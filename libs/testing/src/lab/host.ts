@@ -19,6 +19,8 @@ export interface HostOptions {
   withDocker?: boolean;
   /** containerd as Debian brings it, in place of Docker. */
   withContainerd?: boolean;
+  /** systemd is its first process, and starts sshd and the runtime by their units. Default false. */
+  withSystemd?: boolean;
   /** What /etc/os-release says; default Debian. The host has apt and dnf. */
   osRelease?: string;
   /** A program on the host listens on this port of 127.0.0.1. */
@@ -63,12 +65,14 @@ export interface LabHost extends AsyncDisposable {
 
 /** dockerd and sshd need these; `--privileged` is refused where the engine itself lacks a capability. */
 const capabilities = ['SYS_ADMIN', 'NET_ADMIN', 'SYS_PTRACE', 'SYSLOG', 'IPC_LOCK', 'SYS_NICE', 'DAC_READ_SEARCH', 'LINUX_IMMUTABLE'];
+const bootCapabilities = ['SYS_BOOT', 'SYS_TIME', 'AUDIT_READ', 'SYS_CHROOT'];
 const keys = sshKeyPair('airdock-lab');
 let count = 0;
 
 /** Starts a host and waits until it is ready, usually four to eight seconds. The first one on a machine makes `hostImage`. */
 export async function startHost(engine: LabEngine, options: HostOptions = {}): Promise<LabHost> {
-  const { name = `host-${++count}`, withContainerd = false, withDocker = !withContainerd, osRelease = '', occupyPort, adminPassword, log } = options;
+  const { name = `host-${++count}`, withContainerd = false, withDocker = !withContainerd, withSystemd = false } = options;
+  const { osRelease = '', occupyPort, adminPassword, log } = options;
   const runtime = withContainerd ? 'containerd' : withDocker ? 'docker' : '';
   const { docker, runId } = engine;
   const image = await ensureHostImage(engine, log);
@@ -79,6 +83,9 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
     AIRDOCK_RUNTIME: runtime,
     AIRDOCK_OS_RELEASE: osRelease,
     AIRDOCK_OCCUPY_PORT: occupyPort ?? '',
+    AIRDOCK_SYSTEMD: withSystemd ? 'yes' : '',
+    // By this systemd knows that it is in a container.
+    ...(withSystemd ? { container: 'docker' } : {}),
     AIRDOCK_CGROUP_PARENT: `/airdock-lab-${runId}/${name}`,
   };
   // overlayfs cannot lie on overlayfs, so the runtime's data needs a volume; also where Docker may be installed later.
@@ -91,13 +98,14 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
     },
   ];
   const hostConfig: Docker.HostConfig & { CgroupnsMode: string } = {
-    CapAdd: capabilities,
+    CapAdd: withSystemd ? [...capabilities, ...bootCapabilities] : capabilities,
     SecurityOpt: ['seccomp=unconfined', 'apparmor=unconfined'],
     // What `--security-opt systempaths=unconfined` means: the engine inside mounts its own /proc and writes to /proc/sys.
     MaskedPaths: [],
     ReadonlyPaths: [],
-    CgroupnsMode: 'host',
-    Binds: ['/sys/fs/cgroup:/sys/fs/cgroup:rw'],
+    // systemd wants a tree for itself; with the machine's it would be one for all hosts.
+    CgroupnsMode: withSystemd ? 'private' : 'host',
+    Binds: withSystemd ? [] : ['/sys/fs/cgroup:/sys/fs/cgroup:rw'],
     Mounts: mounts,
     // Like a real host's: empty after a reboot, without pid files that name other processes now.
     Tmpfs: { '/run': 'exec' },

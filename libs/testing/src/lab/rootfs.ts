@@ -1,4 +1,4 @@
-/** The file system of the lab's hosts: Debian with sshd, Docker and dnf, made once per machine. What differs between hosts is `hostFiles` and settings. */
+/** The file system of the lab's hosts: Debian with sshd, Docker, dnf and systemd, made once per machine. What differs between hosts is `hostFiles` and settings. */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync } from 'node:fs';
@@ -13,7 +13,7 @@ import { waitForLock } from './owner.js';
 
 const run = promisify(execFile);
 const suite = 'bookworm';
-const packages = ['openssh-server', 'docker.io', 'iproute2', 'iptables', 'ca-certificates', 'curl', 'procps', 'sudo', 'dnf', 'rpm'];
+const packages = ['openssh-server', 'docker.io', 'iproute2', 'iptables', 'ca-certificates', 'curl', 'procps', 'sudo', 'dnf', 'rpm', 'systemd', 'systemd-sysv'];
 /** What makes Docker, and is taken off hosts without it. Their archives are kept, for package repositories. */
 export const dockerPackages = ['docker.io', 'containerd', 'runc', 'tini'];
 /** Not needed to run, and a third of the size. Host keys of the image would be the same on every host. */
@@ -98,6 +98,7 @@ if [ ! -e /airdock-lab/prepared ]; then
   fi
   : >/airdock-lab/prepared
 fi
+[ -z "$AIRDOCK_SYSTEMD" ] || exec /airdock-lab/boot
 if command -v dockerd >/dev/null; then
   service docker start >/dev/null &
 elif command -v containerd >/dev/null; then
@@ -108,8 +109,28 @@ fi
 exec /usr/sbin/sshd -D -e
 `;
 
+/** Units that a container cannot run, or that would fight over the machine's devices. */
+const maskedUnits = ['systemd-resolved', 'systemd-udevd', 'console-getty', 'systemd-modules-load', 'systemd-logind'].map((name) => `${name}.service`);
+maskedUnits.push('getty.target', 'sys-kernel-debug.mount', 'sys-kernel-tracing.mount');
+
+/** What a real boot would have done before the first process, which systemd is. The cgroup tree is the host's own and comes read-only. */
+const bootScript = `#!/bin/sh
+set -e
+mount --make-rshared /
+for tree in /sys /sys/fs/cgroup /sys/fs/cgroup/*; do
+  ! mountpoint -q "$tree" || mount -o remount,bind,rw "$tree"
+done
+systemctl mask ${maskedUnits.join(' ')} >/dev/null 2>&1
+# Its units are the services of this host.
+rm -f /etc/init.d/docker /etc/init.d/containerd /etc/default/docker
+systemctl enable ssh.service >/dev/null 2>&1
+unset AIRDOCK_AUTHORIZED_KEY AIRDOCK_OS_RELEASE AIRDOCK_CGROUP_PARENT
+exec /sbin/init
+`;
+
 /** What every host gets on top of the image. */
 export const hostFiles = [
+  { name: 'airdock-lab/boot', content: bootScript },
   { name: 'init.sh', content: initScript },
   { name: 'airdock-lab/docker', content: serviceScript('docker', 'dockerd', '/run/docker.sock', 'docker version') },
   { name: 'airdock-lab/containerd', content: serviceScript('containerd', 'containerd', '/run/containerd/containerd.sock', 'ctr version') },

@@ -1502,6 +1502,10 @@ export type Tunnel = {
      * On 127.0.0.1 of the host, leads to the package repositories; null where the DU has none
      */
     packagePort: number | null;
+    /**
+     * socket: the ports are held by the host itself, which hands connections to the tunnel; port: only while the tunnel is up, by its sshd
+     */
+    hostEnd: 'port' | 'socket';
     reconnects: number;
     /**
      * Of a question and its answer, measured every ten seconds; null before the first time
