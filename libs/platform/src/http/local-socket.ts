@@ -61,16 +61,19 @@ async function removeStale(path: string): Promise<void> {
 
 const isSame = (one: Stats, other: Stats | undefined): boolean => other !== undefined && one.ino === other.ino && one.dev === other.dev;
 
-function isAnswering(path: string): Promise<boolean> {
+/** Whether somebody listens on a Unix socket, if only to take no more connections. */
+export function isAnswering(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(path);
-    const end = (answer: boolean) => () => {
+    const end = (answer: boolean) => {
       socket.destroy();
       resolve(answer);
     };
-    socket.once('connect', end(true)).once('error', end(false));
+    socket.once('connect', () => end(true));
+    // EAGAIN: the queue of connections that wait is full.
+    socket.once('error', (error: NodeJS.ErrnoException) => end(error.code === 'EAGAIN'));
     // Somebody is there who does not accept.
-    socket.setTimeout(2_000, end(true));
+    socket.setTimeout(2_000, () => end(true));
   });
 }
 
