@@ -23,9 +23,9 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
     throw new AppError('api_socket_refused', {
       detail: `${path} has ${Buffer.byteLength(path)} bytes, and a socket may have ${maxPathBytes}; choose a shorter path`,
     });
-  mkdirSync(dirname(path), { recursive: true, mode: 0o750 });
-  assertSafeParents(path);
   const gid = group === undefined ? undefined : groupId(group);
+  makeFolder(dirname(path), gid, group);
+  assertSafeParents(path);
   await removeStale(path);
   try {
     await new Promise<void>((resolve, reject) => {
@@ -45,6 +45,20 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
   } catch (cause) {
     server.close();
     throw new AppError('api_socket_refused', { detail: `${path} cannot be given to group ${group ?? 'of the process'}` }, { cause });
+  }
+}
+
+/** Folders that are made for the socket let its group in, whatever the umask; those that are there are somebody's who knows why they are as they are. */
+function makeFolder(folder: string, gid: number | undefined, group: string | undefined): void {
+  const top = mkdirSync(folder, { recursive: true, mode: 0o700 });
+  if (top === undefined) return;
+  try {
+    for (let made = folder; made.length >= top.length; made = dirname(made)) {
+      if (gid !== undefined) chownSync(made, process.getuid?.() ?? 0, gid);
+      chmodSync(made, 0o750);
+    }
+  } catch (cause) {
+    throw new AppError('api_socket_refused', { detail: `${folder} cannot be given to group ${group ?? 'of the process'}` }, { cause });
   }
 }
 
