@@ -214,27 +214,29 @@ describe.each(databases)('on %s', (_name, start) => {
     const jobs = new JobsService('image', database, new Map([['image.push', fakeQueue]]), new Outbox(database));
     const { id } = await jobs.submit({ type: 'image.push', resource: '/v1/things/2' });
     const progress = (await jobs.find(id))?.progress as never;
-    const die = async (owner: string) => {
+    const die = async (owner: string, isExplained = false) => {
       expect(await jobs.claim(id, `${owner}/x`)).toMatchObject({ leaseOwner: `${owner}/x` });
       expect(await jobs.claim(id, 'nobody')).toBeUndefined();
-      await jobs.releaseDead(`${owner}/`);
+      await jobs.releaseDead(`${owner}/`, { isExplained });
     };
     for (let round = 0; round < 4; round++) {
       await jobs.claim(id, 'orderly');
       await jobs.release(id, 'orderly', { runAfter: null, failures: round, progress });
     }
+    // It ran beside a host that they died of.
+    for (const owner of ['p', 'q', 'r', 's']) await die(owner, true);
     for (const owner of ['one', 'two', 'three']) await die(owner);
     const [a, b] = await Promise.all([jobs.claim(id, 'four'), jobs.claim(id, 'five')]);
     expect([a, b]).toEqual([undefined, undefined]);
-    expect(await jobs.get(id)).toMatchObject({ state: 'failed', error: { code: 'worker_lost' }, attempt: 7, finishedAt: expect.any(String) });
+    expect(await jobs.get(id)).toMatchObject({ state: 'failed', error: { code: 'worker_lost' }, attempt: 11, finishedAt: expect.any(String) });
     const told = await source.getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
     expect(told.map(({ type }) => type).slice(-2)).toEqual(['image.push.started', 'image.push.failed']);
     await jobs.retry(id);
     for (const owner of ['six', 'seven']) await die(owner);
-    expect(await jobs.claim(id, 'eight')).toMatchObject({ attempt: 10, lost: 2 });
+    expect(await jobs.claim(id, 'eight')).toMatchObject({ attempt: 14, lost: 2 });
     // Cancelled while its last worker died.
     await jobs.cancel(id);
-    await jobs.releaseDead('eight');
+    await jobs.releaseDead('eight', { isExplained: false });
     expect(await jobs.claim(id, 'nine')).toBeUndefined();
     expect((await jobs.get(id)).state).toBe('cancelled');
   });

@@ -10,13 +10,17 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  readlinkSync,
+  realpathSync,
   renameSync,
   rmSync,
   type Stats,
+  statSync,
   writeSync,
 } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { AppError } from '@airdock/core/errors';
+import { Logger } from '@nestjs/common';
 
 /** A secret of a megabyte is none. */
 const maxSecretBytes = 64 * 1024;
@@ -27,6 +31,24 @@ const ownUid = (): number => process.getuid?.() ?? 0;
 function assertPrivate(path: string, { uid, mode }: Stats): void {
   if (uid !== ownUid() && uid !== 0) throw new AppError('file_exposed', { detail: `${path} belongs to user ${uid}; chown ${ownUid()} ${path}`, path });
   if ((mode & 0o077) !== 0) throw new AppError('file_exposed', { detail: `${path} has mode ${octal(mode)}; chmod 600 ${path}`, path });
+}
+
+/** Tells a secret file from what was there before; empty when it is not there, or cannot be looked at. */
+export function secretFileStamp(path: string): string {
+  try {
+    const { ino, size, mtimeMs, mode, uid } = statSync(path);
+    return `${ino} ${size} ${mtimeMs} ${mode} ${uid}`;
+  } catch {
+    return '';
+  }
+}
+
+/** Says why a secret file that has changed is not believed, and what to do; for each change once, or every request would say it. */
+export function warnOfSecretFile(path: string, error: unknown): void {
+  const isKnown = error instanceof AppError;
+  const code = isKnown ? error.code : ((error as NodeJS.ErrnoException).code ?? 'unreadable');
+  const why = isKnown ? error.detail : `${path} cannot be read (${code}); put it back, with mode 600, before the next start, which would make another one`;
+  new Logger('secrets').warn({ code, file: path }, `what was read last goes on to count: ${why}`);
 }
 
 /** The text of a file that holds a secret, without white space around it. Throws `file_exposed`, and what the file system says. */
@@ -92,20 +114,29 @@ export function securePrivateFolder(path: string): string | undefined {
   const { uid, mode } = lstatSync(path, { throwIfNoEntry: true }).isSymbolicLink() ? lstatSync(`${path}/.`) : lstatSync(path);
   if (uid !== ownUid() && uid !== 0) throw new AppError('file_exposed', { detail: `${path} belongs to user ${uid}; chown ${ownUid()} ${path}`, path });
   assertSafeParents(path);
+  assertSafeParents(realpathSync(path));
   if ((mode & 0o077) === 0 || uid !== ownUid()) return undefined;
   chmodSync(path, mode & 0o700);
   return `${path} had mode ${octal(mode)}, and has ${octal(mode & 0o700)} now: it is nobody else's business`;
 }
 
-/** Throws `file_exposed` when somebody else may rename a folder on the way to `path`; in a folder like /tmp only owners may. */
+/** Throws `file_exposed` when somebody else may rename a folder on the way to `path`, also where links on it lead; in a folder like /tmp only owners may. */
 export function assertSafeParents(path: string): void {
-  for (let folder = dirname(path); ; folder = dirname(folder)) {
-    const { uid, mode } = lstatSync(`${folder}/.`);
-    if ((uid !== 0 && uid !== ownUid()) || ((mode & 0o022) !== 0 && (mode & 0o1000) === 0))
-      throw new AppError('file_exposed', {
-        detail: `${folder} (user ${uid}, mode ${octal(mode)}), in which ${path} lies, can be changed by others; chown root ${folder} && chmod go-w ${folder}`,
-        path: folder,
-      });
-    if (folder === dirname(folder)) return;
+  for (let at = path; ; at = dirname(at)) {
+    if (at !== path) assertSafeFolder(at, path);
+    if (lstatSync(at, { throwIfNoEntry: false })?.isSymbolicLink()) assertSafeParents(resolve(dirname(at), readlinkSync(at)));
+    if (at === dirname(at)) return;
   }
+}
+
+function assertSafeFolder(folder: string, path: string): void {
+  const found = statSync(folder, { throwIfNoEntry: false });
+  // Whoever may make it was looked at, or is yet to be.
+  if (!found) return;
+  const { uid, mode } = found;
+  if ((uid !== 0 && uid !== ownUid()) || ((mode & 0o022) !== 0 && (mode & 0o1000) === 0))
+    throw new AppError('file_exposed', {
+      detail: `${folder} (user ${uid}, mode ${octal(mode)}), in which ${path} lies, can be changed by others; chown root ${folder} && chmod go-w ${folder}`,
+      path: folder,
+    });
 }

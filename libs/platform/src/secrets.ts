@@ -1,7 +1,6 @@
 import { createCipheriv, createDecipheriv, createHmac, randomBytes } from 'node:crypto';
-import { statSync } from 'node:fs';
 import { AppError } from '@airdock/core/errors';
-import { readOrCreateSecretFile, readSecretFile, replaceSecretFile } from './secret-file.js';
+import { readOrCreateSecretFile, readSecretFile, replaceSecretFile, secretFileStamp, warnOfSecretFile } from './secret-file.js';
 
 /** One key, and the name that sealed texts call it by. */
 interface Key {
@@ -30,7 +29,7 @@ export class SecretBox {
   /** Throws `secrets_key_invalid`, `file_exposed`. */
   constructor(private readonly keyFile: string) {
     readOrCreateSecretFile(keyFile, 32, 'hex');
-    this.seen = this.stamp();
+    this.seen = secretFileStamp(keyFile);
     this.keys = this.read();
   }
 
@@ -113,21 +112,17 @@ export class SecretBox {
   }
 
   private current(): Key {
-    const now = this.stamp();
-    if (now !== this.seen && now !== '') {
+    const now = secretFileStamp(this.keyFile);
+    if (now !== this.seen) {
+      this.seen = now;
       try {
         this.keys = this.read();
-      } catch {
+      } catch (error) {
         // Whatever happened to the file: what was read last is what everything is sealed with.
+        warnOfSecretFile(this.keyFile, error);
       }
-      this.seen = now;
     }
     return this.keys[0];
-  }
-
-  private stamp(): string {
-    const stats = statSync(this.keyFile, { throwIfNoEntry: false });
-    return stats ? `${stats.ino} ${stats.size} ${stats.mtimeMs}` : '';
   }
 
   private read(): [Key, ...Key[]] {

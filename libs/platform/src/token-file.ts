@@ -1,17 +1,11 @@
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
-import { rmSync, statSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { AppError } from '@airdock/core/errors';
-import { readOrCreateSecretFile, readSecretFile, replaceSecretFile } from './secret-file.js';
+import { readOrCreateSecretFile, readSecretFile, replaceSecretFile, secretFileStamp, warnOfSecretFile } from './secret-file.js';
 
 const sha256 = (text: string) => createHash('sha256').update(text).digest();
 /** Of hexadecimal digits 128 bits; a token is not guessed. */
 const minLength = 32;
-
-/** What tells that a file is another one than before. */
-function stamp(path: string): string {
-  const stats = statSync(path, { throwIfNoEntry: false });
-  return stats ? `${stats.ino} ${stats.size} ${stats.mtimeMs} ${stats.mode} ${stats.uid}` : '';
-}
 
 interface Previous {
   digest: Buffer;
@@ -66,18 +60,19 @@ export class TokenFile {
   }
 
   private refresh(): void {
-    const now = `${stamp(this.path)}|${stamp(this.previousPath)}`;
+    const now = `${secretFileStamp(this.path)}|${secretFileStamp(this.previousPath)}`;
     if (now === this.seen) return;
     try {
       this.read();
-    } catch {
+    } catch (error) {
       // A file that is missing or open to others is no reason to let nobody in, nor to believe it: the token that was read last counts.
       this.seen = now;
+      warnOfSecretFile(this.path, error);
     }
   }
 
   private read(): void {
-    const seen = `${stamp(this.path)}|${stamp(this.previousPath)}`;
+    const seen = `${secretFileStamp(this.path)}|${secretFileStamp(this.previousPath)}`;
     const text = readSecretFile(this.path);
     if (text.length < minLength || /\s/.test(text))
       throw new AppError('configuration_invalid', {
@@ -90,7 +85,7 @@ export class TokenFile {
   }
 
   private readPrevious(): Previous | undefined {
-    if (stamp(this.previousPath) === '') return undefined;
+    if (secretFileStamp(this.previousPath) === '') return undefined;
     const [digest = '', until = ''] = readSecretFile(this.previousPath).split(' ');
     const parsed = { digest: Buffer.from(digest, 'hex'), until: Date.parse(until) };
     return parsed.digest.length === 32 && !Number.isNaN(parsed.until) ? parsed : undefined;

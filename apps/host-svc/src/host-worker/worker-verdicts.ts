@@ -20,7 +20,8 @@ export class WorkerVerdicts implements OnModuleInit {
     for (const { value, done } of findVerdicts(join(this.config.dataDir, 'run'))) {
       if (value.hostId) await this.hosts.strike(value.hostId, value.reason, value.at);
       await this.tunnels.releaseDead(value.owner);
-      await this.jobs.releaseDead(value.owner);
+      // A quarantine bounds what the named host can do; jobs of others have nothing to do with it.
+      await this.jobs.releaseDead(value.owner, { isExplained: value.hostId !== null });
       done();
     }
   }

@@ -1,4 +1,7 @@
-import { mkdir, writeFile } from 'node:fs/promises';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdir, readdir, symlink, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { loadConfig } from '@airdock/platform/config';
 import { tempDir, waitFor } from '@airdock/testing/servers';
@@ -43,5 +46,35 @@ describe('PackageRepositoryService', () => {
       await server.beforeApplicationShutdown();
     }
     expect((await states()).flat).toBe('not_served');
+  });
+
+  it('takes one that never answers for no server, removes what a dead one has left, and finds no metadata outside of the folder', async () => {
+    await using folder = await tempDir('repositories');
+    const at = (path: string) => join(folder.path, path);
+    for (const path of ['flat', 'linked', 'data/run/packages']) await mkdir(at(path), { recursive: true });
+    await writeFile(at('flat/Packages'), '');
+    await symlink(at('flat/Packages'), at('linked/Packages'));
+    const repositories = ['flat', 'linked'].map((name) => ({ name, format: 'apt', folder: at(name) }));
+    const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { dataDir: at('data'), 'packages.repositories': repositories } });
+    const service = new PackageRepositoryService(config);
+    const states = async () => (await service.list()).map(({ state }) => state);
+
+    const hanging = createServer(() => undefined).listen(at('data/run/packages/1.sock'));
+    await once(hanging, 'listening');
+    const listener = `require('net').createServer().listen(process.argv[1].replace('PID', process.pid), () => process.kill(process.pid, 'SIGKILL'))`;
+    const killed = spawn(process.execPath, ['-e', listener, at('data/run/packages/PID.sock')], { stdio: 'ignore' });
+    await once(killed, 'exit');
+    expect((await readdir(at('data/run/packages'))).toSorted()).toEqual(['1.sock', `${killed.pid}.sock`]);
+    expect(await states()).toEqual(['not_served', 'metadata_missing']);
+
+    const server = new PackageServer(config, service);
+    server.onApplicationBootstrap();
+    try {
+      await waitFor(async () => (await states())[0] === 'ready', { what: 'the packages to be served' });
+      expect((await readdir(at('data/run/packages'))).toSorted()).toEqual(['1.sock', `${process.pid}.sock`]);
+    } finally {
+      await server.beforeApplicationShutdown();
+      hanging.close();
+    }
   });
 });

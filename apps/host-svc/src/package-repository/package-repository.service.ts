@@ -1,15 +1,18 @@
-import { access, constants, readdir, readFile } from 'node:fs/promises';
-import { connect } from 'node:net';
+import { readdir } from 'node:fs/promises';
+import { request } from 'node:http';
 import { join } from 'node:path';
 import { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
+import { openPackageFile, readPackageFile } from './package-file.js';
 import type { PackageRepository } from './package-repository.schema.js';
 
 type Seen = Pick<PackageRepository, 'state' | 'detail' | 'nextStep'>;
 
 const maxKeyLength = 64 * 1024;
+/** A worker that hangs answers no sooner: it does not serve. */
+const answerMs = 2_000;
 
 const makeMetadata = {
   apt: 'cd FOLDER && apt-ftparchive packages . >Packages',
@@ -43,13 +46,14 @@ export class PackageRepositoryService {
   async vendorKey({ name, folder, gpgKey }: PackageRepositoryConfig): Promise<string | undefined> {
     if (gpgKey === undefined) return undefined;
     const path = join(folder, gpgKey);
-    const text = await readFile(path, 'utf8').catch(() => '');
-    if (!text.includes('-----BEGIN PGP PUBLIC KEY BLOCK-----') || text.length > maxKeyLength)
+    const text = (await readPackageFile(folder, gpgKey, maxKeyLength))?.content.toString('utf8') ?? '';
+    if (!text.includes('-----BEGIN PGP PUBLIC KEY BLOCK-----'))
       throw new AppError('configuration_invalid', { detail: `airdock.packages.repositories: gpgKey of ${name}: ${path} is no armored public key` });
     return text;
   }
 
-  private get socketDir(): string {
+  /** Where the workers of this machine have their sockets, each named by its process id. */
+  get socketDir(): string {
     return join(this.config.dataDir, 'run/packages');
   }
 
@@ -80,13 +84,14 @@ export class PackageRepositoryService {
   }
 }
 
-const isAnswering = (path: string): Promise<boolean> =>
+/** Whether the server behind a socket answers; a connection alone also comes about with one that hangs. */
+const isAnswering = (socketPath: string): Promise<boolean> =>
   new Promise((resolve) => {
-    const socket = connect(path, () => {
-      socket.destroy();
+    const asked = request({ socketPath, path: '/', method: 'HEAD', agent: false, signal: AbortSignal.timeout(answerMs) }, (answer) => {
+      answer.resume();
       resolve(true);
     });
-    socket.once('error', () => resolve(false));
+    asked.once('error', () => resolve(false)).end();
   });
 
 async function look(repository: PackageRepositoryConfig): Promise<Seen> {
@@ -129,12 +134,11 @@ async function missingMetadata({ folder, format, distributions }: PackageReposit
           ? ['InRelease', 'Release'].map((name) => join('dists', place, name))
           : ['Packages', 'Packages.gz', 'Packages.xz', 'Packages.zst', 'Packages.bz2'];
     const found = await Promise.all(
-      either.map((path) =>
-        access(join(folder, path), constants.R_OK).then(
-          () => true,
-          () => false,
-        ),
-      ),
+      either.map(async (path) => {
+        const file = await openPackageFile(folder, path);
+        await file?.handle.close();
+        return file !== undefined;
+      }),
     );
     if (!found.includes(true)) missing.push(either[0] as string);
   }

@@ -1,10 +1,13 @@
-import { mkdir, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readlink, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { tempDir } from '@airdock/testing/servers';
+import { tempDir, waitFor } from '@airdock/testing/servers';
 import { describe, expect, it } from 'vitest';
 import { packageServer } from './package-server.js';
 
 const noKey = () => Promise.reject(new Error('nothing is to be signed'));
+
+/** Of this process. */
+const openFiles = async () => Promise.all((await readdir('/proc/self/fd')).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => '')));
 
 describe('packageServer', () => {
   it('gives the files of its folders, in ranges if wanted, and nothing else', async () => {
@@ -39,6 +42,8 @@ describe('packageServer', () => {
       const { statusCode, body } = await get(url);
       expect([url, statusCode === 404 || statusCode === 403 || statusCode === 400, body]).toEqual([url, true, '']);
     }
+    // Nothing of it stays open.
+    await waitFor(async () => !(await openFiles()).some((path) => path.startsWith(folder.path)), { what: 'the files to be closed' });
     for (const method of ['POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'] as const) expect((await server.inject({ method, url: file })).statusCode).toBe(405);
   });
 });

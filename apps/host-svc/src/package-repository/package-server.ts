@@ -1,11 +1,15 @@
-import { lstat, mkdir, realpath, rm } from 'node:fs/promises';
-import { dirname, join, posix, relative, sep } from 'node:path';
+import { existsSync } from 'node:fs';
+import { mkdir, readdir, rm } from 'node:fs/promises';
+import { dirname, join, posix } from 'node:path';
+import { finished } from 'node:stream';
 import type { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
+import { isAnswering } from '@airdock/platform/http/local-socket';
 import fastifyStatic from '@fastify/static';
 import { Inject, Injectable } from '@nestjs/common';
 import { type FastifyInstance, type FastifyReply, fastify } from 'fastify';
+import { openPackageFile } from './package-file.js';
 import { PackageRepositoryService } from './package-repository.service.js';
 import { SignedMetadata } from './signed-metadata.js';
 
@@ -29,8 +33,7 @@ export class PackageServer extends BackgroundLoop {
     const { repositories } = this.config.packages;
     if (this.server || repositories.length === 0) return;
     await mkdir(dirname(this.packages.socketPath), { recursive: true, mode: 0o700 });
-    // What a killed worker with this process id has left.
-    await rm(this.packages.socketPath, { force: true });
+    await removeStaleSockets(this.packages.socketDir);
     const server = await packageServer(repositories, () => this.packages.key());
     await server.listen({ path: this.packages.socketPath });
     this.server = server;
@@ -42,11 +45,20 @@ export class PackageServer extends BackgroundLoop {
   }
 }
 
+/** What killed workers have left: nobody listens there, and the process is gone, or it is this one. */
+async function removeStaleSockets(folder: string): Promise<void> {
+  for (const name of await readdir(folder)) {
+    const pid = Number(/^(\d+)\.sock$/.exec(name)?.[1] ?? Number.NaN);
+    const isGone = pid === process.pid || (pid > 0 && !existsSync(`/proc/${pid}`) && !(await isAnswering(join(folder, name))));
+    if (isGone) await rm(join(folder, name), { force: true });
+  }
+}
+
 /** The files of the repositories, and their metadata signed with the key. */
 export async function packageServer(repositories: readonly PackageRepositoryConfig[], key: () => Promise<RepositoryKey>): Promise<FastifyInstance> {
   const byName = new Map(repositories.map((repository) => [repository.name, { folder: repository.folder, metadata: new SignedMetadata(repository, key) }]));
   const server = fastify({ forceCloseConnections: true });
-  await server.register(fastifyStatic, { serve: false, index: false, dotfiles: 'deny', cacheControl: false });
+  await server.register(fastifyStatic, { serve: false, index: false, cacheControl: false });
   server.addHook('onRequest', async (request, reply) => {
     if (request.method !== 'GET' && request.method !== 'HEAD') await reply.code(405).header('allow', 'GET, HEAD').send();
   });
@@ -58,21 +70,21 @@ export async function packageServer(repositories: readonly PackageRepositoryConf
     // apt asks a flat folder for `./InRelease`.
     const signed = await repository?.metadata.find(posix.normalize(params['*']));
     if (signed !== undefined) return reply.type('text/plain').send(signed);
-    const found = repository && (await findFile(repository.folder, params['*']));
-    return found ? reply.sendFile(found.path, found.root) : reply.code(404).send();
+    if (repository && (await sendFile(repository.folder, params['*'], reply))) return reply;
+    return reply.code(404).send();
   });
   return server;
 }
 
-/** Links may lead to other files of the folder, as those of mirrors do, but not out of it. */
-async function findFile(folder: string, path: string): Promise<{ path: string; root: string } | undefined> {
-  if (path.includes('\0')) return undefined;
-  try {
-    const root = await realpath(folder);
-    const file = await realpath(join(root, path));
-    if (!file.startsWith(root + sep) || !(await lstat(file)).isFile()) return undefined;
-    return { path: relative(root, file), root };
-  } catch {
-    return undefined;
+/** Sends what was opened, by its descriptor: the name may lead elsewhere by now. False for what is not to be sent. */
+async function sendFile(folder: string, path: string, reply: FastifyReply): Promise<boolean> {
+  const file = await openPackageFile(folder, path);
+  if (!file) return false;
+  if (`/${file.realPath}`.includes('/.')) {
+    await file.handle.close();
+    return false;
   }
+  finished(reply.raw, () => void file.handle.close().catch(() => undefined));
+  reply.sendFile(String(file.handle.fd), '/proc/self/fd');
+  return true;
 }

@@ -1,9 +1,8 @@
 import { createHash } from 'node:crypto';
-import { readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
 import type { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { type ReleaseFile, renderRelease, withoutSignature } from '@airdock/core/host/apt-release';
 import type { PackageRepositoryConfig } from '@airdock/platform/config';
+import { openPackageFile, readPackageFile } from './package-file.js';
 
 const maxBytes = 64 * 1024 * 1024;
 const indexNames = ['Packages', 'Packages.gz', 'Packages.xz', 'Packages.zst', 'Packages.bz2'];
@@ -35,8 +34,8 @@ export class SignedMetadata {
 
   private async ofRepomd(path: string): Promise<string | undefined> {
     return this.signed(path, [path], async () => {
-      const content = await this.read(path);
-      return content && (await (await this.key()).signDetached(content));
+      const file = await this.read(path);
+      return file && (await (await this.key()).signDetached(file.content));
     });
   }
 
@@ -45,8 +44,8 @@ export class SignedMetadata {
     const sources = ['InRelease', 'Release'].map((file) => `dists/${suite}/${file}`);
     return this.signed(`${suite}/${name}`, sources, async () => {
       for (const source of sources) {
-        const content = await this.read(source);
-        if (content) return this.sign(withoutSignature(content.toString('utf8')), name);
+        const file = await this.read(source);
+        if (file) return this.sign(withoutSignature(file.content.toString('utf8')), name);
       }
       return undefined;
     });
@@ -58,10 +57,11 @@ export class SignedMetadata {
       const files: ReleaseFile[] = [];
       let newest = 0;
       for (const path of indexNames) {
-        const content = await this.read(path);
-        if (!content) continue;
+        const file = await this.read(path);
+        if (!file) continue;
+        const { content, status } = file;
         files.push({ path, sizeBytes: content.byteLength, sha256: createHash('sha256').update(content).digest('hex') });
-        newest = Math.max(newest, (await stat(join(this.repository.folder, path))).mtimeMs);
+        newest = Math.max(newest, status.mtimeMs);
       }
       return files.length === 0 ? undefined : this.sign(renderRelease(this.repository.name, files, new Date(newest)), name);
     });
@@ -83,13 +83,14 @@ export class SignedMetadata {
   }
 
   private async stampOf(path: string): Promise<string> {
-    const info = await stat(join(this.repository.folder, path)).catch(() => undefined);
-    return info ? `${info.ino} ${info.size} ${info.mtimeMs} ${info.ctimeMs}` : '';
+    const file = await openPackageFile(this.repository.folder, path);
+    if (!file) return '';
+    await file.handle.close();
+    const { ino, size, mtimeMs, ctimeMs } = file.status;
+    return `${ino} ${size} ${mtimeMs} ${ctimeMs}`;
   }
 
-  private async read(path: string): Promise<Buffer | undefined> {
-    const full = join(this.repository.folder, path);
-    const info = await stat(full).catch(() => undefined);
-    return info?.isFile() && info.size <= maxBytes ? readFile(full) : undefined;
+  private read(path: string): ReturnType<typeof readPackageFile> {
+    return readPackageFile(this.repository.folder, path, maxBytes);
   }
 }

@@ -23,9 +23,9 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
     throw new AppError('api_socket_refused', {
       detail: `${path} has ${Buffer.byteLength(path)} bytes, and a socket may have ${maxPathBytes}; choose a shorter path`,
     });
-  mkdirSync(dirname(path), { recursive: true, mode: 0o750 });
-  assertSafeParents(path);
   const gid = group === undefined ? undefined : groupId(group);
+  makeFolder(dirname(path), gid, group);
+  assertSafeParents(path);
   await removeStale(path);
   try {
     await new Promise<void>((resolve, reject) => {
@@ -48,6 +48,20 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
   }
 }
 
+/** Folders that are made for the socket let its group in, whatever the umask; those that are there are somebody's who knows why they are as they are. */
+function makeFolder(folder: string, gid: number | undefined, group: string | undefined): void {
+  const top = mkdirSync(folder, { recursive: true, mode: 0o700 });
+  if (top === undefined) return;
+  try {
+    for (let made = folder; made.length >= top.length; made = dirname(made)) {
+      if (gid !== undefined) chownSync(made, process.getuid?.() ?? 0, gid);
+      chmodSync(made, 0o750);
+    }
+  } catch (cause) {
+    throw new AppError('api_socket_refused', { detail: `${folder} cannot be given to group ${group ?? 'of the process'}` }, { cause });
+  }
+}
+
 async function removeStale(path: string): Promise<void> {
   const found = lstatSync(path, { throwIfNoEntry: false });
   if (!found) return;
@@ -61,16 +75,19 @@ async function removeStale(path: string): Promise<void> {
 
 const isSame = (one: Stats, other: Stats | undefined): boolean => other !== undefined && one.ino === other.ino && one.dev === other.dev;
 
-function isAnswering(path: string): Promise<boolean> {
+/** Whether somebody listens on a Unix socket, if only to take no more connections. */
+export function isAnswering(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(path);
-    const end = (answer: boolean) => () => {
+    const end = (answer: boolean) => {
       socket.destroy();
       resolve(answer);
     };
-    socket.once('connect', end(true)).once('error', end(false));
+    socket.once('connect', () => end(true));
+    // EAGAIN: the queue of connections that wait is full.
+    socket.once('error', (error: NodeJS.ErrnoException) => end(error.code === 'EAGAIN'));
     // Somebody is there who does not accept.
-    socket.setTimeout(2_000, end(true));
+    socket.setTimeout(2_000, () => end(true));
   });
 }
 

@@ -255,9 +255,14 @@ export class JobsService {
     return claimed ? this.find(id) : undefined;
   }
 
-  /** Lets the jobs of a process that is known to be dead go on at once, instead of when its leases have ended. `owner` is how their owners begin. */
-  async releaseDead(owner: string): Promise<void> {
-    await this.rows.update({ leaseOwner: Like(`${owner}%`), state: 'running' }, { leaseUntil: '1970-01-01T00:00:00.000Z' });
+  /**
+   * Lets the jobs of a process that is known to be dead go on at once, instead of when its leases have ended. `owner` is how their owners begin. Where it is known what
+   * the process died of, `isExplained`, that is dealt with by itself, and the death counts for none of them: they only ran beside it.
+   */
+  async releaseDead(owner: string, { isExplained }: { isExplained: boolean }): Promise<void> {
+    const handedBack = { leaseOwner: null, leaseUntil: null };
+    const lapsed = { leaseUntil: '1970-01-01T00:00:00.000Z' };
+    await this.rows.update({ leaseOwner: Like(`${owner}%`), state: 'running' }, isExplained ? handedBack : lapsed);
   }
 
   /** Renews the claim. `lost` when another worker has the job now or it was ended. */
