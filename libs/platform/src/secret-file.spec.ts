@@ -16,13 +16,13 @@ const at = (path: string) => join(folder.path, path);
 
 describe('a secret file that is replaced by one that is not to be believed', () => {
   const token = (letter: string) => letter.repeat(40);
-  const changes: [string, string, (path: string) => Promise<void>][] = [
-    ['is open to others', 'file_exposed', (path) => chmod(path, 0o644)],
-    ['is too short', 'configuration_invalid', (path) => writeFile(path, 'short')],
-    ['is gone', 'ENOENT', (path) => rm(path)],
+  const changes: [string, string, string, (path: string) => Promise<void>][] = [
+    ['is open to others', 'file_exposed', 'chmod 600', (path) => chmod(path, 0o644)],
+    ['is too short', 'configuration_invalid', 'hold', (path) => writeFile(path, 'short')],
+    ['is gone', 'ENOENT', 'Put it back', (path) => rm(path)],
   ];
 
-  it.each(changes)('that %s: the token before counts, and the log says why, once', async (_what, code, change) => {
+  it.each(changes)('that %s: the token before counts, and the log says why, once', async (_what, code, step, change) => {
     const warn = vi.spyOn(Logger.prototype, 'warn').mockReturnValue(undefined);
     await writeFile(at('token'), token('a'), { mode: 0o600 });
     const file = new TokenFile(at('token'));
@@ -33,10 +33,11 @@ describe('a secret file that is replaced by one that is not to be believed', () 
     await writeFile(at('token'), token('b'), { mode: 0o600 });
     await chmod(at('token'), 0o600);
     expect([file.matches(token('a')), file.matches(token('b'))]).toEqual([false, true]);
+    expect(warn.mock.calls[0]?.[1]).toContain(step);
     warn.mockRestore();
   });
 
-  it.each(changes)('that %s: the key before seals and opens, and the log says why, once', async (_what, code, change) => {
+  it.each(changes)('that %s: the key before seals and opens, and the log says why, once', async (_what, code, step, change) => {
     const warn = vi.spyOn(Logger.prototype, 'warn').mockReturnValue(undefined);
     const box = new SecretBox(at('secrets.key'));
     const sealed = box.seal('x', 'row');
@@ -44,6 +45,7 @@ describe('a secret file that is replaced by one that is not to be believed', () 
     for (let use = 0; use < 3; use++) expect(box.open(sealed, 'row')).toBe('x');
     const expected = code === 'configuration_invalid' ? 'secrets_key_invalid' : code;
     expect(warn.mock.calls.map(([about]) => about)).toEqual([{ code: expected, file: at('secrets.key') }]);
+    expect(warn.mock.calls[0]?.[1]).toContain(step);
     warn.mockRestore();
   });
 });

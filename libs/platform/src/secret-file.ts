@@ -19,7 +19,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { dirname, resolve } from 'node:path';
-import { AppError } from '@airdock/core/errors';
+import { AppError, toProblem } from '@airdock/core/errors';
 import { Logger } from '@nestjs/common';
 
 /** A secret of a megabyte is none. */
@@ -47,7 +47,9 @@ export function secretFileStamp(path: string): string {
 export function warnOfSecretFile(path: string, error: unknown): void {
   const isKnown = error instanceof AppError;
   const code = isKnown ? error.code : ((error as NodeJS.ErrnoException).code ?? 'unreadable');
-  const why = isKnown ? error.detail : `${path} cannot be read (${code}); put it back, with mode 600, before the next start, which would make another one`;
+  const why = isKnown
+    ? `${error.message}. ${toProblem(error).nextStep}`
+    : `${path} cannot be read (${code}). Put it back, with mode 600, before the next start, which would make another one.`;
   new Logger('secrets').warn({ code, file: path }, `what was read last goes on to count: ${why}`);
 }
 

@@ -1,10 +1,10 @@
-import { writeFile } from 'node:fs/promises';
+import { readdir, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { HostWorker } from './host-worker.js';
-import { findVerdicts } from './worker-verdict.js';
+import { findVerdicts, leaveVerdict } from './worker-verdict.js';
 
 const served = '01a22d5d-2de4-7000-9038-608a420915e9';
 const heavy = '01a22d5d-3888-7000-8c04-d19e7ea8ae13';
@@ -77,5 +77,22 @@ describe('HostWorker', () => {
     await worker?.stop();
     expect(verdict()).toBeUndefined();
     expect(() => process.kill(pid, 0)).toThrow('ESRCH');
+  });
+});
+
+describe('verdicts that nobody acts on', () => {
+  it('are the newest of each host, and not without bound', async () => {
+    await using folder = await tempDir('verdicts');
+    const leave = (hostId: string | null, second: number) =>
+      leaveVerdict(folder.path, { owner: `du/${second}/`, hostId, reason: 'crashed', at: new Date(second * 1000).toISOString() });
+    for (let second = 1; second <= 150; second++) for (const hostId of [served, heavy, null]) leave(hostId, second);
+    // The clock was set back.
+    leave(served, 7);
+    const found = findVerdicts(folder.path).map(({ value }) => value);
+    expect(await readdir(folder.path)).toHaveLength(102);
+    const named = found.filter(({ hostId }) => hostId !== null);
+    expect(named.map(({ hostId, owner }) => `${hostId} ${owner}`).toSorted()).toEqual([`${served} du/7/`, `${heavy} du/150/`].toSorted());
+    const unnamed = found.filter(({ hostId }) => hostId === null).map(({ owner }) => Number(owner.split('/')[1]));
+    expect([unnamed.length, Math.min(...unnamed)]).toEqual([100, 51]);
   });
 });

@@ -196,10 +196,10 @@ export class HostWorker {
   }
 }
 
-/** What a process has in memory (proc_pid_statm(5)); 0 when it is gone. */
+/** What a process has in memory (proc_pid_status(5)), whatever the size of a page is; 0 when it is gone. */
 function residentBytes(pid: number): number {
   try {
-    return Number(readFileSync(`/proc/${pid}/statm`, 'utf8').split(' ')[1]) * 4096;
+    return Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0) * 1024;
   } catch {
     return 0;
   }
