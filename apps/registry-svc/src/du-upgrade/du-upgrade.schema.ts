@@ -46,9 +46,7 @@ export const NewEngine = z
   .meta({ id: 'NewEngine' });
 export type NewEngine = z.infer<typeof NewEngine>;
 
-const allowUnsigned = z
-  .boolean()
-  .describe('Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key');
+const allowUnsigned = z.boolean().describe('Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key');
 
 const confirm = z
   .string()
