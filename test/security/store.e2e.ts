@@ -311,28 +311,3 @@ describe('H4: a store that is hostile', () => {
     expect(data.signature).toEqual({ state: 'unsigned', keyId: null });
   });
 });
-
-describe('a store of before there were signatures', () => {
-  it('goes on to be used: what this DU made is signed at its first start, and nothing that comes later', async () => {
-    const { backupId } = await siteWithBackup();
-    await du.end();
-    // As the version before wrote and knew it.
-    await changeRecord(store, backupId, () => undefined);
-    const database = new DatabaseSync(join(du.dataDir, 'db/backup.sqlite'));
-    database.exec('ALTER TABLE backup DROP COLUMN "signedBy"');
-    for (const column of ['takenOverAt', 'problems', 'reading']) database.exec(`ALTER TABLE backup_target DROP COLUMN "${column}"`);
-    database.close();
-    await rm(join(du.dataDir, 'signing.key'));
-    await du.startProcess();
-    client = await du.client();
-    expect((await restore({ backupId })).job.state).toBe('succeeded');
-    expect((await getBackup({ client, path: { id: backupId }, throwOnError: true })).data.signature?.state).toBe('own');
-    expect(await readdir(join(store, 'backups'))).toContain(`${backupId}.json.sig`);
-
-    await changeRecord(store, backupId, (record) => void (record.duVersion = 'v-5.3.0'));
-    await du.end();
-    await du.startProcess();
-    client = await du.client();
-    await expect(restore({ backupId })).rejects.toMatchObject({ code: 'backup_unsigned' });
-  });
-});

@@ -616,7 +616,8 @@ const definitions = {
   restore_unconfirmed: {
     family: 'conflict',
     title: 'The restore would change where a host or its credential leads, and nobody has confirmed that',
-    nextStep: 'Look at `changes` in the report of the restore, and repeat it with `confirm` set to the `planDigest` of that report.',
+    nextStep:
+      'Look at `changes` in the report of the restore, and repeat it with `confirm` set to the `planDigest` of that report; an upgrade of the DU goes on with `confirm` too: POST /v1/du/upgrades/{id}/finish.',
   },
   state_rows_invalid: {
     family: 'invalid',

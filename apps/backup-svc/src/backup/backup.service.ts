@@ -9,7 +9,7 @@ import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { type Digest, isDigest } from '@airdock/core/oci/digest';
-import { parseReference } from '@airdock/core/oci/reference';
+import { formatName, parseReference } from '@airdock/core/oci/reference';
 import { matchesPattern } from '@airdock/core/oci/select-images';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now, type Statement } from '@airdock/platform/database';
@@ -28,6 +28,7 @@ import { BackupTargetService, lockFor } from '../backup-target/backup-target.ser
 import { SigningKeyService } from '../signing-key/signing-key.service.js';
 import { BackupEntity } from './backup.entity.js';
 import type { Backup, BackupListQuery, CreateBackup } from './backup.schema.js';
+import { isAsKnown, patternsOf, summaryOf } from './backup-row.js';
 import { RecordFinder } from './record-finder.js';
 
 export const backupJobType = 'backup.create';
@@ -179,7 +180,7 @@ export class BackupService {
       about: {
         duVersion: this.config.duVersion,
         description: row.description ?? undefined,
-        repositories: row.repositories ?? (row.imageSetId ? [`image set ${row.imageSetId}`] : undefined),
+        repositories: patternsOf(row) ?? undefined,
       },
     });
     return await this.noteComplete(record, { addedBytes, skipped });
@@ -227,22 +228,21 @@ export class BackupService {
   }
 
   /**
-   * Signs the backups that this DU made before there were signatures, once for each store: those that its own table knows, with what that says of them. From then
-   * on what is not signed was put there by somebody else.
+   * Signs the backups that this DU made before there were signatures, once for each store: those that its own table knows, whose every name leads to the digest that
+   * the catalogue has too. Nothing here knows what settings they held, and who had the disk could have changed those: backups with settings stay unsigned. From then on
+   * what is not signed is for somebody to allow.
    */
   private async takeOver(target: string, store: BackupStore, rows: readonly BackupEntity[]): Promise<void> {
     if ((await this.targets.stateOf(target))?.takenOverAt !== null) return;
-    for (const row of rows.filter(({ jobId, completedAt, signedBy: by }) => jobId !== null && completedAt !== null && by === null)) {
+    const candidates = rows.filter(({ jobId, completedAt, signedBy: by }) => jobId !== null && completedAt !== null && by === null);
+    let known: Map<string, string> | undefined;
+    for (const row of candidates) {
       try {
-        const { record, signature } = await store.readSigned(row.id, { allowUnsigned: true });
-        const { images, sizeBytes, hasSettings } = summaryOf(record);
-        const isOurs =
-          images === row.images && sizeBytes === row.sizeBytes && hasSettings === row.hasSettings && (record.description ?? null) === row.description;
-        if (!isOurs || signature.state === 'unknown') continue;
-        await store.signAsOwn(row.id);
-        await this.backups.update({ id: row.id }, { signedBy: this.signingKeys.ownKeyId });
+        if (!row.hasSettings) known ??= await this.knownNames();
+        if (await store.signAsOwn(row.id, (record) => isAsKnown(record, row, known ?? new Map())))
+          await this.backups.update({ id: row.id }, { signedBy: this.signingKeys.ownKeyId });
       } catch (error) {
-        // Of a disk that takes no writes, or is away again: the next round.
+        // Of a disk that takes no writes, or is away again, or of image-svc: the next round.
         if (!(error instanceof AppError)) throw error;
         if (error.family === 'unavailable') return;
       }
@@ -289,6 +289,14 @@ export class BackupService {
     for await (const { localReferences, digest } of this.catalogue())
       for (const { repository, tag } of localReferences.map(parseReference)) if (tag === undefined && isDigest(digest)) found.push({ repository, digest });
     return found;
+  }
+
+  /** What the images of the catalogue are called in the registry, with their digests. */
+  private async knownNames(): Promise<Map<string, string>> {
+    const known = new Map<string, string>();
+    for await (const { localReferences, digest } of this.catalogue())
+      for (const { repository, tag } of localReferences.map(parseReference)) known.set(formatName({ repository, tag, digest: digest as Digest }), digest);
+    return known;
   }
 
   private async *catalogue() {
@@ -363,12 +371,6 @@ const emptyRow = (id: string, target: string): BackupEntity => ({
 /** Stands for the secret of airdock.backup.signingKeyFile, which has no name. */
 const sharedSecret = 'shared secret';
 const signedBy = ({ state, keyId }: RecordSignature): string | null => (state === 'unsigned' ? null : (keyId ?? sharedSecret));
-
-const summaryOf = ({ references, totalBytes, settings }: BackupRecord) => ({
-  images: references.length,
-  sizeBytes: String(totalBytes),
-  hasSettings: settings.length > 0,
-});
 
 function stateOf({ completedAt, damaged, isMissing }: BackupEntity, job: JobEntity | undefined): Backup['state'] {
   if (completedAt && isMissing) return 'missing';

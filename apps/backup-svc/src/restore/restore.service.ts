@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { type BackupSource, openBackup } from '@airdock/adapters/backup-store/backup-source';
 import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
+import { isTrusted } from '@airdock/adapters/backup-store/record-signature';
 import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
 import { pinUrl } from '@airdock/adapters/http/pinned-url';
 import { copyImages, failureOf, type ImageToCopy, type LocalName } from '@airdock/adapters/oci-client/copy-image';
@@ -14,6 +15,7 @@ import type { RegistryStorage } from '@airdock/adapters/oci-client/registry-stor
 import { withRetry } from '@airdock/adapters/oci-client/retry';
 import { ProcessRegistryEngine, registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import { AppError } from '@airdock/core/errors';
+import { digestOf } from '@airdock/core/oci/digest';
 import { formatName } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
@@ -33,7 +35,7 @@ import { BackupService, filterByRepository, settingsServices } from '../backup/b
 import { lockFor } from '../backup-target/backup-target.service.js';
 import { RestoreEntity } from './restore.entity.js';
 import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
-import { maxStateBytes, parseState, StateRestore } from './state-restore.js';
+import { isWithin, maxStateBytes, parseState, StateRestore } from './state-restore.js';
 
 export const restoreJobType = 'backup.restore';
 
@@ -71,7 +73,7 @@ export class RestoreService {
     const id = newId();
     const { password, ...where } = registry ?? {};
     const row = columns<RestoreEntity>({
-      ...{ id, backupId, target, report: null, jobId: request.id, createdAt: now() },
+      ...{ id, backupId, target, report: null, accepted: null, jobId: request.id, createdAt: now() },
       request: { ...wanted, ...(registry && { registry: { ...where, url: registry.url } }) },
       sealedPassword: password === undefined ? null : this.secrets.seal(password, id),
     });
@@ -110,7 +112,12 @@ export class RestoreService {
     const filter = filterByRepository(repositories);
     await using source = await openBackup(store, row.backupId, { filter, signal, allowUnsigned });
     const settings = row.request.settings ?? (!repositories && !row.request.registry && !drill);
-    const states = new StateRestore(this.clients, settings ? await this.readStates(store, source) : [], mode === 'exact' ? 'replace' : 'keep', signal);
+    const states = new StateRestore(this.clients, settings ? await this.readStates(store, source) : [], {
+      existing: mode === 'exact' ? 'replace' : 'keep',
+      isTrusted: isTrusted(source.signature),
+      contentDigest: digestOf(Buffer.from(JSON.stringify(source.record.settings))),
+      signal,
+    });
     await using destination = await this.destinationOf(row, { signal, progress });
     const { registry, storage } = destination;
     const images = source.images.map((image) => ({ image, names: image.names.map(parseName) }));
@@ -118,12 +125,15 @@ export class RestoreService {
     const plan = await planCopy({ source, images, registry, storage, signal });
     const report: RestoreReport = { ...(await this.compare(images, plan, source, destination, filter, signal)), missingBytes: plan.missingBytes };
     // Every row is looked at before anything is written.
-    Object.assign(report, await states.plan());
+    const statePlan = await states.plan();
+    Object.assign(report, statePlan.report);
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
     if (dryRun) return summaryOf(source, report);
-    if (report.planDigest !== null && report.planDigest !== (confirm ?? null))
+    // One that was ended between two tables finds its own rows there, and goes on with what it began.
+    const isBegun = row.accepted !== null && isWithin(statePlan, row.accepted);
+    if (report.planDigest !== null && report.planDigest !== (confirm ?? null) && !isBegun)
       throw new AppError('restore_unconfirmed', {
-        detail: `${report.changes?.filter(({ needsConfirmation }) => needsConfirmation).length ?? 0} changes${confirm ? ', other ones than were confirmed' : ''}: /v1/restores/${row.id}`,
+        detail: `${statePlan.guarded.length} changes${confirm ? ', other ones than were confirmed' : ''}: /v1/restores/${row.id}`,
         planDigest: report.planDigest,
       });
     const reservedBytes = destination.dir ? this.config.registry.minFreeBytes : 0;
@@ -134,6 +144,7 @@ export class RestoreService {
         freeBytes: report.freeBytes,
       });
     }
+    if (!isBegun) await this.restores.update({ id: row.id }, columns<RestoreEntity>({ accepted: statePlan.accepted }));
     const conflicts = new Set(onConflict === 'keep' ? report.conflicts : []);
     const wanted = images
       .map((item) => ({ ...item, names: item.names.filter((local) => !conflicts.has(nameOf(item, local))) }))
@@ -146,7 +157,7 @@ export class RestoreService {
     progress({ phase: 'verifying' });
     report.verified = await verify(registry, wanted, signal);
     report.settings = settings ? await states.write() : null;
-    await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
+    await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report, accepted: null }));
     if (failure) throw failure;
     if (source.broken.length > 0) {
       const [first] = source.broken;

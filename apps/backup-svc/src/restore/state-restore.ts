@@ -54,6 +54,21 @@ export function parseState(service: string, bytes: Uint8Array): ServiceState {
 }
 
 type Changes = NonNullable<RestoreReport['changes']>;
+
+/** What a restore was about to change when it began to write: it goes on with that, and with nothing else, after it was ended in the middle. */
+export interface AcceptedPlan {
+  /** Of the states in the backup. */
+  contentDigest: string;
+  /** Of each change, whoever had to confirm it. */
+  changeDigests: string[];
+}
+
+/** What `StateRestore.plan` found. */
+export interface StatePlan {
+  report: Pick<RestoreReport, 'changes' | 'planDigest'>;
+  guarded: Changes;
+  accepted: AcceptedPlan;
+}
 type Keys = Record<string, string[]>;
 
 /** Brings the states of services back: first all rows are checked, by the services whose they are, and then written. */
@@ -61,19 +76,31 @@ export class StateRestore {
   constructor(
     private readonly clients: ServiceClients,
     private readonly states: readonly ServiceState[],
-    private readonly existing: 'keep' | 'replace',
-    private readonly signal: AbortSignal,
+    private readonly options: {
+      existing: 'keep' | 'replace';
+      /** Whether the backup is signed by somebody known. What is not may lead anywhere: then every change needs a confirmation. */
+      isTrusted: boolean;
+      /** Of the states: what is confirmed is all of them, also what no change shows. */
+      contentDigest: string;
+      signal: AbortSignal;
+    },
   ) {}
 
   /** What would change of what leads somewhere. Throws `state_rows_invalid` for any row that its service would not have written. */
-  async plan(): Promise<Pick<RestoreReport, 'changes' | 'planDigest'>> {
-    if (this.states.length === 0) return { changes: null, planDigest: null };
+  async plan(): Promise<StatePlan> {
+    const { isTrusted, contentDigest } = this.options;
     const changes: Changes = [];
-    for await (const { service, table, result } of this.each(true)) changes.push(...result.changes.map((change) => ({ service, table, ...change })));
+    for await (const { service, table, result } of this.each(true))
+      changes.push(...result.changes.map((change) => ({ service, table, ...change, needsConfirmation: change.needsConfirmation || !isTrusted })));
     const guarded = changes.filter(({ needsConfirmation }) => needsConfirmation);
     // What needs it comes first: it must not be hidden behind the rest.
     const shown = [...guarded, ...changes.filter(({ needsConfirmation }) => !needsConfirmation)].slice(0, maxReported);
-    return { changes: shown, planDigest: guarded.length > 0 ? digestOf(Buffer.from(JSON.stringify(guarded))) : null };
+    const planDigest = guarded.length > 0 ? digestOf(Buffer.from(JSON.stringify({ contentDigest, guarded }))) : null;
+    return {
+      report: this.states.length === 0 ? { changes: null, planDigest: null } : { changes: shown, planDigest },
+      guarded,
+      accepted: { contentDigest, changeDigests: changes.map(digestOfChange) },
+    };
   }
 
   /** Each request is written in full or not at all. */
@@ -97,8 +124,8 @@ export class StateRestore {
           const { data } = await putStateRows({
             client: this.clients[service as (typeof settingsServices)[number]],
             path: { service, table },
-            body: { keyFingerprint, rows: part, existing: this.existing, dryRun, coming: bounded(coming, part), left: bounded(left, part) },
-            signal: this.signal,
+            body: { keyFingerprint, rows: part, existing: this.options.existing, dryRun, coming: bounded(coming, part), left: bounded(left, part) },
+            signal: this.options.signal,
             throwOnError: true,
           });
           for (const count of ['added', 'replaced', 'kept'] as const) result[count] += data[count];
@@ -111,6 +138,15 @@ export class StateRestore {
     }
   }
 }
+
+/** Whether all of a plan that needs a confirmation was about to be done before: rows that were written meanwhile make others need one that did not. */
+export const isWithin = ({ guarded, accepted: { contentDigest } }: StatePlan, before: AcceptedPlan): boolean => {
+  const known = new Set(before.changeDigests);
+  return contentDigest === before.contentDigest && guarded.every((change) => known.has(digestOfChange(change)));
+};
+
+/** Of what it does, not of who has to confirm it. */
+const digestOfChange = (change: Changes[number]): string => digestOf(Buffer.from(JSON.stringify({ ...change, needsConfirmation: undefined })));
 
 /** Keys that the rows of a request name: all of them would not fit into it. */
 function bounded(keys: Keys, rows: readonly Record<string, unknown>[]): Keys {

@@ -16,6 +16,8 @@ export class DuUpgradeEntity {
   @Column('boolean') dryRun!: boolean;
   /** Data may come back from a backup that nobody known has signed. */
   @Column('boolean', { default: false }) allowUnsigned!: boolean;
+  /** What of its settings somebody has confirmed. */
+  @Column('varchar', { nullable: true }) confirm!: string | null;
   /** Settings have to come back with the images. */
   @Column('boolean', { default: false }) hasLostTables!: boolean;
   @Column('simple-json', { nullable: true }) problems!: UpgradeProblem[] | null;

@@ -46,10 +46,12 @@ export const NewEngine = z
   .meta({ id: 'NewEngine' });
 export type NewEngine = z.infer<typeof NewEngine>;
 
-const allowUnsigned = z
-  .boolean()
-  .default(false)
-  .describe('Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key');
+const allowUnsigned = z.boolean().describe('Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key');
+
+const confirm = z
+  .string()
+  .regex(/^sha256:[0-9a-f]{64}$/)
+  .describe('`planDigest` of `restore_unconfirmed`: where hosts, credentials and webhooks may lead that come back from a backup which this DU has not signed');
 
 export const CreateDuUpgrade = z
   .strictObject({
@@ -62,13 +64,16 @@ export const CreateDuUpgrade = z
     backupTarget: z.string().max(50).default('default'),
     backupId: z.uuid().optional().describe('Needed with finish'),
     dryRun: z.boolean().default(false).describe('Only the preflight, which runs nothing of the new release'),
-    allowUnsigned,
+    allowUnsigned: allowUnsigned.default(false),
+    confirm: confirm.optional(),
   })
   .refine((body) => (body.step === 'finish') === (body.backupId !== undefined), { path: ['backupId'], message: 'belongs to finish, and only there' })
   .meta({ id: 'CreateDuUpgrade' });
 export type CreateDuUpgrade = z.infer<typeof CreateDuUpgrade>;
 
-export const FinishDuUpgrade = z.strictObject({ engine: NewEngine.optional(), allowUnsigned: allowUnsigned.optional() }).meta({ id: 'FinishDuUpgrade' });
+export const FinishDuUpgrade = z
+  .strictObject({ engine: NewEngine.optional(), allowUnsigned: allowUnsigned.optional(), confirm: confirm.optional() })
+  .meta({ id: 'FinishDuUpgrade' });
 export type FinishDuUpgrade = z.infer<typeof FinishDuUpgrade>;
 
 export const UpgradeProblem = z
@@ -99,6 +104,7 @@ export const DuUpgrade = z
     goal,
     dryRun: z.boolean(),
     allowUnsigned: z.boolean(),
+    confirm: confirm.nullable(),
     problems: z.array(UpgradeProblem).nullable(),
     backupId: z.uuid().nullable(),
     report: DuUpgradeReport.nullable(),

@@ -76,13 +76,26 @@ export class DuUpgradeService {
   }
 
   /** Throws `du_upgrade_running`, `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
-  async create(request: JobRequest, { toVersion, step, engine: wanted, backupTarget, backupId, dryRun, allowUnsigned }: CreateDuUpgrade): Promise<Job> {
+  async create(
+    request: JobRequest,
+    { toVersion, step, engine: wanted, backupTarget, backupId, dryRun, allowUnsigned, confirm }: CreateDuUpgrade,
+  ): Promise<Job> {
     const [open] = await this.open();
     if (open && !dryRun) throw new AppError('du_upgrade_running', { detail: `/v1/du/upgrades/${open.id} is at ${open.phase}`, upgradeId: open.id });
     const engine = wanted ? await this.found(wanted, dryRun) : null;
     const id = newId();
     const row: DuUpgradeEntity = {
-      ...{ id, fromVersion: this.config.duVersion, toVersion, target: backupTarget, engine, dryRun, backupId: backupId ?? null, allowUnsigned },
+      ...{
+        id,
+        fromVersion: this.config.duVersion,
+        toVersion,
+        target: backupTarget,
+        engine,
+        dryRun,
+        backupId: backupId ?? null,
+        allowUnsigned,
+        confirm: confirm ?? null,
+      },
       phase: step === 'finish' ? 'prepared' : 'preflight',
       hasLostTables: step === 'finish',
       goal: step === 'prepare' ? 'prepared' : 'done',
@@ -102,7 +115,7 @@ export class DuUpgradeService {
   }
 
   /** Throws `du_upgrade_state` unless it is prepared, or stopped on its way from there. */
-  async finish(request: JobRequest, id: string, { engine: wanted, allowUnsigned }: FinishDuUpgrade): Promise<Job> {
+  async finish(request: JobRequest, id: string, { engine: wanted, allowUnsigned, confirm }: FinishDuUpgrade): Promise<Job> {
     const engine = wanted && (await this.found(wanted, false));
     const row = await getRow(this.upgrades, id);
     // Another engine has to be put in, also when one was already.
@@ -110,6 +123,7 @@ export class DuUpgradeService {
     return this.goOn(request, row, {
       goal: 'done',
       ...(allowUnsigned !== undefined && { allowUnsigned }),
+      ...(confirm !== undefined && { confirm }),
       ...(engine && { engine, ...(isPast && { phase: 'engine' as const }) }),
     });
   }
@@ -346,11 +360,14 @@ export class DuUpgradeService {
   /** Brings back what is gone, and nothing else. */
   private async restore(row: DuUpgradeEntity, signal: AbortSignal): Promise<void> {
     if (!row.backupId || !(await this.hasRegistry())) return;
-    const seen = await this.restoreJob(row, { dryRun: true }, signal);
-    const isGone = (seen.report?.missing.length ?? 0) + (seen.report?.conflicts.length ?? 0) + (seen.report?.missingBytes ?? 0) > 0;
     // Rows come back only where the tables were lost: what was deleted since then must stay so.
     // With them the fence was lost too: what was pushed meanwhile stays.
-    await this.restoreJob(row, row.hasLostTables ? { onConflict: 'keep' } : { settings: false }, signal);
+    const options = row.hasLostTables ? { onConflict: 'keep' } : { settings: false };
+    const seen = await this.restoreJob(row, { ...options, dryRun: true }, signal);
+    const isGone = (seen.report?.missing.length ?? 0) + (seen.report?.conflicts.length ?? 0) + (seen.report?.missingBytes ?? 0) > 0;
+    // What this DU has signed is its own settings: where an attempt before this one has brought half of them, nobody has to confirm the rest.
+    const confirm = seen.report?.signature.state === 'own' ? seen.report.planDigest : row.confirm;
+    await this.restoreJob(row, { ...options, ...(confirm && { confirm }) }, signal);
     await this.save(row, {
       report: { images: 0, present: 0, missing: [], changed: [], engineVersion: null, restored: isGone || (row.report?.restored ?? false) },
     });
@@ -428,7 +445,7 @@ const engineFile = (engine: NewEngine) =>
 
 /** What rolling back would fail with too: a key, a disk, a store that somebody has to bring. Then the job is retried. */
 const needsSomebody = (error: unknown): boolean =>
-  error instanceof AppError && /^(registry_off|secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);
+  error instanceof AppError && /^(registry_off|restore_unconfirmed|secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);
 
 /** What waiting may cure; a program that does not run now will not do so later. */
 const isWorthRetrying = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable' && !error.code.startsWith('registry_start');

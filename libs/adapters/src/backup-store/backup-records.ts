@@ -6,7 +6,6 @@ import { type BackupRecord, isBackupId, maxBackupRecordBytes, parseBackupRecord 
 import { digestHex, digestOf } from '@airdock/core/oci/digest';
 import type { BackupStorage, StoredFile } from './backup-storage.js';
 import { checkSignature, formatSignature, isTrusted, maxSignatureBytes, type RecordKeys, type RecordSignature } from './record-signature.js';
-import type { StoreLock } from './store-lock.js';
 
 const maxRecords = 10_000;
 const maxCountedSequence = 1_000_000_000;
@@ -51,14 +50,7 @@ export class BackupRecords {
    * `backup_format_unsupported`, `backup_signature_wrong`, and without `allowUnsigned` `backup_unsigned` and `backup_signer_unknown`. Blobs are not looked at.
    */
   async readSigned(id: string, { allowUnsigned = false }: ReadOptions = {}): Promise<SignedRecord> {
-    const name = recordName(id);
-    const corrupt = (detail: string) => new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
-    const file = await this.storage.stat(name);
-    if (!file) throw new AppError('resource_not_found', { detail: `the store has no backup ${id}` });
-    if (file.size > maxBackupRecordBytes) throw corrupt(`has ${file.size} bytes`);
-    const bytes = await readAtMost(this.storage.read(name), maxBackupRecordBytes);
-    const checksum = (await readSmall(this.storage, `${name}.sha256`, 1024))?.toString('utf8').slice(0, 64);
-    if (checksum !== digestHex(digestOf(bytes))) throw corrupt('does not have its checksum');
+    const bytes = await this.readBytes(id);
     const signature = await this.signatureOf(id, bytes);
     if (!allowUnsigned) this.expectSigned(id, signature);
     const record = parseBackupRecord(bytes, id);
@@ -71,6 +63,19 @@ export class BackupRecords {
     return { record, signature: ofOrigin };
   }
 
+  /** Those of a record, which have their checksum. */
+  private async readBytes(id: string): Promise<Buffer> {
+    const name = recordName(id);
+    const corrupt = (detail: string) => new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
+    const file = await this.storage.stat(name);
+    if (!file) throw new AppError('resource_not_found', { detail: `the store has no backup ${id}` });
+    if (file.size > maxBackupRecordBytes) throw corrupt(`has ${file.size} bytes`);
+    const bytes = await readAtMost(this.storage.read(name), maxBackupRecordBytes);
+    const checksum = (await readSmall(this.storage, `${name}.sha256`, 1024))?.toString('utf8').slice(0, 64);
+    if (checksum !== digestHex(digestOf(bytes))) throw corrupt('does not have its checksum');
+    return bytes;
+  }
+
   /** Looks at the signatures of all records, and at nothing else of them. Throws as `readSigned`. */
   async expectSignatures({ allowUnsigned = false }: ReadOptions = {}): Promise<void> {
     for (const id of await this.listIds()) {
@@ -80,15 +85,19 @@ export class BackupRecords {
     }
   }
 
-  /** Signs a record that was written before there were keys, as it is. For those that this site is known to have made. */
-  async signAsOwn(id: string, lock?: StoreLock): Promise<void> {
+  /**
+   * Signs a record that was written before there were keys, if the shared secret of that time or `isOurs` vouches for it: the very bytes that were judged, whatever
+   * the store shows a moment later. Returns whether it is signed now. Throws as `readSigned`.
+   */
+  async signAsOwn(id: string, isOurs: (record: BackupRecord) => boolean): Promise<boolean> {
     const { signatures } = this.keys;
-    const name = recordName(id);
-    if (!signatures || (await this.storage.stat(`${name}.sig`))) return;
-    const bytes = await readSmall(this.storage, name, maxBackupRecordBytes);
-    if (!bytes) return;
-    lock?.assertHeld();
-    await this.storage.write(`${name}.sig`, formatSignature(signatures.own, bytes));
+    if (!signatures) return false;
+    const bytes = await this.readBytes(id);
+    const { state, keyId } = await this.signatureOf(id, bytes);
+    if (keyId !== null) return state === 'own';
+    if (state !== 'own' && !isOurs(parseBackupRecord(bytes, id))) return false;
+    await this.storage.write(`${recordName(id)}.sig`, formatSignature(signatures.own, bytes));
+    return true;
   }
 
   /** Throws `backup_signature_wrong`. */

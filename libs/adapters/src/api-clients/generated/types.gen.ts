@@ -464,6 +464,10 @@ export type CreateDuUpgrade = {
      * Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key
      */
     allowUnsigned?: boolean;
+    /**
+     * `planDigest` of `restore_unconfirmed`: where hosts, credentials and webhooks may lead that come back from a backup which this DU has not signed
+     */
+    confirm?: string;
 };
 
 /**
@@ -507,6 +511,10 @@ export type DuUpgrade = {
     goal: 'prepared' | 'done' | 'rolledBack';
     dryRun: boolean;
     allowUnsigned: boolean;
+    /**
+     * `planDigest` of `restore_unconfirmed`: where hosts, credentials and webhooks may lead that come back from a backup which this DU has not signed
+     */
+    confirm: string | null;
     problems: Array<DuUpgradeProblem> | null;
     backupId: string | null;
     report: DuUpgradeReport | null;
@@ -552,6 +560,10 @@ export type FinishDuUpgrade = {
      * Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key
      */
     allowUnsigned?: boolean;
+    /**
+     * `planDigest` of `restore_unconfirmed`: where hosts, credentials and webhooks may lead that come back from a backup which this DU has not signed
+     */
+    confirm?: string;
 };
 
 export type CreateBundle = {
