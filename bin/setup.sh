@@ -39,7 +39,7 @@ fetch_verified() {
   local file actual work=$2.download
   mkdir -p "$work" "$2"
   file=$(npm pack --silent --ignore-scripts --pack-destination "$work" "$1") || fail "$1 cannot be fetched"
-  actual=$(openssl dgst -sha512 -binary "$work/$file" | base64 -w0)
+  actual=$(node -e 'console.log(require("node:crypto").createHash("sha512").update(require("node:fs").readFileSync(process.argv[1])).digest("base64"))' "$work/$file")
   [ "$actual" = "${!3}" ] || fail "$1 has the digest sha512-$actual, not sha512-${!3}: it is not what was reviewed, and is not run"
   tar -xzf "$work/$file" -C "$2" --strip-components=1 --no-same-owner
   rm -rf "$work"
