@@ -445,7 +445,7 @@ const kinds: Record<JobName, JobKind> = {
       expect(others).toEqual([]);
       const { blobs } = await recordOf(site, kept?.id ?? '');
       expect(blobFiles(site)).toHaveLength(blobs.length);
-      expect(namesIn(site.store, 'backups').sort()).toEqual([`${kept?.id}.json`, `${kept?.id}.json.sha256`]);
+      expect(namesIn(site.store, 'backups').sort()).toEqual([`${kept?.id}.json`, `${kept?.id}.json.sha256`, `${kept?.id}.json.sig`]);
       expect(namesIn(site.store, 'tmp')).toEqual([]);
     },
   },
@@ -662,7 +662,7 @@ describe.skipIf(!mayMount)('the disk of a target', () => {
       const expectNothingHalf = async (job: Job) => {
         expect(job).toMatchObject({ state: 'failed', error: { code: 'space_insufficient' } });
         expect(await backup(site, resourceId(job))).toMatchObject({ state: 'failed' });
-        expect(namesIn(disk, 'backups')).toEqual([`${earlier}.json`, `${earlier}.json.sha256`]);
+        expect(namesIn(disk, 'backups')).toEqual([`${earlier}.json`, `${earlier}.json.sha256`, `${earlier}.json.sig`]);
         expect(namesIn(disk, 'tmp')).toEqual([]);
         await expectWholeStore(site, 'small', disk);
       };

@@ -3,11 +3,12 @@
  * files that hold a digest; bytes are below `blobs`. Source: registry/storage/paths.go
  */
 import type { Dirent } from 'node:fs';
-import { readdir, stat } from 'node:fs/promises';
+import { readdir, realpath, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
 
-export const registryRoot = (storageDir: string): string => join(storageDir, 'docker/registry/v2');
+const rootPath = '/docker/registry/v2';
+export const registryRoot = (storageDir: string): string => join(storageDir, rootPath);
 
 /** Folder of a blob; its bytes are in `data`. */
 export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest).slice(0, 2)}/${digestHex(digest)}`;
@@ -24,9 +25,14 @@ export const historyPath = (repository: string, tag: string, digest: Digest): st
 export const historiesPath = (repository: string, tag: string): string => `${tagPath(repository, tag)}/index/sha256`;
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
-/** What is in a folder; nothing when it is not there, or not any more: a registry works beside us. */
+/**
+ * What is in a folder; nothing when it is not there, or not any more: a registry works beside us. Throws for a folder that a link below `registryRoot` leads to: a registry
+ * makes none, and one that was taken over could have us look, write and remove elsewhere.
+ */
 export async function listFolder(path: string): Promise<Dirent[]> {
   try {
+    const [, below] = path.split(rootPath);
+    if (below !== undefined && !(await realpath(path)).endsWith(join(rootPath, below).replace(/\/$/, ''))) throw new Error(`${path} is reached through a link`);
     return await readdir(path, { withFileTypes: true });
   } catch (error) {
     if (isGone(error)) return [];

@@ -1,4 +1,4 @@
-import { mkdir, readdir, readFile, rm, truncate, utimes, writeFile } from 'node:fs/promises';
+import { lstat, mkdir, readdir, readFile, rm, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { Readable } from 'node:stream';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
@@ -70,6 +70,33 @@ async function repaired(): Promise<string[]> {
 const isPulled = async (reference: string) => (await registry.headManifest('app', reference).catch(() => undefined))?.digest;
 
 describe('repairRegistry', () => {
+  it('follows no link that a registry which was taken over has put into its folder: it neither writes nor removes elsewhere', async () => {
+    await pushTwice();
+    const outside = join(dir.path, 'outside');
+    const folders = ['home/alice', 'tags/empty/current', 'uploads/11111111-1111-4111-8111-111111111111'];
+    for (const folder of folders) await mkdir(join(outside, folder), { recursive: true });
+    const files = ['home/alice/letter', 'tags/empty/current/link', 'uploads/11111111-1111-4111-8111-111111111111/startedat', 'victim'];
+    for (const file of files) await writeFile(join(outside, file), '');
+    const before = await readdir(outside, { recursive: true });
+    const put = async (path: string, target: string) => {
+      await rm(join(root(), path), { recursive: true, force: true });
+      await mkdir(dirname(join(root(), path)), { recursive: true });
+      await symlink(join(outside, target), join(root(), path));
+    };
+    await put('repositories/evil/_manifests/tags', 'home');
+    await put('repositories/worse/_manifests', '');
+    await put('repositories/app/_uploads', 'uploads');
+    await put('repositories/app/_manifests/tags/1/current/link', 'victim');
+    const { changed, failed } = await repairRegistry(server.storageDir);
+    expect(changed).toEqual(['repositories/app/_manifests/tags/1/current/link']);
+    expect(failed).toEqual(expect.arrayContaining([expect.stringContaining('reached through a link')]));
+    expect(await readdir(outside, { recursive: true })).toEqual(before);
+    for (const file of files) expect(await readFile(join(outside, file), 'utf8')).toBe('');
+    // The tag is whole again, as a file.
+    expect((await lstat(join(root(), 'repositories/app/_manifests/tags/1/current/link'))).isFile()).toBe(true);
+    await expect(surveyRegistry(server.storageDir, survey())).rejects.toThrow('reached through a link');
+  });
+
   it('changes nothing in a registry that is whole', async () => {
     await pushTwice();
     const before = await tree();

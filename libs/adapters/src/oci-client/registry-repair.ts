@@ -1,4 +1,5 @@
-import { mkdir, readFile, rm, rmdir, writeFile } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { mkdir, readFile, rename, rm, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { maxManifestBytes } from '@airdock/core/oci/manifest';
@@ -166,7 +167,10 @@ class RegistryRepair {
   async #write(link: string, digest: Digest): Promise<void> {
     // A tag may not have got the folder of its link.
     await mkdir(dirname(join(this.#root, link)), { recursive: true });
-    await writeFile(join(this.#root, link), digest);
+    // Takes the place of whatever is there, and follows no link.
+    const fresh = join(this.#root, `${link}.${randomUUID()}`);
+    await writeFile(fresh, digest, { flag: 'wx' });
+    await rename(fresh, join(this.#root, link));
     this.changed.push(link);
   }
 

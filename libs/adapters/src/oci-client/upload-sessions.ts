@@ -1,4 +1,5 @@
-import { readdir, readFile, readlink, realpath, rm, stat, truncate } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { open, readdir, readFile, readlink, realpath, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
@@ -75,8 +76,14 @@ export class UploadSessions {
     const data = join(folder, 'data');
     const deadline = Date.now() + settleMs;
     while (Date.now() < deadline && (await isOpen(data))) await sleep(50);
-    const { size = 0 } = (await stat(data).catch(() => undefined)) ?? {};
-    if (size > session.offset) await truncate(data, session.offset);
+    // A registry that was taken over may have put a link there.
+    const file = await open(data, constants.O_RDWR | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(() => undefined);
+    try {
+      const info = await file?.stat();
+      if (info?.isFile() && info.size > session.offset) await file?.truncate(session.offset);
+    } finally {
+      await file?.close();
+    }
   }
 
   /** distribution 2 refuses to cancel what still arrives, or broke off. */
@@ -101,12 +108,12 @@ type UploadPlace = Pick<StoredSession, 'repository' | 'location'>;
 
 /** The files that processes which we may look into have open (proc_pid_fd(5)). */
 export async function openFiles(): Promise<Set<string>> {
-  const open = new Set<string>();
+  const found = new Set<string>();
   for (const pid of await readdir('/proc')) {
     if (!/^\d+$/.test(pid)) continue;
-    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) open.add(await readlink(`/proc/${pid}/fd/${fd}`).catch(() => ''));
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) found.add(await readlink(`/proc/${pid}/fd/${fd}`).catch(() => ''));
   }
-  return open;
+  return found;
 }
 
 const isOpen = async (path: string): Promise<boolean> => (await openFiles()).has(await realpath(path).catch(() => path));
