@@ -74,9 +74,9 @@ async function verifyUp(du: Du): Promise<void> {
   const { data: registry } = await getRegistry({ client: du.localClient(), throwOnError: true });
   verify(registry.mode === 'local' && registry.health?.ok && registry.health.readOnlyOk, 'both instances of the registry answer');
   const push = await fetch(`http://localhost:${du.registryPort}/v2/x/blobs/uploads/`, { method: 'POST' });
-  verify(push.status === 405, 'the read-only instance refuses pushes');
+  verify(push.status === 403, 'a push to localhost without a credential is refused');
   say(
-    `DU up: registry ${registry.engine?.version} answers on ${registry.host}, ${mib(registry.storage?.usedBytes ?? 0)} used; its read-only instance refuses a push`,
+    `DU up: registry ${registry.engine?.version} answers on ${registry.host}, ${mib(registry.storage?.usedBytes ?? 0)} used; a push without a credential is refused`,
   );
 }
 
