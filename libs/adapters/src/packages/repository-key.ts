@@ -1,8 +1,5 @@
-import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
-import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
 import type { PrivateKey } from 'openpgp';
+import { readOrMakeOnce } from '../files/made-once.js';
 
 /** RSA, which the gpgv and rpm of every release that hosts may have understand. */
 const rsaBits = 3072;
@@ -23,17 +20,11 @@ export class RepositoryKey {
   /** Reads the key, or makes it; whoever comes first has made it for all. */
   static async open(path: string): Promise<RepositoryKey> {
     const openpgp = await import('openpgp');
-    if (!existsSync(path)) {
+    const armoredKey = await readOrMakeOnce(path, async () => {
       const { privateKey } = await openpgp.generateKey({ type: 'rsa', rsaBits, userIDs: [{ name: 'Airdock package repositories' }], format: 'armored' });
-      await mkdir(dirname(path), { recursive: true, mode: 0o700 });
-      const fresh = `${path}.${randomBytes(4).toString('hex')}`;
-      await writeFile(fresh, privateKey, { mode: 0o600 });
-      await link(fresh, path).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'EEXIST') throw error;
-      });
-      await rm(fresh);
-    }
-    const key = await openpgp.readPrivateKey({ armoredKey: await readFile(path, 'utf8') });
+      return privateKey;
+    });
+    const key = await openpgp.readPrivateKey({ armoredKey });
     return new RepositoryKey(key, key.toPublic().armor(), key.getFingerprint());
   }
 

@@ -1,13 +1,14 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { link, lstat, mkdir, open, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { lstat, mkdir, open, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { stringify } from 'yaml';
+import { readOrMakeOnce } from '../files/made-once.js';
 import { freeBytesOf } from '../oci-client/durable-file.js';
 import { RegistryHttp } from '../oci-client/registry-http.js';
 import { type Repair, repairRegistry } from '../oci-client/registry-repair.js';
@@ -279,19 +280,8 @@ export class ProcessRegistryEngine {
   }
 
   /** Signs the state of uploads: it must stay the same, or a restart of the registry would end them. */
-  private async secret(): Promise<string> {
-    const path = join(this.options.stateDir, 'http.secret');
-    if (!existsSync(path)) {
-      await mkdir(this.options.stateDir, { recursive: true, mode: 0o700 });
-      const fresh = `${path}.${randomBytes(4).toString('hex')}`;
-      await writeFile(fresh, randomBytes(32).toString('hex'), { mode: 0o600 });
-      // Whoever comes first has made it for all.
-      await link(fresh, path).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'EEXIST') throw error;
-      });
-      await rm(fresh);
-    }
-    return readFile(path, 'utf8');
+  private secret(): Promise<string> {
+    return readOrMakeOnce(join(this.options.stateDir, 'http.secret'), () => randomBytes(32).toString('hex'));
   }
 
   private async spawn(instance: Instance, version: string, content: string): Promise<void> {
