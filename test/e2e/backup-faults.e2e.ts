@@ -434,7 +434,8 @@ const kinds: Record<JobName, JobKind> = {
         const names = new Set(namesIn(store, 'backups'));
         return [...names].some((name) => name.endsWith('.sha256') && !names.has(name.slice(0, -'.sha256'.length)));
       }),
-      'the records that are gone': locked(({ site: { store } }) => namesIn(store, 'backups').length === 2),
+      // A record, its checksum and its signature are left.
+      'the records that are gone': locked(({ site: { store } }) => namesIn(store, 'backups').length === 3),
       'the first blob': locked((look) => newBlobs(look) < 0),
       'half of the blobs': locked((look) => newBlobs(look) < -strayBlobs / 2),
       'the last blob': locked(({ site }) => blobFiles(site).length <= 2 * images.base.count + images.base.count + 1),

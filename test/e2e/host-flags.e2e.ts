@@ -100,7 +100,7 @@ describe.skipIf(!started.lab)('the flags of configure-hosts', () => {
     expect(await dockerNames(host)).toEqual({ local: localNames(du.registryPort, upstream), upstream, none: [] }[names]);
     expect(result.warnings.filter((warning) => warning.startsWith('skipImageRenaming has no meaning'))).toHaveLength(warns ? 1 : 0);
     expect(await out(host, `tail -n +2 ${list} 2>/dev/null; cat /usr/share/lab-agent 2>/dev/null || true`)).toBe(
-      hasList ? `deb [trusted=yes] http://127.0.0.1:${du.packagePort}/release ./\nfrom an apt repository` : '',
+      hasList ? `deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:${du.packagePort}/release ./\nfrom an apt repository` : '',
     );
     expect(JSON.parse(await mirrors())).toEqual(steps.runtime === 'done' ? [`http://127.0.0.1:${du.registryPort}/`] : []);
     expect(await tunnelOf(client, hostId)).toMatchObject({ state: 'up', error: null });

@@ -45,7 +45,7 @@ describe('hostile hosts', () => {
   async function configure(id: string): Promise<void> {
     const flags = { skipDockerImgImport: true, skipDockerInstall: true, skipYumRepoInstall: true };
     const { data } = await createHostConfiguration({ client, body: { hostIds: [id], ...flags }, throwOnError: true });
-    await endOf(client, data.id);
+    expect((await endOf(client, data.id)).error).toBeNull();
   }
   const isUp = (id: string, timeoutMs = 20_000) =>
     waitFor(async () => (await tunnelOf(client, id))?.state === 'up', { what: `the tunnel of ${id} to be up`, timeoutMs, intervalMs: 100 });

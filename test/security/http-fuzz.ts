@@ -252,7 +252,7 @@ class Fuzzer {
     if (schema.type === 'boolean') return this.chance(0.5);
     if (schema.type === 'integer' || schema.type === 'number') return this.pick([0, 1, 2, 10, 60, 443, 5100, 65_535, 100_000, 2 ** 31, 2 ** 53]);
     if (schema.format === 'uuid') return this.pick(this.ids);
-    if (schema.format === 'uri') return this.pick(['http://10.255.255.1:9/', 'https://registry.invalid/', 'http://127.0.0.1:1/', 'http://[::1]:1']);
+    if (schema.format === 'uri') return this.pick(['http://10.255.255.1:9/', 'https://images.invalid/', 'http://127.0.0.1:1/', 'http://[::1]:1']);
     if (schema.format === 'date-time') return this.pick(['2026-01-01T00:00:00.000Z', '9999-12-31T23:59:59Z']);
     return this.chance(0.3)
       ? this.text()

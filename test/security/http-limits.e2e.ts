@@ -1,8 +1,9 @@
 import { mkdtemp, rm } from 'node:fs/promises';
-import { type AddressInfo, createServer, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
 import { waitFor } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';
@@ -163,13 +164,12 @@ describe('M4: the API', () => {
   });
 
   it('keeps so many streams open for one client, and those that are open alive', async () => {
-    // A host that takes connections and says nothing: its check goes on for as long as this test needs.
-    const silent = createServer((socket) => sockets.push(socket));
-    await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
+    // A host that answers no command: its check goes on for as long as this test needs.
+    await using silent = await startHostileSshServer({ onExec: () => undefined });
     const post = async (path: string, body: unknown) => (await bySocket(du.socket, 'POST', path, { body })).json;
     const credential = await post('/v1/ssh-credentials', { name: 'silent', username: 'root', password: 'x' });
-    const address = { address: '127.0.0.1', port: (silent.address() as AddressInfo).port };
-    const host = await post('/v1/hosts', { name: 'silent', ...address, credentialId: credential.id, hostKey: `SHA256:${'A'.repeat(43)}` });
+    const { port, hostKey } = silent;
+    const host = await post('/v1/hosts', { name: 'silent', address: '127.0.0.1', port, credentialId: credential.id, hostKey });
     const job = await post('/v1/host-checks', { hostIds: [host.id] });
     const stream = `GET /v1/jobs/${String(job.id)}/events HTTP/1.1\r\n${authorized()}\r\n`;
     const streams = Array.from({ length: 70 }, () => open(stream));
@@ -189,7 +189,6 @@ describe('M4: the API', () => {
       },
       { what: 'room again', timeoutMs: 10_000 },
     );
-    silent.close();
   });
 
   it('L6: tells browsers to keep the documents out of frames and caches', async () => {

@@ -1,9 +1,11 @@
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { hasHostWork, waitForHostWork } from '@airdock/host-svc/host-work';
 import { HostWorker, type HostWorkerOptions } from '@airdock/host-svc/host-worker/host-worker';
 import { type Config, type ConfigSources, loadConfig } from '@airdock/platform/config';
+import type { ServiceDatabase } from '@airdock/platform/database';
 import { exitWithProblem, freeStartupMemory, stopSignal } from '@airdock/platform/process';
-import { keepPrivate, rootModule, serve } from '@airdock/platform/service';
+import { databaseToken, keepPrivate, rootModule, serve } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { Logger } from '@nestjs/common';
@@ -31,23 +33,29 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
   const unlock = lockDataDir(config.dataDir);
   const redis = config.redisUrl ? undefined : new EmbeddedRedis(config.dataDir);
   const redisUrl = config.redisUrl ?? redis?.socket;
-  const hostWorker = startHostWorker(config, { file: config.file, overrides: { ...sources.overrides, redisUrl, 'http.socket': socket }, answersHealth: false });
+  const hostWorker = hostWorkerOf(config, { file: config.file, overrides: { ...sources.overrides, redisUrl, 'http.socket': socket }, answersHealth: false });
+  const ending = new AbortController();
   try {
     await redis?.start();
     const host = { register: () => services.host.register(['api']) };
     const stopped = stopSignal();
     const app = await serve(config, rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), 'Airdock');
-    hostWorker.begin();
+    const hostDatabase: ServiceDatabase = app.get(databaseToken('host'), { strict: false });
+    void waitForHostWork(hostDatabase, ending.signal).then(
+      () => hostWorker.start(),
+      () => undefined,
+    );
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
     await app
       .get(RegistryService, { strict: false })
       .reconcile()
       .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     // A host that freezes it at once must not keep the API from being ready.
-    await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
+    if (await hasHostWork(hostDatabase)) await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
     process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`);
     freeStartupMemory();
     await stopped;
+    ending.abort();
     await hostWorker.stop();
     await app.close();
     if (stopsRegistry) await registryEngine(config).stop();
@@ -58,13 +66,10 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
   }
 }
 
-/** The process loads while the database is prepared. */
-function startHostWorker(config: Config, start: HostWorkerOptions['start']): HostWorker {
+function hostWorkerOf(config: Config, start: HostWorkerOptions['start']): HostWorker {
   const logger = new Logger(HostWorker.name);
   const log: HostWorkerOptions['log'] = (about, message) => logger.error(about, message);
-  const worker = new HostWorker({ dataDir: config.dataDir, start, maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2, log });
-  worker.start();
-  return worker;
+  return new HostWorker({ dataDir: config.dataDir, start, maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2, log });
 }
 
 /** Stops the registry that a DU with this configuration has left running. */

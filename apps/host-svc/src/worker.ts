@@ -13,7 +13,6 @@ try {
   const worker = new HostWorker({ dataDir: config.dataDir, start, maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2, log });
   const stopped = stopSignal();
   worker.start();
-  worker.begin();
   void worker.ready.then(() => process.stdout.write(`host-svc worker listens on http://${config.http.host}:${config.http.port}\n`));
   await stopped;
   await worker.stop();

@@ -121,7 +121,7 @@ const definitions = {
   job_cancelled: { family: 'conflict', title: 'The job was cancelled', nextStep: 'Retry the job to continue where it stopped.' },
   worker_lost: {
     family: 'conflict',
-    title: 'Three workers died while they worked on the job',
+    title: 'Three workers died with the job, and it got no further',
     nextStep: 'Look for the reason in the log and in the memory of the machine; what the job works on may be what ends its workers. Then retry the job.',
   },
   job_stalled: { family: 'unavailable', title: 'The job made no progress for too long', nextStep: 'Check disk and network, then retry the job.' },

@@ -234,9 +234,13 @@ describe.each(databases)('on %s', (_name, start) => {
     await jobs.retry(id);
     for (const owner of ['six', 'seven']) await die(owner);
     expect(await jobs.claim(id, 'eight')).toMatchObject({ attempt: 14, lost: 2 });
+    // It got further: what died before has nothing to do with what it does now.
+    await jobs.saveProgress(id, 'eight', progress, { hasAdvanced: true });
+    await jobs.releaseDead('eight', { isExplained: false });
+    expect(await jobs.claim(id, 'late')).toMatchObject({ attempt: 15, lost: 1 });
     // Cancelled while its last worker died.
     await jobs.cancel(id);
-    await jobs.releaseDead('eight', { isExplained: false });
+    await jobs.releaseDead('late', { isExplained: false });
     expect(await jobs.claim(id, 'nine')).toBeUndefined();
     expect((await jobs.get(id)).state).toBe('cancelled');
   });

@@ -6,8 +6,9 @@ import { spawn } from 'node:child_process';
  */
 export function killAfter(ms: number): void {
   const seconds = String(Math.ceil(ms / 1000));
-  // `$PPID` is this process: it cannot be another one with its number, since with it the killer ends.
-  const killer = spawn('setpriv', ['--pdeathsig', 'KILL', 'sh', '-c', `sleep ${seconds}; kill -KILL "$PPID"`], { stdio: 'ignore' });
+  // `$PPID` is this process: it cannot be another one with its number, since with it the killer ends, and the killer's `sleep` with that.
+  const script = `trap 'kill "$!"; exit' USR1; sleep ${seconds} & wait "$!" && kill -KILL "$PPID"`;
+  const killer = spawn('setpriv', ['--pdeathsig', 'USR1', 'sh', '-c', script], { stdio: 'ignore' });
   killer.on('error', () => process.stderr.write('airdock: no setpriv, so nobody ends this process if it hangs; install util-linux\n'));
   killer.unref();
 }

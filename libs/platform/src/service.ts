@@ -62,7 +62,8 @@ export const jobsToken = (name: ServiceName) => `jobs:${name}`;
 const stateToken = (name: ServiceName) => `state:${name}`;
 const noticesToken = (name: ServiceName) => `notices:${name}`;
 const sealedToken = (name: ServiceName) => `sealed:${name}`;
-const databaseToken = (name: ServiceName) => `database:${name}`;
+/** Injection token of a service's `ServiceDatabase` outside its module. */
+export const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
 export function defineService(

@@ -3,7 +3,7 @@ import type { ServiceClients } from '@airdock/adapters/api-clients/service-clien
 import { parseBoundedJson } from '@airdock/core/bounded-json';
 import { AppError } from '@airdock/core/errors';
 import { digestOf } from '@airdock/core/oci/digest';
-import type { ServiceState, StateRowsResult } from '@airdock/platform/state/state.schema';
+import type { PutStateRows, ServiceState, StateRowsResult } from '@airdock/platform/state/state.schema';
 import { z } from 'zod';
 import type { settingsServices } from '../backup/backup.service.js';
 import type { RestoreReport } from './restore.schema.js';
@@ -121,13 +121,8 @@ export class StateRestore {
         coming[table] = rows.flatMap(({ id }) => (typeof id === 'string' ? [id] : []));
         const result: StateRowsResult = { added: 0, replaced: 0, kept: 0, conflicts: [], changes: [] };
         for (const part of partsOf(rows)) {
-          const { data } = await putStateRows({
-            client: this.clients[service as (typeof settingsServices)[number]],
-            path: { service, table },
-            body: { keyFingerprint, rows: part, existing: this.options.existing, dryRun, coming: bounded(coming, part), left: bounded(left, part) },
-            signal: this.options.signal,
-            throwOnError: true,
-          });
+          const body = { keyFingerprint, rows: part, existing: this.options.existing, dryRun, coming: bounded(coming, part), left: bounded(left, part) };
+          const data = await this.put(service, table, body);
           for (const count of ['added', 'replaced', 'kept'] as const) result[count] += data[count];
           result.conflicts.push(...data.conflicts);
           result.changes.push(...data.changes);
@@ -135,6 +130,17 @@ export class StateRestore {
         left[table] = result.conflicts;
         yield { service, table, result };
       }
+    }
+  }
+
+  /** Rows that are refused as the body of a request, before the service sees them, are told by their table too. */
+  private async put(service: string, table: string, body: PutStateRows): Promise<StateRowsResult> {
+    const client = this.clients[service as (typeof settingsServices)[number]];
+    try {
+      return (await putStateRows({ client, path: { service, table }, body, signal: this.options.signal, throwOnError: true })).data;
+    } catch (error) {
+      if (!(error instanceof AppError) || !['request_invalid', 'payload_too_large'].includes(error.code)) throw error;
+      throw new AppError('state_rows_invalid', { detail: `${table} ${error.details.detail ?? ''}`, table }, { cause: error });
     }
   }
 }

@@ -1,5 +1,5 @@
 import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
-import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
+import { AppError, fromProblem, isTransient, type Problem } from '@airdock/core/errors';
 import { assertNetworksApart } from '@airdock/core/ipv4-network';
 import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';
 import { atomically, columns, isUniqueViolation, now, type Statement } from '@airdock/platform/database';
@@ -220,12 +220,14 @@ export function assertUpgrading(cluster: Pick<Cluster, 'upgradeId'>, upgradeId: 
   });
 }
 
-/** The one problem, or all of them as one. */
+/** The one problem, or all of them as one: one that passes by itself where all do, as tunnels do that come back after a restart. */
 export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
-  const [first, ...others] = problems as [Problem, ...Problem[]];
-  if (others.length === 0) return fromProblem(first);
+  const errors = problems.map(fromProblem) as [AppError, ...AppError[]];
+  const [first, ...others] = errors;
+  if (others.length === 0) return first;
+  const isPassing = errors.every(isTransient);
   const sentence = ({ title, detail }: Problem) => (detail ? `${title}: ${detail}` : title);
-  return new AppError('cluster_not_ready', {
+  return new AppError(isPassing ? first.code : 'cluster_not_ready', {
     detail: problems
       .slice(0, 10)
       .map((problem) => sentence(problem as Problem))

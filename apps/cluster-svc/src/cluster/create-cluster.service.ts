@@ -1,5 +1,5 @@
 import { AppError, fromProblem, isTransient } from '@airdock/core/errors';
-import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import type { Target } from '../provisioner/provisioner.schema.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
@@ -26,9 +26,10 @@ export class CreateClusterService {
     const provisioner = this.provisioners.get(cluster.provisioner);
     if (await this.clusters.isExisting(id)) return this.register(cluster, context);
     const target = await this.targetOf(cluster, cluster);
-    const imagesPerHost = await this.pullImages(cluster, imageSetId, `cluster-create-${context.jobId}-${context.attempt}`, context);
-    context.progress({ phase: 'provision' });
-    await provisioner.create(target, context, (provisionerId) => this.clusters.update(id, { provisionerId }));
+    const imagesPerHost = await this.pullImages(cluster, imageSetId, `cluster-create-${context.jobId}-${context.attempt}`, phaseOf(context, 0, 40));
+    const provisioning = phaseOf(context, 40, 99);
+    provisioning.progress({ phase: 'provision' });
+    await provisioner.create(target, provisioning, (provisionerId) => this.clusters.update(id, { provisionerId }));
     await this.clusters.setNodes(id, kubernetesVersion);
     return { registryMode: registryMode.effective, fields, hosts: target.nodes.length, imagesPerHost };
   }

@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
 import { now } from '@airdock/platform/database';
-import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import pLimit from 'p-limit';
 import type { Cluster } from '../cluster/cluster.schema.js';
@@ -44,9 +44,10 @@ export class UpgradeCluster {
     const target = await this.creation.targetOf(cluster, { ...upgrade, kubernetesVersion: to });
 
     const provisioner = this.provisioners.get(cluster.provisioner);
-    context.progress({ phase: 'upgrade', itemsTotal: target.nodes.length });
-    if (provisioner.upgradeCluster) await this.upgradeAll(provisioner, upgrade, target, context);
-    else await this.upgradeNodes(provisioner, upgrade, target, context);
+    const nodes = phaseOf(context, 50, 99);
+    nodes.progress({ phase: 'upgrade', itemsTotal: target.nodes.length });
+    if (provisioner.upgradeCluster) await this.upgradeAll(provisioner, upgrade, target, nodes);
+    else await this.upgradeNodes(provisioner, upgrade, target, nodes);
 
     context.progress({ phase: 'verify' });
     const { registryMode, fields } = await this.verify(provisioner, cluster, upgrade, target, context);
@@ -62,11 +63,12 @@ export class UpgradeCluster {
   private async bringImages(upgrade: UpgradeEntity, { nodes }: Cluster, context: JobContext): Promise<void> {
     const { to, registryMode, imageSetId, fields } = upgrade;
     const question = { kubernetesVersion: to, registryMode, imageSetId, hostIds: nodes.map(({ hostId }) => hostId) };
-    if (upgrade.plan.imagesToPush.length > 0) await this.readiness.pushMissing(question, context);
-    context.progress({ phase: 'gate' });
+    if (upgrade.plan.imagesToPush.length > 0) await this.readiness.pushMissing(question, phaseOf(context, 0, 20));
+    const pulling = phaseOf(context, 20, 50);
+    pulling.progress({ phase: 'gate' });
     const answer = await this.readiness.answer(question);
     if (!answer.ready) throw notReady(answer);
-    await this.creation.pullImages({ nodes, fields }, imageSetId, `upgrade-${context.jobId}-${context.attempt}`, context);
+    await this.creation.pullImages({ nodes, fields }, imageSetId, `upgrade-${context.jobId}-${context.attempt}`, pulling);
     upgrade.pulledAt = now();
     await this.upgrades.save(upgrade.id, { pulledAt: upgrade.pulledAt });
   }
@@ -93,11 +95,13 @@ export class UpgradeCluster {
         size,
       ),
     ].filter((batch) => batch.length > 0);
+    const tell = () => context.progress({ itemsDone: upgrade.nodes.filter(({ state }) => state === 'done').length });
     for (const batch of batches) {
-      context.progress({ itemsDone: upgrade.nodes.filter(({ state }) => state === 'done').length });
+      tell();
       await this.waitWhilePaused(upgrade, context);
       await this.upgradeBatch(provisioner, upgrade, target, batch, context.signal);
     }
+    tell();
   }
 
   /** All of a batch are let end, whatever becomes of one. Throws the first failure. */

@@ -43,7 +43,6 @@ describe('HostWorker', () => {
     const options = { file: undefined, overrides: {}, answersHealth: false };
     worker = new HostWorker({ dataDir: folder.path, start: options, maxMemoryBytes: 300 * 1024 ** 2, log: () => undefined, main });
     worker.start();
-    worker.begin();
     await worker.ready;
     return worker.pid ?? 0;
   }

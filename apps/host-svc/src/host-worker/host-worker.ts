@@ -65,7 +65,6 @@ export class HostWorker {
   private restart: NodeJS.Timeout | undefined;
   private isStopping = false;
   private heardAt = 0;
-  private hasBegun = false;
   private allowedMs = loadMs;
   private lookedAt = 0;
   private heaviest: { hostId: string; bytes: number } | undefined;
@@ -88,18 +87,13 @@ export class HostWorker {
     return this.child?.pid;
   }
 
-  /** Starts the process, which loads what it needs; it begins with `begin`. */
+  /** Starts the process: the database is there, and the API answers. Not after `stop`. */
   start(): void {
+    if (this.isStopping) return;
     mkdirSync(this.runDir, { recursive: true, mode: 0o700 });
     this.spawn();
     this.lookedAt = performance.now();
     this.watch = setInterval(() => this.look(), lookMs);
-  }
-
-  /** Lets it, and those after it, work: the database is there, and the API answers. */
-  begin(): void {
-    this.hasBegun = true;
-    this.tellStart();
   }
 
   /** Ends it: it hands back what it works on, and is killed if that takes too long. */
@@ -138,7 +132,8 @@ export class HostWorker {
     child.on('error', (error) => this.options.log({ err: error }, 'the host worker could not be started or spoken to'));
     this.exited = new Promise((resolve) => child.once('close', resolve));
     child.once('close', (code, signal) => this.onExit(child, startedAt, code, signal));
-    if (this.hasBegun) this.tellStart();
+    this.heardAt = performance.now();
+    this.send({ type: 'start', servedFile: this.servedFile, ...this.options.start });
   }
 
   private onExit({ pid }: ChildProcess, startedAt: number, code: number | null, signal: NodeJS.Signals | null): void {
@@ -171,7 +166,7 @@ export class HostWorker {
     this.lookedAt = at;
     const { child } = this;
     if (!child?.pid || child.exitCode !== null || child.signalCode !== null) return;
-    if (this.hasBegun && at - this.heardAt > this.allowedMs) this.kill(child, 'silent', { silentMs: Math.round(at - this.heardAt) });
+    if (at - this.heardAt > this.allowedMs) this.kill(child, 'silent', { silentMs: Math.round(at - this.heardAt) });
     else {
       const bytes = residentBytes(child.pid);
       if (bytes > this.options.maxMemoryBytes) this.kill(child, 'memory', { bytes });
@@ -183,11 +178,6 @@ export class HostWorker {
     this.verdict = reason;
     this.options.log({ pid: child.pid, reason, ...about }, 'the host worker is killed');
     child.kill('SIGKILL');
-  }
-
-  private tellStart(): void {
-    this.heardAt = performance.now();
-    this.send({ type: 'start', servedFile: this.servedFile, ...this.options.start });
   }
 
   private send(message: ToWorker): void {

@@ -7,7 +7,6 @@ import { ReadableStream } from 'node:stream/web';
 import { promisify } from 'node:util';
 import { constants, createZstdCompress, createZstdDecompress, zstdCompress } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
-import { Decrypter, Encrypter } from 'age-encryption';
 import type { BlobReader } from '../oci-client/image-source.js';
 
 export const encodings = ['', '.zst', '.age', '.zst.age'] as const;
@@ -56,22 +55,29 @@ const throughWeb = (content: Readable, work: (input: ReadableStream<Uint8Array>)
     { objectMode: false },
   );
 
+/** Most sites encrypt no backups, and do without its cryptography in memory. */
+const loadAge = () => import('age-encryption');
+
 export function encode(content: Readable, encoding: Encoding, { recipients }: EncryptionKeys): Readable {
   const compressed = encoding.startsWith('.zst') ? through(content, createZstdCompress(level)) : content;
   if (!encoding.endsWith('.age')) return compressed;
-  const encrypter = new Encrypter();
-  for (const recipient of recipients) encrypter.addRecipient(recipient);
-  return throughWeb(compressed, (input) => encrypter.encrypt(input));
+  return throughWeb(compressed, async (input) => {
+    const { Encrypter } = await loadAge();
+    const encrypter = new Encrypter();
+    for (const recipient of recipients) encrypter.addRecipient(recipient);
+    return encrypter.encrypt(input);
+  });
 }
 
 /** The stream ends with `backup_key_missing`, or with `backup_corrupt` for what cannot be decoded. */
 export function decode(content: Readable, encoding: Encoding, { identities }: EncryptionKeys): Readable {
   let plain = content;
   if (encoding.endsWith('.age')) {
-    const decrypter = new Decrypter();
-    for (const identity of identities) decrypter.addIdentity(identity);
     plain = throughWeb(content, async (input) => {
       if (identities.length === 0) throw new AppError('backup_key_missing');
+      const { Decrypter } = await loadAge();
+      const decrypter = new Decrypter();
+      for (const identity of identities) decrypter.addIdentity(identity);
       return decrypter.decrypt(input).catch((cause: unknown) => {
         throw cause instanceof Error && /no identity matched/.test(cause.message) ? new AppError('backup_key_missing', {}, { cause }) : cause;
       });

@@ -26,10 +26,10 @@ describe('a registry whose address was pinned', () => {
   it('is reached where it was allowed, whatever its name leads to by then', async () => {
     const addresses = ['127.0.0.1', '169.254.169.254'];
     const targets = new OutboundTargets(['127.0.0.0/8'], policy, async () => [{ address: addresses.shift() ?? '169.254.169.254', family: 4 }]);
-    const pinned = await pinUrl(targets, `http://registry.invalid:${port()}`);
+    const pinned = await pinUrl(targets, `http://images.invalid:${port()}`);
     await using registry = new RegistryClient(pinned);
     await registry.ping();
-    expect(seen.at(-1)).toMatchObject({ path: '/v2/', host: `registry.invalid:${port()}` });
+    expect(seen.at(-1)).toMatchObject({ path: '/v2/', host: `images.invalid:${port()}` });
   });
 
   it('cannot send anybody on to this machine', async () => {

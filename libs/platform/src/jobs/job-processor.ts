@@ -22,6 +22,21 @@ export interface JobContext {
   progress(update: ProgressUpdate): void;
 }
 
+/**
+ * The job, for a phase of it that is from `from` to `to` percent of the whole: without it a phase of one item would bring the job to its end. What has no items
+ * counts by its end.
+ */
+export function phaseOf(context: JobContext, from: number, to: number): JobContext {
+  let total = 0;
+  let done = 0;
+  const progress = (update: ProgressUpdate) => {
+    total = update.itemsTotal ?? total;
+    done = Math.max(done, update.itemsDone ?? 0);
+    context.progress({ ...update, percent: from + (to - from) * (total > 0 ? Math.min(1, done / total) : 0) });
+  };
+  return { ...context, progress };
+}
+
 const heartbeatMs = 1_000;
 const flushMs = 300;
 
@@ -74,6 +89,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
 
   private async runClaimed(job: JobEntity, controller: AbortController): Promise<void> {
     const meter = new ProgressMeter(job.progress);
+    const hasAdvanced = () => meter.value.percent > job.progress.percent;
     let dirty = false;
     let renewedAt = performance.now();
     const heartbeat = this.every(heartbeatMs, async () => {
@@ -90,7 +106,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     const flush = this.every(flushMs, async () => {
       if (!dirty) return;
       dirty = false;
-      await this.jobs.saveProgress(job.id, this.owner, meter.value);
+      await this.jobs.saveProgress(job.id, this.owner, meter.value, { hasAdvanced: hasAdvanced() });
     });
     const where = { leaseOwner: this.owner };
     try {
@@ -113,7 +129,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     } catch (thrown) {
       await Promise.all([heartbeat.stop(), flush.stop()]);
       const error: unknown = controller.signal.aborted ? controller.signal.reason : translateDatabaseError(thrown);
-      const failures = meter.value.percent > job.progress.percent ? 1 : job.failures + 1;
+      const failures = hasAdvanced() ? 1 : job.failures + 1;
       if (error instanceof Interrupted) {
         await this.jobs.release(job.id, this.owner, { runAfter: null, failures: job.failures, progress: meter.value });
       } else if (isTransient(error) && failures < this.maxFailures) {

@@ -26,7 +26,7 @@ export class JobEntity {
   @Column('integer') attempt!: number;
   /** Transient failures since the last claim that made progress. */
   @Column('integer') failures!: number;
-  /** How many workers have died with it since it was queued or retried. */
+  /** How many workers have died with it since it was queued or retried, or since it last got further. */
   @Column('integer', { default: 0 }) lost!: number;
   /** Not before this time, after a transient failure. */
   @Column('varchar', { nullable: true }) runAfter!: string | null;

@@ -211,8 +211,8 @@ export class JobsService {
   }
 
   /**
-   * Takes a job for this worker; the first time is an event. Undefined when it has ended, is not due, or another worker has it; so also when its third worker
-   * has died with it: then it ends with `worker_lost`.
+   * Takes a job for this worker; the first time is an event. Undefined when it has ended, is not due, or another worker has it; so also when three workers have
+   * died with it and it got no further: then it ends with `worker_lost`.
    */
   async claim(id: string, owner: string): Promise<JobEntity | undefined> {
     const at = now();
@@ -271,9 +271,9 @@ export class JobsService {
     return (await this.find(id))?.cancelRequestedAt ? 'cancelRequested' : 'held';
   }
 
-  /** Stores progress, if the claim still holds. */
-  async saveProgress(id: string, owner: string, progress: JobEntity['progress']): Promise<void> {
-    await this.note(id, owner, { progress, revision: () => 'revision + 1' });
+  /** Stores progress, if the claim still holds. One that is further than it was when it was claimed forgets which workers died before. */
+  async saveProgress(id: string, owner: string, progress: JobEntity['progress'], { hasAdvanced }: { hasAdvanced: boolean }): Promise<void> {
+    await this.note(id, owner, { progress, ...(hasAdvanced && { lost: 0 }), revision: () => 'revision + 1' });
     this.tell(id);
   }
 

@@ -1,0 +1,35 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { ServiceDatabase } from '@airdock/platform/database';
+import { OutboxEventEntity } from '@airdock/platform/events/outbox.entity';
+import { JobEntity } from '@airdock/platform/jobs/job.entity';
+import { QuietDatabase } from '@airdock/platform/quiet-database';
+import { HostEntity } from './host/host.entity.js';
+
+const pauseMs = 1_000;
+
+/**
+ * Whether host-svc's database holds anything that the host worker has to do with, also when that cannot be seen: to wait for a database is the worker's. A DU without
+ * hosts does without the process, and its memory.
+ */
+export async function hasHostWork({ dataSource }: ServiceDatabase): Promise<boolean> {
+  try {
+    for (const entity of [HostEntity, JobEntity, OutboxEventEntity]) if (await dataSource.getRepository(entity).exists()) return true;
+    return false;
+  } catch {
+    return true;
+  }
+}
+
+/** Resolves when there is something. Rejects when it is aborted. */
+export async function waitForHostWork(database: ServiceDatabase, signal: AbortSignal): Promise<void> {
+  const quiet = new QuietDatabase(database);
+  let isWorkThere = false;
+  for (;;) {
+    await quiet.unlessQuiet(async () => {
+      isWorkThere = await hasHostWork(database);
+      return true;
+    });
+    if (isWorkThere) return;
+    await delay(pauseMs, undefined, { signal });
+  }
+}
