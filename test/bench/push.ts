@@ -4,11 +4,12 @@
  * `node test/dist/bench/push.js [--rounds N] [--only NAME]`; each row goes into docs/benchmarks.md as it is finished, when it is of five rounds or more.
  */
 import { execFile } from 'node:child_process';
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { createBundle, createPush, getJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { localPushPasswordFile } from '@airdock/adapters/registry-engine/local-push';
 import { labCacheDir } from '@airdock/testing/lab/engine';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { tempDir } from '@airdock/testing/servers';
@@ -36,6 +37,8 @@ interface Site {
   client: Client;
   lab: Lab | undefined;
   folder: string;
+  /** What lets Docker and skopeo push to localhost: the folder of a `config.json` of Docker's. */
+  logins: string;
 }
 
 /** Milliseconds of the pushed job alone: from the request to the job's end. */
@@ -46,17 +49,18 @@ async function pushWithAirdock({ client }: Site, bundle: BenchBundle): Promise<n
   return performance.now() - started;
 }
 
-async function pushWithSkopeo({ du }: Site, { images, source }: BenchBundle): Promise<number> {
+async function pushWithSkopeo({ du, logins }: Site, { images, source }: BenchBundle): Promise<number> {
   const started = performance.now();
   for (const name of images) {
     const target = `docker://localhost:${du.registryPort}/${name.slice(name.indexOf('/') + 1)}`;
-    await run('skopeo', ['--insecure-policy', 'copy', '--quiet', '--dest-tls-verify=false', source(name), target], { maxBuffer: 1 << 24 });
+    const options = ['--insecure-policy', '--quiet', '--dest-tls-verify=false', '--dest-authfile', join(logins, 'config.json')];
+    await run('skopeo', ['copy', ...options, source(name), target], { maxBuffer: 1 << 24 });
   }
   return performance.now() - started;
 }
 
-async function pushWithDocker({ du, lab }: Site, { path, images }: BenchBundle): Promise<number> {
-  const docker = async (...args: string[]) => run('docker', ['-H', `unix://${lab?.engine.socketPath}`, ...args], { maxBuffer: 1 << 24 });
+async function pushWithDocker({ du, lab, logins }: Site, { path, images }: BenchBundle): Promise<number> {
+  const docker = async (...args: string[]) => run('docker', ['--config', logins, '-H', `unix://${lab?.engine.socketPath}`, ...args], { maxBuffer: 1 << 24 });
   const local = images.map((name) => `localhost:${du.registryPort}/${name.slice(name.indexOf('/') + 1)}`);
   const started = performance.now();
   await docker('load', '--quiet', '--input', path);
@@ -166,8 +170,14 @@ async function main(): Promise<void> {
   const { lab } = await startLab();
   await using _lab = lab;
   const start = async (name: string, directPlacement: boolean): Promise<Site> => {
-    const du = await Du.start({ folder: join(folder.path, name), bundleDir: bundles, stopsRegistry: true, registry: { directPlacement } });
-    return { du, client: await du.client(), lab, folder: folder.path };
+    const registry = { directPlacement, localPush: true };
+    const du = await Du.start({ folder: join(folder.path, name), bundleDir: bundles, stopsRegistry: true, registry });
+    const logins = join(folder.path, name, 'logins');
+    await mkdir(logins, { mode: 0o700 });
+    const password = (await readFile(localPushPasswordFile(du.dataDir), 'utf8')).trim();
+    const auths = { [`localhost:${du.registryPort}`]: { auth: Buffer.from(`airdock:${password}`).toString('base64') } };
+    await writeFile(join(logins, 'config.json'), JSON.stringify({ auths }), { mode: 0o600 });
+    return { du, client: await du.client(), lab, folder: folder.path, logins };
   };
   const sites = { direct: await start('direct', true), http: await start('http', false) };
   await using _direct = sites.direct.du;

@@ -182,6 +182,7 @@ describe('cluster-svc', () => {
   const contextOf = (job: { id: string; resource: string }, signal = new AbortController().signal) => ({
     ...{ jobId: job.id, resourceId: idOfResource(job), attempt: 1, signal },
     progress: () => undefined,
+    saved: async () => undefined,
   });
 
   beforeAll(async () => {

@@ -1,14 +1,18 @@
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { hasHostWork, waitForHostWork } from '@airdock/host-svc/host-work';
 import { HostWorker, type HostWorkerOptions } from '@airdock/host-svc/host-worker/host-worker';
+import { TunnelService } from '@airdock/host-svc/tunnel/tunnel.service';
 import { type Config, type ConfigSources, loadConfig } from '@airdock/platform/config';
 import type { ServiceDatabase } from '@airdock/platform/database';
+import { JOB_SERVICES } from '@airdock/platform/jobs/jobs.controller';
+import { type JobsService, ownedByOthers } from '@airdock/platform/jobs/jobs.service';
 import { exitWithProblem, freeStartupMemory, stopSignal } from '@airdock/platform/process';
 import { databaseToken, keepPrivate, rootModule, serve } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
-import { Logger } from '@nestjs/common';
+import { type INestApplicationContext, Logger } from '@nestjs/common';
 import { lockDataDir } from './data-dir-lock.js';
 import { EmbeddedRedis } from './embedded-redis.js';
 import { services } from './services.js';
@@ -40,6 +44,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     const host = { register: () => services.host.register(['api']) };
     const stopped = stopSignal();
     const app = await serve(config, rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), 'Airdock');
+    if (!config.databaseUrl) await releaseDead(app);
     const hostDatabase: ServiceDatabase = app.get(databaseToken('host'), { strict: false });
     void waitForHostWork(hostDatabase, ending.signal).then(
       () => hostWorker.start(),
@@ -64,6 +69,13 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     await redis?.stop();
     unlock();
   }
+}
+
+/** Whoever has locked the data folder is alone in it: what a DU that was killed had begun goes on now, not when its leases have ended. */
+async function releaseDead(app: INestApplicationContext): Promise<void> {
+  const owners = ownedByOthers(`${hostname()}/${process.pid}/`);
+  for (const jobs of app.get<JobsService[]>(JOB_SERVICES)) await jobs.releaseDead(owners, { isExplained: false });
+  await app.get(TunnelService, { strict: false }).releaseDead(owners);
 }
 
 function hostWorkerOf(config: Config, start: HostWorkerOptions['start']): HostWorker {

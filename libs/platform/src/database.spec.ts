@@ -8,7 +8,7 @@ import { Outbox } from './events/outbox.js';
 import { newId } from './ids.js';
 import { IdempotencyKeyEntity, JobEntity, platformEntities } from './jobs/job.entity.js';
 import { JobRetention } from './jobs/job-retention.js';
-import { JobsService } from './jobs/jobs.service.js';
+import { JobsService, ownedBy, ownedByOthers } from './jobs/jobs.service.js';
 import { noProgress } from './jobs/progress.js';
 
 @Entity('thing')
@@ -217,7 +217,7 @@ describe.each(databases)('on %s', (_name, start) => {
     const die = async (owner: string, isExplained = false) => {
       expect(await jobs.claim(id, `${owner}/x`)).toMatchObject({ leaseOwner: `${owner}/x` });
       expect(await jobs.claim(id, 'nobody')).toBeUndefined();
-      await jobs.releaseDead(`${owner}/`, { isExplained });
+      await jobs.releaseDead(ownedBy(`${owner}/`), { isExplained });
     };
     for (let round = 0; round < 4; round++) {
       await jobs.claim(id, 'orderly');
@@ -236,11 +236,12 @@ describe.each(databases)('on %s', (_name, start) => {
     expect(await jobs.claim(id, 'eight')).toMatchObject({ attempt: 14, lost: 2 });
     // It got further: what died before has nothing to do with what it does now.
     await jobs.saveProgress(id, 'eight', progress, { hasAdvanced: true });
-    await jobs.releaseDead('eight', { isExplained: false });
-    expect(await jobs.claim(id, 'late')).toMatchObject({ attempt: 15, lost: 1 });
+    await jobs.releaseDead(ownedBy('eight'), { isExplained: false });
+    await die('late');
+    expect(await jobs.claim(id, 'last')).toMatchObject({ attempt: 16, lost: 2 });
     // Cancelled while its last worker died.
     await jobs.cancel(id);
-    await jobs.releaseDead('late', { isExplained: false });
+    await jobs.releaseDead(ownedByOthers('eight'), { isExplained: false });
     expect(await jobs.claim(id, 'nine')).toBeUndefined();
     expect((await jobs.get(id)).state).toBe('cancelled');
   });

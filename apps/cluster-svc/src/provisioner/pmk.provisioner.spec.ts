@@ -24,6 +24,7 @@ describe('PmkProvisioner', () => {
     attempt: 1,
     signal,
     progress: () => undefined,
+    saved: async () => undefined,
   });
   const note = async (id: string) => void noted.push(id);
   const target = (change: Partial<Target> = {}): Target => ({

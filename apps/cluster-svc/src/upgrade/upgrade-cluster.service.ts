@@ -95,21 +95,19 @@ export class UpgradeCluster {
         size,
       ),
     ].filter((batch) => batch.length > 0);
-    const tell = () => context.progress({ itemsDone: upgrade.nodes.filter(({ state }) => state === 'done').length });
+    context.progress({ itemsDone: countDone(upgrade) });
     for (const batch of batches) {
-      tell();
       await this.waitWhilePaused(upgrade, context);
-      await this.upgradeBatch(provisioner, upgrade, target, batch, context.signal);
+      await this.upgradeBatch(provisioner, upgrade, target, batch, context);
     }
-    tell();
   }
 
   /** All of a batch are let end, whatever becomes of one. Throws the first failure. */
-  private async upgradeBatch(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, batch: UpgradedNode[], signal: AbortSignal): Promise<void> {
+  private async upgradeBatch(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, batch: UpgradedNode[], context: JobContext): Promise<void> {
     await this.note(upgrade, batch, { state: 'upgrading' });
     // Each writes all nodes: what is written last must be what was known last.
     const oneNote = pLimit(1);
-    const nodeSignal = untilInterrupted(signal);
+    const nodeSignal = untilInterrupted(context.signal);
     const ends = await Promise.allSettled(
       batch.map(async (node) => {
         const own = target.nodes.find(({ hostId }) => hostId === node.hostId);
@@ -122,7 +120,12 @@ export class UpgradeCluster {
           await oneNote(() => this.note(upgrade, [node], { state: 'failed', tries: node.tries + 1, error: toProblem(error) }));
           throw error;
         }
-        await oneNote(() => this.note(upgrade, [node], { state: 'done', error: null }));
+        await oneNote(async () => {
+          // A worker that dies after the note must not count as one that got no further.
+          context.progress({ itemsDone: countDone(upgrade) + 1 });
+          await context.saved();
+          await this.note(upgrade, [node], { state: 'done', error: null });
+        });
         await this.clusters.setNodes(upgrade.clusterId, upgrade.to, [node.hostId]);
       }),
     );
@@ -155,6 +158,8 @@ export class UpgradeCluster {
     progress({ phase: 'upgrade' });
   }
 }
+
+const countDone = ({ nodes }: UpgradeEntity): number => nodes.filter(({ state }) => state === 'done').length;
 
 /** Aborts when the job goes on elsewhere, not when it is cancelled: a node that was begun is finished. */
 function untilInterrupted(signal: AbortSignal): AbortSignal {

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { JobsService, ownedBy } from '@airdock/platform/jobs/jobs.service';
 import { Inject, Injectable, type OnModuleInit } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
@@ -19,9 +19,10 @@ export class WorkerVerdicts implements OnModuleInit {
   async onModuleInit(): Promise<void> {
     for (const { value, done } of findVerdicts(join(this.config.dataDir, 'run'))) {
       if (value.hostId) await this.hosts.strike(value.hostId, value.reason, value.at);
-      await this.tunnels.releaseDead(value.owner);
+      const owners = ownedBy(value.owner);
+      await this.tunnels.releaseDead(owners);
       // A quarantine bounds what the named host can do; jobs of others have nothing to do with it.
-      await this.jobs.releaseDead(value.owner, { isExplained: value.hostId !== null });
+      await this.jobs.releaseDead(owners, { isExplained: value.hostId !== null });
       done();
     }
   }

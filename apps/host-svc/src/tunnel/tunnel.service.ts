@@ -8,7 +8,7 @@ import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import { Like, type Repository } from 'typeorm';
+import type { FindOperator, Repository } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import { TunnelEntity } from './tunnel.entity.js';
 import type { Tunnel, TunnelListQuery } from './tunnel.schema.js';
@@ -142,9 +142,9 @@ export class TunnelService {
     await this.tunnels.update({ leaseOwner: owner }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
   }
 
-  /** Of an owner that is known to be dead; `owner` is how its name begins. */
-  async releaseDead(owner: string): Promise<void> {
-    await this.tunnels.update({ leaseOwner: Like(`${owner}%`) }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
+  /** Of owners that are known to be dead. */
+  async releaseDead(owners: FindOperator<string>): Promise<void> {
+    await this.tunnels.update({ leaseOwner: owners }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
   }
 
   async report(id: string, owner: string, seen: { state: TunnelEntity['state']; error?: Problem | null; reconnects?: number }): Promise<void> {

@@ -20,6 +20,8 @@ export interface JobContext {
   signal: AbortSignal;
   /** Cheap to call often; stored a few times a second. */
   progress(update: ProgressUpdate): void;
+  /** Resolves when what was told is stored: before something is noted elsewhere that the next run does not do again. */
+  saved(): Promise<void>;
 }
 
 /**
@@ -103,11 +105,12 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     const watchdog = setInterval(() => {
       if (performance.now() - renewedAt > leaseMs - heartbeatMs) controller.abort(new Interrupted('the claim could not be renewed'));
     }, heartbeatMs / 2);
-    const flush = this.every(flushMs, async () => {
+    const save = async () => {
       if (!dirty) return;
       dirty = false;
       await this.jobs.saveProgress(job.id, this.owner, meter.value, { hasAdvanced: hasAdvanced() });
-    });
+    };
+    const flush = this.every(flushMs, save);
     const where = { leaseOwner: this.owner };
     try {
       if (job.cancelRequestedAt) controller.abort(new AppError('job_cancelled'));
@@ -121,6 +124,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
           meter.update(update);
           dirty = true;
         },
+        saved: save,
       });
       controller.signal.throwIfAborted();
       await Promise.all([heartbeat.stop(), flush.stop()]);

@@ -2,7 +2,7 @@ import { AppError, type Problem, toProblem } from '@airdock/core/errors';
 import { type JobMoment, jobEvent } from '@airdock/core/events';
 import { Logger } from '@nestjs/common';
 import type { Queue } from 'bullmq';
-import { In, LessThan, Like } from 'typeorm';
+import { type FindOperator, In, LessThan, Like, Not } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { ServiceName } from '../config.js';
 import { atomically, columns, isUniqueViolation, now, runUnflushed, type ServiceDatabase, type Statement } from '../database.js';
@@ -13,8 +13,13 @@ import { JobEntity } from './job.entity.js';
 import { isEnded, type Job, type JobListQuery } from './job.schema.js';
 import { noProgress } from './progress.js';
 
-/** How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its jobs wait. */
+/** How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its jobs wait where nobody knows of its death. */
 export const leaseMs = 6_000;
+
+/** Owners of leases are named for their process: those whose name begins like this, and all others. */
+export const ownedBy = (prefix: string): FindOperator<string> => Like(`${prefix}%`);
+export const ownedByOthers = (prefix: string): FindOperator<string> => Not(ownedBy(prefix));
+
 /** How long a job that has failed for a while waits at the most before it is tried again. */
 export const maxDelayMs = 30_000;
 /** A job that so many workers have died with is what they died of, as far as anybody can tell. */
@@ -256,13 +261,13 @@ export class JobsService {
   }
 
   /**
-   * Lets the jobs of a process that is known to be dead go on at once, instead of when its leases have ended. `owner` is how their owners begin. Where it is known what
-   * the process died of, `isExplained`, that is dealt with by itself, and the death counts for none of them: they only ran beside it.
+   * Lets the jobs of processes that are known to be dead go on at once, instead of when their leases have ended. `owners` matches their owners. Where it is known what
+   * a process died of, `isExplained`, that is dealt with by itself, and the death counts for none of them: they only ran beside it.
    */
-  async releaseDead(owner: string, { isExplained }: { isExplained: boolean }): Promise<void> {
+  async releaseDead(owners: FindOperator<string>, { isExplained }: { isExplained: boolean }): Promise<void> {
     const handedBack = { leaseOwner: null, leaseUntil: null };
     const lapsed = { leaseUntil: '1970-01-01T00:00:00.000Z' };
-    await this.rows.update({ leaseOwner: Like(`${owner}%`), state: 'running' }, isExplained ? handedBack : lapsed);
+    await this.rows.update({ leaseOwner: owners, state: 'running' }, isExplained ? handedBack : lapsed);
   }
 
   /** Renews the claim. `lost` when another worker has the job now or it was ended. */
