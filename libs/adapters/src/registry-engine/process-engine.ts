@@ -115,9 +115,9 @@ export class ProcessRegistryEngine {
     for (const instance of Object.keys(fileNames) as Instance[]) for (const found of await this.findProcesses(instance)) await endProcess(found);
   }
 
-  /** True when all instances run and answer. The front counts unless `withFront` is false. Without `isAsked` it is only seen whether they run, which costs next to nothing. */
-  async isHealthy({ withFront = true, isAsked = true } = {}): Promise<boolean> {
-    for (const instance of this.instances()) if ((withFront || instance !== 'front') && !(await this.isWell(instance, { isAsked }))) return false;
+  /** True when all instances run and answer. Without `isAsked` it is only seen whether they run, which costs next to nothing. */
+  async isHealthy({ isAsked = true } = {}): Promise<boolean> {
+    for (const instance of this.instances()) if (!(await this.isWell(instance, { isAsked }))) return false;
     return true;
   }
 
@@ -404,6 +404,10 @@ export async function probeRegistry(address: string, timeoutMs = 2_000): Promise
 /** Bytes used below the storage folder and free on its disk. Counts blobs, not the links between them. */
 export async function storageUsage(storageDir: string): Promise<{ usedBytes: number; freeBytes: number }> {
   await mkdir(storageDir, { recursive: true });
-  const { stdout } = await run('du', ['-sk', storageDir], { timeout: 120_000 });
+  // It fails when a file goes away while it looks, and says the sum of the others.
+  const { stdout } = await run('du', ['-sk', storageDir], { timeout: 120_000 }).catch((error: { stdout?: string }) => {
+    if (!/^\d+\t/.test(error.stdout ?? '')) throw error;
+    return { stdout: error.stdout ?? '' };
+  });
   return { usedBytes: Number.parseInt(stdout, 10) * 1024, freeBytes: await freeBytesOf(storageDir) };
 }
