@@ -8,8 +8,9 @@ import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { localPushPasswordFile } from '@airdock/adapters/registry-engine/local-push';
 import { probeRegistry, registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import { buildDockerArchive, buildOciArchive, makeImage } from '@airdock/testing/bundles';
+import { startEngine } from '@airdock/testing/lab/engine';
 import { isPortFree, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { curlAsNobody, NobodysProcess, nobody, runAsNobody } from '../support/local-user.js';
@@ -188,6 +189,36 @@ describe('an operator', () => {
     expect(await digestAt(target.registryPort, 'site/tool:1')).toBe(digest);
     await target.startProcess();
     expect(await registryPid(target, 'read-only')).toBe(pid);
+  });
+});
+
+const started = await startEngine();
+if (!started.engine) process.stderr.write(`docker push: skipped: ${started.reason}\n`);
+
+describe.skipIf(!started.engine?.socketPath)('an operator with Docker', () => {
+  afterAll(async () => started.engine?.stop());
+
+  it('pushes to localhost once he has logged in', async () => {
+    const target = await start({ registry: { localPush: true } });
+    const archive = join(folder.path, 'tool.tar');
+    await buildDockerArchive(archive, [await makeImage({ name: 'site/docker-tool:1', layers: [{ files: { a: 'b' } }] })]);
+    const docker = (...args: string[]) => run('docker', ['--config', join(folder.path, 'docker'), '-H', `unix://${started.engine?.socketPath}`, ...args]);
+    const registry = `localhost:${target.registryPort}`;
+    const name = `${registry}/site/docker-tool:1`;
+    try {
+      await docker('load', '--quiet', '--input', archive);
+      await docker('tag', 'site/docker-tool:1', name);
+      await expect(docker('push', '--quiet', name)).rejects.toMatchObject({ stderr: expect.stringMatching(/unauthorized|no basic auth|log in as airdock/i) });
+      const login = docker('login', '--username', 'airdock', '--password-stdin', registry);
+      login.child.stdin?.end(await readFile(localPushPasswordFile(target.dataDir), 'utf8'));
+      await login;
+      await docker('push', '--quiet', name);
+      expect(await digestAt(target.registryPort, 'site/docker-tool:1')).toMatch(/^sha256:/);
+      await docker('image', 'rm', '--force', name, 'site/docker-tool:1');
+      await docker('pull', '--quiet', name);
+    } finally {
+      await docker('image', 'rm', '--force', name, 'site/docker-tool:1');
+    }
   });
 });
 

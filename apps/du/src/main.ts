@@ -46,7 +46,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     const app = await serve(config, rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), 'Airdock');
     if (!config.databaseUrl) await releaseDead(app);
     const hostDatabase: ServiceDatabase = app.get(databaseToken('host'), { strict: false });
-    void waitForHostWork(hostDatabase, ending.signal).then(
+    void waitForHostWork(hostDatabase, config, ending.signal).then(
       () => hostWorker.start(),
       () => undefined,
     );
@@ -56,7 +56,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
       .reconcile()
       .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     // A host that freezes it at once must not keep the API from being ready.
-    if (await hasHostWork(hostDatabase)) await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
+    if (await hasHostWork(hostDatabase, config)) await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
     process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`);
     freeStartupMemory();
     await stopped;

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Config } from '@airdock/platform/config';
 import type { ServiceDatabase } from '@airdock/platform/database';
 import { OutboxEventEntity } from '@airdock/platform/events/outbox.entity';
 import { JobEntity } from '@airdock/platform/jobs/job.entity';
@@ -8,10 +9,11 @@ import { HostEntity } from './host/host.entity.js';
 const pauseMs = 1_000;
 
 /**
- * Whether host-svc's database holds anything that the host worker has to do with, also when that cannot be seen: to wait for a database is the worker's. A DU without
- * hosts does without the process, and its memory.
+ * Whether there is anything that the host worker has to do with: packages to serve, or what host-svc's database holds, also when that cannot be seen, since to wait for a
+ * database is the worker's. A DU without hosts does without the process, and its memory.
  */
-export async function hasHostWork({ dataSource }: ServiceDatabase): Promise<boolean> {
+export async function hasHostWork({ dataSource }: ServiceDatabase, { packages }: Pick<Config, 'packages'>): Promise<boolean> {
+  if (packages.repositories.length > 0) return true;
   try {
     for (const entity of [HostEntity, JobEntity, OutboxEventEntity]) if (await dataSource.getRepository(entity).exists()) return true;
     return false;
@@ -21,12 +23,12 @@ export async function hasHostWork({ dataSource }: ServiceDatabase): Promise<bool
 }
 
 /** Resolves when there is something. Rejects when it is aborted. */
-export async function waitForHostWork(database: ServiceDatabase, signal: AbortSignal): Promise<void> {
+export async function waitForHostWork(database: ServiceDatabase, config: Pick<Config, 'packages'>, signal: AbortSignal): Promise<void> {
   const quiet = new QuietDatabase(database);
   let isWorkThere = false;
   for (;;) {
     await quiet.unlessQuiet(async () => {
-      isWorkThere = await hasHostWork(database);
+      isWorkThere = await hasHostWork(database, config);
       return true;
     });
     if (isWorkThere) return;
