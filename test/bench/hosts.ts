@@ -17,6 +17,7 @@ import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { freePort, tempDir, waitFor } from '@airdock/testing/servers';
 import { register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
+import { hostWorkerOf } from '../support/host-worker.js';
 import { registerHost } from '../support/hosts.js';
 import { resourceId, success } from '../support/jobs.js';
 import { registerSimulatedHosts, startSimulatedHosts } from '../support/simulated-hosts.js';
@@ -209,6 +210,10 @@ async function benchWarm(site: Site, bundle: BenchBundle, bytesPerSecond?: numbe
   await deleteHost({ client, path: { id: hostId }, throwOnError: true });
 }
 
+/** The DU, and the process of it that speaks to hosts. */
+const processesOf = async (du: Du): Promise<number[]> => [du.pid as number, await hostWorkerOf(du)];
+const sumOfMemory = async (pids: readonly number[], what: 'VmRSS' | 'VmHWM'): Promise<number> =>
+  (await Promise.all(pids.map((pid) => memoryOf(pid, what)))).reduce((sum, value) => sum + value, 0);
 const megabytes = (value: number): string => `${Math.round(value)} MB`;
 
 async function benchEight(site: Site, bundle: BenchBundle): Promise<void> {
@@ -229,11 +234,12 @@ async function benchEight(site: Site, bundle: BenchBundle): Promise<void> {
   let peak = 0;
   for (let round = 0; round < rounds; round++) {
     await Promise.all(hosts.map((host) => host.exec('docker image prune --all --force', { timeoutMs: 300_000 })));
-    await forgetPeak(du.pid);
+    const processes = await processesOf(du);
+    await Promise.all(processes.map(forgetPeak));
     const started = performance.now();
     await configure(client, { hostIds: [first, ...others], bundleIds: [bundleId], rollout: { atOnce: 8, canary: 0, maxFailureShare: 0 } });
     all.push(performance.now() - started);
-    peak = Math.max(peak, await memoryOf(du.pid, 'VmHWM'));
+    peak = Math.max(peak, await sumOfMemory(processes, 'VmHWM'));
     process.stderr.write(`eight hosts, round ${round + 1}: ${seconds(all.at(-1) ?? 0)}, one ${seconds(one[round] ?? 0)}, memory ${megabytes(peak)}\n`);
   }
   const [alone, together] = [median(one), median(all)];
@@ -249,7 +255,7 @@ async function benchMany({ folder }: Site, hosts: number, atOnce: number): Promi
   await using server = await startSimulatedHosts();
   const ids = await registerSimulatedHosts(client, server, hosts);
   await delay(5_000);
-  const before = await memoryOf(du.pid, 'VmRSS');
+  const before = await sumOfMemory(await processesOf(du), 'VmRSS');
   const job = await configure(client, { hostIds: ids, skipDockerInstall: true, rollout: { atOnce, canary: 0, maxFailureShare: 0 } });
   const { data: configuration } = await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true });
   const wall = Date.parse(job.finishedAt ?? '') - Date.parse(job.startedAt ?? '');
@@ -261,7 +267,7 @@ async function benchMany({ folder }: Site, hosts: number, atOnce: number): Promi
   const { data: tunnels } = await listTunnels({ client, query: { limit: 500 }, throwOnError: true });
   const up = tunnels.items.filter(({ state }) => state === 'up').length;
   await delay(60_000);
-  const after = await memoryOf(du.pid, 'VmRSS');
+  const after = await sumOfMemory(await processesOf(du), 'VmRSS');
   await publish([
     `${hosts} simulated hosts, ${atOnce} at once`,
     seconds(wall),

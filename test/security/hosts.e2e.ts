@@ -74,6 +74,8 @@ describe('hostile hosts', () => {
     };
     du = await Du.start({ folder: folder.path, stopsRegistry: true, environment: inspected, onOutput });
     client = await du.client();
+    // Without a host nobody has to speak to one.
+    expect(await findHostWorker(du.pid)).toBeUndefined();
     const secrets = { name: 'hostile', username: 'root', password: 'hostile' };
     credentialId = (await createSshCredential({ client, body: secrets, throwOnError: true })).data.id;
     [good, evil] = await Promise.all([startHostileSshServer(usual), startHostileSshServer(usual)]);
