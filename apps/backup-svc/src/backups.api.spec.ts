@@ -200,8 +200,16 @@ describe('backups', () => {
     await push(['a:1', 'b:2']);
     expect(await du.operate({ action: 'verify' })).toMatchObject({ job: { state: 'succeeded' }, result: { healed: [digest] } });
     expect((await du.api('get', `/v1/backups/${id}`)).body).toMatchObject({ state: 'complete', damaged: [] });
+    await rm(join(folder.path, `store/backups/${id}.json.sig`));
+    expect(await du.operate({ action: 'verify' })).toMatchObject({
+      job: { state: 'failed', error: { code: 'backup_unsigned' } },
+      result: { unreadable: [{ backupId: id }] },
+    });
     await truncate(join(folder.path, `store/backups/${id}.json`), 10);
-    expect(await du.operate({ action: 'verify' })).toMatchObject({ job: { state: 'failed' }, result: { unreadable: [{ backupId: id }] } });
+    expect(await du.operate({ action: 'verify' })).toMatchObject({
+      job: { state: 'failed', error: { code: 'backup_corrupt' } },
+      result: { unreadable: [{ backupId: id }] },
+    });
   });
 
   it('restore what is whole of a damaged one, and name the rest', async () => {

@@ -413,7 +413,8 @@ const definitions = {
   secrets_key_mismatch: {
     family: 'conflict',
     title: 'These secrets were sealed with another key',
-    nextStep: 'Put the key file of the DU that they come from at airdock.secretsKeyFile, start Airdock again, and retry.',
+    nextStep:
+      'Bring the images alone: `settings: false`. Only a DU that has no secrets of its own may take over the secrets.key that they were sealed with (airdock.secretsKeyFile); start it again, and retry.',
   },
   secrets_key_invalid: {
     family: 'internal',
@@ -581,7 +582,7 @@ const definitions = {
   },
   // Backups
   backup_incomplete: { family: 'conflict', title: 'The backup is not complete', nextStep: 'Use a backup whose state is complete.' },
-  backup_corrupt: { family: 'invalid', title: 'The backup is damaged', nextStep: 'Use another backup; the damaged blob is named in `detail`.' },
+  backup_corrupt: { family: 'invalid', title: 'The backup is damaged', nextStep: 'Use another backup; what is damaged is named in `detail`.' },
   backup_format_unsupported: {
     family: 'invalid',
     title: 'The backup was written in a format that this version cannot read',

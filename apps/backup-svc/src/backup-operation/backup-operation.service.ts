@@ -87,7 +87,8 @@ export class BackupOperationService {
       const listed = backupId
         ? [{ id: backupId, record: await store.readRecord(backupId, { allowUnsigned }), error: undefined }]
         : await store.listRecords({ allowUnsigned });
-      const unreadable = listed.flatMap(({ id, error }) => (error ? [{ backupId: id, reason: error.details.detail ?? error.message }] : []));
+      const refused = listed.flatMap(({ id, error }) => (error ? [{ id, error }] : []));
+      const unreadable = refused.map(({ id, error }) => ({ backupId: id, reason: error.details.detail ?? error.message }));
       const records = listed.flatMap(({ record }) => record ?? []);
       const index = await store.index();
       const blobs = new Map<Digest, BackupBlob>(records.flatMap((record) => record.blobs.map((blob) => [blob.digest, blob])));
@@ -108,10 +109,10 @@ export class BackupOperationService {
         if (samplePercent === 100 || needs.length > 0) await this.backups.noteVerified(record.id, needs);
       }
       await this.save(row, result);
-      if (lost.length > 0 || unreadable.length > 0) {
-        const what = lost.length > 0 ? `${lost.length} blobs, first ${lost[0]}` : `the record of ${unreadable[0]?.backupId}`;
-        throw new AppError('backup_corrupt', { detail: `damaged, and the registry does not have it: ${what}`, operation: `/v1/backup-operations/${row.id}` });
-      }
+      const operation = `/v1/backup-operations/${row.id}`;
+      if (lost.length > 0)
+        throw new AppError('backup_corrupt', { detail: `damaged, and the registry does not have it: ${lost.length} blobs, first ${lost[0]}`, operation });
+      if (refused[0]) throw new AppError(refused[0].error.code, { ...refused[0].error.details, operation });
       return { blobs: sample.length, bytes: result.bytes, damaged: damaged.length, healed: healed.length };
     },
 

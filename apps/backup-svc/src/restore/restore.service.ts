@@ -267,7 +267,8 @@ export class RestoreService {
       if (!blob) continue;
       const state = parseState(service, await store.readBlob(index, blob, maxStateBytes));
       const hasSecrets = state.tables.some(({ rows }) => rows.some((row) => Object.keys(row).some((name) => name.startsWith('sealed'))));
-      if (hasSecrets && state.keyFingerprint !== this.secrets.fingerprint) throw new AppError('secrets_key_mismatch', { detail: `${service}-svc` });
+      if (hasSecrets && state.keyFingerprint !== this.secrets.fingerprint)
+        throw new AppError('secrets_key_mismatch', { detail: `the settings of ${service}-svc in this backup` });
       states.push(state);
     }
     return states;
