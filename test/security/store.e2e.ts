@@ -206,10 +206,14 @@ describe('C3: a backup that somebody has changed', () => {
     const importing = async () =>
       endOf(there, (await createBackupOperation({ client: there, body: { operation: { action: 'import', file: 'site.tar' } }, throwOnError: true })).data.id);
     expect(await importing()).toMatchObject({ state: 'failed', error: { code: 'backup_signer_unknown', keyId: key.keyId } });
-    const { publicKey, keyId } = key;
+    const { publicKey, keyId, fingerprint } = key;
     const wrong = createBackupSigningKey({ client: there, body: { name: 'site', publicKey, keyId: `SHA256:${'A'.repeat(43)}` }, throwOnError: true });
     await expect(wrong).rejects.toMatchObject({ code: 'signing_key_invalid' });
-    const { data: added } = await createBackupSigningKey({ client: there, body: { name: 'site', publicKey, keyId }, throwOnError: true });
+    const { data: added } = await createBackupSigningKey({
+      client: there,
+      body: { name: 'site', publicKey, keyId: fingerprint.toUpperCase() },
+      throwOnError: true,
+    });
     expect(await importing()).toMatchObject({ state: 'succeeded' });
     const found = (await getBackup({ client: there, path: { id: backupId }, throwOnError: true })).data;
     expect(found.signature).toEqual({ state: 'trusted', keyId });

@@ -420,6 +420,9 @@ describe('backups', () => {
     );
     const refused = await fresh.restore({ backupId });
     expect(refused.job).toMatchObject({ state: 'failed', error: { code: 'secrets_key_mismatch' } });
+    // What it would change can be seen all the same.
+    expect(refused.restore.report?.changes).not.toEqual([]);
+    expect(written).toEqual([]);
     expect(await contentOf(registry)).toEqual({});
     await fresh.close();
     await writeFile(join(folder.path, 'fresh/secrets.key'), await readFile(join(folder.path, 'du/secrets.key')), { mode: 0o600 });

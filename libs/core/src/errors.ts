@@ -601,7 +601,8 @@ const definitions = {
   backup_signer_unknown: {
     family: 'conflict',
     title: 'The backup is signed with a key that nobody has vouched for here',
-    nextStep: 'Compare the fingerprint in `keyId` with that of the site that made it, and add its key: POST /v1/backup-signing-keys.',
+    nextStep:
+      'Compare the fingerprint in `keyId` with that of the site that made it, and add its key: POST /v1/backup-signing-keys. Where that site is gone, take it as an unsigned one: `allowUnsigned: true`, first with `dryRun: true`.',
   },
   signing_key_invalid: {
     family: 'invalid',

@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { chmod, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
@@ -120,6 +120,15 @@ describe('a service', () => {
     await request(app.getHttpServer()).get('/metrics').expect(401);
     expect((await call('get', '/metrics')).text).toContain('airdock_process_cpu');
     expect((await readFile(join(dataDir, 'admin.token'), 'utf8')).trim()).toBe(token);
+  });
+
+  it('tells of secrets that the next start would refuse, and goes on meanwhile', async () => {
+    await chmod(join(dataDir, 'admin.token'), 0o644);
+    const { body } = await request(app.getHttpServer()).get('/readyz').expect(200);
+    expect(body.notices).toEqual({ tokenFile: expect.stringMatching(/^file_exposed: the next start is refused/) });
+    await call('get', '/v1/jobs').expect(200);
+    await chmod(join(dataDir, 'admin.token'), 0o600);
+    expect((await request(app.getHttpServer()).get('/readyz')).body.notices).toEqual({});
   });
 
   it.each([

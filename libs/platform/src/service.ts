@@ -1,4 +1,5 @@
 import { existsSync } from 'node:fs';
+import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
 import { type DynamicModule, type INestApplicationContext, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
@@ -155,7 +156,11 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
       { provide: STATE_SERVICES, inject: names.map(stateToken), useFactory: (...states: StateService[]) => states },
       { provide: SEALED_COLUMNS, inject: names.map(sealedToken), useFactory: (...columns: SealedColumns[]) => columns },
       { provide: JOB_SERVICES, inject: names.map(jobsToken), useFactory: (...jobs: JobsService[]) => jobs },
-      { provide: NOTICE_SOURCES, inject: names.map(noticesToken), useFactory: (...sources: NoticeSource[]) => sources },
+      {
+        provide: NOTICE_SOURCES,
+        inject: names.map(noticesToken),
+        useFactory: (...sources: NoticeSource[]): NoticeSource[] => [{ notices: async () => noticesOfSecretFiles(config) }, ...sources],
+      },
       {
         provide: READINESS_CHECKS,
         inject: names.map(databaseToken),
@@ -187,6 +192,18 @@ export async function listen(app: NestFastifyApplication, { port, host, local }:
 /** Begins to take jobs. */
 export function startProcessors(app: INestApplicationContext): void {
   for (const { processors } of app.get<JobsService[]>(JOB_SERVICES)) for (const processor of processors) processor.start();
+}
+
+/** What would keep the next start from reading its secrets, while this process goes on with what it has read. Names no path: everybody may ask. */
+function noticesOfSecretFiles({ tokenFile, internalTokenFile, secretsKeyFile }: Config): Record<string, string> {
+  const notices: Record<string, string> = {};
+  for (const [name, path] of Object.entries({ tokenFile, internalTokenFile, secretsKeyFile }))
+    try {
+      readSecretFile(path);
+    } catch (error) {
+      notices[name] = error instanceof AppError ? `${error.code}: the next start is refused until its owner and mode are put right` : 'it cannot be read';
+    }
+  return notices;
 }
 
 /** Before anything else: whatever this process makes is its own business, and so is the data folder. Throws `file_exposed`. */

@@ -112,7 +112,8 @@ export class RestoreService {
     const filter = filterByRepository(repositories);
     await using source = await openBackup(store, row.backupId, { filter, signal, allowUnsigned });
     const settings = row.request.settings ?? (!repositories && !row.request.registry && !drill);
-    const states = new StateRestore(this.clients, settings ? await this.readStates(store, source) : [], {
+    const found = settings ? await this.readStates(store, source) : { states: [] };
+    const states = new StateRestore(this.clients, found.states, {
       existing: mode === 'exact' ? 'replace' : 'keep',
       isTrusted: isTrusted(source.signature),
       contentDigest: digestOf(Buffer.from(JSON.stringify(source.record.settings))),
@@ -128,6 +129,8 @@ export class RestoreService {
     const statePlan = await states.plan();
     Object.assign(report, statePlan.report);
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
+    // Also of a dry run: what it would change is in the report, and that it cannot is in the error.
+    if (found.mismatch) throw found.mismatch;
     if (dryRun) return summaryOf(source, report);
     // One that was ended between two tables finds its own rows there, and goes on with what it began.
     const isBegun = row.accepted !== null && isWithin(statePlan, row.accepted);
@@ -258,20 +261,21 @@ export class RestoreService {
     }
   }
 
-  /** Throws `secrets_key_mismatch` when there are secrets that this DU cannot open. */
-  private async readStates(store: BackupStore, source: BackupSource): Promise<ServiceState[]> {
+  /** `mismatch` when there are secrets that this DU cannot open. */
+  private async readStates(store: BackupStore, source: BackupSource): Promise<{ states: ServiceState[]; mismatch?: AppError }> {
     const index = await store.index();
     const states: ServiceState[] = [];
+    const sealedElsewhere: string[] = [];
     for (const service of settingsServices) {
       const blob = source.record.settings.find((settings) => settings.service === service);
       if (!blob) continue;
       const state = parseState(service, await store.readBlob(index, blob, maxStateBytes));
       const hasSecrets = state.tables.some(({ rows }) => rows.some((row) => Object.keys(row).some((name) => name.startsWith('sealed'))));
-      if (hasSecrets && state.keyFingerprint !== this.secrets.fingerprint)
-        throw new AppError('secrets_key_mismatch', { detail: `the settings of ${service}-svc in this backup` });
+      if (hasSecrets && state.keyFingerprint !== this.secrets.fingerprint) sealedElsewhere.push(`${service}-svc`);
       states.push(state);
     }
-    return states;
+    if (sealedElsewhere.length === 0) return { states };
+    return { states, mismatch: new AppError('secrets_key_mismatch', { detail: `the settings of ${sealedElsewhere.join(' and ')} in this backup` }) };
   }
 }
 

@@ -27,7 +27,11 @@ export const CreateSigningKey = z
       .refine((name) => name !== 'own', 'own is the key of this DU')
       .describe('Of the site'),
     publicKey: z.string().max(1_000).describe('What the other site shows as publicKey'),
-    keyId: keyId.optional().describe('The fingerprint that somebody there has read out: the key must have it'),
+    keyId: z
+      .string()
+      .regex(/^(SHA256:[A-Za-z0-9+/]{43}|[0-9A-Fa-f]{4}( ?[0-9A-Fa-f]{4}){15})$/)
+      .optional()
+      .describe('The fingerprint that somebody there has read out, as `keyId` or as `fingerprint`: the key must have it'),
   })
   .meta({ id: 'CreateBackupSigningKey' });
 export type CreateSigningKey = z.infer<typeof CreateSigningKey>;

@@ -51,7 +51,8 @@ export class SigningKeyService {
   /** Throws `signing_key_invalid`, also for a key with another fingerprint than is said, and `resource_exists`. */
   async create({ name, publicKey, keyId }: CreateSigningKey): Promise<SigningKey> {
     const key = parsePublicKey(publicKey);
-    if (keyId !== undefined && keyId !== key.keyId) throw new AppError('signing_key_invalid', { detail: `its fingerprint is ${key.keyId}, not ${keyId}` });
+    if (keyId !== undefined && keyId !== key.keyId && hexOf(keyId) !== hexOf(groupsOf(key.keyId)))
+      throw new AppError('signing_key_invalid', { detail: `its fingerprint is ${key.keyId}, not ${keyId}` });
     if (key.keyId === this.own.keyId) throw new AppError('resource_exists', { detail: 'it is the key of this DU' });
     const row: SigningKeyEntity = { id: newId(), name, keyId: key.keyId, publicKey: key.text, createdAt: now() };
     try {
@@ -81,3 +82,5 @@ const toResource = ({ id, name, keyId, publicKey, createdAt }: SigningKeyEntity)
   fingerprint: groupsOf(keyId),
   own: false,
 });
+
+const hexOf = (fingerprint: string): string => fingerprint.replaceAll(' ', '').toLowerCase();

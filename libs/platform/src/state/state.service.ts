@@ -50,7 +50,7 @@ export class StateService {
     const table = this.tables.find((one) => this.repositoryOf(one).metadata.tableName === name);
     if (!table) throw new AppError('resource_not_found', { detail: `${this.service}-svc has no state ${name.slice(0, 60)}` });
     const isSealed = this.repositoryOf(table).metadata.columns.some(({ propertyName }) => propertyName.startsWith('sealed'));
-    if (isSealed && request.rows.length > 0 && request.keyFingerprint !== this.secrets.fingerprint)
+    if (isSealed && request.rows.length > 0 && !request.dryRun && request.keyFingerprint !== this.secrets.fingerprint)
       throw new AppError('secrets_key_mismatch', { detail: name });
     const { statements, ...result } = await this.plan(table, request);
     if (request.dryRun || statements.length === 0) return result;

@@ -2211,7 +2211,7 @@ export type CreateBackupSigningKey = {
      */
     publicKey: string;
     /**
-     * The fingerprint that somebody there has read out: the key must have it
+     * The fingerprint that somebody there has read out, as `keyId` or as `fingerprint`: the key must have it
      */
     keyId?: string;
 };
