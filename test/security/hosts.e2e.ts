@@ -36,6 +36,7 @@ describe('hostile hosts', () => {
   let goodId: string;
   let evilId: string;
   let credentialId: string;
+  let workerWithoutHosts: number | undefined;
 
   async function register(name: string, { port, hostKey }: HostileSshServer): Promise<string> {
     const body = { name, address: '127.0.0.1', port, credentialId, hostKey };
@@ -74,8 +75,7 @@ describe('hostile hosts', () => {
     };
     du = await Du.start({ folder: folder.path, stopsRegistry: true, environment: inspected, onOutput });
     client = await du.client();
-    // Without a host nobody has to speak to one.
-    expect(await findHostWorker(du.pid)).toBeUndefined();
+    workerWithoutHosts = await findHostWorker(du.pid);
     const secrets = { name: 'hostile', username: 'root', password: 'hostile' };
     credentialId = (await createSshCredential({ client, body: secrets, throwOnError: true })).data.id;
     [good, evil] = await Promise.all([startHostileSshServer(usual), startHostileSshServer(usual)]);
@@ -94,6 +94,11 @@ describe('hostile hosts', () => {
   afterEach(async ({ task }) => {
     if (task.result?.state === 'fail') process.stderr.write(`${du.output}\n`);
     await liftHostQuarantine({ client, path: { id: evilId }, throwOnError: true });
+  });
+
+  it('are spoken to by a process that runs once there is one', async () => {
+    expect(workerWithoutHosts).toBeUndefined();
+    expect(await findHostWorker(du.pid)).toBeGreaterThan(0);
   });
 
   it.each([0, 1])('take packets of %i bytes: the job says so, and nothing else notices', async (packetSize) => {
