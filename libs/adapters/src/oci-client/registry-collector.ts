@@ -4,14 +4,14 @@
  * all of it can be brought back, whatever was killed. Why in this order: docs/adr/0011.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, realpath, rename, rm, rmdir } from 'node:fs/promises';
+import { mkdir, realpath, rename, rm, rmdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { ManifestReferences } from '@airdock/core/oci/manifest';
 import { syncFolder, writeDurably } from './durable-file.js';
 import { LayerCache } from './layer-cache.js';
-import { folderNames, isGone, listFolder, listRepositoryFolders, registryRoot, statOrGone } from './registry-layout.js';
+import { folderNames, isGone, listFolder, listRepositoryFolders, readFileOrGone, registryRoot, statOrGone } from './registry-layout.js';
 import { type GarbageItem, type Survey, surveyRegistry } from './registry-survey.js';
 
 /** As long as a request that the registry had begun to answer before a link went may take. */
@@ -89,11 +89,8 @@ export class RegistryCollector {
    * it, perhaps not for the first time. Idempotent. Call it when no sweep runs.
    */
   async recover(onSwept: (sweep: Sweep) => Promise<void>): Promise<void> {
-    const record = await readFile(join(this.#condemned, 'sweep.json'), 'utf8').catch((error: unknown) => {
-      if (isGone(error)) return undefined;
-      throw error;
-    });
-    const sweep = record === undefined ? undefined : (JSON.parse(record) as Sweep);
+    const record = await readFileOrGone(this.storageDir, join(this.#condemned, 'sweep.json'));
+    const sweep = record && (JSON.parse(record.toString('utf8')) as Sweep);
     if (sweep) await onSwept(sweep);
     await rm(this.#condemned, { recursive: true, force: true });
     if (sweep) await this.#removeEmptyRepositories(new Set(sweep.freed.repositories.map(({ repository }) => repository)));
