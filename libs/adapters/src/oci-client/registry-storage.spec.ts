@@ -79,7 +79,7 @@ describe('RegistryStorage', () => {
     for (const path of [`blobs/sha256/${hex.slice(0, 2)}/${hex}`, `repositories/a/b/_layers/sha256/${hex}`]) {
       await mkdir(dirname(join(root, path)), { recursive: true });
       await symlink(outside, join(root, path));
-      await expect(place()).rejects.toThrow();
+      await expect(place()).rejects.toThrow(/ELOOP|ENOTDIR|link/);
       await rm(join(root, path));
     }
     // The blob itself was placed, in the second case.

@@ -182,7 +182,8 @@ class Front {
  * Without what is between two neighbours only (RFC 9110, 7.6.1), and so nothing for the next one; Node.js throws for a `trailer` that it has nothing to send with.
  * How a body is sent stays as it is.
  */
-const endToEnd = ({ connection, 'keep-alive': keepAlive, te, trailer, upgrade, ...headers }: IncomingHttpHeaders): IncomingHttpHeaders => headers;
+const endToEnd = (headers: IncomingHttpHeaders): IncomingHttpHeaders => Object.fromEntries(Object.entries(headers).filter(([name]) => !hopByHop.has(name)));
+const hopByHop = new Set(['connection', 'keep-alive', 'te', 'trailer', 'upgrade']);
 
 /** Of the target of a request, which may be a whole URL. */
 const pathOf = (target: string): string => {
