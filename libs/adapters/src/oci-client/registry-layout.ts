@@ -11,6 +11,8 @@ import { maxManifestBytes } from '@airdock/core/oci/manifest';
 import { readRegularFile } from '../files/regular-file.js';
 
 const rootPath = '/docker/registry/v2';
+/** Where nobody makes links. */
+const withoutLinks = [rootPath, '/airdock-garbage'];
 export const registryRoot = (storageDir: string): string => join(storageDir, rootPath);
 
 /** Folder of a blob; its bytes are in `data`. */
@@ -29,13 +31,13 @@ export const historiesPath = (repository: string, tag: string): string => `${tag
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
 /**
- * What is in a folder; nothing when it is not there, or not any more: a registry works beside us. Throws for a folder that a link below `registryRoot` leads to: a registry
- * makes none, and one that was taken over could have us look, write and remove elsewhere.
+ * What is in a folder; nothing when it is not there, or not any more: a registry works beside us. Throws for a folder that a link below `registryRoot`, or below what is set aside, leads
+ * to: a registry makes none, and one that was taken over could have us look, write and remove elsewhere.
  */
 export async function listFolder(path: string): Promise<Dirent[]> {
   try {
-    const [, below] = path.split(rootPath);
-    if (below !== undefined && !(await realpath(path)).endsWith(join(rootPath, below).replace(/\/$/, ''))) throw new Error(`${path} is reached through a link`);
+    const start = withoutLinks.map((folder) => path.indexOf(folder)).find((at) => at >= 0);
+    if (start !== undefined && !(await realpath(path)).endsWith(path.slice(start).replace(/\/$/, ''))) throw new Error(`${path} is reached through a link`);
     return await readdir(path, { withFileTypes: true });
   } catch (error) {
     if (isGone(error)) return [];
