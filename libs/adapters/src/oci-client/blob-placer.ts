@@ -1,10 +1,10 @@
 /** Copies blobs of any source to files of a folder, verified, so that nothing wrong or half ever has its name: for a registry's storage and for backup stores. */
-import { link, mkdir, rename, rm, stat, writeFile } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { link, lstat, mkdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
+import { writeBelow } from '../files/own-folder.js';
 import { DirectFile } from './direct-file.js';
 import { diskError, isWorthKeeping } from './durable-file.js';
 import { createPooledDigest, hashPieces } from './hash-pool.js';
@@ -56,6 +56,7 @@ export class BlobPlacer {
       await limit(async () => {
         signal?.throwIfAborted();
         await mkdir(this.incoming, { recursive: true });
+        if (!(await lstat(this.incoming)).isDirectory()) throw new Error(`${this.incoming} is a link`);
         const source = await reader();
         const isOurs = source.file?.verified === descriptor.digest && (await linkOrFalse(source.file.path, part));
         if (isOurs) onBytes?.(descriptor.size);
@@ -67,8 +68,7 @@ export class BlobPlacer {
       });
       // One flush serves all blobs that arrive meanwhile: a sync for each would cost more than the copy of small ones.
       if (isLasting) await this.flush();
-      await mkdir(dirname(path), { recursive: true });
-      await rename(part, path);
+      await writeBelow(this.root, path, (to) => rename(part, to));
     } catch (error) {
       const failure = diskError(error, path);
       const { size, nlink } = (await stat(part).catch(() => undefined)) ?? { size: 0, nlink: 0 };

@@ -99,6 +99,8 @@ export async function releasePart(path: string): Promise<void> {
 
 /** Removes parts that nobody owned or touched for an hour. */
 export async function sweepParts(folder: string): Promise<void> {
+  // What a link leads to are the parts of somebody else.
+  if (!(await lstat(folder).catch(() => undefined))?.isDirectory()) return;
   for (const name of await readdir(folder).catch(() => [])) {
     if (!name.endsWith('.part') || ownerState(parsePart(name)?.owner ?? '') === 'alive') continue;
     const path = join(folder, name);

@@ -1,4 +1,4 @@
-import { mkdir, open, readdir, readFile, stat, truncate, utimes, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, stat, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
@@ -389,6 +389,30 @@ describe('a collection', () => {
       expect(await isThere(oldDigest)).toBe(false);
       expect(await left()).toEqual([]);
     }
+  });
+});
+
+describe('what a registry that was taken over has put where collections set things aside', () => {
+  const garbage = () => join(server.storageDir, 'airdock-garbage');
+  it.each(['', 'aside', 'condemned'])('leads nobody elsewhere: airdock-garbage/%s', async (name) => {
+    const outside = join(dir.path, 'outside');
+    for (const path of ['empty', 'aside/empty', 'condemned/empty']) await mkdir(join(outside, path), { recursive: true });
+    for (const path of ['secrets.key', 'aside/secrets.key', 'condemned/secrets.key']) await writeFile(join(outside, path), '');
+    const before = await readdir(outside, { recursive: true });
+    if (name) await mkdir(garbage());
+    await symlink(outside, join(garbage(), name));
+    await collector.hasLeftovers();
+    await collector.recover(async () => undefined);
+    expect(await readdir(outside, { recursive: true })).toEqual(before);
+    expect(await collector.hasLeftovers()).toBe(false);
+  });
+
+  it.each(['', 'null', '{"freed":{}}', '{"id":1}'])('is no record of a sweep, and keeps the next one from nothing: %j', async (text) => {
+    await mkdir(join(garbage(), 'condemned'), { recursive: true });
+    await writeFile(join(garbage(), 'condemned/sweep.json'), text);
+    const seen: unknown[] = [];
+    await collector.recover(async (sweep) => void seen.push(sweep));
+    expect([seen, await collector.hasLeftovers()]).toEqual([[], false]);
   });
 });
 

@@ -4,14 +4,16 @@
  * all of it can be brought back, whatever was killed. Why in this order: docs/adr/0011.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, realpath, rename, rm, rmdir } from 'node:fs/promises';
+import { mkdir, realpath, rename, rm, rmdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { ManifestReferences } from '@airdock/core/oci/manifest';
+import { z } from 'zod';
 import { syncFolder, writeDurably } from './durable-file.js';
 import { LayerCache } from './layer-cache.js';
-import { folderNames, isGone, listFolder, listRepositoryFolders, registryRoot, statOrGone } from './registry-layout.js';
+import { folderNames, isGone, listFolder, listRepositoryFolders, readFileOrGone, registryRoot, statOrGone } from './registry-layout.js';
 import { type GarbageItem, type Survey, surveyRegistry } from './registry-survey.js';
 
 /** As long as a request that the registry had begun to answer before a link went may take. */
@@ -81,6 +83,7 @@ export class RegistryCollector {
 
   /** Whether a sweep was cut short. */
   async hasLeftovers(): Promise<boolean> {
+    await this.#removeLinks();
     return (await listFolder(dirname(this.#aside))).length > 0;
   }
 
@@ -89,16 +92,29 @@ export class RegistryCollector {
    * it, perhaps not for the first time. Idempotent. Call it when no sweep runs.
    */
   async recover(onSwept: (sweep: Sweep) => Promise<void>): Promise<void> {
-    const record = await readFile(join(this.#condemned, 'sweep.json'), 'utf8').catch((error: unknown) => {
-      if (isGone(error)) return undefined;
-      throw error;
-    });
-    const sweep = record === undefined ? undefined : (JSON.parse(record) as Sweep);
+    await this.#removeLinks();
+    const sweep = await this.#readSweep();
     if (sweep) await onSwept(sweep);
     await rm(this.#condemned, { recursive: true, force: true });
     if (sweep) await this.#removeEmptyRepositories(new Set(sweep.freed.repositories.map(({ repository }) => repository)));
     for (const path of await this.#listAside()) await this.#bringBack(path);
     await this.#removeAside();
+  }
+
+  /** A registry that was taken over could have us tidy up anywhere. What it makes of them later is seen where folders are listed. */
+  async #removeLinks(): Promise<void> {
+    for (const folder of [dirname(this.#aside), this.#aside, this.#condemned]) if ((await statOrGone(folder))?.isDirectory() === false) await rm(folder);
+  }
+
+  /** Undefined when there is none, or it is not one of ours: the registry can write here too. */
+  async #readSweep(): Promise<Sweep | undefined> {
+    try {
+      const record = await readFileOrGone(this.storageDir, join(this.#condemned, 'sweep.json'));
+      return record && sweepSchema.parse(JSON.parse(record.toString('utf8')));
+    } catch (error) {
+      if (error instanceof AppError || error instanceof SyntaxError || error instanceof z.ZodError) return undefined;
+      throw error;
+    }
   }
 
   /** What a sweep would free now. Changes nothing. Throws as `surveyRegistry` and `needed`. */
@@ -112,6 +128,7 @@ export class RegistryCollector {
    */
   async sweep(options: SweepOptions): Promise<Sweep & { remove(): Promise<void> }> {
     const { signal, owner, onStep = () => undefined } = options;
+    await this.#removeLinks();
     const since = youngSince(options);
     const known = new Map<Digest, ManifestReferences>();
     const { garbage } = await this.#survey(options, since, known);
@@ -267,6 +284,19 @@ export class RegistryCollector {
     }
   }
 }
+
+const count = z.number().int().nonnegative();
+const name = z.string().max(1_000).nullable();
+const freedOf = { bytes: count, revisions: count, links: count, uploads: count };
+const sweepSchema = z.object({
+  id: z.uuid(),
+  owner: z.string().max(100),
+  freed: z.object({
+    ...{ ...freedOf, blobs: count },
+    repositories: z.array(z.object({ repository: name, ...freedOf })),
+    largest: z.array(z.object({ repository: name, digest: name, bytes: count })).max(largestShown),
+  }),
+});
 
 const youngSince = ({ protectMs }: CollectOptions): Date => new Date(Date.now() - protectMs - clockSlackMs);
 

@@ -3,11 +3,16 @@
  * files that hold a digest; bytes are below `blobs`. Source: registry/storage/paths.go
  */
 import type { Dirent } from 'node:fs';
-import { readdir, realpath, stat } from 'node:fs/promises';
+import { lstat, readdir, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
+import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
+import { maxManifestBytes } from '@airdock/core/oci/manifest';
+import { readRegularFile } from '../files/regular-file.js';
 
 const rootPath = '/docker/registry/v2';
+/** Where nobody makes links. */
+const withoutLinks = [rootPath, '/airdock-garbage'];
 export const registryRoot = (storageDir: string): string => join(storageDir, rootPath);
 
 /** Folder of a blob; its bytes are in `data`. */
@@ -26,13 +31,13 @@ export const historiesPath = (repository: string, tag: string): string => `${tag
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
 /**
- * What is in a folder; nothing when it is not there, or not any more: a registry works beside us. Throws for a folder that a link below `registryRoot` leads to: a registry
- * makes none, and one that was taken over could have us look, write and remove elsewhere.
+ * What is in a folder; nothing when it is not there, or not any more: a registry works beside us. Throws for a folder that a link below `registryRoot`, or below what is set aside, leads
+ * to: a registry makes none, and one that was taken over could have us look, write and remove elsewhere.
  */
 export async function listFolder(path: string): Promise<Dirent[]> {
   try {
-    const [, below] = path.split(rootPath);
-    if (below !== undefined && !(await realpath(path)).endsWith(join(rootPath, below).replace(/\/$/, ''))) throw new Error(`${path} is reached through a link`);
+    const start = withoutLinks.map((folder) => path.indexOf(folder)).find((at) => at >= 0);
+    if (start !== undefined && !(await realpath(path)).endsWith(path.slice(start).replace(/\/$/, ''))) throw new Error(`${path} is reached through a link`);
     return await readdir(path, { withFileTypes: true });
   } catch (error) {
     if (isGone(error)) return [];
@@ -57,12 +62,35 @@ export async function listRepositoryFolders(root: string, parent = ''): Promise<
 
 export const isGone = (error: unknown): boolean => ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
 
-/** Undefined when there is no such file, or not any more. */
+/** As `lstat`; undefined when there is no such file, or not any more. A registry makes neither links nor pipes nor devices, so one that is taken for a file is refused when it is read. */
 export async function statOrGone(path: string) {
   try {
-    return await stat(path);
+    return await lstat(path);
   } catch (error) {
     if (isGone(error)) return undefined;
     throw error;
   }
+}
+
+/** Nothing that is read as a whole is larger: manifests, links and our own records. */
+const maxFileBytes = maxManifestBytes;
+
+/**
+ * The bytes of a small file in a storage folder; undefined when it is not there, or not any more. Throws `registry_damaged` for what is too large, is no regular file, or
+ * lies behind a link: a registry that was taken over could have us read any file of this machine, or wait for a pipe for ever.
+ */
+export async function readFileOrGone(storageDir: string, path: string): Promise<Buffer | undefined> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  try {
+    for await (const chunk of readRegularFile(path, { inside: storageDir, code: 'registry_damaged' })) {
+      size += chunk.byteLength;
+      if (size > maxFileBytes) throw new AppError('registry_damaged', { detail: `${path} has more than ${maxFileBytes} bytes` });
+      chunks.push(chunk);
+    }
+  } catch (error) {
+    if (isGone(error)) return undefined;
+    throw error;
+  }
+  return Buffer.concat(chunks);
 }

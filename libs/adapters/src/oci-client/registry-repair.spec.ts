@@ -1,6 +1,8 @@
+import { execFile } from 'node:child_process';
 import { lstat, mkdir, readdir, readFile, rm, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { Readable } from 'node:stream';
+import { promisify } from 'node:util';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdock/testing/servers';
@@ -12,6 +14,8 @@ import { RegistryClient } from './registry-client.js';
 import { repairRegistry } from './registry-repair.js';
 import { RegistryStorage } from './registry-storage.js';
 import { surveyRegistry } from './registry-survey.js';
+
+const run = promisify(execFile);
 
 let dir: TempDir;
 let server: TestRegistry;
@@ -97,6 +101,24 @@ describe('repairRegistry', () => {
     await expect(surveyRegistry(server.storageDir, survey())).rejects.toThrow('reached through a link');
   });
 
+  it('opens no pipe and no device that was put in the place of a blob or a link, and takes them away', async () => {
+    const { first, second } = await pushTwice();
+    const link = join(root(), `repositories/app/_manifests/tags/1/current/link`);
+    for (const path of [blobFile(first), link]) {
+      await rm(path);
+      await run('mkfifo', [path]);
+    }
+    const endless = digestOf(Buffer.from('endless'));
+    await mkdir(dirname(blobFile(endless)), { recursive: true });
+    await symlink('/dev/zero', blobFile(endless));
+    const { changed, failed } = await repairRegistry(server.storageDir);
+    expect(failed).toEqual([]);
+    expect(changed.map((path) => join(root(), path))).toEqual(expect.arrayContaining([blobFile(first), blobFile(endless), link]));
+    expect(await isPulled('1')).toBe(second);
+    await run('mkfifo', [blobFile(first)]);
+    expect(await surveyRegistry(server.storageDir, survey()).catch((error: unknown) => error)).toMatchObject({ code: 'registry_damaged' });
+  });
+
   it('changes nothing in a registry that is whole', async () => {
     await pushTwice();
     const before = await tree();
@@ -169,12 +191,13 @@ describe('repairRegistry', () => {
   });
 
   it('tells what it cannot repair, and repairs the rest', async () => {
-    const odd = blobFile(await push('only'));
-    await rm(odd);
-    await mkdir(odd);
+    await push('only');
+    await mkdir(join(dir.path, 'elsewhere/tags'), { recursive: true });
+    await mkdir(join(root(), 'repositories/odd/_layers'), { recursive: true });
+    await symlink(join(dir.path, 'elsewhere'), join(root(), 'repositories/odd/_manifests'));
     const layer = [...(await tree()).keys()].find((path) => path.includes('_layers')) ?? '';
     await truncate(join(root(), layer));
-    expect(await repairRegistry(server.storageDir)).toEqual({ changed: [layer], failed: [expect.stringMatching(`^${relative(root(), odd)}: EISDIR`)] });
+    expect(await repairRegistry(server.storageDir)).toEqual({ changed: [layer], failed: [expect.stringMatching(/^odd: .*reached through a link/)] });
   });
 
   it.each([0, 100])('sets a manifest aside of which %i bytes were written, so that the next push brings it', async (size) => {

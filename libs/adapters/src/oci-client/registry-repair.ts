@@ -1,9 +1,11 @@
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, rename, rm, rmdir, writeFile } from 'node:fs/promises';
+import { rename, rm, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { maxManifestBytes } from '@airdock/core/oci/manifest';
 import pLimit from 'p-limit';
+import { writeBelow } from '../files/own-folder.js';
 import {
   blobPath,
   folderNames,
@@ -14,6 +16,7 @@ import {
   listDigests,
   listFolder,
   listRepositoryFolders,
+  readFileOrGone,
   registryRoot,
   revisionPath,
   revisionsPath,
@@ -96,7 +99,12 @@ class RegistryRepair {
     }
     const suspects = small.filter(({ size, mtimeMs }) => size === 0 || mtimeMs >= newest - lastWritesMs).map(({ digest }) => digest);
     await this.#each(suspects, dataOf, async (digest) => {
-      if (digestOf(await readFile(join(this.#root, dataOf(digest)))) === digest) return;
+      const bytes = await readFileOrGone(this.storageDir, join(this.#root, dataOf(digest))).catch((error: unknown) => {
+        // A link or a pipe is no blob either.
+        if (error instanceof AppError) return Buffer.alloc(0);
+        throw error;
+      });
+      if (!bytes || digestOf(bytes) === digest) return;
       await setBlobAside(this.storageDir, digest);
       this.changed.push(dataOf(digest));
     });
@@ -166,11 +174,12 @@ class RegistryRepair {
 
   async #write(link: string, digest: Digest): Promise<void> {
     // A tag may not have got the folder of its link.
-    await mkdir(dirname(join(this.#root, link)), { recursive: true });
-    // Takes the place of whatever is there, and follows no link.
-    const fresh = join(this.#root, `${link}.${randomUUID()}`);
-    await writeFile(fresh, digest, { flag: 'wx' });
-    await rename(fresh, join(this.#root, link));
+    await writeBelow(this.storageDir, join(this.#root, link), async (to) => {
+      // Takes the place of whatever is there, and follows no link.
+      const fresh = `${to}.${randomUUID()}`;
+      await writeFile(fresh, digest, { flag: 'wx' });
+      await rename(fresh, to);
+    });
     this.changed.push(link);
   }
 
@@ -179,8 +188,10 @@ class RegistryRepair {
     this.changed.push(path);
   }
 
-  #status(path: string): ReturnType<typeof statOrGone> {
-    return statOrGone(join(this.#root, path));
+  /** Of a file; what is none has nothing in it. */
+  async #status(path: string): Promise<{ size: number; mtimeMs: number } | undefined> {
+    const status = await statOrGone(join(this.#root, path));
+    return status && { size: status.isFile() ? status.size : 0, mtimeMs: status.mtimeMs };
   }
 
   async #each(digests: readonly Digest[], pathOf: (digest: Digest) => string, work: (digest: Digest) => Promise<void>): Promise<void> {

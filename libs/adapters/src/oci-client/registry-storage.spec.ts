@@ -1,5 +1,6 @@
-import { mkdir, readdir, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { digestOf } from '@airdock/core/oci/digest';
 import { buildDockerArchive, buildOciArchive, flipByteIn, makeImage } from '@airdock/testing/bundles';
@@ -8,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { openBundle } from './bundle.js';
 import { copyImages } from './copy-image.js';
 import { RegistryClient } from './registry-client.js';
-import { RegistryStorage } from './registry-storage.js';
+import { RegistryStorage, storageMarker } from './registry-storage.js';
 
 describe('RegistryStorage', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
@@ -53,6 +54,40 @@ describe('RegistryStorage', () => {
     expect(await RegistryStorage.open({ folder: server.storageDir, id: 'another' })).toBeUndefined();
     expect(await RegistryStorage.open({ folder: folder.path, id: 'x' })).toBeUndefined();
     expect(await RegistryStorage.enable(server.storageDir, registry)).toBe(await RegistryStorage.enable(server.storageDir, registry));
+  });
+
+  it('copies nothing of this machine to where a registry that was taken over could read it', async () => {
+    const secret = join(folder.path, 'secrets.key');
+    await writeFile(secret, 'the key of all');
+    const marker = join(server.storageDir, storageMarker);
+    await rm(marker);
+    await symlink(secret, marker);
+    expect(await RegistryStorage.enable(server.storageDir, registry)).toMatch(/^[0-9a-f-]{36}$/);
+    expect(await readFile(marker, 'utf8')).not.toContain('key');
+  });
+
+  it('writes nothing where a link of a registry that was taken over leads', async () => {
+    const outside = join(folder.path, 'outside');
+    await mkdir(outside);
+    await writeFile(join(outside, 'link'), 'of somebody else');
+    await writeFile(join(outside, 'data'), 'of somebody else');
+    const bytes = Buffer.from('a blob');
+    const blob = { mediaType: 'application/octet-stream', digest: digestOf(bytes), size: bytes.byteLength };
+    const place = () => storage.place('a/b', blob, async () => ({ size: blob.size, open: () => Readable.from([bytes]) }));
+    const root = join(server.storageDir, 'docker/registry/v2');
+    const hex = blob.digest.slice('sha256:'.length);
+    for (const path of [`blobs/sha256/${hex.slice(0, 2)}/${hex}`, `repositories/a/b/_layers/sha256/${hex}`]) {
+      await mkdir(dirname(join(root, path)), { recursive: true });
+      await symlink(outside, join(root, path));
+      await expect(place()).rejects.toThrow(/ELOOP|ENOTDIR|link/);
+      await rm(join(root, path));
+    }
+    // The blob itself was placed, in the second case.
+    for (const path of [storage.blobFile(blob.digest), join(server.storageDir, 'airdock-incoming')]) await rm(path, { recursive: true });
+    await symlink(outside, join(server.storageDir, 'airdock-incoming'));
+    await expect(place()).rejects.toThrow('is a link');
+    expect((await readdir(outside)).sort()).toEqual(['data', 'link']);
+    for (const name of ['data', 'link']) expect(await readFile(join(outside, name), 'utf8')).toBe('of somebody else');
   });
 
   it('is not used when the registry keeps its blobs elsewhere', async () => {

@@ -5,11 +5,12 @@
  */
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { access, mkdir, readFile, rename, rm, rmdir, stat, utimes, writeFile } from 'node:fs/promises';
+import { access, lutimes, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
+import { writeBelow } from '../files/own-folder.js';
 import { BlobPlacer, type PlaceOptions } from './blob-placer.js';
 import { writeDurably } from './durable-file.js';
 import { digestOfFile } from './hash-pool.js';
@@ -17,7 +18,7 @@ import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
 import { sweepParts } from './parts.js';
 import type { RegistryClient } from './registry-client.js';
-import { blobPath, folderNames, isGone, layerPath, listRepositoryFolders, registryRoot, revisionPath, tagPath } from './registry-layout.js';
+import { blobPath, folderNames, isGone, layerPath, listRepositoryFolders, readFileOrGone, registryRoot, revisionPath, tagPath } from './registry-layout.js';
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
@@ -35,7 +36,7 @@ export class RegistryStorage {
    */
   static async enable(folder: string, registry: RegistryClient): Promise<string | undefined> {
     const marker = join(folder, storageMarker);
-    const id = (await readFile(marker, 'utf8').catch(() => '')).trim() || randomUUID();
+    const id = (await readId(folder)) ?? randomUUID();
     await writeDurably(marker, Buffer.from(`${id}\n`));
     const storage = new RegistryStorage(folder);
     const content = Buffer.from(`layout check of ${id}`);
@@ -58,7 +59,7 @@ export class RegistryStorage {
   /** The storage in `folder` if it can be written from here and carries the id; else undefined, and blobs have to go over HTTP. */
   static async open({ folder, id }: { folder: string; id: string }): Promise<RegistryStorage | undefined> {
     try {
-      if ((await readFile(join(folder, storageMarker), 'utf8')).trim() !== id) return undefined;
+      if ((await readId(folder)) !== id) return undefined;
       await access(folder, constants.W_OK);
       const storage = new RegistryStorage(folder);
       startHelperShell();
@@ -106,7 +107,7 @@ export class RegistryStorage {
   async keep(repository: string, descriptor: Descriptor): Promise<boolean> {
     if (!(await this.has(repository, descriptor))) return false;
     try {
-      await utimes(this.linkFile(repository, descriptor.digest), new Date(), new Date());
+      await lutimes(this.linkFile(repository, descriptor.digest), new Date(), new Date());
       return true;
     } catch (error) {
       if (isGone(error)) return false;
@@ -144,8 +145,8 @@ export class RegistryStorage {
     const root = registryRoot(this.root);
     const digest = isDigest(reference)
       ? reference
-      : (await readFile(join(root, tagPath(repository, reference), 'current/link'), 'utf8').catch(() => '')).trim();
-    if (!isDigest(digest)) return undefined;
+      : (await readFileOrGone(this.root, join(root, tagPath(repository, reference), 'current/link')).catch(() => undefined))?.toString('utf8').trim();
+    if (digest === undefined || !isDigest(digest)) return undefined;
     const [isRevision, blob] = await Promise.all([
       isLink(join(root, revisionPath(repository, digest), 'link'), digest),
       stat(this.blobFile(digest)).catch(() => undefined),
@@ -163,16 +164,23 @@ export class RegistryStorage {
     const path = this.blobFile(descriptor.digest);
     if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.placer.bring(path, descriptor, reader, options);
     const linkFile = this.linkFile(repository, descriptor.digest);
-    await mkdir(dirname(linkFile), { recursive: true });
-    const fresh = `${linkFile}.${randomUUID()}`;
-    await writeFile(fresh, descriptor.digest);
-    await rename(fresh, linkFile);
+    await writeBelow(this.root, linkFile, async (link) => {
+      const fresh = `${link}.${randomUUID()}`;
+      await writeFile(fresh, descriptor.digest, { flag: 'wx' });
+      await rename(fresh, link);
+    });
   }
 
   /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
   flush(): Promise<void> {
     return this.placer.flush();
   }
+}
+
+/** Whoever runs the registry may read the marker, so nothing else of this machine must ever get into it. */
+async function readId(folder: string): Promise<string | undefined> {
+  const text = await readFileOrGone(folder, join(folder, storageMarker)).catch(() => undefined);
+  return text?.toString('utf8').trim() || undefined;
 }
 
 /** A link says the digest that its folder is named after: only its length tells something new, of one that was not written to its end. */
@@ -182,7 +190,6 @@ async function isLink(path: string, digest: Digest): Promise<boolean> {
 
 /** See `RegistryStorage.setAside`. */
 export async function setBlobAside(storageDir: string, digest: Digest): Promise<void> {
-  const folder = join(storageDir, 'airdock-damaged');
-  await mkdir(folder, { recursive: true });
-  await rename(join(registryRoot(storageDir), blobPath(digest), 'data'), join(folder, digestHex(digest)));
+  const from = join(registryRoot(storageDir), blobPath(digest), 'data');
+  await writeBelow(storageDir, join(storageDir, 'airdock-damaged', digestHex(digest)), (to) => rename(from, to));
 }

@@ -2,7 +2,7 @@
  * Looks through the folder of a `distribution` registry and says what has to stay and what is garbage; changes nothing. It may run while the registry serves and
  * takes pushes: what vanishes meanwhile is skipped, and what is just being written counts as young.
  */
-import { readFile, realpath, stat } from 'node:fs/promises';
+import { realpath, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
@@ -20,6 +20,7 @@ import {
   listDigests,
   listFolder,
   listRepositoryFolders,
+  readFileOrGone,
   registryRoot,
   revisionPath,
   revisionsPath,
@@ -69,7 +70,7 @@ export interface Survey {
 /** Throws `registry_damaged` with all manifests that cannot be read, since nobody knows what they need; and the signal's reason. */
 export async function surveyRegistry(storageDir: string, options: SurveyOptions): Promise<Survey> {
   // The kernel tells the real paths of open files.
-  return new RegistrySurvey(registryRoot(await realpath(storageDir)), options).run();
+  return new RegistrySurvey(await realpath(storageDir), options).run();
 }
 
 class RegistrySurvey {
@@ -80,11 +81,14 @@ class RegistrySurvey {
   /** The first repository that has a link which is garbage. */
   readonly #homes = new Map<Digest, string>();
   readonly #limit = pLimit(filesAtOnce);
+  private readonly root: string;
 
   constructor(
-    private readonly root: string,
+    private readonly storageDir: string,
     private readonly options: SurveyOptions,
-  ) {}
+  ) {
+    this.root = registryRoot(storageDir);
+  }
 
   async run(): Promise<Survey> {
     const repositories = await listRepositoryFolders(this.root);
@@ -272,7 +276,8 @@ class RegistrySurvey {
   async #readWhole(path: string, isWhole: (bytes: Buffer) => boolean): Promise<Buffer | undefined> {
     for (let attempt = 1; ; attempt++) {
       try {
-        const bytes = await readFile(path);
+        const bytes = await readFileOrGone(this.storageDir, path);
+        if (!bytes) return undefined;
         const isOver = attempt === writingTries || Date.now() - (await stat(path)).mtimeMs > writingMs;
         if (isOver || isWhole(bytes)) return bytes;
       } catch (error) {

@@ -5,7 +5,7 @@
  */
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { Agent, createServer, type IncomingMessage, request, type Server, type ServerResponse } from 'node:http';
+import { Agent, createServer, type IncomingHttpHeaders, type IncomingMessage, request, type Server, type ServerResponse } from 'node:http';
 
 /** What the front is started with, as a JSON file that only its user can read. */
 export interface FrontConfiguration {
@@ -155,9 +155,14 @@ class Front {
 
   private forward(incoming: IncomingMessage, response: ServerResponse, agent: Agent, socketPath: string): void {
     // The registry asks nobody for a credential: ours ends here.
-    const { authorization: _, [challengeHeader]: __, ...headers } = incoming.headers;
+    const { authorization: _, [challengeHeader]: __, ...headers } = endToEnd(incoming.headers);
     const outgoing = request({ agent, socketPath, method: incoming.method, path: incoming.url, headers }, (answer) => {
-      response.writeHead(answer.statusCode ?? 502, answer.headers);
+      try {
+        response.writeHead(answer.statusCode ?? 502, endToEnd(answer.headers));
+      } catch {
+        // Nothing that can be said in HTTP: the registry may have been taken over.
+        return void response.destroy();
+      }
       answer.pipe(response);
       answer.on('error', () => response.destroy());
     });
@@ -172,6 +177,13 @@ class Front {
     incoming.pipe(outgoing);
   }
 }
+
+/**
+ * Without what is between two neighbours only (RFC 9110, 7.6.1), and so nothing for the next one; Node.js throws for a `trailer` that it has nothing to send with.
+ * How a body is sent stays as it is.
+ */
+const endToEnd = (headers: IncomingHttpHeaders): IncomingHttpHeaders => Object.fromEntries(Object.entries(headers).filter(([name]) => !hopByHop.has(name)));
+const hopByHop = new Set(['connection', 'keep-alive', 'te', 'trailer', 'upgrade']);
 
 /** Of the target of a request, which may be a whole URL. */
 const pathOf = (target: string): string => {

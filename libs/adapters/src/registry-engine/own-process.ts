@@ -57,7 +57,7 @@ export class ProcessIdentity {
   async recorded(): Promise<OwnProcess | undefined> {
     let noted: Partial<OwnProcess>;
     try {
-      noted = JSON.parse(await readFile(this.recordFile, 'utf8')) as Partial<OwnProcess>;
+      noted = (JSON.parse(await readFile(this.recordFile, 'utf8')) as Partial<OwnProcess> | null) ?? {};
     } catch {
       // It is only a short cut to what `find` sees.
       return undefined;

@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { mkdir, readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
@@ -75,9 +75,11 @@ describe('ProcessRegistryEngine', () => {
     expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
     // What cannot be repaired keeps it from nothing else.
     await engine.stop();
-    const odd = join(options.storageDir, 'docker/registry/v2/blobs/sha256/aa', 'a'.repeat(64), 'data');
-    await mkdir(odd, { recursive: true });
-    expect((await engine.start()).repair).toEqual({ changed: [], failed: [expect.stringContaining('EISDIR')] });
+    const odd = join(options.storageDir, 'docker/registry/v2/repositories/odd');
+    await mkdir(join(odd, '_layers'), { recursive: true });
+    await mkdir(join(folder.path, 'elsewhere/tags'), { recursive: true });
+    await symlink(join(folder.path, 'elsewhere'), join(odd, '_manifests'));
+    expect((await engine.start()).repair).toEqual({ changed: [], failed: [expect.stringContaining('reached through a link')] });
     expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
   });
 
@@ -95,6 +97,21 @@ describe('ProcessRegistryEngine', () => {
       code: 'registry_start_failed',
       details: { detail: expect.stringContaining('ended at once') },
     });
+  });
+
+  it('starts whatever a registry that was taken over has left where the next one listens, or somebody wrote over what was written down', async () => {
+    const engine = new ProcessRegistryEngine(options);
+    await engine.start();
+    await writeFile(join(options.stateDir, 'front.process'), 'null');
+    expect((await engine.start()).started).toEqual(['front']);
+    await engine.stop();
+    const [readWrite, readOnly] = Object.values(registrySockets(options.socketDir)).map((address) => address.slice('unix:'.length)) as [string, string];
+    await rm(readWrite, { force: true });
+    await rm(readOnly, { force: true });
+    await symlink(join(folder.path, 'nothing'), readOnly);
+    await mkdir(join(readWrite, 'a'), { recursive: true });
+    await engine.start();
+    expect(await engine.isHealthy()).toBe(true);
   });
 
   it('touches nothing of a storage while somebody else listens for it', async () => {

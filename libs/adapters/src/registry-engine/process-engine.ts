@@ -86,6 +86,7 @@ export class ProcessRegistryEngine {
       const { version, content } = await this.configurationOf(instance);
       if (await this.isWell(instance, { version })) continue;
       for (const found of await this.findProcesses(instance)) await endProcess(found);
+      await this.clearSocketPath(instance);
       if (instance === 'readWrite') {
         // Nobody else's registry may be at work there.
         if (await this.isAnswering(instance)) throw new AppError('registry_socket_taken', { detail: this.sockets.readWrite });
@@ -222,6 +223,14 @@ export class ProcessRegistryEngine {
     const info = await lstat(socketDir);
     if (!info.isDirectory() || info.uid !== process.geteuid?.() || (info.mode & 0o077) !== 0)
       throw new AppError('registry_socket_taken', { detail: `${socketDir} must be a folder of this user with mode 0700` });
+  }
+
+  /** A registry that was taken over could put something there that keeps the next one from listening. */
+  private async clearSocketPath(instance: Instance): Promise<void> {
+    if (instance === 'front') return;
+    const path = this.sockets[instance].slice('unix:'.length);
+    const info = await lstat(path).catch(() => undefined);
+    if (info && !info.isSocket()) await rm(path, { recursive: true });
   }
 
   /** What an instance is started with; `version` changes with all that matters for it: its configuration, the program's file, and its sandbox. */

@@ -1,5 +1,5 @@
 /** Tunnels that bind a Unix socket of the host instead of a port, by a real sshd. */
-import { readdir } from 'node:fs/promises';
+import { readdir, rename, symlink } from 'node:fs/promises';
 import { connect, createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
@@ -83,6 +83,20 @@ describe('a tunnel that binds a socket of the host', () => {
     await tunnel.publish();
     expect(await answerAt(hostSocket)).toBe('new');
     expect((await readdir(folder.path)).filter((name) => name.startsWith('left.sock'))).toEqual(['left.sock']);
+  });
+
+  it('leads to a socket that lies there, and nowhere that a link leads', async () => {
+    const { path } = await targetOf('key');
+    const link = join(folder.path, 'linked.target');
+    await symlink(path, link);
+    await using connection = await login();
+    const hostSocket = join(folder.path, 'linked.sock');
+    const tunnel = await openTunnel(connection, { hostPort: 0, hostSocket, target: { path: link } });
+    await tunnel.publish();
+    expect(await answerAt(hostSocket).catch(() => 'refused')).not.toBe('key');
+    await rename(path, link);
+    expect(await answerAt(hostSocket)).toBe('key');
+    await tunnel.close();
   });
 
   it('says so where sshd does not bind it', async () => {

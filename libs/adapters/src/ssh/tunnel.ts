@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import type { EventEmitter } from 'node:events';
-import { connect, type Socket } from 'node:net';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
+import { connect, type OnReadOpts, Socket } from 'node:net';
 import { AppError } from '@airdock/core/errors';
 import type { AcceptConnection, ClientChannel, RejectConnection } from 'ssh2';
 import type { SshConnection } from './connection.js';
@@ -150,7 +151,7 @@ class Forward {
         return !this.isHeld && !isPart;
       },
     };
-    this.socket = connect('path' in target ? { path: target.path, onread } : { ...target, noDelay: true, onread });
+    this.socket = 'path' in target ? connectToSocket(target.path, onread) : connect({ ...target, noDelay: true, onread });
     this.socket
       .once('connect', () => this.open(accept))
       .once('error', () => {
@@ -210,6 +211,29 @@ class Forward {
     channel.once('close', () => this.destroy());
     channel.pipe(this.socket);
   }
+}
+
+/** Opens what a path names, whatever that is, for its place alone; see open(2). */
+const oPath = 0o10000000;
+
+/**
+ * Connects to the socket that lies at a path, and not to where a link leads: a registry that was taken over could put one there, and hosts would come to any socket of this
+ * machine, such as the API's own. Fails as a connection does.
+ */
+function connectToSocket(path: string, onread: OnReadOpts): Socket {
+  let fd: number | undefined;
+  try {
+    fd = openSync(path, oPath | constants.O_NOFOLLOW);
+    if (fstatSync(fd).isSocket()) return connect({ path: `/proc/self/fd/${fd}`, onread });
+  } catch {
+    // Nothing is there.
+  } finally {
+    // The connection is begun at once, or refused.
+    if (fd !== undefined) closeSync(fd);
+  }
+  const socket = new Socket();
+  socket.destroy(new Error(`${path} is no socket`));
+  return socket;
 }
 
 /** What ssh2 throws on a connection that has ended. */
