@@ -157,7 +157,10 @@ export async function processesThatShow(matches: (words: readonly string[]) => b
 }
 
 /** `127.0.0.1`, `::1`, all of either, and 127.0.0.1 as IPv6 has it, as /proc shows them. */
-const loopback = new Set(['0100007F', '00000000', '00000000000000000000000001000000', '0'.repeat(32), '0000000000000000FFFF00000100007F']);
+const loopback = new Set([
+  ...['0100007F', '00000000', '00000000000000000000000001000000', '0'.repeat(32)],
+  ...['0000000000000000FFFF00000100007F', '0000000000000000FFFF000000000000'],
+]);
 
 const maxListeners = 20;
 

@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { mkdir, readdir, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, rm, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import { createServer as createHttpServer } from 'node:http';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
@@ -145,6 +145,13 @@ describe('ProcessRegistryEngine', () => {
     await engine.stop();
     expect(await neighbour.isHealthy()).toBe(true);
     await neighbour.stop();
+  });
+
+  it('lets nobody else into its storage', async () => {
+    await mkdir(options.storageDir, { recursive: true });
+    await chmod(options.storageDir, 0o755);
+    await new ProcessRegistryEngine(options).start();
+    expect((await stat(options.storageDir)).mode & 0o777).toBe(0o750);
   });
 
   it('says that a port is taken, or that there is no program', async () => {

@@ -1,7 +1,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { lstat, mkdir, open, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, lstat, mkdir, open, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -75,6 +75,7 @@ export class ProcessRegistryEngine {
   async start(signal?: AbortSignal): Promise<{ started: Instance[]; repair: Repair; frontError: AppError | undefined }> {
     await this.version();
     for (const folder of [this.options.stateDir, this.options.storageDir]) await mkdir(folder, { recursive: true, mode: 0o700 });
+    await this.closeStorage();
     await this.prepareSocketDir();
     const started = new Map<Instance, string>();
     const repair: Repair = { changed: [], failed: [] };
@@ -223,6 +224,12 @@ export class ProcessRegistryEngine {
     const info = await lstat(socketDir);
     if (!info.isDirectory() || info.uid !== process.geteuid?.() || (info.mode & 0o077) !== 0)
       throw new AppError('registry_socket_taken', { detail: `${socketDir} must be a folder of this user with mode 0700` });
+  }
+
+  /** Nobody else goes into the storage: a registry that was taken over could leave a program there with its own user's rights for whoever starts it. */
+  private async closeStorage(): Promise<void> {
+    const { uid, mode } = await stat(this.options.storageDir);
+    if (uid === process.geteuid?.() && (mode & 0o007) !== 0) await chmod(this.options.storageDir, mode & 0o770);
   }
 
   /** A registry that was taken over could put something there that keeps the next one from listening. */
