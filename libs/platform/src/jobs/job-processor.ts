@@ -50,9 +50,9 @@ class Interrupted extends Error {}
  * process answers requests: jobs call services, perhaps this one.
  */
 export const JobType = (type: string, concurrency = 2) =>
-  // Whoever waits for a wake-up gets it at once: to ask every five seconds and to look after locks all the time, as is the default, only keeps an idle DU busy. A lock
-  // matters between the wake-up and the claim of the row.
-  Processor(type, { autorun: false, concurrency, drainDelay: 30, lockDuration: 30_000, stalledInterval: 30_000, maxStalledCount: 100, runRetryDelay: 1_000 });
+  // Whoever waits for a wake-up gets it at once: to ask every five seconds, as is the default, only keeps an idle DU busy. What a worker that is frozen was handed is found
+  // by the look after locks: it must not wait for long.
+  Processor(type, { autorun: false, concurrency, drainDelay: 30, lockDuration: 10_000, stalledInterval: 10_000, maxStalledCount: 100, runRetryDelay: 1_000 });
 
 /**
  * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass implements `run` as something that
