@@ -1,6 +1,7 @@
 /** Writing to folders that others can write to as well, such as the storage of a registry that somebody may have taken over, or a backup store on a stick. */
+import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { mkdir, open, readlink, realpath } from 'node:fs/promises';
+import { mkdir, open, readlink, realpath, rename, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 
 /**
@@ -19,3 +20,11 @@ export async function writeBelow<T>(root: string, path: string, write: (path: st
     await handle.close();
   }
 }
+
+/** Writes a small file as `writeBelow` does. It takes the place of whatever is there in one step, and follows no link. */
+export const replaceBelow = (root: string, path: string, content: string): Promise<void> =>
+  writeBelow(root, path, async (to) => {
+    const fresh = `${to}.${randomUUID()}`;
+    await writeFile(fresh, content, { flag: 'wx' });
+    await rename(fresh, to);
+  });

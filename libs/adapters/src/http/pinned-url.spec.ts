@@ -48,6 +48,6 @@ describe('a registry whose address was pinned', () => {
 
   it('is refused when none of its addresses is allowed', async () => {
     const targets = new OutboundTargets([], policy, async () => [{ address: '127.0.0.1', family: 4 }]);
-    await expect(pinUrl(targets, 'http://registry.site:5000')).rejects.toMatchObject({ code: 'registry_target_forbidden' });
+    await expect(pinUrl(targets, 'http://images.site:5000')).rejects.toMatchObject({ code: 'registry_target_forbidden' });
   });
 });

@@ -1,11 +1,10 @@
-import { randomUUID } from 'node:crypto';
-import { rename, rm, rmdir, writeFile } from 'node:fs/promises';
+import { rm, rmdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { maxManifestBytes } from '@airdock/core/oci/manifest';
 import pLimit from 'p-limit';
-import { writeBelow } from '../files/own-folder.js';
+import { replaceBelow } from '../files/own-folder.js';
 import {
   blobPath,
   folderNames,
@@ -174,12 +173,7 @@ class RegistryRepair {
 
   async #write(link: string, digest: Digest): Promise<void> {
     // A tag may not have got the folder of its link.
-    await writeBelow(this.storageDir, join(this.#root, link), async (to) => {
-      // Takes the place of whatever is there, and follows no link.
-      const fresh = `${to}.${randomUUID()}`;
-      await writeFile(fresh, digest, { flag: 'wx' });
-      await rename(fresh, to);
-    });
+    await replaceBelow(this.storageDir, join(this.#root, link), digest);
     this.changed.push(link);
   }
 

@@ -5,12 +5,12 @@
  */
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { access, lutimes, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import { access, lutimes, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
-import { writeBelow } from '../files/own-folder.js';
+import { replaceBelow, writeBelow } from '../files/own-folder.js';
 import { BlobPlacer, type PlaceOptions } from './blob-placer.js';
 import { writeDurably } from './durable-file.js';
 import { digestOfFile } from './hash-pool.js';
@@ -163,12 +163,7 @@ export class RegistryStorage {
   async place(repository: string, descriptor: Descriptor, reader: () => Promise<BlobReader>, options: PlaceOptions = {}): Promise<void> {
     const path = this.blobFile(descriptor.digest);
     if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.placer.bring(path, descriptor, reader, options);
-    const linkFile = this.linkFile(repository, descriptor.digest);
-    await writeBelow(this.root, linkFile, async (link) => {
-      const fresh = `${link}.${randomUUID()}`;
-      await writeFile(fresh, descriptor.digest, { flag: 'wx' });
-      await rename(fresh, link);
-    });
+    await replaceBelow(this.root, this.linkFile(repository, descriptor.digest), descriptor.digest);
   }
 
   /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
