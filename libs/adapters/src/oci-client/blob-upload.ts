@@ -1,8 +1,9 @@
 import type { Readable } from 'node:stream';
 import { AppError, isTransient } from '@airdock/core/errors';
-import { createDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
+import { createPooledDigest, hashPieces, type PooledDigest } from './hash-pool.js';
 import type { BlobReader } from './image-source.js';
+import { PieceStream } from './read-pieces.js';
 import type { RegistryHttp } from './registry-http.js';
 import type { SessionSlot, UploadSession } from './upload-sessions.js';
 
@@ -36,9 +37,9 @@ export class BlobUpload {
     const earlier = await slot?.load();
     const resumed = earlier && (await this.#resume(earlier));
     const upload = resumed ?? { location: await this.#start(), offset: 0 };
-    const content = reader.open();
+    const content = new VerifiedContent(reader, descriptor, (detail) => this.#mismatch(detail));
     try {
-      await this.#send(upload, new VerifiedContent(content, descriptor, (detail) => this.#mismatch(detail)), slot);
+      await this.#send(upload, content, slot);
       await slot?.clear();
     } catch (error) {
       const goesOn = slot && upload.offset > 0 && (options.signal?.aborted || isTransient(error));
@@ -49,7 +50,7 @@ export class BlobUpload {
       const isForgotten = resumed && error instanceof AppError && String(error.details.registryCode).startsWith('BLOB_UPLOAD');
       throw isForgotten ? new AppError('registry_unavailable', error.details, { cause: error }) : error;
     } finally {
-      content.destroy();
+      await content.close();
     }
   }
 
@@ -130,19 +131,28 @@ async function* counted(chunks: AsyncIterable<Uint8Array>, onBytes?: (count: num
   }
 }
 
-/** The bytes of a blob, hashed as they are taken; the last of them only when size and digest are right, so that a registry never gets the end of wrong bytes. */
+interface Chunks {
+  next(): Promise<Uint8Array | undefined>;
+  close(): Promise<void>;
+}
+
+/**
+ * The bytes of a blob, hashed as they are taken; the last of them only when size and digest are right, so that a registry never gets the end of wrong bytes. A chunk
+ * may be overwritten when the one after the next is asked for.
+ */
 class VerifiedContent {
-  readonly #digest = createDigest();
-  readonly #chunks: AsyncIterator<Uint8Array>;
+  readonly #digest = createPooledDigest();
+  readonly #chunks: Chunks;
   #left: Uint8Array = new Uint8Array();
   #size = 0;
 
   constructor(
-    content: Readable,
+    reader: BlobReader,
     private readonly descriptor: Descriptor,
     private readonly mismatch: (detail: string) => AppError,
   ) {
-    this.#chunks = content[Symbol.asyncIterator]() as AsyncIterator<Uint8Array>;
+    const { file, size } = reader;
+    this.#chunks = file ? new PieceStream({ ...file, size }, hashPieces(this.#digest)) : hashedStream(reader.open(), this.#digest);
   }
 
   /** The next `count` bytes. */
@@ -168,17 +178,34 @@ class VerifiedContent {
       held = chunk;
     }
     if (this.#size !== size) throw this.mismatch(`the content has ${this.#size < size ? 'only ' : 'at least '}${this.#size} bytes instead of ${size}`);
-    const actual = this.#digest.value();
+    const actual = await this.#digest.value();
     if (actual !== digest) throw this.mismatch(`the content has the digest ${actual}`);
     if (held) yield held;
   }
 
+  /** Ends reading. Nothing looks at the memory of its chunks any more when it resolves. */
+  async close(): Promise<void> {
+    await this.#chunks.close();
+  }
+
   async #next(): Promise<Uint8Array | undefined> {
     if (this.#left.byteLength > 0) return this.#left;
-    const { value, done } = await this.#chunks.next();
-    if (done) return undefined;
-    this.#digest.update(value);
-    this.#size += value.byteLength;
-    return value;
+    const chunk = await this.#chunks.next();
+    this.#size += chunk?.byteLength ?? 0;
+    return chunk;
   }
+}
+
+function hashedStream(content: Readable, digest: PooledDigest): Chunks {
+  const chunks = content[Symbol.asyncIterator]() as AsyncIterator<Uint8Array, undefined>;
+  return {
+    async next() {
+      const { value } = await chunks.next();
+      if (value) await digest.update(value);
+      return value;
+    },
+    async close() {
+      content.destroy();
+    },
+  };
 }

@@ -107,3 +107,51 @@ export async function readPieces(span: FileSpan, onPiece: OnPiece): Promise<numb
     await input.close();
   }
 }
+
+/**
+ * The bytes of a part of a file, for whoever is done with a piece when it asks for the one after the next: memory is used again, since new memory for every piece
+ * would have the garbage collector run through the whole heap every few of them. `onPiece` sees each first.
+ */
+export class PieceStream {
+  /** One is with the consumer, one on its way there, and one is being read. */
+  private readonly pieces: Piece[] = [];
+  private input: SourceFile | undefined;
+  private reading: Promise<Buffer> | undefined;
+  private index = 0;
+  private done = 0;
+
+  constructor(
+    private readonly span: FileSpan,
+    private readonly onPiece: OnPiece,
+  ) {}
+
+  /** Undefined at the end, which may come early where the file does. Throws what opening, reading and `onPiece` throw. */
+  async next(): Promise<Buffer | undefined> {
+    const bytes = await (this.reading ?? this.read());
+    if (bytes.byteLength === 0) return undefined;
+    this.reading = this.read();
+    // Thrown when its turn comes.
+    this.reading.catch(() => undefined);
+    return bytes;
+  }
+
+  /** Gives the memory back, that of the last pieces too. */
+  async close(): Promise<void> {
+    await Promise.allSettled([this.reading, ...this.pieces.map(({ used }) => used)]);
+    giveBack(this.pieces.splice(0).map(({ memory }) => memory));
+    await this.input?.close();
+  }
+
+  private async read(): Promise<Buffer> {
+    const { offset, size } = this.span;
+    if (this.done >= size) return Buffer.alloc(0);
+    const input = (this.input ??= await SourceFile.open(this.span));
+    const piece = (this.pieces[this.index++ % 3] ??= { memory: await input.memory(), used: Promise.resolve() });
+    await piece.used;
+    const count = await input.read(piece.memory, 0, Math.min(pieceBytes, size - this.done), offset + this.done);
+    this.done += count;
+    const bytes = piece.memory.subarray(0, count);
+    if (count > 0) piece.used = settledLater(piece.used, this.onPiece(bytes));
+    return bytes;
+  }
+}

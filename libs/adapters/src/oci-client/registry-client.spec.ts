@@ -1,14 +1,17 @@
+import { rm, writeFile } from 'node:fs/promises';
 import { createServer, type RequestListener } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
 import { digestOf } from '@airdock/core/oci/digest';
 import { maxManifestBytes, mediaTypes } from '@airdock/core/oci/manifest';
 import { randomContent } from '@airdock/testing/bundles';
-import { startRegistry, type TestRegistry } from '@airdock/testing/servers';
+import { startRegistry, type TestRegistry, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { RegistryClient } from './registry-client.js';
 
+const mib = 1024 * 1024;
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
   for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
@@ -89,6 +92,33 @@ describe('with a real registry', () => {
       await expect(registry.uploadBlob('wrong', blob, bad)).rejects.toMatchObject({ code: 'digest_mismatch' });
     }
     expect(await registry.headBlob('wrong', blob.digest)).toBeUndefined();
+  });
+
+  it('uploads files side by side from memory that is used again, each with its own bytes', async () => {
+    const registry = client(real.url);
+    const folder = await tempDir('upload-files');
+    cleanups.push(() => folder.remove());
+    const sizes = [100, 4 * mib, 9 * mib + 5, 17 * mib, 13 * mib - 1, 30 * mib];
+    const files = await Promise.all(
+      sizes.map(async (size, index) => {
+        const path = join(folder.path, String(index));
+        const bytes = randomContent(size);
+        await writeFile(path, Buffer.concat([Buffer.alloc(512 + index), bytes]));
+        return { descriptor: { mediaType: mediaTypes.ociLayer, digest: digestOf(bytes), size }, file: { path, offset: 512 + index } };
+      }),
+    );
+    const unused = { open: () => expect.fail('read as a stream') };
+    const uploads = files.map(async ({ descriptor, file }) => {
+      for (let round = 0; round < 4; round++) await registry.uploadBlob(`files/${round}`, descriptor, { size: descriptor.size, file, ...unused });
+    });
+    await Promise.all(uploads);
+    // The file is shorter than it was said to be, and has other bytes.
+    const [, , { descriptor, file }] = files as [never, never, (typeof files)[0]];
+    const wrong = { size: descriptor.size, file: { ...file, offset: file.offset + 1 }, ...unused };
+    await expect(registry.uploadBlob('files/wrong', descriptor, wrong)).rejects.toMatchObject({ code: 'digest_mismatch' });
+    await rm(file.path);
+    await expect(registry.uploadBlob('files/wrong', descriptor, { ...wrong, file })).rejects.toMatchObject({ code: 'ENOENT' });
+    expect(await registry.headBlob('files/wrong', descriptor.digest)).toBeUndefined();
   });
 
   it('puts, reads and deletes manifests, and lists names', async () => {

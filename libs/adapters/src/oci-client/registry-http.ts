@@ -1,5 +1,5 @@
 import type { LookupFunction } from 'node:net';
-import { Readable } from 'node:stream';
+import type { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { Agent, type Dispatcher, request } from 'undici';
 import { OutboundTargets } from '../http/outbound-targets.js';
@@ -42,6 +42,12 @@ const transientStatus = (status: number): boolean => status >= 500 || status ===
 
 /** Where a registry of others may send us on to. */
 const strangers = new OutboundTargets([], { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' });
+
+/**
+ * Any async iterable is a body, which the types of undici do not say; it asks for a chunk when the connection has taken the one before.
+ * Source: https://github.com/nodejs/undici/blob/main/docs/docs/api/Dispatcher.md#parameter-dispatchoptions
+ */
+const iterable = (chunks: AsyncIterable<Uint8Array>) => chunks as Readable;
 
 /** Statuses of a request that `RegistryHttp.send` returns instead of throwing. */
 type Accepts = (status: number) => boolean;
@@ -134,10 +140,12 @@ export class RegistryHttp {
         dispatcher: this.#agent,
         signal: abort,
         headers: { ...(this.#authorization && this.isOwn(url) ? { authorization: this.#authorization } : {}), ...message.headers },
-        body: body === undefined ? null : body instanceof Uint8Array ? body : Readable.from(watched(body), { objectMode: false, highWaterMark: 1024 * 1024 }),
+        body: body === undefined ? null : body instanceof Uint8Array ? body : iterable(watched(body)),
       });
     } catch (error) {
-      throw fail(bodyError ?? error);
+      const failure = fail(error);
+      // A source that cannot be read is not the registry's fault.
+      throw bodyError && !signal?.aborted ? bodyError : failure;
     }
     watch.touch();
     const { statusCode, headers } = response;
