@@ -9,6 +9,7 @@ export const repository = join(import.meta.dirname, '..', import.meta.dirname.in
 
 /** As `bin/airdock` and docs/operations.md have it. */
 export const nodeFlags = ['--max-semi-space-size=4'];
+const memory = { MALLOC_ARENA_MAX: '1', MALLOC_MMAP_THRESHOLD_: '69632' };
 
 export interface DuOptions {
   /** Everything of this DU is below it. */
@@ -111,7 +112,7 @@ export class Du implements AsyncDisposable {
     ];
     const [program, ...rest] = setpriv ? [setpriv, '--pdeathsig', 'TERM', ...up] : up;
     const child = spawn(program as string, rest, {
-      env: { ...process.env, ...this.environment },
+      env: { ...process.env, ...memory, ...this.environment },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.child = child;

@@ -3,7 +3,8 @@
  * The words of a command line prove nothing, since any user may run a program with any arguments.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
-import { readdir, readFile, readlink, rename, stat, writeFile } from 'node:fs/promises';
+import { readFileSync, readlinkSync, statSync } from 'node:fs';
+import { readdir, readFile, readlink, rename, writeFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { wrapper } from '../sandbox/sandbox.js';
 
@@ -46,7 +47,7 @@ export class ProcessIdentity {
 
   /** Writes down which process it is: the next look needs to read nothing but that. */
   async record(pid: number, version: string): Promise<void> {
-    const found = await this.look(pid, version);
+    const found = this.look(pid, version);
     if (!found) return;
     // A power cut ends the process too: the file need not survive it.
     await writeFile(`${this.recordFile}.new`, JSON.stringify(found), { mode: 0o600 });
@@ -64,7 +65,7 @@ export class ProcessIdentity {
     }
     const { pid, version } = noted;
     if (!Number.isInteger(pid) || typeof version !== 'string') return undefined;
-    const now = await this.look(pid as number, version);
+    const now = this.look(pid as number, version);
     const isSame = now && now.startTime === noted.startTime && now.bootId === noted.bootId && now.program === noted.program;
     return isSame ? now : undefined;
   }
@@ -76,7 +77,7 @@ export class ProcessIdentity {
     const found: OwnProcess[] = [];
     for (const pid of await processIds()) {
       const version = await this.versionOf(pid);
-      const own = version === undefined ? undefined : await this.look(pid, version);
+      const own = version === undefined ? undefined : this.look(pid, version);
       // What wraps such a process carries the mark too, and ends with it.
       if (own && basename(own.program ?? '') !== wrapper) found.push(own);
     }
@@ -85,34 +86,30 @@ export class ProcessIdentity {
 
   /** What a process of ours was started with, by its mark; undefined when it has none, or belongs to somebody else. */
   async versionOf(pid: number): Promise<string | undefined> {
-    if (!(await this.isOurs(pid))) return undefined;
+    if (!this.isOurs(pid)) return undefined;
     const environment = await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '');
     const value = environment.split('\0').find((entry) => entry.startsWith(`${variable}=`));
     const [mark = '', version] = value?.slice(variable.length + 1).split('.') ?? [];
     return mark.length === this.mark.length && timingSafeEqual(Buffer.from(mark), Buffer.from(this.mark)) ? version : undefined;
   }
 
-  private async isOurs(pid: number): Promise<boolean> {
-    const uid = await stat(`/proc/${pid}`).then(
-      (info) => info.uid,
-      () => undefined,
-    );
+  private isOurs(pid: number): boolean {
+    const uid = ownerOf(pid);
     return uid !== undefined && this.users.includes(uid);
   }
 
-  private async look(pid: number, version: string): Promise<OwnProcess | undefined> {
-    const state = await stateOf(pid);
-    if (!state?.isRunning || !(await this.isOurs(pid))) return undefined;
-    const bootId = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
-    return { pid, startTime: state.startTime, bootId, version, program: await programOf(pid) };
+  private look(pid: number, version: string): OwnProcess | undefined {
+    const state = stateOf(pid);
+    if (!state?.isRunning || !this.isOurs(pid)) return undefined;
+    return { pid, startTime: state.startTime, bootId: bootId(), version, program: programOf(pid) };
   }
 }
 
 /** Ends a process in good order, after a while by force, and waits until it is gone. Touches no other process that got the same id. */
 export async function endProcess({ pid, startTime }: Pick<OwnProcess, 'pid' | 'startTime'>): Promise<void> {
   const deadline = Date.now() + stopTimeoutMs;
-  const isRunning = async () => {
-    const state = await stateOf(pid);
+  const isRunning = () => {
+    const state = stateOf(pid);
     return state?.isRunning === true && state.startTime === startTime;
   };
   const signal = (name: 'SIGTERM' | 'SIGKILL') => {
@@ -122,8 +119,8 @@ export async function endProcess({ pid, startTime }: Pick<OwnProcess, 'pid' | 's
       if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
     }
   };
-  if (await isRunning()) signal('SIGTERM');
-  while (await isRunning()) {
+  if (isRunning()) signal('SIGTERM');
+  while (isRunning()) {
     if (Date.now() > deadline) signal('SIGKILL');
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
@@ -146,12 +143,9 @@ export async function processesThatShow(matches: (words: readonly string[]) => b
   for (const pid of await processIds()) {
     const words = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0');
     if (!matches(words)) continue;
-    const uid = await stat(`/proc/${pid}`).then(
-      (info) => info.uid,
-      () => undefined,
-    );
-    const state = await stateOf(pid);
-    if (uid !== undefined && state) found.push({ pid, uid, program: (await programOf(pid)) ?? null, startTime: state.startTime });
+    const uid = ownerOf(pid);
+    const state = stateOf(pid);
+    if (uid !== undefined && state) found.push({ pid, uid, program: programOf(pid) ?? null, startTime: state.startTime });
   }
   return found;
 }
@@ -189,7 +183,7 @@ export async function foreignListeners(port: number, ownPid: number | undefined)
   for (const pid of found.size > 0 ? await processIds() : [])
     for (const socket of await openFiles(pid)) {
       const listener = found.get(socket);
-      if (listener) Object.assign(listener, { pid, program: (await programOf(pid)) ?? null });
+      if (listener) Object.assign(listener, { pid, program: programOf(pid) ?? null });
     }
   return [...found.values()];
 }
@@ -201,17 +195,34 @@ async function openFiles(pid: number): Promise<string[]> {
 
 const processIds = async (): Promise<number[]> => (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
 
+// One process is looked at by calls that wait: the kernel answers them from memory, and supervision asks every two seconds. A way through a thread costs ten times as much.
+
+let thisBoot: string | undefined;
+const bootId = (): string => {
+  thisBoot ??= readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+  return thisBoot;
+};
+
+const ownerOf = (pid: number): number | undefined => statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid;
+
 /** The file stays the program's after it was replaced by another. */
-const programOf = async (pid: number): Promise<string | undefined> =>
-  readlink(`/proc/${pid}/exe`).then(
-    (path) => path.replace(/ \(deleted\)$/, ''),
-    () => undefined,
-  );
+const programOf = (pid: number): string | undefined => {
+  try {
+    return readlinkSync(`/proc/${pid}/exe`).replace(/ \(deleted\)$/, '');
+  } catch {
+    // Gone, or of another user.
+    return undefined;
+  }
+};
 
 /** The fields behind the name in brackets, see proc_pid_stat(5). A zombie without threads holds nothing any more; whoever started it will reap it. */
-async function stateOf(pid: number): Promise<{ isRunning: boolean; startTime: string } | undefined> {
-  const text = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => '');
-  if (text === '') return undefined;
+function stateOf(pid: number): { isRunning: boolean; startTime: string } | undefined {
+  let text: string;
+  try {
+    text = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  } catch {
+    return undefined;
+  }
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
   return { isRunning: fields[0] !== 'Z' || Number(fields[17]) > 1, startTime: fields[19] ?? '' };
 }

@@ -1,12 +1,13 @@
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import ssh2, { type ConnectConfig, type ServerHostKeyAlgorithm } from 'ssh2';
+import type { ConnectConfig, ServerHostKeyAlgorithm } from 'ssh2';
 import { algorithmsToOffer } from './algorithms.js';
 import { SshConnection, type SshTarget } from './connection.js';
 import { HostBuffers } from './host-buffers.js';
 import { fingerprintOf, readablePrivateKey } from './keys.js';
 import { brokenRule, cleanError } from './ssh-error.js';
+import { ssh2 } from './ssh2.js';
 
 export interface ConnectOptions {
   signal?: AbortSignal | undefined;
@@ -60,7 +61,7 @@ async function connectOnce(
   { signal, via, onServed = () => undefined, buffers = new HostBuffers() }: ConnectOptions,
 ): Promise<SshConnection> {
   signal?.throwIfAborted();
-  const client = new ssh2.Client();
+  const client = new (ssh2().Client)();
   const { hostKeyFingerprint, password } = target;
   let pinned = typeof hostKeyFingerprint === 'string' ? hostKeyFingerprint : undefined;
   let seen: string | undefined;

@@ -1,7 +1,7 @@
 /** Keys of hosts and users, in the formats that OpenSSH and OpenSSL write. */
 import { createHash, createPrivateKey, type KeyObject } from 'node:crypto';
 import { AppError } from '@airdock/core/errors';
-import ssh2 from 'ssh2';
+import { ssh2 } from './ssh2.js';
 
 const supportedTypes = /^(?:ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521))$/;
 
@@ -25,7 +25,7 @@ export function parseHostKey(text: string): string {
 /** Checks that a private key can be read. Returns its public key's fingerprint. Throws `credential_invalid`. */
 export function parsePrivateKey(privateKey: string, passphrase?: string): { fingerprint: string; type: string } {
   const readable = readablePrivateKey(privateKey, passphrase);
-  const key = ssh2.utils.parseKey(readable.privateKey, readable.passphrase);
+  const key = ssh2().utils.parseKey(readable.privateKey, readable.passphrase);
   // The message of ssh2 may quote the key; it stays out.
   if (key instanceof Error)
     throw new AppError('credential_invalid', {
