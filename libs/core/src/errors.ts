@@ -224,10 +224,20 @@ const definitions = {
     nextStep: 'Use gzip, zstd (up to --long=27), xz or none for bundles, each only once; gzip or none for the layers of a docker-archive.',
   },
   bundle_changed: { family: 'conflict', title: 'The bundle file changed since it was registered', nextStep: 'Register the bundle again.' },
+  platforms_absent: {
+    family: 'invalid',
+    title: 'The bundle does not have all platforms of the image',
+    nextStep: 'Hosts of the other platforms need them: save the image with all platforms, e.g. `skopeo copy --all`.',
+  },
   image_name_missing: {
     family: 'invalid',
     title: 'An image in the bundle has no name',
     nextStep: 'Register the bundle again with `names` for the digests in `unnamed`, or make it with full names, e.g. oci-archive:FILE:k8s.gcr.io/pause:3.2.',
+  },
+  image_name_ambiguous: {
+    family: 'invalid',
+    title: 'The bundle gives one name to several images',
+    nextStep: 'Register the bundle again with `names` for the digests in `unusable`: a name of its own for each that is wanted.',
   },
   image_name_collision: {
     family: 'conflict',

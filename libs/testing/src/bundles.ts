@@ -117,7 +117,8 @@ export const makeIndex = (name: string | readonly string[], images: readonly Tes
   ...options,
 });
 
-async function writeTar(file: string, entries: readonly { header: MemberHeader; content?: Buffer }[]): Promise<void> {
+/** A tar of these members, in their order. */
+export async function writeTar(file: string, entries: readonly { header: MemberHeader; content?: Buffer }[]): Promise<void> {
   await mkdir(dirname(file), { recursive: true });
   const tar = pack();
   const written = pipeline(tar, createWriteStream(file));

@@ -16,7 +16,7 @@ import { withRetry } from '@airdock/adapters/oci-client/retry';
 import { ProcessRegistryEngine, registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import { AppError } from '@airdock/core/errors';
 import { digestOf } from '@airdock/core/oci/digest';
-import { formatName } from '@airdock/core/oci/reference';
+import { formatName, parseName } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -310,12 +310,6 @@ const summaryOf = ({ images, record }: BackupSource, { present, missingBytes, ve
   broken: broken.length,
   backupId: record.id,
 });
-
-/** `repository:tag`, or `repository@digest` for an image without a tag, as backups name images. */
-function parseName(name: string): LocalName {
-  if (name.includes('@')) return { repository: name.slice(0, name.indexOf('@')) };
-  return { repository: name.slice(0, name.lastIndexOf(':')), tag: name.slice(name.lastIndexOf(':') + 1) };
-}
 
 const nameOf = ({ image: { root } }: ImageToCopy, name: LocalName): string => formatName({ ...name, digest: root?.digest });
 

@@ -1,5 +1,5 @@
 import type { GivenNames } from '@airdock/adapters/oci-client/image-names';
-import type { ImageList } from '@airdock/adapters/oci-client/image-source';
+import type { ImageList, UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 import type { PushPlan } from '../push/push.schema.js';
 
@@ -29,6 +29,9 @@ export class BundleEntity {
   @Column('varchar', { nullable: true }) format!: string | null;
   /** null until it has been read. */
   @Column('simple-json', { nullable: true }) images!: SeenImage[] | null;
+  @Column('simple-json', { nullable: true }) unusable!: UnusableImage[] | null;
+  /** null stands for false. */
+  @Column('boolean', { nullable: true }) strict!: boolean | null;
   @Column('simple-json', { nullable: true }) lists!: ImageList[] | null;
   /** What a push of it would do, when it was last compared with the registry. */
   @Column('simple-json', { nullable: true }) plan!: PushPlan | null;

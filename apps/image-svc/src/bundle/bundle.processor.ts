@@ -14,7 +14,6 @@ export class BundleProcessor extends JobProcessor {
   }
 
   protected async run(context: JobContext) {
-    const images = await this.bundles.read(context.resourceId, context, (source) => this.pushes.preview(source, context.signal));
-    return { images: images.length };
+    return this.bundles.read(context.resourceId, context, (source) => this.pushes.preview(source, context.signal));
   }
 }

@@ -1,6 +1,7 @@
 import { pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 import { PushPlan } from '../push/push.schema.js';
+import { UnusableImage } from './unusable-image.schema.js';
 
 export const BundleImage = z
   .object({
@@ -24,6 +25,7 @@ export const Bundle = z
     format: z.string().nullable(),
     state: z.enum(['reading', 'ready', 'invalid']).describe('invalid: the job tells why'),
     images: z.array(BundleImage),
+    unusable: z.array(UnusableImage).describe('What else is in the bundle and cannot be pushed, or not as it was made'),
     lists: z.array(z.object({ name: z.string(), images: z.array(z.string()) })).describe('Lists of images that came inside, e.g. images.txt'),
     plan: PushPlan.nullable().describe('What a push of all would do: compared with the registry when the bundle was read; null while the registry was off'),
     sha256: z.string().nullable().describe('As declared; the file was found to have it'),
@@ -51,6 +53,7 @@ export const CreateBundle = z
       .record(z.string().min(1).max(128), z.union([z.string().max(512), z.array(z.string().max(512)).min(1).max(100)]))
       .optional()
       .describe('Names for images that have none in the bundle: full references by manifest digest, image ID, or the bare tag that the bundle has'),
+    strict: z.boolean().default(false).describe('Refuses the bundle when anything in it cannot be pushed; otherwise `unusable` names it and the rest can be'),
   })
   .refine((body) => (body.path === undefined) !== (body.uploadId === undefined), { message: 'give either path or uploadId' })
   .meta({ id: 'CreateBundle' });

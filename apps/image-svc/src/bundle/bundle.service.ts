@@ -5,7 +5,7 @@ import { statRegularFile } from '@airdock/adapters/files/regular-file';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { writeDockerArchive } from '@airdock/adapters/oci-client/docker-archive-writer';
 import { createPooledDigest } from '@airdock/adapters/oci-client/hash-pool';
-import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
+import type { ImageSource, SourceImage, UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import { findParts, JoinedFile } from '@airdock/adapters/oci-client/joined-file';
 import { AppError } from '@airdock/core/errors';
 import { digestHex } from '@airdock/core/oci/digest';
@@ -51,7 +51,7 @@ export class BundleService {
   }
 
   /** Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`, `reference_invalid`. */
-  async create(request: JobRequest, { path, uploadId, sha256, names }: CreateBundle): Promise<Job> {
+  async create(request: JobRequest, { path, uploadId, sha256, names, strict }: CreateBundle): Promise<Job> {
     for (const reference of Object.values(names ?? {}).flat()) parseReference(reference);
     const file = path !== undefined ? await this.resolvePath(path) : await this.uploads.finishedPath(uploadId ?? '');
     const { size, fingerprint, isAllowed } = await fingerprintOf(file);
@@ -69,6 +69,8 @@ export class BundleService {
       sha256: sha256 ?? (uploadId === undefined ? null : await this.uploads.declaredSha256(uploadId)),
       format: null,
       images: null,
+      unusable: null,
+      strict,
       lists: null,
       plan: null,
       jobId: request.id,
@@ -113,6 +115,11 @@ export class BundleService {
     return row.images;
   }
 
+  /** What is in a bundle and stays behind. */
+  async unusable(id: string): Promise<UnusableImage[]> {
+    return (await getRow(this.bundles, id)).unusable ?? [];
+  }
+
   /** The images of a list inside the bundle; of the bundle itself when it has none. Throws `bundle_not_ready`, `image_list_unclear`. */
   async listOf(id: string, name?: string): Promise<string[]> {
     const all = (await this.images(id)).flatMap(({ names }) => names);
@@ -148,7 +155,7 @@ export class BundleService {
     id: string,
     { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
     preview: (source: ImageSource) => Promise<PushPlan | undefined>,
-  ): Promise<SeenImage[]> {
+  ): Promise<{ images: number; unusable: number }> {
     const row = await getRow(this.bundles, id);
     if (row.sha256) await this.checkSha256(row, row.sha256, { signal, progress });
     progress({ phase: 'read', itemsTotal: 1 });
@@ -159,8 +166,11 @@ export class BundleService {
       if (wrong) throw new AppError('digest_mismatch', { detail: `${wrong} names another digest than its content has: ${digest}` });
     }
     const plan = (await preview(source)) ?? null;
-    await this.bundles.update({ id: row.id }, columns<BundleEntity>({ images, format: source.format, lists: [...(source.lists ?? [])], plan }));
-    return images;
+    await this.bundles.update(
+      { id: row.id },
+      columns<BundleEntity>({ images, unusable: [...source.unusable], format: source.format, lists: [...(source.lists ?? [])], plan }),
+    );
+    return { images: images.length, unusable: source.unusable.length };
   }
 
   private async checkSha256({ path, sizeBytes }: BundleEntity, sha256: string, { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<void> {
@@ -188,7 +198,7 @@ export class BundleService {
       throw cause instanceof AppError ? cause : new AppError('bundle_not_found', { detail: row.path }, { cause });
     });
     if (current.fingerprint !== row.fingerprint) throw new AppError('bundle_changed', { detail: row.path });
-    return openBundle(row.path, { workDir: this.workDir, names: row.names, signal });
+    return openBundle(row.path, { workDir: this.workDir, names: row.names, isStrict: row.strict ?? false, signal });
   }
 
   /** The images as `docker load` takes them, for a host without a copy on any disk. */
@@ -240,6 +250,7 @@ export class BundleService {
     return {
       ...row,
       lists: row.lists ?? [],
+      unusable: row.unusable ?? [],
       path: row.uploadId ? null : row.path,
       sizeBytes: Number(row.sizeBytes),
       state: row.images ? 'ready' : isOver ? 'invalid' : 'reading',

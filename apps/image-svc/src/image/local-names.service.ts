@@ -12,6 +12,8 @@ export interface NamedImage {
   /** Upstream references. */
   names: string[];
   imageIds: string[];
+  /** Null until the layers of a docker-archive are compressed. */
+  digest: string | null;
 }
 
 export interface NamingRule {
@@ -116,9 +118,9 @@ export class LocalNamesService {
   }
 
   /** Writes down who has which names, as the registry says it. */
-  async adopt(images: readonly Pick<ImageEntity, 'upstream' | 'localReferences' | 'imageIds'>[]): Promise<void> {
-    const rows = images.flatMap(({ upstream, localReferences: references, imageIds }) =>
-      references.map((reference) => ({ name: reference.slice(reference.indexOf('/') + 1), upstream, identity: identityOf(imageIds) })),
+  async adopt(images: readonly Pick<ImageEntity, 'upstream' | 'localReferences' | 'imageIds' | 'digest'>[]): Promise<void> {
+    const rows = images.flatMap(({ upstream, localReferences: references, ...image }) =>
+      references.map((reference) => ({ name: toLocalName(parseReference(reference)).name, upstream, identity: identityOf(image) })),
     );
     for (const chunk of chunks(rows)) await this.imageNames.upsert(chunk, ['name']);
   }
@@ -132,8 +134,8 @@ export class LocalNamesService {
 
   /** Who gets each name. */
   private async decide(images: readonly NamedImage[], rule: NamingRule) {
-    const wishes = images.flatMap(({ names, imageIds }) =>
-      names.flatMap((upstream) => this.namesOf(upstream, rule).map((local): Wish => ({ ...local, upstream, identity: identityOf(imageIds) }))),
+    const wishes = images.flatMap((image) =>
+      image.names.flatMap((upstream) => this.namesOf(upstream, rule).map((local): Wish => ({ ...local, upstream, identity: identityOf(image) }))),
     );
     const held = new Map<string, ImageNameEntity>();
     for (const chunk of chunks([...new Set(wishes.map(({ name }) => name))]))
@@ -162,16 +164,20 @@ export class LocalNamesService {
   }
 
   /** The names of one image among those that were granted; equal content may share the name of another. */
-  private pick({ names, imageIds }: NamedImage, granted: ReadonlyMap<string, Wish>, rule: NamingRule): LocalName[] {
-    const identity = identityOf(imageIds);
-    return names
+  private pick(image: NamedImage, granted: ReadonlyMap<string, Wish>, rule: NamingRule): LocalName[] {
+    const identity = identityOf(image);
+    return image.names
       .flatMap((upstream) => this.namesOf(upstream, rule))
       .filter((local) => granted.get(local.name)?.identity === identity)
       .filter((local, index, all) => all.findIndex(({ full }) => full === local.full) === index);
   }
 }
 
-const identityOf = (imageIds: readonly string[]): string => [...imageIds].sort().join();
+/**
+ * The same image saved by two tools has the same configurations, whatever its layers are compressed with. An artifact is its manifest: its configuration is often the
+ * empty one that all share. Source: https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor
+ */
+const identityOf = ({ imageIds, digest }: Pick<NamedImage, 'imageIds' | 'digest'>): string => [...imageIds].sort().join() || (digest ?? '');
 
 const toLocalName = (reference: Reference): LocalName => {
   const { repository, tag, digest } = reference;

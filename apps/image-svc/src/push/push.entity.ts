@@ -1,3 +1,4 @@
+import type { UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import type { NameKind } from '@airdock/core/oci/reference';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 import type { PushedImage, PushPlan } from './push.schema.js';
@@ -13,6 +14,8 @@ export class PushEntity {
   @Column('boolean') dryRun!: boolean;
   @Column('simple-json', { nullable: true }) plan!: PushPlan | null;
   @Column('simple-json', { nullable: true }) results!: PushedImage[] | null;
+  /** What of the selection the bundle has and cannot be pushed. */
+  @Column('simple-json', { nullable: true }) leftOut!: UnusableImage[] | null;
   /** What it has promised itself of the registry's disk while it runs, bytes. */
   @Column('varchar') reservedBytes!: string;
   @Column('varchar') jobId!: string;

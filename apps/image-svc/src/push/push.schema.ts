@@ -3,6 +3,7 @@ import { ProblemDocument } from '@airdock/platform/http/operation';
 import { pageOf } from '@airdock/platform/http/page';
 import { jobStates } from '@airdock/platform/jobs/job.schema';
 import { z } from 'zod';
+import { UnusableImage } from '../bundle/unusable-image.schema.js';
 
 export const PushedImage = z
   .object({
@@ -56,6 +57,7 @@ export const Push = z
     state: z.enum(jobStates),
     plan: PushPlan.nullable().describe('What was to do when it began'),
     results: z.array(PushedImage).nullable(),
+    leftOut: z.array(UnusableImage).describe('What of the selection is in the bundle and stays behind, or does not travel as it was made'),
     jobId: z.uuid(),
     createdAt: z.iso.datetime(),
   })

@@ -3,14 +3,14 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/adapters/oci-client/copy-image';
-import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
+import type { ImageSource, SourceImage, UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
 import { filterPlatforms } from '@airdock/adapters/oci-client/platform-filter';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { UploadSessions } from '@airdock/adapters/oci-client/upload-sessions';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { formatPlatform, isPlatform } from '@airdock/core/oci/manifest';
-import { selectImages } from '@airdock/core/oci/select-images';
+import { matchesPattern, selectImages } from '@airdock/core/oci/select-images';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
@@ -61,6 +61,7 @@ export class PushService {
   /** Throws `bundle_not_ready`, `image_not_found`, `image_name_collision`, `registry_off`. */
   async create(request: JobRequest, { bundleId, images, platforms, naming, winners, dryRun }: CreatePush): Promise<Job> {
     const seen = await this.bundles.images(bundleId);
+    const leftOut = unusableOf(await this.bundles.unusable(bundleId), seen, images);
     const isWanted = (own: string) => platforms?.some((platform) => isPlatform(own, platform)) ?? true;
     const selected = selectImages(
       seen.filter((image) => image.platforms.length === 0 || image.platforms.some(isWanted)),
@@ -80,6 +81,7 @@ export class PushService {
       dryRun,
       plan: null,
       results: null,
+      leftOut,
       reservedBytes: '0',
       jobId: request.id,
       createdAt: now(),
@@ -132,7 +134,7 @@ export class PushService {
     if (push.dryRun) {
       const plan = await this.plan(task, signal);
       await this.pushes.update({ id: push.id }, columns<PushEntity>({ plan }));
-      return { images: plan.images.length, missingBytes: plan.missingBytes, collisions: plan.collisions.length };
+      return { images: plan.images.length, missingBytes: plan.missingBytes, collisions: plan.collisions.length, ...leftOutOf(push) };
     }
     const localNames = await this.names.reserve(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: localNames[index] as LocalName[] }));
@@ -140,7 +142,7 @@ export class PushService {
     try {
       const present = await this.reserveSpace(push.id, toCopy, task, signal);
       const copied = await this.copy(push, toCopy, present, task, sessions, context);
-      return { images: copied.length };
+      return { images: copied.length, ...leftOutOf(push) };
     } catch (error) {
       // A worker that shuts down, or a registry that is away for a while: the next run goes on with what has begun.
       const goesOn = signal.aborted
@@ -293,4 +295,16 @@ export class PushService {
   }
 }
 
-const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({ ...row, state: job?.state ?? 'failed' });
+const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({ ...row, leftOut: row.leftOut ?? [], state: job?.state ?? 'failed' });
+
+/** For the result of a job, which webhooks carry. */
+const leftOutOf = ({ leftOut }: PushEntity) => (leftOut?.length ? { leftOut: leftOut.slice(0, shownItems), leftOutCount: leftOut.length } : {});
+
+/** What a selection would have taken too. Throws the reason of the first that it names in full. */
+function unusableOf(unusable: readonly UnusableImage[], seen: readonly { names: string[] }[], selection: readonly string[] | undefined): UnusableImage[] {
+  if (!selection) return [...unusable];
+  const names = new Set(seen.flatMap((image) => image.names));
+  const asked = unusable.find(({ name }) => name !== null && selection.includes(name) && !names.has(name));
+  if (asked) throw new AppError(asked.code, { detail: `${asked.name}: ${asked.detail}`, image: asked.name });
+  return unusable.filter(({ name }) => name !== null && selection.some((pattern) => matchesPattern(name, pattern)));
+}

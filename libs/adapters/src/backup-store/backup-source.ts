@@ -66,6 +66,7 @@ export async function openBackup(store: BackupStore, id: string, { filter = () =
   }
   return {
     format: 'backup',
+    unusable: [],
     record,
     signature,
     broken,

@@ -12,8 +12,8 @@ import { indexTar } from './tar-index.js';
 export interface BundleFiles {
   /** A regular file, through the tar's links; undefined when there is none. */
   find(name: string): Promise<BlobReader | undefined>;
-  /** Files by name; of a folder only those right in it. */
-  names(): Promise<string[]>;
+  /** The names of files below a folder, without it; of a folder on disk only of those right in it. Default: the root. */
+  names(folder?: string): Promise<string[]>;
   /** False when a tar was cut between two members: what is missing is missing for that reason. */
   complete: boolean;
 }
@@ -23,11 +23,18 @@ const maxNames = 100_000;
 
 export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
 
+/** `./a//b` → `a/b`, as members of a tar are known. What leaves the root has no member. */
+const plainPath = (name: string): string =>
+  name
+    .split('/')
+    .filter((segment) => segment !== '' && segment !== '.')
+    .join('/');
+
 /** The files below a folder of other files. */
 export const below = (files: BundleFiles, folder: string): BundleFiles => ({
   ...files,
   find: (name) => files.find(`${folder}/${name}`),
-  names: async () => (await files.names()).filter((name) => name.startsWith(`${folder}/`)).map((name) => name.slice(folder.length + 1)),
+  names: (inner) => files.names(inner === undefined ? folder : `${folder}/${inner}`),
 });
 
 /** Opens an uncompressed tar, whole or in parts; see `indexTar` for what it refuses. */
@@ -36,9 +43,10 @@ export async function openTarFiles(paths: readonly string[], signal?: AbortSigna
   const index = await indexTar(file, signal);
   return {
     complete: index.complete,
-    names: async () => index.names(),
+    names: async (folder) =>
+      folder === undefined ? index.names() : index.names().flatMap((name) => (name.startsWith(`${folder}/`) ? [name.slice(folder.length + 1)] : [])),
     find: async (name) => {
-      const member = index.find(name);
+      const member = index.find(plainPath(name));
       if (!member) return undefined;
       const { offset, size } = member;
       return { size, file: file.locate(offset, size), open: ({ start } = { start: 0 }) => file.stream(offset + start, Math.max(size - start, 0)) };
@@ -51,8 +59,11 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
   const root = await realpath(path);
   return {
     complete: true,
-    async names() {
-      const names = await readdir(root);
+    async names(folder = '.') {
+      const names = await readdir(join(root, folder)).catch((error: NodeJS.ErrnoException) => {
+        if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return [];
+        throw error;
+      });
       if (names.length > maxNames) throw new AppError('bundle_too_large', { detail: `the folder has ${names.length} files` });
       return names;
     },

@@ -426,10 +426,13 @@ describe('what is refused', () => {
     expect((await failure(openBundle(folder, { workDir }))).code).toBe('bundle_unsafe');
   });
 
-  it('refuses an index when a platform of it is missing', async () => {
+  it('takes an index of which a platform is missing as what is there, unless it is strict', async () => {
     const images = await Promise.all(['amd64', 'arm64'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })));
     await buildOciArchive(file, [makeIndex('registry.k8s.io/pause:3.9', images)], { omitPlatforms: ['linux/arm64'] });
-    expect((await failure(open())).code).toBe('bundle_corrupt');
+    const source = await open();
+    expect(source.images.map(({ platforms }) => platforms.map(({ architecture }) => architecture))).toEqual([['amd64']]);
+    expect(source.unusable).toMatchObject([{ code: 'platforms_absent', detail: expect.stringContaining('linux/arm64') }]);
+    expect((await failure(openBundle(file, { workDir, isStrict: true }))).code).toBe('platforms_absent');
   });
 
   it.each(['tag-only', 'none'] as const)('refuses images whose name is %s', async (names) => {

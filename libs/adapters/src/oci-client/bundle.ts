@@ -7,14 +7,15 @@ import { randomUUID } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
+import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, below, openFolderFiles, openTarFiles, readSmall } from './bundle-files.js';
-import { openDockerArchive } from './docker-archive.js';
+import { namesByConfig, openDockerArchive } from './docker-archive.js';
 import type { GivenNames } from './image-names.js';
-import type { ImageList, ImageSource } from './image-source.js';
+import { type ImageList, type ImageSource, refusalOf, type SourceImage, type UnusableImage } from './image-source.js';
 import { findParts, JoinedFile } from './joined-file.js';
 import { LayerCache } from './layer-cache.js';
-import { hasNamedImages, isOciLayout, openOciLayout } from './oci-layout.js';
+import { isOciLayout, openOciLayout } from './oci-layout.js';
 import { detectCompression, removeUnpacked, unpack } from './unpack.js';
 
 export interface OpenBundleOptions {
@@ -22,14 +23,16 @@ export interface OpenBundleOptions {
   workDir: string;
   /** For images that have no name in the bundle. */
   names?: GivenNames | undefined;
+  /** Refuses a bundle of which something stays behind. */
+  isStrict?: boolean | undefined;
   signal?: AbortSignal | undefined;
 }
 
 /**
  * Opens a bundle by its content, whatever its name: docker-archive, OCI layout, Zarf package or Hauler haul; as a tar, also in parts and compressed with
  * gzip, zstd or xz, or, where it has a layout, as a folder. Reads metadata only, except that a compressed tar is unpacked into `workDir` first. All manifests
- * and configurations are verified by digest, and every blob is there with its size; the content of blobs is verified by whoever moves it. The caller
- * disposes the source.
+ * and configurations are verified by digest, and every blob is there with its size; the content of blobs is verified by whoever moves it. What cannot be used is
+ * named in `unusable`; when that is all, or with `isStrict`, the reason of the first is thrown. The caller disposes the source.
  *
  * Throws `bundle_not_found`, `bundle_format_unknown`, `compression_unsupported`, `bundle_truncated`, `bundle_corrupt`, `bundle_unsafe`,
  * `bundle_too_large`, `digest_mismatch`, `digest_unsupported`, `image_name_missing`, `reference_invalid`, `image_unsupported`, `layer_encrypted`,
@@ -77,20 +80,80 @@ async function openTar(paths: readonly string[], options: OpenBundleOptions): Pr
 
 async function openFiles(files: BundleFiles, layout: 'oci-archive' | 'oci-layout', options: OpenBundleOptions): Promise<ImageSource | undefined> {
   const source = await openImages(files, layout, options);
-  if (source?.images.length === 0) throw new AppError('bundle_empty');
-  if (source) source.lists = await readLists(files);
+  if (!source) return undefined;
+  const { images, unusable } = source;
+  if (images.length === 0) throw unusable.length > 0 ? refusalOf(unusable) : new AppError('bundle_empty');
+  // Docker and containerd save what they have of an index, and mean it.
+  const isMeant = (await files.find('manifest.json')) !== undefined;
+  const refused = options.isStrict ? unusable.filter(({ code }) => !isMeant || code !== 'platforms_absent') : [];
+  if (refused.length > 0) throw refusalOf(refused);
+  source.lists = await readLists(files);
   return source;
 }
 
 async function openImages(files: BundleFiles, layout: 'oci-archive' | 'oci-layout', { workDir, names, signal }: OpenBundleOptions) {
   const isDocker = (await files.find('manifest.json')) !== undefined;
-  const isOci = await isOciLayout(files);
-  // Docker since 25 writes both; the OCI side has the digests that the images had before.
-  if (isOci && (!isDocker || (await hasNamedImages(files)))) return openOciLayout(files, { format: layout, names, signal });
-  if (isDocker) return openDockerArchive(files, new LayerCache(join(workDir, 'layers')), { names, signal });
+  const openDocker = () => openDockerArchive(files, new LayerCache(join(workDir, 'layers')), { names, signal });
+  if (await isOciLayout(files))
+    return isDocker ? openBoth(files, layout, { names, signal }, openDocker) : openOciLayout(files, { format: layout, names, signal });
+  if (isDocker) return openDocker();
   if ((await files.find('zarf.yaml')) && (await isOciLayout(below(files, 'images'))))
     return openOciLayout(below(files, 'images'), { format: 'zarf-package', names, signal });
   return undefined;
+}
+
+/**
+ * An archive with both lists, as Docker since 25 writes it. The OCI side counts, whose digests the images had before; from the other come names that it does not
+ * have, and images that it lacks or has only in part.
+ */
+async function openBoth(
+  files: BundleFiles,
+  format: 'oci-archive' | 'oci-layout',
+  options: { names?: GivenNames | undefined; signal?: AbortSignal | undefined },
+  openDocker: () => Promise<ImageSource>,
+): Promise<ImageSource> {
+  const listed = await namesByConfig(files);
+  const oci = await openOciLayout(files, { format, ...options, namesByConfig: listed });
+  const owners = new Map(oci.images.flatMap((image) => image.names.map((name) => [name, image] as const)));
+  const byConfig = new Map(oci.images.flatMap((image) => image.configDigests.map((digest) => [digest, image] as const)));
+  const collisions: UnusableImage[] = [];
+  const isFree = (name: string, digest: Digest) => {
+    if (owners.has(name))
+      collisions.push({ name, digest, code: 'image_name_ambiguous', detail: `manifest.json gives ${name} to another image than index.json` });
+    return !owners.has(name);
+  };
+  for (const [digest, names] of listed) {
+    const image = byConfig.get(digest);
+    if (image) image.names.push(...names.filter((name) => owners.get(name) !== image && isFree(name, digest)));
+  }
+  const isWhole = [...listed.keys()].every((digest) => byConfig.has(digest));
+  if (isWhole && oci.images.length > 0) return { ...oci, unusable: [...oci.unusable, ...collisions] };
+
+  const docker = await openDocker();
+  const isTold = ({ name, digest }: UnusableImage) =>
+    name === null ? isDigest(digest) && oci.namelessConfigs.has(digest) : oci.unusable.some((one) => one.name === name);
+  const ofDocker = docker.unusable.filter((one) => !isTold(one));
+  const others = docker.images.filter(({ configDigests: [digest] }) => digest && !byConfig.has(digest));
+  for (const image of others) image.names = image.names.filter((name) => isFree(name, image.configDigests[0] as Digest));
+  const added = new Set(others.filter(({ names }) => names.length > 0));
+  if (oci.images.length === 0) return Object.assign(docker, { unusable: [...ofDocker, ...leftOut(oci.unusable, added)] });
+  return {
+    format,
+    images: [...oci.images, ...added],
+    unusable: [...leftOut(oci.unusable, added), ...leftOut(ofDocker, new Set(oci.images)), ...collisions],
+    prepare: (image, prepareOptions) => (added.has(image) ? docker : oci).prepare(image, prepareOptions),
+    readManifest: (digest) => docker.readManifest(digest).catch(() => oci.readManifest(digest)),
+    blob: (descriptor) => docker.blob(descriptor).catch(() => oci.blob(descriptor)),
+    blobsOf: async (image) => (added.has(image) ? ((await docker.blobsOf?.(image)) ?? []) : []),
+    [Symbol.asyncDispose]: async () => {},
+  };
+}
+
+/** What is left out of one list and does not come from the other either. */
+function leftOut(unusable: readonly UnusableImage[], found: ReadonlySet<SourceImage>): UnusableImage[] {
+  const there = new Set([...found].flatMap(({ names, configDigests }) => [...names, ...configDigests]));
+  const isThere = (text: string | null) => text !== null && there.has(text);
+  return unusable.filter(({ name, digest }) => !isThere(name) && !isThere(digest));
 }
 
 const maxListFolders = 2;

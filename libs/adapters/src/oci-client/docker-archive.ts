@@ -10,8 +10,8 @@ import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import pLimit from 'p-limit';
 import { type BundleFiles, missingFile, readSmall } from './bundle-files.js';
 import { foreignLayer } from './image-graph.js';
-import { type GivenNames, givenNames, namesMissing } from './image-names.js';
-import type { BlobReader, ImageList, ImageSource, PrepareOptions, SourceImage } from './image-source.js';
+import { type GivenNames, givenNames } from './image-names.js';
+import { type BlobReader, type ImageList, type ImageSource, type PrepareOptions, type SourceImage, type UnusableImage, unusableImage } from './image-source.js';
 import { hashing, type LayerCache } from './layer-cache.js';
 import { blockSize } from './tar-header.js';
 import { bounded, compressionOf } from './unpack.js';
@@ -84,6 +84,7 @@ class DockerArchive implements ImageSource {
   constructor(
     private readonly layerCache: LayerCache,
     private readonly details: ReadonlyMap<SourceImage, ArchiveImage>,
+    readonly unusable: readonly UnusableImage[],
   ) {
     this.images = [...details.keys()];
   }
@@ -192,23 +193,60 @@ export async function firstBytes(reader: BlobReader, count: number): Promise<Buf
   return start;
 }
 
+async function readListing(files: BundleFiles): Promise<DockerArchiveImage[]> {
+  const listing = await files.find('manifest.json');
+  if (!listing) throw missingFile(files, 'manifest.json');
+  return parseDockerArchive(await readSmall('manifest.json', listing, maxManifestBytes));
+}
+
+/** The names that a docker-archive has for its images, by the digests that the names of their configurations promise. What is no reference is left out. */
+export async function namesByConfig(files: BundleFiles): Promise<Map<Digest, string[]>> {
+  const names = new Map<Digest, string[]>();
+  for (const { config, repoTags } of await readListing(files)) {
+    const digest = promisedDigest(config);
+    const references = repoTags.flatMap((tag) => {
+      try {
+        return [formatReference(parseReference(tag))];
+      } catch {
+        // Named by whoever opens the archive.
+        return [];
+      }
+    });
+    if (digest) names.set(digest, [...new Set([...(names.get(digest) ?? []), ...references])]);
+  }
+  return names;
+}
+
 /**
- * Opens a docker-archive. Reads metadata only. Throws `bundle_corrupt`, `digest_mismatch`,
- * `image_name_missing`, `reference_invalid`.
+ * Opens a docker-archive. Reads metadata only; images that are not whole are in `unusable`. Throws what is wrong with the list itself: `bundle_corrupt`,
+ * `bundle_truncated`, `bundle_too_large`.
  */
 export async function openDockerArchive(
   files: BundleFiles,
   layerCache: LayerCache,
   { names: given = {}, signal }: { names?: GivenNames | undefined; signal?: AbortSignal | undefined } = {},
 ): Promise<ImageSource> {
-  const listing = await files.find('manifest.json');
-  if (!listing) throw missingFile(files, 'manifest.json');
   const byConfig = new Map<Digest, { source: SourceImage; details: ArchiveImage }>();
-  for (const entry of parseDockerArchive(await readSmall('manifest.json', listing, maxManifestBytes))) {
+  const unusable: UnusableImage[] = [];
+  for (const entry of await readListing(files)) {
     signal?.throwIfAborted();
-    const details = await inspectImage(files, entry);
+    const leaveOut = (error: unknown, name: string | null) => unusable.push(unusableImage(error, { name, digest: promisedDigest(entry.config) ?? null }));
+    let details: ArchiveImage;
+    try {
+      details = await inspectImage(files, entry);
+    } catch (error) {
+      for (const name of entry.repoTags.length > 0 ? entry.repoTags : [null]) leaveOut(error, name);
+      continue;
+    }
     const { digest } = details.config;
-    const names = entry.repoTags.map((tag) => formatReference(parseReference(tag)));
+    const names = entry.repoTags.flatMap((tag) => {
+      try {
+        return [formatReference(parseReference(tag))];
+      } catch (error) {
+        leaveOut(error, tag);
+        return [];
+      }
+    });
     const known = byConfig.get(digest);
     if (known) known.source.names = [...new Set([...known.source.names, ...names])];
     else {
@@ -216,12 +254,12 @@ export async function openDockerArchive(
       byConfig.set(digest, { details, source: { names: [...new Set(names)], platforms: [details.platform], sizeBytes, configDigests: [digest] } });
     }
   }
-  const unnamed: Digest[] = [];
   for (const [digest, { source }] of byConfig) {
     if (source.names.length === 0) source.names = givenNames(given, [digest]);
-    if (source.names.length === 0) unnamed.push(digest);
+    if (source.names.length > 0) continue;
+    const detail = `the image ${digestHex(digest).slice(0, 12)} was saved without its name`;
+    unusable.push({ name: null, digest, code: 'image_name_missing', detail });
   }
-  if (unnamed.length > 0)
-    throw namesMissing(unnamed.map((digest) => ({ digest, detail: `the image ${digestHex(digest).slice(0, 12)} was saved without its name` })));
-  return new DockerArchive(layerCache, new Map([...byConfig.values()].map(({ source, details }) => [source, details])));
+  const named = [...byConfig.values()].filter(({ source }) => source.names.length > 0);
+  return new DockerArchive(layerCache, new Map(named.map(({ source, details }) => [source, details])), unusable);
 }

@@ -112,7 +112,7 @@ export async function walkImage(root: Descriptor, readManifest: (digest: Digest)
 const maxConfigBytes = 8 * 1024 * 1024;
 
 /**
- * Platforms, image IDs and size of an image. `readConfig` must return verified bytes, at most `maxBytes`. With `strict` it throws
+ * Platforms, image IDs (of what runs) and size of an image. `readConfig` must return verified bytes, at most `maxBytes`. With `strict` it throws
  * `bundle_corrupt` for configurations that readers understand differently, or that speak of other layers than the manifest: no engine runs such an image.
  */
 export async function describeImage(
@@ -121,18 +121,21 @@ export async function describeImage(
   { strict = false } = {},
 ): Promise<{ platforms: Platform[]; sizeBytes: number; configDigests: Digest[] }> {
   const platforms: Platform[] = [];
+  const configDigests: Digest[] = [];
   for (const { descriptor, manifest } of images) {
-    // Charts, signatures and other artifacts have configurations of their own kinds, and run nowhere.
-    if (isImageConfig(manifest.config)) {
-      const { platform, diffIds } = parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict });
-      if (strict && diffIds && diffIds.length !== manifest.layers.length) {
+    // Charts, signatures and other artifacts have configurations of their own kinds, or one that speaks of no layers, and run nowhere.
+    const config = isImageConfig(manifest.config) ? parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict }) : undefined;
+    if (config?.diffIds) {
+      const { platform, diffIds } = config;
+      if (strict && diffIds.length !== manifest.layers.length) {
         const detail = `${manifest.config.digest} speaks of ${diffIds.length} layers, its manifest of ${manifest.layers.length}`;
         throw new AppError('bundle_corrupt', { detail, digest: manifest.config.digest });
       }
       platforms.push(platform);
+      configDigests.push(manifest.config.digest);
     } else if (descriptor.platform) platforms.push(descriptor.platform);
   }
-  return { platforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests: images.map(({ manifest }) => manifest.config.digest) };
+  return { platforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests };
 }
 
 export const isImageConfig = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.ociConfig || mediaType === mediaTypes.dockerConfig;

@@ -1,4 +1,3 @@
-import { AppError } from '@airdock/core/errors';
 import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
@@ -25,14 +24,6 @@ export function givenNames(given: GivenNames, keys: readonly (string | undefined
   const key = keys.find((candidate) => candidate !== undefined && Object.hasOwn(given, candidate)) ?? '';
   return [given[key] ?? []].flat().map((name) => formatReference(parseReference(name)));
 }
-
-/** For images that neither the bundle nor the request names. `unnamed` are what `names` of a request may use as keys. */
-export const namesMissing = (unnamed: readonly { digest: Digest; detail: string }[]): AppError =>
-  new AppError('image_name_missing', {
-    detail: `${unnamed[0]?.detail}${unnamed.length > 1 ? `, and ${unnamed.length - 1} more have no name` : ''}`,
-    digest: unnamed[0]?.digest,
-    unnamed: unnamed.map(({ digest }) => digest).slice(0, 1000),
-  });
 
 /** How the tag of a signature, attestation or SBOM begins with the digest that it speaks of. Source: https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md */
 export function companionSubject(tag: string | undefined): Digest | undefined {

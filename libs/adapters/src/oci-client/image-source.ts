@@ -1,4 +1,5 @@
 import type { Readable } from 'node:stream';
+import { AppError, type ErrorCode } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { Descriptor, Platform } from '@airdock/core/oci/manifest';
 
@@ -55,10 +56,50 @@ export interface PrepareOptions {
   onProgress?: ((bytesDone: number) => void) | undefined;
 }
 
+/** An entry of a bundle that stays behind, or does not travel as it was, and why. */
+export interface UnusableImage {
+  /** The upstream reference, or the tag, that the bundle has for it. */
+  name: string | null;
+  /** Of its manifest or index; of a docker-archive that of its configuration. */
+  digest: string | null;
+  code: ErrorCode;
+  detail: string;
+}
+
+/** The entry for what opening an image has thrown. What is no fault of that image alone is thrown again: a file that was cut, or that nobody should trust. */
+export function unusableImage(error: unknown, { name, digest }: Pick<UnusableImage, 'name' | 'digest'>): UnusableImage {
+  if (!(error instanceof AppError) || error.family !== 'invalid' || error.code === 'bundle_truncated' || error.code === 'bundle_unsafe') throw error;
+  const entry = { name, digest, code: error.code, detail: String(error.details.detail ?? error.message).slice(0, 500) };
+  reasons.set(entry, error);
+  return entry;
+}
+
+const reasons = new WeakMap<UnusableImage, AppError>();
+
+/** For a bundle that shall not be used in part, or has nothing else: the error of its first unusable image. `unnamed` are what `names` of a request may use as keys. */
+export function refusalOf(unusable: readonly UnusableImage[]): AppError {
+  const [first] = unusable as [UnusableImage];
+  const unnamed = unusable.filter(({ code }) => code === 'image_name_missing').map(({ digest }) => digest);
+  return new AppError(
+    first.code,
+    {
+      ...(first.digest !== null && { digest: first.digest }),
+      ...reasons.get(first)?.details,
+      detail: unusable.length > 1 ? `${first.detail}, and ${unusable.length - 1} more` : first.detail,
+      ...(first.name !== null && { image: first.name }),
+      ...(unnamed.length > 0 && { unnamed: unnamed.slice(0, 1000) }),
+      ...(unusable.length > 1 && { unusable: unusable.slice(0, 100) }),
+    },
+    { cause: reasons.get(first) },
+  );
+}
+
 /** Where images come from. Disposing it closes files and removes what it unpacked; compressed layers stay in the work folder for the next run. */
 export interface ImageSource extends AsyncDisposable {
   readonly format: 'docker-archive' | 'oci-archive' | 'oci-layout' | 'zarf-package' | 'backup';
   readonly images: readonly SourceImage[];
+  /** What else the bundle has, which is not among `images` as it was made. */
+  readonly unusable: readonly UnusableImage[];
   /** Lists of images that came with them. */
   lists?: readonly ImageList[] | undefined;
   /**

@@ -76,43 +76,105 @@ export class JoinedFile implements AsyncDisposable {
   }
 }
 
-/** `x.tar.part003`, `x.tar.003`, `x.tar.part-ab`, `x.tar.ab`: what `split` and Zarf write. `x.1` and `x.2` may well be two files. */
-const partName = /^(.+\.part[-_.]?|.+\.(?=\d\d|[a-z]))(\d+|[a-z]{2,4})$/;
+interface PartName {
+  head: string;
+  /** Digits or letters. */
+  suffix: string;
+  /** What some write behind the number: `.tar`. */
+  tail: string;
+}
 
-const isFirst = (suffix: string): boolean => /^(?:0*[01]|a+)$/.test(suffix);
+const archiveName = String.raw`.+\.(?:tar|tgz|tzst|txz|gz|zst|xz|zip|7z|oci)`;
+/**
+ * Names of parts, the surest first: `x.part01`, `x.part1.tar`; `x.tar.003`, `x.tar.ab`, `x.tar_aa`, `x.tar00`; `x.003` and `x.ab`; `xaa`, which is split's own choice. `x.1` and
+ * `x.2` may well be two files.
+ */
+const partNames = [
+  /^(.+[._-]part[-_.]?)(\d{1,6}|[a-z]{2,6})((?:\.[a-z\d]{1,5}){0,2})$/i,
+  new RegExp(String.raw`^(${archiveName}[._-]?)(\d{2,6}|[a-z]{2,6}|[\da-f]{2,6})()$`, 'i'),
+  /^(.+\.)(\d{2,6}|[a-z]{2,4})()$/,
+  /^(x)(\d{2,6}|[a-z]{2,6}|[\da-f]{2,6})()$/,
+];
 
-const successor = (suffix: string): string => {
-  if (/^\d/.test(suffix)) return String(Number(suffix) + 1).padStart(suffix.length, '0');
-  let carried = '';
-  let rest = suffix;
-  while (rest.endsWith('z')) {
-    rest = rest.slice(0, -1);
-    carried += 'a';
+function partNameOf(name: string): PartName | undefined {
+  for (const pattern of partNames) {
+    const [, head, suffix, tail] = pattern.exec(name) ?? [];
+    if (head !== undefined && suffix !== undefined && tail !== undefined) return { head, suffix, tail };
   }
-  return rest === '' ? '' : rest.slice(0, -1) + String.fromCharCode(rest.charCodeAt(rest.length - 1) + 1) + carried;
-};
+  return undefined;
+}
+
+const isFirst = (suffix: string): boolean => /^(?:0*[01]|a+)$/i.test(suffix);
+
+/** The next one in the order of its characters; undefined after the last of this length. */
+function increment(suffix: string, alphabet: string): string | undefined {
+  const last = alphabet.indexOf(suffix.at(-1) ?? '');
+  const before = suffix.slice(0, -1);
+  if (last < alphabet.length - 1) return before + alphabet[last + 1];
+  const carried = before === '' ? undefined : increment(before, alphabet);
+  return carried === undefined ? undefined : carried + alphabet[0];
+}
+
+const letters = 'abcdefghijklmnopqrstuvwxyz';
 
 /**
- * All parts of the file that `path` is the first part of, in their order; `[path]` when it is no first part, or has no second one. The small first part
- * that Zarf writes, `{"sha256Sum", "bytes", "count"}`, is left out, and what it says is checked. Throws `bundle_truncated` naming what is missing.
+ * What may follow a suffix: the next of the same length, in hexadecimal too; the next number without zeros in front; and what GNU split writes when the length is used
+ * up: 89 is followed by 9000, yz by zaaa. Source: https://www.gnu.org/software/coreutils/manual/html_node/split-invocation.html
+ */
+function successors(suffix: string): string[] {
+  const isNumber = /^\d+$/.test(suffix);
+  const alphabet = isNumber ? '0123456789' : /[A-Z]/.test(suffix) ? letters.toUpperCase() : letters;
+  const isHex = /^[\da-f]+$/.test(suffix) && /\d/.test(suffix);
+  const found = [isHex ? increment(suffix, '0123456789abcdef') : undefined, increment(suffix, alphabet)];
+  if (isNumber) found.push(String(Number(suffix) + 1));
+  const [zero = '', top = ''] = [alphabet[0], alphabet.at(-1)];
+  const filled = (suffix.length - 2) / 2;
+  if (Number.isInteger(filled) && suffix === top.repeat(filled) + alphabet.at(-2) + top.repeat(filled + 1))
+    found.push(top.repeat(filled + 1) + zero.repeat(filled + 3));
+  return found.filter((next) => next !== undefined);
+}
+
+/**
+ * All parts of the file that `path` is a part of, in their order; `[path]` when it is none, or has no other. The small first part that Zarf writes, `{"sha256Sum",
+ * "bytes", "count"}`, is left out, and what it says is checked. Throws `bundle_truncated` naming what is missing.
  */
 export async function findParts(path: string): Promise<string[]> {
-  const [, stem, suffix] = partName.exec(basename(path)) ?? [];
-  if (stem === undefined || suffix === undefined || !isFirst(suffix)) return [path];
+  const name = partNameOf(basename(path));
+  if (!name) return [path];
   const folder = dirname(path);
-  const siblings = new Set((await readdir(folder)).filter((name) => name.startsWith(stem) && partName.exec(name)?.[2]?.length === suffix.length));
-  const parts = [basename(path)];
-  siblings.delete(basename(path));
-  for (let next = successor(suffix); siblings.delete(stem + next) && parts.length < maxParts; next = successor(next)) parts.push(stem + next);
-  const kind = /^\d/.test(suffix) ? /^\d+$/ : /^[a-z]+$/;
-  const stray = [...siblings].filter((name) => kind.test(name.slice(stem.length)));
-  if (stray.length > 0) {
-    const missing = `${stem}${successor(parts.at(-1)?.slice(stem.length) ?? suffix)}`;
-    throw new AppError('bundle_truncated', { detail: `the part ${missing} is missing, while ${stray.sort()[0]} is there`, missing });
+  const suffixes = new Set<string>();
+  for (const sibling of await readdir(folder)) {
+    const other = partNameOf(sibling);
+    if (other && other.head === name.head && other.tail === name.tail) suffixes.add(other.suffix);
   }
-  const paths = parts.map((name) => join(folder, name));
-  return checkHeader(paths);
+  const given = isFirst(name.suffix) ? name.suffix : undefined;
+  const first = given ?? [...suffixes].filter((suffix) => isFirst(suffix) && isAlike(suffix, name.suffix)).sort()[0];
+  if (first === undefined) return [path];
+  const parts = [first];
+  suffixes.delete(first);
+  let last = first;
+  while (parts.length < maxParts) {
+    const next = successors(last).find((candidate) => suffixes.delete(candidate));
+    if (next === undefined) break;
+    parts.push(next);
+    last = next;
+  }
+  const isUnpadded = /^[01]$/.test(first);
+  const [stray] = [...suffixes]
+    .filter((suffix) => isAlike(suffix, first) && (isUnpadded ? Number(suffix) > Number(last) : suffix.length === last.length))
+    .sort((one, other) => one.length - other.length || (one < other ? -1 : 1));
+  const nameOf = (suffix: string) => `${name.head}${suffix}${name.tail}`;
+  if (stray !== undefined) {
+    const missing = nameOf(successors(last).find((next) => !/^\d+$/.test(last) || /^\d+$/.test(next)) ?? last);
+    throw new AppError('bundle_truncated', { detail: `the part ${missing} is missing, while ${nameOf(stray)} is there`, missing });
+  }
+  // A file that only looks like one of them.
+  if (!parts.includes(name.suffix)) return [path];
+  return checkHeader(parts.map((suffix) => join(folder, nameOf(suffix))));
 }
+
+/** Numbered in the same way. */
+const isAlike = (one: string, other: string): boolean => [/^\d+$/, /^[a-z]+$/, /^[A-Z]+$/, /^[\da-f]+$/].some((kind) => kind.test(one) && kind.test(other));
 
 async function checkHeader(paths: string[]): Promise<string[]> {
   const [first = '', ...rest] = paths;

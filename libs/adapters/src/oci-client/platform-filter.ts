@@ -75,6 +75,7 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
   return {
     format: source.format,
     lists: source.lists,
+    unusable: source.unusable,
     images: [...originals.keys()],
     prepare: async (image, options) => (image.root ? image.root : source.prepare(originals.get(image) ?? image, options)),
     readManifest,

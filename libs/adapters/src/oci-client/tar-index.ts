@@ -22,6 +22,7 @@ const maxFolders = 100;
 const maxNamesLength = 20_000_000;
 /** Headers of small members come from the disk together. */
 const windowBytes = 64 * 1024;
+const compareBytes = 1024 * 1024;
 
 export interface TarMember {
   /** Where the content starts in the file, bytes. */
@@ -138,7 +139,8 @@ export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<
       // Links and folders have no content, whatever their header says: so every tar reader understands it.
       size = member.type === '0' ? member.size : 0;
       if (position + size > fileSize) throw truncated(position + size - fileSize, fileSize);
-      addMember(member, position, files, links);
+      const before = addMember(member, position, files, links);
+      if (before && !(await hasSameContent(file, before.offset, position, size, signal))) throw unsafe('two members have the same name', member.name);
     }
     position += Math.ceil(size / blockSize) * blockSize;
   }
@@ -166,14 +168,23 @@ function readExtension(header: TarHeader, content: Buffer): TarOverrides {
   return parsePax(content, header.type === 'g' ? 'global' : 'next');
 }
 
-function addMember(member: TarHeader, offset: number, files: Map<string, TarMember>, links: Map<string, string>): void {
-  const name = safeName(member.name);
+/**
+ * Returns the earlier file of the same name and size, which is the same file if its bytes are too: tools write shared layers twice. Which of two different ones counts
+ * differs between readers; that is a way to show one thing to a scanner and another to us.
+ */
+function addMember(member: TarHeader, offset: number, files: Map<string, TarMember>, links: Map<string, string>): TarMember | undefined {
   const isFolder = member.type === '5' || (member.type === '0' && member.name.endsWith('/'));
-  if (isFolder) return;
+  // The root, as some tools write it.
+  if (isFolder && /^[./]+$/.test(member.name) && !member.name.includes('..')) return undefined;
+  const name = safeName(member.name);
+  if (isFolder) return undefined;
   if (!'012'.includes(member.type)) throw unsafe(`a member of type ${JSON.stringify(member.type)} (device, sparse file or unknown)`, member.name);
   if (name === '') throw unsafe('a member has no name', member.name);
-  // Which of two members counts differs between readers; that is a way to show one thing to a scanner and another to us.
-  if (files.has(name) || links.has(name)) throw unsafe('two members have the same name', member.name);
+  const before = files.get(name);
+  if (before?.size === member.size && member.type === '0') return before;
+  const isSameLink = member.type !== '0' && links.has(name) && links.get(name) === linkTarget(name, member.linkName, member.type);
+  if (isSameLink) return undefined;
+  if (before || links.has(name)) throw unsafe('two members have the same name', member.name);
   // Unpacked, it would land where the link leads.
   for (let slash = name.indexOf('/'); slash > 0; slash = name.indexOf('/', slash + 1)) {
     const folder = name.slice(0, slash);
@@ -185,4 +196,22 @@ function addMember(member: TarHeader, offset: number, files: Map<string, TarMemb
     if (member.type === '1' && !files.has(target) && !links.has(target)) throw unsafe('a hard link leads to no member before it', member.name);
     links.set(name, target);
   }
+  return undefined;
+}
+
+async function hasSameContent(file: JoinedFile, first: number, second: number, size: number, signal?: AbortSignal): Promise<boolean> {
+  const [one, other] = [Buffer.alloc(compareBytes), Buffer.alloc(compareBytes)];
+  for (let at = 0; at < size; ) {
+    signal?.throwIfAborted();
+    const length = Math.min(compareBytes, size - at);
+    const { bytesRead } = await file.read(one, 0, length, first + at);
+    for (let filled = 0; filled < bytesRead; ) {
+      const read = await file.read(other, filled, bytesRead - filled, second + at + filled);
+      if (read.bytesRead === 0) return false;
+      filled += read.bytesRead;
+    }
+    if (bytesRead === 0 || one.compare(other, 0, bytesRead, 0, bytesRead) !== 0) return false;
+    at += bytesRead;
+  }
+  return true;
 }

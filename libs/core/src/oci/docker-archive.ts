@@ -42,9 +42,22 @@ export function parseDockerArchive(bytes: Uint8Array): DockerArchiveImage[] {
 }
 
 function parseImages(bytes: Uint8Array): z.infer<typeof archiveSchema> {
+  let json: unknown;
   try {
-    return archiveSchema.parse(parseStrictJson(bytes));
+    json = parseStrictJson(bytes);
+    return archiveSchema.parse(json);
   } catch (cause) {
+    const keys = otherKeys(json);
+    if (keys)
+      throw new AppError('bundle_format_unknown', { detail: `manifest.json is the list of another tool than docker save: ${keys.join(', ')}` }, { cause });
     throw new AppError('bundle_corrupt', { detail: 'manifest.json is not the list of images that docker save writes' }, { cause });
   }
+}
+
+/** What is in a `manifest.json` that has nothing of Docker's: imgpkg and web applications have files of this name too. */
+function otherKeys(json: unknown): string[] | undefined {
+  const [first] = Array.isArray(json) ? (json as unknown[]) : [json];
+  if (typeof first !== 'object' || first === null || Array.isArray(first)) return undefined;
+  const keys = Object.keys(first);
+  return keys.length > 0 && !keys.some((key) => /^(?:Config|RepoTags|Layers)$/i.test(key)) ? keys.slice(0, 5).map((key) => key.slice(0, 50)) : undefined;
 }

@@ -57,7 +57,26 @@ export interface ImageIndex {
   annotations?: Record<string, string> | undefined;
 }
 
-const platformSchema = z.looseObject({ os: z.string().default(''), architecture: z.string().default(''), variant: z.string().optional() });
+/** Go writes an empty list, an empty map and a pointer to nothing as null, and registries take it. */
+const list = <T extends z.ZodType>(item: T) =>
+  z
+    .array(item)
+    .max(10_000)
+    .nullish()
+    .transform((value) => value ?? []);
+const optional = <T extends z.ZodType>(schema: T) => schema.nullish().transform((value) => value ?? undefined);
+
+const platformSchema = z.looseObject({
+  os: z
+    .string()
+    .nullish()
+    .transform((value) => value ?? ''),
+  architecture: z
+    .string()
+    .nullish()
+    .transform((value) => value ?? ''),
+  variant: optional(z.string()),
+});
 const otherAlgorithm = 'a digest of another algorithm than sha256';
 const isOtherDigest = (value: unknown) => typeof value === 'string' && /^(?!sha256:)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[\w=-]+$/.test(value);
 
@@ -75,39 +94,27 @@ const descriptorSchema = exactKeys(
     mediaType: z.string().max(255),
     digest: z.custom<Digest>(isDigest, { error: ({ input }) => (isOtherDigest(input) ? otherAlgorithm : 'not a sha256 digest') }),
     size: z.number().int().nonnegative(),
-    platform: platformSchema.optional(),
-    annotations: z
-      .record(z.string(), z.string())
-      .nullish()
-      .transform((value) => value ?? undefined),
-    urls: z
-      .array(z.string())
-      .nullish()
-      .transform((value) => value ?? undefined),
+    platform: optional(platformSchema),
+    annotations: optional(z.record(z.string(), z.string())),
+    urls: optional(z.array(z.string())),
   }),
 );
 const manifestSchema = exactKeys(
   z.looseObject({
     schemaVersion: z.literal(2),
-    mediaType: z.string().optional(),
+    mediaType: optional(z.string()),
     config: descriptorSchema,
-    layers: z.array(descriptorSchema).max(10_000),
-    subject: descriptorSchema.optional(),
-    annotations: z
-      .record(z.string(), z.string())
-      .nullish()
-      .transform((value) => value ?? undefined),
+    layers: list(descriptorSchema),
+    subject: optional(descriptorSchema),
+    annotations: optional(z.record(z.string(), z.string())),
   }),
 );
 const indexSchema = exactKeys(
   z.looseObject({
     schemaVersion: z.literal(2),
-    mediaType: z.string().optional(),
-    manifests: z.array(descriptorSchema).max(10_000),
-    annotations: z
-      .record(z.string(), z.string())
-      .nullish()
-      .transform((value) => value ?? undefined),
+    mediaType: optional(z.string()),
+    manifests: list(descriptorSchema),
+    annotations: optional(z.record(z.string(), z.string())),
   }),
 );
 const configSchema = z.looseObject({
@@ -139,7 +146,7 @@ export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManif
   // An index that is a manifest too is one of them to each reader. Source: https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh
   if (isIndex && ['layers', 'config'].some((key) => key in (json as object))) throw corrupt('a manifest is an index too');
   if (!parsed.success) throw corrupt(`a manifest is not valid: ${z.prettifyError(parsed.error).slice(0, 500)}`);
-  const declared = parsed.data.mediaType ?? mediaType;
+  const declared = parsed.data.mediaType || mediaType;
   const fallback = isIndex ? mediaTypes.ociIndex : mediaTypes.ociManifest;
   if (isIndex) {
     const { manifests, annotations } = parsed.data as z.infer<typeof indexSchema>;

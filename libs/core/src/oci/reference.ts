@@ -1,3 +1,4 @@
+import { isIPv6 } from 'node:net';
 import { AppError } from '../errors.js';
 import { type Digest, isDigest } from './digest.js';
 
@@ -22,9 +23,13 @@ const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 const maxLength = 1000;
 
 /** True for `host[:port]`, as a registry stands in references: no scheme, no path. */
-export const isRegistry = (text: string): boolean => text.length <= 255 && registryPattern.test(text);
+export const isRegistry = (text: string): boolean =>
+  text.length <= 255 && registryPattern.test(text) && (!text.startsWith('[') || isIPv6(text.slice(1, text.indexOf(']'))));
 export const isRepository = (text: string): boolean => text.length <= 255 && repositoryPattern.test(text);
 export const isTag = (text: string): boolean => tagPattern.test(text);
+
+/** An IPv6 address in its shortest form, e.g. `[fd00::10]:5000`; anything else as it is. */
+const canonicalRegistry = (registry: string): string => registry.replace(/^\[.+\]/, (address) => new URL(`http://${address}`).hostname);
 
 /**
  * Reads a reference the way Docker does: without a registry it is Docker Hub's, a one-word Docker Hub name is in `library/`,
@@ -56,7 +61,8 @@ export function parseReference(text: string): Reference {
   }
   if (registry === 'index.docker.io' || registry === 'registry-1.docker.io') registry = 'docker.io';
   if (registry === 'docker.io' && repository !== '' && !repository.includes('/')) repository = `library/${repository}`;
-  if (!registryPattern.test(registry)) throw invalid('the registry is not host[:port]');
+  if (!isRegistry(registry)) throw invalid('the registry is not host[:port]');
+  registry = canonicalRegistry(registry);
   if (!isRepository(repository)) throw invalid('the path has characters that paths cannot have');
   if (!tag && !digest) tag = 'latest';
   return { registry, repository, tag, digest };
@@ -77,6 +83,12 @@ export function withoutDigest(text: string): string {
 export const formatName = ({ repository, tag, digest }: Pick<Reference, 'repository' | 'tag' | 'digest'>): string =>
   tag === undefined ? `${repository}@${digest}` : `${repository}:${tag}`;
 
+/** Reads what `formatName` writes. A path has neither `:` nor `@`. */
+export function parseName(name: string): Pick<Reference, 'repository' | 'tag'> {
+  const [, repository = '', tag] = /^([^:@]*)(?::([^@]*))?/.exec(name) ?? [];
+  return { repository, tag };
+}
+
 /**
  * The kinds of names that an upstream image gets in the local registry, in the order of their importance:
  * - `flat`: only the registry's host replaced, as PMK does: `localhost:5100/pause:3.2`
@@ -87,20 +99,31 @@ export type NameKind = (typeof nameKinds)[number];
 
 /**
  * The names that an upstream image gets in the local registry, the one that PMK uses first. Official Docker Hub images have both `nginx` and
- * `library/nginx` as flat names. The first is where the bytes go; the others are mounts. An upstream's port is written with `_`, since `:` cannot stand
- * in a path.
+ * `library/nginx` as flat names. The first is where the bytes go; the others are mounts. An upstream's port is written with `_`, and an IPv6 address as
+ * `ipv6-fd00-0-0-0-0-0-0-10`, since `:` cannot stand in a path.
  */
 export function localReferences(upstream: Reference, localRegistry: string, kinds: readonly NameKind[] = nameKinds): Reference[] {
   const { registry, repository, tag, digest } = upstream;
   const official = registry === 'docker.io' && repository.startsWith('library/') ? [repository.slice('library/'.length)] : [];
-  const paths = { flat: [...official, repository], upstream: [`${registry.toLowerCase().replaceAll(':', '_')}/${repository}`] };
+  const paths = { flat: [...official, repository], upstream: [`${pathOfRegistry(registry)}/${repository}`] };
   return nameKinds.flatMap((kind) => (kinds.includes(kind) ? paths[kind] : [])).map((path) => ({ registry: localRegistry, repository: path, tag, digest }));
+}
+
+function pathOfRegistry(registry: string): string {
+  const [, address, port = ''] = /^\[(.+)\](?::(\d+))?$/.exec(registry.toLowerCase()) ?? [];
+  if (address === undefined) return registry.toLowerCase().replaceAll(':', '_');
+  const [before = [], after] = address.split('::').map((half) => half.split(':').filter((group) => group !== ''));
+  const groups = after === undefined ? before : [...before, ...Array<string>(8 - before.length - after.length).fill('0'), ...after];
+  return `ipv6-${groups.map((group) => Number.parseInt(group, 16).toString(16)).join('-')}${port && `_${port}`}`;
 }
 
 /** The upstream whose name below its upstream this is: `k8s.gcr.io/pause` → `k8s.gcr.io`, `pause`. Undefined for a flat name. */
 export function upstreamOf({ repository, tag, digest }: Pick<Reference, 'repository' | 'tag' | 'digest'>): Reference | undefined {
   const slash = repository.indexOf('/');
-  const registry = repository.slice(0, Math.max(slash, 0)).replace(/_(\d+)$/, ':$1');
+  const registry = repository
+    .slice(0, Math.max(slash, 0))
+    .replace(/_(\d+)$/, ':$1')
+    .replace(/^ipv6-([\da-f]{1,4}(?:-[\da-f]{1,4}){7})(?=:|$)/, (_, groups: string) => canonicalRegistry(`[${groups.replaceAll('-', ':')}]`));
   if (!/[.:]/.test(registry) && registry !== 'localhost') return undefined;
   return { registry, repository: repository.slice(slash + 1), tag, digest };
 }

@@ -1,19 +1,43 @@
 import { AppError } from '../errors.js';
+import { isDigest } from './digest.js';
+import { formatReference, parseReference, type Reference } from './reference.js';
 
-/**
- * The images that a selection names, in their own order. A pattern has `*` for any characters and `?` for one; anything else is a name in full. Throws
- * `image_not_found` with everything that names nothing.
- */
-export function selectImages<T extends { names: readonly string[] }>(images: readonly T[], selection: readonly string[] | undefined): T[] {
-  if (!selection) return [...images];
-  const matchers = selection.map((text) => ({ text, matches: matcherOf(text) }));
-  const missing = matchers.filter(({ matches }) => !images.some(({ names }) => names.some(matches))).map(({ text }) => text);
-  if (missing.length > 0) throw new AppError('image_not_found', { detail: `not in the bundle: ${missing.slice(0, 20).join(', ')}`, missing });
-  return images.filter(({ names }) => names.some((name) => matchers.some(({ matches }) => matches(name))));
+interface Selectable {
+  /** Upstream references as `formatReference` writes them. */
+  names: readonly string[];
+  /** Undefined or null while it is not known. */
+  digest?: string | null | undefined;
 }
 
-function matcherOf(text: string): (name: string) => boolean {
-  return /[*?]/.test(text) ? (name) => matchesPattern(name, text) : (name) => name === text;
+/**
+ * The images that a selection names, in their own order. A pattern has `*` for any characters and `?` for one; anything else is a reference as Docker reads it, whose
+ * digest, if it has one beside its tag, must be that of the image. Throws `image_not_found` with everything that names nothing.
+ */
+export function selectImages<T extends Selectable>(images: readonly T[], selection: readonly string[] | undefined): T[] {
+  if (!selection) return [...images];
+  const matchers = selection.map((text) => ({ text, matches: matcherOf(text) }));
+  const missing = matchers.filter(({ matches }) => !images.some(matches)).map(({ text }) => text);
+  if (missing.length > 0) throw new AppError('image_not_found', { detail: `not in the bundle: ${missing.slice(0, 20).join(', ')}`, missing });
+  return images.filter((image) => matchers.some(({ matches }) => matches(image)));
+}
+
+function matcherOf(text: string): (image: Selectable) => boolean {
+  if (/[*?]/.test(text)) return ({ names }) => names.some((name) => matchesPattern(name, text));
+  const wanted = referenceOrNothing(text);
+  if (!wanted) return () => false;
+  const { tag, digest } = wanted;
+  const name = formatReference(tag ? { ...wanted, digest: undefined } : wanted);
+  const hasDigest = (own: string | null | undefined) => !tag || !digest || !isDigest(own) || own === digest;
+  return (image) => image.names.includes(name) && hasDigest(image.digest);
+}
+
+function referenceOrNothing(text: string): Reference | undefined {
+  try {
+    return parseReference(text);
+  } catch {
+    // It names nothing, and is told as that.
+    return undefined;
+  }
 }
 
 /** A pattern as `selectImages` has them. In steps of at most the product of both lengths, whatever the pattern: it comes from a request. */

@@ -585,6 +585,10 @@ export type CreateBundle = {
     names?: {
         [key: string]: string | Array<string>;
     };
+    /**
+     * Refuses the bundle when anything in it cannot be pushed; otherwise `unusable` names it and the rest can be
+     */
+    strict?: boolean;
 };
 
 export type BundlePage = {
@@ -610,6 +614,10 @@ export type Bundle = {
      */
     state: 'reading' | 'ready' | 'invalid';
     images: Array<BundleImage>;
+    /**
+     * What else is in the bundle and cannot be pushed, or not as it was made
+     */
+    unusable: Array<UnusableImage>;
     /**
      * Lists of images that came inside, e.g. images.txt
      */
@@ -645,6 +653,25 @@ export type BundleImage = {
     platforms: Array<string>;
     sizeBytes: number;
     localReferences: Array<string>;
+};
+
+export type UnusableImage = {
+    /**
+     * The upstream reference, or the tag, that the bundle has for it
+     */
+    name: string | null;
+    /**
+     * Of its manifest or index; in a docker-archive of its configuration
+     */
+    digest: string | null;
+    /**
+     * As of an error
+     */
+    code: string;
+    /**
+     * Why, and what stays behind
+     */
+    detail: string;
 };
 
 export type PushPlan = {
@@ -745,6 +772,10 @@ export type Push = {
      */
     plan: PushPlan | null;
     results: Array<PushedImage> | null;
+    /**
+     * What of the selection is in the bundle and stays behind, or does not travel as it was made
+     */
+    leftOut: Array<UnusableImage>;
     jobId: string;
     createdAt: string;
 };
