@@ -5,7 +5,7 @@ import { describeRegistryImage } from '@airdock/adapters/oci-client/registry-ima
 import { AppError } from '@airdock/core/errors';
 import { isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
-import { formatReference, parseReference, upstreamOf } from '@airdock/core/oci/reference';
+import { formatReference, parseReference, upstreamOf, withoutDigest } from '@airdock/core/oci/reference';
 import { chunks } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { getRow } from '@airdock/platform/http/page';
@@ -210,7 +210,7 @@ export class CatalogueService {
       const upstream = upstreamOf(each);
       if (upstream) claim(formatReference(upstream), each.root.digest);
     }
-    for (const { upstream, digest } of known) if (!upstreams.has(upstream)) claim(upstream, digest);
+    for (const { upstream, digest } of known) if (!upstreams.has(withoutDigest(upstream))) claim(withoutDigest(upstream), digest);
     for (const each of found) {
       if (taken.has(each)) continue;
       upstreams.set(formatReference({ registry: this.names.localRegistry, repository: each.repository, tag: each.tag }), [each]);

@@ -103,6 +103,10 @@ export class ImageService {
         }
         if (attempt === 5) throw new AppError('dependency_unavailable', { detail: 'the catalogue changes too fast' });
       }
+      // A name with tag and digest was an upstream of its own once.
+      await this.images.delete({
+        upstream: In(chunk.filter(({ upstream }) => !upstream.includes('@')).map(({ upstream, digest }) => `${upstream}@${digest}`)),
+      });
     }
   }
 

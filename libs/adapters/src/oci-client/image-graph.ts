@@ -122,8 +122,8 @@ export async function describeImage(
 ): Promise<{ platforms: Platform[]; sizeBytes: number; configDigests: Digest[] }> {
   const platforms: Platform[] = [];
   const configDigests: Digest[] = [];
-  for (const { descriptor, manifest } of images) {
-    // Charts, signatures and other artifacts have configurations of their own kinds, or one that speaks of no layers, and run nowhere.
+  for (const { manifest } of images) {
+    // Charts, signatures and other artifacts have configurations of their own kinds, or one that speaks of no layers or of no platform, and run nowhere.
     const config = isImageConfig(manifest.config) ? parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict }) : undefined;
     if (config?.diffIds) {
       const { platform, diffIds } = config;
@@ -131,9 +131,10 @@ export async function describeImage(
         const detail = `${manifest.config.digest} speaks of ${diffIds.length} layers, its manifest of ${manifest.layers.length}`;
         throw new AppError('bundle_corrupt', { detail, digest: manifest.config.digest });
       }
+      if (platform.os === '' || platform.architecture === '') continue;
       platforms.push(platform);
       configDigests.push(manifest.config.digest);
-    } else if (descriptor.platform) platforms.push(descriptor.platform);
+    }
   }
   return { platforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests };
 }
