@@ -43,8 +43,9 @@ export async function openBundle(path: string, options: OpenBundleOptions): Prom
     throw new AppError('bundle_not_found', { path }, { cause });
   });
   if (status.isDirectory()) {
-    const source = await openFiles(await openFolderFiles(path), 'oci-layout', options);
-    if (!source) throw new AppError('bundle_format_unknown', { detail: 'the folder has no oci-layout and index.json' });
+    const files = await openFolderFiles(path);
+    const source = await openFiles(files, 'oci-layout', options);
+    if (!source) throw new AppError('bundle_format_unknown', { detail: `the folder has no oci-layout and index.json${await seenIn(files)}` });
     return source;
   }
   // Devices and pipes have no length, and reading them may never end.
@@ -75,7 +76,20 @@ async function openTar(paths: readonly string[], options: OpenBundleOptions): Pr
   const source = await openFiles(files, 'oci-archive', options);
   if (source) return source;
   if (!files.complete) throw new AppError('bundle_truncated', { detail: 'the archive has no end, and no list of images' });
-  throw new AppError('bundle_format_unknown', { detail: 'the archive has neither manifest.json nor oci-layout and index.json' });
+  throw new AppError('bundle_format_unknown', { detail: `the archive has neither manifest.json nor oci-layout and index.json${await seenIn(files)}` });
+}
+
+/** What somebody may have taken for the bundle: files that are bundles perhaps, or a folder that is one. */
+async function seenIn(files: BundleFiles): Promise<string> {
+  const names = await files.names();
+  const bundles = names.filter((name) => /\.(?:tar|tgz|tzst|txz|oci)(?:\.|$)/i.test(name)).sort();
+  if (bundles.length > 0)
+    return `; it has ${bundles.slice(0, 3).join(', ')}${bundles.length > 3 ? ` and ${bundles.length - 3} more` : ''} inside: register each of them`;
+  const folders = new Set(names.map((name) => name.split('/').slice(0, -1).join('/') || name));
+  for (const folder of [...folders].filter((name) => name !== '').slice(0, maxFoldersSeen))
+    if ((await isOciLayout(below(files, folder)).catch(() => false)) || (await files.find(`${folder}/manifest.json`).catch(() => undefined)))
+      return `; they are in its folder ${folder}: register that, or an archive of what is in it`;
+  return '';
 }
 
 async function openFiles(files: BundleFiles, layout: 'oci-archive' | 'oci-layout', options: OpenBundleOptions): Promise<ImageSource | undefined> {
@@ -155,6 +169,9 @@ function leftOut(unusable: readonly UnusableImage[], found: ReadonlySet<SourceIm
   const isThere = (text: string | null) => text !== null && there.has(text);
   return unusable.filter(({ name, digest }) => !isThere(name) && !isThere(digest));
 }
+
+/** A bundle lies near the root, or nowhere. */
+const maxFoldersSeen = 20;
 
 const maxListFolders = 2;
 /** By parts: one expression for all would try every place of `image` in a name that somebody made of nothing else. */

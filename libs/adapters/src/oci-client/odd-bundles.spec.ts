@@ -1,6 +1,6 @@
 /** Bundles that other tools really write, of which one entry is odd: what is whole is taken, and what is not is named with its reason. */
 import { execFile } from 'node:child_process';
-import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { digestHex, digestOf } from '@airdock/core/oci/digest';
@@ -391,6 +391,28 @@ describe('archives that Docker and skopeo load', () => {
     await writeTar(file, [{ header: { name: 'manifest.json' }, content: jsonOf([{ Config: 7 }]) }]);
     await expect(open()).rejects.toMatchObject({ code: 'bundle_corrupt' });
   });
+});
+
+it.each([
+  ['archives in an archive', { 'images/a.tar': 'a', 'images/b.tar.zst': 'b' }, 'images/a.tar, images/b.tar.zst inside'],
+  ['a folder in an archive', { 'release/oci-layout': '{}', 'release/index.json': '{}' }, 'in its folder release'],
+  ['something else', { 'README.md': 'hello' }, 'neither manifest.json'],
+])('says what it saw instead of a bundle: %s', async (_, members, detail) => {
+  await writeTar(
+    file,
+    Object.entries(members).map(([name, text]) => ({ header: { name }, content: Buffer.from(text) })),
+  );
+  await expect(open()).rejects.toMatchObject({ code: 'bundle_format_unknown', details: { detail: expect.stringContaining(detail) } });
+});
+
+it('says what it saw in a folder of bundles, or around one', async () => {
+  const inner = join(dir.path, 'inner');
+  await mkdir(join(inner, 'layout'), { recursive: true });
+  await writeFile(join(inner, 'layout', 'oci-layout'), '{}');
+  await writeFile(join(inner, 'layout', 'index.json'), '{}');
+  await expect(open({ path: inner })).rejects.toMatchObject({ details: { detail: expect.stringContaining('in its folder layout') } });
+  await writeFile(join(inner, 'release.tar.gz'), '');
+  await expect(open({ path: inner })).rejects.toMatchObject({ details: { detail: expect.stringContaining('release.tar.gz inside') } });
 });
 
 describe('parts of a file', () => {

@@ -163,6 +163,28 @@ describe('with a strange registry', () => {
     await expect(client(url).listTags('evil')).rejects.toMatchObject({ code: 'registry_rejected' });
   });
 
+  it('asks for many things over few connections, and goes on where the registry closes it', async () => {
+    const connections = new Set();
+    let isClosing = false;
+    const url = await server((request, response) => {
+      connections.add(request.socket);
+      response.writeHead(200, {
+        'content-length': 5,
+        'content-type': mediaTypes.ociManifest,
+        'docker-content-digest': digestOf('x'),
+        ...(isClosing && { connection: 'close' }),
+      });
+      response.end(request.method === 'HEAD' ? undefined : 'hello');
+    });
+    const registry = client(url);
+    for (let round = 0; round < 20; round++) expect(await registry.headBlob('a', digestOf('x'))).toEqual({ size: 5 });
+    for (let round = 0; round < 20; round++) expect(await registry.headManifest('a', 'v1')).toMatchObject({ size: 5 });
+    // One answer may still be on its way out of the first when the next request begins.
+    expect(connections.size).toBeLessThanOrEqual(2);
+    isClosing = true;
+    for (let round = 0; round < 3; round++) expect(await registry.headBlob('a', digestOf('x'))).toEqual({ size: 5 });
+  });
+
   it('sends its credential to the registry, and not along a redirect', async () => {
     const seen: (string | undefined)[] = [];
     const storage = await server((incoming, outgoing) => {

@@ -138,6 +138,8 @@ export class RegistryHttp {
       response = await request(url, {
         method,
         dispatcher: this.#agent,
+        // Else undici closes a connection after each HEAD, for servers that send a body all the same. Source: https://github.com/nodejs/undici/issues/258
+        reset: false,
         signal: abort,
         headers: { ...(this.#authorization && this.isOwn(url) ? { authorization: this.#authorization } : {}), ...message.headers },
         body: body === undefined ? null : body instanceof Uint8Array ? body : iterable(watched(body)),
