@@ -100,4 +100,4 @@ setup_debian() {
 mkdir -p "$AIRDOCK_CACHE"
 DEBIAN_DU="redis-server=redis-server docker-registry=docker-registry xz=xz-utils zstd=zstd bwrap=bubblewrap"
 DEBIAN_LAB="dockerd=docker.io skopeo=skopeo debootstrap=debootstrap iptables=iptables busybox=busybox-static ssh-keygen=openssh-client igzip=isal"
-DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux apt-ftparchive=apt-utils age=age zstd=zstd rpmbuild=rpm createrepo_c=createrepo-c faketime=faketime"
+DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux apt-ftparchive=apt-utils age=age zstd=zstd rpmbuild=rpm createrepo_c=createrepo-c faketime=faketime podman=podman buildah=buildah umoci=umoci"

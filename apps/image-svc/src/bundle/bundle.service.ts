@@ -161,10 +161,6 @@ export class BundleService {
     progress({ phase: 'read', itemsTotal: 1 });
     await using source = await this.open(id, signal);
     const images = source.images.map(toSeenImage);
-    for (const { names, digest } of images) {
-      const wrong = names.find((name) => digest && (parseReference(name).digest ?? digest) !== digest);
-      if (wrong) throw new AppError('digest_mismatch', { detail: `${wrong} names another digest than its content has: ${digest}` });
-    }
     const plan = (await preview(source)) ?? null;
     await this.bundles.update(
       { id: row.id },

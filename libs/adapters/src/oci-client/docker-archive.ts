@@ -193,6 +193,19 @@ export async function firstBytes(reader: BlobReader, count: number): Promise<Buf
   return start;
 }
 
+/** Names with tags. containerd writes IDs too, and names by the digest of the manifest or index which the archive was made from, and does not have. */
+function tagsOf({ repoTags }: Pick<DockerArchiveImage, 'repoTags'>, onError: (error: unknown, tag: string) => void): string[] {
+  return repoTags.flatMap((text) => {
+    try {
+      const reference = parseReference(text);
+      return reference.tag && !isDigest(text) ? [formatReference({ ...reference, digest: undefined })] : [];
+    } catch (error) {
+      onError(error, text);
+      return [];
+    }
+  });
+}
+
 async function readListing(files: BundleFiles): Promise<DockerArchiveImage[]> {
   const listing = await files.find('manifest.json');
   if (!listing) throw missingFile(files, 'manifest.json');
@@ -204,14 +217,8 @@ export async function namesByConfig(files: BundleFiles): Promise<Map<Digest, str
   const names = new Map<Digest, string[]>();
   for (const { config, repoTags } of await readListing(files)) {
     const digest = promisedDigest(config);
-    const references = repoTags.flatMap((tag) => {
-      try {
-        return [formatReference(parseReference(tag))];
-      } catch {
-        // Named by whoever opens the archive.
-        return [];
-      }
-    });
+    // What is no reference is named by whoever opens the archive.
+    const references = tagsOf({ repoTags }, () => undefined);
     if (digest) names.set(digest, [...new Set([...(names.get(digest) ?? []), ...references])]);
   }
   return names;
@@ -239,14 +246,7 @@ export async function openDockerArchive(
       continue;
     }
     const { digest } = details.config;
-    const names = entry.repoTags.flatMap((tag) => {
-      try {
-        return [formatReference(parseReference(tag))];
-      } catch (error) {
-        leaveOut(error, tag);
-        return [];
-      }
-    });
+    const names = tagsOf(entry, leaveOut);
     const known = byConfig.get(digest);
     if (known) known.source.names = [...new Set([...known.source.names, ...names])];
     else {

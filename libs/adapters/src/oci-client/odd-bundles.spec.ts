@@ -229,7 +229,7 @@ describe('a part of a multi-platform image', () => {
     const layout = new Layout();
     const { amd, root, only } = await sparse(layout);
     for (const name of ['quay.io/odd/multi:1', `quay.io/odd/multi@${root.digest}`, amd.configDigest]) layout.name(root, name);
-    await layout.write([{ image: amd, tags: ['quay.io/odd/multi:1'] }]);
+    await layout.write([{ image: amd, tags: ['quay.io/odd/multi:1', `quay.io/odd/multi@${root.digest}`, amd.configDigest] }]);
     expect(await open({ isStrict: true })).toMatchObject({
       images: [{ names: ['quay.io/odd/multi:1'], digest: only.digest }],
       unusable: [{ name: 'quay.io/odd/multi:1', code: 'platforms_absent' }],
