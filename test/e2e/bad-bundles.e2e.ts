@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { appendFile, copyFile, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import { createBundle, createPush, getBundle, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createBundle, createPush, getBundle, getPush, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Job, Problem } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { AppError, toProblem } from '@airdock/core/errors';
@@ -203,6 +203,30 @@ describe('a bundle', () => {
     expect(await tagged()).toEqual(before);
     expect(await missingOf(client, du.registryPort, bundleId)).toEqual([]);
     expect(await leftovers()).toEqual([]);
+  });
+
+  it('of which one image is damaged brings the others, and says what it leaves out: itself, its push, and the job that webhooks tell of', async () => {
+    const path = file('partial.tar');
+    const damaged = await makeImage({ name: 'quay.io/partial/damaged:1', layers: [{ randomBytes: 1_000, seed: 'damaged' }] });
+    await buildDockerArchive(path, [await makeImage({ name: 'quay.io/partial/whole:1', layers: [{ randomBytes: 1_000, seed: 'whole' }] }), damaged]);
+    await breakConfig(path, damaged);
+    const bundleId = resourceId(await success(client, createBundle({ client, body: { path }, throwOnError: true })));
+    const leftOut = [{ name: 'quay.io/partial/damaged:1', digest: damaged.configDigest, code: 'digest_mismatch', detail: expect.any(String) as string }];
+    const { data: bundle } = await getBundle({ client, path: { id: bundleId }, throwOnError: true });
+    expect(bundle).toMatchObject({ state: 'ready', images: [{ names: ['quay.io/partial/whole:1'] }], unusable: leftOut });
+
+    const job = await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
+    expect(job.result).toEqual({ images: 1, leftOut, leftOutCount: 1 });
+    const { data: pushed } = await getPush({ client, path: { id: resourceId(job) }, throwOnError: true });
+    expect(pushed.leftOut).toEqual(leftOut);
+    expect(await tagged()).toContain('partial/whole:1');
+
+    const chosen = await success(client, createPush({ client, body: { bundleId, images: ['quay.io/partial/w*'] }, throwOnError: true }));
+    expect(chosen.result).toEqual({ images: 1 });
+    const asking = createPush({ client, body: { bundleId, images: ['quay.io/partial/damaged:1'] }, throwOnError: true });
+    expect(await refused(asking)).toMatchObject({ code: 'digest_mismatch', image: 'quay.io/partial/damaged:1' });
+    const strict = await createBundle({ client, body: { path, strict: true }, throwOnError: true });
+    expect(await endOf(client, strict.data.id)).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch', image: 'quay.io/partial/damaged:1' } });
   });
 });
 
