@@ -97,7 +97,23 @@ setup_debian() {
   [ -z "$(missing_debian "$@")" ]
 }
 
+# setup_go PACKAGE@VERSION ...: builds programs that Debian does not have, once, and puts them into PATH. Without Go what needs them is left out.
+setup_go() {
+  local package folder
+  for package in "$@"; do
+    folder="$AIRDOCK_CACHE/tools/$(basename "$package")"
+    [ -d "$folder" ] || command -v go >/dev/null || { say "no Go: $(basename "$package") was not built"; continue; }
+    if [ ! -d "$folder" ]; then
+      say "building $(basename "$package")"
+      GOBIN="$folder.new" go install "$package" >"$AIRDOCK_CACHE/go.log" 2>&1 && mv "$folder.new" "$folder" || { say "it was not built, see $AIRDOCK_CACHE/go.log"; continue; }
+    fi
+    PATH="$PATH:$folder"
+  done
+  export PATH
+}
+
 mkdir -p "$AIRDOCK_CACHE"
 DEBIAN_DU="redis-server=redis-server docker-registry=docker-registry xz=xz-utils zstd=zstd bwrap=bubblewrap"
 DEBIAN_LAB="dockerd=docker.io skopeo=skopeo debootstrap=debootstrap iptables=iptables busybox=busybox-static ssh-keygen=openssh-client igzip=isal"
+GO_TEST="github.com/google/go-containerregistry/cmd/crane@v0.20.3 oras.land/oras/cmd/oras@v1.3.0 github.com/regclient/regclient/cmd/regctl@v0.9.2"
 DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux apt-ftparchive=apt-utils age=age zstd=zstd rpmbuild=rpm createrepo_c=createrepo-c faketime=faketime podman=podman buildah=buildah umoci=umoci"

@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 import { createBundle, getBundle } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { buildDockerArchive, buildOciArchive, makeImage, makeIndex } from '@airdock/testing/bundles';
-import { ServerProcess, startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdock/testing/servers';
+import { findProgram, ServerProcess, startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
@@ -32,7 +32,8 @@ afterAll(async () => {
   await folder?.remove();
 });
 
-const run = async (program: string, ...args: string[]): Promise<string> => (await execute(program, args, { cwd: work })).stdout.trim();
+const run = async (program: string, ...args: string[]): Promise<string> =>
+  (await execute(program, args, { cwd: work, env: { ...process.env, HOME: work } })).stdout.trim();
 const file = (name: string) => join(du.bundleDir, name);
 const read = async (id: string) => (await getBundle({ client, path: { id }, throwOnError: true })).data;
 
@@ -41,8 +42,8 @@ async function arrives(id: string) {
   const bundle = await read(id);
   await push(client, id);
   const names = await namesAt(du.registryPort);
-  for (const name of bundle.images.flatMap((image) => image.names).filter((each) => each.includes('quay.io/tools/')))
-    expect(names).toContain(name.slice('quay.io/'.length));
+  for (const name of bundle.images.flatMap((image) => image.names).filter((each) => each.includes('/tools/')))
+    expect(names).toContain(name.slice(name.indexOf('/') + 1));
   return bundle;
 }
 
@@ -83,6 +84,53 @@ it.each(['docker-archive', 'oci-archive'])('skopeo copies an image to a %s with 
   await buildDockerArchive(join(work, 'source.tar'), [await makeImage({ name: 'quay.io/tools/copied:1', layers: [{ files: { a: 'b' } }] })]);
   await run('skopeo', '--insecure-policy', 'copy', 'docker-archive:source.tar', `${format}:${file(`skopeo-${format}.tar`)}:quay.io/tools/copied:1`);
   expect((await arrives(await register(client, file(`skopeo-${format}.tar`)))).images).toMatchObject([{ names: ['quay.io/tools/copied:1'] }]);
+});
+
+/** crane, oras and regctl are built with Go, and are not there without it. */
+describe('tools that copy from a registry', () => {
+  let upstream: TestRegistry;
+  let name: string;
+  beforeAll(async () => {
+    upstream = await startRegistry();
+    name = `${new URL(upstream.url).host}/tools/remote:1`;
+    await buildOciArchive(join(work, 'remote.tar'), [await makeImage({ name: 'quay.io/tools/remote:1', layers: [{ files: { a: 'remote' } }] })]);
+    await run('skopeo', '--insecure-policy', 'copy', '--dest-tls-verify=false', 'oci-archive:remote.tar', `docker://${name}`);
+  });
+  afterAll(() => upstream?.stop());
+  const named = async (path: string, key: string, as = 'quay.io/tools/remote:1') =>
+    resourceId(await success(client, createBundle({ client, body: { path, names: { [key]: as } }, throwOnError: true })));
+  const digestOfRemote = async () => (await run('skopeo', 'inspect', '--tls-verify=false', '--format', '{{.Digest}}', `docker://${name}`)).trim();
+
+  it.skipIf(findProgram('crane') === undefined)('crane writes tars with the name of the registry, and layouts without a name', async () => {
+    await run('crane', 'pull', '--insecure', name, file('crane.tar'));
+    expect(await arrives(await register(client, file('crane.tar')))).toMatchObject({ images: [{ names: [name] }], unusable: [] });
+    await run('crane', 'pull', '--insecure', '--format=oci', name, file('crane'));
+    const digest = await digestOfRemote();
+    expect(await arrives(await named(file('crane'), digest))).toMatchObject({ images: [{ names: ['quay.io/tools/remote:1'], digest }], unusable: [] });
+    await run('crane', 'pull', '--insecure', '--format=oci', '--annotate-ref', name, file('crane-annotated'));
+    expect(await arrives(await register(client, file('crane-annotated')))).toMatchObject({ images: [{ names: [name], digest }], unusable: [] });
+  });
+
+  it.skipIf(findProgram('oras') === undefined)('oras writes layouts with bare tags, of images and of artifacts', async () => {
+    await run('oras', 'copy', '--from-plain-http', name, '--to-oci-layout', `${file('oras')}:1`);
+    expect(await arrives(await named(file('oras'), '1'))).toMatchObject({ images: [{ digest: await digestOfRemote() }], unusable: [] });
+    const artifact = `${new URL(upstream.url).host}/tools/artifact:1`;
+    await run('oras', 'push', '--plain-http', '--artifact-type', 'application/vnd.site.rules', artifact, 'file:text/plain');
+    await run('oras', 'copy', '--recursive', '--from-plain-http', artifact, '--to-oci-layout', `${file('oras-artifact')}:rules`);
+    expect(await arrives(await named(file('oras-artifact'), 'rules', 'quay.io/tools/rules:1'))).toMatchObject({
+      images: [{ platforms: [], imageIds: [] }],
+      unusable: [],
+    });
+  });
+
+  it.skipIf(findProgram('regctl') === undefined)('regctl writes archives with both lists, whose digest stays', async () => {
+    await run('regctl', 'registry', 'set', new URL(upstream.url).host, '--tls', 'disabled');
+    await run('regctl', 'image', 'export', name, file('regctl.tar'));
+    expect(await arrives(await register(client, file('regctl.tar')))).toMatchObject({
+      images: [{ names: [name], digest: await digestOfRemote() }],
+      unusable: [],
+    });
+  });
 });
 
 describe('ctr of containerd', () => {

@@ -112,7 +112,7 @@ export class HostWorker {
     const flags = ['--max-semi-space-size=4', `--max-old-space-size=${heapMib}`];
     const main = this.options.main ?? fileURLToPath(new URL('../host-worker-main.js', import.meta.url));
     // Those are for a process that mostly waits.
-    const { MALLOC_ARENA_MAX, MALLOC_MMAP_THRESHOLD_, ...env } = process.env;
+    const { MALLOC_ARENA_MAX: _arenas, MALLOC_MMAP_THRESHOLD_: _threshold, ...env } = process.env;
     // Dies with this process, also when it is frozen and that is killed: setpriv is part of util-linux.
     const child = spawn('setpriv', ['--pdeathsig', 'KILL', process.execPath, ...flags, main], { env, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
     const startedAt = performance.now();

@@ -35,9 +35,9 @@ interface ArchiveImage {
   layers: Layer[];
 }
 
-/** The digest that a configuration's name promises: `<hex>.json`, or `blobs/sha256/<hex>` since Docker 25. */
+/** The digest that a configuration's name promises: `<hex>.json`, `blobs/sha256/<hex>` since Docker 25, or crane's `sha256:<hex>`. */
 function promisedDigest(member: string): Digest | undefined {
-  const text = `sha256:${posix.basename(member).replace(/\.json$/, '')}`;
+  const text = `sha256:${posix.basename(member).replace(/^sha256:|\.json$/g, '')}`;
   return isDigest(text) ? text : undefined;
 }
 
