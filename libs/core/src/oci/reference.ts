@@ -1,4 +1,3 @@
-import { isIPv6 } from 'node:net';
 import { AppError } from '../errors.js';
 import { type Digest, isDigest } from './digest.js';
 
@@ -24,7 +23,7 @@ const maxLength = 1000;
 
 /** True for `host[:port]`, as a registry stands in references: no scheme, no path. */
 export const isRegistry = (text: string): boolean =>
-  text.length <= 255 && registryPattern.test(text) && (!text.startsWith('[') || isIPv6(text.slice(1, text.indexOf(']'))));
+  text.length <= 255 && registryPattern.test(text) && (!text.startsWith('[') || URL.canParse(`http://${text}`));
 export const isRepository = (text: string): boolean => text.length <= 255 && repositoryPattern.test(text);
 export const isTag = (text: string): boolean => tagPattern.test(text);
 

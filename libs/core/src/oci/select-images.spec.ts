@@ -11,6 +11,14 @@ describe('selectImages', () => {
     expect(selectImages(images, undefined)).toHaveLength(3);
   });
 
+  it('reads a name as Docker does, and compares a digest beside its tag', () => {
+    expect(select('calico/node:v3.18.1', 'index.docker.io/calico/cni:v3.18.1')).toHaveLength(2);
+    const [digest, other] = [`sha256:${'1'.repeat(64)}`, `sha256:${'2'.repeat(64)}`];
+    const pinned = [{ names: ['docker.io/library/nginx:1'], digest }];
+    expect(selectImages(pinned, [`nginx:1@${digest}`])).toEqual(pinned);
+    expect(() => selectImages(pinned, [`nginx:1@${other}`])).toThrow('no such image');
+  });
+
   it('refuses what names nothing, a dot being a dot', () => {
     expect(() => select('k8sxgcr.io/*', 'docker.io/*')).toThrow(
       expect.objectContaining({ code: 'image_not_found', details: expect.objectContaining({ missing: ['k8sxgcr.io/*'] }) }),
