@@ -111,7 +111,7 @@ export class HostWorker {
   private spawn(): void {
     const flags = ['--max-semi-space-size=4', `--max-old-space-size=${heapMib}`];
     const main = this.options.main ?? fileURLToPath(new URL('../host-worker-main.js', import.meta.url));
-    // Those are for a process that mostly waits.
+    // `bin/airdock` sets these for a process that mostly waits; this one moves the bytes of tunnels.
     const { MALLOC_ARENA_MAX: _arenas, MALLOC_MMAP_THRESHOLD_: _threshold, ...env } = process.env;
     // Dies with this process, also when it is frozen and that is killed: setpriv is part of util-linux.
     const child = spawn('setpriv', ['--pdeathsig', 'KILL', process.execPath, ...flags, main], { env, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });

@@ -23,13 +23,6 @@ const maxNames = 100_000;
 
 export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
 
-/** `./a//b` → `a/b`, as members of a tar are known. What leaves the root has no member. */
-const plainPath = (name: string): string =>
-  name
-    .split('/')
-    .filter((segment) => segment !== '' && segment !== '.')
-    .join('/');
-
 /** The files below a folder of other files. */
 export const below = (files: BundleFiles, folder: string): BundleFiles => ({
   ...files,
@@ -46,7 +39,7 @@ export async function openTarFiles(paths: readonly string[], signal?: AbortSigna
     names: async (folder) =>
       folder === undefined ? index.names() : index.names().flatMap((name) => (name.startsWith(`${folder}/`) ? [name.slice(folder.length + 1)] : [])),
     find: async (name) => {
-      const member = index.find(plainPath(name));
+      const member = index.find(name);
       if (!member) return undefined;
       const { offset, size } = member;
       return { size, file: file.locate(offset, size), open: ({ start } = { start: 0 }) => file.stream(offset + start, Math.max(size - start, 0)) };

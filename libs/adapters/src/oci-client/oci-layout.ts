@@ -4,7 +4,6 @@ import {
   type Descriptor,
   filterIndex,
   formatPlatform,
-  type ImageManifest,
   isIndexMediaType,
   isManifestMediaType,
   maxManifestBytes,
@@ -246,7 +245,7 @@ class Layout {
   async #addUnlisted(byRoot: Map<Digest, Entry>): Promise<void> {
     const known = new Set<string>();
     for (const { graph } of byRoot.values()) for (const { digest } of [...graph.manifests, ...graph.blobs]) known.add(digest);
-    const candidates: Descriptor[] = [];
+    const bySubject = new Map<Digest, Descriptor[]>();
     for (const name of (await this.files.names('blobs/sha256')).slice(0, maxUnlisted)) {
       const digest = `sha256:${name}`;
       if (!isDigest(digest) || known.has(digest)) continue;
@@ -254,20 +253,20 @@ class Layout {
       if (size === 0 || size > keptManifestBytes) continue;
       const bytes = await this.readManifest(digest).catch(() => undefined);
       const document = bytes?.includes('"subject"') ? parseOrNothing(bytes) : undefined;
-      if (document?.kind === 'manifest' && document.subject) candidates.push({ mediaType: document.mediaType, digest, size });
+      const subject = document?.kind === 'manifest' && isManifestMediaType(document.mediaType) ? document.subject?.digest : undefined;
+      if (!document || !subject) continue;
+      const referrers = bySubject.get(subject) ?? [];
+      referrers.push({ mediaType: document.mediaType, digest, size });
+      bySubject.set(subject, referrers);
     }
-    // A referrer may speak of another one.
-    for (let isNew = true; isNew; ) {
-      isNew = false;
-      for (const candidate of candidates) {
-        if (byRoot.has(candidate.digest)) continue;
-        const { subject } = parseManifest(await this.readManifest(candidate.digest), candidate.mediaType) as ImageManifest;
-        const owner = [...byRoot.values()].find(({ graph }) => graph.manifests.some(({ digest }) => digest === subject?.digest));
-        if (!owner || !subject) continue;
-        const graph = await walkImage(candidate, (child) => this.readManifest(child));
-        const entry: Entry = { root: candidate, graph, names: [], absent: [], companion: { root: candidate, subject: subject.digest } };
-        byRoot.set(candidate.digest, entry);
-        isNew = true;
+    // Grows while it is gone through: a referrer may speak of another one.
+    const subjects = [...byRoot.values()].flatMap(({ graph }) => graph.manifests.map(({ digest }) => digest));
+    for (const subject of subjects) {
+      for (const root of bySubject.get(subject) ?? []) {
+        if (byRoot.has(root.digest)) continue;
+        const graph = await walkImage(root, (child) => this.readManifest(child));
+        byRoot.set(root.digest, { root, graph, names: [], absent: [], companion: { root, subject } });
+        subjects.push(root.digest);
       }
     }
   }

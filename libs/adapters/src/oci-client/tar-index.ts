@@ -33,7 +33,7 @@ export interface TarMember {
 
 /** Where the files of a tar lie. Nothing of it was unpacked. */
 export interface TarIndex {
-  /** The content behind a name, through links. Undefined when there is no such file. */
+  /** The content behind a name, however it is written (`./a//b`), through links. Undefined when there is no such file. */
   find(name: string): TarMember | undefined;
   /** Names of all files and links. */
   names(): string[];
@@ -44,12 +44,14 @@ export interface TarIndex {
 const tooLarge = (detail: string) => new AppError('bundle_too_large', { detail });
 const unsafe = (detail: string, member: string) => new AppError('bundle_unsafe', { detail: `${detail}: ${JSON.stringify(member.slice(0, 200))}` });
 
+const segmentsOf = (path: string): string[] => path.split('/').filter((segment) => segment !== '' && segment !== '.');
+
 /** `./a//b/` → `a/b`; the root itself is ''. Refuses what leaves the root, and characters that garble or hide themselves in logs and terminals. */
 function safeName(raw: string): string {
   if (raw.length > maxNameLength) throw unsafe('a member name is too long', raw);
   if (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(raw)) throw unsafe('a member name has control characters', raw);
   if (raw.startsWith('/')) throw unsafe('a member has an absolute name', raw);
-  const segments = raw.split('/').filter((segment) => segment !== '' && segment !== '.');
+  const segments = segmentsOf(raw);
   if (segments.includes('..')) throw unsafe('a member name leaves the archive', raw);
   if (segments.length > maxFolders) throw unsafe('a member lies too deep', raw);
   return segments.join('/');
@@ -150,7 +152,7 @@ export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<
     complete,
     names: () => [...files.keys(), ...links.keys()],
     find(name) {
-      let current = name;
+      let current = segmentsOf(name).join('/');
       // A loop of links finds nothing, like a link to nowhere.
       for (let hops = 0; hops < 40; hops++) {
         const target = links.get(current);

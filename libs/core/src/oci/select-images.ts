@@ -1,6 +1,6 @@
 import { AppError } from '../errors.js';
 import { isDigest } from './digest.js';
-import { formatReference, parseReference, type Reference } from './reference.js';
+import { parseReference, type Reference, withoutDigest } from './reference.js';
 
 interface Selectable {
   /** Upstream references as `formatReference` writes them. */
@@ -26,7 +26,7 @@ function matcherOf(text: string): (image: Selectable) => boolean {
   const wanted = referenceOrNothing(text);
   if (!wanted) return () => false;
   const { tag, digest } = wanted;
-  const name = formatReference(tag ? { ...wanted, digest: undefined } : wanted);
+  const name = withoutDigest(text);
   const hasDigest = (own: string | null | undefined) => !tag || !digest || !isDigest(own) || own === digest;
   return (image) => image.names.includes(name) && hasDigest(image.digest);
 }
