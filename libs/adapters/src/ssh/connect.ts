@@ -125,7 +125,12 @@ async function connectOnce(
           maxChannels,
         } as ConnectConfig & { maxChannels: number });
       // `connect` has paused the socket, so that nothing is lost before ssh2 listens too.
-      own.prependListener('data', onServed);
+      own.prependListener('data', () => {
+        onServed();
+        // What ssh2 answers to it goes out together: a window that opens lets a channel send as many packets as fit, each of which would be a system call.
+        own.cork();
+        process.nextTick(() => own.uncork());
+      });
     });
   } catch (thrown) {
     client.destroy();

@@ -19,8 +19,11 @@ export interface TunnelOptions {
 
 /** One read of a socket. The larger, the fewer writes to the connection; freed when no more than so many are used at once. */
 const readBytes = 512 * 1024;
-/** A read of so many bytes is part of something large: the next one waits for more to come, since it costs little more for it. */
-const partBytes = 16 * 1024;
+/**
+ * A read of so many bytes is part of something large: the next one waits for more to come, since it costs little more for it. Not after a read that took about all that a
+ * Unix socket holds (`net.core.wmem_default`, 208 KiB): no more could come.
+ */
+const partBytes = { least: 16 * 1024, most: 128 * 1024 };
 const gatherMs = 1;
 /** What one connection of a host may have on its way there, while there is room for all of them. */
 const maxUnsentBytes = 2 * 1024 * 1024;
@@ -146,7 +149,7 @@ class Forward {
         on.onServed();
         on.onSent(bytes);
         this.send(bytes, buffer);
-        const isPart = bytes >= partBytes && bytes < readBytes / 2;
+        const isPart = bytes >= partBytes.least && bytes < partBytes.most;
         if (isPart && !this.isHeld) setTimeout(() => this.isHeld || this.socket.resume(), gatherMs);
         return !this.isHeld && !isPart;
       },
