@@ -1,11 +1,11 @@
 /** Tunnels that bind a Unix socket of the host instead of a port, by a real sshd. */
 import { readdir, rename, symlink } from 'node:fs/promises';
-import { connect, createServer, type Server } from 'node:net';
+import { connect, createServer, type Server, Socket } from 'node:net';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { connectSsh } from './connect.js';
 import type { SshConnection } from './connection.js';
 import { parseHostKey } from './keys.js';
@@ -66,6 +66,33 @@ describe('a tunnel that binds a socket of the host', () => {
     expect(await answerAt(hostSocket)).toBe('two');
     await two.close();
     await expect(answerAt(hostSocket)).rejects.toThrow('ECONNREFUSED');
+  });
+
+  it('sends what is large in few writes, also what had to wait for its window', async () => {
+    const path = join(folder.path, 'large.target');
+    const size = 48 * 1024 * 1024;
+    const server = createServer((socket) => socket.end(Buffer.alloc(size)));
+    targets.push(server);
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    const hostSocket = join(folder.path, 'large.sock');
+    await using connection = await login();
+    const tunnel = await openTunnel(connection, { hostPort: 0, hostSocket, target: { path } });
+    await tunnel.publish();
+    // A packet has 32 KiB; one is written by `_write`, several by `_writev`.
+    const single = vi.spyOn(Socket.prototype, '_write');
+    const several = vi.spyOn(Socket.prototype, '_writev' as '_write');
+    try {
+      let received = 0;
+      for await (const chunk of connect(hostSocket)) received += (chunk as Buffer).byteLength;
+      expect(received).toBe(size);
+      const toSshd = ({ contexts }: { contexts: readonly unknown[] }) => contexts.filter((socket) => (socket as Socket).remotePort === sshd.port).length;
+      expect(toSshd(several.mock)).toBeGreaterThan(0);
+      expect(toSshd(single.mock) + toSshd(several.mock)).toBeLessThan(size / (32 * 1024) / 2);
+    } finally {
+      single.mockRestore();
+      several.mockRestore();
+    }
+    await tunnel.close();
   });
 
   it('is not kept from it by what a dead connection has left', async () => {
