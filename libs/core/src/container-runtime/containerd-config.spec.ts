@@ -117,6 +117,27 @@ describe('setHostsDir', () => {
     expect(refusal(() => setHostsDir('version = 2\n[[plugins]]\nx = 1\n', 1))).toContain('config_path');
   });
 
+  it.each([
+    ['credentials by host', 'configs."r.site:5000".auth', 'username = "u"'],
+    ['credentials by URL', 'auths."https://r.site"', 'username = "u"'],
+    ['headers', 'headers', '"X-Meta" = ["a"]'],
+    ['a table without anything in it', 'mirrors', ''],
+  ])('leaves %s where they are: containerd allows them beside config_path', (_, key, line) => {
+    const text = `version = 2\n[plugins."io.containerd.grpc.v1.cri".registry.${key}]\n${line}\n`;
+    expect(registryOf(setHostsDir(text, 1).text, 'io.containerd.grpc.v1.cri')).toEqual({
+      ...registryOf(text, 'io.containerd.grpc.v1.cri'),
+      config_path: dir,
+    });
+  });
+
+  it('refuses certificates by host for containerd 1.x, which would start without its CRI; 2.x no longer knows them', () => {
+    const tls = (plugin: string, version: number) =>
+      `version = ${version}\n[plugins."${plugin}".registry.configs."r.site"]\n[plugins."${plugin}".registry.configs."r.site".tls]\ninsecure_skip_verify = true\n`;
+    expect(refusal(() => setHostsDir(tls('io.containerd.grpc.v1.cri', 2), 1))).toContain('registry.configs.*.tls');
+    expect(setHostsDir(tls('io.containerd.grpc.v1.cri', 2), 2).hostsDir).toBe(dir);
+    expect(setHostsDir(tls('io.containerd.cri.v1.images', 3), 2).hostsDir).toBe(dir);
+  });
+
   it('never changes more than the one value, whatever strings, comments and arrays are around it', () => {
     const piece = fc.constantFrom(
       'a = "x # [y]"',

@@ -30,11 +30,16 @@ export function setHostsDir(text: string | null, major: number): { text: string;
   const registry = tableOf(content, table);
   const present = registry?.config_path;
   if (typeof present === 'string' && present !== '') return { text: text ?? '', hostsDir: present.split(':')[0] ?? present };
-  // containerd would start without its CRI plugin: `mirrors` cannot be set when `config_path` is provided.
-  const inTheWay = ['mirrors', 'configs'].filter((key) => Object.keys((registry?.[key] as object | undefined) ?? {}).length > 0);
+  // containerd would start without its CRI plugin. Credentials (`auths`, `configs.*.auth`) may stay; version 2 no longer knows `configs.*.tls`.
+  // Source: https://github.com/containerd/containerd/blob/v1.6.0/pkg/cri/config/config.go#L337
+  const configs = Object.values((registry?.configs as Record<string, Record<string, unknown>> | undefined) ?? {});
+  const inTheWay = [
+    ...(Object.keys((registry?.mirrors as object | undefined) ?? {}).length > 0 ? ['registry.mirrors'] : []),
+    ...(version < 3 && major < 2 && configs.some((one) => one.tls !== undefined) ? ['registry.configs.*.tls'] : []),
+  ];
   if (inTheWay.length > 0)
     throw new AppError('host_file_refused', {
-      detail: `config.toml sets registry.${inTheWay.join(' and registry.')}, which containerd does not allow beside config_path; move them to ${defaultHostsDir}`,
+      detail: `config.toml sets ${inTheWay.join(' and ')}, which containerd does not allow beside config_path; move them to ${defaultHostsDir}`,
     });
   if (isEmpty)
     return {
