@@ -31,6 +31,12 @@ export class ContainerdHost implements RuntimeHost {
     private readonly hostsDir = '/etc/containerd/certs.d',
   ) {}
 
+  async version(): Promise<string | undefined> {
+    const { exitCode, stdout } = await this.connection.exec(['ctr', '--connect-timeout', '5s', 'version'], { sudo: true, signal: this.signal });
+    const [, version] = /^Server:[^]*?^ *Version: *([\w.+~-]{1,100})$/m.exec(stdout.slice(0, 10_000)) ?? [];
+    return exitCode === 0 ? version : undefined;
+  }
+
   async imageIds(platform: string): Promise<Map<string, string>> {
     const targets = await this.list();
     const manifests = await this.manifests([...new Set(targets.values())]);

@@ -9,7 +9,7 @@ import { dockerVersionScript, scriptFunctions } from './host-system.js';
 import type { RuntimeHost } from './runtime-host.js';
 
 // What a host answers, which may be anything.
-const images = z.array(z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish() }));
+const images = z.array(z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish(), RepoDigests: z.array(z.string()).nullish() }));
 const errorLine = z.object({ error: z.string() });
 const refusal = z.object({ message: z.string() });
 const digestsOf = (found: unknown): string[] => z.array(z.string()).nullish().catch(null).parse(found) ?? [];
@@ -43,12 +43,17 @@ export class DockerHost implements RuntimeHost {
     if (answer?.status === 200) {
       const found = images.safeParse(parseJson(answer.body)).data;
       if (!found) throw new AppError('host_command_failed', { detail: "Docker's API answers what is no list of images" });
-      return namesToIds(found.flatMap(({ Id, RepoTags }) => (RepoTags ?? []).map((name): [string, string] => [name, Id])));
+      return namesToIds(
+        found.flatMap(({ Id, RepoTags, RepoDigests }) => [...(RepoTags ?? []), ...(RepoDigests ?? [])].map((name): [string, string] => [name, Id])),
+      );
     }
-    const output = await this.connection.run(['docker', 'image', 'ls', '--no-trunc', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}'], {
-      sudo: true,
-      signal: this.signal,
-    });
+    const output = await this.connection.run(
+      ['docker', 'image', 'ls', '--no-trunc', '--digests', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}\\n{{.Repository}}@{{.Digest}} {{.ID}}'],
+      {
+        sudo: true,
+        signal: this.signal,
+      },
+    );
     return namesToIds(output.split('\n').map((line) => line.split(' ')));
   }
 
