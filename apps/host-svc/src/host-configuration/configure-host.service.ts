@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import type { SshConnection } from '@airdock/adapters/ssh/connection';
+import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { HostFiles } from '@airdock/adapters/ssh/host-files';
 import type { RateLimit } from '@airdock/adapters/ssh/rate-limit';
@@ -28,6 +29,8 @@ import { configureRuntime, daemonJson } from './runtime-step.js';
 
 type Configuration = Pick<HostConfigurationEntity, 'bundleIds' | 'dryRun' | 'options'>;
 const leadsMs = 30_000;
+const besideCri =
+  'images were pulled by ctr, not through the CRI as the kubelet does: log in as root, or install crictl or a curl with HTTP/2, to have that tried';
 /** Images that prove the way: when one cannot be pulled, the next may. */
 const maxCandidates = 3;
 /** Of the catalogue's images that would do. */
@@ -166,6 +169,7 @@ export class ConfigureHost {
       await this.hosts.remember(host.id, { images: [reference] });
       const { error } = await this.checks.pullOne(runtime, reference);
       if (!error) {
+        if (runtime instanceof ContainerdHost && runtime.isBesideCri) warnings.push(besideCri);
         warnings.push(...failures.map((why) => `not pulled, though another image was: ${why}`));
         return pulled(reference);
       }

@@ -50,6 +50,21 @@ export function setHostsDir(text: string | null, major: number): { text: string;
 }
 
 /**
+ * What is wrong with the configuration that containerd really uses, as `containerd config dump` prints it: a file that the main one imports replaces the whole section
+ * of a plugin that it names. Undefined where images are pulled by `hostsDir`. Throws `host_file_refused` when the text is no TOML.
+ * Source: https://github.com/containerd/containerd/blob/v1.6.0/services/server/config/config.go#L299
+ */
+export function ineffectiveHostsDir({ file, text }: { file: string; text: string }, hostsDir: string): string | undefined {
+  const content = read(text);
+  const plugin = ['io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'cri'].find((name) => tableOf(content, ['plugins', name, 'registry']));
+  const effective = plugin === undefined ? undefined : tableOf(content, ['plugins', plugin, 'registry'])?.config_path;
+  if (typeof effective === 'string' && effective.split(':').includes(hostsDir)) return undefined;
+  const imports = Array.isArray(content.imports) ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10) : [];
+  const seen = effective === undefined ? 'has no CRI plugin' : `has config_path = ${JSON.stringify(effective).slice(0, 200)} for its CRI, not ${hostsDir}`;
+  return `containerd runs with ${file}${imports.length > 0 ? `, which imports ${imports.join(', ')},` : ''} and ${seen}`;
+}
+
+/**
  * containerd's main configuration with the image of the containers that hold pods together; the text itself when it names that one. `null` and `major` as
  * for `setHostsDir`, `host_file_refused` as there.
  */
