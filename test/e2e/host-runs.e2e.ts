@@ -123,7 +123,7 @@ describe.skipIf(!started.lab)('on a host', () => {
       expect(job).toMatchObject({ state: 'succeeded', error: null });
       expect(result.steps.find((step) => step.name === 'verify')).toMatchObject({ status: 'skipped' });
     }
-    await push(client, await carry('liars', ['quay.io/b/real:1'], (dir) => addLiar(dir, 'quay.io/b/liar:1')));
+    await push(client, await carry('liars', ['quay.io/b/real-and-larger:1'], (dir) => addLiar(dir, 'quay.io/b/liar:1')));
     const { data } = await listImages({ client, query: { sort: 'smallest', limit: 1, search: 'quay.io/b/' }, throwOnError: true });
     expect(data.items[0]?.upstream).toBe('quay.io/b/liar:1');
     for (const name of ['docker', 'containerd'] as const) {
@@ -131,19 +131,19 @@ describe.skipIf(!started.lab)('on a host', () => {
       expect(job).toMatchObject({ state: 'succeeded', error: null });
       expect(result.steps.find((step) => step.name === 'verify')).toMatchObject({
         status: 'done',
-        detail: expect.stringContaining('b/real@sha256:') as string,
+        detail: expect.stringContaining('b/real-and-larger@sha256:') as string,
       });
       expect(result.warnings.join('\n')).toContain('not pulled, though another image was');
     }
   });
 
   it('through containerd images come as the kubelet lets them come', async () => {
-    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(/\/b\/real@sha256.*io\.cri-containerd\.image=managed/);
+    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(/\/b\/real-and-larger@sha256.*io\.cri-containerd\.image=managed/);
     // The user may only use sudo: the next is root.
     const id = await registerHost(client, hosts.containerd, { name: 'as-root' });
-    const { result } = await checkHost(client, id, [local('b/real:1')]);
+    const { result } = await checkHost(client, id, [local('b/real-and-larger:1')]);
     expect(result).toMatchObject({ pulls: [{ error: null }] });
-    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(/\/b\/real:1 .*io\.cri-containerd\.image=managed/);
+    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(/\/b\/real-and-larger:1 .*io\.cri-containerd\.image=managed/);
   });
 
   describe('a bundle with more than images', () => {
@@ -271,7 +271,7 @@ describe.skipIf(!started.lab)('on a host', () => {
         expect(planOf(result).filter((change) => change.includes('containerd'))).toEqual([]);
         expect(await out('containerd', 'cat /etc/containerd/config.toml')).toBe(text);
         expect(await checkOf('containerd')).toMatchObject({ status: 'failure' });
-        const { result: checked } = await checkHost(client, ids.containerd, [local('b/real:1')]);
+        const { result: checked } = await checkHost(client, ids.containerd, [local('b/real-and-larger:1')]);
         expect(checked).toMatchObject({ ok: false, pulls: [{ error: { code: 'host_cri_unavailable' } }] });
       }
       await edit(before);
@@ -289,10 +289,8 @@ describe.skipIf(!started.lab)('on a host', () => {
     });
 
     it('a dockerd that reads another file is told', async () => {
-      await out(
-        'docker',
-        `echo '{}' >/etc/docker/other.json; cp /etc/default/docker /etc/default/docker.old; sed -i 's|OPTS=|OPTS=--config-file=/etc/docker/other.json\\\\ |; s|=\\(.*\\)|="\\1"|; s|\\\\\\\\ | |' /etc/default/docker`,
-      );
+      await out('docker', "echo '{}' >/etc/docker/other.json; cp /etc/default/docker /etc/default/docker.old");
+      await out('docker', `echo 'OPTS="$OPTS --config-file=/etc/docker/other.json"' >>/etc/default/docker`);
       await restart('docker');
       expect(await checkOf('docker')).toMatchObject({ status: 'failure', seen: expect.stringContaining('--config-file') as string });
       expect(await driftOf('docker')).toMatchObject({ changes: [{ kind: 'service', action: 'reload', target: 'docker' }] });
@@ -355,7 +353,7 @@ describe.skipIf(!started.lab)('on a host', () => {
     await hosts.dnf.copyIn(stream, '/srv/appstream');
     await out(
       'dnf',
-      `printf '%s\\n' '[appstream]' 'name=a' 'baseurl=file:///srv/appstream' 'gpgcheck=0' >/etc/yum.repos.d/appstream.repo && dnf -y module enable lab-tools:1`,
+      `mkdir -p /etc/yum.repos.d; printf '%s\\n' '[appstream]' 'name=a' 'baseurl=file:///srv/appstream' 'gpgcheck=0' >/etc/yum.repos.d/appstream.repo && dnf -y module enable lab-tools:1`,
     );
     const { job, result } = await configureHost(client, ids.dnf);
     expect(job).toMatchObject({ state: 'succeeded', error: null });

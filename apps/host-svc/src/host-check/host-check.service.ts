@@ -109,8 +109,10 @@ export class HostCheckService {
     const signal = AbortSignal.any([whole, late.signal]);
     try {
       await using connection = await this.hosts.connect(host, signal);
-      const { checks, hasDocker } = await this.inspect(host, connection, signal);
-      const isContainerd = host.configuration?.containerRuntime === 'containerd' || (host.configuration !== null && !hasDocker);
+      const { checks, hasDocker, system: found } = await this.inspect(host, connection, signal);
+      const isContainerd =
+        host.configuration?.containerRuntime === 'containerd' ||
+        (!hasDocker && (host.configuration !== null || (!found.docker.isInstalled && found.containerd.version !== undefined)));
       result.checks = isContainerd ? checks.filter(({ name }) => name !== 'docker') : checks;
       const runtime = isContainerd ? new ContainerdHost(connection, signal) : new DockerHost(connection, signal);
       const inForce = await this.inForce(host, isContainerd, connection, signal);

@@ -90,7 +90,7 @@ export class ContainerdHost implements RuntimeHost {
 
   async pull(reference: string): Promise<string> {
     const name = formatReference(parseReference(reference));
-    if (!(await pullByCri(this.connection, name, this.signal))) {
+    if (!(await this.pullByCri(name))) {
       await this.assertCri();
       this.isBesideCri = true;
       const argv = [...ctr, 'images', 'pull', '--hosts-dir', this.hostsDir, name];
@@ -100,6 +100,16 @@ export class ContainerdHost implements RuntimeHost {
     const digest = (await this.list()).get(name);
     if (!digest) throw new AppError('host_pull_failed', { detail: `${reference}: containerd knows no digest of it`, reference });
     return digest;
+  }
+
+  /** An older curl breaks off in the middle of the answer that there is no CRI: whether there is one says containerd. */
+  private async pullByCri(name: string): Promise<boolean> {
+    try {
+      return await pullByCri(this.connection, name, this.signal);
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'host_pull_failed') await this.assertCri();
+      throw error;
+    }
   }
 
   async tag(reference: string, name: string): Promise<void> {
