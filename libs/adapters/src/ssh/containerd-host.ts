@@ -123,8 +123,10 @@ export class ContainerdHost implements RuntimeHost {
     const name = formatReference({ registry, repository, tag, digest });
     const all = await this.listAll();
     const others = [...all].filter(([other, target]) => other !== name && target === all.get(name)).map(([other]) => other);
-    const isOfCri = (other: string) => isDigest(other) || other.startsWith(`${registry}/${repository}@`);
-    await this.connection.run([...ctr, 'images', 'rm', '--sync', name, ...(others.every(isOfCri) ? others : [])], { sudo: true, signal: this.signal });
+    const isTagged = others.some((other) => other.startsWith(`${registry}/${repository}:`));
+    const byDigest = isTagged ? [] : others.filter((other) => other.startsWith(`${registry}/${repository}@`));
+    const ids = others.every((other) => isDigest(other) || byDigest.includes(other)) ? others.filter(isDigest) : [];
+    await this.connection.run([...ctr, 'images', 'rm', '--sync', name, ...byDigest, ...ids], { sudo: true, signal: this.signal });
     return true;
   }
 

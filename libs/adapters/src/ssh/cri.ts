@@ -70,7 +70,11 @@ async function callByChannel(connection: SshConnection, path: string, reference:
       const onStatus = (found: { 'grpc-status'?: unknown; 'grpc-message'?: unknown }) => {
         if (found['grpc-status'] !== undefined) resolve({ code: Number(found['grpc-status']), message: decoded(String(found['grpc-message'] ?? '')) });
       };
-      call.on('response', onStatus).on('trailers', onStatus).once('error', reject);
+      call
+        .on('response', onStatus)
+        .on('trailers', onStatus)
+        .once('error', reject)
+        .once('close', () => reject(new Error('an answer without a status')));
       call.on('data', (chunk: Buffer) => {
         answered += chunk.length;
         if (answered > maxAnswerBytes) session.destroy(new AppError('host_output_exceeded', { detail: `the CRI: more than ${maxAnswerBytes} bytes` }));
