@@ -123,9 +123,13 @@ describe.skipIf(!started.lab)('on a host', () => {
       expect(job).toMatchObject({ state: 'succeeded', error: null });
       expect(result.steps.find((step) => step.name === 'verify')).toMatchObject({ status: 'skipped' });
     }
-    await push(client, await carry('liars', ['quay.io/b/real-and-larger:1'], (dir) => addLiar(dir, 'quay.io/b/liar:1')));
+    // More of them than are tried of one bundle.
+    const liars = await carry('liars', [], async (dir) => {
+      for (const index of [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]) await addLiar(dir, `quay.io/b/liar${index}:1`);
+    });
+    for (const bundle of [liars, await carry('real', ['quay.io/b/real-and-larger:1'], async () => undefined)]) await push(client, bundle);
     const { data } = await listImages({ client, query: { sort: 'smallest', limit: 1, search: 'quay.io/b/' }, throwOnError: true });
-    expect(data.items[0]?.upstream).toBe('quay.io/b/liar:1');
+    expect(data.items[0]?.upstream).toContain('quay.io/b/liar');
     for (const name of ['docker', 'containerd'] as const) {
       const { job, result } = await configureHost(client, ids[name]);
       expect(job).toMatchObject({ state: 'succeeded', error: null });
@@ -257,6 +261,29 @@ describe.skipIf(!started.lab)('on a host', () => {
       await out('containerd', `rm -r /etc/containerd/conf.d`);
       await restart('containerd');
       expect(await driftOf('containerd')).toMatchObject({ changes: [], error: null });
+    });
+
+    it('a containerd that was started with another file is told', async () => {
+      await out(
+        'containerd',
+        'cp /etc/containerd/config.toml /etc/containerd/other.toml; sed -i "s/config_path = .*/config_path = \\"\\"/" /etc/containerd/other.toml',
+      );
+      await out('containerd', 'echo OPTS=--config=/etc/containerd/other.toml >/etc/default/containerd');
+      await restart('containerd');
+      expect(await checkOf('containerd')).toMatchObject({ status: 'failure', seen: expect.stringContaining('/etc/containerd/other.toml') as string });
+      expect((await configureHost(client, ids.containerd)).job).toMatchObject({ error: { code: 'host_config_ineffective' } });
+      await out('containerd', 'rm /etc/default/containerd /etc/containerd/other.toml');
+      await restart('containerd');
+      expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
+    });
+
+    it('where nothing on the host can ask the CRI, ctr pulls, and that is said', async () => {
+      await out('containerd', 'mv /usr/bin/curl /root/curl');
+      const { job, result } = await configureHost(client, ids.containerd);
+      expect(job).toMatchObject({ state: 'succeeded', error: null });
+      expect(result.warnings.join()).toContain('not through the CRI');
+      await out('containerd', 'mv /root/curl /usr/bin/curl');
+      expect((await configureHost(client, ids.containerd)).result.warnings.join()).not.toContain('not through the CRI');
     });
 
     it('a containerd without a CRI, as the package containerd.io brings it, is of no use to Kubernetes', async () => {

@@ -349,6 +349,12 @@ describe('image-svc', () => {
       }
       expect(seen.map(({ sizeBytes }) => sizeBytes)).toEqual(seen.map(({ sizeBytes }) => sizeBytes).sort((a, b) => a - b));
       expect(new Set(seen.map(({ upstream }) => upstream)).size).toBe(5);
+      for (const platform of ['linux/amd64/v1', 'linux/x86_64']) {
+        const { body } = await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200);
+        expect(body.items).toHaveLength(5);
+      }
+      for (const platform of ['linux/amd6', 'linux/arm', '%25'])
+        expect((await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200)).body.items).toEqual([]);
       await api('get', '/v1/images?sort=smallest&cursor=nonsense').expect(422);
     });
 

@@ -32,9 +32,11 @@ const leadsMs = 30_000;
 const besideCri =
   'images were pulled by ctr, not through the CRI as the kubelet does: log in as root, or install crictl or a curl with HTTP/2, to have that tried';
 /** Images that prove the way: when one cannot be pulled, the next may. */
-const maxCandidates = 3;
-/** Of the catalogue's images that would do. */
-const maxPages = 20;
+const maxCandidates = 10;
+/** Of one bundle, as long as others have some: whoever pushed a bad one may have pushed more. */
+const maxOfBundle = 2;
+const maxPages = 10;
+const tryMs = 180_000;
 
 /** The steps of configuring one host, each of which looks first and changes only what is not as it should be. */
 @Injectable()
@@ -165,7 +167,9 @@ export class ConfigureHost {
     if (candidates.length === 0) return skipped(`the catalogue has no image that runs on ${where.platform} yet`);
     let first: AppError | undefined;
     const failures: string[] = [];
+    const deadline = Date.now() + tryMs;
     for (const reference of candidates) {
+      if (first && Date.now() > deadline) break;
       await this.hosts.remember(host.id, { images: [reference] });
       const { error } = await this.checks.pullOne(runtime, reference);
       if (!error) {
@@ -202,25 +206,26 @@ export class ConfigureHost {
     }
   }
 
-  /** The local references, by digest, of the smallest images of the catalogue that surely run there. */
+  /** The local references, by digest, of small images of the catalogue that surely run there, the smallest first, of several bundles. */
   private async smallestImages(where: RunsWhere): Promise<string[]> {
-    const found = new Map<string, string>();
+    const [found, spare] = [new Set<string>(), new Set<string>()];
+    const ofBundle = new Map<string, number>();
     let cursor: string | undefined;
     for (let page = 0; page < maxPages && found.size < maxCandidates; page++) {
-      // A variant may be written in more than one way.
-      const platform = where.platform.split('/').slice(0, 2).join('/');
-      const query = { sort: 'smallest' as const, platform, limit: 100, ...(cursor ? { cursor } : {}) };
+      const query = { sort: 'smallest' as const, platform: where.platform, limit: 100, ...(cursor ? { cursor } : {}) };
       const { data } = await listImages({ client: this.clients.image, query, throwOnError: true });
-      for (const { localReferences, digest, ...image } of data.items) {
+      for (const { localReferences, digest, bundleId, ...image } of data.items) {
         const [local] = localReferences;
-        if (!local || found.size >= maxCandidates || !runsOn(image, where)) continue;
+        if (!local || !runsOn(image, where)) continue;
         const { registry, repository } = parseReference(local);
-        if (!found.has(digest)) found.set(digest, formatReference({ registry, repository, digest: digest as Digest }));
+        const count = (ofBundle.get(bundleId ?? '') ?? 0) + 1;
+        ofBundle.set(bundleId ?? '', count);
+        (count > maxOfBundle && bundleId ? spare : found).add(formatReference({ registry, repository, digest: digest as Digest }));
       }
       cursor = data.nextCursor;
       if (!cursor) break;
     }
-    return [...found.values()];
+    return [...found, ...spare].slice(0, maxCandidates);
   }
 }
 

@@ -3,6 +3,7 @@ import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
+import { platformTexts } from '@airdock/core/oci/runs';
 import { atomically, chunks, columns, isUniqueViolation, now } from '@airdock/platform/database';
 import { cursorId, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -69,7 +70,12 @@ export class ImageService {
     } else if (id) query.andWhere('image.id < :id', { id });
     if (search) query.andWhere('(image.upstream LIKE :search OR image.localReferences LIKE :search)', { search: part(search) });
     if (digest) query.andWhere('image.digest = :digest', { digest });
-    if (platform) query.andWhere('image.platforms LIKE :platform', { platform: part(platform) });
+    if (platform) {
+      // A list of texts, each in quotes.
+      const texts = platformTexts(platform).map((text) => `%"${text.replaceAll(/[%_"\\]/g, '')}${text.endsWith('/') ? '' : '"'}%`);
+      const conditions = texts.map((_, index) => `image.platforms LIKE :platform${index}`);
+      query.andWhere(`(${conditions.join(' OR ')})`, Object.fromEntries(texts.map((text, index) => [`platform${index}`, text])));
+    }
     if (bundleId) query.andWhere('(image.bundleId = :bundleId OR image.firstBundleId = :bundleId)', { bundleId });
     const found = await query.getMany();
     const items = found.slice(0, limit);

@@ -60,7 +60,7 @@ export function ineffectiveHostsDir({ file, text }: { file: string; text: string
   const effective = plugin === undefined ? undefined : tableOf(content, ['plugins', plugin, 'registry'])?.config_path;
   if (typeof effective === 'string' && effective.split(':').includes(hostsDir)) return undefined;
   const imports = Array.isArray(content.imports) ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10) : [];
-  const seen = effective === undefined ? 'has no CRI plugin' : `has config_path = ${JSON.stringify(effective).slice(0, 200)} for its CRI, not ${hostsDir}`;
+  const seen = plugin === undefined ? 'has no CRI plugin' : `has config_path = ${JSON.stringify(effective ?? '').slice(0, 200)} for its CRI, not ${hostsDir}`;
   return `containerd runs with ${file}${imports.length > 0 ? `, which imports ${imports.join(', ')},` : ''} and ${seen}`;
 }
 
@@ -103,7 +103,8 @@ function pluginOf(version: number): string {
 
 function read(text: string): Record<string, unknown> {
   try {
-    return parse(text);
+    // containerd 1.x reads past a byte order mark.
+    return parse(text.replace(/^\ufeff/, ''));
   } catch (error) {
     throw new AppError('host_file_refused', { detail: `config.toml is not valid TOML: ${(error as Error).message.split('\n')[0]}` });
   }

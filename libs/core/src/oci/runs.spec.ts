@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { digestOf } from './digest.js';
 import { mediaTypes } from './manifest.js';
-import { explainObstacles, hasImageTypes, hasZstdLayers, isPlatformWanted, matchesPlatform, obstacleOn, runsOn } from './runs.js';
+import { explainObstacles, hasImageTypes, hasZstdLayers, isPlatformWanted, matchesPlatform, obstacleOn, platformTexts, runsOn } from './runs.js';
 
 describe('matchesPlatform', () => {
   it.each([
@@ -47,6 +47,13 @@ it('a selection without a variant takes every variant, one with a variant what r
   expect(wanted('linux/arm64/v8')).toEqual(['linux/arm64/v8']);
   expect(wanted('linux/arm')).toEqual(['linux/arm', 'linux/arm/v6', 'linux/arm/v8']);
   expect(wanted('linux/arm/v7')).toEqual(['linux/arm', 'linux/arm/v6']);
+});
+
+it('finds in texts what a selection takes', () => {
+  expect(platformTexts('linux/arm64')).toEqual(['linux/arm64', 'linux/arm64/']);
+  expect(platformTexts('linux/armv7l')).toEqual(['linux/arm', 'linux/arm/']);
+  expect(new Set(platformTexts('linux/arm64/v8'))).toEqual(new Set(['linux/arm64', ...Array.from({ length: 8 }, (_, index) => `linux/arm64/v${index + 1}`)]));
+  expect(platformTexts('linux/arm/v6')).not.toContain('linux/arm');
 });
 
 describe('runsOn', () => {

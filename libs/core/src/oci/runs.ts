@@ -69,6 +69,17 @@ export function isPlatformWanted(own: string, wanted: string): boolean {
   return wanted.split('/').length < 3 ? made.os === asked.os && made.architecture === asked.architecture : matchesPlatform(own, wanted);
 }
 
+/**
+ * All texts of platforms that `isPlatformWanted` is true for, where such are kept as text; one that ends in `/` stands for all that begin so. Variants are known up to
+ * v9, minor ones not at all.
+ */
+export function platformTexts(wanted: string): string[] {
+  const { os, architecture } = parsePlatform(wanted);
+  const base = `${os}/${architecture}`;
+  if (wanted.split('/').length < 3) return [base, `${base}/`];
+  return [base, ...Array.from({ length: 9 }, (_, index) => `${base}/v${index + 1}`), wanted].filter((text) => isPlatformWanted(text, wanted));
+}
+
 /** Names that mean the same as others, as Go, dpkg and the kernel have them. Source: https://github.com/containerd/platforms/blob/main/database.go */
 const otherNames: Record<string, [architecture: string, variant?: string]> = {
   x86_64: ['amd64'],
