@@ -67,8 +67,8 @@ async function callByChannel(connection: SshConnection, path: string, reference:
       const call = session.request(headers);
       let answered = 0;
       // Of a call that fails at once the status is in the headers.
-      const onStatus = (found: { 'grpc-status'?: unknown; 'grpc-message'?: unknown }) => {
-        if (found['grpc-status'] !== undefined) resolve({ code: Number(found['grpc-status']), message: decoded(String(found['grpc-message'] ?? '')) });
+      const onStatus = ({ 'grpc-status': code, 'grpc-message': words }: Record<string, unknown>) => {
+        if (code !== undefined) resolve({ code: Number(code), message: typeof words === 'string' ? decoded(words) : '' });
       };
       call
         .on('response', onStatus)
