@@ -178,7 +178,7 @@ describe.skipIf(!started.lab)('on a host', () => {
     it('brings what only a registry can give from there, also what has only a digest', async () => {
       const before = await configureHost(client, ids.containerd, { bundleIds: [haul] });
       expect(before.job).toMatchObject({ state: 'succeeded', error: null });
-      expect(before.result.warnings.join()).toContain('they can only be pulled, and the registry has them not: quay.io/c/zstd:1');
+      expect(before.result.warnings.join()).toContain('they can only be pulled, and the registry has them not (push them first): quay.io/c/zstd:1');
       await push(client, haul);
       const after = await configureHost(client, ids.containerd, { bundleIds: [haul] });
       expect(after.job).toMatchObject({ state: 'succeeded', error: null });

@@ -54,12 +54,10 @@ export async function warmImages(steps: HostSteps, bundleId: string, warming: Wa
   const lacking = missingOf(runnable, there);
   const sources = limits.length === 0 && steps.hasTunnel ? await sourcesOf(clients, lacking, steps.signal) : new Map<Missing, string>();
   const missing = lacking.filter((one) => sources.has(one) || isStreamable(one, where));
-  // What only the registry can give, and has not.
+  // What only the registry can give, and does not give here.
   const pullable = lacking.filter((one) => !missing.includes(one)).map(({ image }) => image.names[0] ?? '');
   if (pullable.length > 0)
-    warnings.push(
-      `${bundle.name}: left out, since they can only be pulled, and the registry has them not: ${pullable.slice(0, 20).join(', ')}; push them first`,
-    );
+    warnings.push(`${bundle.name}: left out, since they can only be pulled, and ${whyNotPulled(steps, limits)}: ${pullable.slice(0, 20).join(', ')}`);
   const rest = [explainObstacles(left, where), pullable.length > 0 ? `${pullable.length} that can only be pulled` : ''].filter(Boolean).join(', ');
   const what = `${missing.length} of ${bundle.images.length} images of ${bundle.name}, ${rename ? 'local' : 'upstream'} names${rest && `; left out: ${rest}`}`;
   if (missing.length === 0) return steps.outcome([], what);
@@ -79,18 +77,21 @@ export async function warmImages(steps: HostSteps, bundleId: string, warming: Wa
   const again = failed.filter((one) => isStreamable(one, where));
   if (again.length > 0) await stream(steps, bundle, again, warming, runtime);
   const lost = failed.filter((one) => !again.includes(one));
-  if (lost.length > 0)
-    throw new AppError('host_pull_failed', {
-      detail: `${lost
-        .map(({ names }) => names[0])
-        .slice(0, 20)
-        .join(', ')} can only be pulled, and could not be`,
-    });
+  const [first] = lost;
+  if (first) {
+    const more = lost.length > 1 ? ` and ${lost.length - 1} more` : '';
+    throw new AppError('host_pull_failed', { detail: `${first.names[0]}${more} can only be pulled, and could not be: see the warnings` });
+  }
   return {
     status: 'done',
     detail: again.length > streamed.length ? `${detail}; ${again.length - streamed.length} of the pulls failed: streamed` : detail,
     changes,
   };
+}
+
+function whyNotPulled({ hasTunnel }: HostSteps, limits: Warming['limits']): string {
+  if (!hasTunnel) return 'the host has no tunnel';
+  return limits.length > 0 ? 'bandwidth is bounded, which pulls are not' : 'the registry has them not (push them first)';
 }
 
 /** Of what has only a digest the local names: no runtime tags an image with a digest, and no other registry can be asked. */

@@ -208,10 +208,12 @@ export class BundleService {
       // What is asked for by name is there or an error; of the whole bundle comes what runs there.
       const images = source.images.filter((image) => (wanted ? image.names.some((name) => wanted.includes(name)) : runsOn(toSeenImage(image), where)));
       const localNames = (await this.names.assign(images.map(toSeenImage))).names;
-      const chosen = images.map((image, index) => ({
+      const named = images.map((image, index) => ({
         image,
         repoTags: taggedOf(names === 'local' ? (localNames[index] ?? []).map(({ full }) => full) : image.names),
       }));
+      // Without a name it would be there for nobody.
+      const chosen = wanted ? named : named.filter(({ repoTags }) => repoTags.length > 0);
       if (chosen.length === 0)
         throw new AppError('image_not_found', {
           detail: wanted ? `none of ${wanted.join(', ')} is in the bundle` : `nothing in the bundle runs on ${platform}`,
