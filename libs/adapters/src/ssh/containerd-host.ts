@@ -42,7 +42,11 @@ if [ -n "$pid" ]; then
 fi
 echo "# \${config:-/etc/containerd/config.toml}"
 if [ -n "$config" ]; then set -- --config "$config"; fi
-exec containerd "$@" config dump`;
+# The dump of containerd 2 leaves out what it takes over from files of older versions.
+case $(containerd --version | awk '{print $3}') in
+1.* | v1.*) exec containerd "$@" config dump ;;
+*) exec containerd "$@" config migrate ;;
+esac`;
 
 /** containerd on a host: images are pulled as the kubelet lets it pull them, through its CRI; all else is asked of the `ctr` that comes with it. */
 export class ContainerdHost implements RuntimeHost {

@@ -50,7 +50,7 @@ export function setHostsDir(text: string | null, major: number): { text: string;
 }
 
 /**
- * What is wrong with the configuration that containerd really uses, as `containerd config dump` prints it: a file that the main one imports replaces the whole section
+ * What is wrong with the configuration that containerd really uses, as `containerd config dump` or `migrate` prints it: a file that the main one imports replaces the whole section
  * of a plugin that it names. Undefined where images are pulled by `hostsDir`. Throws `host_file_refused` when the text is no TOML.
  * Source: https://github.com/containerd/containerd/blob/v1.6.0/services/server/config/config.go#L299
  */
