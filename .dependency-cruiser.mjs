@@ -10,7 +10,7 @@ export default {
       comment: 'core knows no I/O and no framework: only itself, pure libraries and hashing',
       severity: 'error',
       from: { path: lib('core'), pathNot: '\\.spec\\.ts$' },
-      to: { pathNot: [lib('core'), 'node_modules/(zod|semver|@types/semver|smol-toml|diff)/', '^(node:)?crypto$'] },
+      to: { pathNot: [lib('core'), 'node_modules/(zod|semver|@types/semver|smol-toml|jsonc-parser|diff)/', '^(node:)?crypto$'] },
     },
     {
       name: 'adapters-know-core-only',

@@ -108,7 +108,7 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     ]);
     const diffOf = (path: string) => drift?.changes.find(({ target }) => target === path)?.diff;
     expect(diffOf(list)).toMatch(/^-deb .*elsewhere.*\n\+deb .*release/m);
-    expect(diffOf(daemonJson)).toContain(`+    "${mirror()}"`);
+    expect(diffOf(daemonJson)).toContain(`"registry-mirrors": ["${mirror()}"]`);
     expect(await stateOf('docker')).toBe(before);
     expect(await drifted()).toEqual(['docker']);
     expect(printed).toContain('docker has drifted from its configuration');

@@ -437,6 +437,33 @@ describe('cluster-svc', () => {
       expect(body.problems.map(({ code }: { code: string }) => code)).toEqual(['images_missing', 'tunnel_failed', 'host_drifted']);
     });
 
+    it('takes charts and files for what is needed in the registry only, and knows which Docker reads zstd', async () => {
+      const path = await created();
+      const images = others.images.get(set120) ?? [];
+      const chart = { ...imageOf('ghcr.io/charts/app:1', 10), platforms: [] };
+      const file = {
+        ...imageOf('ghcr.io/files/a:1', 10),
+        platforms: [],
+        state: 'missing',
+        bundles: [{ id: bundle, name: 'carried.tar', platforms: [], zstdPlatforms: [] }],
+      };
+      const zstd = { ...imageOf('k8s.gcr.io/zstd:1'), zstdPlatforms: ['linux/amd64'] };
+      others.images.set(set120, [...images, chart]);
+      expect((await api('get', `${path}/readiness`)).body).toMatchObject({ ready: true, missingImages: [], imageSet: { images: 3 } });
+      const { body: job } = await api('post', '/v1/readiness-checks')
+        .send({ kubernetesVersion: '1.20.11', hostIds: [one], pull: 'all' })
+        .expect(202);
+      await endOf(job.id);
+      expect(others.of('/v1/host-checks').at(-1)).toMatchObject({ pull: images.map(({ localReference }) => localReference) });
+      others.images.set(set120, [...images, file, zstd]);
+      Object.assign(others.hosts.get(one)?.facts ?? {}, { dockerVersion: '20.10.24' });
+      for (const id of [two, three]) Object.assign(others.hosts.get(id)?.facts ?? {}, { dockerVersion: '23.0.1' });
+      expect((await api('get', `${path}/readiness`)).body.missingImages).toMatchObject([
+        { upstream: 'ghcr.io/files/a:1', state: 'missing', bundles: [{ id: bundle }] },
+        { upstream: 'k8s.gcr.io/zstd:1', state: 'wrongRuntime', platforms: ['linux/amd64'] },
+      ]);
+    });
+
     it('is asked for hosts that are no cluster, which pull the smallest image, and all of them on request', async () => {
       const ask = (pull?: string) => api('post', '/v1/readiness-checks').send({ kubernetesVersion: '1.20.11', hostIds: [one, two], pull });
       const { body: job } = await ask().expect(202);

@@ -330,6 +330,34 @@ describe('image-svc', () => {
       expect(await post('/v1/pushes', { bundleId, platforms: ['linux/s390x'] })).toMatchObject({ state: 'failed', error: { code: 'image_not_found' } });
     });
 
+    it('lists the smallest first, page by page', async () => {
+      const file = join(bundleDir, 'sizes.tar');
+      const sizes = [90_000, 1_000, 200_000, 1_000, 9_000];
+      await buildOciArchive(
+        file,
+        await Promise.all(sizes.map((randomBytes, index) => makeImage({ name: `quay.io/sizes/i${index}:1`, layers: [{ randomBytes, seed: `s${index}` }] }))),
+      );
+      await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: file })) });
+      const seen: { upstream: string; sizeBytes: number }[] = [];
+      for (let cursor = ''; ; ) {
+        const { body } = await api('get', `/v1/images?sort=smallest&search=quay.io/sizes&platform=linux/amd64&limit=2${cursor && `&cursor=${cursor}`}`).expect(
+          200,
+        );
+        seen.push(...body.items);
+        cursor = body.nextCursor;
+        if (!cursor) break;
+      }
+      expect(seen.map(({ sizeBytes }) => sizeBytes)).toEqual(seen.map(({ sizeBytes }) => sizeBytes).sort((a, b) => a - b));
+      expect(new Set(seen.map(({ upstream }) => upstream)).size).toBe(5);
+      for (const platform of ['linux/amd64/v1', 'linux/x86_64']) {
+        const { body } = await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200);
+        expect(body.items).toHaveLength(5);
+      }
+      for (const platform of ['linux/amd6', 'linux/arm', '%25'])
+        expect((await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200)).body.items).toEqual([]);
+      await api('get', '/v1/images?sort=smallest&cursor=nonsense').expect(422);
+    });
+
     it('gives a contested name to the winner that the push names, whoever has it', async () => {
       const ours = await bundleOf('won.tar', ['reg.one/contest:1']);
       const theirs = await bundleOf('lost.tar', ['reg.two/contest:1']);

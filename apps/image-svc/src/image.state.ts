@@ -19,6 +19,7 @@ const imageRow = z.object({
   mediaType: z.string().min(1).max(255),
   imageIds: z.array(digest).max(10_000),
   platforms: z.array(z.string().max(200)).max(10_000),
+  zstdPlatforms: z.array(z.string().max(200)).max(10_000).nullish(),
   parts: z
     .array(z.object({ digest, size: bytes, kind: z.enum(['manifest', 'config', 'layer', 'companion']), platform: z.string().max(200).optional() }))
     .max(20_000),

@@ -385,6 +385,18 @@ const definitions = {
     title: 'The container runtime did not take its new configuration',
     nextStep: "Look at the runtime's log on the host (journalctl -u docker, or -u containerd), correct what it complains about, then retry.",
   },
+  host_cri_unavailable: {
+    family: 'conflict',
+    title: 'containerd on the host has no CRI, so that Kubernetes cannot use it',
+    nextStep:
+      'Take cri out of disabled_plugins in /etc/containerd/config.toml on the host (the package containerd.io puts it there), restart containerd, and look at `ctr plugins list` and its log; then retry.',
+  },
+  host_config_ineffective: {
+    family: 'conflict',
+    title: 'The container runtime does not run with what its configuration file says',
+    nextStep:
+      'See `detail` for what is in force: a file that config.toml imports, or the command line of the runtime, takes its place. Say the same there, or take that away; restart the runtime, then retry.',
+  },
   host_file_refused: {
     family: 'conflict',
     title: 'A configuration file on the host cannot be changed safely',

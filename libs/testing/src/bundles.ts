@@ -263,27 +263,41 @@ export async function buildOciLayout(dir: string, images: readonly (TestImage | 
   return roots;
 }
 
-/**
- * Adds an artifact with one small layer to a layout in a folder: a signature, an SBOM, a chart. With a `subject` it is a referrer, with `annotations` it has
- * a name. Returns its descriptor.
- */
-export async function addArtifact(
-  dir: string,
-  { type, text, subject, annotations }: { type: string; text: string; subject?: Descriptor; annotations?: Record<string, string> },
-): Promise<Descriptor> {
-  const add = async (content: Buffer, mediaType: string): Promise<Descriptor> => {
+export interface ManifestParts {
+  config: { type: string; content: string | Buffer };
+  layers: readonly { type: string; content: string | Buffer }[];
+  artifactType?: string;
+  subject?: Descriptor | undefined;
+  /** Of its entry in index.json: its name. */
+  annotations?: Record<string, string> | undefined;
+}
+
+/** Adds a manifest of any kind to a layout in a folder. Returns its descriptor. */
+export async function addManifest(dir: string, { config, layers, annotations, ...more }: ManifestParts): Promise<Descriptor> {
+  const add = async (text: string | Buffer, mediaType: string): Promise<Descriptor> => {
+    const content = Buffer.from(text);
     const digest = digestOf(content);
     await writeFile(join(dir, 'blobs/sha256', digestHex(digest)), content);
     return { mediaType, digest, size: content.byteLength };
   };
-  const config = await add(Buffer.from('{}'), subject ? 'application/vnd.oci.empty.v1+json' : mediaTypes.ociConfig);
-  const layers = [await add(Buffer.from(text), type)];
-  const document = { schemaVersion: 2, mediaType: mediaTypes.ociManifest, ...(subject ? { artifactType: type, subject } : {}), config, layers };
-  const root = await add(Buffer.from(JSON.stringify(document)), mediaTypes.ociManifest);
+  const parts = { config: await add(config.content, config.type), layers: await Promise.all(layers.map(({ content, type }) => add(content, type))) };
+  const root = await add(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, ...more, ...parts }), mediaTypes.ociManifest);
   const index = JSON.parse(await readFile(join(dir, 'index.json'), 'utf8')) as { manifests: Descriptor[] };
   index.manifests.push({ ...root, ...(annotations ? { annotations } : {}) });
   await writeFile(join(dir, 'index.json'), JSON.stringify(index));
   return root;
+}
+
+/**
+ * Adds an artifact with one small layer to a layout in a folder: a signature, an SBOM, a chart. With a `subject` it is a referrer, with `annotations` it has
+ * a name. Returns its descriptor.
+ */
+export function addArtifact(
+  dir: string,
+  { type, text, subject, annotations }: { type: string; text: string; subject?: Descriptor; annotations?: Record<string, string> },
+): Promise<Descriptor> {
+  const config = { type: subject ? 'application/vnd.oci.empty.v1+json' : mediaTypes.ociConfig, content: '{}' };
+  return addManifest(dir, { ...(subject ? { artifactType: type, subject } : {}), config, layers: [{ type, content: text }], annotations });
 }
 
 /** Cuts a file after so many bytes; negative counts from its end. */

@@ -3,7 +3,7 @@ import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import type { Target } from '../provisioner/provisioner.schema.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
-import { ClusterFacts } from '../readiness/cluster-facts.service.js';
+import { ClusterFacts, isArtifact } from '../readiness/cluster-facts.service.js';
 import type { Cluster } from './cluster.schema.js';
 import { ClusterService } from './cluster.service.js';
 
@@ -61,12 +61,12 @@ export class CreateClusterService {
   }
 
   /**
-   * Every node pulls every image of the set by its local name: afterwards an installer needs no network but the tunnel. Returns how many.
+   * Every node pulls every image of the set that runs on nodes by its local name: afterwards an installer needs no network but the tunnel. Returns how many.
    * Throws `host_pull_failed` with all failures, and what keeps a host from being asked.
    */
   async pullImages({ nodes, fields }: Pick<Cluster, 'nodes' | 'fields'>, imageSetId: string | null, key: string, context: JobContext): Promise<number> {
     if (!imageSetId) return 0;
-    const images = await this.facts.imagesOf(imageSetId);
+    const images = (await this.facts.imagesOf(imageSetId)).filter((image) => !isArtifact(image));
     const references = this.facts.references(images, fields.k8sPrivateRegistry);
     context.progress({ phase: 'pull', itemsTotal: nodes.length * references.length });
     const hostIds = nodes.map(({ hostId }) => hostId);

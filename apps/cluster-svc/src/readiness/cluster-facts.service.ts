@@ -95,3 +95,7 @@ export class ClusterFacts {
     assertSucceeded(await followJob(this.clients.image, data.id, signal));
   }
 }
+
+/** A chart, a file, a signature: needed in the registry, and pulled by no host. What was not pushed yet is what bundles say that it is. */
+export const isArtifact = ({ state, platforms, bundles }: Pick<SetImage, 'state' | 'platforms' | 'bundles'>): boolean =>
+  platforms.length === 0 && (state !== 'missing' || (bundles.length > 0 && bundles.every((bundle) => bundle.platforms.length === 0)));

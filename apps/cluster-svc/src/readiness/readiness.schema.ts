@@ -7,7 +7,9 @@ import { z } from 'zod';
 export const MissingImage = z
   .object({
     upstream: z.string(),
-    state: z.enum(['missing', 'changed', 'wrongPlatform']).describe('changed: the name leads to another digest; wrongPlatform: not for every host'),
+    state: z
+      .enum(['missing', 'changed', 'wrongPlatform', 'wrongRuntime'])
+      .describe('changed: the name leads to another digest; wrongPlatform: not for every host; wrongRuntime: the Docker of a host is too old for its layers'),
     platforms: z.array(z.string()).describe('That the hosts need and the registry does not have'),
     bundles: z
       .array(z.object({ id: z.uuid(), name: z.string() }))

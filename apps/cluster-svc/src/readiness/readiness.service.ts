@@ -1,14 +1,14 @@
 import type { Host, HostCheckResult, ImageSet, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
-import { isPlatform } from '@airdock/core/oci/manifest';
 import { withoutDigest } from '@airdock/core/oci/reference';
+import { obstacleOn, type RunsWhere, runsOn } from '@airdock/core/oci/runs';
 import type { RegistryMode } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
-import { ClusterFacts } from './cluster-facts.service.js';
+import { ClusterFacts, isArtifact } from './cluster-facts.service.js';
 import type { MissingImage, Readiness, ReadyHost } from './readiness.schema.js';
 
 export interface ReadinessQuestion {
@@ -39,8 +39,7 @@ export class ReadinessService {
       usesRegistry ? this.facts.imageSetOf(kubernetesVersion, imageSetId) : undefined,
     ]);
     const images = set ? await this.facts.imagesOf(set.id) : [];
-    const platforms = [...new Set(hosts.flatMap(({ facts }) => (facts ? [`linux/${facts.architecture}`] : [])))];
-    const missingImages = missingFor(images, platforms);
+    const missingImages = missingFor(images, hosts.flatMap(whereOf));
     const readyHosts = hosts.map((host) =>
       readyHost(
         host,
@@ -67,14 +66,16 @@ export class ReadinessService {
     return { answer, images };
   }
 
-  /** References that hosts should pull to prove that they can: the smallest image that is there, or all. */
-  async references({ kubernetesVersion, registryMode, imageSetId }: ReadinessQuestion, kind: Readiness['pull']): Promise<string[]> {
+  /** References that hosts should pull to prove that they can: the smallest image that is there and runs on all of them, or all images. */
+  async references({ kubernetesVersion, registryMode, imageSetId, hostIds }: ReadinessQuestion, kind: Readiness['pull']): Promise<string[]> {
     const set = kind !== 'none' && registryMode !== 'none' ? await this.facts.imageSetOf(kubernetesVersion, imageSetId) : undefined;
     if (!set) return [];
     const { fields } = await this.defaults.get();
     const images = await this.facts.imagesOf(set.id);
-    const present = images.filter(({ state }) => state === 'present').sort((a, b) => (a.sizeBytes ?? 0) - (b.sizeBytes ?? 0));
-    return this.facts.references(kind === 'sample' ? present.slice(0, 1) : present, fields.k8sPrivateRegistry);
+    const wheres = kind === 'sample' ? (await this.facts.hosts(hostIds)).flatMap(whereOf) : [];
+    const present = images.filter((image) => image.state === 'present' && !isArtifact(image)).sort((a, b) => (a.sizeBytes ?? 0) - (b.sizeBytes ?? 0));
+    const sample = present.find((image) => wheres.every((where) => runsOn(image, where))) ?? present[0];
+    return this.facts.references(kind === 'sample' ? (sample ? [sample] : []) : present, fields.k8sPrivateRegistry);
   }
 
   /** Pushes what is missing and in registered bundles, from as few bundles as possible. What no bundle has is told by the answer afterwards. */
@@ -115,17 +116,27 @@ export interface Pulls {
   results: HostCheckResult[];
 }
 
-/** What the registry cannot serve to hosts of all these platforms. */
-function missingFor(images: readonly SetImage[], wanted: readonly string[]): MissingImage[] {
-  return images.flatMap(({ upstream, state, platforms, bundles }) => {
-    const lacking = wanted.filter((platform) => !platforms.some((own) => isPlatform(own, platform)));
+/** What of a host decides whether an image runs there; nothing until it was checked. */
+function whereOf({ facts, configuration }: Host): RunsWhere[] {
+  if (!facts) return [];
+  const isDocker = configuration?.containerRuntime !== 'containerd' && facts.dockerVersion !== null;
+  return [{ platform: `linux/${facts.architecture}`, ...(isDocker ? { runtime: { name: 'docker', version: facts.dockerVersion ?? undefined } } : {}) }];
+}
+
+/** What the registry cannot serve to all these hosts. A chart or a file is needed there, and on no host. */
+function missingFor(images: readonly SetImage[], hosts: readonly RunsWhere[]): MissingImage[] {
+  const platformsOf = (some: readonly RunsWhere[]) => [...new Set(some.map(({ platform }) => platform))];
+  return images.flatMap((image) => {
+    const { upstream, state, bundles } = image;
+    const obstacles = isArtifact(image) ? [] : hosts.map((where) => obstacleOn(image, where));
+    const lacking = hosts.filter((_, index) => obstacles[index] !== undefined);
     if (state === 'present' && lacking.length === 0) return [];
-    const complete = bundles.filter((bundle) => wanted.every((platform) => bundle.platforms.some((own) => isPlatform(own, platform))));
+    const complete = bundles.filter((bundle) => bundle.platforms.length === 0 || hosts.every((where) => runsOn(bundle, where)));
     return [
       {
         upstream,
-        state: state === 'present' ? ('wrongPlatform' as const) : state,
-        platforms: state === 'present' ? lacking : [...wanted],
+        state: state !== 'present' ? state : obstacles.includes('compression') ? ('wrongRuntime' as const) : ('wrongPlatform' as const),
+        platforms: state === 'present' ? platformsOf(lacking) : platformsOf(hosts),
         bundles: complete.map(({ id, name }) => ({ id, name })),
       },
     ];

@@ -14,7 +14,7 @@ import type { Cluster } from '../cluster/cluster.schema.js';
 import { ClusterService, notReady } from '../cluster/cluster.service.js';
 import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
-import { ClusterFacts } from '../readiness/cluster-facts.service.js';
+import { ClusterFacts, isArtifact } from '../readiness/cluster-facts.service.js';
 import { ReadinessService } from '../readiness/readiness.service.js';
 import { UpgradeEntity } from './upgrade.entity.js';
 import type { CreateUpgrade, Upgrade, UpgradedNode, UpgradePlan } from './upgrade.schema.js';
@@ -66,7 +66,10 @@ export class UpgradeService {
     const plan: UpgradePlan = {
       ...{ from: cluster.kubernetesVersion, to, kind, registryMode: { from: cluster.registryMode.effective, to: registryMode } },
       imagesToPush: toPush,
-      imagesToPull: this.facts.references(images, fields.k8sPrivateRegistry),
+      imagesToPull: this.facts.references(
+        images.filter((image) => !isArtifact(image)),
+        fields.k8sPrivateRegistry,
+      ),
       batches: batchesOf(nodes, batchSize(batch, nodes)),
       restarts: cluster.provisioner === 'external' ? [] : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
       problems,

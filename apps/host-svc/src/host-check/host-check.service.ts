@@ -27,7 +27,7 @@ import { HostService } from '../host/host.service.js';
 import type { Tunnel } from '../tunnel/tunnel.schema.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import { HostCheckEntity } from './host-check.entity.js';
-import type { CreateHostCheck, HostCheck, HostCheckResult, Pull } from './host-check.schema.js';
+import type { Check, CreateHostCheck, HostCheck, HostCheckResult, Pull } from './host-check.schema.js';
 import { type Inspection, inspectHost } from './inspect-host.js';
 
 export const hostCheckJobType = 'host.check';
@@ -109,10 +109,14 @@ export class HostCheckService {
     const signal = AbortSignal.any([whole, late.signal]);
     try {
       await using connection = await this.hosts.connect(host, signal);
-      const { checks, hasDocker } = await this.inspect(host, connection, signal);
-      const isContainerd = host.configuration?.containerRuntime === 'containerd' || (host.configuration !== null && !hasDocker);
+      const { checks, hasDocker, system: found } = await this.inspect(host, connection, signal);
+      const isContainerd =
+        host.configuration?.containerRuntime === 'containerd' ||
+        (!hasDocker && (host.configuration !== null || (!found.docker.isInstalled && found.containerd.version !== undefined)));
       result.checks = isContainerd ? checks.filter(({ name }) => name !== 'docker') : checks;
       const runtime = isContainerd ? new ContainerdHost(connection, signal) : new DockerHost(connection, signal);
+      const inForce = await this.inForce(host, isContainerd, connection, signal);
+      if (inForce) result.checks.push(inForce);
       const system = new HostSystem(connection, signal);
       if (wanted.size > 0 && (await this.tunnels.find(host.id)) && !(await this.leadsSoon(host.id, system, signal)))
         throw new AppError('tunnel_failed', { detail: `on the host 127.0.0.1:${this.config.registry.port} gives no answer of the registry` });
@@ -126,6 +130,23 @@ export class HostCheckService {
       clearTimeout(timer);
     }
     return result;
+  }
+
+  /** Whether the runtime of a configured host runs with what was written for it; undefined where nothing was. */
+  private async inForce({ id, configuration }: Host, isContainerd: boolean, connection: SshConnection, signal: AbortSignal): Promise<Check | undefined> {
+    const { naming, registry } = this.config;
+    if (!configuration || configuration.skipDockerInstall || !(await this.tunnels.find(id))) return undefined;
+    if (!isContainerd && !naming.includes('flat')) return undefined;
+    const name = 'runtime configuration';
+    try {
+      if (isContainerd) await (await ContainerdHost.configured(connection, signal)).assertInForce();
+      else await new DockerHost(connection, signal).assertInForce(`http://127.0.0.1:${registry.port}`);
+      return { name, status: 'pass', seen: 'in force', nextStep: null };
+    } catch (error) {
+      if (!(error instanceof AppError) || error.family !== 'conflict') throw error;
+      const { detail, title, nextStep } = toProblem(error);
+      return { name, status: 'failure', seen: (detail ?? title).slice(0, 1000), nextStep: nextStep ?? null };
+    }
   }
 
   /** Looks at a host and keeps what was found. Where its `tunnel` is up the host asks the registry through it, unless that is seen in another way. */

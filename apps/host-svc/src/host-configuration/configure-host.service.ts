@@ -2,12 +2,15 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { getRegistry, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import type { SshConnection } from '@airdock/adapters/ssh/connection';
+import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { HostFiles } from '@airdock/adapters/ssh/host-files';
 import type { RateLimit } from '@airdock/adapters/ssh/rate-limit';
 import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
 import { AppError, fromProblem } from '@airdock/core/errors';
-import { isPlatform } from '@airdock/core/oci/manifest';
+import type { Digest } from '@airdock/core/oci/digest';
+import { formatReference, parseReference } from '@airdock/core/oci/reference';
+import { type RunsWhere, runsOn } from '@airdock/core/oci/runs';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import type { Brought, Change, Host } from '../host/host.schema.js';
@@ -26,6 +29,14 @@ import { configureRuntime, daemonJson } from './runtime-step.js';
 
 type Configuration = Pick<HostConfigurationEntity, 'bundleIds' | 'dryRun' | 'options'>;
 const leadsMs = 30_000;
+const besideCri =
+  'images were pulled by ctr, not through the CRI as the kubelet does: log in as root, or install crictl or a curl with HTTP/2, to have that tried';
+/** Images that prove the way: when one cannot be pulled, the next may. */
+const maxCandidates = 10;
+/** Of one bundle, as long as others have some: whoever pushed a bad one may have pushed more. */
+const maxOfBundle = 2;
+const maxPages = 10;
+const tryMs = 180_000;
 
 /** The steps of configuring one host, each of which looks first and changes only what is not as it should be. */
 @Injectable()
@@ -108,18 +119,22 @@ export class ConfigureHost {
     note('runtime', outcome);
 
     const platform = `linux/${inspection.facts.architecture}`;
+    const where: RunsWhere = {
+      platform,
+      ...(runtime ? { runtime: { name: runtime.name, version: inspection.system[runtime.name].version ?? (await runtime.version()) } } : {}),
+    };
     if (skipsImages) note('images', skipped(options.skipDockerImgImport ? 'skipDockerImgImport' : 'skipDockerInstall'));
     else if (bundleIds.length === 0) note('images', skipped('no bundles were named'));
     else {
       const rename = hasRegistry && !options.skipImageRenaming;
-      const warming = { clients: this.clients, runtime, platform, rename, limits, warnings: result.warnings };
+      const warming = { clients: this.clients, runtime, where, rename, limits, warnings: result.warnings };
       for (const id of bundleIds) note('images', await warmImages(steps, id, warming));
     }
 
     if (dryRun || !runtime) return;
     if (hasTunnel) {
       const isUntouched = runtime.name === 'docker' && result.steps.every(({ changes }) => changes.length === 0);
-      note('verify', (isUntouched && (await early)) || (await this.verify(host, runtime, platform)));
+      note('verify', (isUntouched && (await early)) || (await this.verify(host, runtime, where, result.warnings)));
     }
     if (!inspection.hasDocker && runtime.name === 'docker') await this.checks.inspect(host, connection, signal);
     await this.hosts.saveConfigured(host.id, { ...options, containerRuntime: runtime.name });
@@ -143,16 +158,33 @@ export class ConfigureHost {
     return change('tunnel', 'open', `127.0.0.1:${this.config.registry.port}`);
   }
 
-  /** A real pull through the tunnel, by digest: of the smallest image, since the way is what is tested. */
-  private async verify(host: Host, runtime: RuntimeHost, platform: string): Promise<Outcome> {
-    const reference = await this.smallestImage(platform);
-    if (!reference) return skipped(`the catalogue has no image for ${platform} yet`);
-    await this.hosts.remember(host.id, { images: [reference] });
-    const { error } = await this.checks.pullOne(runtime, reference);
-    // The way is what is tested; an image that vanished from the registry is another matter.
-    if (error?.code === 'image_not_found') return skipped(`${reference} is no longer in the registry`);
-    if (error) throw fromProblem(error);
-    return pulled(reference);
+  /**
+   * A real pull through the tunnel, by digest: of a small image, since the way is what is tested. Where one cannot be pulled the next is tried: an image of somebody
+   * else that is not what it says stops nobody.
+   */
+  private async verify(host: Host, runtime: RuntimeHost, where: RunsWhere, warnings: string[]): Promise<Outcome> {
+    const candidates = await this.smallestImages(where);
+    if (candidates.length === 0) return skipped(`the catalogue has no image that runs on ${where.platform} yet`);
+    let first: AppError | undefined;
+    const failures: string[] = [];
+    const deadline = Date.now() + tryMs;
+    for (const reference of candidates) {
+      if (first && Date.now() > deadline) break;
+      await this.hosts.remember(host.id, { images: [reference] });
+      const { error } = await this.checks.pullOne(runtime, reference);
+      if (!error) {
+        if (runtime instanceof ContainerdHost && runtime.isBesideCri) warnings.push(besideCri);
+        warnings.push(...failures.map((why) => `not pulled, though another image was: ${why}`));
+        return pulled(reference);
+      }
+      failures.push(error.detail ?? error.title);
+      // What vanished from the registry says nothing of the way.
+      if (error.code === 'image_not_found') continue;
+      if (error.code !== 'host_pull_failed') throw fromProblem(error);
+      first ??= fromProblem(error);
+    }
+    if (first) throw first;
+    return skipped(`${candidates.join(', ')} no longer in the registry`);
   }
 
   /**
@@ -161,21 +193,39 @@ export class ConfigureHost {
    */
   private async verifyEarly({ facts }: Host, connection: SshConnection, signal: AbortSignal): Promise<Outcome | undefined> {
     try {
+      if (!facts) return undefined;
       const docker = new DockerHost(connection, signal);
-      const reference = facts ? await this.smallestImage(`linux/${facts.architecture}`) : undefined;
-      if (!reference || !(await docker.has(reference))) return undefined;
-      return (await this.checks.pullOne(docker, reference)).error ? undefined : pulled(reference);
+      const runtime = { name: 'docker' as const, version: facts.dockerVersion ?? undefined };
+      for (const reference of await this.smallestImages({ platform: `linux/${facts.architecture}`, runtime })) {
+        if (!(await docker.has(reference))) continue;
+        return (await this.checks.pullOne(docker, reference)).error ? undefined : pulled(reference);
+      }
+      return undefined;
     } catch {
       return undefined;
     }
   }
 
-  /** The local reference of the catalogue's smallest image, by digest. */
-  private async smallestImage(platform: string): Promise<string | undefined> {
-    const { data } = await listImages({ client: this.clients.image, query: { limit: 500 }, throwOnError: true });
-    const [smallest] = data.items.filter(({ platforms }) => platforms.some((own) => isPlatform(own, platform))).sort((a, b) => a.sizeBytes - b.sizeBytes);
-    const [local] = smallest?.localReferences ?? [];
-    return smallest && local && `${local.slice(0, local.lastIndexOf(':'))}@${smallest.digest}`;
+  /** The local references, by digest, of small images of the catalogue that surely run there, the smallest first, of several bundles. */
+  private async smallestImages(where: RunsWhere): Promise<string[]> {
+    const [found, spare] = [new Set<string>(), new Set<string>()];
+    const ofBundle = new Map<string, number>();
+    let cursor: string | undefined;
+    for (let page = 0; page < maxPages && found.size < maxCandidates; page++) {
+      const query = { sort: 'smallest' as const, platform: where.platform, limit: 100, ...(cursor ? { cursor } : {}) };
+      const { data } = await listImages({ client: this.clients.image, query, throwOnError: true });
+      for (const { localReferences, digest, bundleId, ...image } of data.items) {
+        const [local] = localReferences;
+        if (!local || !runsOn(image, where)) continue;
+        const { registry, repository } = parseReference(local);
+        const count = (ofBundle.get(bundleId ?? '') ?? 0) + 1;
+        ofBundle.set(bundleId ?? '', count);
+        (count > maxOfBundle && bundleId ? spare : found).add(formatReference({ registry, repository, digest: digest as Digest }));
+      }
+      cursor = data.nextCursor;
+      if (!cursor) break;
+    }
+    return [...found, ...spare].slice(0, maxCandidates);
   }
 }
 

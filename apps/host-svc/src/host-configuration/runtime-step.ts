@@ -1,5 +1,5 @@
 import { type Activation, activateFile, containerdActivation, isTrueWithin } from '@airdock/adapters/ssh/activate-file';
-import { ContainerdHost } from '@airdock/adapters/ssh/containerd-host';
+import { ContainerdHost, configToml, majorOf } from '@airdock/adapters/ssh/containerd-host';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import type { HostFile } from '@airdock/adapters/ssh/host-files';
 import type { RuntimeHost, RuntimeName } from '@airdock/adapters/ssh/runtime-host';
@@ -13,7 +13,6 @@ import { change, fileChange, type HostSteps, type Outcome } from './host-steps.j
 import { installAndCheck } from './repositories-step.js';
 
 export const daemonJson = '/etc/docker/daemon.json';
-const configToml = '/etc/containerd/config.toml';
 const startMs = 30_000;
 /** Docker takes new mirrors over within moments of a reload. */
 const reloadMs = 3_000;
@@ -69,9 +68,11 @@ async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
     const before = await files.read(daemonJson);
     const text = mergeDaemonJson(before.text, mirror);
     if (text !== before.text) changes.push(fileChange(before, text));
-    if (text !== before.text || before.isPending) {
+    // The file may say it, and the daemon not: it was started before that, or reads another one.
+    const isEffective = async () => hasMirror((await docker.mirrors()) ?? [], mirror);
+    if (text !== before.text || before.isPending || (isUp && !(await isEffective()))) {
       if (dryRun) changes.push(change('service', 'reload', 'docker'));
-      else
+      else {
         changes.push(
           await activate(steps, before, text, {
             service: 'docker',
@@ -80,6 +81,8 @@ async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
             isUp: async () => (await docker.mirrors()) !== undefined,
           }),
         );
+        await docker.assertInForce(mirror);
+      }
     }
   }
   const version = isThere ? `Docker ${facts.docker.version} of the host` : 'Docker';
@@ -114,8 +117,6 @@ async function takeOver(docker: DockerHost, isDone: (mirrors: string[]) => boole
   });
 }
 
-const majorOf = (version: string): number => Number.parseInt(version.replace(/^v/, ''), 10) || 1;
-
 const localRegistryOf = ({ registry }: HostSteps['config']): string => `localhost:${registry.port}`;
 
 /** What containerd has a `hosts.toml` for, and where. */
@@ -133,6 +134,8 @@ async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
   const before = await files.read(configToml);
   const { text, hostsDir } = setHostsDir(before.text, majorOf(version));
   const containerd = new ContainerdHost(steps.connection, steps.signal, hostsDir);
+  // A plugin that has failed may do so for what is about to be put right; one that is switched off stays so.
+  if ((await containerd.criState()) !== 'error') await containerd.assertCri();
   const changes: Change[] = [];
   const localRegistry = localRegistryOf(config);
   // These are read at every pull.
@@ -150,6 +153,7 @@ async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
       changes.push(await activate(steps, before, text, await containerdActivation(containerd)));
     }
   }
+  if (!dryRun || (text === before.text && !before.isPending)) await containerd.assertInForce();
   return { ...steps.outcome(changes, `${detail}, pulls by ${hostsDir}`), runtime: containerd };
 }
 
@@ -171,7 +175,7 @@ export async function unconfigureRuntime(steps: HostSteps, name: RuntimeName, is
   } else {
     const file = await files.read(configToml);
     const kept = await files.before(configToml);
-    const major = majorOf(steps.facts.containerd.version ?? '');
+    const major = majorOf(steps.facts.containerd.version);
     const { hostsDir } = setHostsDir(file.text, major);
     for (const own of (await files.readAll(hostsTomls(config, hostsDir).paths)).filter(({ text }) => isOwn(text)))
       changes.push(await steps.takeBack(own, await files.before(own.path)));

@@ -9,6 +9,8 @@ export interface SeenImage {
   digest: string | null;
   imageIds: string[];
   platforms: string[];
+  /** Not in rows of older versions. */
+  zstdPlatforms?: string[];
   sizeBytes: number;
 }
 

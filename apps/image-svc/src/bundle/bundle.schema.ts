@@ -8,7 +8,10 @@ export const BundleImage = z
     names: z.array(z.string()).describe('Upstream references'),
     digest: z.string().nullable().describe('What the registry will answer; null until the layers of a docker-archive are compressed'),
     imageIds: z.array(z.string()).describe('Digests of the configurations, one per platform: what `docker images` calls the image ID'),
-    platforms: z.array(z.string()),
+    platforms: z.array(z.string()).describe('Where it runs; empty: a chart, file or other artifact, which runs nowhere'),
+    zstdPlatforms: z
+      .array(z.string())
+      .describe('Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5'),
     sizeBytes: z.number().int(),
     localReferences: z.array(z.string()),
   })

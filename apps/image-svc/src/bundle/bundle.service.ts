@@ -11,6 +11,7 @@ import { AppError } from '@airdock/core/errors';
 import { digestHex } from '@airdock/core/oci/digest';
 import { formatPlatform } from '@airdock/core/oci/manifest';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
+import { dockerLoad, runsOn } from '@airdock/core/oci/runs';
 import { allowedPath } from '@airdock/platform/allowed-path';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
@@ -139,10 +140,10 @@ export class BundleService {
     const wanted = new Map(upstreams.map((upstream) => [withoutDigest(upstream), upstream]));
     const found = new Map<string, ContainingBundle[]>();
     for (const { id, name, images } of await this.bundles.find({ select: { id: true, name: true, images: true }, order: { id: 'DESC' } }))
-      for (const { names, platforms } of images ?? [])
+      for (const { names, platforms, zstdPlatforms = [] } of images ?? [])
         for (const imageName of names) {
           const upstream = wanted.get(imageName);
-          if (upstream) found.set(upstream, [...(found.get(upstream) ?? []), { id, name, platforms }]);
+          if (upstream) found.set(upstream, [...(found.get(upstream) ?? []), { id, name, platforms, zstdPlatforms }]);
         }
     return found;
   }
@@ -203,10 +204,20 @@ export class BundleService {
     const source = await this.open(id, signal);
     try {
       const [os = '', architecture = '', variant] = platform.split('/');
-      const images = source.images.filter((image) => !wanted || image.names.some((name) => wanted.includes(name)));
+      const where = { platform, runtime: dockerLoad };
+      // What is asked for by name is there or an error; of the whole bundle comes what runs there.
+      const images = source.images.filter((image) => (wanted ? image.names.some((name) => wanted.includes(name)) : runsOn(toSeenImage(image), where)));
       const localNames = (await this.names.assign(images.map(toSeenImage))).names;
-      const chosen = images.map((image, index) => ({ image, repoTags: names === 'local' ? (localNames[index] ?? []).map(({ full }) => full) : image.names }));
-      if (chosen.length === 0) throw new AppError('image_not_found', { detail: `none of ${wanted?.join(', ') ?? 'the images'} is in the bundle` });
+      const named = images.map((image, index) => ({
+        image,
+        repoTags: taggedOf(names === 'local' ? (localNames[index] ?? []).map(({ full }) => full) : image.names),
+      }));
+      // Without a name it would be there for nobody.
+      const chosen = wanted ? named : named.filter(({ repoTags }) => repoTags.length > 0);
+      if (chosen.length === 0)
+        throw new AppError('image_not_found', {
+          detail: wanted ? `none of ${wanted.join(', ')} is in the bundle` : `nothing in the bundle runs on ${platform}`,
+        });
       for (const { image } of chosen) await source.prepare(image, { signal });
       const stream = writeDockerArchive(source, chosen, { os, architecture, variant }, signal);
       stream.once('close', () => void source[Symbol.asyncDispose]());
@@ -250,16 +261,24 @@ export class BundleService {
       path: row.uploadId ? null : row.path,
       sizeBytes: Number(row.sizeBytes),
       state: row.images ? 'ready' : isOver ? 'invalid' : 'reading',
-      images: images.map((image, index) => ({ ...image, localReferences: (names[index] ?? []).map(({ full }) => full) })),
+      images: images.map((image, index) => ({
+        ...image,
+        zstdPlatforms: image.zstdPlatforms ?? [],
+        localReferences: (names[index] ?? []).map(({ full }) => full),
+      })),
     };
   }
 }
+
+/** Docker refuses to give an image a name with a digest. */
+const taggedOf = (names: readonly string[]) => names.filter((name) => !name.includes('@'));
 
 export const toSeenImage = (image: SourceImage): SeenImage => ({
   names: image.names,
   digest: image.root?.digest ?? null,
   imageIds: image.configDigests,
   platforms: image.platforms.map(formatPlatform),
+  zstdPlatforms: (image.zstdPlatforms ?? []).map(formatPlatform),
   sizeBytes: image.sizeBytes,
 });
 

@@ -35,9 +35,12 @@ export const SetImage = z
       .describe('As the registry answers now. changed: the name leads to something else than what was pushed, or than the digest that the set names'),
     localReference: z.string().nullable().describe('The one that PMK rewrites to; null until it was pushed'),
     digest: z.string().nullable(),
-    platforms: z.array(z.string()),
+    platforms: z.array(z.string()).describe('Where it runs; empty while it is missing, and of what runs nowhere'),
+    zstdPlatforms: z.array(z.string()),
     sizeBytes: z.number().int().nullable(),
-    bundles: z.array(z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()) })).describe('Registered bundles that contain it, newest first'),
+    bundles: z
+      .array(z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()), zstdPlatforms: z.array(z.string()) }))
+      .describe('Registered bundles that contain it, newest first'),
   })
   .meta({ id: 'SetImage' });
 export type SetImage = z.infer<typeof SetImage>;

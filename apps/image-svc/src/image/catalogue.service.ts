@@ -171,6 +171,7 @@ export class CatalogueService {
             mediaType: image.root.mediaType,
             imageIds: image.configDigests,
             platforms: image.platforms,
+            zstdPlatforms: image.zstdPlatforms,
             parts: image.parts,
             sizeBytes: String(image.sizeBytes),
             bundleId: row?.bundleId ?? null,

@@ -11,6 +11,8 @@ export class ImageEntity {
   @Column('varchar') mediaType!: string;
   @Column('simple-json') imageIds!: string[];
   @Column('simple-json') platforms!: string[];
+  /** null in rows of older versions. */
+  @Column('simple-json', { nullable: true }) zstdPlatforms!: string[] | null;
   /** The root first, what belongs to it last. */
   @Column('simple-json') parts!: ImagePart[];
   @Column('varchar') sizeBytes!: string;

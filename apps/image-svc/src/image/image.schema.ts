@@ -15,7 +15,10 @@ export const Image = z
     digest: z.string(),
     mediaType: z.string(),
     imageIds: z.array(z.string()),
-    platforms: z.array(z.string()),
+    platforms: z.array(z.string()).describe('Where it runs; empty: a chart, file or other artifact, which runs nowhere'),
+    zstdPlatforms: z
+      .array(z.string())
+      .describe('Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5'),
     layers: z.array(ImageLayer),
     companions: z.array(z.string()).describe('Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of'),
     sizeBytes: z.number().int(),
@@ -45,6 +48,7 @@ export const ImageListQuery = PageQuery.extend({
   digest: digest.optional(),
   platform: z.string().max(100).optional().describe('e.g. linux/arm64'),
   bundleId: z.uuid().optional().describe('Brought by this bundle, first or last'),
+  sort: z.enum(['newest', 'smallest']).default('newest'),
 });
 export type ImageListQuery = z.infer<typeof ImageListQuery>;
 

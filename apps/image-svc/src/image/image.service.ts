@@ -3,6 +3,7 @@ import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
+import { platformTexts } from '@airdock/core/oci/runs';
 import { atomically, chunks, columns, isUniqueViolation, now } from '@airdock/platform/database';
 import { cursorId, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -20,7 +21,7 @@ const checksAtOnce = 8;
 /** What is known of an image that is complete in the registry. */
 export type RecordedImage = Pick<
   ImageEntity,
-  'upstream' | 'localReferences' | 'digest' | 'mediaType' | 'imageIds' | 'platforms' | 'parts' | 'sizeBytes' | 'bundleId'
+  'upstream' | 'localReferences' | 'digest' | 'mediaType' | 'imageIds' | 'platforms' | 'zstdPlatforms' | 'parts' | 'sizeBytes' | 'bundleId'
 >;
 
 /** As others work with it. */
@@ -54,16 +55,27 @@ export class ImageService {
     return registry;
   }
 
-  async list({ search, digest, platform, bundleId, limit, cursor }: ImageListQuery): Promise<Page<Image>> {
-    const query = this.images
-      .createQueryBuilder('image')
-      .orderBy('image.id', 'DESC')
-      .take(limit + 1);
+  async list({ search, digest, platform, bundleId, sort, limit, cursor }: ImageListQuery): Promise<Page<Image>> {
+    const query = this.images.createQueryBuilder('image').take(limit + 1);
+    // Sizes are decimal text: of two the shorter is the smaller one.
+    if (sort === 'smallest') query.addSelect('LENGTH(image.sizeBytes)', 'digits').orderBy('digits').addOrderBy('image.sizeBytes').addOrderBy('image.id');
+    else query.orderBy('image.id', 'DESC');
     const part = (text: string) => `%${text.replaceAll(/[%_\\]/g, '')}%`;
-    if (cursor) query.andWhere('image.id < :id', { id: cursorId(cursor) });
+    const id = cursor && cursorId(cursor);
+    if (id && sort === 'smallest') {
+      const { sizeBytes: size } = await getRow(this.images, id);
+      const isAfter =
+        'LENGTH(image.sizeBytes) > LENGTH(:size) OR LENGTH(image.sizeBytes) = LENGTH(:size) AND (image.sizeBytes > :size OR image.sizeBytes = :size AND image.id > :id)';
+      query.andWhere(`(${isAfter})`, { size, id });
+    } else if (id) query.andWhere('image.id < :id', { id });
     if (search) query.andWhere('(image.upstream LIKE :search OR image.localReferences LIKE :search)', { search: part(search) });
     if (digest) query.andWhere('image.digest = :digest', { digest });
-    if (platform) query.andWhere('image.platforms LIKE :platform', { platform: part(platform) });
+    if (platform) {
+      // A list of texts, each in quotes.
+      const texts = platformTexts(platform).map((text) => `%"${text.replaceAll(/[%_"\\]/g, '')}${text.endsWith('/') ? '' : '"'}%`);
+      const conditions = texts.map((_, index) => `image.platforms LIKE :platform${index}`);
+      query.andWhere(`(${conditions.join(' OR ')})`, Object.fromEntries(texts.map((text, index) => [`platform${index}`, text])));
+    }
     if (bundleId) query.andWhere('(image.bundleId = :bundleId OR image.firstBundleId = :bundleId)', { bundleId });
     const found = await query.getMany();
     const items = found.slice(0, limit);
@@ -126,12 +138,21 @@ export class ImageService {
         limit(async (): Promise<ImageState> => {
           const row = known.get(names[index] ?? '');
           const [first] = row?.localReferences ?? [];
-          if (!row || !first) return { upstream, state: 'missing', localReference: null, digest: null, platforms: [], sizeBytes: null };
+          if (!row || !first) return { upstream, state: 'missing', localReference: null, digest: null, platforms: [], zstdPlatforms: [], sizeBytes: null };
           const { repository, tag } = parseReference(first);
           const digest = (await registry.headManifest(repository, tag ?? row.digest))?.digest;
           const wanted = parseReference(upstream).digest ?? row.digest;
           const state = !digest ? 'missing' : digest === row.digest && digest === wanted ? 'present' : 'changed';
-          return { upstream, state, localReference: first, digest: digest ?? null, platforms: row.platforms, sizeBytes: Number(row.sizeBytes) };
+          const { platforms, zstdPlatforms } = row;
+          return {
+            upstream,
+            state,
+            localReference: first,
+            digest: digest ?? null,
+            platforms,
+            zstdPlatforms: zstdPlatforms ?? [],
+            sizeBytes: Number(row.sizeBytes),
+          };
         }),
       ),
     );
@@ -140,6 +161,7 @@ export class ImageService {
 
 const toResource = ({ parts, ...row }: ImageEntity): Image => ({
   ...row,
+  zstdPlatforms: row.zstdPlatforms ?? [],
   sizeBytes: Number(row.sizeBytes),
   layers: parts.filter(({ kind }) => kind === 'layer').map(({ digest, size, platform }) => ({ digest, sizeBytes: size, platform: platform ?? null })),
   companions: parts.filter(({ kind }) => kind === 'companion').map(({ digest }) => digest),

@@ -9,7 +9,8 @@ import { filterPlatforms } from '@airdock/adapters/oci-client/platform-filter';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { UploadSessions } from '@airdock/adapters/oci-client/upload-sessions';
 import { AppError, toProblem } from '@airdock/core/errors';
-import { formatPlatform, isPlatform } from '@airdock/core/oci/manifest';
+import { formatPlatform } from '@airdock/core/oci/manifest';
+import { isPlatformWanted } from '@airdock/core/oci/runs';
 import { matchesPattern, selectImages } from '@airdock/core/oci/select-images';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -62,7 +63,7 @@ export class PushService {
   async create(request: JobRequest, { bundleId, images, platforms, naming, winners, dryRun }: CreatePush): Promise<Job> {
     const seen = await this.bundles.images(bundleId);
     const leftOut = unusableOf(await this.bundles.unusable(bundleId), seen, images);
-    const isWanted = (own: string) => platforms?.some((platform) => isPlatform(own, platform)) ?? true;
+    const isWanted = (own: string) => platforms?.some((platform) => isPlatformWanted(own, platform)) ?? true;
     const selected = selectImages(
       seen.filter((image) => image.platforms.length === 0 || image.platforms.some(isWanted)),
       images,
@@ -244,6 +245,7 @@ export class PushService {
         mediaType: mediaType ?? '',
         imageIds: image.configDigests,
         platforms: image.platforms.map(formatPlatform),
+        zstdPlatforms: (image.zstdPlatforms ?? []).map(formatPlatform),
         parts,
         sizeBytes: String(parts.reduce((sum, { size }) => sum + size, 0)),
         bundleId,

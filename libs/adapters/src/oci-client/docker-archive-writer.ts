@@ -2,8 +2,9 @@ import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { createDigest, type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { type Descriptor, formatPlatform, type ImageManifest, mediaTypes, type Platform, parseImageConfig } from '@airdock/core/oci/manifest';
+import { hasImageTypes, matchesPlatform } from '@airdock/core/oci/runs';
 import { type Pack, pack } from 'tar-stream';
-import { isImageConfig, walkImage } from './image-graph.js';
+import { walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
 
 export interface ImageToLoad {
@@ -77,17 +78,14 @@ async function planImage(source: ImageSource, { image, repoTags }: ImageToLoad, 
   const root = await source.prepare(image, { signal });
   const graph = await walkImage(root, (digest) => source.readManifest(digest));
   for (const { manifest } of graph.images) {
-    if (!isImageConfig(manifest.config)) continue;
+    if (!hasImageTypes(manifest)) continue;
     const config = await readConfig(source, manifest.config);
-    if (!matches(parseImageConfig(config).platform, platform)) continue;
+    if (!matchesPlatform(formatPlatform(parseImageConfig(config).platform), formatPlatform(platform))) continue;
     refuseUnloadable(manifest);
     return { config, configDigest: manifest.config.digest, layers: manifest.layers, repoTags: [...repoTags] };
   }
   throw new AppError('image_not_found', { detail: `${image.names[0] ?? root.digest} is not there for ${formatPlatform(platform)}`, digest: root.digest });
 }
-
-const matches = (have: Platform, want: Platform): boolean =>
-  have.os === want.os && have.architecture === want.architecture && (!want.variant || !have.variant || have.variant === want.variant);
 
 /** Docker learnt zstd after 20.10. */
 function refuseUnloadable({ layers }: ImageManifest): void {

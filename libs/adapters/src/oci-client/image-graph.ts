@@ -10,6 +10,7 @@ import {
   parseImageConfig,
   parseManifest,
 } from '@airdock/core/oci/manifest';
+import { hasImageTypes, hasZstdLayers, isImageConfig } from '@airdock/core/oci/runs';
 
 const maxDepth = 5;
 const maxManifests = 10_000;
@@ -27,7 +28,7 @@ export interface ImageGraph {
 }
 
 /** BuildKit's provenance and SBOM documents. Source: https://github.com/moby/buildkit/blob/master/docs/attestations/attestation-storage.md */
-const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
+export const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
   annotations?.['vnd.docker.reference.type'] === 'attestation-manifest' || (platform?.os === 'unknown' && platform.architecture === 'unknown');
 
 /** Layers that stay on the servers of their vendor. */
@@ -111,6 +112,16 @@ export async function walkImage(root: Descriptor, readManifest: (digest: Digest)
 
 const maxConfigBytes = 8 * 1024 * 1024;
 
+/** What of an image decides where it runs, see `runsOn`. */
+export interface ImageFacts {
+  /** One per image manifest, in the order of the index; empty for what runs nowhere. */
+  platforms: Platform[];
+  /** Those of them whose layers are compressed with zstd. */
+  zstdPlatforms: Platform[];
+  sizeBytes: number;
+  configDigests: Digest[];
+}
+
 /**
  * Platforms, image IDs (of what runs) and size of an image. `readConfig` must return verified bytes, at most `maxBytes`. With `strict` it throws
  * `bundle_corrupt` for configurations that readers understand differently, or that speak of other layers than the manifest: no engine runs such an image.
@@ -119,12 +130,13 @@ export async function describeImage(
   { images, manifests, blobs }: ImageGraph,
   readConfig: (config: Descriptor, maxBytes: number) => Promise<Uint8Array>,
   { strict = false } = {},
-): Promise<{ platforms: Platform[]; sizeBytes: number; configDigests: Digest[] }> {
+): Promise<ImageFacts> {
   const platforms: Platform[] = [];
+  const zstdPlatforms: Platform[] = [];
   const configDigests: Digest[] = [];
   for (const { manifest } of images) {
-    // Charts, signatures and other artifacts have configurations of their own kinds, or one that speaks of no layers or of no platform, and run nowhere.
-    const config = isImageConfig(manifest.config) ? parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict }) : undefined;
+    // Charts, signatures and other artifacts have configurations or layers of their own kinds, or a configuration that speaks of no layers or of no platform.
+    const config = hasImageTypes(manifest) ? parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict }) : undefined;
     if (config?.diffIds) {
       const { platform, diffIds } = config;
       if (strict && diffIds.length !== manifest.layers.length) {
@@ -133,13 +145,12 @@ export async function describeImage(
       }
       if (platform.os === '' || platform.architecture === '') continue;
       platforms.push(platform);
+      if (hasZstdLayers(manifest)) zstdPlatforms.push(platform);
       configDigests.push(manifest.config.digest);
     }
   }
-  return { platforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests };
+  return { platforms, zstdPlatforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests };
 }
-
-export const isImageConfig = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.ociConfig || mediaType === mediaTypes.dockerConfig;
 
 export const totalSize = (descriptors: Iterable<{ size: number }>): number => {
   let sum = 0;

@@ -36,6 +36,8 @@ export interface SourceImage {
   root?: Descriptor | undefined;
   /** One per image manifest, in the order of the index. */
   platforms: Platform[];
+  /** Those of them whose layers are compressed with zstd. */
+  zstdPlatforms?: readonly Platform[] | undefined;
   /** Unique blobs and manifests, with those of companions, bytes as they lie in the source: of a docker-archive the uncompressed layers. */
   sizeBytes: number;
   /** Image IDs, one per image manifest. Together they identify the image in its source, before `root` is known too. */

@@ -1,7 +1,8 @@
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
-import { type Descriptor, filterIndex, formatPlatform, isIndexMediaType, isPlatform, type Platform, parseManifest } from '@airdock/core/oci/manifest';
-import { describeImage, isImageConfig, totalSize, walkImage } from './image-graph.js';
+import { type Descriptor, filterIndex, formatPlatform, isIndexMediaType, type Platform, parseManifest } from '@airdock/core/oci/manifest';
+import { isPlatformWanted } from '@airdock/core/oci/runs';
+import { describeImage, isAttestation, totalSize, walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
 
 const attestationOf = 'vnd.docker.reference.digest';
@@ -15,7 +16,7 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
   const made = new Map<Digest, Buffer>();
   const originals = new Map<SourceImage, SourceImage>();
   const readManifest = async (digest: Digest) => made.get(digest) ?? (await source.readManifest(digest));
-  const isWanted = (platform: Platform) => wanted.some((text) => isPlatform(formatPlatform(platform), text));
+  const isWanted = (platform: Platform) => wanted.some((text) => isPlatformWanted(formatPlatform(platform), text));
   for (const image of source.images) {
     if (image.platforms.every(isWanted)) originals.set(image, image);
     else if (image.platforms.some(isWanted) && image.root && isIndexMediaType(image.root.mediaType)) {
@@ -40,12 +41,17 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
     return { mediaType: root.mediaType, digest, size: filtered.byteLength };
   }
 
-  /** By the platform that the index says, else by that of the configuration. */
+  /** By the platform that the index says, else by that of the configuration. What runs nowhere is for all platforms; what speaks of a sibling goes with that. */
   async function matches(child: Descriptor): Promise<boolean> {
+    if (isAttestation(child) || child.annotations?.[attestationOf]) return false;
     if (child.platform?.os) return isWanted(child.platform);
-    const { images } = await walkImage(child, readManifest);
-    const { platforms } = await describeImage({ images, manifests: [], blobs: [] }, async (config) => readBlob(config));
-    return platforms.some(isWanted);
+    const { platforms } = await factsOf(child);
+    return platforms.length === 0 || platforms.some(isWanted);
+  }
+
+  async function factsOf(root: Descriptor) {
+    const { images } = await walkImage(root, readManifest);
+    return describeImage({ images, manifests: [], blobs: [] }, async (config) => readBlob(config));
   }
 
   async function readBlob(descriptor: Descriptor): Promise<Buffer> {
@@ -61,15 +67,7 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
     const companions = (image.companions ?? []).filter(({ subject }) => there.has(subject));
     const graphs = [graph, ...(await Promise.all(companions.map((companion) => walkImage(companion.root, readManifest))))];
     const parts = new Map(graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]).map((part) => [part.digest, part]));
-    const runnable = graph.images.filter(({ manifest }) => isImageConfig(manifest.config));
-    return {
-      ...image,
-      root,
-      companions,
-      platforms: image.platforms.filter(isWanted),
-      configDigests: runnable.map(({ manifest }) => manifest.config.digest),
-      sizeBytes: totalSize(parts.values()),
-    };
+    return { ...image, root, companions, ...(await factsOf(root)), sizeBytes: totalSize(parts.values()) };
   }
 
   return {

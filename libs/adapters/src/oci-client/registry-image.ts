@@ -10,6 +10,7 @@ export interface RegistryImage {
   root: Descriptor;
   parts: ImagePart[];
   platforms: string[];
+  zstdPlatforms: string[];
   configDigests: Digest[];
   sizeBytes: number;
 }
@@ -52,6 +53,7 @@ export async function describeRegistryImage(
     root,
     parts,
     platforms: facts.platforms.map(formatPlatform),
+    zstdPlatforms: facts.zstdPlatforms.map(formatPlatform),
     configDigests: facts.configDigests,
     sizeBytes: parts.reduce((sum, { size }) => sum + size, 0),
   };

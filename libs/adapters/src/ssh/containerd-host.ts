@@ -1,10 +1,14 @@
 import type { Readable } from 'node:stream';
+import { ineffectiveHostsDir, setHostsDir } from '@airdock/core/container-runtime/containerd-config';
 import { AppError } from '@airdock/core/errors';
+import { cleanLine } from '@airdock/core/host/host-text';
 import { isDigest } from '@airdock/core/oci/digest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { z } from 'zod';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
+import { pullByCri } from './cri.js';
+import { HostFiles } from './host-files.js';
 import type { RuntimeHost } from './runtime-host.js';
 
 /** Of what a host answers, what is used. */
@@ -16,20 +20,58 @@ const manifest = z.object({
 });
 type Manifest = z.infer<typeof manifest>;
 
+export const configToml = '/etc/containerd/config.toml';
+export const majorOf = (version: string | undefined): number => Number.parseInt((version ?? '').replace(/^v/, ''), 10) || 1;
+
 /** Kubernetes sees the images of this namespace only. */
 const ctr = ['ctr', '--namespace', 'k8s.io'];
 /** Manifests that are read with one command: its output is bounded. */
 const manifestsAtOnce = 50;
 
-/** containerd on a host, spoken to with the `ctr` that comes with it; pulls go where `hostsDir` says, as those of the kubelet do. */
+/** Prints the configuration that containerd runs with: its main file, which its command line may name, and all that this imports. */
+const dumpScript = `
+pid=
+if [ -d /run/systemd/system ]; then pid=$(systemctl show -p MainPID --value containerd 2>/dev/null); fi
+# The one that Docker starts for itself has another file.
+if [ -z "$pid" ] || [ "$pid" = 0 ]; then
+  for pid in $(pgrep -x containerd) ''; do [ -z "$pid" ] || grep -q docker "/proc/$pid/cmdline" || break; done
+fi
+config=
+if [ -n "$pid" ]; then
+  config=$(tr '\\0' '\\n' <"/proc/$pid/cmdline" | awk 'take {print; exit} $0 == "-c" || $0 == "--config" {take = 1} /^(-c|--config)=/ {sub(/^[^=]*=/, ""); print; exit}')
+fi
+echo "# \${config:-/etc/containerd/config.toml}"
+if [ -n "$config" ]; then set -- --config "$config"; fi
+# The dump of containerd 2 leaves out what it takes over from files of older versions.
+case $(containerd --version | awk '{print $3}') in
+1.* | v1.*) exec containerd "$@" config dump ;;
+*) exec containerd "$@" config migrate ;;
+esac`;
+
+/** containerd on a host: images are pulled as the kubelet lets it pull them, through its CRI; all else is asked of the `ctr` that comes with it. */
 export class ContainerdHost implements RuntimeHost {
   readonly name = 'containerd';
+  /** Pulls went by `ctr`, since there is no way to the CRI, though containerd says that it has one. */
+  isBesideCri = false;
 
   constructor(
     private readonly connection: SshConnection,
     private readonly signal: AbortSignal,
     private readonly hostsDir = '/etc/containerd/certs.d',
   ) {}
+
+  /** The one of a host that is configured: with the folder that its configuration names. Throws `host_file_refused`. */
+  static async configured(connection: SshConnection, signal: AbortSignal): Promise<ContainerdHost> {
+    const { text } = await new HostFiles(connection, signal).read(configToml);
+    const version = await new ContainerdHost(connection, signal).version();
+    return new ContainerdHost(connection, signal, setHostsDir(text, majorOf(version)).hostsDir);
+  }
+
+  async version(): Promise<string | undefined> {
+    const { exitCode, stdout } = await this.connection.exec(['ctr', '--connect-timeout', '5s', 'version'], { sudo: true, signal: this.signal });
+    const [, version] = /^Server:[^]*?^ *Version: *([\w.+~-]{1,100})$/m.exec(stdout.slice(0, 10_000)) ?? [];
+    return exitCode === 0 ? version : undefined;
+  }
 
   async imageIds(platform: string): Promise<Map<string, string>> {
     const targets = await this.list();
@@ -52,15 +94,26 @@ export class ContainerdHost implements RuntimeHost {
 
   async pull(reference: string): Promise<string> {
     const name = formatReference(parseReference(reference));
-    const { exitCode, stdout, stderr } = await this.connection.exec([...ctr, 'images', 'pull', '--hosts-dir', this.hostsDir, name], {
-      sudo: true,
-      signal: this.signal,
-      stallTimeoutMs: 900_000,
-    });
-    if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
+    if (!(await this.pullByCri(name))) {
+      await this.assertCri();
+      this.isBesideCri = true;
+      const argv = [...ctr, 'images', 'pull', '--hosts-dir', this.hostsDir, name];
+      const { exitCode, stdout, stderr } = await this.connection.exec(argv, { sudo: true, signal: this.signal, stallTimeoutMs: 900_000 });
+      if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
+    }
     const digest = (await this.list()).get(name);
     if (!digest) throw new AppError('host_pull_failed', { detail: `${reference}: containerd knows no digest of it`, reference });
     return digest;
+  }
+
+  /** An older curl breaks off in the middle of the answer that there is no CRI: whether there is one says containerd. */
+  private async pullByCri(name: string): Promise<boolean> {
+    try {
+      return await pullByCri(this.connection, name, this.signal);
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'host_pull_failed') await this.assertCri();
+      throw error;
+    }
   }
 
   async tag(reference: string, name: string): Promise<void> {
@@ -68,9 +121,16 @@ export class ContainerdHost implements RuntimeHost {
     await this.connection.run([...ctr, 'images', 'tag', '--force', from, to], { sudo: true, signal: this.signal });
   }
 
-  /** Containers keep what they run on by themselves. */
+  /** Containers keep what they run on by themselves. With the last of its names go those that the CRI has given it by itself. */
   async remove(reference: string): Promise<boolean> {
-    await this.connection.run([...ctr, 'images', 'rm', '--sync', formatReference(parseReference(reference))], { sudo: true, signal: this.signal });
+    const { registry, repository, tag, digest } = parseReference(reference);
+    const name = formatReference({ registry, repository, tag, digest });
+    const all = await this.listAll();
+    const others = [...all].filter(([other, target]) => other !== name && target === all.get(name)).map(([other]) => other);
+    const isTagged = others.some((other) => other.startsWith(`${registry}/${repository}:`));
+    const byDigest = isTagged ? [] : others.filter((other) => other.startsWith(`${registry}/${repository}@`));
+    const ids = others.every((other) => isDigest(other) || byDigest.includes(other)) ? others.filter(isDigest) : [];
+    await this.connection.run([...ctr, 'images', 'rm', '--sync', name, ...byDigest, ...ids], { sudo: true, signal: this.signal });
     return true;
   }
 
@@ -78,22 +138,50 @@ export class ContainerdHost implements RuntimeHost {
   async criState(): Promise<string | undefined> {
     const { exitCode, stdout } = await this.connection.exec(['ctr', 'plugins', 'list'], { sudo: true, signal: this.signal });
     if (exitCode !== 0) return undefined;
+    // In containerd 2 the service has plugins of its own for images and for containers.
     const states = stdout
       .split('\n')
       .map((line) => line.trim().split(/\s+/))
       .filter(([type = '', id]) => id === 'cri' || type.startsWith('io.containerd.cri.'))
-      .map((columns) => columns.at(-1) ?? '');
-    return states.find((state) => state === 'error') ?? states[0] ?? 'skip';
+      .map((columns) => [columns[1], columns.at(-1)]);
+    return states.some(([, state]) => state === 'error') ? 'error' : (states.find(([id]) => id === 'cri')?.[1] ?? 'skip');
+  }
+
+  /** Throws `host_cri_unavailable` unless Kubernetes can use this containerd. */
+  async assertCri(): Promise<void> {
+    const state = await this.criState();
+    if (state === undefined) throw new AppError('host_runtime_missing', { detail: 'containerd gives no answer to ctr' });
+    if (state === 'ok') return;
+    throw new AppError('host_cri_unavailable', {
+      detail: state === 'skip' ? 'its CRI plugin is not loaded: see disabled_plugins' : `containerd says of its CRI plugin: ${cleanLine(state, 30)}`,
+    });
+  }
+
+  /**
+   * Kubernetes can use this containerd, which pulls by `hostsDir`: not its file counts, but what it makes of that and of all that this imports.
+   * Throws `host_cri_unavailable`, `host_config_ineffective`, and `host_command_failed` where containerd cannot say.
+   */
+  async assertInForce(): Promise<void> {
+    await this.assertCri();
+    const dump = await this.connection.run(['sh', '-c', dumpScript], { sudo: true, signal: this.signal });
+    const file = cleanLine(dump.split('\n', 1)[0]?.slice(2) ?? '');
+    const wrong = ineffectiveHostsDir({ file, text: dump }, this.hostsDir);
+    if (wrong !== undefined) throw new AppError('host_config_ineffective', { detail: wrong });
   }
 
   /** Target digests by full reference. */
   private async list(): Promise<Map<string, string>> {
+    return new Map([...(await this.listAll())].filter(([name]) => !isDigest(name)));
+  }
+
+  /** The CRI lists images under their IDs too. */
+  private async listAll(): Promise<Map<string, string>> {
     const output = await this.connection.run([...ctr, 'images', 'list'], { sudo: true, signal: this.signal });
     const images = new Map<string, string>();
     for (const line of output.split('\n').slice(1)) {
-      // REF TYPE DIGEST …; the CRI plugin lists images under their IDs too.
+      // REF TYPE DIGEST …
       const [name = '', , digest = ''] = line.split(/\s+/);
-      if (isDigest(digest) && !name.startsWith('sha256:') && isReference(name)) images.set(name, digest);
+      if (isDigest(digest) && (isDigest(name) || isReference(name))) images.set(name, digest);
     }
     return images;
   }

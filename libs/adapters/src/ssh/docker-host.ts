@@ -1,5 +1,7 @@
 import type { Readable } from 'node:stream';
+import { hasMirror } from '@airdock/core/container-runtime/daemon-json';
 import { AppError } from '@airdock/core/errors';
+import { cleanLine } from '@airdock/core/host/host-text';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { z } from 'zod';
 import { commandError } from './command-error.js';
@@ -9,7 +11,8 @@ import { dockerVersionScript, scriptFunctions } from './host-system.js';
 import type { RuntimeHost } from './runtime-host.js';
 
 // What a host answers, which may be anything.
-const images = z.array(z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish() }));
+const images = z.array(z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish(), RepoDigests: z.array(z.string()).nullish() }));
+const info = z.object({ RegistryConfig: z.object({ Mirrors: z.array(z.string()).nullish() }) });
 const errorLine = z.object({ error: z.string() });
 const refusal = z.object({ message: z.string() });
 const digestsOf = (found: unknown): string[] => z.array(z.string()).nullish().catch(null).parse(found) ?? [];
@@ -43,12 +46,17 @@ export class DockerHost implements RuntimeHost {
     if (answer?.status === 200) {
       const found = images.safeParse(parseJson(answer.body)).data;
       if (!found) throw new AppError('host_command_failed', { detail: "Docker's API answers what is no list of images" });
-      return namesToIds(found.flatMap(({ Id, RepoTags }) => (RepoTags ?? []).map((name): [string, string] => [name, Id])));
+      return namesToIds(
+        found.flatMap(({ Id, RepoTags, RepoDigests }) => [...(RepoTags ?? []), ...(RepoDigests ?? [])].map((name): [string, string] => [name, Id])),
+      );
     }
-    const output = await this.connection.run(['docker', 'image', 'ls', '--no-trunc', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}'], {
-      sudo: true,
-      signal: this.signal,
-    });
+    const output = await this.connection.run(
+      ['docker', 'image', 'ls', '--no-trunc', '--digests', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}\\n{{.Repository}}@{{.Digest}} {{.ID}}'],
+      {
+        sudo: true,
+        signal: this.signal,
+      },
+    );
     return namesToIds(output.split('\n').map((line) => line.split(' ')));
   }
 
@@ -117,6 +125,11 @@ export class DockerHost implements RuntimeHost {
 
   /** The registry mirrors that the running daemon knows; undefined when it does not answer. */
   async mirrors(): Promise<string[] | undefined> {
+    const answer = await this.ask('GET', '/info', { stallTimeoutMs: 20_000 }).catch((error: unknown) => {
+      if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed')) throw error;
+      return undefined;
+    });
+    if (answer?.status === 200) return info.safeParse(parseJson(answer.body)).data?.RegistryConfig.Mirrors ?? [];
     const { exitCode, stdout } = await this.connection.exec(['docker', 'info', '--format', '{{json .RegistryConfig.Mirrors}}'], {
       sudo: true,
       signal: this.signal,
@@ -127,6 +140,15 @@ export class DockerHost implements RuntimeHost {
     } catch {
       return undefined;
     }
+  }
+
+  /** The running daemon asks this mirror: not its file counts, but what it made of that. Throws `host_config_ineffective`. */
+  async assertInForce(mirror: string): Promise<void> {
+    const mirrors = await this.mirrors();
+    if (mirrors && hasMirror(mirrors, mirror)) return;
+    const seen = mirrors?.slice(0, 5).map((one) => cleanLine(one, 100));
+    const detail = `/etc/docker/daemon.json names ${mirror}, and docker info ${seen?.length ? `names ${seen.join(', ')}` : 'names no mirror'}: does dockerd read another file (--config-file)?`;
+    throw new AppError('host_config_ineffective', { detail });
   }
 
   /** Lets the daemon read its configuration again. It takes over what it can without a restart, mirrors among it, soon after; or tells its log why not. */

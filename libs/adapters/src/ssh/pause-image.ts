@@ -1,12 +1,11 @@
 import { sandboxImageOf, setHostsDir, setSandboxImage } from '@airdock/core/container-runtime/containerd-config';
 import { fileDiff, isOwn } from '@airdock/core/host/host-file';
 import { activateFile, containerdActivation } from './activate-file.js';
-import { ContainerdHost } from './containerd-host.js';
+import { ContainerdHost, configToml, majorOf } from './containerd-host.js';
 import type { HostFile } from './host-files.js';
 import type { KubeadmHost } from './kubeadm-host.js';
 import { type NodeChange, type NodeWork, toolsOf } from './node-work.js';
 
-const configToml = '/etc/containerd/config.toml';
 const kubeletFlags = '/var/lib/kubelet/kubeadm-flags.env';
 
 /** What kubeadm wrote for the kubelet when the node was made, and a newer kubeadm leaves alone. The kubelet has to be started anew. */
@@ -53,5 +52,5 @@ async function activate({ host, dryRun }: NodeWork, before: HostFile, text: stri
 
 async function containerdMajor(host: KubeadmHost): Promise<number> {
   const { containerd } = await toolsOf(host).system.facts();
-  return Number.parseInt((containerd.version ?? '').replace(/^v/, ''), 10) || 1;
+  return majorOf(containerd.version);
 }

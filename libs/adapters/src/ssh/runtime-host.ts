@@ -9,7 +9,9 @@ export const pullsAtOnce = 3;
 /** The container runtime of a host, spoken to through SSH. */
 export interface RuntimeHost {
   readonly name: RuntimeName;
-  /** Digests of the image configurations, by full reference, of everything in the runtime's cache; of an index that of `platform`. */
+  /** Of the daemon; undefined where it gives no answer. */
+  version(): Promise<string | undefined>;
+  /** Digests of the image configurations, by full reference, of everything in the runtime's cache, also by digest; of an index that of `platform`. */
   imageIds(platform: string): Promise<Map<string, string>>;
   /** Feeds a docker-archive to the runtime: nothing is written on the host but what the runtime keeps. Names are taken as they are. Throws `host_disk_full`. */
   load(archive: Readable): Promise<void>;

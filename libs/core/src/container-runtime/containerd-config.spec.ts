@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { parse } from 'smol-toml';
 import { describe, expect, it } from 'vitest';
 import type { AppError } from '../errors.js';
-import { renderHostsToml, sandboxImageOf, setHostsDir, setSandboxImage } from './containerd-config.js';
+import { ineffectiveHostsDir, renderHostsToml, sandboxImageOf, setHostsDir, setSandboxImage } from './containerd-config.js';
 
 const dir = '/etc/containerd/certs.d';
 const refusal = (action: () => unknown): string => {
@@ -117,6 +117,35 @@ describe('setHostsDir', () => {
     expect(refusal(() => setHostsDir('version = 2\n[[plugins]]\nx = 1\n', 1))).toContain('config_path');
   });
 
+  it.each([
+    ['credentials by host', 'configs."r.site:5000".auth', 'username = "u"'],
+    ['credentials by URL', 'auths."https://r.site"', 'username = "u"'],
+    ['headers', 'headers', '"X-Meta" = ["a"]'],
+    ['a table without anything in it', 'mirrors', ''],
+  ])('leaves %s where they are: containerd allows them beside config_path', (_, key, line) => {
+    const text = `version = 2\n[plugins."io.containerd.grpc.v1.cri".registry.${key}]\n${line}\n`;
+    expect(registryOf(setHostsDir(text, 1).text, 'io.containerd.grpc.v1.cri')).toEqual({
+      ...registryOf(text, 'io.containerd.grpc.v1.cri'),
+      config_path: dir,
+    });
+  });
+
+  it('keeps a byte order mark, and line ends of Windows', () => {
+    const text = `\ufeff${debian.replaceAll('\n', '\r\n')}`;
+    const merged = setHostsDir(text, 1).text;
+    expect(merged.startsWith(text)).toBe(true);
+    expect(registryOf(merged.slice(1), 'io.containerd.grpc.v1.cri')).toEqual({ config_path: dir });
+    expect(setHostsDir(merged, 1).text).toBe(merged);
+  });
+
+  it('refuses certificates by host for containerd 1.x, which would start without its CRI; 2.x no longer knows them', () => {
+    const tls = (plugin: string, version: number) =>
+      `version = ${version}\n[plugins."${plugin}".registry.configs."r.site"]\n[plugins."${plugin}".registry.configs."r.site".tls]\ninsecure_skip_verify = true\n`;
+    expect(refusal(() => setHostsDir(tls('io.containerd.grpc.v1.cri', 2), 1))).toContain('registry.configs.*.tls');
+    expect(setHostsDir(tls('io.containerd.grpc.v1.cri', 2), 2).hostsDir).toBe(dir);
+    expect(setHostsDir(tls('io.containerd.cri.v1.images', 3), 2).hostsDir).toBe(dir);
+  });
+
   it('never changes more than the one value, whatever strings, comments and arrays are around it', () => {
     const piece = fc.constantFrom(
       'a = "x # [y]"',
@@ -148,6 +177,29 @@ describe('setHostsDir', () => {
         },
       ),
     );
+  });
+});
+
+describe('ineffectiveHostsDir', () => {
+  const file = '/etc/containerd/config.toml';
+  const dump = (plugin: string, registry: string, more = '') =>
+    `# ${file}\nimports = ["${file}", "/etc/containerd/conf.d/nvidia.toml"]\n${more}\n[plugins."${plugin}".registry]\n${registry}\n`;
+  const wrong = (text: string) => ineffectiveHostsDir({ file, text }, dir);
+
+  it.each([
+    ['io.containerd.grpc.v1.cri', `config_path = "${dir}"`],
+    ['io.containerd.cri.v1.images', `config_path = "${dir}:/etc/docker/certs.d"`],
+  ])('is content with %s that says %s', (plugin, registry) => expect(wrong(dump(plugin, registry))).toBeUndefined());
+
+  it('says what is in force instead, and where that may come from', () => {
+    expect(wrong(dump('io.containerd.grpc.v1.cri', 'config_path = ""'))).toBe(
+      `containerd runs with ${file}, which imports /etc/containerd/conf.d/nvidia.toml, and has config_path = "" for its CRI, not ${dir}`,
+    );
+    expect(wrong(dump('io.containerd.grpc.v1.cri', 'config_path = "/srv/certs.d"'))).toContain('"/srv/certs.d"');
+    expect(wrong(dump('io.containerd.grpc.v1.cri', `config_path = "${dir}.old"`))).toContain('.old');
+    expect(wrong(dump('io.containerd.other', 'x = 1'))).toContain('has no CRI plugin');
+    expect(ineffectiveHostsDir({ file: '/opt/c.toml', text: 'version = 2' }, dir)).toBe('containerd runs with /opt/c.toml and has no CRI plugin');
+    expect(refusal(() => wrong('oops'))).toContain('not valid TOML');
   });
 });
 

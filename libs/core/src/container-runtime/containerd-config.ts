@@ -30,11 +30,16 @@ export function setHostsDir(text: string | null, major: number): { text: string;
   const registry = tableOf(content, table);
   const present = registry?.config_path;
   if (typeof present === 'string' && present !== '') return { text: text ?? '', hostsDir: present.split(':')[0] ?? present };
-  // containerd would start without its CRI plugin: `mirrors` cannot be set when `config_path` is provided.
-  const inTheWay = ['mirrors', 'configs'].filter((key) => Object.keys((registry?.[key] as object | undefined) ?? {}).length > 0);
+  // containerd would start without its CRI plugin. Credentials (`auths`, `configs.*.auth`) may stay; version 2 no longer knows `configs.*.tls`.
+  // Source: https://github.com/containerd/containerd/blob/v1.6.0/pkg/cri/config/config.go#L337
+  const configs = Object.values((registry?.configs as Record<string, Record<string, unknown>> | undefined) ?? {});
+  const inTheWay = [
+    ...(Object.keys((registry?.mirrors as object | undefined) ?? {}).length > 0 ? ['registry.mirrors'] : []),
+    ...(version < 3 && major < 2 && configs.some((one) => one.tls !== undefined) ? ['registry.configs.*.tls'] : []),
+  ];
   if (inTheWay.length > 0)
     throw new AppError('host_file_refused', {
-      detail: `config.toml sets registry.${inTheWay.join(' and registry.')}, which containerd does not allow beside config_path; move them to ${defaultHostsDir}`,
+      detail: `config.toml sets ${inTheWay.join(' and ')}, which containerd does not allow beside config_path; move them to ${defaultHostsDir}`,
     });
   if (isEmpty)
     return {
@@ -42,6 +47,21 @@ export function setHostsDir(text: string | null, major: number): { text: string;
       hostsDir: defaultHostsDir,
     };
   return { text: setTomlString(text ?? '', table, 'config_path', defaultHostsDir), hostsDir: defaultHostsDir };
+}
+
+/**
+ * What is wrong with the configuration that containerd really uses, as `containerd config dump` or `migrate` prints it: a file that the main one imports replaces the whole section
+ * of a plugin that it names. Undefined where images are pulled by `hostsDir`. Throws `host_file_refused` when the text is no TOML.
+ * Source: https://github.com/containerd/containerd/blob/v1.6.0/services/server/config/config.go#L299
+ */
+export function ineffectiveHostsDir({ file, text }: { file: string; text: string }, hostsDir: string): string | undefined {
+  const content = read(text);
+  const plugin = ['io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'cri'].find((name) => tableOf(content, ['plugins', name, 'registry']));
+  const effective = plugin === undefined ? undefined : tableOf(content, ['plugins', plugin, 'registry'])?.config_path;
+  if (typeof effective === 'string' && effective.split(':').includes(hostsDir)) return undefined;
+  const imports = Array.isArray(content.imports) ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10) : [];
+  const seen = plugin === undefined ? 'has no CRI plugin' : `has config_path = ${JSON.stringify(effective ?? '').slice(0, 200)} for its CRI, not ${hostsDir}`;
+  return `containerd runs with ${file}${imports.length > 0 ? `, which imports ${imports.join(', ')},` : ''} and ${seen}`;
 }
 
 /**
@@ -83,7 +103,8 @@ function pluginOf(version: number): string {
 
 function read(text: string): Record<string, unknown> {
   try {
-    return parse(text);
+    // containerd 1.x reads past a byte order mark.
+    return parse(text.replace(/^\ufeff/, ''));
   } catch (error) {
     throw new AppError('host_file_refused', { detail: `config.toml is not valid TOML: ${(error as Error).message.split('\n')[0]}` });
   }

@@ -23,6 +23,7 @@ interface Table {
 
 /** Sets `key` in `table` to a string. Throws `host_file_refused`. */
 export function setTomlString(text: string, table: readonly string[], key: string, value: string): string {
+  if (text.startsWith('\ufeff')) return `\ufeff${setTomlString(text.slice(1), table, key, value)}`;
   const before = parse(text);
   let after: string;
   try {

@@ -61,6 +61,8 @@ export function renderYumRepo(repositories: readonly ServedRepository[], baseUrl
       `gpgcheck=${gpgKey ? 1 : 0}`,
       `gpgkey=${[keyPaths.redhat, ...(gpgKey ? [keyPaths.vendor(name)] : [])].map((path) => `file://${path}`).join(' ')}`,
       'skip_if_unavailable=1',
+      // What the site brings is not for the distribution's modules to filter out. yum of version 7 does not know the key, and leaves it alone.
+      'module_hotfixes=1',
       'proxy=_none_',
     ].join('\n'),
   );

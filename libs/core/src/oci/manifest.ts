@@ -214,6 +214,3 @@ export function parseImageConfig(bytes: Uint8Array, { strict = false } = {}): { 
 
 /** `linux/arm64/v8`, as Docker writes platforms. */
 export const formatPlatform = ({ os, architecture, variant }: Platform): string => [os, architecture, variant].filter(Boolean).join('/');
-
-/** True when a platform, as `formatPlatform` writes it, is the wanted one; one without a variant stands for all of its variants. */
-export const isPlatform = (platform: string, wanted: string): boolean => platform === wanted || platform.startsWith(`${wanted}/`);

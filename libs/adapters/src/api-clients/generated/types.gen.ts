@@ -650,7 +650,14 @@ export type BundleImage = {
      * Digests of the configurations, one per platform: what `docker images` calls the image ID
      */
     imageIds: Array<string>;
+    /**
+     * Where it runs; empty: a chart, file or other artifact, which runs nowhere
+     */
     platforms: Array<string>;
+    /**
+     * Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5
+     */
+    zstdPlatforms: Array<string>;
     sizeBytes: number;
     localReferences: Array<string>;
 };
@@ -811,7 +818,14 @@ export type Image = {
     digest: string;
     mediaType: string;
     imageIds: Array<string>;
+    /**
+     * Where it runs; empty: a chart, file or other artifact, which runs nowhere
+     */
     platforms: Array<string>;
+    /**
+     * Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5
+     */
+    zstdPlatforms: Array<string>;
     layers: Array<ImageLayer>;
     /**
      * Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of
@@ -852,7 +866,14 @@ export type ImageInUse = {
     digest: string;
     mediaType: string;
     imageIds: Array<string>;
+    /**
+     * Where it runs; empty: a chart, file or other artifact, which runs nowhere
+     */
     platforms: Array<string>;
+    /**
+     * Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5
+     */
+    zstdPlatforms: Array<string>;
     layers: Array<ImageLayer>;
     /**
      * Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of
@@ -977,7 +998,11 @@ export type SetImage = {
      */
     localReference: string | null;
     digest: string | null;
+    /**
+     * Where it runs; empty while it is missing, and of what runs nowhere
+     */
     platforms: Array<string>;
+    zstdPlatforms: Array<string>;
     sizeBytes: number | null;
     /**
      * Registered bundles that contain it, newest first
@@ -986,6 +1011,7 @@ export type SetImage = {
         id: string;
         name: string;
         platforms: Array<string>;
+        zstdPlatforms: Array<string>;
     }>;
 };
 
@@ -1959,9 +1985,9 @@ export type Readiness = {
 export type MissingImage = {
     upstream: string;
     /**
-     * changed: the name leads to another digest; wrongPlatform: not for every host
+     * changed: the name leads to another digest; wrongPlatform: not for every host; wrongRuntime: the Docker of a host is too old for its layers
      */
-    state: 'missing' | 'changed' | 'wrongPlatform';
+    state: 'missing' | 'changed' | 'wrongPlatform' | 'wrongRuntime';
     /**
      * That the hosts need and the registry does not have
      */
@@ -4109,6 +4135,7 @@ export type ListImagesData = {
          * Brought by this bundle, first or last
          */
         bundleId?: string;
+        sort?: 'newest' | 'smallest';
     };
     url: '/v1/images';
 };
