@@ -133,6 +133,17 @@ const definitions = {
   },
   registry_off: { family: 'conflict', title: 'The local registry is switched off', nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.' },
   registry_unavailable: { family: 'unavailable', title: 'The registry did not answer', nextStep: 'See GET /v1/registry for its health.' },
+  registry_storage_changed: {
+    family: 'unavailable',
+    title: "The folder of the registry's storage is not the one that was there before",
+    nextStep:
+      'Mount its disk: the registry then goes on by itself. To go on with what is there now, name it by the `adoptableId` of `storageError` in GET /v1/registry: POST /v1/registry/storage-adoptions {"storageId": …}.',
+  },
+  storage_adoption_refused: {
+    family: 'conflict',
+    title: 'There is no such storage to be adopted',
+    nextStep: 'Name the id that GET /v1/registry has as `adoptableId` in `storageError`; without a `storageError` there is nothing to be done.',
+  },
   registry_rejected: {
     family: 'conflict',
     title: 'The registry refused the request',

@@ -226,7 +226,7 @@ export class BackupOperationService {
   ): Promise<Digest[]> {
     const { signal } = context;
     const healed: Digest[] = [];
-    const { address, storage } = await this.backups.registryForJob(context);
+    const { address, storage } = await this.backups.registryForJob(context, { reads: true });
     await using registry = new RegistryClient(address);
     const references = records.flatMap((record) => record.references);
     for (const blob of damaged) {

@@ -143,14 +143,14 @@ export class BackupService {
     return this.targets.open(target);
   }
 
-  /** Throws `registry_off`, `registry_unavailable`. */
-  registry(): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { waits: false });
+  /** Throws `registry_off`, `registry_unavailable`, `registry_storage_changed` unless it `reads`: a backup of another disk is none. */
+  registry({ reads = false } = {}): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { waits: false, reads });
   }
 
   /** For a job that reads from it or restores into it, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
-  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
+  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, { reads = false } = {}): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { reads, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */

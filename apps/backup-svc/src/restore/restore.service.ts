@@ -69,7 +69,7 @@ export class RestoreService {
   async create(request: JobRequest, { backupId, registry, ...wanted }: CreateRestore): Promise<Job> {
     const { target } = await this.backups.locate(backupId, wanted);
     if (registry) await this.assertAllowed(registry);
-    else if (!wanted.drill) await this.backups.registry();
+    else if (!wanted.drill) await this.backups.registry({ reads: wanted.dryRun });
     const id = newId();
     const { password, ...where } = registry ?? {};
     const row = columns<RestoreEntity>({
@@ -207,7 +207,7 @@ export class RestoreService {
   }
 
   private async destinationOf(
-    { id, request: { registry, drill }, sealedPassword }: RestoreEntity,
+    { id, request: { registry, drill, dryRun }, sealedPassword }: RestoreEntity,
     context: Pick<JobContext, 'signal' | 'progress'>,
   ): Promise<Destination> {
     if (drill) return this.scratchRegistry(id, context.signal);
@@ -216,7 +216,7 @@ export class RestoreService {
         registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
       return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), undefined, null);
     }
-    const { address, storage, storageDir } = await this.backups.registryForJob(context);
+    const { address, storage, storageDir } = await this.backups.registryForJob(context, { reads: dryRun });
     return destination(new RegistryClient(address), storage, storageDir);
   }
 

@@ -120,8 +120,9 @@ export class PushService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
-    let target = await this.images.registryForJob(context);
-    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context)) {
+    const reads = push.dryRun;
+    let target = await this.images.registryForJob(context, { reads });
+    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context, { reads })) {
       progress({ phase: 'waiting for the upgrade of the DU' });
       await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
     }
@@ -164,7 +165,7 @@ export class PushService {
       if (Date.now() - mtimeMs > abandonedMs) old.push(join(folder, name));
     }
     if (old.length === 0) return 0;
-    const { address, storageDir } = await this.images.registry();
+    const { address, storageDir } = await this.images.openRegistry();
     await using registry = new RegistryClient(address);
     for (const path of old) await new UploadSessions(path, storageDir ?? undefined).discard((session) => registry.cancelUpload(session));
     return old.length;

@@ -294,6 +294,7 @@ export class DuUpgradeService {
     if (mode === 'none') add('registry', 'info', 'the registry is off: there is nothing to carry over; set privateRegistryType to have one afterwards');
     else if (mode === 'external') add('registry', 'info', 'the registry is run by someone else, and is not touched');
     else if (error || !(await registryEngine(this.config, await this.registry.load()).isHealthy())) add('registry', 'failure', 'the registry does not answer');
+    await this.registry.assertStorage().catch((changed: AppError) => add('registry', 'failure', changed.message));
     if (mode === 'local') problems.push(...(await this.spaceProblems(row, signal)));
     const { registry, image, host, cluster, backup } = this.clients;
     for (const client of [registry, image, host, cluster, backup])

@@ -55,6 +55,9 @@ export const Registry = z
         measuredAt: z.iso.datetime(),
       })
       .nullable(),
+    storageError: ProblemDocument.nullable().describe(
+      'The folder of the storage is not the one that was there before: pulls go on, and nothing writes to it. `adoptableId` is what it can be adopted as, `recordedId` what it was',
+    ),
     fence: z
       .object({ upgradeId: z.uuid(), since: z.iso.datetime() })
       .nullable()
@@ -65,6 +68,16 @@ export const Registry = z
   })
   .meta({ id: 'Registry' });
 export type Registry = z.infer<typeof Registry>;
+
+export const AdoptStorage = z
+  .strictObject({
+    storageId: z
+      .string()
+      .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/)
+      .describe('`adoptableId` of `storageError`; or its `recordedId`, when it is the same storage that has lost nothing but the file with its id'),
+  })
+  .meta({ id: 'AdoptStorage' });
+export type AdoptStorage = z.infer<typeof AdoptStorage>;
 
 export const PutRegistry = z
   .strictObject({

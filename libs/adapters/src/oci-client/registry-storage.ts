@@ -3,16 +3,17 @@
  * itself never changes again is written: blob files, and the links that make them part of a repository. Manifests and tags go through the registry, which
  * then checks that every blob is there. Layout: storage paths v2 of distribution, registry/storage/paths.go; see docs/adr/0009.
  */
-import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
 import { access, lutimes, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
+import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
+import { ensureFolderMark, readFolderMark, whyNotSame } from '../files/folder-mark.js';
 import { replaceBelow, writeBelow } from '../files/own-folder.js';
+import { identityOf } from '../files/regular-file.js';
 import { BlobPlacer, type PlaceOptions } from './blob-placer.js';
-import { writeDurably } from './durable-file.js';
 import { digestOfFile } from './hash-pool.js';
 import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
@@ -26,19 +27,24 @@ export const storageMarker = 'airdock-storage-id';
 export class RegistryStorage {
   private readonly placer: BlobPlacer;
 
-  private constructor(private readonly root: string) {
+  private constructor(
+    private readonly root: string,
+    /** Of the folder: when its disk is unmounted another one is there, below the mount. */
+    private readonly identity: string,
+  ) {
     this.placer = new BlobPlacer(root, this.incoming);
   }
 
   /**
-   * Marks a storage folder, and asks the registry that uses it whether a blob that was placed there is really there for it. Returns the folder's id, or
-   * undefined when this registry keeps its blobs in another way than we know: then nobody may place any. Called by whoever runs the registry, after each start.
+   * Asks the registry that uses a storage folder whether a blob that was placed there is really there for it. Returns the folder's id, or undefined when this
+   * registry keeps its blobs in another way than we know: then nobody may place any. Called by whoever runs the registry, after each start, with the id that the
+   * folder must have; without one it is marked if need be. Throws `registry_storage_changed`.
    */
-  static async enable(folder: string, registry: RegistryClient): Promise<string | undefined> {
-    const marker = join(folder, storageMarker);
-    const id = (await readId(folder)) ?? randomUUID();
-    await writeDurably(marker, Buffer.from(`${id}\n`));
-    const storage = new RegistryStorage(folder);
+  static async enable(folder: string, registry: RegistryClient, expectedId?: string): Promise<string | undefined> {
+    const id = expectedId ?? (await ensureFolderMark(folder, storageMarker));
+    const storage = new RegistryStorage(folder, identityOf(await stat(folder)));
+    const why = whyNotSame(id, await readFolderMark(folder, storageMarker));
+    if (why !== undefined) throw storageChanged(folder, why);
     const content = Buffer.from(`layout check of ${id}`);
     const probe = { mediaType: 'application/octet-stream', digest: digestOf(content), size: content.byteLength };
     const repository = 'airdock/layout-check';
@@ -59,9 +65,10 @@ export class RegistryStorage {
   /** The storage in `folder` if it can be written from here and carries the id; else undefined, and blobs have to go over HTTP. */
   static async open({ folder, id }: { folder: string; id: string }): Promise<RegistryStorage | undefined> {
     try {
-      if ((await readId(folder)) !== id) return undefined;
+      const identity = identityOf(await stat(folder));
+      if (whyNotSame(id, await readFolderMark(folder, storageMarker)) !== undefined) return undefined;
       await access(folder, constants.W_OK);
-      const storage = new RegistryStorage(folder);
+      const storage = new RegistryStorage(folder, identity);
       startHelperShell();
       await sweepParts(storage.incoming);
       return storage;
@@ -105,6 +112,7 @@ export class RegistryStorage {
    * file may have a second name in the cache of compressed layers, whose age counts there.
    */
   async keep(repository: string, descriptor: Descriptor): Promise<boolean> {
+    await this.assertSame();
     if (!(await this.has(repository, descriptor))) return false;
     try {
       await lutimes(this.linkFile(repository, descriptor.digest), new Date(), new Date());
@@ -161,9 +169,17 @@ export class RegistryStorage {
    * `digest_mismatch`, `space_insufficient`, and the signal's reason.
    */
   async place(repository: string, descriptor: Descriptor, reader: () => Promise<BlobReader>, options: PlaceOptions = {}): Promise<void> {
+    await this.assertSame();
     const path = this.blobFile(descriptor.digest);
     if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.placer.bring(path, descriptor, reader, options);
     await replaceBelow(this.root, this.linkFile(repository, descriptor.digest), descriptor.digest);
+    await this.assertSame();
+  }
+
+  /** Nothing is written below the mount of a disk that is gone, nor is what was written there taken for written. */
+  private async assertSame(): Promise<void> {
+    const identity = await stat(this.root).then(identityOf, (error: NodeJS.ErrnoException) => error.code);
+    if (identity !== this.identity) throw storageChanged(this.root, 'another folder is there now: its disk is not mounted any more');
   }
 
   /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
@@ -172,11 +188,9 @@ export class RegistryStorage {
   }
 }
 
-/** Whoever runs the registry may read the marker, so nothing else of this machine must ever get into it. */
-async function readId(folder: string): Promise<string | undefined> {
-  const text = await readFileOrGone(folder, join(folder, storageMarker)).catch(() => undefined);
-  return text?.toString('utf8').trim() || undefined;
-}
+/** `registry_storage_changed`. */
+export const storageChanged = (folder: string, why: string, details: Record<string, unknown> = {}) =>
+  new AppError('registry_storage_changed', { detail: `${folder}: ${why}`, ...details });
 
 /** A link says the digest that its folder is named after: only its length tells something new, of one that was not written to its end. */
 async function isLink(path: string, digest: Digest): Promise<boolean> {

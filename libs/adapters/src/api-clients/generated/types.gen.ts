@@ -300,6 +300,10 @@ export type Registry = {
         measuredAt: string;
     } | null;
     /**
+     * The folder of the storage is not the one that was there before: pulls go on, and nothing writes to it. `adoptableId` is what it can be adopted as, `recordedId` what it was
+     */
+    storageError: Problem | null;
+    /**
      * Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on
      */
     fence: {
@@ -329,6 +333,13 @@ export type PutRegistry = {
      * Needed with mode external
      */
     externalUrl?: string;
+};
+
+export type AdoptStorage = {
+    /**
+     * `adoptableId` of `storageError`; or its `recordedId`, when it is the same storage that has lost nothing but the file with its id
+     */
+    storageId: string;
 };
 
 export type CreateGarbageCollection = {
@@ -3338,6 +3349,35 @@ export type PutRegistryResponses = {
 };
 
 export type PutRegistryResponse = PutRegistryResponses[keyof PutRegistryResponses];
+
+export type AdoptStorageData = {
+    body: AdoptStorage;
+    path?: never;
+    query?: never;
+    url: '/v1/registry/storage-adoptions';
+};
+
+export type AdoptStorageErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type AdoptStorageError = AdoptStorageErrors[keyof AdoptStorageErrors];
+
+export type AdoptStorageResponses = {
+    /**
+     * Take the folder that is there for the registry's storage, after it was changed
+     */
+    202: Job;
+};
+
+export type AdoptStorageResponse = AdoptStorageResponses[keyof AdoptStorageResponses];
 
 export type ListGarbageCollectionsData = {
     body?: never;
