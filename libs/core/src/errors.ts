@@ -657,6 +657,11 @@ const definitions = {
     title: 'Where backups are kept cannot be reached',
     nextStep: 'Look whether the disk is there and mounted, or the S3 server answers; then retry.',
   },
+  backup_target_read_only: {
+    family: 'conflict',
+    title: 'Where backups are kept takes no writes',
+    nextStep: 'Mount the disk for writing, or give the user or the S3 key the right to write. Restores, verifications and exports need none.',
+  },
   backup_target_changed: {
     family: 'conflict',
     title: 'Another backup store is where backups are kept',

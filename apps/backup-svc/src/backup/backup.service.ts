@@ -244,7 +244,7 @@ export class BackupService {
       } catch (error) {
         // Of a disk that takes no writes, or is away again, or of image-svc: the next round.
         if (!(error instanceof AppError)) throw error;
-        if (error.family === 'unavailable') return;
+        if (error.family === 'unavailable' || ['backup_target_read_only', 'space_insufficient'].includes(error.code)) return;
       }
     }
     await this.targets.noteTakenOver(target);

@@ -32,7 +32,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { BackupService, filterByRepository, settingsServices } from '../backup/backup.service.js';
-import { lockFor } from '../backup-target/backup-target.service.js';
+import { lockFor, withoutLock } from '../backup-target/backup-target.service.js';
 import { RestoreEntity } from './restore.entity.js';
 import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
 import { isWithin, maxStateBytes, parseState, StateRestore } from './state-restore.js';
@@ -107,7 +107,7 @@ export class RestoreService {
     const row = await getRow(this.restores, context.resourceId);
     const { mode, onConflict, dryRun, drill, repositories, allowUnsigned, confirm } = row.request;
     await using store = await this.backups.openStore(row.target);
-    await using lock = await store.lock(lockFor(context));
+    await using lock = await store.lock({ ...lockFor(context), isReader: true });
     const { signal } = lock;
     const filter = filterByRepository(repositories);
     await using source = await openBackup(store, row.backupId, { filter, signal, allowUnsigned });
@@ -131,7 +131,7 @@ export class RestoreService {
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
     // Also of a dry run: what it would change is in the report, and that it cannot is in the error.
     if (found.mismatch) throw found.mismatch;
-    if (dryRun) return summaryOf(source, report);
+    if (dryRun) return { ...summaryOf(source, report), ...withoutLock(lock) };
     // One that was ended between two tables finds its own rows there, and goes on with what it began.
     const isBegun = row.accepted !== null && isWithin(statePlan, row.accepted);
     if (report.planDigest !== null && report.planDigest !== (confirm ?? null) && !isBegun)
@@ -166,7 +166,7 @@ export class RestoreService {
       const [first] = source.broken;
       throw new AppError('backup_incomplete', { detail: `${source.broken.length} images are damaged in the backup, first ${first?.name}: ${first?.reason}` });
     }
-    return summaryOf(source, report);
+    return { ...summaryOf(source, report), ...withoutLock(lock) };
   }
 
   /** What the registry has in place of what the backup says, and what nobody restores. */
