@@ -139,6 +139,12 @@ const definitions = {
     nextStep:
       'Mount its disk: the registry then goes on by itself. To go on with what is there now, name it by the `adoptableId` of `storageError` in GET /v1/registry: POST /v1/registry/storage-adoptions {"storageId": …}.',
   },
+  registry_storage_unreadable: {
+    family: 'conflict',
+    title: "The registry's storage cannot be read",
+    nextStep:
+      'See with `dmesg` whether its disk has errors, and that the folder belongs to the user of the DU. Then retry; POST /v1/verifications finds what was lost.',
+  },
   storage_adoption_refused: {
     family: 'conflict',
     title: 'There is no such storage to be adopted',

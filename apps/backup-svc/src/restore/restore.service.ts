@@ -48,6 +48,8 @@ interface Destination extends AsyncDisposable {
   registry: RegistryClient;
   /** Its folder, when blobs may be placed there. */
   storage: RegistryStorage | undefined;
+  /** Its folder, when what is damaged there may be set aside. */
+  repairs: RegistryStorage | undefined;
   /** Whose disk the blobs need. */
   dir: string | null;
 }
@@ -120,10 +122,10 @@ export class RestoreService {
       signal,
     });
     await using destination = await this.destinationOf(row, { signal, progress });
-    const { registry, storage } = destination;
+    const { registry, storage, repairs } = destination;
     const images = source.images.map((image) => ({ image, names: image.names.map(parseName) }));
     progress({ phase: 'comparing' });
-    const plan = await planCopy({ source, images, registry, storage, signal });
+    const plan = await planCopy({ source, images, registry, storage, repairs, signal });
     const report: RestoreReport = { ...(await this.compare(images, plan, source, destination, filter, signal)), missingBytes: plan.missingBytes };
     // Every row is looked at before anything is written.
     const statePlan = await states.plan();
@@ -152,7 +154,15 @@ export class RestoreService {
     const wanted = images
       .map((item) => ({ ...item, names: item.names.filter((local) => !conflicts.has(nameOf(item, local))) }))
       .filter(({ names }) => names.length > 0);
-    const copied = await copyImages({ source, registry, storage, images: wanted, signal, onProgress: (done) => progress({ phase: 'restore', ...done }) });
+    const copied = await copyImages({
+      source,
+      registry,
+      storage,
+      repairs,
+      images: wanted,
+      signal,
+      onProgress: (done) => progress({ phase: 'restore', ...done }),
+    });
     const failure = failureOf(copied);
     // Nothing goes while not everything has come.
     if (mode === 'exact' && !failure && source.broken.length === 0)
@@ -214,10 +224,10 @@ export class RestoreService {
     if (registry) {
       const auth =
         registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
-      return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), undefined, null);
+      return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), {}, null);
     }
-    const { address, storage, storageDir } = await this.backups.registryForJob(context, { reads: dryRun });
-    return destination(new RegistryClient(address), storage, storageDir);
+    const { address, storage, repairs, storageDir } = await this.backups.registryForJob(context, { reads: dryRun });
+    return destination(new RegistryClient(address), { storage, repairs }, storageDir);
   }
 
   /** A registry of its own for a drill. What a killed one left is ended and removed first. */
@@ -231,7 +241,7 @@ export class RestoreService {
       throw error;
     }
     // Over HTTP: the registry itself then checks every digest too.
-    return destination(new RegistryClient(sockets.readWrite), undefined, storageDir, () => this.removeScratch(id));
+    return destination(new RegistryClient(sockets.readWrite), {}, storageDir, () => this.removeScratch(id));
   }
 
   private scratchEngine(id: string) {
@@ -279,9 +289,15 @@ export class RestoreService {
   }
 }
 
-const destination = (registry: RegistryClient, storage: RegistryStorage | undefined, dir: string | null, end?: () => Promise<void>): Destination => ({
+const destination = (
+  registry: RegistryClient,
+  { storage, repairs }: Partial<Pick<Destination, 'storage' | 'repairs'>>,
+  dir: string | null,
+  end?: () => Promise<void>,
+): Destination => ({
   registry,
   storage,
+  repairs,
   dir,
   [Symbol.asyncDispose]: async () => {
     await registry.close();

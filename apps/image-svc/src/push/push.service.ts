@@ -206,6 +206,7 @@ export class PushService {
         source,
         registry,
         storage: target.storage,
+        repairs: target.repairs,
         sessions,
         present,
         images: toCopy,
@@ -261,7 +262,7 @@ export class PushService {
   private async plan({ source, images, rule, target, registry }: Task, signal: AbortSignal): Promise<PushPlan> {
     const { names, collisions } = await this.names.assign(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: names[index] as LocalName[] }));
-    const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, signal });
+    const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, repairs: target.repairs, signal });
     const freeBytes = target.storageDir === null ? null : await this.space.free(target.storageDir);
     return {
       images: images.map(({ names: upstreams, platforms, sizeBytes }, index) => ({
@@ -285,12 +286,12 @@ export class PushService {
   private async reserveSpace(
     pushId: string,
     images: ImageToCopy[],
-    { source, target: { storage, storageDir }, registry }: Task,
+    { source, target: { storage, repairs, storageDir }, registry }: Task,
     signal: AbortSignal,
   ): Promise<ReadonlySet<ImageToCopy>> {
     // The disk of a registry of others is not ours to see.
     if (storageDir === null) return new Set();
-    const { images: planned, missingBytes } = await planCopy({ source, images, registry, storage, signal });
+    const { images: planned, missingBytes } = await planCopy({ source, images, registry, storage, repairs, signal });
     if (missingBytes > 0) await this.space.reserve(pushId, missingBytes, storageDir);
     return new Set(images.filter((_, index) => planned[index]?.state === 'present'));
   }

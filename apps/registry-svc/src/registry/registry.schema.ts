@@ -50,6 +50,7 @@ export const Registry = z
       .object({
         path: z.string(),
         id: z.string().nullable().describe('Of the folder, when blobs may be placed in it directly; null when they have to be pushed'),
+        recordedId: z.string().nullable().describe('Of the folder that is the storage, whether blobs may be placed in it or not'),
         usedBytes: z.number().int(),
         freeBytes: z.number().int(),
         measuredAt: z.iso.datetime(),

@@ -124,7 +124,7 @@ export class RegistryService implements NoticeSource {
           ? { kind: 'process', version: engineVersion, isSandboxed: whyNoSandbox() === undefined }
           : { kind: 'external', version: null, isSandboxed: null },
       health,
-      storage: mode === 'local' && storage ? { path: storageDir, id: storageError ? null : storageId, ...storage } : null,
+      storage: mode === 'local' && storage ? { path: storageDir, id: storageError ? null : storageId, recordedId: row.recordedStorageId, ...storage } : null,
       ...changes,
       error: problem,
       version,

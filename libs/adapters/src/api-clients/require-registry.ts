@@ -17,6 +17,8 @@ export interface RequiredRegistry {
   readOnlyAddress: string | null;
   /** Its own folder, when that is one of this machine and blobs may be placed in it. */
   storage: RegistryStorage | undefined;
+  /** Its own folder, when that is one of this machine: what is damaged there may be looked at and set aside, also where blobs go over HTTP. */
+  repairs: RegistryStorage | undefined;
   /** The folder in any case; null for a registry of others. */
   storageDir: string | null;
 }
@@ -52,11 +54,14 @@ export async function requireRegistry(client: Client, { waits = true, reads = fa
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
   if (data.storageError && !reads) throw fromProblem(data.storageError);
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
+  const { path = '', recordedId = null } = data.storage ?? {};
+  const repairs = storage ?? (recordedId !== null && !data.storageError ? await RegistryStorage.open({ folder: path, id: recordedId }) : undefined);
   return {
     address: data.address ?? data.url,
     isFenced: Boolean(data.fence),
     readOnlyAddress: data.sockets?.readOnly ?? null,
     storage,
+    repairs,
     storageDir: data.storage?.path ?? null,
   };
 }

@@ -295,6 +295,10 @@ export type Registry = {
          * Of the folder, when blobs may be placed in it directly; null when they have to be pushed
          */
         id: string | null;
+        /**
+         * Of the folder that is the storage, whether blobs may be placed in it or not
+         */
+        recordedId: string | null;
         usedBytes: number;
         freeBytes: number;
         measuredAt: string;
@@ -1042,7 +1046,7 @@ export type VerificationProblem = {
      */
     kind: 'name_missing' | 'name_changed' | 'part_missing' | 'part_damaged';
     /**
-     * The local reference, or the digest
+     * The local reference, the digest, or repository@digest for what one repository alone does not give
      */
     subject: string;
     /**
