@@ -160,6 +160,11 @@ const definitions = {
     title: 'The registry is not one that Airdock runs',
     nextStep: 'Collect garbage with the tools of that registry.',
   },
+  registry_external_silent: {
+    family: 'conflict',
+    title: 'Nothing answers as a registry at the URL of the external registry',
+    nextStep: 'Correct the URL, or start that registry, and repeat it; until it answers the registry stays as it is. To have none, use mode none.',
+  },
   registry_damaged: {
     family: 'conflict',
     title: 'The registry holds manifests that cannot be read, so nothing was collected',

@@ -4,7 +4,8 @@ import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { duCapabilities } from '@airdock/core/du-version';
 import { AppError } from '@airdock/core/errors';
 import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';
-import { CONFIG, type Config, type RegistryMode } from '@airdock/platform/config';
+import { type RegistryMode } from '@airdock/core/registry-mode';
+import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import type { ClusterDefaults, PackageFields, RegistryFields } from './cluster-defaults.schema.js';
 

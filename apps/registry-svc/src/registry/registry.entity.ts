@@ -1,5 +1,5 @@
 import type { Problem } from '@airdock/core/errors';
-import type { RegistryMode } from '@airdock/platform/config';
+import { type RegistryMode } from '@airdock/core/registry-mode';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
 export interface RegistryFence {

@@ -1,4 +1,4 @@
-import { registryModes } from '@airdock/platform/config';
+import { registryModes } from '@airdock/core/registry-mode';
 import { ProblemDocument } from '@airdock/platform/http/operation';
 import { z } from 'zod';
 
@@ -65,6 +65,7 @@ export const Registry = z
       .describe('Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on'),
     collecting: z.boolean().describe('A garbage collection keeps pushes, verifications, backups and restores waiting, for moments'),
     error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
+    warnings: z.array(z.string()).describe('What the configuration file says, and may mean otherwise'),
     version: z.number().int().describe('Also the ETag'),
   })
   .meta({ id: 'Registry' });

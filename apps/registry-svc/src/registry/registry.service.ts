@@ -2,6 +2,7 @@ import { join } from 'node:path';
 import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
 import { pinUrl } from '@airdock/adapters/http/pinned-url';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { whyNoRegistry } from '@airdock/adapters/oci-client/registry-probe';
 import { RegistryStorage } from '@airdock/adapters/oci-client/registry-storage';
 import { localPushCredential } from '@airdock/adapters/registry-engine/local-push';
 import { describe, ProcessRegistryEngine, probeRegistry, registrySockets, storageUsage } from '@airdock/adapters/registry-engine/process-engine';
@@ -23,6 +24,8 @@ import { StorageService } from './storage.service.js';
 const id = 'registry';
 /** So many are named: somebody may start as many as he likes. */
 const maxForeignProcesses = 20;
+/** For the answers of a registry that somebody else runs. */
+const externalTimeoutMs = 10_000;
 export const applyJobType = 'registry.apply';
 
 /** The engine that a DU with this configuration runs, whichever process asks. */
@@ -51,7 +54,9 @@ export class RegistryService implements NoticeSource {
     private readonly jobs: JobsService,
     private readonly targets: OutboundTargets,
     private readonly storage: StorageService,
-  ) {}
+  ) {
+    for (const warning of config.warnings) this.logger.warn(warning);
+  }
 
   /** The wanted state; on the first call, and after a change in the configuration file, what the file says. */
   async load(): Promise<RegistryEntity> {
@@ -95,6 +100,7 @@ export class RegistryService implements NoticeSource {
     const storageError = mode === 'local' ? (changed ? toProblem(changed) : row.storageError) : null;
     const { port, storageDir } = this.config.registry;
     const changes = {
+      warnings: this.config.warnings,
       storageError,
       collecting: collectingJobId !== null && (await this.isOpen(collectingJobId)),
       fence: fence && { upgradeId: fence.upgradeId, since: fence.since },
@@ -145,18 +151,28 @@ export class RegistryService implements NoticeSource {
     }
   }
 
-  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`, `registry_fenced`, `registry_target_forbidden`. */
+  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`, `registry_fenced`, `registry_target_forbidden`, `registry_external_silent`. */
   async put(request: JobRequest, { mode, externalUrl }: PutRegistry, ifMatch?: number): Promise<Job> {
-    const { version, fence } = await this.load();
+    const row = await this.load();
+    const { version, fence } = row;
     if (fence) throw new AppError('registry_fenced', { detail: `upgrade ${fence.upgradeId}` });
     if (ifMatch !== undefined && ifMatch !== version) throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
     if (mode === 'external' && externalUrl !== undefined && externalUrl !== this.config.registry.externalUrl) await this.targets.check(externalUrl);
+    const isKnown = row.mode === 'external' && row.externalUrl === externalUrl;
+    if (mode === 'external' && externalUrl !== undefined && !isKnown) await this.assertAnswering(externalUrl);
     const change = this.registries
       .createQueryBuilder()
       .update()
       .set({ mode, externalUrl: externalUrl ?? null, version: version + 1, error: null })
       .where({ id, version });
     return this.jobs.submit({ ...request, type: applyJobType, resource: '/v1/registry' }, [change]);
+  }
+
+  /** Throws `registry_external_silent`. */
+  private async assertAnswering(url: string): Promise<void> {
+    const { address, refusal } = await this.reachExternal(url);
+    const why = address === null ? (refusal?.detail ?? refusal?.title) : await whyNoRegistry(address, externalTimeoutMs);
+    if (why !== undefined) throw new AppError('registry_external_silent', { detail: `${new URL(url).origin}: ${why}` });
   }
 
   /** Takes the folder that is there for the storage, and starts the job that follows. Throws `storage_adoption_refused`, `registry_off`, `registry_external`. */
@@ -198,7 +214,11 @@ export class RegistryService implements NoticeSource {
         }
         if (repaired.length > 0) this.logger.warn(`the registry had not written to the end, now completed or removed: ${repaired.slice(0, 20).join(', ')}`);
         if (failed.length > 0) this.logger.error(`the registry has not written to the end, and that could not be repaired: ${failed.slice(0, 20).join(', ')}`);
-      } else await engine.stop();
+      } else {
+        // Pulls go on from what is there until the other answers.
+        if (row.mode === 'external' && row.externalUrl && (await engine.pids()).length > 0) await this.assertAnswering(row.externalUrl);
+        await engine.stop();
+      }
       const engineVersion = row.mode === 'local' ? await engine.version() : null;
       const storageId = row.mode === 'local' && this.config.registry.directPlacement && !changed ? await this.enablePlacement(row) : null;
       if (row.error || row.engineVersion !== engineVersion || row.storageId !== storageId || row.localhostError?.detail !== localhostError?.detail)
@@ -228,6 +248,7 @@ export class RegistryService implements NoticeSource {
   /** True when the row wants a local registry and it does not run or, if asked, does not answer; or when the last try failed. */
   async needsReconcile(isAsked = true): Promise<boolean> {
     const row = await this.load();
+    if (row.mode === 'external') return isAsked && row.error?.code === 'registry_external_silent';
     if (row.mode !== 'local') return false;
     const changed = await this.storage.look(row);
     if (changed?.details.detail !== row.storageError?.detail) return true;

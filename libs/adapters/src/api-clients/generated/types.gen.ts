@@ -323,6 +323,10 @@ export type Registry = {
      */
     error: Problem | null;
     /**
+     * What the configuration file says, and may mean otherwise
+     */
+    warnings: Array<string>;
+    /**
      * Also the ETag
      */
     version: number;
