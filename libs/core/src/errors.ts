@@ -484,6 +484,12 @@ const definitions = {
     title: 'The DU is being upgraded',
     nextStep: 'Finish the upgrade named in `detail`, or roll it back.',
   },
+  du_upgrade_file_unreadable: {
+    family: 'conflict',
+    title: 'The file that tells of an upgrade which has begun cannot be read',
+    nextStep:
+      'See why with `cat` and `dmesg`, and bring du-upgrade.json in the data folder back from a copy. If no upgrade has begun, move it away, and repeat.',
+  },
   du_upgrade_state: {
     family: 'conflict',
     title: 'The upgrade is not at a step where this is possible',

@@ -103,6 +103,16 @@ export class BackupService {
     await this.backups.delete({ id });
   }
 
+  private async duVersion(): Promise<string> {
+    try {
+      return (await getDu({ client: this.clients.registry, throwOnError: true })).data.version;
+    } catch (error) {
+      // A registry-svc that knows of no upgrades.
+      if (error instanceof AppError && error.family === 'notFound') return this.config.duVersion;
+      throw error;
+    }
+  }
+
   /** That an upgrade of the DU has to bring back, until it has ended. */
   async heldBackup(): Promise<string | null> {
     const client = this.clients.registry;
@@ -178,7 +188,7 @@ export class BackupService {
       beforeRecord: async (result) =>
         void (await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }))),
       about: {
-        duVersion: this.config.duVersion,
+        duVersion: await this.duVersion(),
         description: row.description ?? undefined,
         repositories: patternsOf(row) ?? undefined,
       },

@@ -443,7 +443,7 @@ export type Garbage = {
 
 export type Du = {
     /**
-     * As airdock.duVersion says
+     * That of the upgrade which was finished last, until airdock.duVersion says something new; without one, as airdock.duVersion says
      */
     version: string;
     /**
