@@ -213,6 +213,12 @@ const definitions = {
     nextStep: 'Put the file into one of the folders of airdock.bundleDirs, or add its folder there.',
   },
   bundle_not_found: { family: 'notFound', status: 422, title: 'There is no such file', nextStep: 'Check the path on the DU, or upload the bundle.' },
+  bundle_unreadable: {
+    family: 'conflict',
+    status: 422,
+    title: 'The file cannot be read',
+    nextStep: 'Give the user of the DU the right to read it and its folders; for EIO and ESTALE look at the disk with `dmesg`, or mount it again.',
+  },
   bundle_not_ready: { family: 'conflict', title: 'The bundle has not been read successfully', nextStep: "See the bundle's job for the reason." },
   bundle_format_unknown: {
     family: 'invalid',

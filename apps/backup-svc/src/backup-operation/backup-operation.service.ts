@@ -286,7 +286,7 @@ export class BackupOperationService {
     if (await isFile(path)) return path;
     const isFirstPart = (name: string) =>
       name.startsWith(`${file}.`) && /^\.(part)?(a+|0*[01]?)$/.test(name.slice(file.length)) && name.length > file.length + 1;
-    const [first] = (await readdir(join(path, '..')).catch(() => [])).filter(isFirstPart).sort();
+    const [first] = (await readdir(join(path, '..')).catch(goneAs([]))).filter(isFirstPart).sort();
     if (first === undefined) throw new AppError('backup_file_not_found', { detail: `no ${file} in ${join(path, '..')}` });
     return join(path, '..', first);
   }
@@ -376,10 +376,14 @@ function whyNotHealed(error: unknown): string {
 
 const sumOf = (files: readonly { size: number }[]): number => files.reduce((sum, { size }) => sum + size, 0);
 
-const isFile = (path: string): Promise<boolean> =>
-  stat(path).then(
-    (status) => status.isFile(),
-    () => false,
-  );
+const isFile = (path: string): Promise<boolean> => stat(path).then((status) => status.isFile(), goneAs(false));
+
+/** What is not there; what cannot be looked at is something else. */
+const goneAs =
+  <T>(value: T) =>
+  (error: NodeJS.ErrnoException): T => {
+    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return value;
+    throw new AppError('bundle_unreadable', { detail: `${error.path}: ${error.code}` }, { cause: error });
+  };
 
 const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({ ...row, state: job?.state ?? 'failed' });

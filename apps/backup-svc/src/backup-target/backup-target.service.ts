@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { BackupStorage } from '@airdock/adapters/backup-store/backup-storage';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
@@ -123,7 +124,7 @@ export class BackupTargetService {
 
   async noteProblems(name: string, problems: readonly TargetProblem[]): Promise<void> {
     const before = (await this.targets.findOneBy({ name }))?.problems ?? [];
-    if (JSON.stringify(before) !== JSON.stringify(problems)) await this.targets.update({ name }, { problems: [...problems] });
+    if (!isDeepStrictEqual(before, problems)) await this.targets.update({ name }, { problems: [...problems] });
   }
 
   /** The backups of before there were signatures are signed now. */

@@ -438,7 +438,8 @@ export class DuUpgradeService {
   /** With the real path of the file, which is looked for this once only. Throws `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
   private async found(engine: NewEngine, dryRun: boolean): Promise<NewEngine> {
     const { path: wanted } = engineFile(engine);
-    const { path, refusal } = await allowedPath(this.config.bundleDirs, wanted);
+    const { path, refusal, why } = { why: undefined, ...(await allowedPath(this.config.bundleDirs, wanted)) };
+    if (refusal === 'unreadable') throw new AppError('bundle_unreadable', { detail: `${wanted}: ${why}` });
     if (path === undefined) throw new AppError(refusal === 'missing' ? 'bundle_not_found' : 'bundle_path_forbidden', { detail: wanted });
     if (engine.digest === undefined && !dryRun) throw new AppError('du_engine_digest_missing', { detail: wanted });
     return 'binary' in engine ? { ...engine, binary: path } : { ...engine, image: path };

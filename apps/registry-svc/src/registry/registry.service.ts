@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
 import { pinUrl } from '@airdock/adapters/http/pinned-url';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
@@ -285,15 +286,15 @@ export class RegistryService implements NoticeSource {
       ...(await engine.squatters()).map(({ port, pid, uid, program }) => ({ kind: 'listener' as const, port, pid, uid, program })),
       ...(await engine.decoys()).map(({ pid, uid, program }) => ({ kind: 'decoy' as const, port: null, pid, uid, program })),
     ].slice(0, maxForeignProcesses);
-    const known = new Set((row.foreignProcesses ?? []).map((one) => JSON.stringify(one)));
-    for (const one of found.filter((other) => !known.has(JSON.stringify(other))))
+    const known = row.foreignProcesses ?? [];
+    const fresh = found.filter((one) => !known.some((other) => isDeepStrictEqual(one, other)));
+    for (const one of fresh)
       this.logger.warn(
         one.kind === 'listener'
           ? `${describe(one)} listens on port ${one.port} of localhost`
           : `${describe(one)} shows the arguments of the registry, and is not it`,
       );
-    if (found.length !== known.size || found.some((one) => !known.has(JSON.stringify(one))))
-      await this.registries.update({ id }, columns({ foreignProcesses: found }));
+    if (found.length !== known.length || fresh.length > 0) await this.registries.update({ id }, columns({ foreignProcesses: found }));
   }
 
   /** Keeps pushes away from now on, or lets them in again; idempotent for one upgrade. Throws `registry_fenced` when another upgrade has it. */
