@@ -200,6 +200,12 @@ const definitions = {
     title: 'There is no registry program',
     nextStep: 'Install the Debian package docker-registry, or set airdock.registry.binary.',
   },
+  process_not_ended: {
+    family: 'conflict',
+    title: 'A process of the registry could not be ended',
+    nextStep:
+      'See what it waits for: `cat /proc/PID/stack`, `ps -o pid,stat,wchan PID`. A disk that is gone holds it until that is back, or the machine is restarted.',
+  },
   registry_start_failed: {
     family: 'unavailable',
     title: 'The registry did not start',

@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
 import { pinUrl } from '@airdock/adapters/http/pinned-url';
@@ -23,6 +24,8 @@ import type { PutRegistry, Registry } from './registry.schema.js';
 import { StorageService } from './storage.service.js';
 
 const id = 'registry';
+/** A DU that ends has ten seconds in all. */
+const [turnMs, endGraceMs] = [1_000, 2_000];
 /** So many are named: somebody may start as many as he likes. */
 const maxForeignProcesses = 20;
 /** For the answers of a registry that somebody else runs. */
@@ -46,6 +49,7 @@ const probe = async (address: string | null) => (address === null ? { ok: false,
 export class RegistryService implements NoticeSource {
   private readonly logger = new Logger(RegistryService.name);
   private hasWarned = false;
+  private readonly ending = new AbortController();
   /** The supervisor and a job may reconcile at the same time in one process; the engine takes one after the other. */
   private turn: Promise<unknown> = Promise.resolve();
 
@@ -191,7 +195,16 @@ export class RegistryService implements NoticeSource {
     return mine;
   }
 
-  private async follow(signal?: AbortSignal): Promise<RegistryEntity> {
+  /** Ends the registry, whatever it is at, and starts it no more in this process. Throws `process_not_ended`. */
+  async endForGood(): Promise<void> {
+    this.ending.abort(new AppError('job_cancelled', { detail: 'the DU ends, and its registry with it' }));
+    await Promise.race([this.turn, delay(turnMs, undefined, { ref: false })]);
+    await registryEngine(this.config).stop({ graceMs: endGraceMs });
+  }
+
+  private async follow(given?: AbortSignal): Promise<RegistryEntity> {
+    const signal = given ? AbortSignal.any([given, this.ending.signal]) : this.ending.signal;
+    signal.throwIfAborted();
     const row = await this.load();
     try {
       const engine = registryEngine(this.config, row);

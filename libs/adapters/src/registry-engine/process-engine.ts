@@ -114,9 +114,11 @@ export class ProcessRegistryEngine {
     return { started: [...started.keys()], repair, frontError };
   }
 
-  /** Stops all instances, and waits until they are gone. Idempotent. */
-  async stop(): Promise<void> {
-    for (const instance of Object.keys(fileNames) as Instance[]) for (const found of await this.findProcesses(instance)) await endProcess(found);
+  /** Stops all instances at once, and waits until they are gone. Idempotent. Throws `process_not_ended` for the first that stays. */
+  async stop(options: { graceMs?: number } = {}): Promise<void> {
+    const found = (await Promise.all((Object.keys(fileNames) as Instance[]).map((instance) => this.findProcesses(instance)))).flat();
+    const ended = await Promise.allSettled(found.map((one) => endProcess(one, options)));
+    for (const result of ended) if (result.status === 'rejected') throw result.reason;
   }
 
   /** True when all instances run and answer. Without `isAsked` it is only seen whether they run, which costs next to nothing. */
