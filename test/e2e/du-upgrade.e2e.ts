@@ -12,6 +12,7 @@ import {
   deleteBackup,
   deleteImage,
   finishDuUpgrade,
+  getClusterDefaults,
   getDu,
   getDuUpgrade,
   getJob,
@@ -86,6 +87,15 @@ const pushed = async (port: number) => {
   return fetch(`http://localhost:${port}/v2/new/blobs/uploads/`, { method: 'POST', headers: { authorization } });
 };
 
+const version = async () => {
+  const [{ data: du }, { data: defaults }] = await Promise.all([getDu({ client, throwOnError: true }), getClusterDefaults({ client, throwOnError: true })]);
+  return [du.version, du.movesClusters, defaults.duVersion, defaults.movesExistingClusters];
+};
+const [before52, after53] = [
+  ['v-5.2.0-1500000', false, 'v-5.2.0-1500000', false],
+  ['v-5.3.0-1558488', true, 'v-5.3.0-1558488', true],
+];
+
 describe('an upgrade of the DU', () => {
   it('replaces the engine, keeps every image, and lets hosts pull all the while', async () => {
     await start();
@@ -110,6 +120,7 @@ describe('an upgrade of the DU', () => {
       problems: expect.arrayContaining([expect.objectContaining({ check: 'engine', detail: `the registry becomes one of unknown version: ${engine.digest}` })]),
     });
     expect((await registry()).engine?.version).not.toBe('2.9.9');
+    expect(await version()).toEqual(before52);
 
     const job = await success(client, await begin({ engine }));
     stop.abort();
@@ -125,9 +136,19 @@ describe('an upgrade of the DU', () => {
     // Only while the read-only engine itself is being replaced nobody can answer.
     expect(pulls.failed).toBeLessThan(pulls.done);
     await pushImages(['quay.io/after/wards:1']);
+    expect(await version()).toEqual(after53);
+    const backup = await success(client, (await createBackup({ client, body: {}, throwOnError: true })).data);
+    const record = await readFile(join(folder.path, 'backups/backups', `${resourceId(backup)}.json`), 'utf8');
+    expect(JSON.parse(record)).toMatchObject({ duVersion: 'v-5.3.0-1558488' });
     await du.end();
     await du.startProcess();
+    expect(await version()).toEqual(after53);
     expect((await registry()).engine?.version).toBe('2.9.9');
+    // The file says something new.
+    await du.end();
+    await writeFile(du.configFile, (await readFile(du.configFile, 'utf8')).replace('v-5.2.0-1500000', 'v-5.4.0-1600000'));
+    await du.startProcess();
+    expect((await version())[0]).toBe('v-5.4.0-1600000');
     expect((await readdir(du.dataDir)).includes('du-upgrade.json')).toBe(false);
   });
 
@@ -165,7 +186,15 @@ describe('an upgrade of the DU', () => {
     }
     await success(client, rollBackDuUpgrade({ client, path: { id: prepared.id }, throwOnError: true }));
     expect((await upgradeOf(job)).phase).toBe('rolledBack');
+    expect(await version()).toEqual(before52);
     expect((await pushed(du.registryPort)).status).toBe(202);
+    // A file of an upgrade that cannot be read, or has nothing in it, is not taken for none.
+    const file = join(du.dataDir, 'du-upgrade.json');
+    for (const make of [() => mkdir(file), () => writeFile(file, ''), () => writeFile(file, '{"id"')]) {
+      await make();
+      await expect(begin({})).rejects.toMatchObject({ code: 'du_upgrade_file_unreadable', status: 409 });
+      await rm(file, { recursive: true });
+    }
     await expect(finishDuUpgrade({ client, path: { id: prepared.id }, body: {}, throwOnError: true })).rejects.toMatchObject({ code: 'du_upgrade_state' });
 
     const second = await success(client, await begin({ step: 'prepare' }));

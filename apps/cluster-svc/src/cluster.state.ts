@@ -1,4 +1,4 @@
-import { registryModes } from '@airdock/platform/config';
+import { registryModes } from '@airdock/core/registry-mode';
 import type { StateTable } from '@airdock/platform/state/state-table';
 import { z } from 'zod';
 import { ClusterEntity, ClusterNodeEntity } from './cluster/cluster.entity.js';

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdir } from 'node:fs/promises';
+import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { tempDir } from '@airdock/testing/servers';
@@ -32,5 +32,12 @@ describe('lockDataDir', () => {
     giveBack();
     expect(await readdir(folder.path)).toEqual([]);
     await folder.remove();
+  });
+
+  it('takes no lock that cannot be read for one that was given back', async () => {
+    await using folder = await tempDir('lock');
+    await mkdir(join(folder.path, 'du.lock'));
+    expect(() => lockDataDir(folder.path)).toThrow(/cannot be told.*EISDIR/);
+    expect(await readdir(folder.path)).toEqual(['du.lock']);
   });
 });

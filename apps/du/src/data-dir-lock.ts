@@ -42,12 +42,14 @@ export function lockDataDir(dataDir: string): () => void {
   }
 }
 
-/** The text of a lock; empty when its holder gave it back meanwhile. */
+/** The text of a lock; empty when its holder gave it back meanwhile. One that cannot be read may be held: `data_dir_in_use`. */
 function read(path: string): string {
   try {
     return readFileSync(path, 'utf8');
-  } catch {
-    return '';
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === 'ENOENT') return '';
+    throw new AppError('data_dir_in_use', { detail: `whether it is in use cannot be told: ${path}: ${code}` }, { cause });
   }
 }
 

@@ -18,6 +18,8 @@ import { EmbeddedRedis } from './embedded-redis.js';
 import { services } from './services.js';
 
 const workerStartMs = 15_000;
+/** Of the ten seconds that closing may take, when the registry is to be ended after it. */
+const closeMs = 4_000;
 
 const port = (text: string): number => {
   const value = Number(text);
@@ -44,6 +46,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     const host = { register: () => services.host.register(['api']) };
     const stopped = stopSignal();
     const app = await serve(config, rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), 'Airdock');
+    const registry = app.get(RegistryService, { strict: false });
     if (!config.databaseUrl) await releaseDead(app);
     const hostDatabase: ServiceDatabase = app.get(databaseToken('host'), { strict: false });
     void waitForHostWork(hostDatabase, config, ending.signal).then(
@@ -51,19 +54,20 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
       () => undefined,
     );
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
-    await app
-      .get(RegistryService, { strict: false })
-      .reconcile()
-      .catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
+    await registry.reconcile().catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     // A host that freezes it at once must not keep the API from being ready.
     if (await hasHostWork(hostDatabase, config)) await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
     process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`);
     freeStartupMemory();
     await stopped;
     ending.abort();
-    await hostWorker.stop();
-    await app.close();
-    if (stopsRegistry) await registryEngine(config).stop();
+    const closing = hostWorker.stop().then(() => app.close());
+    if (stopsRegistry) {
+      // Whoever waits for a Redis that has got the same signal must not keep the registry from being ended.
+      await Promise.race([closing, delay(closeMs, undefined, { ref: false })]);
+      await registry.endForGood();
+    }
+    await closing;
   } finally {
     await hostWorker.stop();
     await redis?.stop();

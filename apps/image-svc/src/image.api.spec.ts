@@ -504,6 +504,30 @@ describe('image-svc', () => {
       expect((await api('get', `/v1/verifications/${idOf(job)}`)).body.problems).toEqual([
         { upstream: 'reg.site/verified:1', kind: 'part_damaged', subject: `sha256:${hex}`, actual: expect.stringMatching(/^sha256:/) },
       ]);
+      bytes[1000] = (bytes[1000] ?? 0) ^ 0xff;
+      await writeFile(blob, bytes);
+      // All bytes are right, and one of the two repositories does not give them.
+      const repository = 'reg.site/verified';
+      const link = join(registry.storageDir, `docker/registry/v2/repositories/${repository}/_layers/sha256/${hex}/link`);
+      await writeFile(link, '');
+      expect(await post('/v1/pushes', { bundleId })).toMatchObject({ state: 'succeeded' });
+      expect(await post('/v1/verifications', { images: ['reg.site/verified:1'] })).toMatchObject({ state: 'succeeded' });
+      const manifest = image.digest as string;
+      const data = join(registry.storageDir, 'docker/registry/v2/blobs/sha256', manifest.slice(7, 9), manifest.slice(7), 'data');
+      for (const [path, subject] of [
+        [link, `${repository}@sha256:${hex}`],
+        [data, manifest],
+      ] as const) {
+        const before = await readFile(path);
+        await writeFile(path, '');
+        const found = await post('/v1/verifications', { images: ['reg.site/verified:1'] });
+        expect(found).toMatchObject({ state: 'failed', error: { code: 'images_damaged' } });
+        expect((await api('get', `/v1/verifications/${idOf(found)}`)).body.problems).toEqual(
+          expect.arrayContaining([expect.objectContaining({ kind: 'part_missing', subject })]),
+        );
+        await writeFile(path, before);
+      }
+      expect(await post('/v1/verifications', { images: ['reg.site/verified:1'] })).toMatchObject({ state: 'succeeded' });
     });
 
     it('refuses a push that the disk would not hold, with the numbers, before its first byte', async () => {

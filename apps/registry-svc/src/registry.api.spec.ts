@@ -1,6 +1,6 @@
 import { mkdir } from 'node:fs/promises';
-import { createServer as createHttpServer } from 'node:http';
-import { createServer } from 'node:net';
+import { createServer as createHttpServer, type Server as HttpServer } from 'node:http';
+import { type AddressInfo, createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
@@ -71,6 +71,64 @@ describe('registry-svc', () => {
       code: 'request_invalid',
       detail: expect.stringContaining('externalUrl'),
     });
+  });
+
+  it('stops the local registry for no other that does not answer as one', { timeout: 60_000 }, async () => {
+    await put({ mode: 'local' });
+    const serve = async (answer: Parameters<typeof createHttpServer>[1]) => {
+      const server = createHttpServer(answer);
+      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+      servers.push(server);
+      return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    };
+    const servers: HttpServer[] = [];
+    const urls = [
+      `http://127.0.0.1:${await freePort()}`,
+      await serve((_, response) => response.end('<html>It works</html>')),
+      await serve((_, response) => response.writeHead(404).end('{"errors": []}')),
+      await serve((_, response) => response.writeHead(401, { 'www-authenticate': 'Basic' }).end('{}')),
+      await serve((_, response) => response.end(Buffer.alloc(1_000_000))),
+      await serve((request) => request.socket.destroy()),
+    ];
+    for (const externalUrl of urls) {
+      const { body } = await api('put', '/v1/registry').send({ mode: 'external', externalUrl }).expect(409);
+      expect(body, externalUrl).toMatchObject({ code: 'registry_external_silent', detail: expect.stringContaining(externalUrl) });
+    }
+    expect(await registry()).toMatchObject({ mode: 'local', error: null, health: { ok: true, readOnlyOk: true, localhostOk: true } });
+
+    // The same in the configuration file: what is there goes on until the other answers.
+    const other = await startRegistry();
+    await other.kill();
+    await service.app.close();
+    const file = { 'registry.externalUrl': other.url };
+    const startExternal = () =>
+      startComponent('registry', RegistryModule, {
+        dataDir: folder.path,
+        redisUrl: redis.url,
+        privateRegistryType: 'external',
+        overrides: { 'registry.port': port, ...file },
+      });
+    service = await startExternal();
+    await waitFor(async () => (await registry()).error?.code === 'registry_external_silent', { what: 'the silence to be said', timeoutMs: 30_000 });
+    expect((await fetch(`http://localhost:${port}/v2/`)).status).toBe(200);
+    await other.restart();
+    await waitFor(async () => (await registry()).error === null && (await isPortFree(port)), { what: 'the other to be taken', timeoutMs: 40_000 });
+    expect((await registry()).health).toMatchObject({ ok: true });
+    await other.stop();
+    for (const server of servers) server.closeAllConnections();
+    await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+  });
+
+  it('says what the configuration file may mean otherwise', async () => {
+    expect((await registry()).warnings).toEqual([]);
+    await service.app.close();
+    service = await startComponent('registry', RegistryModule, {
+      dataDir: folder.path,
+      redisUrl: redis.url,
+      privateRegistryType: 'docker' as never,
+      overrides: { 'registry.port': port },
+    });
+    expect(await registry()).toMatchObject({ mode: 'local', warnings: [expect.stringContaining('"docker"')] });
   });
 
   it('lets only one of two people overwrite the other', async () => {

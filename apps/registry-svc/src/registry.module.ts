@@ -17,6 +17,7 @@ import { RegistryController } from './registry/registry.controller.js';
 import { RegistryEntity } from './registry/registry.entity.js';
 import { RegistryProcessor, RegistrySupervisor } from './registry/registry.processor.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
+import { StorageService } from './registry/storage.service.js';
 import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
 import { SecretsKeyProcessor } from './secrets-key/secrets-key.processor.js';
 import { rotateSecretsKeyJobType, SecretsKeyService } from './secrets-key/secrets-key.service.js';
@@ -39,6 +40,7 @@ export class RegistryModule {
       providers: [
         serviceClientsProvider(ServiceClients),
         targets,
+        StorageService,
         RegistryService,
         RegistryUsers,
         GarbageCollectionService,

@@ -133,6 +133,23 @@ const definitions = {
   },
   registry_off: { family: 'conflict', title: 'The local registry is switched off', nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.' },
   registry_unavailable: { family: 'unavailable', title: 'The registry did not answer', nextStep: 'See GET /v1/registry for its health.' },
+  registry_storage_changed: {
+    family: 'unavailable',
+    title: "The folder of the registry's storage is not the one that was there before",
+    nextStep:
+      'Mount its disk: the registry then goes on by itself. To go on with what is there now, name it by the `adoptableId` of `storageError` in GET /v1/registry: POST /v1/registry/storage-adoptions {"storageId": …}.',
+  },
+  registry_storage_unreadable: {
+    family: 'conflict',
+    title: "The registry's storage cannot be read",
+    nextStep:
+      'See with `dmesg` whether its disk has errors, and that the folder belongs to the user of the DU. Then retry; POST /v1/verifications finds what was lost.',
+  },
+  storage_adoption_refused: {
+    family: 'conflict',
+    title: 'There is no such storage to be adopted',
+    nextStep: 'Name the id that GET /v1/registry has as `adoptableId` in `storageError`; without a `storageError` there is nothing to be done.',
+  },
   registry_rejected: {
     family: 'conflict',
     title: 'The registry refused the request',
@@ -142,6 +159,11 @@ const definitions = {
     family: 'conflict',
     title: 'The registry is not one that Airdock runs',
     nextStep: 'Collect garbage with the tools of that registry.',
+  },
+  registry_external_silent: {
+    family: 'conflict',
+    title: 'Nothing answers as a registry at the URL of the external registry',
+    nextStep: 'Correct the URL, or start that registry, and repeat it; until it answers the registry stays as it is. To have none, use mode none.',
   },
   registry_damaged: {
     family: 'conflict',
@@ -178,6 +200,12 @@ const definitions = {
     title: 'There is no registry program',
     nextStep: 'Install the Debian package docker-registry, or set airdock.registry.binary.',
   },
+  process_not_ended: {
+    family: 'conflict',
+    title: 'A process of the registry could not be ended',
+    nextStep:
+      'See what it waits for: `cat /proc/PID/stack`, `ps -o pid,stat,wchan PID`. A disk that is gone holds it until that is back, or the machine is restarted.',
+  },
   registry_start_failed: {
     family: 'unavailable',
     title: 'The registry did not start',
@@ -191,6 +219,12 @@ const definitions = {
     nextStep: 'Put the file into one of the folders of airdock.bundleDirs, or add its folder there.',
   },
   bundle_not_found: { family: 'notFound', status: 422, title: 'There is no such file', nextStep: 'Check the path on the DU, or upload the bundle.' },
+  bundle_unreadable: {
+    family: 'conflict',
+    status: 422,
+    title: 'The file cannot be read',
+    nextStep: 'Give the user of the DU the right to read it and its folders; for EIO and ESTALE look at the disk with `dmesg`, or mount it again.',
+  },
   bundle_not_ready: { family: 'conflict', title: 'The bundle has not been read successfully', nextStep: "See the bundle's job for the reason." },
   bundle_format_unknown: {
     family: 'invalid',
@@ -474,6 +508,12 @@ const definitions = {
     title: 'The DU is being upgraded',
     nextStep: 'Finish the upgrade named in `detail`, or roll it back.',
   },
+  du_upgrade_file_unreadable: {
+    family: 'conflict',
+    title: 'The file that tells of an upgrade which has begun cannot be read',
+    nextStep:
+      'See why with `cat` and `dmesg`, and bring du-upgrade.json in the data folder back from a copy. If no upgrade has begun, move it away, and repeat.',
+  },
   du_upgrade_state: {
     family: 'conflict',
     title: 'The upgrade is not at a step where this is possible',
@@ -657,6 +697,11 @@ const definitions = {
     family: 'unavailable',
     title: 'Where backups are kept cannot be reached',
     nextStep: 'Look whether the disk is there and mounted, or the S3 server answers; then retry.',
+  },
+  backup_target_read_only: {
+    family: 'conflict',
+    title: 'Where backups are kept takes no writes',
+    nextStep: 'Mount the disk for writing, or give the user or the S3 key the right to write. Restores, verifications and exports need none.',
   },
   backup_target_changed: {
     family: 'conflict',

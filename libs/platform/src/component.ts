@@ -1,5 +1,6 @@
+import { type RegistryMode } from '@airdock/core/registry-mode';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
-import { loadConfig, type RegistryMode, type ServiceName } from './config.js';
+import { loadConfig, type ServiceName } from './config.js';
 import { createHttpApp } from './http/app.js';
 import { apiToken, internalToken } from './platform.module.js';
 import { listen, type Roles, rootModule, type ServiceModule } from './service.js';

@@ -22,6 +22,11 @@ describe('loadConfig', () => {
     ['privateRegistryType: none', 'none'],
     ['privateRegistryType: local', 'local'],
     ['privateRegistryType: docker', 'local'],
+    ['privateRegistryType: off', 'none'],
+    ['privateRegistryType: No', 'none'],
+    ['privateRegistryType: false', 'none'],
+    ['privateRegistryType:', 'none'],
+    ['privateRegistryType: Local', 'local'],
     ['privateRegistryType: external\nairdock: {registry: {externalUrl: "http://images.site:5000"}}', 'external'],
   ])('reads %j as %s: none is off and anything else is on', async (text, mode) => expect((await load(text)).privateRegistryType).toBe(mode));
 
@@ -80,8 +85,9 @@ describe('loadConfig', () => {
       expect(await load(`airdock: {hosts: {drift: {${wrong}}}}`).catch((error: AppError) => error.code)).toBe('configuration_invalid');
   });
 
-  it.each([['a: [1'], ['- a\n- b'], ['airdock: 5'], ['privateRegistryType: external']])('refuses %j', async (text) =>
-    expect(await load(text).catch((error: AppError) => error.code)).toBe('configuration_invalid'),
+  it.each([['a: [1'], ['- a\n- b'], ['airdock: 5'], ['privateRegistryType: external'], ['privateRegistryType: extern'], ['privateRegistryType: [none]']])(
+    'refuses %j',
+    async (text) => expect(await load(text).catch((error: AppError) => error.code)).toBe('configuration_invalid'),
   );
 
   it('refuses a file that is named and not there', () => {

@@ -4,12 +4,9 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { nameKinds } from '@airdock/core/oci/reference';
+import { type RegistryMode, readRegistryMode } from '@airdock/core/registry-mode';
 import { type Document, LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
-
-/** `none` runs no registry, `local` runs one in the DU, `external` uses one that someone else runs. */
-export const registryModes = ['none', 'local', 'external'] as const;
-export type RegistryMode = (typeof registryModes)[number];
 
 export const serviceNames = ['registry', 'image', 'host', 'cluster', 'backup'] as const;
 export type ServiceName = (typeof serviceNames)[number];
@@ -246,6 +243,8 @@ const airdockSchema = z.strictObject({
 /** The configuration, checked and complete. */
 export interface Config extends z.output<typeof airdockSchema> {
   privateRegistryType: RegistryMode;
+  /** What is accepted, and may have been meant otherwise. */
+  warnings: string[];
   tokenFile: string;
   internalTokenFile: string;
   secretsKeyFile: string;
@@ -299,8 +298,8 @@ function setKey(target: Record<string, unknown>, key: string, value: unknown): v
 }
 
 /**
- * Reads airctl's configuration file. `privateRegistryType` is honoured (`none` is off, `external` needs `airdock.registry.externalUrl`, anything
- * else is on), other keys of airctl are left alone, and everything under `airdock:` is checked.
+ * Reads airctl's configuration file. `privateRegistryType` is honoured as `readRegistryMode` has it (`external` needs
+ * `airdock.registry.externalUrl`), other keys of airctl are left alone, and everything under `airdock:` is checked.
  * Throws `configuration_invalid` with every mistake at once, each by key and line.
  */
 export function loadConfig({ file, environment = process.env, overrides = {} }: ConfigSources = {}): Config {
@@ -338,9 +337,9 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
       issues.push({ key: ['airdock', ...key].join('.'), line, message: issue.code === 'unrecognized_keys' ? 'is no key of Airdock' : issue.message });
     }
   }
-  const type = environment.AIRDOCK_PRIVATE_REGISTRY_TYPE ?? values.privateRegistryType ?? 'none';
-  if (typeof type !== 'string') issues.push({ key: 'privateRegistryType', message: 'must be none, local or external' });
-  const privateRegistryType: RegistryMode = type === 'none' || type === 'external' ? type : 'local';
+  const type = readRegistryMode(environment.AIRDOCK_PRIVATE_REGISTRY_TYPE || values.privateRegistryType);
+  if ('error' in type) issues.push({ key: 'privateRegistryType', line: lineOf(document, lines, ['privateRegistryType']), message: type.error });
+  const privateRegistryType: RegistryMode = 'error' in type ? 'none' : type.mode;
   if (privateRegistryType === 'external' && parsed.success && !parsed.data.registry.externalUrl)
     issues.push({ key: 'airdock.registry.externalUrl', message: 'is needed with privateRegistryType: external' });
   if (parsed.success && !parsed.data.http.allowPlainHttp && !isLoopback(parsed.data.http.host))
@@ -360,6 +359,7 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     ...data,
     dataDir,
     privateRegistryType,
+    warnings: 'warning' in type && type.warning !== undefined ? [type.warning] : [],
     tokenFile: data.tokenFile ?? join(dataDir, 'admin.token'),
     internalTokenFile: data.internalTokenFile ?? join(dataDir, 'internal.token'),
     secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),

@@ -27,7 +27,7 @@ import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import type { Repository } from 'typeorm';
 import { BackupService } from '../backup/backup.service.js';
-import { BackupTargetService, lockFor } from '../backup-target/backup-target.service.js';
+import { BackupTargetService, lockFor, withoutLock } from '../backup-target/backup-target.service.js';
 import { BackupOperationEntity } from './backup-operation.entity.js';
 import type { ActionOf, BackupAction, BackupOperation, BackupOperationResult, CreateBackupOperation } from './backup-operation.schema.js';
 
@@ -82,7 +82,7 @@ export class BackupOperationService {
   private readonly runners: { [A in BackupAction['action']]: Runner<A> } = {
     verify: async (row, { backupId, samplePercent, heal, allowUnsigned }, store, context) => {
       const { progress } = context;
-      await using lock = await store.lock(lockFor(context));
+      await using lock = await store.lock({ ...lockFor(context), isReader: true });
       const { signal } = lock;
       const listed = backupId
         ? [{ id: backupId, record: await store.readRecord(backupId, { allowUnsigned }), error: undefined }]
@@ -94,7 +94,12 @@ export class BackupOperationService {
       const blobs = new Map<Digest, BackupBlob>(records.flatMap((record) => record.blobs.map((blob) => [blob.digest, blob])));
       const sample = [...blobs.values()].filter((blob) => !index.has(blob) || Math.random() * 100 < samplePercent);
       const damaged = await readAll(store, index, sample, signal, progress);
-      const healed = heal && damaged.length > 0 ? await this.heal(store, index, damaged, records, { signal, progress }).catch(nothingToHealFrom) : [];
+      const healed: Digest[] = [];
+      let why = 'the registry does not have it';
+      if (heal && damaged.length > 0)
+        await this.heal(store, index, damaged, records, healed, { signal, progress }).catch((error: unknown) => {
+          why = whyNotHealed(error);
+        });
       const lost = damaged.filter(({ digest }) => !healed.includes(digest)).map(({ digest }) => digest);
       const result: BackupOperationResult = {
         blobs: sample.length,
@@ -111,9 +116,12 @@ export class BackupOperationService {
       await this.save(row, result);
       const operation = `/v1/backup-operations/${row.id}`;
       if (lost.length > 0)
-        throw new AppError('backup_corrupt', { detail: `damaged, and the registry does not have it: ${lost.length} blobs, first ${lost[0]}`, operation });
+        throw new AppError('backup_corrupt', {
+          detail: `damaged, and ${heal ? why : 'not healed, as asked'}: ${lost.length} blobs, first ${lost[0]}`,
+          operation,
+        });
       if (refused[0]) throw new AppError(refused[0].error.code, { ...refused[0].error.details, operation });
-      return { blobs: sample.length, bytes: result.bytes, damaged: damaged.length, healed: healed.length };
+      return { blobs: sample.length, bytes: result.bytes, damaged: damaged.length, healed: healed.length, ...withoutLock(lock) };
     },
 
     prune: async (row, { keep, scheduleId, dryRun, waitMinutes }, store, context) => {
@@ -147,7 +155,16 @@ export class BackupOperationService {
         await this.save(row, { ...result, blobs: unneeded.length, bytes: sumOf(unneeded) });
         return { backups: result.removed?.length ?? 0, blobs: unneeded.length, bytes: sumOf(unneeded) };
       }
-      await using lock = await store.lock({ ...lockFor(context), kind: 'exclusive', waitMs: waitMinutes * 60_000 });
+      const exclusive = { ...lockFor(context), kind: 'exclusive' as const, waitMs: waitMinutes * 60_000 };
+      await using lock = await store.lock(exclusive).catch(async (error: unknown) => {
+        if (!(error instanceof AppError && error.code === 'space_insufficient')) throw error;
+        // Not even room for an empty file. Records need no lock to go, and make some.
+        const ids = report(await planned()).removed ?? [];
+        for (const id of ids) await store.deleteRecord(id);
+        await this.backups.forget(ids);
+        row.result = { ...row.result, removed: ids };
+        return store.lock(exclusive);
+      });
       const { signal } = lock;
       const result = report(await planned());
       await this.save(row, result);
@@ -168,7 +185,7 @@ export class BackupOperationService {
     export: async (row, { backupId, file }, store, context) => {
       const { progress } = context;
       const path = this.exchangePath(file);
-      await using lock = await store.lock(lockFor(context));
+      await using lock = await store.lock({ ...lockFor(context), isReader: true });
       const { signal } = lock;
       const files = await store.filesOf(backupId);
       const bytesTotal = sumOf(files);
@@ -189,7 +206,7 @@ export class BackupOperationService {
         await rm(part, { force: true });
       }
       await this.save(row, { backupId, file, sha256, blobs: files.length, bytes: bytesTotal });
-      return { backupId, file, sha256, bytes: bytesTotal };
+      return { backupId, file, sha256, bytes: bytesTotal, ...withoutLock(lock) };
     },
 
     import: async (row, { file, allowUnsigned }, store, context) => {
@@ -216,17 +233,17 @@ export class BackupOperationService {
     },
   };
 
-  /** Brings blobs again from the registry, as far as it has them with the right bytes. Returns their digests. */
+  /** Brings blobs again from the registry, as far as it has them with the right bytes, and adds their digests to `healed`. */
   private async heal(
     store: BackupStore,
     index: BlobIndex,
     damaged: readonly BackupBlob[],
     records: readonly BackupRecord[],
+    healed: Digest[],
     context: Pick<JobContext, 'signal' | 'progress'>,
-  ): Promise<Digest[]> {
+  ): Promise<void> {
     const { signal } = context;
-    const healed: Digest[] = [];
-    const { address, storage } = await this.backups.registryForJob(context);
+    const { address, storage } = await this.backups.registryForJob(context, { reads: true });
     await using registry = new RegistryClient(address);
     const references = records.flatMap((record) => record.references);
     for (const blob of damaged) {
@@ -255,7 +272,6 @@ export class BackupOperationService {
         }
       }
     }
-    return healed;
   }
 
   private exchangePath(file: string): string {
@@ -270,7 +286,7 @@ export class BackupOperationService {
     if (await isFile(path)) return path;
     const isFirstPart = (name: string) =>
       name.startsWith(`${file}.`) && /^\.(part)?(a+|0*[01]?)$/.test(name.slice(file.length)) && name.length > file.length + 1;
-    const [first] = (await readdir(join(path, '..')).catch(() => [])).filter(isFirstPart).sort();
+    const [first] = (await readdir(join(path, '..')).catch(goneAs([]))).filter(isFirstPart).sort();
     if (first === undefined) throw new AppError('backup_file_not_found', { detail: `no ${file} in ${join(path, '..')}` });
     return join(path, '..', first);
   }
@@ -350,18 +366,24 @@ async function describeLost(store: BackupStore, records: readonly BackupRecord[]
   return described.map(({ images, ...rest }) => ({ ...rest, images: [...images] }));
 }
 
-/** A registry that is off has nothing; what is damaged is named all the same. */
-function nothingToHealFrom(error: unknown): Digest[] {
-  if (error instanceof AppError && error.code.startsWith('registry_')) return [];
+/** A registry that is off has nothing, and storage that takes no writes cannot be healed; what is damaged is named all the same. */
+function whyNotHealed(error: unknown): string {
+  if (!(error instanceof AppError)) throw error;
+  if (error.code.startsWith('registry_')) return 'the registry does not have it';
+  if (error.code === 'space_insufficient' || error.code === 'backup_target_read_only') return `cannot be replaced (${error.code})`;
   throw error;
 }
 
 const sumOf = (files: readonly { size: number }[]): number => files.reduce((sum, { size }) => sum + size, 0);
 
-const isFile = (path: string): Promise<boolean> =>
-  stat(path).then(
-    (status) => status.isFile(),
-    () => false,
-  );
+const isFile = (path: string): Promise<boolean> => stat(path).then((status) => status.isFile(), goneAs(false));
+
+/** What is not there; what cannot be looked at is something else. */
+const goneAs =
+  <T>(value: T) =>
+  (error: NodeJS.ErrnoException): T => {
+    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return value;
+    throw new AppError('bundle_unreadable', { detail: `${error.path}: ${error.code}` }, { cause: error });
+  };
 
 const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({ ...row, state: job?.state ?? 'failed' });

@@ -1,7 +1,8 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { BackupStorage } from '@airdock/adapters/backup-store/backup-storage';
 import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
 import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
-import type { LockOptions } from '@airdock/adapters/backup-store/store-lock';
+import type { LockOptions, StoreLock } from '@airdock/adapters/backup-store/store-lock';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { type BackupTargetConfig, CONFIG, type Config } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
@@ -19,6 +20,10 @@ export const lockFor = ({ jobId, signal, progress }: JobContext): LockOptions =>
   ...{ kind: 'shared', id: jobId, signal },
   onWait: ([holder = '']) => progress({ phase: `waiting for ${holder}` }),
 });
+
+/** What the result of a job says that has read without a lock, since none could be written. */
+export const withoutLock = ({ missing }: StoreLock) =>
+  missing ? { withoutLock: `${missing.code}: a prune from elsewhere would not have waited for this job` } : {};
 
 /** The places where backups are kept, as they are configured. */
 @Injectable()
@@ -119,7 +124,7 @@ export class BackupTargetService {
 
   async noteProblems(name: string, problems: readonly TargetProblem[]): Promise<void> {
     const before = (await this.targets.findOneBy({ name }))?.problems ?? [];
-    if (JSON.stringify(before) !== JSON.stringify(problems)) await this.targets.update({ name }, { problems: [...problems] });
+    if (!isDeepStrictEqual(before, problems)) await this.targets.update({ name }, { problems: [...problems] });
   }
 
   /** The backups of before there were signatures are signed now. */

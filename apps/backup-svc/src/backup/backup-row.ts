@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { formatName } from '@airdock/core/oci/reference';
 import type { BackupEntity } from './backup.entity.js';
@@ -22,7 +23,7 @@ export function isAsKnown(record: BackupRecord, row: BackupEntity, known: Readon
     images === row.images &&
     sizeBytes === row.sizeBytes &&
     (record.description ?? null) === row.description &&
-    JSON.stringify(record.repositories ?? null) === JSON.stringify(patternsOf(row)) &&
+    isDeepStrictEqual(record.repositories ?? null, patternsOf(row)) &&
     new Set(names.map(([name]) => name)).size === names.length &&
     names.every(([name, digest]) => known.get(name) === digest)
   );

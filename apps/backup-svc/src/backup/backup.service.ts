@@ -103,6 +103,16 @@ export class BackupService {
     await this.backups.delete({ id });
   }
 
+  private async duVersion(): Promise<string> {
+    try {
+      return (await getDu({ client: this.clients.registry, throwOnError: true })).data.version;
+    } catch (error) {
+      // A registry-svc that knows of no upgrades.
+      if (error instanceof AppError && error.family === 'notFound') return this.config.duVersion;
+      throw error;
+    }
+  }
+
   /** That an upgrade of the DU has to bring back, until it has ended. */
   async heldBackup(): Promise<string | null> {
     const client = this.clients.registry;
@@ -143,14 +153,14 @@ export class BackupService {
     return this.targets.open(target);
   }
 
-  /** Throws `registry_off`, `registry_unavailable`. */
-  registry(): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { waits: false });
+  /** Throws `registry_off`, `registry_unavailable`, `registry_storage_changed` unless it `reads`: a backup of another disk is none. */
+  registry({ reads = false } = {}): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { waits: false, reads });
   }
 
   /** For a job that reads from it or restores into it, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
-  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
+  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, { reads = false } = {}): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { reads, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
@@ -178,7 +188,7 @@ export class BackupService {
       beforeRecord: async (result) =>
         void (await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }))),
       about: {
-        duVersion: this.config.duVersion,
+        duVersion: await this.duVersion(),
         description: row.description ?? undefined,
         repositories: patternsOf(row) ?? undefined,
       },
@@ -244,7 +254,7 @@ export class BackupService {
       } catch (error) {
         // Of a disk that takes no writes, or is away again, or of image-svc: the next round.
         if (!(error instanceof AppError)) throw error;
-        if (error.family === 'unavailable') return;
+        if (error.family === 'unavailable' || ['backup_target_read_only', 'space_insufficient'].includes(error.code)) return;
       }
     }
     await this.targets.noteTakenOver(target);

@@ -32,7 +32,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { BackupService, filterByRepository, settingsServices } from '../backup/backup.service.js';
-import { lockFor } from '../backup-target/backup-target.service.js';
+import { lockFor, withoutLock } from '../backup-target/backup-target.service.js';
 import { RestoreEntity } from './restore.entity.js';
 import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
 import { isWithin, maxStateBytes, parseState, StateRestore } from './state-restore.js';
@@ -48,6 +48,8 @@ interface Destination extends AsyncDisposable {
   registry: RegistryClient;
   /** Its folder, when blobs may be placed there. */
   storage: RegistryStorage | undefined;
+  /** Its folder, when what is damaged there may be set aside. */
+  repairs: RegistryStorage | undefined;
   /** Whose disk the blobs need. */
   dir: string | null;
 }
@@ -69,7 +71,7 @@ export class RestoreService {
   async create(request: JobRequest, { backupId, registry, ...wanted }: CreateRestore): Promise<Job> {
     const { target } = await this.backups.locate(backupId, wanted);
     if (registry) await this.assertAllowed(registry);
-    else if (!wanted.drill) await this.backups.registry();
+    else if (!wanted.drill) await this.backups.registry({ reads: wanted.dryRun });
     const id = newId();
     const { password, ...where } = registry ?? {};
     const row = columns<RestoreEntity>({
@@ -107,7 +109,7 @@ export class RestoreService {
     const row = await getRow(this.restores, context.resourceId);
     const { mode, onConflict, dryRun, drill, repositories, allowUnsigned, confirm } = row.request;
     await using store = await this.backups.openStore(row.target);
-    await using lock = await store.lock(lockFor(context));
+    await using lock = await store.lock({ ...lockFor(context), isReader: true });
     const { signal } = lock;
     const filter = filterByRepository(repositories);
     await using source = await openBackup(store, row.backupId, { filter, signal, allowUnsigned });
@@ -120,10 +122,10 @@ export class RestoreService {
       signal,
     });
     await using destination = await this.destinationOf(row, { signal, progress });
-    const { registry, storage } = destination;
+    const { registry, storage, repairs } = destination;
     const images = source.images.map((image) => ({ image, names: image.names.map(parseName) }));
     progress({ phase: 'comparing' });
-    const plan = await planCopy({ source, images, registry, storage, signal });
+    const plan = await planCopy({ source, images, registry, storage, repairs, signal });
     const report: RestoreReport = { ...(await this.compare(images, plan, source, destination, filter, signal)), missingBytes: plan.missingBytes };
     // Every row is looked at before anything is written.
     const statePlan = await states.plan();
@@ -131,7 +133,7 @@ export class RestoreService {
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report }));
     // Also of a dry run: what it would change is in the report, and that it cannot is in the error.
     if (found.mismatch) throw found.mismatch;
-    if (dryRun) return summaryOf(source, report);
+    if (dryRun) return { ...summaryOf(source, report), ...withoutLock(lock) };
     // One that was ended between two tables finds its own rows there, and goes on with what it began.
     const isBegun = row.accepted !== null && isWithin(statePlan, row.accepted);
     if (report.planDigest !== null && report.planDigest !== (confirm ?? null) && !isBegun)
@@ -152,7 +154,15 @@ export class RestoreService {
     const wanted = images
       .map((item) => ({ ...item, names: item.names.filter((local) => !conflicts.has(nameOf(item, local))) }))
       .filter(({ names }) => names.length > 0);
-    const copied = await copyImages({ source, registry, storage, images: wanted, signal, onProgress: (done) => progress({ phase: 'restore', ...done }) });
+    const copied = await copyImages({
+      source,
+      registry,
+      storage,
+      repairs,
+      images: wanted,
+      signal,
+      onProgress: (done) => progress({ phase: 'restore', ...done }),
+    });
     const failure = failureOf(copied);
     // Nothing goes while not everything has come.
     if (mode === 'exact' && !failure && source.broken.length === 0)
@@ -166,7 +176,7 @@ export class RestoreService {
       const [first] = source.broken;
       throw new AppError('backup_incomplete', { detail: `${source.broken.length} images are damaged in the backup, first ${first?.name}: ${first?.reason}` });
     }
-    return summaryOf(source, report);
+    return { ...summaryOf(source, report), ...withoutLock(lock) };
   }
 
   /** What the registry has in place of what the backup says, and what nobody restores. */
@@ -207,17 +217,17 @@ export class RestoreService {
   }
 
   private async destinationOf(
-    { id, request: { registry, drill }, sealedPassword }: RestoreEntity,
+    { id, request: { registry, drill, dryRun }, sealedPassword }: RestoreEntity,
     context: Pick<JobContext, 'signal' | 'progress'>,
   ): Promise<Destination> {
     if (drill) return this.scratchRegistry(id, context.signal);
     if (registry) {
       const auth =
         registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
-      return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), undefined, null);
+      return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), {}, null);
     }
-    const { address, storage, storageDir } = await this.backups.registryForJob(context);
-    return destination(new RegistryClient(address), storage, storageDir);
+    const { address, storage, repairs, storageDir } = await this.backups.registryForJob(context, { reads: dryRun });
+    return destination(new RegistryClient(address), { storage, repairs }, storageDir);
   }
 
   /** A registry of its own for a drill. What a killed one left is ended and removed first. */
@@ -231,7 +241,7 @@ export class RestoreService {
       throw error;
     }
     // Over HTTP: the registry itself then checks every digest too.
-    return destination(new RegistryClient(sockets.readWrite), undefined, storageDir, () => this.removeScratch(id));
+    return destination(new RegistryClient(sockets.readWrite), {}, storageDir, () => this.removeScratch(id));
   }
 
   private scratchEngine(id: string) {
@@ -279,9 +289,15 @@ export class RestoreService {
   }
 }
 
-const destination = (registry: RegistryClient, storage: RegistryStorage | undefined, dir: string | null, end?: () => Promise<void>): Destination => ({
+const destination = (
+  registry: RegistryClient,
+  { storage, repairs }: Partial<Pick<Destination, 'storage' | 'repairs'>>,
+  dir: string | null,
+  end?: () => Promise<void>,
+): Destination => ({
   registry,
   storage,
+  repairs,
   dir,
   [Symbol.asyncDispose]: async () => {
     await registry.close();

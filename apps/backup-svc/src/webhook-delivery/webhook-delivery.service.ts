@@ -132,7 +132,7 @@ export class WebhookDeliveryService {
     return this.config.webhooks.timeoutSeconds * 1000;
   }
 
-  /** Makes the attempt that was claimed, and notes what came of it. When `signal` aborts it counts as not made. */
+  /** Makes the attempt that was claimed, and notes what came of it. When `signal` aborts before there is an answer it counts as not made. */
   async attempt(delivery: WebhookDeliveryEntity, signal: AbortSignal): Promise<void> {
     const { id, eventId, endpointId, eventType, attempts, createdAt } = delivery;
     const isPing = eventType === pingEvent;
@@ -155,7 +155,7 @@ export class WebhookDeliveryService {
       'webhook-timestamp': String(Math.floor(at.getTime() / 1000)),
     };
     const outcome = target instanceof AppError ? { error: target.message } : await this.send(target, { at, headers, payload, signal });
-    if (signal.aborted) {
+    if (signal.aborted && !('status' in outcome)) {
       await this.deliveries.update(held, { attempts: attempts - 1, nextAttemptAt: now() });
       return;
     }

@@ -1,4 +1,4 @@
-import { registryModes } from '@airdock/platform/config';
+import { registryModes } from '@airdock/core/registry-mode';
 import { z } from 'zod';
 
 /** The registry fields of a cluster, as PMK names them: bare host:port, or empty for the public registries. */

@@ -1,10 +1,11 @@
-import { getRegistry, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { getDu, getRegistry, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { PackageRepository } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { duCapabilities } from '@airdock/core/du-version';
 import { AppError } from '@airdock/core/errors';
 import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';
-import { CONFIG, type Config, type RegistryMode } from '@airdock/platform/config';
+import { type RegistryMode } from '@airdock/core/registry-mode';
+import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import type { ClusterDefaults, PackageFields, RegistryFields } from './cluster-defaults.schema.js';
 
@@ -25,7 +26,8 @@ export class ClusterDefaultsService {
   ) {}
 
   async get(): Promise<ClusterDefaults> {
-    const [{ data: registry }, { data: packageRepositories }] = await Promise.all([
+    const [duVersion, { data: registry }, { data: packageRepositories }] = await Promise.all([
+      this.duVersion(),
       getRegistry({ client: this.clients.registry, throwOnError: true }),
       listPackageRepositories({ client: this.clients.host, throwOnError: true }),
     ]);
@@ -46,10 +48,21 @@ export class ClusterDefaultsService {
       packages,
       mirrors: host && this.config.naming.includes('flat') ? [external?.origin ?? `http://${host}`] : [],
       pmk: host ? Object.fromEntries(set) : {},
-      duVersion: this.config.duVersion,
-      movesExistingClusters: duCapabilities(this.config.duVersion).movesClusters,
+      duVersion,
+      movesExistingClusters: duCapabilities(duVersion).movesClusters,
       minKubernetesVersion,
     };
+  }
+
+  /** Of the DU now: an upgrade changes it. */
+  private async duVersion(): Promise<string> {
+    try {
+      return (await getDu({ client: this.clients.registry, throwOnError: true })).data.version;
+    } catch (error) {
+      // A registry-svc that knows of no upgrades.
+      if (error instanceof AppError && error.family === 'notFound') return this.config.duVersion;
+      throw error;
+    }
   }
 
   /**
@@ -57,13 +70,12 @@ export class ClusterDefaultsService {
    * Throws `registry_off`, `kubernetes_version_unsupported`, `du_version_unsupported`.
    */
   async forCluster(wanted: RegistryMode | undefined, kubernetesVersion: string, isNew: boolean): Promise<RegistrySettings & { registryMode: RegistryMode }> {
-    const { registryMode, fields, packages } = await this.get();
+    const { registryMode, fields, packages, duVersion } = await this.get();
     const mode = wanted ?? registryMode;
     const version = parseKubernetesVersion(kubernetesVersion);
     if (mode === 'none') return { registryMode: mode, fields: noFields, packages };
     if (mode !== registryMode) throw new AppError('registry_off', { detail: `the DU's registry is ${registryMode}, and the cluster wants ${mode}` });
     if (!supportsLocalRegistry(version)) throw new AppError('kubernetes_version_unsupported', { detail: `${kubernetesVersion} is older than 1.20` });
-    const { duVersion } = this.config;
     const { hasRegistry, movesClusters } = duCapabilities(duVersion);
     if (!hasRegistry) throw new AppError('du_version_unsupported', { detail: `${duVersion} has no local registry` });
     if (!isNew && !movesClusters) throw new AppError('du_version_unsupported', { detail: `${duVersion} has the registry, but moves no cluster to it` });

@@ -1,4 +1,4 @@
-import type { RegistryMode } from '@airdock/platform/config';
+import { type RegistryMode } from '@airdock/core/registry-mode';
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
 import type { PackageFields, RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';
 import type { ClusterNetwork, ClusterNode, ClusterOptions, ProvisionerName } from './cluster.schema.js';

@@ -1,4 +1,4 @@
-import { registryModes } from '@airdock/platform/config';
+import { registryModes } from '@airdock/core/registry-mode';
 import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 import { PackageFields, RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
 import { AppError, fromProblem, isTransient, type Problem } from '@airdock/core/errors';
 import { assertNetworksApart } from '@airdock/core/ipv4-network';
@@ -196,7 +197,7 @@ export class ClusterService {
       ...row,
       nodes: nodes.filter(({ clusterId }) => clusterId === row.id).map(({ hostId, role, kubernetesVersion }) => ({ hostId, role, kubernetesVersion })),
       registryMode: { requested: row.wantedMode ?? defaults?.registryMode ?? row.effectiveMode, effective: row.effectiveMode },
-      followsDefaults: defaults ? JSON.stringify(row.fields) === JSON.stringify(defaults.fields) : null,
+      followsDefaults: defaults ? isDeepStrictEqual(row.fields, defaults.fields) : null,
       state: stateOf(jobs.get(row.jobId), row.upgradeJobId ? jobs.get(row.upgradeJobId) : undefined, row.pausedAt !== null),
     }));
   }

@@ -1,4 +1,4 @@
-import type { RegistryMode } from '@airdock/platform/config';
+import { type RegistryMode } from '@airdock/core/registry-mode';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 import type { Readiness } from './readiness.schema.js';
 

@@ -1,4 +1,4 @@
-import { registryModes } from '@airdock/platform/config';
+import { registryModes } from '@airdock/core/registry-mode';
 import { ProblemDocument } from '@airdock/platform/http/operation';
 import { pageOf } from '@airdock/platform/http/page';
 import { jobStates } from '@airdock/platform/jobs/job.schema';

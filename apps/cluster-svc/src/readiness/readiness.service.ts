@@ -3,7 +3,7 @@ import { AppError, toProblem } from '@airdock/core/errors';
 import { plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
 import { withoutDigest } from '@airdock/core/oci/reference';
 import { obstacleOn, type RunsWhere, runsOn } from '@airdock/core/oci/runs';
-import type { RegistryMode } from '@airdock/platform/config';
+import type { RegistryMode } from '@airdock/core/registry-mode';
 import { now } from '@airdock/platform/database';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';

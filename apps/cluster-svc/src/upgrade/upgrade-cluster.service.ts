@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
 import { now } from '@airdock/platform/database';
 import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
@@ -144,7 +145,7 @@ export class UpgradeCluster {
     if (found.kubernetesVersion !== upgrade.to)
       throw new AppError('cluster_diverged', { detail: `${cluster.name} runs ${found.kubernetesVersion} after its upgrade to ${upgrade.to}` });
     const fields = found.fields ?? upgrade.fields;
-    const hasJoined = JSON.stringify(fields) === JSON.stringify(upgrade.fields);
+    const hasJoined = isDeepStrictEqual(fields, upgrade.fields);
     return { registryMode: hasJoined ? upgrade.registryMode : cluster.registryMode.effective, fields };
   }
 

@@ -85,6 +85,7 @@ export class BundleService {
     const { bundleDirs } = this.config;
     const found = await allowedPath(bundleDirs, path);
     if (found.path !== undefined) return found.path;
+    if (found.refusal === 'unreadable') throw new AppError('bundle_unreadable', { detail: `${path}: ${found.why}` });
     if (found.refusal === 'missing') throw new AppError('bundle_not_found', { detail: path });
     throw new AppError('bundle_path_forbidden', {
       detail: `${path} is not inside ${bundleDirs.join(', ') || 'any folder: airdock.bundleDirs is empty'}`,

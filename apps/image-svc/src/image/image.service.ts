@@ -38,19 +38,19 @@ export class ImageService {
     private readonly clients: ServiceClients,
   ) {}
 
-  /** Where images are, to look at them or to remove names. Throws `registry_off`, `registry_unavailable`. */
+  /** Where images are, to look at them. Throws `registry_off`, `registry_unavailable`. */
   registry(): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { waits: false });
+    return requireRegistry(this.clients.registry, { waits: false, reads: true });
   }
 
-  /** For a job that relies on what it finds there, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
-  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
+  /** For a job that relies on what it finds there, and writes unless it says that it `reads`; after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
+  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, { reads = false } = {}): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { reads, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
-  /** Throws `registry_fenced` too: for what changes the registry. */
+  /** Throws `registry_fenced` and `registry_storage_changed` too: for what changes the registry. */
   async openRegistry(): Promise<RequiredRegistry> {
-    const registry = await this.registry();
+    const registry = await requireRegistry(this.clients.registry, { waits: false });
     if (registry.isFenced) throw new AppError('registry_fenced');
     return registry;
   }

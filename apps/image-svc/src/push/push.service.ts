@@ -121,8 +121,9 @@ export class PushService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
-    let target = await this.images.registryForJob(context);
-    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context)) {
+    const reads = push.dryRun;
+    let target = await this.images.registryForJob(context, { reads });
+    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context, { reads })) {
       progress({ phase: 'waiting for the upgrade of the DU' });
       await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
     }
@@ -165,7 +166,7 @@ export class PushService {
       if (Date.now() - mtimeMs > abandonedMs) old.push(join(folder, name));
     }
     if (old.length === 0) return 0;
-    const { address, storageDir } = await this.images.registry();
+    const { address, storageDir } = await this.images.openRegistry();
     await using registry = new RegistryClient(address);
     for (const path of old) await new UploadSessions(path, storageDir ?? undefined).discard((session) => registry.cancelUpload(session));
     return old.length;
@@ -206,6 +207,7 @@ export class PushService {
         source,
         registry,
         storage: target.storage,
+        repairs: target.repairs,
         sessions,
         present,
         images: toCopy,
@@ -262,7 +264,7 @@ export class PushService {
   private async plan({ source, images, rule, target, registry }: Task, signal: AbortSignal): Promise<PushPlan> {
     const { names, collisions } = await this.names.assign(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: names[index] as LocalName[] }));
-    const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, signal });
+    const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, repairs: target.repairs, signal });
     const freeBytes = target.storageDir === null ? null : await this.space.free(target.storageDir);
     return {
       images: images.map(({ names: upstreams, platforms, sizeBytes }, index) => ({
@@ -286,12 +288,12 @@ export class PushService {
   private async reserveSpace(
     pushId: string,
     images: ImageToCopy[],
-    { source, target: { storage, storageDir }, registry }: Task,
+    { source, target: { storage, repairs, storageDir }, registry }: Task,
     signal: AbortSignal,
   ): Promise<ReadonlySet<ImageToCopy>> {
     // The disk of a registry of others is not ours to see.
     if (storageDir === null) return new Set();
-    const { images: planned, missingBytes } = await planCopy({ source, images, registry, storage, signal });
+    const { images: planned, missingBytes } = await planCopy({ source, images, registry, storage, repairs, signal });
     if (missingBytes > 0) await this.space.reserve(pushId, missingBytes, storageDir);
     return new Set(images.filter((_, index) => planned[index]?.state === 'present'));
   }

@@ -89,6 +89,8 @@ export class UploadService {
     try {
       return await this.store.getUpload(id);
     } catch (cause) {
+      // As the store says of what is not there; a disk that cannot be read is something else.
+      if (typeof (cause as { status_code?: unknown }).status_code !== 'number') throw cause;
       throw new AppError('upload_not_found', { detail: id }, { cause });
     }
   }

@@ -9,7 +9,7 @@ export const VerificationProblem = z
     kind: z
       .enum(['name_missing', 'name_changed', 'part_missing', 'part_damaged'])
       .describe('A name leads nowhere, or elsewhere; a manifest or blob is not there, or has other bytes than its digest'),
-    subject: z.string().describe('The local reference, or the digest'),
+    subject: z.string().describe('The local reference, the digest, or repository@digest for what one repository alone does not give'),
     actual: z.string().nullable().describe('What was found instead'),
   })
   .meta({ id: 'VerificationProblem' });

@@ -24,6 +24,7 @@ import type { CreateVerification, Verification, VerificationProblem } from './ve
 
 export const verifyJobType = 'image.verify';
 const readsAtOnce = 4;
+const linksAtOnce = 16;
 
 /** Whether the registry still holds what was pushed, bit by bit. */
 @Injectable()
@@ -60,7 +61,7 @@ export class VerificationService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const row = await getRow(this.verifications, resourceId);
-    const target = await this.images.registryForJob(context);
+    const target = await this.images.registryForJob(context, { reads: true });
     const images = selectImages(await this.images.all(), row.images ?? undefined);
     await using registry = new RegistryClient(target.address);
     const limit = pLimit(readsAtOnce);
@@ -85,12 +86,15 @@ export class VerificationService {
           itemsDone += 1;
           if (actual === digest) return;
           found.set(digest, { kind: actual ? 'part_damaged' : 'part_missing', subject: digest, actual: actual ?? null });
-          if (actual && row.quarantine) await target.storage?.setAside({ digest, size });
+          if (actual && row.quarantine) await target.repairs?.setAside({ digest, size });
         }),
       ),
     );
     for (const image of images) {
-      problems.push(...(await this.namesOf(registry, image, signal)));
+      problems.push(
+        ...(await this.namesOf(registry, image, signal)),
+        ...(await this.linksOf(registry, target, { ...image, parts: image.parts.filter(({ digest }) => !found.has(digest)) }, signal)),
+      );
       for (const { digest } of image.parts) {
         const problem = found.get(digest);
         if (problem) problems.push({ upstream: image.upstream, ...problem });
@@ -110,16 +114,17 @@ export class VerificationService {
   /** Of the bytes that the registry has for a digest now, read in its folder where that is ours to see; undefined when it has none. */
   private async digestOf(
     registry: RegistryClient,
-    { storage }: RequiredRegistry,
+    { repairs }: RequiredRegistry,
     repository: string,
     digest: Digest,
     signal: AbortSignal,
     onBytes: (count: number) => void,
   ): Promise<Digest | undefined> {
-    if (storage) return storage.digestOf(digest, { signal, onBytes });
+    if (repairs) return repairs.digestOf(digest, { signal, onBytes });
     const actual = createPooledDigest();
     try {
-      for await (const chunk of await registry.getBlob(repository, digest, { signal })) {
+      const content = await lookUp(() => registry.getBlob(repository, digest, { signal }), signal);
+      for await (const chunk of content ?? []) {
         await actual.update(chunk as Buffer);
         onBytes((chunk as Buffer).byteLength);
       }
@@ -133,11 +138,37 @@ export class VerificationService {
   /** Registries do not serve manifests as blobs. */
   private async manifestDigest(registry: RegistryClient, repository: string, digest: Digest, signal: AbortSignal): Promise<Digest | undefined> {
     try {
-      return (await registry.getManifest(repository, digest, { signal }))?.digest;
+      return (await lookUp(() => registry.getManifest(repository, digest, { signal }), signal))?.digest;
     } catch (error) {
       if (error instanceof AppError && error.code === 'digest_mismatch' && isDigest(error.details.actual)) return error.details.actual;
       throw error;
     }
+  }
+
+  /** What a repository of an image does not give, though the bytes lie there: a link that is damaged or gone. */
+  private async linksOf(
+    registry: RegistryClient,
+    { repairs }: RequiredRegistry,
+    { upstream, parts, localReferences }: CatalogueImage,
+    signal: AbortSignal,
+  ): Promise<VerificationProblem[]> {
+    const problems: VerificationProblem[] = [];
+    const limit = pLimit(linksAtOnce);
+    const isManifest = async (repository: string, digest: Digest) =>
+      (await repairs?.resolve(repository, digest)) !== undefined ||
+      (await lookUp(() => registry.headManifest(repository, digest, { signal }), signal)) !== undefined;
+    const isBlob = async (repository: string, digest: Digest) =>
+      repairs ? repairs.isLinked(repository, digest) : (await lookUp(() => registry.headBlob(repository, digest, { signal }), signal)) !== undefined;
+    for (const repository of new Set(localReferences.map((reference) => parseReference(reference).repository)))
+      await Promise.all(
+        parts.map(({ digest, kind }) =>
+          limit(async () => {
+            const isThere = (kind !== 'manifest' && (await isBlob(repository, digest))) || (kind !== 'layer' && (await isManifest(repository, digest)));
+            if (!isThere) problems.push({ upstream, kind: 'part_missing', subject: `${repository}@${digest}`, actual: null });
+          }),
+        ),
+      );
+    return problems;
   }
 
   private async namesOf(registry: RegistryClient, { upstream, digest, localReferences }: CatalogueImage, signal: AbortSignal): Promise<VerificationProblem[]> {

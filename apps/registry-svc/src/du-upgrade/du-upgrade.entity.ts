@@ -8,6 +8,8 @@ export class DuUpgradeEntity {
   @PrimaryColumn('varchar') id!: string;
   @Column('varchar') fromVersion!: string;
   @Column('varchar') toVersion!: string;
+  /** What the configuration file said: of a DU whose file says something new it knows the version no more. */
+  @Column('varchar', { nullable: true }) configuredVersion!: string | null;
   @Column('varchar') target!: string;
   @Column('simple-json', { nullable: true }) engine!: NewEngine | null;
   @Column('varchar') phase!: DuUpgradePhase;
@@ -23,6 +25,8 @@ export class DuUpgradeEntity {
   @Column('simple-json', { nullable: true }) problems!: UpgradeProblem[] | null;
   /** Of the backup that was made last: what has to be there afterwards. */
   @Column('varchar', { nullable: true }) backupId!: string | null;
+  /** Restores of it that have ended: after a kill the next attempt finds the one that has not. */
+  @Column('integer', { default: 0 }) restores!: number;
   /** The engine's program before the upgrade; null for the configured one. */
   @Column('varchar', { nullable: true }) formerBinary!: string | null;
   @Column('simple-json', { nullable: true }) report!: DuUpgradeReport | null;

@@ -119,7 +119,9 @@ export const DuUpgradePage = pageOf(DuUpgrade, 'DuUpgradePage');
 
 export const Du = z
   .object({
-    version: z.string().describe('As airdock.duVersion says'),
+    version: z
+      .string()
+      .describe('That of the upgrade which was finished last, until airdock.duVersion says something new; without one, as airdock.duVersion says'),
     hasRegistry: z.boolean().describe('Whether a DU of this version has a local registry (5.2 and later)'),
     movesClusters: z.boolean().describe('Whether clusters that exist can be moved to it (5.3 and later)'),
     upgradeId: z.uuid().nullable().describe('Of the upgrade that has begun and not ended'),

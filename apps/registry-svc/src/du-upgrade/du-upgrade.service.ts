@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
@@ -71,15 +72,24 @@ export class DuUpgradeService {
   }
 
   async du(): Promise<Du> {
-    const [open] = await this.open();
-    return { version: this.config.duVersion, ...duCapabilities(this.config.duVersion), upgradeId: open?.id ?? null };
+    const [[open], version] = await Promise.all([this.open(), this.version()]);
+    return { version, ...duCapabilities(version), upgradeId: open?.id ?? null };
   }
 
-  /** Throws `du_upgrade_running`, `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
+  /** An upgrade that was finished has changed it; one that was refused, rolled back, or only tried, has not. */
+  private async version(): Promise<string> {
+    const { duVersion } = this.config;
+    const [last] = await this.upgrades.find({ where: { phase: 'done', dryRun: false }, order: { finishedAt: 'DESC', id: 'DESC' }, take: 1 });
+    return last && (last.configuredVersion ?? last.fromVersion) === duVersion ? last.toVersion : duVersion;
+  }
+
+  /** Throws `du_upgrade_running`, `du_upgrade_file_unreadable`, `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
   async create(
     request: JobRequest,
     { toVersion, step, engine: wanted, backupTarget, backupId, dryRun, allowUnsigned, confirm }: CreateDuUpgrade,
   ): Promise<Job> {
+    // What a file tells of and no table is an upgrade too.
+    if (!dryRun) await this.recover();
     const [open] = await this.open();
     if (open && !dryRun) throw new AppError('du_upgrade_running', { detail: `/v1/du/upgrades/${open.id} is at ${open.phase}`, upgradeId: open.id });
     const engine = wanted ? await this.found(wanted, dryRun) : null;
@@ -87,8 +97,9 @@ export class DuUpgradeService {
     const row: DuUpgradeEntity = {
       ...{
         id,
-        fromVersion: this.config.duVersion,
+        fromVersion: await this.version(),
         toVersion,
+        configuredVersion: this.config.duVersion,
         target: backupTarget,
         engine,
         dryRun,
@@ -101,6 +112,7 @@ export class DuUpgradeService {
       goal: step === 'prepare' ? 'prepared' : 'done',
       ...{
         problems: null,
+        restores: 0,
         formerBinary: (await this.registry.load()).engineBinary,
         report: null,
         error: null,
@@ -202,11 +214,16 @@ export class DuUpgradeService {
     return { phase: row.phase, backupId: row.backupId, images: row.report?.images ?? null, restored: row.report?.restored ?? null };
   }
 
-  /** A row for what the file tells of, after the tables were lost. */
+  /** A row for what the file tells of, after the tables were lost. Throws `du_upgrade_file_unreadable`: that it cannot be read says nothing of there being none. */
   async recover(): Promise<void> {
-    const text = await readFile(this.stateFile, 'utf8').catch(() => undefined);
-    if (!text) return;
-    const saved = { ...(JSON.parse(text) as DuUpgradeEntity), hasLostTables: true };
+    let saved: DuUpgradeEntity;
+    try {
+      saved = { ...(JSON.parse(await readFile(this.stateFile, 'utf8')) as DuUpgradeEntity), hasLostTables: true };
+    } catch (cause) {
+      const { code } = cause as NodeJS.ErrnoException;
+      if (code === 'ENOENT') return;
+      throw new AppError('du_upgrade_file_unreadable', { detail: `${this.stateFile}: ${code ?? 'it holds no upgrade'}` }, { cause });
+    }
     await this.upgrades.createQueryBuilder().insert().values(columns<DuUpgradeEntity>(saved)).orIgnore().execute();
   }
 
@@ -294,6 +311,7 @@ export class DuUpgradeService {
     if (mode === 'none') add('registry', 'info', 'the registry is off: there is nothing to carry over; set privateRegistryType to have one afterwards');
     else if (mode === 'external') add('registry', 'info', 'the registry is run by someone else, and is not touched');
     else if (error || !(await registryEngine(this.config, await this.registry.load()).isHealthy())) add('registry', 'failure', 'the registry does not answer');
+    await this.registry.assertStorage().catch((changed: AppError) => add('registry', 'failure', changed.message));
     if (mode === 'local') problems.push(...(await this.spaceProblems(row, signal)));
     const { registry, image, host, cluster, backup } = this.clients;
     for (const client of [registry, image, host, cluster, backup])
@@ -375,13 +393,14 @@ export class DuUpgradeService {
 
   private async restoreJob(row: DuUpgradeEntity, options: object, signal: AbortSignal): Promise<Restore> {
     const client = this.clients.backup;
-    const { data: begun } = await createRestore({
-      client,
-      body: { backupId: row.backupId ?? '', allowUnsigned: row.allowUnsigned, ...options },
-      signal,
-      throwOnError: true,
-    });
-    assertSucceeded(await followJob(client, begun.id, signal));
+    const body = { backupId: row.backupId ?? '', allowUnsigned: row.allowUnsigned, ...options };
+    const key = createHash('sha256')
+      .update(`${row.id} ${row.restores} ${JSON.stringify(body)}`)
+      .digest('hex');
+    const { data: begun } = await createRestore({ client, headers: { 'Idempotency-Key': key }, body, signal, throwOnError: true });
+    const ended = await followJob(client, begun.id, signal);
+    await this.save(row, { restores: row.restores + 1 });
+    assertSucceeded(ended);
     const { data } = await getRestore({ client, path: { id: begun.resource.split('/').at(-1) ?? '' }, signal, throwOnError: true });
     return data;
   }
@@ -419,7 +438,8 @@ export class DuUpgradeService {
   /** With the real path of the file, which is looked for this once only. Throws `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
   private async found(engine: NewEngine, dryRun: boolean): Promise<NewEngine> {
     const { path: wanted } = engineFile(engine);
-    const { path, refusal } = await allowedPath(this.config.bundleDirs, wanted);
+    const { path, refusal, why } = { why: undefined, ...(await allowedPath(this.config.bundleDirs, wanted)) };
+    if (refusal === 'unreadable') throw new AppError('bundle_unreadable', { detail: `${wanted}: ${why}` });
     if (path === undefined) throw new AppError(refusal === 'missing' ? 'bundle_not_found' : 'bundle_path_forbidden', { detail: wanted });
     if (engine.digest === undefined && !dryRun) throw new AppError('du_engine_digest_missing', { detail: wanted });
     return 'binary' in engine ? { ...engine, binary: path } : { ...engine, image: path };

@@ -123,7 +123,8 @@ export class GarbageCollectionService {
 
   /** Puts right what collections have left that were cut short, unless one will do that itself. */
   async recover(): Promise<void> {
-    if (!(await this.collector.hasLeftovers()) || (await this.registry.openCollection())) return;
+    // What lies in another folder is another registry's.
+    if (!(await this.registry.hasItsStorage()) || !(await this.collector.hasLeftovers()) || (await this.registry.openCollection())) return;
     if (this.isRunning) return;
     this.recovering ??= this.collector
       .recover((sweep) => this.note(sweep))
@@ -146,6 +147,7 @@ export class GarbageCollectionService {
         onProgress: progress,
       });
       await this.note(sweep);
+      await this.registry.assertStorage();
       // Nobody sees any more what is left to do.
       await this.registry.setCollecting(jobId, false);
       await sweep.remove();

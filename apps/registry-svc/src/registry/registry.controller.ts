@@ -2,9 +2,9 @@ import { AppError } from '@airdock/core/errors';
 import { JobRequest } from '@airdock/platform/http/idempotency';
 import { Operation } from '@airdock/platform/http/operation';
 import { Job } from '@airdock/platform/jobs/job.schema';
-import { Body, Controller, Get, Headers, Put, Res } from '@nestjs/common';
+import { Body, Controller, Get, Headers, Post, Put, Res } from '@nestjs/common';
 import { ApiHeader, ApiTags } from '@nestjs/swagger';
-import { PutRegistry, Registry } from './registry.schema.js';
+import { AdoptStorage, PutRegistry, Registry } from './registry.schema.js';
 import { RegistryService } from './registry.service.js';
 
 @ApiTags('registry')
@@ -32,5 +32,12 @@ export class RegistryController {
     if (Number.isNaN(seen)) throw new AppError('resource_changed', { detail: 'If-Match is not an ETag of this resource' });
     // Putting the same state twice is harmless as it is.
     return this.registry.put({ ...request, requestKey: null }, body, seen);
+  }
+
+  @Post('storage-adoptions')
+  @Operation({ id: 'adoptStorage', summary: "Take the folder that is there for the registry's storage, after it was changed", returns: Job, status: 202 })
+  adopt(@Body({ schema: AdoptStorage }) { storageId }: AdoptStorage, @JobRequest() request: JobRequest): Promise<Job> {
+    // Doing it twice is harmless as it is.
+    return this.registry.adopt({ ...request, requestKey: null }, storageId);
   }
 }

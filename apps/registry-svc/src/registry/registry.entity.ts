@@ -1,5 +1,5 @@
 import type { Problem } from '@airdock/core/errors';
-import type { RegistryMode } from '@airdock/platform/config';
+import { type RegistryMode } from '@airdock/core/registry-mode';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
 export interface RegistryFence {
@@ -29,6 +29,12 @@ export class RegistryEntity {
   @Column('varchar', { nullable: true }) engineVersion!: string | null;
   /** Of the storage folder, when blobs may be placed in it directly. */
   @Column('varchar', { nullable: true }) storageId!: string | null;
+  /** Of the folder that is the registry's storage, since it was on for the first time: another one counts as changed. */
+  @Column('varchar', { nullable: true }) recordedStorageId!: string | null;
+  /** What a folder without an id gets when it is adopted. */
+  @Column('varchar', { nullable: true }) offeredStorageId!: string | null;
+  /** Why nothing is written to the storage folder. */
+  @Column('simple-json', { nullable: true }) storageError!: Problem | null;
   @Column('simple-json', { nullable: true }) storage!: { usedBytes: number; freeBytes: number; measuredAt: string } | null;
   /** The program, when a DU upgrade has brought another one than is configured. */
   @Column('varchar', { nullable: true }) engineBinary!: string | null;

@@ -20,6 +20,7 @@ export class RegistryProcessor extends JobProcessor {
     progress({ phase: 'apply', itemsTotal: 2 });
     await this.collections.recover();
     const { mode } = await this.registry.reconcile(signal);
+    await this.registry.assertStorage();
     progress({ phase: 'measure', itemsDone: 1 });
     await this.registry.measure();
     return { mode };

@@ -1,4 +1,4 @@
-import { registryModes } from '@airdock/platform/config';
+import { registryModes } from '@airdock/core/registry-mode';
 import { ProblemDocument } from '@airdock/platform/http/operation';
 import { z } from 'zod';
 
@@ -50,21 +50,36 @@ export const Registry = z
       .object({
         path: z.string(),
         id: z.string().nullable().describe('Of the folder, when blobs may be placed in it directly; null when they have to be pushed'),
+        recordedId: z.string().nullable().describe('Of the folder that is the storage, whether blobs may be placed in it or not'),
         usedBytes: z.number().int(),
         freeBytes: z.number().int(),
         measuredAt: z.iso.datetime(),
       })
       .nullable(),
+    storageError: ProblemDocument.nullable().describe(
+      'The folder of the storage is not the one that was there before: pulls go on, and nothing writes to it. `adoptableId` is what it can be adopted as, `recordedId` what it was',
+    ),
     fence: z
       .object({ upgradeId: z.uuid(), since: z.iso.datetime() })
       .nullable()
       .describe('Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on'),
     collecting: z.boolean().describe('A garbage collection keeps pushes, verifications, backups and restores waiting, for moments'),
     error: ProblemDocument.nullable().describe('Why the wanted state could not be reached; it is tried again by itself'),
+    warnings: z.array(z.string()).describe('What the configuration file says, and may mean otherwise'),
     version: z.number().int().describe('Also the ETag'),
   })
   .meta({ id: 'Registry' });
 export type Registry = z.infer<typeof Registry>;
+
+export const AdoptStorage = z
+  .strictObject({
+    storageId: z
+      .string()
+      .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/)
+      .describe('`adoptableId` of `storageError`; or its `recordedId`, when it is the same storage that has lost nothing but the file with its id'),
+  })
+  .meta({ id: 'AdoptStorage' });
+export type AdoptStorage = z.infer<typeof AdoptStorage>;
 
 export const PutRegistry = z
   .strictObject({

@@ -17,6 +17,8 @@ export interface RequiredRegistry {
   readOnlyAddress: string | null;
   /** Its own folder, when that is one of this machine and blobs may be placed in it. */
   storage: RegistryStorage | undefined;
+  /** Its own folder, when that is one of this machine: what is damaged there may be looked at and set aside, also where blobs go over HTTP. */
+  repairs: RegistryStorage | undefined;
   /** The folder in any case; null for a registry of others. */
   storageDir: string | null;
 }
@@ -27,16 +29,18 @@ export interface RequireRegistryOptions {
    * anything in it. Default true.
    */
   waits?: boolean;
+  /** Whether it is only read from, which goes on when its storage is not the one that was there before. Default false. */
+  reads?: boolean;
   /** Called when it has to wait. */
   onWait?: () => void;
   signal?: AbortSignal;
 }
 
 /**
- * The registry to push to. Throws `registry_off`, `registry_unavailable` while registry-svc knows that what answers there is not it, `registry_collecting` after
+ * The registry to push to. Throws `registry_off`, `registry_storage_changed` unless it is only read, `registry_unavailable` while registry-svc knows that what answers there is not it, `registry_collecting` after
  * ten minutes of waiting, and the signal's reason.
  */
-export async function requireRegistry(client: Client, { waits = true, onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
+export async function requireRegistry(client: Client, { waits = true, reads = false, onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
   const deadline = Date.now() + collectingMs;
   let { data } = await getRegistry({ client, throwOnError: true });
   if (waits && data.collecting) onWait?.();
@@ -48,12 +52,16 @@ export async function requireRegistry(client: Client, { waits = true, onWait, si
   if (!data.url) throw new AppError('registry_off');
   if (data.error?.code === 'registry_target_forbidden') throw fromProblem(data.error);
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
+  if (data.storageError && !reads) throw fromProblem(data.storageError);
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
+  const { path = '', recordedId = null } = data.storage ?? {};
+  const repairs = storage ?? (recordedId !== null && !data.storageError ? await RegistryStorage.open({ folder: path, id: recordedId }) : undefined);
   return {
     address: data.address ?? data.url,
     isFenced: Boolean(data.fence),
     readOnlyAddress: data.sockets?.readOnly ?? null,
     storage,
+    repairs,
     storageDir: data.storage?.path ?? null,
   };
 }

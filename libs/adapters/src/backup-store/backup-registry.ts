@@ -293,7 +293,7 @@ async function checkSpace(store: BackupStore, neededBytes: number): Promise<void
   const freeBytes = await store.storage.freeBytes();
   if (freeBytes === undefined || neededBytes <= freeBytes) return;
   throw new AppError('space_insufficient', {
-    detail: `the backup needs ${neededBytes} bytes, and ${freeBytes} are free in ${store.storage.location}`,
+    detail: `the backup needs ${neededBytes} bytes, and ${freeBytes} are free in ${store.storage.location}: delete backups and prune, or make room there otherwise`,
     neededBytes,
     freeBytes,
   });

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
-import type { Dirent } from 'node:fs';
-import { lstat, mkdir, readdir, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import { constants, type Dirent } from 'node:fs';
+import { access, lstat, mkdir, readdir, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
@@ -13,7 +13,10 @@ import { type BackupStorage, maxStoredFiles, type StoredFile, tooManyFiles, type
 const codeOf = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : '');
 
 /** What a disk, an NFS server or a cable that is gone looks like. */
-const awayCodes = new Set(['EIO', 'ENODEV', 'ENXIO', 'ESTALE', 'ENOTCONN', 'EHOSTDOWN', 'EHOSTUNREACH', 'ETIMEDOUT', 'EROFS', 'ESHUTDOWN', 'EREMOTEIO']);
+const awayCodes = new Set(['EIO', 'ENODEV', 'ENXIO', 'ESTALE', 'ENOTCONN', 'EHOSTDOWN', 'EHOSTUNREACH', 'ETIMEDOUT', 'ESHUTDOWN', 'EREMOTEIO']);
+
+/** Of writing, where reading goes on. */
+const readOnlyCodes = new Set(['EROFS', 'EACCES', 'EPERM']);
 
 /** Of files that are locks in a moment. */
 const lockPrefix = 'lock.';
@@ -193,7 +196,7 @@ export class FolderStorage implements BackupStorage {
       await this.#assertSame();
       return result;
     } catch (error) {
-      if (await this.#isSame()) throw away(this.location, error);
+      if (await this.#isSame()) throw refused(this.location, await reasonOf(error, this.location));
       // What was under way has made folders there. A file might be one of another disk's.
       for (const each of [`tmp/${name}`, name])
         for (let folder = dirname(each); folder !== '.'; folder = dirname(folder)) await rmdir(join(this.location, folder)).catch(() => undefined);
@@ -221,6 +224,25 @@ const unsafe = (name: string, what: string) => new AppError('backup_store_unsafe
 async function identify(path: string): Promise<string> {
   const { dev, ino } = await stat(path);
   return `${dev}:${ino}`;
+}
+
+/** A folder that cannot be made on a disk that is mounted read-only is missing for Node.js, see https://github.com/nodejs/node/issues/47098. */
+async function reasonOf(error: unknown, location: string): Promise<unknown> {
+  if (codeOf(error) !== 'ENOENT' || (error as NodeJS.ErrnoException).syscall !== 'mkdir') return error;
+  return access(location, constants.W_OK).then(
+    () => error,
+    (reason: unknown) => reason,
+  );
+}
+
+/** Why storage that is there was not written to. */
+function refused(location: string, error: unknown): unknown {
+  const code = codeOf(error);
+  if (readOnlyCodes.has(code)) return new AppError('backup_target_read_only', { detail: `${location}: ${code}` }, { cause: error });
+  const isFull = code === 'ENOSPC' || code === 'EDQUOT' || (error instanceof AppError && error.code === 'space_insufficient');
+  if (!isFull) return away(location, error);
+  const detail = `the disk of ${location} is full: delete backups and prune, which needs no room, or make room on it otherwise`;
+  return new AppError('space_insufficient', { ...(error instanceof AppError && error.details), detail, path: location }, { cause: error });
 }
 
 function away(location: string, cause?: unknown): unknown {

@@ -106,7 +106,7 @@ export class S3Storage implements BackupStorage {
     } catch (error) {
       signal?.throwIfAborted();
       // What its content failed with is no fault of the server.
-      throw content instanceof Readable && content.errored ? content.errored : this.#away(error);
+      throw content instanceof Readable && content.errored ? content.errored : this.#refused(error);
     } finally {
       if (content instanceof Readable) content.destroy();
     }
@@ -117,7 +117,7 @@ export class S3Storage implements BackupStorage {
     try {
       await this.#client.send(new CopyObjectCommand({ ...this.#key(to), CopySource: encodeURI(`${bucket}/${prefix}${from}`) }));
     } catch (error) {
-      throw this.#away(error);
+      throw this.#refused(error);
     }
     await this.remove(from);
   }
@@ -126,7 +126,7 @@ export class S3Storage implements BackupStorage {
     try {
       await this.#client.send(new DeleteObjectCommand(this.#key(name)));
     } catch (error) {
-      if (statusOf(error) !== 404) throw this.#away(error);
+      if (statusOf(error) !== 404) throw this.#refused(error);
     }
   }
 
@@ -153,6 +153,17 @@ export class S3Storage implements BackupStorage {
 
   #key(name: string): { Bucket: string; Key: string } {
     return { Bucket: this.options.bucket, Key: `${this.options.prefix}${name}` };
+  }
+
+  /** Why it was not written to: with a key that may only read, or without room, where reading goes on. */
+  #refused(error: unknown): unknown {
+    const { name } = error as Error;
+    const detail = `${this.location}: ${name}`.slice(0, 500);
+    if (statusOf(error) === 507 || /^(?:XMinioStorageFull|QuotaExceeded|InsufficientStorage)/.test(name))
+      return new AppError('space_insufficient', { detail: `${detail}: delete backups and prune, or make room there otherwise` }, { cause: error });
+    // A wrong key is refused for reading too, with names of its own.
+    if (statusOf(error) === 403 && name === 'AccessDenied') return new AppError('backup_target_read_only', { detail }, { cause: error });
+    return this.#away(error);
   }
 
   /** Whatever cannot be cured by asking for something else: no answer, no bucket, no right. */

@@ -1,6 +1,7 @@
 /**
  * Who works in a backup store, whichever machine: files in `locks/`. Any number of processes may write and read at a time; only pruning, which removes, needs the store
- * alone. Each first writes its own lock and then looks at the others', so of two who come at once at least one sees the other and steps back.
+ * alone. Each first writes its own lock and then looks at the others', so of two who come at once at least one sees the other and steps back. A disk without a free
+ * byte takes a lock without content, since prunes make room; one that takes nothing at all is read without a lock.
  */
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
@@ -21,6 +22,8 @@ export interface LockOptions {
   kind: LockKind;
   /** Of the work: whoever takes it up again after a kill has its lock. */
   id: string;
+  /** Reads only: where no lock can be written it goes on without one, and `missing` says so. Default false. */
+  isReader?: boolean | undefined;
   /** Ms; then `backup_store_busy`. Default: as long as it takes. */
   waitMs?: number | undefined;
   pauseMs?: number | undefined;
@@ -44,9 +47,12 @@ export class StoreLock implements AsyncDisposable {
     private readonly name: string,
     private readonly content: Buffer,
     given: AbortSignal | undefined,
+    /** Why there is none, for a reader of storage that takes no writes: nobody who prunes it from elsewhere waits for him. */
+    readonly missing?: AppError,
   ) {
     this.signal = given ? AbortSignal.any([given, this.#lost.signal]) : this.#lost.signal;
     this.#timer = setInterval(() => {
+      if (this.missing) return;
       // Also while a write hangs.
       if (this.#isTooOld) this.#lose();
       else this.#renewing = this.#renewing.then(() => this.#renew());
@@ -55,28 +61,41 @@ export class StoreLock implements AsyncDisposable {
   }
 
   get #isTooOld(): boolean {
-    return performance.now() - this.#renewedAt > trustMs;
+    return !this.missing && performance.now() - this.#renewedAt > trustMs;
   }
 
   #lose(cause?: unknown): void {
     this.#lost.abort(new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' }, { cause }));
   }
 
-  /** Throws `backup_store_busy`, what the storage throws, and the signal's reason. */
+  /** Throws `backup_store_busy`, `backup_target_read_only`, `space_insufficient`, what the storage throws, and the signal's reason. */
   static async acquire(
     storage: BackupStorage,
-    { kind, id, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, watchMs = 2 * renewMs, signal, onWait }: LockOptions,
+    { kind, id, isReader = false, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, watchMs = 2 * renewMs, signal, onWait }: LockOptions,
   ): Promise<StoreLock> {
-    const name = `locks/${kind}-${id}.json`;
-    const content = Buffer.from(`${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}/${randomUUID()}`, since: new Date().toISOString() })}\n`);
+    const holder = randomUUID();
+    let name = `locks/${kind}-${id}.json`;
+    let content = Buffer.from(`${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}/${holder}`, since: new Date().toISOString() })}\n`);
     const started = performance.now();
     const seen: Sightings = new Map();
     for (;;) {
       signal?.throwIfAborted();
-      await storage.write(name, content, { isLasting: false });
-      const others = await findOthers(storage, name, kind, { seen, watchMs });
-      if (others.length === 0) return new StoreLock(storage, name, content, signal);
-      await storage.remove(name);
+      let missing: AppError | undefined;
+      try {
+        await storage.write(name, content, { isLasting: false });
+      } catch (error) {
+        if (!takesNothing(error)) throw error;
+        if (error.code === 'space_insufficient' && content.byteLength > 0) {
+          // The name says whose it is.
+          [name, content] = [`locks/${kind}-${id}.${holder}.json`, Buffer.alloc(0)];
+          continue;
+        }
+        if (!isReader) throw error;
+        missing = error;
+      }
+      const others = await findOthers(storage, { name, kind, id }, { seen, watchMs, isReader });
+      if (others.length === 0) return new StoreLock(storage, name, content, signal, missing);
+      if (!missing) await storage.remove(name);
       const holders = others.map((other) => other.slice('locks/'.length, -'.json'.length));
       onWait?.(holders);
       if (performance.now() - started > waitMs) throw new AppError('backup_store_busy', { detail: `in the way: ${holders.slice(0, 5).join(', ')}` });
@@ -120,7 +139,7 @@ export class StoreLock implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     clearInterval(this.#timer);
-    if (this.#lost.signal.aborted) return;
+    if (this.#lost.signal.aborted || this.missing) return;
     await this.#renewing;
     try {
       if (await this.#isOurs()) await this.storage.remove(this.name);
@@ -134,19 +153,35 @@ export class StoreLock implements AsyncDisposable {
 type Sightings = Map<string, { modifiedAt: number; since: number }>;
 
 /** Locks that are in the way; stale ones are removed. Our own was just written: its time is the storage's now. */
-async function findOthers(storage: BackupStorage, own: string, kind: LockKind, { seen, watchMs }: { seen: Sightings; watchMs: number }): Promise<string[]> {
+async function findOthers(
+  storage: BackupStorage,
+  { name: own, kind, id }: { name: string; kind: LockKind; id: string },
+  { seen, watchMs, isReader }: { seen: Sightings; watchMs: number; isReader: boolean },
+): Promise<string[]> {
+  const remove = (name: string) =>
+    storage.remove(name).catch((error: unknown) => {
+      // Nobody renews it there, so it is in nobody's way.
+      if (!isReader || !takesNothing(error)) throw error;
+    });
   const locks: StoredFile[] = [];
   for await (const file of storage.list('locks')) locks.push(file);
   const now = locks.find(({ name }) => name === own)?.modifiedAt ?? Date.now();
   const others: string[] = [];
   for (const { name, modifiedAt } of locks) {
     if (name === own || !name.endsWith('.json')) continue;
+    // Of the same work, before it was taken up again.
+    if (name.startsWith(`locks/${kind}-${id}.`)) {
+      await remove(name);
+      continue;
+    }
     const sighting = seen.get(name);
     if (sighting?.modifiedAt !== modifiedAt) seen.set(name, { modifiedAt, since: performance.now() });
     const isUnmoved = sighting?.modifiedAt === modifiedAt && performance.now() - sighting.since > watchMs;
     // From the future: of a clock that was wrong, or of somebody who wants everybody to wait.
-    if (Math.abs(now - modifiedAt) > staleMs && isUnmoved) await storage.remove(name);
+    if (Math.abs(now - modifiedAt) > staleMs && isUnmoved) await remove(name);
     else if (kind === 'exclusive' || name.startsWith('locks/exclusive-')) others.push(name);
   }
   return others;
 }
+
+const takesNothing = (error: unknown): error is AppError => error instanceof AppError && ['space_insufficient', 'backup_target_read_only'].includes(error.code);

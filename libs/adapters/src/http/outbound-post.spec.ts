@@ -1,5 +1,6 @@
 import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { type AddressInfo, createServer as createNetServer, type Socket } from 'node:net';
+import { waitFor } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { OutboundPost } from './outbound-post.js';
 
@@ -107,5 +108,83 @@ describe('OutboundPost', () => {
     expect(await post(new OutboundPost(['10.0.0.0/8']), url('127.0.0.1'))).toEqual({ error: expect.stringContaining('127.0.0.1 is not in') });
     expect(await post(new OutboundPost([], resolving('169.254.169.254')), url('meta.site'))).toEqual({ error: expect.stringContaining('link-local') });
     expect(hits).toBe(before);
+  });
+
+  /** Servers that write to the socket what they like, after the request has come. */
+  it.each<[string, (socket: Socket) => void, object]>([
+    ['that never ends its body', (socket) => socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nfine'), { status: 200, body: 'fine', isCut: true }],
+    [
+      'that sends no byte of its body',
+      (socket) => socket.write('HTTP/1.1 202 Accepted\r\ntransfer-encoding: chunked\r\n\r\n'),
+      { status: 202, body: '', isCut: true },
+    ],
+    [
+      'that sends its body by drops',
+      (socket) => {
+        socket.write('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n');
+        const timer = setInterval(() => socket.write('1\r\nx\r\n'), 50);
+        socket.once('close', () => clearInterval(timer));
+      },
+      { status: 200, body: expect.stringMatching(/^x+$/) as string, isCut: true },
+    ],
+    [
+      'whose body is huge',
+      (socket) => {
+        socket.write('HTTP/1.1 200 OK\r\n\r\n');
+        const write = () => {
+          while (!socket.destroyed && socket.write('x'.repeat(65_536)));
+        };
+        socket.on('drain', write);
+        write();
+      },
+      { status: 200, body: 'x'.repeat(100), isCut: true },
+    ],
+    [
+      'that resets the connection after the status',
+      (socket) => void socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n', () => setTimeout(() => socket.resetAndDestroy(), 20)),
+      { status: 200, isCut: true },
+    ],
+    [
+      'that closes the connection in its body',
+      (socket) => void socket.end('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nfi'),
+      { status: 200, body: 'fi', isCut: true },
+    ],
+    ['that sends a body with 204', (socket) => void socket.write('HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello'), { status: 204 }],
+    ['that has broken chunks', (socket) => void socket.write('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n'), { status: 200, isCut: true }],
+    [
+      'that redirects and never ends',
+      (socket) => void socket.write('HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 9\r\n\r\n'),
+      { status: 302, isCut: true },
+    ],
+    [
+      'that says what is coming first',
+      (socket) => void socket.write('HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'),
+      { status: 200, body: 'ok', isCut: false },
+    ],
+    [
+      'that changes the protocol',
+      (socket) => void socket.write('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n'),
+      { status: 101 },
+    ],
+    ['that closes without an answer', (socket) => void socket.end(), { error: expect.stringContaining('no answer') as string }],
+    ['that never gets to a status', (socket) => void socket.write('HTTP/1.1 103 Early Hints\r\n\r\n'), { error: 'no answer within 5 s' }],
+  ])('takes the status of a receiver %s, and lets go of it', async (_, answer, expected) => {
+    const sockets = new Set<Socket>();
+    const receiver = createNetServer((socket) => {
+      sockets.add(socket);
+      socket.on('error', () => undefined).once('close', () => sockets.delete(socket));
+      socket.once('data', () => answer(socket));
+    });
+    await new Promise<void>((resolve) => receiver.listen(0, '127.0.0.1', resolve));
+    const started = performance.now();
+    try {
+      const to = `http://127.0.0.1:${(receiver.address() as AddressInfo).port}/`;
+      expect(await post(new OutboundPost(['127.0.0.0/8']), to)).toMatchObject(expected);
+      expect(performance.now() - started).toBeLessThan('error' in expected ? 6_000 : 4_000);
+      await waitFor(() => sockets.size === 0, { what: 'the connection to be closed' });
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      await new Promise((resolve) => receiver.close(resolve));
+    }
   });
 });

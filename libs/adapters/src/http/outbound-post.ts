@@ -14,6 +14,9 @@ export interface PostOptions {
   signal: AbortSignal;
 }
 
+/** How long the body of an answer is waited for, which nobody needs but people who look for a mistake. */
+const bodyMs = 2_000;
+
 /** How a request went. Without `status` there was no answer, and `error` says why. */
 export type PostOutcome = { status: number; body: string; isCut: boolean } | { error: string };
 
@@ -34,7 +37,7 @@ export class OutboundPost {
     return this.targets.check(url);
   }
 
-  /** One request. Never throws. A status that came counts, also when the rest of the answer does not come in time. */
+  /** One request. Never throws. A status that came counts, whatever becomes of the rest of the answer: that is waited for a moment, cut off and let go. */
   async post(url: string, { headers, body, timeoutMs, maxAnswerBytes, signal }: PostOptions): Promise<PostOutcome> {
     const timeout = AbortSignal.timeout(timeoutMs);
     try {
@@ -43,22 +46,37 @@ export class OutboundPost {
       const options = { method: 'POST', headers, agent: false as const, lookup: this.targets.lookup, signal: AbortSignal.any([timeout, signal]) };
       return await new Promise((resolve, reject) => {
         const request = (isSecure ? httpsRequest : httpRequest)(href, options);
-        request.once('error', reject);
+        let fail: (error: Error) => void = reject;
+        request.on('error', (error) => fail(error));
+        request.once('close', () => fail(new Error('the connection was closed')));
+        // Nobody asked for another protocol.
+        request.once('upgrade', ({ statusCode = 101 }, socket) => {
+          resolve({ status: statusCode, body: '', isCut: true });
+          socket.destroy();
+        });
         request.once('response', (response) => {
           const chunks: Buffer[] = [];
           let size = 0;
           const end = (isCut: boolean) => {
+            clearTimeout(timer);
             const text = Buffer.concat(chunks).subarray(0, maxAnswerBytes).toString('utf8').replaceAll('\0', '\uFFFD');
             resolve({ status: response.statusCode ?? 0, body: text, isCut });
             request.destroy();
           };
+          const timer = setTimeout(() => end(true), Math.min(bodyMs, timeoutMs));
+          const stop = () => end(true);
+          fail = stop;
+          options.signal.addEventListener('abort', stop, { once: true });
+          if (options.signal.aborted) stop();
           response.on('data', (chunk: Buffer) => {
+            if (size > maxAnswerBytes) return;
             chunks.push(chunk);
             size += chunk.length;
             if (size > maxAnswerBytes) end(true);
           });
           response.once('end', () => end(false));
-          response.on('error', () => end(true));
+          response.on('error', stop);
+          response.once('close', stop);
         });
         request.end(body);
       });

@@ -13,6 +13,8 @@ export interface BlobCopierOptions {
   registry: RegistryClient;
   /** The registry's own folder, when it is one of this machine: blobs are placed there instead of uploaded. */
   storage?: RegistryStorage | undefined;
+  /** Its folder, where what is damaged may be set aside, so that an upload brings it again. */
+  repairs?: RegistryStorage | undefined;
   /** Remembers uploads, so that another run goes on inside a blob. */
   sessions?: UploadSessions | undefined;
   /** Bounds the requests in flight. */
@@ -47,8 +49,10 @@ export class BlobCopier {
   /** Throws `registry_rejected` unless the registry says that the repository has the blob, with its size. */
   async verify(repository: string, descriptor: Descriptor, ask: Ask = withRetry): Promise<void> {
     const { digest, size } = descriptor;
-    const { registry, limit, signal, retry } = this.options;
-    if (await this.options.storage?.has(repository, descriptor)) return;
+    const { registry, storage, repairs = storage, limit, signal, retry } = this.options;
+    if (await storage?.has(repository, descriptor)) return;
+    if (await repairs?.isDamaged(descriptor))
+      throw new AppError('registry_rejected', { detail: `blob ${digest} is damaged`, digest, registryCode: 'BLOB_UNKNOWN' });
     const found = await ask(() => limit(() => registry.headBlob(repository, digest, { signal })), signal, retry);
     if (found?.size === size) return;
     throw new AppError('registry_rejected', {
@@ -67,10 +71,10 @@ export class BlobCopier {
 
   async #bring(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
     const { digest, size } = descriptor;
-    const { registry, storage, limit, signal, retry } = this.options;
+    const { registry, storage, repairs, limit, signal, retry } = this.options;
     if (storage) return this.#place(storage, repository, descriptor, onBytes);
     const found = await lookUp(() => limit(() => registry.headBlob(repository, digest, { signal })), signal, retry);
-    if (found?.size === size) {
+    if (found?.size === size && !(await repairs?.isDamaged(descriptor))) {
       if (!this.#homes.has(digest)) this.#homes.set(digest, { repository, arrived: Promise.resolve() });
       return;
     }
@@ -107,10 +111,11 @@ export class BlobCopier {
   }
 
   #upload(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
-    const { source, registry, signal, sessions } = this.options;
+    const { source, registry, repairs, signal, sessions } = this.options;
     let best = 0;
     return this.#call(async () => {
       let bytesDone = 0;
+      await repairs?.setAsideDamaged(descriptor);
       const reader = await source.blob(descriptor);
       await registry.uploadBlob(repository, descriptor, reader, {
         signal,

@@ -62,7 +62,10 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
     },
     async find(name) {
       const full = join(root, name);
-      const status = await lstat(full).catch(() => undefined);
+      const status = await lstat(full).catch((error: NodeJS.ErrnoException) => {
+        if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
+        throw error;
+      });
       if (!status) return undefined;
       if (!status.isFile() || !full.startsWith(root + sep) || (await realpath(full)) !== full) {
         throw new AppError('bundle_unsafe', { detail: `${name} is not a plain file inside the layout` });

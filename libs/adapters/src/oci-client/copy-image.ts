@@ -60,6 +60,8 @@ export interface CopyImagesOptions {
   registry: RegistryClient;
   /** See BlobCopierOptions. */
   storage?: RegistryStorage | undefined;
+  /** Its folder, where nothing is placed but what is damaged may be set aside. Default `storage`. */
+  repairs?: RegistryStorage | undefined;
   sessions?: UploadSessions | undefined;
   /** Images that `planCopy` has just found present: they are not looked at again. */
   present?: ReadonlySet<ImageToCopy> | undefined;
@@ -182,7 +184,6 @@ class ImageCopy {
     // Whoever sees the image can verify its signature.
     for (const { companion } of belongings) for (const repository of this.#repositories) await this.#putCompanion(repository, companion);
     for (const { repository, tag } of this.item.names) await this.#put(repository, tag ?? root.digest, root);
-    for (const { repository, tag } of this.item.names) await this.#expect(repository, tag ?? root.digest, root);
   }
 
   /** True when every name already leads to this image, and all of it is really there. */
@@ -220,24 +221,43 @@ class ImageCopy {
     for (const manifest of children) await this.#expect(repository, manifest.digest, manifest, ask);
   }
 
-  /** The registry checks that all children are there, and answers with the digest of what it stored. */
+  /** The registry checks that all children are there, and answers with the digest of what it stored; what it then gives to whoever pulls is asked for. */
   async #put(repository: string, reference: string, { digest, mediaType }: Descriptor): Promise<void> {
-    const bytes = await this.options.source.readManifest(digest);
+    const bytes = await this.#manifestToPut(digest);
     await this.#call((registry, signal) => registry.putManifest(repository, reference, bytes, mediaType, { signal }));
+    await this.#prove(repository, reference, digest);
+  }
+
+  async #manifestToPut(digest: Digest): Promise<Uint8Array> {
+    const bytes = await this.options.source.readManifest(digest);
+    await (this.options.storage ?? this.options.repairs)?.setAsideDamaged({ digest, size: bytes.byteLength });
+    return bytes;
+  }
+
+  /** Throws `images_damaged` unless the registry answers with the bytes of the manifest. */
+  async #prove(repository: string, reference: string, digest: Digest): Promise<void> {
+    const { registry, signal, retry } = this.options;
+    const found = await lookUp(() => answeredDigest(registry, repository, reference, signal), signal, retry);
+    if (found === digest) return;
+    throw new AppError('images_damaged', {
+      detail: `the registry has taken ${repository}, ${reference}, and answers with ${found ?? 'nothing that is this manifest'}: its file ${digest} is damaged`,
+      digest,
+    });
   }
 
   /** By its tag, or as a referrer, which a registry without the referrers API finds by the list under `sha256-<subject>`. */
   async #putCompanion(repository: string, { root, subject, tag }: Companion): Promise<void> {
     if (tag !== undefined) return this.#put(repository, tag, root);
-    const bytes = await this.options.source.readManifest(root.digest);
+    const bytes = await this.#manifestToPut(root.digest);
     await this.#call((registry, signal) => registry.putReferrer(repository, companionTag(subject), bytes, root.mediaType, { signal }));
+    await this.#prove(repository, root.digest, root.digest);
   }
 
   /** What a tag or digest leads to: in the registry's folder, where that is ours to see, or asked of the registry. */
   async #digestAt(repository: string, reference: string, ask: Ask = lookUp): Promise<Digest | undefined> {
     const { registry, storage, signal, retry } = this.options;
     const found = await storage?.resolve(repository, reference);
-    return found ?? (await ask(() => registry.headManifest(repository, reference, { signal }), signal, retry))?.digest;
+    return found ?? ask(() => answeredDigest(registry, repository, reference, signal), signal, retry);
   }
 
   async #expect(repository: string, reference: string, { digest }: Descriptor, ask: Ask = withRetry): Promise<void> {
@@ -253,6 +273,16 @@ class ImageCopy {
   #call<T>(work: (registry: RegistryClient, signal: AbortSignal | undefined) => Promise<T>): Promise<T> {
     const { registry, signal, retry } = this.options;
     return withRetry(() => work(registry, signal), signal, retry);
+  }
+}
+
+/** Of the manifest that a registry really answers with; undefined when there is none, or when its bytes are others than it says: HEAD would not tell. */
+export async function answeredDigest(registry: RegistryClient, repository: string, reference: string, signal?: AbortSignal): Promise<Digest | undefined> {
+  try {
+    return (await registry.getManifest(repository, reference, { signal }))?.digest;
+  } catch (error) {
+    if (error instanceof AppError && ['digest_mismatch', 'bundle_corrupt', 'image_unsupported'].includes(error.code)) return undefined;
+    throw error;
   }
 }
 

@@ -1,7 +1,7 @@
 import type { Digest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import pLimit from 'p-limit';
-import type { ImageToCopy } from './copy-image.js';
+import { answeredDigest, type ImageToCopy } from './copy-image.js';
 import { type ImageGraph, walkImage } from './image-graph.js';
 import type { ImageSource } from './image-source.js';
 import type { RegistryClient } from './registry-client.js';
@@ -31,6 +31,8 @@ export interface PlanCopyOptions {
   images: readonly ImageToCopy[];
   registry: RegistryClient;
   storage?: RegistryStorage | undefined;
+  /** See CopyImagesOptions. */
+  repairs?: RegistryStorage | undefined;
   signal?: AbortSignal | undefined;
 }
 
@@ -48,7 +50,7 @@ interface Looked {
 }
 
 /** What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what the registry client throws. */
-export async function planCopy({ source, images, registry, storage, signal }: PlanCopyOptions): Promise<CopyPlan> {
+export async function planCopy({ source, images, registry, storage, repairs, signal }: PlanCopyOptions): Promise<CopyPlan> {
   const requests = pLimit(requestsAtOnce);
   const looks = pLimit(looksAtOnce);
   let hasAnswered = false;
@@ -68,16 +70,17 @@ export async function planCopy({ source, images, registry, storage, signal }: Pl
     return requests(() => lookUp(answer, signal, { attempts: 1 }));
   };
   const digestAt = async (repository: string, reference: string) =>
-    (await storage?.resolve(repository, reference)) ?? (await ask(() => registry.headManifest(repository, reference, { signal })))?.digest;
+    (await storage?.resolve(repository, reference)) ?? ask(() => answeredDigest(registry, repository, reference, signal));
   /** Whatever repository it is in. */
   const isStored = storage && onceEach((blob) => storage.hasBlob(blob));
   const hasBlob = async (repository: string, { digest, size }: Part): Promise<boolean> => {
-    if (!storage || !isStored) return (await ask(() => registry.headBlob(repository, digest, { signal })))?.size === size;
+    if (!storage || !isStored)
+      return (await ask(() => registry.headBlob(repository, digest, { signal })))?.size === size && !(await repairs?.isDamaged({ digest, size }));
     return (await Promise.all([isStored({ digest, size }), storage.isLinked(repository, digest)])).every(Boolean);
   };
   // A registry does not show manifests among its blobs.
   const hasManifest = async (repository: string, { digest, size }: Part): Promise<boolean> => {
-    if (!storage || !isStored) return (await ask(() => registry.headManifest(repository, digest, { signal })))?.size === size;
+    if (!storage || !isStored) return (await digestAt(repository, digest)) === digest;
     return (await isStored({ digest, size })) && (await storage.resolve(repository, digest)) === digest;
   };
 

@@ -62,13 +62,19 @@ export async function listRepositoryFolders(root: string, parent = ''): Promise<
 
 export const isGone = (error: unknown): boolean => ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
 
+/** What a storage folder cannot be read with is said with its path: `registry_storage_unreadable`. Errors of Airdock stay. */
+const unreadable = (error: unknown, path: string): unknown =>
+  error instanceof AppError
+    ? error
+    : new AppError('registry_storage_unreadable', { detail: `${path}: ${(error as NodeJS.ErrnoException).code ?? 'unknown error'}` }, { cause: error });
+
 /** As `lstat`; undefined when there is no such file, or not any more. A registry makes neither links nor pipes nor devices, so one that is taken for a file is refused when it is read. */
 export async function statOrGone(path: string) {
   try {
     return await lstat(path);
   } catch (error) {
     if (isGone(error)) return undefined;
-    throw error;
+    throw unreadable(error, path);
   }
 }
 
@@ -90,7 +96,7 @@ export async function readFileOrGone(storageDir: string, path: string): Promise<
     }
   } catch (error) {
     if (isGone(error)) return undefined;
-    throw error;
+    throw unreadable(error, path);
   }
   return Buffer.concat(chunks);
 }

@@ -3,42 +3,62 @@
  * itself never changes again is written: blob files, and the links that make them part of a repository. Manifests and tags go through the registry, which
  * then checks that every blob is there. Layout: storage paths v2 of distribution, registry/storage/paths.go; see docs/adr/0009.
  */
-import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
 import { access, lutimes, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
+import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
-import type { Descriptor } from '@airdock/core/oci/manifest';
+import { type Descriptor, maxManifestBytes } from '@airdock/core/oci/manifest';
+import { ensureFolderMark, readFolderMark, whyNotSame } from '../files/folder-mark.js';
 import { replaceBelow, writeBelow } from '../files/own-folder.js';
+import { identityOf } from '../files/regular-file.js';
 import { BlobPlacer, type PlaceOptions } from './blob-placer.js';
-import { writeDurably } from './durable-file.js';
 import { digestOfFile } from './hash-pool.js';
 import { startHelperShell } from './helper-shell.js';
 import type { BlobReader } from './image-source.js';
 import { sweepParts } from './parts.js';
 import type { RegistryClient } from './registry-client.js';
-import { blobPath, folderNames, isGone, layerPath, listRepositoryFolders, readFileOrGone, registryRoot, revisionPath, tagPath } from './registry-layout.js';
+import {
+  blobPath,
+  folderNames,
+  isGone,
+  layerPath,
+  listRepositoryFolders,
+  readFileOrGone,
+  registryRoot,
+  revisionPath,
+  statOrGone,
+  tagPath,
+} from './registry-layout.js';
 
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
 
+/** Up to this size a blob is there when its bytes are: reading them costs as much as looking for the file. Of larger ones the size has to do, and verifications read them. */
+const readBytes = 64 * 1024;
+
 export class RegistryStorage {
   private readonly placer: BlobPlacer;
 
-  private constructor(private readonly root: string) {
+  private constructor(
+    private readonly root: string,
+    /** Of the folder: when its disk is unmounted another one is there, below the mount. */
+    private readonly identity: string,
+  ) {
     this.placer = new BlobPlacer(root, this.incoming);
   }
 
   /**
-   * Marks a storage folder, and asks the registry that uses it whether a blob that was placed there is really there for it. Returns the folder's id, or
-   * undefined when this registry keeps its blobs in another way than we know: then nobody may place any. Called by whoever runs the registry, after each start.
+   * Asks the registry that uses a storage folder whether a blob that was placed there is really there for it. Returns the folder's id, or undefined when this
+   * registry keeps its blobs in another way than we know: then nobody may place any. Called by whoever runs the registry, after each start, with the id that the
+   * folder must have; without one it is marked if need be. Throws `registry_storage_changed`.
    */
-  static async enable(folder: string, registry: RegistryClient): Promise<string | undefined> {
-    const marker = join(folder, storageMarker);
-    const id = (await readId(folder)) ?? randomUUID();
-    await writeDurably(marker, Buffer.from(`${id}\n`));
-    const storage = new RegistryStorage(folder);
+  static async enable(folder: string, registry: RegistryClient, expectedId?: string): Promise<string | undefined> {
+    const id = expectedId ?? (await ensureFolderMark(folder, storageMarker));
+    const storage = new RegistryStorage(folder, identityOf(await stat(folder)));
+    const why = whyNotSame(id, await readFolderMark(folder, storageMarker));
+    if (why !== undefined) throw storageChanged(folder, why);
     const content = Buffer.from(`layout check of ${id}`);
     const probe = { mediaType: 'application/octet-stream', digest: digestOf(content), size: content.byteLength };
     const repository = 'airdock/layout-check';
@@ -59,9 +79,10 @@ export class RegistryStorage {
   /** The storage in `folder` if it can be written from here and carries the id; else undefined, and blobs have to go over HTTP. */
   static async open({ folder, id }: { folder: string; id: string }): Promise<RegistryStorage | undefined> {
     try {
-      if ((await readId(folder)) !== id) return undefined;
+      const identity = identityOf(await stat(folder));
+      if (whyNotSame(id, await readFolderMark(folder, storageMarker)) !== undefined) return undefined;
       await access(folder, constants.W_OK);
-      const storage = new RegistryStorage(folder);
+      const storage = new RegistryStorage(folder, identity);
       startHelperShell();
       await sweepParts(storage.incoming);
       return storage;
@@ -86,12 +107,38 @@ export class RegistryStorage {
 
   /** True when the repository has a link to the blob, whether that is there or not. */
   async isLinked(repository: string, digest: Digest): Promise<boolean> {
-    return isLink(this.linkFile(repository, digest), digest);
+    // It says the digest that its folder is named after: its length tells one that was not written to its end.
+    return (await statOrGone(this.linkFile(repository, digest)))?.size === digest.length;
   }
 
-  /** True when some repository has the blob, with its size. */
+  /** True when some repository has the blob, with its size, and a small one with its bytes. */
   async hasBlob({ digest, size }: Pick<Descriptor, 'digest' | 'size'>): Promise<boolean> {
-    return (await stat(this.blobFile(digest)).catch(() => undefined))?.size === size;
+    return this.isWhole({ digest, size }, readBytes);
+  }
+
+  /** True when other bytes lie in its place, as far as `hasBlob` can tell. */
+  async isDamaged({ digest, size }: Pick<Descriptor, 'digest' | 'size'>): Promise<boolean> {
+    return !(await this.hasBlob({ digest, size })) && (await statOrGone(this.blobFile(digest))) !== undefined;
+  }
+
+  private async isWhole({ digest, size }: Pick<Descriptor, 'digest' | 'size'>, maxReadBytes: number): Promise<boolean> {
+    const status = await statOrGone(this.blobFile(digest));
+    if (!status?.isFile() || status.size !== size) return false;
+    return size > maxReadBytes || (await this.isManifest(digest));
+  }
+
+  /** True when the bytes that lie there are those of the digest. */
+  private async isManifest(digest: Digest): Promise<boolean> {
+    const bytes = await this.read(this.blobFile(digest));
+    return bytes !== undefined && digestOf(bytes) === digest;
+  }
+
+  /** A small file; undefined when it is not there, or is something else in its place. */
+  private async read(path: string): Promise<Buffer | undefined> {
+    return readFileOrGone(this.root, path).catch((error: unknown) => {
+      if (error instanceof AppError && error.code === 'registry_damaged') return undefined;
+      throw error;
+    });
   }
 
   /** True when the repository has the blob, with its size. */
@@ -105,6 +152,7 @@ export class RegistryStorage {
    * file may have a second name in the cache of compressed layers, whose age counts there.
    */
   async keep(repository: string, descriptor: Descriptor): Promise<boolean> {
+    await this.assertSame();
     if (!(await this.has(repository, descriptor))) return false;
     try {
       await lutimes(this.linkFile(repository, descriptor.digest), new Date(), new Date());
@@ -117,13 +165,24 @@ export class RegistryStorage {
 
   /** The digest that the bytes of a blob really have; undefined when it is not there. `onBytes` gets what was just read. */
   async digestOf(digest: Digest, { signal, onBytes }: Pick<PlaceOptions, 'signal' | 'onBytes'> = {}): Promise<Digest | undefined> {
-    if (!(await stat(this.blobFile(digest)).catch(() => undefined))) return undefined;
+    if (!(await statOrGone(this.blobFile(digest)))) return undefined;
     return digestOfFile(this.blobFile(digest), { signal, onBytes });
   }
 
   /** Takes a damaged blob out of the registry, so that the next push brings it again; the bytes stay in `airdock-damaged/` to be looked at. */
   async setAside({ digest }: Pick<Descriptor, 'digest' | 'size'>): Promise<void> {
     await setBlobAside(this.root, digest);
+  }
+
+  /**
+   * As `setAside`, when other bytes lie there than those of the digest: distribution takes a file that is there for the blob, whatever is in it, so that nothing pushed by HTTP mends
+   * it. Source: `blobStore.Put` and `blobWriter.moveBlob` in registry/storage. True when there were.
+   */
+  async setAsideDamaged(descriptor: Pick<Descriptor, 'digest' | 'size'>): Promise<boolean> {
+    if (!(await statOrGone(this.blobFile(descriptor.digest))) || (await this.isWhole(descriptor, maxManifestBytes))) return false;
+    await this.assertSame();
+    await this.setAside(descriptor);
+    return true;
   }
 
   /** All tags, as the registry would list them. */
@@ -138,20 +197,15 @@ export class RegistryStorage {
   }
 
   /**
-   * What a tag or the digest of a manifest leads to in a repository, as the registry would answer: the manifest is known there, and its bytes lie in the
-   * folder. Undefined when it is not so, or not seen here: then the registry has to be asked.
+   * What a tag or the digest of a manifest leads to in a repository, as the registry would answer: the manifest is known there, and its bytes, which are read,
+   * lie in the folder. Undefined when it is not so, or not seen here: then the registry has to be asked.
    */
   async resolve(repository: string, reference: string): Promise<Digest | undefined> {
     const root = registryRoot(this.root);
-    const digest = isDigest(reference)
-      ? reference
-      : (await readFileOrGone(this.root, join(root, tagPath(repository, reference), 'current/link')).catch(() => undefined))?.toString('utf8').trim();
+    const digest = isDigest(reference) ? reference : (await this.read(join(root, tagPath(repository, reference), 'current/link')))?.toString('utf8').trim();
     if (digest === undefined || !isDigest(digest)) return undefined;
-    const [isRevision, blob] = await Promise.all([
-      isLink(join(root, revisionPath(repository, digest), 'link'), digest),
-      stat(this.blobFile(digest)).catch(() => undefined),
-    ]);
-    return isRevision && blob ? digest : undefined;
+    const [link, isWhole] = await Promise.all([this.read(join(root, revisionPath(repository, digest), 'link')), this.isManifest(digest)]);
+    return link?.toString('utf8') === digest && isWhole ? digest : undefined;
   }
 
   /**
@@ -161,9 +215,17 @@ export class RegistryStorage {
    * `digest_mismatch`, `space_insufficient`, and the signal's reason.
    */
   async place(repository: string, descriptor: Descriptor, reader: () => Promise<BlobReader>, options: PlaceOptions = {}): Promise<void> {
+    await this.assertSame();
     const path = this.blobFile(descriptor.digest);
-    if ((await stat(path).catch(() => undefined))?.size !== descriptor.size) await this.placer.bring(path, descriptor, reader, options);
+    if (!(await this.hasBlob(descriptor))) await this.placer.bring(path, descriptor, reader, options);
     await replaceBelow(this.root, this.linkFile(repository, descriptor.digest), descriptor.digest);
+    await this.assertSame();
+  }
+
+  /** Nothing is written below the mount of a disk that is gone, nor is what was written there taken for written. */
+  private async assertSame(): Promise<void> {
+    const identity = await stat(this.root).then(identityOf, (error: NodeJS.ErrnoException) => error.code);
+    if (identity !== this.identity) throw storageChanged(this.root, 'another folder is there now: its disk is not mounted any more');
   }
 
   /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
@@ -172,16 +234,9 @@ export class RegistryStorage {
   }
 }
 
-/** Whoever runs the registry may read the marker, so nothing else of this machine must ever get into it. */
-async function readId(folder: string): Promise<string | undefined> {
-  const text = await readFileOrGone(folder, join(folder, storageMarker)).catch(() => undefined);
-  return text?.toString('utf8').trim() || undefined;
-}
-
-/** A link says the digest that its folder is named after: only its length tells something new, of one that was not written to its end. */
-async function isLink(path: string, digest: Digest): Promise<boolean> {
-  return (await stat(path).catch(() => undefined))?.size === digest.length;
-}
+/** `registry_storage_changed`. */
+export const storageChanged = (folder: string, why: string, details: Record<string, unknown> = {}) =>
+  new AppError('registry_storage_changed', { detail: `${folder}: ${why}`, ...details });
 
 /** See `RegistryStorage.setAside`. */
 export async function setBlobAside(storageDir: string, digest: Digest): Promise<void> {

@@ -170,7 +170,7 @@ class Front {
     outgoing.on('error', () => {
       if (response.headersSent) return response.destroy();
       response.setHeader('retry-after', 5);
-      refuse(response, 503, 'UNAVAILABLE', 'the registry does not answer; Airdock starts it again');
+      refuse(response, 503, 'UNAVAILABLE', 'the registry does not answer: GET /v1/registry of Airdock says why');
     });
     response.on('close', () => outgoing.destroy());
     incoming.on('error', () => outgoing.destroy());

@@ -6,9 +6,12 @@ import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFileSync, readlinkSync, statSync } from 'node:fs';
 import { readdir, readFile, readlink, rename, writeFile } from 'node:fs/promises';
 import { basename } from 'node:path';
+import { AppError } from '@airdock/core/errors';
 import { wrapper } from '../sandbox/sandbox.js';
 
 const stopTimeoutMs = 10_000;
+/** What was killed is gone at once, unless it is in the kernel. */
+const killTimeoutMs = 5_000;
 const variable = 'AIRDOCK_PROCESS';
 
 /** A process that was started here, by this Airdock or by an earlier one. */
@@ -105,9 +108,12 @@ export class ProcessIdentity {
   }
 }
 
-/** Ends a process in good order, after a while by force, and waits until it is gone. Touches no other process that got the same id. */
-export async function endProcess({ pid, startTime }: Pick<OwnProcess, 'pid' | 'startTime'>): Promise<void> {
-  const deadline = Date.now() + stopTimeoutMs;
+/**
+ * Ends a process in good order, after `graceMs` by force, and waits until it is gone. Touches no other process that got the same id. Throws `process_not_ended`, with its id and why, for one
+ * that the kernel does not let go, such as one that waits for a disk that is gone.
+ */
+export async function endProcess({ pid, startTime }: Pick<OwnProcess, 'pid' | 'startTime'>, { graceMs = stopTimeoutMs } = {}): Promise<void> {
+  const deadline = performance.now() + graceMs;
   const isRunning = () => {
     const state = stateOf(pid);
     return state?.isRunning === true && state.startTime === startTime;
@@ -116,12 +122,18 @@ export async function endProcess({ pid, startTime }: Pick<OwnProcess, 'pid' | 's
     try {
       process.kill(pid, name);
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+      const { code } = error as NodeJS.ErrnoException;
+      if (code !== 'ESRCH') throw new AppError('process_not_ended', { detail: `pid ${pid}: ${code}`, pid }, { cause: error });
     }
   };
   if (isRunning()) signal('SIGTERM');
   while (isRunning()) {
-    if (Date.now() > deadline) signal('SIGKILL');
+    if (performance.now() > deadline) signal('SIGKILL');
+    if (performance.now() > deadline + killTimeoutMs)
+      throw new AppError('process_not_ended', {
+        detail: `pid ${pid} (${programOf(pid) ?? 'unknown program'}) is there ${killTimeoutMs / 1000} s after SIGKILL`,
+        pid,
+      });
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }

@@ -70,12 +70,13 @@ export class ProcessRegistryEngine {
   /**
    * Brings all instances up, or adopts them. Idempotent. Returns which of them had to be started, and what `repairRegistry` did before that. When only the front cannot be
    * had, the registry works without it, and `frontError` says why: another program on its port must not keep hosts from their images.
+   * With `isReadOnly` nothing writes to the storage, which must be there: the read-write instance is ended.
    * Throws `registry_engine_missing`, `registry_socket_taken`, `registry_start_failed`.
    */
-  async start(signal?: AbortSignal): Promise<{ started: Instance[]; repair: Repair; frontError: AppError | undefined }> {
+  async start(signal?: AbortSignal, { isReadOnly = false } = {}): Promise<{ started: Instance[]; repair: Repair; frontError: AppError | undefined }> {
     await this.version();
-    for (const folder of [this.options.stateDir, this.options.storageDir]) await mkdir(folder, { recursive: true, mode: 0o700 });
-    await this.closeStorage();
+    for (const folder of [this.options.stateDir, ...(isReadOnly ? [] : [this.options.storageDir])]) await mkdir(folder, { recursive: true, mode: 0o700 });
+    if (!isReadOnly) await this.closeStorage();
     await this.prepareSocketDir();
     const started = new Map<Instance, string>();
     const repair: Repair = { changed: [], failed: [] };
@@ -83,7 +84,8 @@ export class ProcessRegistryEngine {
     // What an Airdock of before has started may have the front's port.
     for (const instance of ['readOnly', 'readWrite'] as const) for (const found of await this.unmarkedProcesses(instance)) await endProcess(found);
     // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
-    for (const instance of this.instances()) {
+    if (isReadOnly) for (const found of await this.findProcesses('readWrite')) await endProcess(found);
+    for (const instance of this.instances(isReadOnly)) {
       const { version, content } = await this.configurationOf(instance);
       if (await this.isWell(instance, { version })) continue;
       for (const found of await this.findProcesses(instance)) await endProcess(found);
@@ -112,14 +114,17 @@ export class ProcessRegistryEngine {
     return { started: [...started.keys()], repair, frontError };
   }
 
-  /** Stops all instances, and waits until they are gone. Idempotent. */
-  async stop(): Promise<void> {
-    for (const instance of Object.keys(fileNames) as Instance[]) for (const found of await this.findProcesses(instance)) await endProcess(found);
+  /** Stops all instances at once, and waits until they are gone. Idempotent. Throws `process_not_ended` for the first that stays. */
+  async stop(options: { graceMs?: number } = {}): Promise<void> {
+    const found = (await Promise.all((Object.keys(fileNames) as Instance[]).map((instance) => this.findProcesses(instance)))).flat();
+    const ended = await Promise.allSettled(found.map((one) => endProcess(one, options)));
+    for (const result of ended) if (result.status === 'rejected') throw result.reason;
   }
 
   /** True when all instances run and answer. Without `isAsked` it is only seen whether they run, which costs next to nothing. */
-  async isHealthy({ isAsked = true } = {}): Promise<boolean> {
-    for (const instance of this.instances()) if (!(await this.isWell(instance, { isAsked }))) return false;
+  async isHealthy({ isAsked = true, isReadOnly = false } = {}): Promise<boolean> {
+    if (isReadOnly && (await (await this.identityOf('readWrite')).recorded())) return false;
+    for (const instance of this.instances(isReadOnly)) if (!(await this.isWell(instance, { isAsked }))) return false;
     return true;
   }
 
@@ -187,8 +192,8 @@ export class ProcessRegistryEngine {
     return join(this.frontDir, 'fence');
   }
 
-  private instances(): Instance[] {
-    return this.options.front ? ['readOnly', 'front', 'readWrite'] : ['readOnly', 'readWrite'];
+  private instances(isReadOnly: boolean): Instance[] {
+    return ['readOnly', ...(this.options.front ? ['front' as const] : []), ...(isReadOnly ? [] : ['readWrite' as const])];
   }
 
   private async identityOf(instance: Instance): Promise<ProcessIdentity> {

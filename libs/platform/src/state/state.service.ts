@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { In, type ObjectLiteral, type Repository } from 'typeorm';
 import { z } from 'zod';
@@ -189,7 +190,7 @@ function changeOf(
   after: StateRow,
   isThere: (table: string, key: unknown) => boolean,
 ): StateChange | undefined {
-  const differs = (column: string) => column in after && JSON.stringify(before?.[column] ?? null) !== JSON.stringify(after[column] ?? null);
+  const differs = (column: string) => column in after && !isDeepStrictEqual(before?.[column] ?? null, after[column] ?? null);
   const visible = shown.filter(differs).map((column) => ({ column, from: toValue(before?.[column]), to: toValue(after[column]) }));
   const hidden = secrets.filter(differs).map((column) => ({ column, from: before ? 'a secret' : null, to: 'another secret' }));
   if (visible.length + hidden.length === 0) return undefined;

@@ -295,10 +295,18 @@ export type Registry = {
          * Of the folder, when blobs may be placed in it directly; null when they have to be pushed
          */
         id: string | null;
+        /**
+         * Of the folder that is the storage, whether blobs may be placed in it or not
+         */
+        recordedId: string | null;
         usedBytes: number;
         freeBytes: number;
         measuredAt: string;
     } | null;
+    /**
+     * The folder of the storage is not the one that was there before: pulls go on, and nothing writes to it. `adoptableId` is what it can be adopted as, `recordedId` what it was
+     */
+    storageError: Problem | null;
     /**
      * Pushes are answered with 503 and Retry-After while the DU is upgraded; pulls go on
      */
@@ -315,6 +323,10 @@ export type Registry = {
      */
     error: Problem | null;
     /**
+     * What the configuration file says, and may mean otherwise
+     */
+    warnings: Array<string>;
+    /**
      * Also the ETag
      */
     version: number;
@@ -329,6 +341,13 @@ export type PutRegistry = {
      * Needed with mode external
      */
     externalUrl?: string;
+};
+
+export type AdoptStorage = {
+    /**
+     * `adoptableId` of `storageError`; or its `recordedId`, when it is the same storage that has lost nothing but the file with its id
+     */
+    storageId: string;
 };
 
 export type CreateGarbageCollection = {
@@ -424,7 +443,7 @@ export type Garbage = {
 
 export type Du = {
     /**
-     * As airdock.duVersion says
+     * That of the upgrade which was finished last, until airdock.duVersion says something new; without one, as airdock.duVersion says
      */
     version: string;
     /**
@@ -1057,7 +1076,7 @@ export type VerificationProblem = {
      */
     kind: 'name_missing' | 'name_changed' | 'part_missing' | 'part_damaged';
     /**
-     * The local reference, or the digest
+     * The local reference, the digest, or repository@digest for what one repository alone does not give
      */
     subject: string;
     /**
@@ -3364,6 +3383,35 @@ export type PutRegistryResponses = {
 };
 
 export type PutRegistryResponse = PutRegistryResponses[keyof PutRegistryResponses];
+
+export type AdoptStorageData = {
+    body: AdoptStorage;
+    path?: never;
+    query?: never;
+    url: '/v1/registry/storage-adoptions';
+};
+
+export type AdoptStorageErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type AdoptStorageError = AdoptStorageErrors[keyof AdoptStorageErrors];
+
+export type AdoptStorageResponses = {
+    /**
+     * Take the folder that is there for the registry's storage, after it was changed
+     */
+    202: Job;
+};
+
+export type AdoptStorageResponse = AdoptStorageResponses[keyof AdoptStorageResponses];
 
 export type ListGarbageCollectionsData = {
     body?: never;
