@@ -339,7 +339,7 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     const before = await memory('VmRSS');
     const { job, result } = await configure(host);
     expect(job).toMatchObject({ state: 'failed', error: { code: 'host_output_exceeded', nextStep: expect.any(String) as string } });
-    expect(result.error?.detail).toContain('does the login shell of admin print something');
+    expect(result.error?.detail).toContain('does the login shell print them');
     expect((await memory('VmHWM')) - before).toBeLessThan(100_000_000);
     await out(host.lab, 'cp /root/.bashrc /home/admin/');
     expect((await configure(host)).job).toMatchObject({ state: 'succeeded', error: null });

@@ -351,7 +351,7 @@ const definitions = {
   host_output_exceeded: {
     family: 'conflict',
     title: 'A command on the host printed more than is read of it',
-    nextStep: 'The command was ended. See what it prints on the host, and whether the login shell of the user prints something at every command.',
+    nextStep: 'The command was ended. See what it prints on the host, or what the login shell prints around it.',
   },
   host_command_timeout: {
     family: 'conflict',
@@ -369,6 +369,17 @@ const definitions = {
     family: 'conflict',
     title: 'The registry port is taken on the host',
     nextStep: 'Find the program with `ss -ltnp` on the host, stop it, then retry.',
+  },
+  host_shell_unusable: {
+    family: 'conflict',
+    title: 'The login on the host runs no commands',
+    nextStep:
+      'Try `ssh USER@HOST true`. Give the user a shell that runs commands (`chsh -s /bin/sh USER`), and take ForceCommand, or command="…" before the key in authorized_keys, off it.',
+  },
+  host_session_refused: {
+    family: 'conflict',
+    title: 'The sshd of the host refuses sessions',
+    nextStep: 'Set MaxSessions in its sshd_config, and in Match blocks for the user, to 1 at least, 10 as by default; reload sshd, then retry.',
   },
   host_sudo_failed: {
     family: 'conflict',

@@ -37,7 +37,7 @@ describe('inspectHost', () => {
     expect(facts).toMatchObject({ os: expect.stringMatching(/^[a-z]+$/), seenAt });
     expect(Math.min(facts.cpus, facts.memoryBytes, facts.diskFreeBytes)).toBeGreaterThan(0);
     expect(checks.map(({ name }) => name)).toEqual([
-      ...['ssh', 'sudo', 'os', 'packages', 'cpu', 'memory', 'disk', 'disk size', 'disk space', 'systemd', 'time', 'swap', `port ${port}`],
+      ...['login', 'ssh', 'sudo', 'os', 'packages', 'cpu', 'memory', 'disk', 'disk size', 'disk space', 'systemd', 'time', 'swap', `port ${port}`],
       ...['port holder', 'ports', 'docker', 'runtimes', 'conflicts', 'firewall', 'cgroup'],
     ]);
     for (const { status, nextStep } of checks) expect(nextStep === null).toBe(status === 'pass');

@@ -1,4 +1,5 @@
-import { firstCommandMs, type SshConnection } from '@airdock/adapters/ssh/connection';
+import { firstCommandMs } from '@airdock/adapters/ssh/command-time';
+import type { SshConnection } from '@airdock/adapters/ssh/connection';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { type SystemFacts, systemFacts } from '@airdock/adapters/ssh/host-system';
 import { AppError } from '@airdock/core/errors';
@@ -85,6 +86,13 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const swapBytes = values.bytes('swapKiB');
 
   const found: Record<string, Found> = {
+    login: connection.noise
+      ? [
+          'warning',
+          `prints around every command: ${connection.noise}`,
+          'Let it print in interactive shells only, e.g. in .bashrc after `case $- in *i*) ;; *) return ;; esac`.',
+        ]
+      : ['pass', 'runs commands, and prints nothing else'],
     ssh: ['pass', `${connection.where}, ${roundTripMs} ms`],
     sudo: ['pass', elevation],
     os: osOf(facts),

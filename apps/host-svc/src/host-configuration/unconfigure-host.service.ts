@@ -52,6 +52,7 @@ export class UnconfigureHost {
     steps.files.readAhead(heldPortFiles());
     const given = await new HeldPorts(steps, noPorts, this.tunnels.ports).takeBack();
     note('tunnel', steps.outcome([...closed, ...given], 'the tunnel to the DU'));
+    if (connection.noise) result.warnings.push(`login: prints around every command: ${connection.noise}`);
     if (!dryRun) await this.hosts.saveUnconfigured(host.id, left);
   }
 

@@ -3,6 +3,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from 'node:n
 import type { AppError } from '@airdock/core/errors';
 import { type HostileConnection, type HostileSshOptions, messageOf, sshMessage, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
 import { waitFor } from '@airdock/testing/servers';
+import { begun } from '@airdock/testing/ssh-command';
 import type { ServerChannel } from 'ssh2';
 import { describe, expect, it } from 'vitest';
 import { connectSsh } from './connect.js';
@@ -282,8 +283,9 @@ describe('a hostile host', () => {
   it('cannot have more kept of all its commands together than its bound', () =>
     withHost(
       {
-        onExec: (channel) => {
+        onExec: (channel, _command, mark) => {
           channel.on('error', () => undefined).resume();
+          channel.write(begun(mark));
           channel.write(Buffer.alloc(mib - 1));
         },
       },

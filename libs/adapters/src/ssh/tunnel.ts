@@ -247,7 +247,8 @@ function attempt<T>(action: () => T): T | undefined {
 
 const findSession = `
 pid=$PPID
-for _ in 1 2 3 4 5; do
+# Between it and us are the user's shell, which may be one that starts another.
+for _ in 1 2 3 4 5 6 7 8; do
   read -r stat 2>/dev/null <"/proc/$pid/stat" || exit 0
   case "$stat" in "$pid (sshd"*) set -- \${stat##*) }; echo "$pid \${20}"; exit 0 ;; esac
   set -- \${stat##*) }
