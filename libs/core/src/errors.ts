@@ -381,6 +381,12 @@ const definitions = {
     title: 'The sshd of the host refuses sessions',
     nextStep: 'Set MaxSessions in its sshd_config, and in Match blocks for the user, to 1 at least, 10 as by default; reload sshd, then retry.',
   },
+  host_forwarding_refused: {
+    family: 'conflict',
+    title: 'The sshd of the host does not forward for this login',
+    nextStep:
+      'As `detail` says: AllowTcpForwarding yes, PermitListen any and DisableForwarding no for the user, Match blocks too, and no `restrict` or `no-port-forwarding` before its key; reload sshd.',
+  },
   host_sudo_failed: {
     family: 'conflict',
     title: 'The user could not become root with sudo',
@@ -423,6 +429,12 @@ const definitions = {
     family: 'conflict',
     title: 'The host is no longer as it was configured',
     nextStep: 'See `drift` of the host; POST /v1/host-configurations with action reapply puts it right.',
+  },
+  tunnel_exposed: {
+    family: 'conflict',
+    title: "The host's end of the tunnel would be open to its network, and was closed",
+    nextStep:
+      'Set GatewayPorts no in its sshd_config, Match blocks too, or take the drop-in off the unit that `detail` names; reload it, then retry. Nothing was answered through it.',
   },
   tunnel_failed: { family: 'unavailable', title: 'The tunnel is down', nextStep: 'See GET /v1/tunnels for the reason; it is tried again by itself.' },
   credential_invalid: {

@@ -62,8 +62,8 @@ export interface ExecResult {
 /** For what an SSH server answers by itself, without starting anything. */
 const answerMs = 30_000;
 const closeMs = 2_000;
-/** So long a session that has ended may go on to count there. */
-const releaseMs = 3_000;
+/** So long a session that has ended for us may go on to count there: sshd lets a program end that was given up. The first one has none before it. */
+const releaseMs = { first: 3_000, later: 30_000 };
 // -S: reads one line of its standard input, byte by byte, so that what follows is the command's. -k: asks in any case, and remembers nothing.
 const sudoWithPassword = ['sudo', '-S', '-k', '-p', '', '--'];
 
@@ -76,7 +76,7 @@ export class SshConnection implements AsyncDisposable {
   /** Who waits for an answer that will not come any more. */
   private readonly waiting = new Set<(error: Error) => void>();
   private becomesRoot: Promise<Elevation> | undefined;
-  private readonly sessions = new SessionSlots();
+  readonly sessions = new SessionSlots();
   /** What the login prints around the programs that it runs, if anything: one line of it. */
   noise: string | undefined;
 
@@ -103,6 +103,11 @@ export class SshConnection implements AsyncDisposable {
         setTimeout(end, closeMs).unref();
       });
     });
+  }
+
+  /** Who has logged in. */
+  get username(): string {
+    return this.target.username;
   }
 
   /** Ends the connection for a reason, which `closed` and everything that still runs on it get to know. */
@@ -140,11 +145,6 @@ export class SshConnection implements AsyncDisposable {
 
   private noteNoise(text: string): void {
     if (text !== '') this.noise ??= cleanLine(this.withoutSecrets(text)) || undefined;
-  }
-
-  /** How many commands the host lets run at a time, where that was found to be a bound. */
-  get sessionLimit(): number {
-    return this.sessions.limit;
   }
 
   /**
@@ -264,13 +264,14 @@ export class SshConnection implements AsyncDisposable {
 
   /** A session in which the login shell reads this line. Throws `host_session_refused`, `host_shell_unusable`, what breaks the connection, and the signal's reason. */
   private async openSession(line: string, signal: AbortSignal | undefined): Promise<OpenSession> {
-    const deadline = Date.now() + releaseMs;
+    const since = Date.now();
     for (;;) {
       await this.sessions.take(signal);
       try {
         const session = await this.answered<OpenSession>(signal, (resolve, reject) => {
           this.client.exec(line, (error, channel) => (error ? reject(refusedExec(error, this.where, this.target.username)) : resolve(followSession(channel))));
         });
+        this.sessions.hasOpened = true;
         void session.freed.then(() => this.sessions.give());
         return session;
       } catch (error) {
@@ -279,7 +280,8 @@ export class SshConnection implements AsyncDisposable {
         if (!isRefusal) throw error;
         if (others) continue;
         // One that has just ended, as we see it, may still count there.
-        if (Date.now() > deadline) throw new AppError('host_session_refused', { detail: `${this.where}: ${(error as Error).message}` }, { cause: error });
+        if (Date.now() - since > (this.sessions.hasOpened ? releaseMs.later : releaseMs.first))
+          throw new AppError('host_session_refused', { detail: `${this.where}: ${(error as Error).message}` }, { cause: error });
         await delay(100, undefined, { signal });
       }
     }
@@ -326,8 +328,8 @@ export class SshConnection implements AsyncDisposable {
     }).catch((cause: SshError) => {
       if (cause.reason === undefined) throw cause;
       const isForbidden = /prohibited/i.test(cause.message);
-      const detail = `${address}:${port} through ${this.where}: ${cause.message}${isForbidden ? '; its sshd needs AllowTcpForwarding' : ''}`;
-      throw new AppError('host_unreachable', { detail, host: `${address}:${port}` }, { cause });
+      const detail = `${address}:${port} through ${this.where}: ${cause.message}${isForbidden ? '; AllowTcpForwarding of its sshd must be yes, all or local' : ''}`;
+      throw new AppError(isForbidden ? 'host_forwarding_refused' : 'host_unreachable', { detail, host: `${address}:${port}` }, { cause });
     });
   }
 

@@ -7,6 +7,8 @@ export class SessionSlots {
   private readonly waiting = new Set<() => void>();
   /** As far as it was found out. */
   limit = Number.POSITIVE_INFINITY;
+  /** One was let in. */
+  hasOpened = false;
 
   /** Resolves when one more may be opened; it is `give`n back. Rejects with the signal's reason. */
   async take(signal: AbortSignal | undefined): Promise<void> {
