@@ -413,6 +413,12 @@ const definitions = {
     nextStep:
       "The package manager's own message is in `detail`. Dependencies that hosts lack must be in the repository's folder; see GET /v1/package-repositories.",
   },
+  host_packages_locked: {
+    family: 'conflict',
+    title: 'Another package manager is at work on the host',
+    nextStep:
+      'Wait for the end of the process that `detail` names (an upgrade that runs by itself, cloud-init), or see why it hangs; then retry. Nothing was installed.',
+  },
   host_command_failed: { family: 'conflict', title: 'A command on the host failed', nextStep: "The command's own message is in `detail`." },
   host_disk_full: {
     family: 'conflict',
