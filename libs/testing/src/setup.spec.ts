@@ -17,7 +17,15 @@ describe.skipIf(!findProgram('apt-get'))('bin/setup.sh', () => {
 
   beforeAll(async () => {
     folder = await tempDir('setup');
-    for (const path of [...locks.map((lock) => dirname(lock)), 'var/lib/apt/lists/partial', 'var/cache/apt/archives/partial', 'etc/apt/apt.conf.d', 'etc/apt/preferences.d', 'etc/apt/sources.list.d', 'cache'])
+    for (const path of [
+      ...locks.map((lock) => dirname(lock)),
+      'var/lib/apt/lists/partial',
+      'var/cache/apt/archives/partial',
+      'etc/apt/apt.conf.d',
+      'etc/apt/preferences.d',
+      'etc/apt/sources.list.d',
+      'cache',
+    ])
       await mkdir(join(folder.path, path), { recursive: true });
     await writeFile(join(folder.path, 'var/lib/dpkg/status'), '');
     // Not apt's own folders, nor its sources.
