@@ -77,6 +77,46 @@ missing_debian() {
   done
 }
 
+# apt_lock_holder: prints who holds a lock of apt or dpkg: "PID (COMMAND), FILE". A file that nobody holds, as after a crash, is none.
+apt_lock_holder() {
+  local file inode open kind pid at lists=/var/lib/apt/lists archives=/var/cache/apt/archives status=/var/lib/dpkg/status
+  eval "$(apt-config shell lists Dir::State::lists/d archives Dir::Cache::archives/d status Dir::State::status/f)"
+  for file in "${status%/*}/lock-frontend" "${status%/*}/lock" "${lists%/}/lock" "${archives%/}/lock"; do
+    inode=$(stat -c %i "$file" 2>/dev/null) || continue
+    # Devices in /proc/locks are not those of stat on some file systems: the open files of the process decide.
+    while read -r _ kind _ _ pid at _; do
+      [ "${at##*:}" = "$inode" ] && [ "$kind" != '->' ] || continue
+      for open in "/proc/$pid/fd"/*; do
+        if [ "$open" -ef "$file" ]; then printf '%s (%s), %s' "$pid" "$(tr '\0' ' ' <"/proc/$pid/cmdline" | head -c 150)" "$file"; return; fi
+      done
+    done </proc/locks
+  done
+}
+
+# apt_get ARGUMENTS: runs apt-get, once nobody else uses apt or dpkg: a new machine is busy with its own set-up. Waits 10 minutes at the most, and says for whom; says why apt-get fails.
+apt_get() {
+  local holder waited=0 limit=${AIRDOCK_LOCK_SECONDS:-600} log="$AIRDOCK_CACHE/apt.log"
+  while :; do
+    holder=$(apt_lock_holder)
+    if [ -z "$holder" ]; then
+      # The option is for who comes in between; old versions of apt do not know it.
+      DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -o DPkg::Lock::Timeout=60 "$@" >"$log" 2>&1 && return 0
+      holder=$(apt_lock_holder)
+      if [ -z "$holder" ] && ! grep -qiE 'could not get lock|unable to (acquire|lock)' "$log"; then
+        say "apt-get $1 failed: $({ grep '^E: ' "$log" || tail -n 3 "$log"; } | head -n 5 | tr '\n' ' ') (all it said: $log)"
+        return 1
+      fi
+    fi
+    if [ "$waited" -ge "$limit" ]; then
+      say "apt or dpkg is still in use after $limit s, by ${holder:-somebody who cannot be seen}: try again when that has ended"
+      return 1
+    fi
+    [ $((waited % 30)) != 0 ] || say "waiting for apt and dpkg, which are in use by ${holder:-somebody}"
+    sleep 1
+    waited=$((waited + 1))
+  done
+}
+
 # setup_debian PROGRAM=PACKAGE ...: installs what is missing where this is root on Debian; 1 when something stays missing.
 setup_debian() {
   local missing policy=/usr/sbin/policy-rc.d made=
@@ -91,8 +131,7 @@ setup_debian() {
   # The packages' own services must not start: Airdock and its tests run their own instances.
   [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1 && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }
   # shellcheck disable=SC2086
-  { DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >"$AIRDOCK_CACHE/apt.log" 2>&1 || say "apt-get failed, see $AIRDOCK_CACHE/apt.log"
+  apt_get update -qq && apt_get install -y -qq --no-install-recommends $missing || :
   [ -n "$made" ] && rm -f "$policy" && trap - EXIT
   [ -z "$(missing_debian "$@")" ]
 }
@@ -116,4 +155,4 @@ mkdir -p "$AIRDOCK_CACHE"
 DEBIAN_DU="redis-server=redis-server docker-registry=docker-registry xz=xz-utils zstd=zstd bwrap=bubblewrap"
 DEBIAN_LAB="dockerd=docker.io skopeo=skopeo debootstrap=debootstrap iptables=iptables busybox=busybox-static ssh-keygen=openssh-client igzip=isal"
 GO_TEST="github.com/google/go-containerregistry/cmd/crane@v0.20.3 oras.land/oras/cmd/oras@v1.3.0 github.com/regclient/regclient/cmd/regctl@v0.9.2"
-DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux apt-ftparchive=apt-utils age=age zstd=zstd rpmbuild=rpm createrepo_c=createrepo-c faketime=faketime podman=podman buildah=buildah umoci=umoci"
+DEBIAN_TEST="postgres=postgresql sshd=openssh-server setpriv=util-linux apt-ftparchive=apt-utils age=age zstd=zstd rpmbuild=rpm createrepo_c=createrepo-c faketime=faketime podman=podman buildah=buildah umoci=umoci tcsh=tcsh fish=fish ansible-inventory=ansible-core"

@@ -16,6 +16,7 @@ import {
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { type HostileSshServer, messageOf, sshMessage, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
+import { printed } from '@airdock/testing/ssh-command';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';
 import { findHostWorker, freezeOnDataFrom, hostWorkerOf, inspected, nextHostWorker, stopWhileIdle } from '../support/host-worker.js';
@@ -158,11 +159,12 @@ describe('hostile hosts', () => {
     const nasty = '\u001b]0;owned\u0007\u001b[2J\u009b31m\u202e';
     let exitCode = 1;
     evil.options = {
-      onExec: (channel, command) => {
+      onExec: (channel, command, mark) => {
         channel.on('error', () => undefined).resume();
-        if (command.startsWith('sh -s')) channel.write(`os=${nasty}debian\nprogram=5100 ${nasty}\nlistensOn=5100\n`);
+        const isLook = command.startsWith('sh -s');
+        channel.write(printed(mark, isLook ? `os=${nasty}debian\nprogram=5100 ${nasty}\nlistensOn=5100\n` : '', isLook ? exitCode : 1));
         channel.stderr.write(`${nasty}failed${nasty}`);
-        channel.exit(command.startsWith('sh -s') ? exitCode : 1);
+        channel.exit(isLook ? exitCode : 1);
         channel.end();
       },
     };

@@ -12,6 +12,7 @@ rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ncodename=bookworm\ndockerd=yes\ndoc
 /** What such a host says to a command. */
 export function simulatedAnswer(command: string, input: string): string {
   if (command.includes('docker version')) return 'docker=20.10.24\n';
+  if (command.includes('sport = :')) return 'address=127.0.0.1\n';
   // It has none of the files that are read.
   const [, paths] = /echo unusable[^]* sh '?\d+'? (.*)$/.exec(command) ?? [];
   if (paths) return 'settled not absent\n'.repeat(paths.split(' ').length);

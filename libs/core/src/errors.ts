@@ -385,7 +385,7 @@ const definitions = {
   host_output_exceeded: {
     family: 'conflict',
     title: 'A command on the host printed more than is read of it',
-    nextStep: 'The command was ended. See what it prints on the host, and whether the login shell of the user prints something at every command.',
+    nextStep: 'The command was ended. See what it prints on the host, or what the login shell prints around it.',
   },
   host_command_timeout: {
     family: 'conflict',
@@ -403,6 +403,23 @@ const definitions = {
     family: 'conflict',
     title: 'The registry port is taken on the host',
     nextStep: 'Find the program with `ss -ltnp` on the host, stop it, then retry.',
+  },
+  host_shell_unusable: {
+    family: 'conflict',
+    title: 'The login on the host runs no commands',
+    nextStep:
+      'Try `ssh USER@HOST true`. Give the user a shell that runs commands (`chsh -s /bin/sh USER`), and take ForceCommand, or command="…" before the key in authorized_keys, off it.',
+  },
+  host_session_refused: {
+    family: 'conflict',
+    title: 'The sshd of the host refuses sessions',
+    nextStep: 'Set MaxSessions in its sshd_config, and in Match blocks for the user, to 1 at least, 10 as by default; reload sshd, then retry.',
+  },
+  host_forwarding_refused: {
+    family: 'conflict',
+    title: 'The sshd of the host does not forward for this login',
+    nextStep:
+      'As `detail` says: AllowTcpForwarding yes, PermitListen any and DisableForwarding no for the user, Match blocks too, and no `restrict` or `no-port-forwarding` before its key; reload sshd.',
   },
   host_sudo_failed: {
     family: 'conflict',
@@ -442,6 +459,12 @@ const definitions = {
     nextStep:
       "The package manager's own message is in `detail`. Dependencies that hosts lack must be in the repository's folder; see GET /v1/package-repositories.",
   },
+  host_packages_locked: {
+    family: 'conflict',
+    title: 'Another package manager is at work on the host',
+    nextStep:
+      'Wait for the end of the process that `detail` names (an upgrade that runs by itself, cloud-init), or see why it hangs; then retry. Nothing was installed.',
+  },
   host_command_failed: { family: 'conflict', title: 'A command on the host failed', nextStep: "The command's own message is in `detail`." },
   host_disk_full: {
     family: 'conflict',
@@ -458,6 +481,12 @@ const definitions = {
     family: 'conflict',
     title: 'The host is no longer as it was configured',
     nextStep: 'See `drift` of the host; POST /v1/host-configurations with action reapply puts it right.',
+  },
+  tunnel_exposed: {
+    family: 'conflict',
+    title: "The host's end of the tunnel would be open to its network, and was closed",
+    nextStep:
+      'Set GatewayPorts no in its sshd_config, Match blocks too, or take the drop-in off the unit that `detail` names; reload it, then retry. Nothing was answered through it.',
   },
   tunnel_failed: { family: 'unavailable', title: 'The tunnel is down', nextStep: 'See GET /v1/tunnels for the reason; it is tried again by itself.' },
   credential_invalid: {

@@ -2,6 +2,7 @@
 import type { AddressInfo, Socket } from 'node:net';
 import { text } from 'node:stream/consumers';
 import ssh2, { type Connection, type ServerChannel } from 'ssh2';
+import { printed, readCommand } from './ssh-command.js';
 import { sshKeyPair } from './ssh-keys.js';
 
 /** Numbers of messages. */
@@ -112,8 +113,8 @@ export interface HostileSshOptions {
   onLogin?: (host: HostileConnection) => void;
   /** Called when a port was asked for. */
   onForward?: (host: HostileConnection, port: number) => void;
-  /** Serves a command; by default it gets `answer`. */
-  onExec?: (channel: ServerChannel, command: string, host: HostileConnection) => void;
+  /** Serves a command, whose output is to have a mark; by default it gets `answer`. */
+  onExec?: (channel: ServerChannel, command: string, mark: string | undefined, host: HostileConnection) => void;
   /** What a command prints, given all of its input. */
   answer?: (command: string, input: string) => string | undefined;
 }
@@ -135,10 +136,10 @@ export async function startHostileSshServer(options: HostileSshOptions = {}): Pr
   const connections = new Set<HostileConnection>();
   const hostile = { options };
 
-  const serve = async (channel: ServerChannel, command: string) => {
+  const serve = async (channel: ServerChannel, command: string, mark: string | undefined) => {
     channel.on('error', () => undefined);
     const input = await text(channel).catch(() => '');
-    channel.write(hostile.options.answer?.(command, input) ?? '');
+    channel.write(printed(mark, hostile.options.answer?.(command, input) ?? ''));
     channel.exit(0);
     channel.end();
   };
@@ -153,11 +154,12 @@ export async function startHostileSshServer(options: HostileSshOptions = {}): Pr
       onLogin?.(host);
     });
     connection.on('session', (accept) =>
-      accept().on('exec', (acceptExec, _reject, { command }) => {
+      accept().on('exec', (acceptExec, _reject, { command: line }) => {
+        const { command, mark } = readCommand(line);
         commands.push(command);
         const channel = acceptExec();
-        if (hostile.options.onExec) hostile.options.onExec(channel, command, host);
-        else void serve(channel, command);
+        if (hostile.options.onExec) hostile.options.onExec(channel, command, mark, host);
+        else void serve(channel, command, mark);
       }),
     );
     connection.on('request', (accept, _reject, name, info) => {

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import ssh2, { type AuthContext, type Connection, type ServerChannel } from 'ssh2';
 import { tempDir } from './servers.js';
+import { printed, readCommand } from './ssh-command.js';
 import { sshKeyPair } from './ssh-keys.js';
 
 export interface SshServerOptions {
@@ -30,7 +31,7 @@ export interface SshServer extends AsyncDisposable {
   port: number;
   /** A public key line. */
   hostKey: string;
-  /** The commands that were run: what others see in the process list. */
+  /** The commands that were run. */
   commands: string[];
   stop(): Promise<void>;
 }
@@ -73,7 +74,8 @@ export async function startSshServer(options: SshServerOptions): Promise<SshServ
       return context.prompt([{ prompt: 'Code: ', echo: false }], () => context.reject());
     });
   };
-  const execute = async (command: string, channel: ServerChannel) => {
+  const execute = async (line: string, channel: ServerChannel) => {
+    const { command, mark } = readCommand(line);
     commands.push(command);
     const end = (code: number) => {
       channel.exit(code);
@@ -82,11 +84,11 @@ export async function startSshServer(options: SshServerOptions): Promise<SshServ
     const input = answer ? await text(channel) : undefined;
     const said = answer?.(command, input ?? '');
     if (said !== undefined) {
-      channel.write(said);
+      channel.write(printed(mark, said));
       return end(0);
     }
     const [program = 'sh', ...rest] = shell;
-    const child = spawn(program, [...rest, command], { env, stdio: 'pipe' });
+    const child = spawn(program, [...rest, line], { env, stdio: 'pipe' });
     children.add(child);
     // A command may end before it has read all of its input.
     child.stdin.on('error', () => undefined);
@@ -95,9 +97,11 @@ export async function startSshServer(options: SshServerOptions): Promise<SshServ
     child.stdout.pipe(channel, { end: false });
     child.stderr.pipe(channel.stderr, { end: false });
     child.once('error', () => end(127));
-    child.once('close', (code) => {
+    // As sshd does: the shell may end before what it has left running closes its outputs.
+    child.once('exit', (code) => channel.exit(code ?? 255));
+    child.once('close', () => {
       children.delete(child);
-      end(code ?? 255);
+      channel.end();
     });
   };
 

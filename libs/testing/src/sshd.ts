@@ -20,10 +20,12 @@ export interface Sshd extends CrashableServer {
   hostKeys: { ed25519: string; ecdsa: string; rsa: string };
   /** A new key that opens the login as well, as `ssh-keygen` writes it with these further arguments. */
   authorizedKey(...args: string[]): Promise<string>;
+  /** Puts options before the key that opens the login: see sshd(8). */
+  restrictKey(options: string): Promise<void>;
 }
 
-/** Starts sshd with fresh host keys; only the returned key may log in. */
-export async function startSshd(): Promise<Sshd> {
+/** Starts sshd with fresh host keys; only the returned key may log in. `settings` are lines of its configuration that go before all others. */
+export async function startSshd(settings: string[] = []): Promise<Sshd> {
   const dir = await tempDir('sshd');
   const keygen = async (name: string, ...args: string[]) => {
     await run('ssh-keygen', ['-q', '-C', name, '-f', join(dir.path, name), ...(args.includes('-N') ? [] : ['-N', '']), ...args]);
@@ -39,6 +41,7 @@ export async function startSshd(): Promise<Sshd> {
   await writeFile(join(dir.path, 'authorized_keys'), `${login.public}\n`);
   const port = await freePort();
   const config = [
+    ...settings,
     `ListenAddress 127.0.0.1:${port}`,
     `HostKey ${join(dir.path, 'host-ed25519')}`,
     `HostKey ${join(dir.path, 'host-ecdsa')}`,
@@ -78,6 +81,7 @@ export async function startSshd(): Promise<Sshd> {
       await appendFile(join(dir.path, 'authorized_keys'), `${key.public}\n`);
       return key.private;
     },
+    restrictKey: (options) => writeFile(join(dir.path, 'authorized_keys'), `${options} ${login.public}\n`),
     stop,
     kill: async () => {
       // As when the host goes away: the server, and its children that serve the open connections.

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
@@ -28,7 +29,7 @@ import type { Tunnel } from '../tunnel/tunnel.schema.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import { HostCheckEntity } from './host-check.entity.js';
 import type { Check, CreateHostCheck, HostCheck, HostCheckResult, Pull } from './host-check.schema.js';
-import { type Inspection, inspectHost } from './inspect-host.js';
+import { type Inspection, inspectHost, type Look } from './inspect-host.js';
 
 export const hostCheckJobType = 'host.check';
 const hostsAtOnce = 8;
@@ -38,11 +39,14 @@ const lookMs = 300_000;
 const pullMs = 7_200_000;
 const leadsSoonMs = 10_000;
 const ownPortMs = 3_000;
+const tryMs = 500;
 
 export interface InspectOptions {
   /** When its state is known already. */
   tunnel?: Tunnel | undefined;
   asksRegistry?: boolean;
+  /** Of a host that is to lose its tunnel nothing is tried. */
+  tries?: boolean;
 }
 
 /** Looks at hosts, and lets them pull, without changing them. */
@@ -150,14 +154,31 @@ export class HostCheckService {
   }
 
   /** Looks at a host and keeps what was found. Where its `tunnel` is up the host asks the registry through it, unless that is seen in another way. */
-  async inspect(host: Host, connection: SshConnection, signal: AbortSignal, { tunnel, asksRegistry = true }: InspectOptions = {}): Promise<Inspection> {
+  async inspect(
+    host: Host,
+    connection: SshConnection,
+    signal: AbortSignal,
+    { tunnel, asksRegistry = true, tries: isTried = true }: InspectOptions = {},
+  ): Promise<Inspection> {
     const { port } = this.config.registry;
-    const look = (ownsPort: boolean) => inspectHost(connection, { port, ownsPort, asksRegistry: ownsPort && asksRegistry, seenAt: now() }, signal);
-    let inspection = await look((tunnel ?? (await this.tunnels.find(host.id)))?.state === 'up');
+    const wanted = tunnel ?? (await this.tunnels.find(host.id));
+    const tries = isTried ? await this.triesFor(wanted) : { ports: [], sockets: false };
+    const look = (ownsPort: boolean) => inspectHost(connection, { port, ownsPort, asksRegistry: ownsPort && asksRegistry, tries, seenAt: now() }, signal);
+    let inspection = await look(wanted?.state === 'up');
     // What took the port may be our own tunnel, which came up meanwhile and has yet to say so.
     if (inspection.isPortTaken && (await this.tunnels.isUpWithin(host.id, signal, ownPortMs))) inspection = await look(true);
+    // Or another look at this host, which has just tried whether sshd lets us have it.
+    else if (inspection.isPortTaken && tries.ports.length > 0 && (await delay(tryMs, true, { signal }))) inspection = await look(false);
     await this.hosts.saveFacts(host.id, inspection.facts);
     return inspection;
+  }
+
+  /** What of a tunnel is tried on a host: nothing that its own tunnel proves, or is about to. Where the registry is elsewhere there is none. */
+  private async triesFor(tunnel: Tunnel | undefined): Promise<Look['tries']> {
+    const asked = await getRegistry({ client: this.clients.registry });
+    if (asked.data?.sockets === null) return { ports: [], sockets: false };
+    const { hostPort, packagePort } = this.tunnels.ports;
+    return { ports: tunnel ? [] : [hostPort, ...(packagePort === null ? [] : [packagePort])], sockets: tunnel?.state !== 'up' || tunnel.hostEnd !== 'socket' };
   }
 
   /** False when the tunnel is down, or is up and the host gets no answer: one that was taken over, or is of a worker that was killed, may be back in a moment. */

@@ -75,6 +75,10 @@ if [ -d /run/systemd/system ]; then
   for name in registry packages; do
     unit=airdock-$name.socket
     if [ -e "/etc/systemd/system/$unit" ] && [ -e "/etc/systemd/system/sockets.target.wants/$unit" ] && systemctl -q is-active "$unit"; then
+      # A drop-in can add addresses.
+      brief systemctl show -p Listen "$unit" | sed -n "s/^Listen[A-Za-z]*=\\([^ ]*\\).*/\\1/p" | while read -r address; do
+        case "$address" in 127.* | '[::1]:'*) ;; *) echo "exposed=$unit listens on $address" ;; esac
+      done
       sed -n "s/^ListenStream=127[.]0[.]0[.]1:\\([0-9]*\\)$/holds=$name \\1/p" "/etc/systemd/system/$unit"
     fi
   done
@@ -82,7 +86,7 @@ fi
 if [ -e /proc/net/if_inet6 ]; then echo ipv6=yes; fi
 echo "userId=\${SUDO_UID:-$(id -u)}"
 if has sshd; then
-  brief sshd -T -C "user=\${SUDO_USER:-$(id -un)},host=localhost,addr=127.0.0.1" | awk '$1 ~ /^(allowstreamlocalforwarding|disableforwarding|gatewayports)$/ {print $1 "=" $2}'
+  brief sshd -T -C "user=\${SUDO_USER:-$(id -un)},host=localhost,addr=127.0.0.1" | awk '$1 ~ /^(allowstreamlocalforwarding|disableforwarding)$/ {print $1 "=" $2}'
 fi
 }
 

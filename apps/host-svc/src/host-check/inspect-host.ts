@@ -1,7 +1,10 @@
-import { firstCommandMs, type SshConnection } from '@airdock/adapters/ssh/connection';
+import { firstCommandMs } from '@airdock/adapters/ssh/command-time';
+import type { SshConnection } from '@airdock/adapters/ssh/connection';
 import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import { type SystemFacts, systemFacts } from '@airdock/adapters/ssh/host-system';
-import { AppError } from '@airdock/core/errors';
+import { settingsOf } from '@airdock/adapters/ssh/sshd-look';
+import { mayBindSockets, tryPort } from '@airdock/adapters/ssh/tunnel';
+import { AppError, toProblem } from '@airdock/core/errors';
 import type { HeldPort, HostPorts } from '@airdock/core/host/held-port';
 import { packageFamily } from '@airdock/core/host/package-list';
 import type { HostFacts } from '../host/host.schema.js';
@@ -16,6 +19,8 @@ export interface Inspection {
   hasDocker: boolean;
   isPortTaken: boolean;
   ports: HostPorts;
+  /** Why a tunnel would not come up, as far as it was tried. */
+  refusal: AppError | undefined;
   /** Asked through our own tunnel the registry answers the host, or the host has nothing to ask with. Undefined where it was not asked. */
   leads: boolean | undefined;
 }
@@ -44,13 +49,15 @@ export interface Look {
   ownsPort: boolean;
   /** Let the host ask the registry through the tunnel. */
   asksRegistry: boolean;
+  /** What a tunnel will need of sshd is tried: ports, unless the host holds them, and sockets. */
+  tries: { ports: readonly number[]; sockets: boolean };
   seenAt: string;
 }
 
 /**
  * Looks at a host: how it is reached, what it is, what it has, and what is in the way. Changes nothing. Throws `host_sudo_failed`, `host_timeout`, and what breaks the connection.
  */
-export async function inspectHost(connection: SshConnection, { port, ownsPort, asksRegistry, seenAt }: Look, signal: AbortSignal): Promise<Inspection> {
+export async function inspectHost(connection: SshConnection, { port, ownsPort, asksRegistry, tries, seenAt }: Look, signal: AbortSignal): Promise<Inspection> {
   const elevation = await connection.elevation(signal);
   // Through sudo there is no way to Docker's API, and the script may as well ask.
   const knowsDocker = elevation === 'root';
@@ -67,6 +74,8 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const [output, dockerVersion] = await Promise.all([
     connection.run(['sh', '-s', '--', asksRegistry ? String(port) : '', knowsDocker ? 'yes' : ''], options),
     knowsDocker ? new DockerHost(connection, signal).version() : undefined,
+    // A second session, as configuring will want it.
+    connection.exec(['true'], { signal }),
   ]).finally(() => clearTimeout(timer));
   const values = parse(dockerVersion ? `docker=${dockerVersion}\n${output}` : output);
   const roundTripMs = (answeredAt ?? Date.now()) - askedAt;
@@ -74,8 +83,13 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const facts = factsOf(values, seenAt);
   const listening = new Set([...values.all('listens').map((hex) => Number.parseInt(hex, 16)), ...values.all('listensOn').map(Number)]);
   const ports = portsOf(values);
+  if (ports.holder && tries.sockets && !(await mayBindSockets(connection, signal))) Object.assign(ports, { holder: undefined, why: noSockets });
   const holdsPort = ports.held.some((held) => held.name === 'registry' && held.port === port);
   const isPortTaken = listening.has(port) && !ownsPort && !holdsPort;
+  const exposed = values.all('exposed');
+  const refusal = exposed[0]
+    ? new AppError('tunnel_exposed', { detail: `${connection.where}: ${exposed[0]}` })
+    : await tryPorts(connection, ports, tries.ports, listening);
   const programOn = new Map(values.all('program').map((line) => [Number(line.split(' ')[0]), line.slice(line.indexOf(' ') + 1)]));
   const byWhom = (taken: number) => `${taken}${programOn.has(taken) ? ` by ${programOn.get(taken)}` : ''}`;
   const taken = pmkPorts.filter((wanted) => listening.has(wanted) && wanted !== port);
@@ -85,6 +99,21 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const swapBytes = values.bytes('swapKiB');
 
   const found: Record<string, Found> = {
+    login: connection.noise
+      ? [
+          'warning',
+          `prints around every command: ${connection.noise}`,
+          'Let it print in interactive shells only, e.g. in .bashrc after `case $- in *i*) ;; *) return ;; esac`.',
+        ]
+      : ['pass', 'runs commands, and prints nothing else'],
+    sessions:
+      connection.sessions.limit === Number.POSITIVE_INFINITY
+        ? ['pass', 'several at a time']
+        : [
+            'warning',
+            `${connection.sessions.limit} at a time: ${await settingsOf(connection, 'sessions', signal)}`,
+            'Everything waits for everything else: set MaxSessions 10 in its sshd_config.',
+          ],
     ssh: ['pass', `${connection.where}, ${roundTripMs} ms`],
     sudo: ['pass', elevation],
     os: osOf(facts),
@@ -114,7 +143,10 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
       isPortTaken ? `taken: ${byWhom(port)}` : holdsPort ? 'held by the host for our tunnel' : ownsPort ? 'our tunnel' : 'free',
       `Find the program with \`ss -ltnp sport = :${port}\` on the host and stop it.`,
     ],
-    'port holder': holderFound(ports, values.text('gatewayports')),
+    'port holder': holderFound(ports),
+    forwarding: refusal
+      ? ['failure', String(refusal.details.detail), toProblem(refusal).nextStep]
+      : ['pass', tries.sockets || (!ports.holder && tries.ports.length > 0) ? 'sshd lets the tunnel listen, on the loopback of the host' : 'nothing to try'],
     ports:
       taken.length === 0
         ? ['pass', `those of PMK are free`]
@@ -150,6 +182,7 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
     hasDocker: facts.dockerVersion !== null,
     isPortTaken,
     ports,
+    refusal,
     leads: asksRegistry ? ['', '200'].includes(values.text('leads')) : undefined,
   };
 }
@@ -211,6 +244,27 @@ function osOf({ os, osVersion, architecture }: HostFacts): Found {
   return ['pass', seen];
 }
 
+const noSockets = 'its sshd does not allow stream local forwarding';
+
+/** What stands in the way of a tunnel on these ports. One that is taken is another matter, as is one that the host holds. Throws what breaks the connection. */
+async function tryPorts(
+  connection: SshConnection,
+  { holder }: HostPorts,
+  ports: readonly number[],
+  listening: ReadonlySet<number>,
+): Promise<AppError | undefined> {
+  for (const port of holder ? [] : ports) {
+    if (listening.has(port)) continue;
+    try {
+      await tryPort(connection, port);
+    } catch (error) {
+      if (error instanceof AppError && ['host_forwarding_refused', 'tunnel_exposed'].includes(error.code)) return error;
+      if (!(error instanceof AppError) || !['host_port_taken', 'tunnel_failed'].includes(error.code)) throw error;
+    }
+  }
+  return undefined;
+}
+
 function portsOf(values: Values): HostPorts {
   const held = values.all('holds').flatMap((line): HeldPort[] => {
     const [, name, port] = /^(registry|packages) (\d{1,5})$/.exec(line) ?? [];
@@ -224,20 +278,19 @@ function portsOf(values: Values): HostPorts {
     : !proxyd || userId === undefined
       ? 'it has no systemd-socket-proxyd'
       : isForbidden
-        ? 'its sshd does not allow stream local forwarding'
+        ? noSockets
         : '';
   const systemdVersion = Number.parseInt(values.text('systemdVersion'), 10) || 0;
   const holder = why || !proxyd || userId === undefined ? undefined : { proxyd, userId, systemdVersion, hasIpv6: values.text('ipv6') === 'yes' };
   return { holder, why, held };
 }
 
-function holderFound({ holder, why }: HostPorts, gatewayPorts: string): Found {
+function holderFound({ holder, why }: HostPorts): Found {
   if (holder) return ['pass', `systemd ${holder.systemdVersion}`];
-  const open = gatewayPorts === 'yes' ? '; GatewayPorts yes opens the ports to the network' : '';
   return [
     'warning',
-    `${why}: while the tunnel is down any user of the host can answer in its place${open}`,
-    'Boot the host with systemd, and set AllowStreamLocalForwarding yes and GatewayPorts no in its sshd_config; then configure the host again.',
+    `${why}: while the tunnel is down any user of the host can answer in its place`,
+    'Boot the host with systemd, and set AllowStreamLocalForwarding yes in its sshd_config; then configure the host again.',
   ];
 }
 

@@ -86,6 +86,7 @@ export class ConfigureHost {
     const inspection = await inspecting;
     const leads = inspection.leads ?? (await early) !== undefined;
     if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
+    if (inspection.refusal && hasTunnel) throw inspection.refusal;
     // Whether there is a container runtime is the matter of a later step.
     const failures = inspection.checks.filter(({ name, status }) => status === 'failure' && name !== 'docker');
     if (failures.length > 0)

@@ -1,4 +1,5 @@
 import type { HostFile } from '@airdock/adapters/ssh/host-files';
+import { assertHeldLocally } from '@airdock/adapters/ssh/sshd-look';
 import { AppError } from '@airdock/core/errors';
 import { type HeldPort, type HostPorts, renderHeldPorts, socketFolder, socketUnitOf, tmpfilesPath, unitFolder, unitOf } from '@airdock/core/host/held-port';
 import { isOwn } from '@airdock/core/host/host-file';
@@ -69,7 +70,7 @@ export class HeldPorts {
     return [...changed, ...gone];
   }
 
-  /** The host listens, once whatever held the ports before has let go. Throws `host_port_taken`. */
+  /** The host listens, once whatever held the ports before has let go, and on its loopback only. Throws `host_port_taken`, `tunnel_exposed`. */
   async listen(): Promise<void> {
     if (this.steps.dryRun) return;
     for (const held of this.restarts) {
@@ -83,6 +84,7 @@ export class HeldPorts {
         throw new AppError('host_port_taken', { detail: `${unit} does not get port ${held.port}: ${stderr.trim().slice(-300)}`, port: held.port });
     }
     this.restarts = [];
+    if (this.hostEnd === 'socket') for (const held of this.wanted) await assertHeldLocally(this.steps.connection, held, this.steps.signal);
   }
 
   /** Takes the units off the host, and gives their ports up. */

@@ -52,6 +52,7 @@ export class UnconfigureHost {
     steps.files.readAhead(heldPortFiles());
     const given = await new HeldPorts(steps, noPorts, this.tunnels.ports).takeBack();
     note('tunnel', steps.outcome([...closed, ...given], 'the tunnel to the DU'));
+    if (connection.noise) result.warnings.push(`login: prints around every command: ${connection.noise}`);
     if (!dryRun) await this.hosts.saveUnconfigured(host.id, left);
   }
 
@@ -59,7 +60,7 @@ export class UnconfigureHost {
   private async closeTunnel(host: Host, connection: SshConnection, warnings: string[], signal: AbortSignal): Promise<void> {
     await this.tunnels.remove(host.id);
     const deadline = Date.now() + closeMs;
-    while ((await this.checks.inspect(host, connection, signal)).isPortTaken) {
+    while ((await this.checks.inspect(host, connection, signal, { tries: false })).isPortTaken) {
       if (Date.now() > deadline) return void warnings.push(`something still listens on the registry port after ${closeMs / 1000} s`);
       await delay(200, undefined, { signal });
     }

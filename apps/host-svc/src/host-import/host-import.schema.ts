@@ -6,6 +6,13 @@ export const CreateHostImport = z
   .strictObject({
     format: z.enum(inventoryFormats).describe("ini is Ansible's; yaml is a list of hosts, or Ansible's groups"),
     content: z.string().min(1).max(1_000_000).describe('The inventory; at most 5,000 hosts, and no passwords'),
+    groupLabels: z
+      .array(z.string().min(1).max(200))
+      .max(100)
+      .optional()
+      .describe(
+        "Of Ansible's groups those that become labels of their hosts, `ansible-group/NAME`; `*` stands for any text. By default all, the nearest first, while there is room",
+      ),
     defaults: z
       .strictObject({
         credentialId: z.uuid().optional(),
@@ -17,7 +24,7 @@ export const CreateHostImport = z
       .prefault({})
       .describe('Of new hosts, where the inventory says nothing. Hosts that are there keep what it does not say'),
     dryRun: z.boolean().default(false).describe('Say what would be done, and change nothing'),
-    partial: z.boolean().default(false).describe('Register the hosts that can be, and leave out the others'),
+    partial: z.boolean().default(false).describe('Register the hosts that can be, and leave out the others, lines that cannot be read too'),
   })
   .meta({ id: 'CreateHostImport' });
 export type CreateHostImport = z.infer<typeof CreateHostImport>;
@@ -36,6 +43,14 @@ export type ImportedHost = z.infer<typeof ImportedHost>;
 const count = z.number().int();
 
 export const HostImport = z
-  .object({ dryRun: z.boolean(), created: count, updated: count, unchanged: count, refused: count, hosts: z.array(ImportedHost) })
+  .object({
+    dryRun: z.boolean(),
+    created: count,
+    updated: count,
+    unchanged: count,
+    refused: count,
+    hosts: z.array(ImportedHost),
+    warnings: z.array(z.string()),
+  })
   .meta({ id: 'HostImport' });
 export type HostImport = z.infer<typeof HostImport>;

@@ -12,6 +12,7 @@ import type { CreateHostImport, HostImport, ImportedHost } from './host-import.s
 
 const maxAttempts = 3;
 const maxRefusedShown = 100;
+const maxNamed = 10;
 
 type Defaults = CreateHostImport['defaults'];
 /** What becomes of one host: a change, nothing, or why not. */
@@ -26,8 +27,8 @@ export class HostImportService {
   ) {}
 
   /** Throws `inventory_invalid`, `inventory_refused` with the hosts that are, `resource_not_found` and `jump_host_invalid` for the defaults. */
-  async create({ format, content, defaults, dryRun, partial }: CreateHostImport): Promise<HostImport> {
-    const entries = await readInventory(format, content);
+  async create({ format, content, groupLabels, defaults, dryRun, partial }: CreateHostImport): Promise<HostImport> {
+    const entries = await readInventory(format, content, { groupLabels, partial });
     const credential = defaults.credentialId ? await this.credentials.get(defaults.credentialId) : undefined;
     if (defaults.jumpHostId) await this.hosts.assertJumpsLead(newId(), defaults.jumpHostId);
     const credentials = await this.credentials.byNames([...new Set(entries.flatMap((entry) => entry.credential ?? []))]);
@@ -58,6 +59,7 @@ export class HostImportService {
         return toResource(
           dryRun,
           plans.map((plan, index) => toItem(entries[index], plan, ids)),
+          warningsOf(entries),
         );
       // Someone registered or removed one of the hosts meanwhile.
       if (attempt === maxAttempts) throw new AppError('dependency_unavailable', { detail: 'the hosts change too fast' });
@@ -136,7 +138,18 @@ function toItem(entry: InventoryHost | undefined, plan: Plan, ids = new Map<stri
   return { line, name, outcome: 'created', hostId: ids.get(name) ?? null, problem: null };
 }
 
-function toResource(dryRun: boolean, hosts: ImportedHost[]): HostImport {
+/** Of hosts that are in more groups than they can have labels. */
+function warningsOf(entries: InventoryHost[]): string[] {
+  const crowded = entries.filter(({ groupsWithoutLabel = 0 }) => groupsWithoutLabel > 0);
+  const [first] = crowded;
+  if (!first) return [];
+  const names = crowded.slice(0, maxNamed).map(({ name, groupsWithoutLabel }) => `${name} (${groupsWithoutLabel})`);
+  return [
+    `groups that did not become labels, since a host can have 64; say which do with groupLabels: ${names.join(', ')}${crowded.length > maxNamed ? ', …' : ''}`,
+  ];
+}
+
+function toResource(dryRun: boolean, hosts: ImportedHost[], warnings: string[]): HostImport {
   const count = (wanted: ImportedHost['outcome']) => hosts.filter(({ outcome }) => outcome === wanted).length;
-  return { dryRun, created: count('created'), updated: count('updated'), unchanged: count('unchanged'), refused: count('refused'), hosts };
+  return { dryRun, created: count('created'), updated: count('updated'), unchanged: count('unchanged'), refused: count('refused'), hosts, warnings };
 }

@@ -2,6 +2,7 @@ import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 import { maxChannels } from '@airdock/adapters/ssh/connect';
 import type { SshConnection } from '@airdock/adapters/ssh/connection';
+import { assertHeldLocally } from '@airdock/adapters/ssh/sshd-look';
 import { endSession, type Tunnel as OpenTunnel, openTunnel, publishMs, sessionOf, type TunnelOptions } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { type HeldPort, hostSocketOf } from '@airdock/core/host/held-port';
@@ -123,12 +124,14 @@ export class TunnelSupervisor extends BackgroundLoop {
 
   /** The host's sockets lead here from now on, if the tunnel is still ours: of two workers only one may do that. What our last connection still serves ends. */
   private async publish(
-    { id }: TunnelEntity,
+    { id, hostPort, packagePort }: TunnelEntity,
     connection: SshConnection,
     forwards: readonly OpenTunnel[],
     { last, own }: { last: string | null; own: string | undefined },
     stop: AbortSignal,
   ): Promise<void> {
+    await assertHeldLocally(connection, { name: 'registry', port: hostPort }, stop);
+    if (packagePort !== null) await assertHeldLocally(connection, { name: 'packages', port: packagePort }, stop);
     if (!(await this.tunnels.isHeldFor(id, this.owner, publishMs))) throw new AppError('tunnel_failed', { detail: 'another worker keeps the tunnel now' });
     for (const forward of forwards) await forward.publish(stop);
     if (last && last !== own) await endSession(connection, last, stop);

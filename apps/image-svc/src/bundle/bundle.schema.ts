@@ -1,3 +1,4 @@
+import { maxChecksumLength } from '@airdock/core/checksum';
 import { pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 import { PushPlan } from '../push/push.schema.js';
@@ -49,9 +50,11 @@ export const CreateBundle = z
       .describe('A finished upload'),
     sha256: z
       .string()
-      .regex(/^[0-9a-f]{64}$/)
+      .max(maxChecksumLength)
       .optional()
-      .describe('Of the whole file, or of its parts in their order; checked before anything else. An upload may declare it too'),
+      .describe(
+        'Of the whole file, or of its parts in their order; checked before anything else. As 64 hex digits, or the text of a file of checksums: sha256sum, openssl, Get-FileHash, certutil. An upload may declare it too',
+      ),
     names: z
       .record(z.string().min(1).max(128), z.union([z.string().max(512), z.array(z.string().max(512)).min(1).max(100)]))
       .optional()

@@ -7,6 +7,7 @@ import { writeDockerArchive } from '@airdock/adapters/oci-client/docker-archive-
 import { createPooledDigest } from '@airdock/adapters/oci-client/hash-pool';
 import type { ImageSource, SourceImage, UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import { findParts, JoinedFile } from '@airdock/adapters/oci-client/joined-file';
+import { findSha256 } from '@airdock/core/checksum';
 import { AppError } from '@airdock/core/errors';
 import { digestHex } from '@airdock/core/oci/digest';
 import { formatPlatform } from '@airdock/core/oci/manifest';
@@ -51,13 +52,16 @@ export class BundleService {
     this.workDir = join(config.dataDir, 'image', 'work');
   }
 
-  /** Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`, `reference_invalid`. */
+  /** Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`, `reference_invalid`, `request_invalid` for the checksum. */
   async create(request: JobRequest, { path, uploadId, sha256, names, strict }: CreateBundle): Promise<Job> {
     for (const reference of Object.values(names ?? {}).flat()) parseReference(reference);
     const file = path !== undefined ? await this.resolvePath(path) : await this.uploads.finishedPath(uploadId ?? '');
     const { size, fingerprint, isAllowed } = await fingerprintOf(file);
     if (!isAllowed) throw new AppError('bundle_not_found', { detail: `${path} is neither a file nor a folder` });
     const name = path !== undefined ? basename(file) : await this.uploads.nameOf(uploadId ?? '');
+    const declared = sha256 === undefined ? undefined : findSha256(sha256, name);
+    if (sha256 !== undefined && !declared)
+      throw new AppError('request_invalid', { detail: `sha256: no SHA-256 of 64 hex digits, or of several files and none is ${name}` });
     const id = newId();
     const row = columns<BundleEntity>({
       id,
@@ -67,7 +71,7 @@ export class BundleService {
       sizeBytes: String(size),
       fingerprint,
       names: names ?? {},
-      sha256: sha256 ?? (uploadId === undefined ? null : await this.uploads.declaredSha256(uploadId)),
+      sha256: declared ?? (uploadId === undefined ? null : await this.uploads.declaredSha256(uploadId)),
       format: null,
       images: null,
       unusable: null,

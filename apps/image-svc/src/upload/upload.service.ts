@@ -1,6 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { findSha256 } from '@airdock/core/checksum';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
@@ -27,10 +28,12 @@ export class UploadService {
       datastore: this.store,
       onUploadCreate: async (_request, { metadata }) => {
         const sha256 = metadata?.sha256;
-        if (sha256 && !/^[0-9a-f]{64}$/.test(sha256)) throw { status_code: 400, body: 'sha256 in Upload-Metadata is not 64 hex digits' };
+        if (sha256 && !findSha256(sha256, metadata?.filename ?? undefined))
+          throw { status_code: 400, body: 'sha256 in Upload-Metadata has no SHA-256 of 64 hex digits for this file' };
         // A file name goes into rows and answers.
-        for (const value of Object.values(metadata ?? {}))
-          if (value && /[\p{Cc}\p{Zl}\p{Zp}]/u.test(value)) throw { status_code: 400, body: 'a text in Upload-Metadata has control characters' };
+        for (const [key, value] of Object.entries(metadata ?? {}))
+          if (key !== 'sha256' && value && /[\p{Cc}\p{Zl}\p{Zp}]/u.test(value))
+            throw { status_code: 400, body: 'a text in Upload-Metadata has control characters' };
         return {};
       },
       onResponseError: (_request, error) => {
@@ -60,9 +63,10 @@ export class UploadService {
     return (await this.find(id)).metadata?.filename?.slice(0, 200) ?? id;
   }
 
-  /** What the client says the whole file has: `sha256` in Upload-Metadata, as hex. */
+  /** What the client says the whole file has: `sha256` in Upload-Metadata. */
   async declaredSha256(id: string): Promise<string | null> {
-    return (await this.find(id)).metadata?.sha256 ?? null;
+    const { metadata } = await this.find(id);
+    return findSha256(metadata?.sha256 ?? '', metadata?.filename ?? undefined) ?? null;
   }
 
   async remove(id: string): Promise<void> {

@@ -1,6 +1,9 @@
+import { isIPv6 } from 'node:net';
+import { AppError } from '@airdock/core/errors';
 import {
   hostName,
   type InventoryHost,
+  type InventoryOptions,
   invalid,
   isRecord,
   isSecret,
@@ -28,7 +31,11 @@ const maxGroups = 2000;
 const maxVisits = 20_000;
 // Also bounds the work: a few ranges in many groups are a small text.
 const maxMemberships = 100_000;
-const maxGroupsOfHost = 100;
+/** Of hosts in groups and in the groups above them. */
+const maxInherited = 2_000_000;
+/** As many as a host may have. */
+const maxLabels = 64;
+const groupName = /^[^:\]\s]{1,200}$/;
 
 /** The variables that Airdock takes. Others are for Ansible's playbooks, and left alone, but for secrets. */
 const taken = new Set([
@@ -45,11 +52,15 @@ export class AnsibleInventory {
   private readonly groups = new Map<string, Group>([['all', newGroup()]]);
   private memberships = 0;
   private readonly found = new Map<string, { line: number; variables: Variables }>();
+  private readonly odd: InventoryHost[] = [];
 
-  /** Throws `inventory_invalid`. */
+  constructor(private readonly options: InventoryOptions = {}) {}
+
+  /** Throws `inventory_invalid`; with `partial` a line that cannot be read is a host that cannot be used. */
   addIni(content: string): void {
     let group = 'all';
     let kind = 'hosts';
+    let oddSection: number | undefined;
     for (const [index, raw] of content
       .replace(/^\uFEFF/, '')
       .split(/\r?\n/)
@@ -57,20 +68,38 @@ export class AnsibleInventory {
       const line = index + 1;
       const text = raw.trim();
       if (text === '' || text.startsWith('#') || text.startsWith(';')) continue;
-      const section = /^\[([A-Za-z0-9_.-]{1,200})(?::(vars|children|hosts))?\]\s*(?:[#;].*)?$/.exec(text);
-      if (section) {
-        group = section[1] === 'ungrouped' ? 'all' : (section[1] ?? 'all');
-        kind = section[2] ?? 'hosts';
-        this.group(group);
-      } else if (kind === 'vars') {
-        const [, key, value = ''] = /^([A-Za-z_][A-Za-z0-9_]{0,99})\s*=\s*(.*)$/.exec(text) ?? [];
-        if (!key) throw invalid(line, 'no variable: write name=value');
-        if (isTaken(key)) this.group(group).variables.set(key, { text: value.replace(/^(["'])(.*)\1$/, '$2'), line });
-      } else {
-        const [pattern = '', ...rest] = words(text, line);
-        if (kind === 'children') this.addChild(group, rest.length === 0 ? pattern : '', line);
-        else this.addHosts(group, pattern, variablesOf(rest, line), line);
-      }
+      this.tolerate(line, () => {
+        const section = /^\[([^:\]\s]{1,200})(?::(vars|children|hosts))?\]\s*(?:[#;].*)?$/.exec(text);
+        if (section) {
+          oddSection = undefined;
+          group = section[1] === 'ungrouped' ? 'all' : (section[1] ?? 'all');
+          kind = section[2] ?? 'hosts';
+          this.group(group);
+        } else if (text.startsWith('[') && text.endsWith(']')) {
+          oddSection = line;
+          throw invalid(line, 'no name of a section');
+        } else if (oddSection !== undefined) throw invalid(line, `the section in line ${oddSection} cannot be read`);
+        else if (kind === 'vars') {
+          const at = text.indexOf('=');
+          const key = text.slice(0, Math.max(0, at)).trim();
+          if (key === '') throw invalid(line, 'no variable: write name=value');
+          if (isTaken(key)) this.group(group).variables.set(key, { text: literal(text.slice(at + 1).trim()), line });
+        } else {
+          const [pattern = '', ...rest] = words(text, line);
+          if (kind === 'children') this.addChild(group, rest.length === 0 ? pattern : '', line);
+          else this.addHosts(group, pattern, variablesOf(rest, line), line);
+        }
+      });
+    }
+  }
+
+  /** What cannot be read there is named, and the rest goes on, where that is wanted. */
+  private tolerate(line: number, read: () => void): void {
+    try {
+      read();
+    } catch (error) {
+      if (!this.options.partial || !(error instanceof AppError) || this.odd.length >= maxHosts) throw error;
+      this.odd.push({ line, name: '', labels: {}, problem: String(error.details.detail).replace(/^line \d+: /, '') });
     }
   }
 
@@ -95,7 +124,9 @@ export class AnsibleInventory {
       for (const [key, variable] of variablesIn(part('vars'), [...path, 'vars'])) group.variables.set(key, variable);
       for (const [pattern, variables] of part('hosts')) {
         const at = [...path, 'hosts', pattern];
-        this.addHosts(name, pattern, new Map(variablesIn(isRecord(variables) ? Object.entries(variables) : [], at)), lineAt(at));
+        this.tolerate(lineAt(at), () =>
+          this.addHosts(name, pattern, new Map(variablesIn(isRecord(variables) ? Object.entries(variables) : [], at)), lineAt(at)),
+        );
       }
       for (const [child, found] of part('children')) {
         this.addChild(name, child, lineAt([...path, 'children', child]));
@@ -127,20 +158,23 @@ export class AnsibleInventory {
         else direct.set(host, [name]);
       }
     }
-    return [...this.found].map(([name, { line, variables }]) => {
+    let inherited = 0;
+    const isWanted = wantedGroups(this.options.groupLabels);
+    const hosts = [...this.found].map(([name, { line, variables }]) => {
       const groups = new Set(['all']);
       const add = (group: string): void => {
         if (group !== 'all' && groups.has(group)) return;
         groups.add(group);
-        if (groups.size > maxGroupsOfHost) throw invalid(line, `a host in more than ${maxGroupsOfHost} groups`);
+        if (++inherited > maxInherited) throw invalid(line, `more than ${maxInherited} times a host in a group`);
         for (const parent of parents.get(group) ?? []) add(parent);
       };
       for (const group of direct.get(name) ?? []) add(group);
       // The nearer group wins, and the host over all.
       const ordered = [...groups].sort((a, b) => (depths.get(a) ?? 0) - (depths.get(b) ?? 0) || (a < b ? -1 : 1));
       const all: Variables = new Map([...ordered.flatMap((group) => [...(this.groups.get(group)?.variables ?? [])]), ...variables]);
-      return toHost(name, line, all, ordered);
+      return toHost(name, line, all, ordered, isWanted);
     });
+    return [...hosts, ...this.odd];
   }
 
   private group(name: string): Group {
@@ -151,7 +185,7 @@ export class AnsibleInventory {
   }
 
   private addChild(parent: string, child: string, line: number): void {
-    if (!/^[A-Za-z0-9_.-]{1,200}$/.test(child)) throw invalid(line, 'no name of a group');
+    if (!groupName.test(child)) throw invalid(line, 'no name of a group');
     this.group(child);
     this.group(parent).children.add(child);
   }
@@ -170,33 +204,71 @@ export class AnsibleInventory {
   }
 }
 
+/** Which groups become labels, by names that may have `*` in them; all of them where nothing is said. */
+function wantedGroups(patterns: readonly string[] = ['*']): (group: string) => boolean {
+  const known = new Map<string, boolean>();
+  // `*` as the only one that is not literal, and one after the other no more than one: linear in what it is held against.
+  const parts = patterns.map((pattern) => pattern.split('*'));
+  const matches = (group: string, [first = '', ...rest]: string[]): boolean => {
+    if (rest.length === 0) return group === first;
+    if (!group.startsWith(first)) return false;
+    let at = first.length;
+    const last = rest.pop() ?? '';
+    for (const part of rest) {
+      const found = group.indexOf(part, at);
+      if (found < 0) return false;
+      at = found + part.length;
+    }
+    return group.length - last.length >= at && group.endsWith(last);
+  };
+  return (group) => {
+    const seen = known.get(group) ?? parts.some((one) => matches(group, one));
+    known.set(group, seen);
+    return seen;
+  };
+}
+
+/** As Ansible reads a value: numbers and quoted texts are those of Python, which a comment may follow; everything else is what stands there, with what looks like a comment. */
+function literal(text: string): string {
+  const [, quoted, , whole] = /^((["'])((?:(?!\2)[^\\])*)\2|[+-]?\d{1,20})\s*(?:#.*)?$/.exec(text) ?? [];
+  return whole ?? quoted ?? text;
+}
+
 const newGroup = (): Group => ({ hosts: new Set(), children: new Set(), variables: new Map() });
 
-function toHost(name: string, line: number, variables: Variables, groups: string[]): InventoryHost {
+function toHost(name: string, line: number, variables: Variables, groups: string[], isWanted: (group: string) => boolean): InventoryHost {
   const first = (...keys: string[]): string | undefined => keys.map((key) => variables.get(key)?.text).find((text) => text !== undefined && text !== '');
   const secrets = [...variables].flatMap(([key, variable]) => (variable.text === '' ? [] : (secretProblem(key, variable.line) ?? [])));
   const isProxied = ['ansible_ssh_common_args', 'ansible_ssh_extra_args', 'ansible_ssh_args'].some((key) => /Proxy(?:Jump|Command)|-J/.test(first(key) ?? ''));
   const connection = first('ansible_connection') ?? 'ssh';
   const problems = [
     ...secrets,
-    ...(hostName(name) ? [] : ['this is no name of a host']),
+    ...(hostName(nameOf(name)) ? [] : ['this is no name of a host']),
     ...(['ssh', 'smart', 'paramiko'].includes(connection) ? [] : ['ansible_connection is not ssh']),
     ...(isProxied ? ['its SSH arguments ask for a proxy: take them out, and give the jump host as defaults.jumpHostId'] : []),
   ];
   const port = first('ansible_port', 'ansible_ssh_port');
-  const inGroups = groups.filter((group) => group !== 'all' && group !== 'ungrouped').map((group) => [`ansible-group/${labelName(group)}`, '']);
+  const own = parseLabelList(first('airdock_labels') ?? '');
+  const wanted = groups.filter((group) => group !== 'all' && group !== 'ungrouped' && isWanted(group)).map((group) => `ansible-group/${labelName(group)}`);
+  // The nearest, which are last, where there is not room for all.
+  const all = [...new Set(wanted)];
+  const kept = all.slice(Math.max(0, all.length - Math.max(0, maxLabels - Object.keys(own).length)));
   return {
     line,
-    name: hostName(name),
-    address: first('ansible_host', 'ansible_ssh_host'),
+    name: hostName(nameOf(name)),
+    address: first('ansible_host', 'ansible_ssh_host') ?? (isIPv6(name) ? name : undefined),
     port: port === undefined ? undefined : portNumber(port),
     user: first('ansible_user', 'ansible_ssh_user'),
     credential: first('airdock_credential'),
     hostKey: first('airdock_host_key'),
-    labels: { ...(Object.fromEntries(inGroups) as Record<string, string>), ...parseLabelList(first('airdock_labels') ?? '') },
+    labels: { ...(Object.fromEntries(kept.map((label) => [label, ''])) as Record<string, string>), ...own },
+    groupsWithoutLabel: all.length - kept.length,
     problem: problems[0],
   };
 }
+
+/** IPv6 addresses name hosts too: with `-` in place of `:` they are names here. */
+const nameOf = (name: string): string => (isIPv6(name) ? name.replaceAll(':', '-').replace(/^-+/, '').replace(/-+$/, '') : name);
 
 /** A group's name as that of a label, which begins and ends with a letter or digit. */
 const labelName = (group: string): string =>
@@ -232,6 +304,9 @@ function rangeOf(text: string, line: number): string[] {
 
 /** `name:22`; the colons of ranges and of IPv6 addresses are none of ports. */
 function splitPort(pattern: string): { range: string; port?: string } {
+  const [, address = '', own] = /^\[([0-9A-Fa-f:.]{2,45})\](?::(\d{1,5}))?$/.exec(pattern) ?? [];
+  if (isIPv6(address)) return { range: address, ...(own === undefined ? {} : { port: own }) };
+  if (isIPv6(pattern)) return { range: pattern };
   const rest = pattern.slice(pattern.lastIndexOf(']') + 1);
   const port = /^[^:]*:(\d{1,5})$/.exec(rest)?.[1];
   return port === undefined ? { range: pattern } : { range: pattern.slice(0, -port.length - 1), port };
@@ -241,15 +316,15 @@ function variablesOf(pairs: string[], line: number): Variables {
   const variables = new Map(
     pairs.map((pair): [string, Variable] => {
       const at = pair.indexOf('=');
-      if (!/^[A-Za-z_][A-Za-z0-9_]{0,99}$/.test(pair.slice(0, Math.max(0, at)))) throw invalid(line, 'after the name of a host come variables: name=value');
-      return [pair.slice(0, at), { text: pair.slice(at + 1), line }];
+      if (at < 1) throw invalid(line, 'after the name of a host come variables: name=value');
+      return [pair.slice(0, at), { text: literal(pair.slice(at + 1)), line }];
     }),
   );
   for (const key of variables.keys()) if (!isTaken(key)) variables.delete(key);
   return variables;
 }
 
-/** Splits as a shell would: quotes hold a word together, `#` at the begin of a word begins a comment. */
+/** Splits as Python's shlex does: quotes hold a word together, `#` outside of them begins a comment, a backslash in double quotes is one unless it stands before a quote or another. */
 function words(text: string, line: number): string[] {
   const found: string[] = [];
   let word: string | undefined;
@@ -258,14 +333,14 @@ function words(text: string, line: number): string[] {
     const char = text.charAt(index);
     if (quote) {
       if (char === quote) quote = '';
-      else word += char === '\\' && quote === '"' ? text.charAt(++index) : char;
+      else word += char === '\\' && quote === '"' && /["\\]/.test(text.charAt(index + 1)) ? text.charAt(++index) : char;
     } else if (char === '"' || char === "'") {
       quote = char;
       word ??= '';
     } else if (/\s/.test(char)) {
       if (word !== undefined) found.push(word);
       word = undefined;
-    } else if (char === '#' && word === undefined) break;
+    } else if (char === '#') break;
     else word = (word ?? '') + (char === '\\' ? text.charAt(++index) : char);
   }
   if (quote) throw invalid(line, 'a quote is not closed');

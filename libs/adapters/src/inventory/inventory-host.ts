@@ -14,8 +14,17 @@ export interface InventoryHost {
   credential?: string | undefined;
   hostKey?: string | undefined;
   labels: Record<string, string>;
+  /** Groups that did not become labels, since a host has no room for so many. */
+  groupsWithoutLabel?: number | undefined;
   /** Why it cannot be used. */
   problem?: string | undefined;
+}
+
+export interface InventoryOptions {
+  /** Names of Ansible's groups that become labels, with `*` for any text; default: all. */
+  groupLabels?: readonly string[] | undefined;
+  /** A line that cannot be read is a host that cannot be used, and the others are read. */
+  partial?: boolean | undefined;
 }
 
 export const maxHosts = 5000;

@@ -1,11 +1,11 @@
 /** Parses one inventory in a thread of its own, for `read-inventory.ts`. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { toProblem } from '@airdock/core/errors';
-import { type InventoryFormat, parseInventory } from './inventory.js';
+import { type InventoryFormat, type InventoryOptions, parseInventory } from './inventory.js';
 
-const { format, content } = workerData as { format: InventoryFormat; content: string };
+const { format, content, options } = workerData as { format: InventoryFormat; content: string; options: InventoryOptions };
 try {
-  parentPort?.postMessage({ hosts: parseInventory(format, content) });
+  parentPort?.postMessage({ hosts: parseInventory(format, content, options) });
 } catch (error) {
   parentPort?.postMessage({ problem: toProblem(error) });
 }

@@ -6,19 +6,34 @@ import { AppError } from '@airdock/core/errors';
 import { CsvError, type Info, parse } from 'csv-parse/sync';
 import { isScalar, LineCounter, parseDocument, visit } from 'yaml';
 import { AnsibleInventory } from './ansible.js';
-import { hostName, type InventoryHost, invalid, isRecord, maxHosts, parseLabelList, portNumber, scalarText, secretProblem } from './inventory-host.js';
+import {
+  hostName,
+  type InventoryHost,
+  type InventoryOptions,
+  invalid,
+  isRecord,
+  maxHosts,
+  parseLabelList,
+  portNumber,
+  scalarText,
+  secretProblem,
+} from './inventory-host.js';
 
-export type { InventoryHost };
+export type { InventoryHost, InventoryOptions };
 
 export const inventoryFormats = ['csv', 'yaml', 'ini'] as const;
 export type InventoryFormat = (typeof inventoryFormats)[number];
 
 /** Throws `inventory_invalid`, with `line` where that is known. */
-export function parseInventory(format: InventoryFormat, content: string): InventoryHost[] {
-  const hosts = { csv: parseCsv, yaml: parseYaml, ini: parseIni }[format](content);
+export function parseInventory(format: InventoryFormat, content: string, options: InventoryOptions = {}): InventoryHost[] {
+  const hosts = { csv: parseCsv, yaml: parseYaml, ini: parseIni }[format](plainText(content), options);
   if (hosts.length > maxHosts) throw invalid(undefined, `more than ${maxHosts} hosts`);
   return hosts;
 }
+
+/** What was UTF-16, as Excel and PowerShell write it, and was read as single bytes or as UTF-8: its zeros are of no use, nor what its mark has become. */
+const plainText = (content: string): string =>
+  content.includes('\0') ? content.replace(/^(?:\uFFFD{1,2}|\u00FF\u00FE|\u00FE\u00FF|\uFEFF)/, '').replaceAll('\0', '') : content.replace(/^\uFEFF/, '');
 
 const fields = ['name', 'address', 'port', 'user', 'credential', 'hostkey', 'labels'] as const;
 const normalized = (key: string) => key.trim().toLowerCase().replaceAll(/[_-]/g, '');
@@ -50,32 +65,88 @@ function fromFields(line: number, values: [key: string, text: string][]): Invent
   };
 }
 
-/** A header line, and a line for each host. Throws `inventory_invalid`. */
-function parseCsv(content: string): InventoryHost[] {
+/** What stands between the columns: `sep=;` says it to Excel, else what parts the most names in the header. */
+function delimiterOf(content: string): { delimiter: string; from: number } {
+  const [said, delimiter] = /^sep=([,;\t|])\r?\n/i.exec(content) ?? [];
+  if (said !== undefined && delimiter !== undefined) return { delimiter, from: 2 };
+  const [header = ''] = content
+    .slice(0, 20_000)
+    .trimStart()
+    .split(/[\r\n]/, 1);
+  const namesWith = (one: string) => header.split(one).filter((key) => fields.some((field) => field === normalized(key.replaceAll('"', '')))).length;
+  const [best = ','] = [',', ';', '\t', '|'].sort((a, b) => namesWith(b) - namesWith(a));
+  return { delimiter: best, from: 1 };
+}
+
+interface CsvRecord {
+  line: number;
+  record: string[];
+}
+
+/** The records of a table; with `odd` each line by itself where the whole is none: a quote that is not closed would take all that follows with it. */
+function recordsOf(content: string, delimiter: string, firstLine: number, odd?: InventoryHost[]): CsvRecord[] {
+  const options = { delimiter, info: true, skip_empty_lines: true, trim: true, max_record_size: 20_000, to: maxHosts + 2, relax_column_count: true } as const;
+  const parsed = (text: string, from: number) =>
+    (parse(text, options) as unknown as { info: Info; record: string[] }[]).map(({ info, record }): CsvRecord => ({ line: info.lines + from - 1, record }));
   try {
-    const options = { bom: true, info: true, skip_empty_lines: true, trim: true, max_record_size: 20_000, to: maxHosts + 2 } as const;
-    const [header, ...rows] = parse(content, options) as unknown as { info: Info; record: string[] }[];
+    return parsed(content, firstLine);
+  } catch (error) {
+    if (!odd || !(error instanceof CsvError)) throw error;
+  }
+  return content.split('\n', maxHosts + 2).flatMap((text, index) => {
+    try {
+      return parsed(text, firstLine + index);
+    } catch (error) {
+      if (!(error instanceof CsvError)) throw error;
+      odd.push({ line: firstLine + index, name: '', labels: {}, problem: problemOf(error) });
+      return [];
+    }
+  });
+}
+
+/** Its message quotes the record. */
+const problemOf = ({ code }: CsvError): string => code.toLowerCase().replaceAll('_', ' ');
+
+/** A header line, and a line for each host. Throws `inventory_invalid`. */
+function parseCsv(content: string, { partial = false }: InventoryOptions): InventoryHost[] {
+  const odd: InventoryHost[] = [];
+  try {
+    const { delimiter, from } = delimiterOf(content);
+    const [header, ...rows] = recordsOf(
+      content
+        .split(/\r\n|\n|\r/)
+        .slice(from - 1)
+        .join('\n'),
+      delimiter,
+      from,
+      partial ? odd : undefined,
+    );
     if (!header) throw invalid(undefined, 'it is empty');
     const known = header.record.map(normalized);
     if (!known.includes('name')) throw invalid(1, `the first line must name the columns: ${fields.join(', ')}`);
-    const unknown = header.record.findIndex((key, index) => !fields.some((field) => field === known[index]) && !secretProblem(key, 1));
+    // Spreadsheets write the columns that are empty, too.
+    const unknown = header.record.findIndex((key, index) => key !== '' && !fields.some((field) => field === known[index]) && !secretProblem(key, 1));
     if (unknown >= 0) throw invalid(1, `column ${unknown + 1} has an unknown name; known are ${fields.join(', ')}`);
-    return rows.map(({ info, record }) =>
-      fromFields(
-        info.lines,
-        header.record.map((key, index) => [key, record[index] ?? '']),
-      ),
-    );
+    const hosts = rows
+      .filter(({ record }) => record.some((text) => text !== ''))
+      .map(({ line, record }) => {
+        const host = fromFields(
+          line,
+          record.flatMap((text, index): [string, string][] => (header.record[index] ? [[header.record[index], text]] : [])),
+        );
+        const nameless = record.findIndex((text, index) => text !== '' && !header.record[index]);
+        return nameless < 0 ? host : { ...host, problem: host.problem ?? `column ${nameless + 1} has no name` };
+      });
+    return [...hosts, ...odd];
   } catch (error) {
     if (error instanceof AppError) throw error;
-    // Its message quotes the record.
-    const { code, lines } = error as CsvError & { lines?: number };
-    throw invalid(lines, error instanceof CsvError ? code.toLowerCase().replaceAll('_', ' ') : 'no CSV');
+    const { lines } = error as { lines?: number };
+    throw invalid(lines, error instanceof CsvError ? problemOf(error) : 'no CSV');
   }
 }
 
 /** A list of hosts with `fields` as keys, or Ansible's tree of groups. Throws `inventory_invalid`. */
-function parseYaml(content: string): InventoryHost[] {
+function parseYaml(content: string, options: InventoryOptions): InventoryHost[] {
   const { value, lineAt } = readYaml(content);
   if (Array.isArray(value))
     return value.map((item: unknown, index) => {
@@ -91,7 +162,7 @@ function parseYaml(content: string): InventoryHost[] {
       return host;
     });
   if (!isRecord(value)) throw invalid(1, 'it must hold a list of hosts, or the groups of Ansible');
-  const inventory = new AnsibleInventory();
+  const inventory = new AnsibleInventory(options);
   inventory.addTree(value, lineAt);
   return inventory.hosts();
 }
@@ -131,8 +202,8 @@ function readYaml(content: string): { value: unknown; lineAt: (path: (string | n
 }
 
 /** Ansible's INI format. Throws `inventory_invalid`. */
-function parseIni(content: string): InventoryHost[] {
-  const inventory = new AnsibleInventory();
+function parseIni(content: string, options: InventoryOptions): InventoryHost[] {
+  const inventory = new AnsibleInventory(options);
   inventory.addIni(content);
   return inventory.hosts();
 }

@@ -1,6 +1,6 @@
 import { Worker } from 'node:worker_threads';
 import { fromProblem, type Problem } from '@airdock/core/errors';
-import { type InventoryFormat, type InventoryHost, parseInventory } from './inventory.js';
+import { type InventoryFormat, type InventoryHost, type InventoryOptions, parseInventory } from './inventory.js';
 import { invalid } from './inventory-host.js';
 
 /** Parsing a megabyte of YAML takes seconds, and of some YAML many. */
@@ -11,11 +11,11 @@ const maxHeapMb = 512;
  * `parseInventory` beside the thread that answers the API, with a bound on time and memory: what YAML costs cannot be told from its length. Throws
  * `inventory_invalid`, also for what takes too much of either.
  */
-export async function readInventory(format: InventoryFormat, content: string): Promise<InventoryHost[]> {
+export async function readInventory(format: InventoryFormat, content: string, options: InventoryOptions = {}): Promise<InventoryHost[]> {
   // Specs run the source, which a thread cannot load.
-  if (import.meta.url.endsWith('.ts')) return parseInventory(format, content);
+  if (import.meta.url.endsWith('.ts')) return parseInventory(format, content, options);
   const worker = new Worker(new URL('./inventory-worker.js', import.meta.url), {
-    workerData: { format, content },
+    workerData: { format, content, options },
     resourceLimits: { maxOldGenerationSizeMb: maxHeapMb },
   });
   const timer = setTimeout(() => void worker.terminate(), timeoutMs);

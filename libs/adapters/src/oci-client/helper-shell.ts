@@ -46,7 +46,8 @@ class HelperShell {
       this.#waiting.set(id, { program, resolve, reject });
       this.#hold(true);
       // One `printf`, so that answers of several programs do not mix.
-      this.#child.stdin.write(`(said=$( { ${command} ${redirections}; } 2>&1 ); code=$?; set -- $said; printf '%s\\n' "${id} $code $*") < /dev/null &\n`);
+      // Started by a shell in between that ends at once, which this one waits for: one that runs in the background itself would stay a zombie, since no shell waits for those unasked.
+      this.#child.stdin.write(`( (said=$( { ${command} ${redirections}; } 2>&1 ); code=$?; set -- $said; printf '%s\\n' "${id} $code $*") < /dev/null & )\n`);
     });
   }
 

@@ -1,4 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto';
+import { symlink } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -11,7 +12,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { connectSsh } from './connect.js';
 import type { SshConnection, SshTarget } from './connection.js';
 import { parseHostKey } from './keys.js';
-import { openTunnel } from './tunnel.js';
+import { openTunnel, sessionOf } from './tunnel.js';
 
 let sshd: Sshd;
 const target = (change: Partial<SshTarget> = {}): SshTarget => ({
@@ -223,7 +224,9 @@ describe('sudo', () => {
         message: expect.stringContaining('the credential has no sudoPassword'),
       }),
     );
-    await asRoot({ shell: ['sh', '-c', 'exit 127'] }, 'secret', async (connection) =>
+    await using folder = await tempDir('no-sudo');
+    await symlink('/bin/sh', join(folder.path, 'sh'));
+    await asRoot({ shell: ['sh', '-c', `PATH=${folder.path}; eval "$1"`, 'sh'] }, 'secret', async (connection) =>
       expect(await failure(connection.elevation())).toMatchObject({ code: 'host_sudo_failed', message: expect.stringContaining('has no sudo') }),
     );
   });
@@ -402,7 +405,7 @@ describe('openTunnel', () => {
     void connection.closed.then(() => {
       isClosed = true;
     });
-    const pid = await connection.run(['sh', '-c', 'echo $PPID']);
+    const [pid] = (await sessionOf(connection))?.split(' ') ?? [];
     process.kill(Number(pid), 'SIGKILL');
     await waitFor(() => isClosed, { what: 'the connection to be noticed as closed', timeoutMs: 20_000 });
     expect(await failure(connection.run(['true']))).toMatchObject({ code: 'host_unreachable' });

@@ -1,13 +1,18 @@
 import type { Duplex, Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
-import { cleanText } from '@airdock/core/host/host-text';
+import { cleanLine, cleanText } from '@airdock/core/host/host-text';
 import type { Client, ClientChannel } from 'ssh2';
 import type { SshAlgorithms } from './algorithms.js';
 import { commandError } from './command-error.js';
-import { BoundedOutput, maxOutputBytes } from './command-output.js';
+import { betweenMarks, MarkedOutput, maxOutputBytes, readInto } from './command-output.js';
+import { type CommandKind, deadlineOf, defaultStallMs, firstCommandMs, stallTimer, touching } from './command-time.js';
 import type { HostBuffers } from './host-buffers.js';
+import { SessionSlots } from './session-slots.js';
+import { marked, newMark, shellLine } from './shell-line.js';
 import { brokenRule, cleanError, type SshError } from './ssh-error.js';
+import { followSession, type OpenSession, refusedExec, shellUnusable, sudoRefused } from './ssh-session.js';
 
 export interface SshTarget {
   address: string;
@@ -27,10 +32,6 @@ export interface SshTarget {
 
 /** Gets the fingerprint that a host shows, before any credential is sent; answers the one that is pinned from now on, which may be another. */
 export type FirstUse = (seen: string) => Promise<string>;
-
-/** How long a command may take in all, by what it does: a host may make each of its bytes wait. */
-const deadlinesMs = { look: 120_000, work: 3_600_000, transfer: 6 * 3_600_000 };
-export type CommandKind = keyof typeof deadlinesMs;
 
 /** How the user becomes root on a host. */
 export type Elevation = 'root' | 'sudo without password' | 'sudo with password';
@@ -58,15 +59,11 @@ export interface ExecResult {
   stderr: string;
 }
 
-/** The stall timeout of a command that says none. */
-export const defaultStallMs = 120_000;
-/** How long something on a host may take in all: by its kind, or by how long it may say nothing. */
-export const deadlineOf = (stallTimeoutMs: number, kind?: CommandKind): number => deadlinesMs[kind ?? (stallTimeoutMs > defaultStallMs ? 'work' : 'look')];
 /** For what an SSH server answers by itself, without starting anything. */
 const answerMs = 30_000;
 const closeMs = 2_000;
-/** For the first commands on a host, which have nothing to do: one that hangs is not waited for as long as one that works. */
-export const firstCommandMs = 30_000;
+/** So long a session that has ended for us may go on to count there: sshd lets a program end that was given up. The first one has none before it. */
+const releaseMs = { first: 3_000, later: 30_000 };
 // -S: reads one line of its standard input, byte by byte, so that what follows is the command's. -k: asks in any case, and remembers nothing.
 const sudoWithPassword = ['sudo', '-S', '-k', '-p', '', '--'];
 
@@ -79,6 +76,9 @@ export class SshConnection implements AsyncDisposable {
   /** Who waits for an answer that will not come any more. */
   private readonly waiting = new Set<(error: Error) => void>();
   private becomesRoot: Promise<Elevation> | undefined;
+  readonly sessions = new SessionSlots();
+  /** What the login prints around the programs that it runs, if anything: one line of it. */
+  noise: string | undefined;
 
   constructor(
     readonly client: Client,
@@ -93,6 +93,7 @@ export class SshConnection implements AsyncDisposable {
       const end = () => {
         resolve(this.failure);
         for (const reject of this.waiting) reject(new Error('the connection was closed'));
+        this.sessions.end();
       };
       client.once('close', end);
       client.on('error', (error) => {
@@ -102,6 +103,11 @@ export class SshConnection implements AsyncDisposable {
         setTimeout(end, closeMs).unref();
       });
     });
+  }
+
+  /** Who has logged in. */
+  get username(): string {
+    return this.target.username;
   }
 
   /** Ends the connection for a reason, which `closed` and everything that still runs on it get to know. */
@@ -116,15 +122,29 @@ export class SshConnection implements AsyncDisposable {
    */
   async exec(argv: string[], { sudo = false, ...options }: ExecOptions = {}): Promise<ExecResult> {
     const elevation = sudo ? await this.elevation(options.signal) : 'root';
+    const mark = newMark();
+    // Marked once more: sudo, and what PAM lets it say, print too. Through `sh`, as when it was tried: where some programs need no password, their input must not begin with one.
     const result =
       elevation === 'root'
         ? await this.start(argv, options)
         : elevation === 'sudo without password'
-          ? await this.start(['sudo', '-n', '--', ...argv], options)
-          : // Through `sh`, as when it was tried: where some programs need no password, their input must not begin with one.
-            await this.start([...sudoWithPassword, 'sh', '-c', 'exec "$@"', 'sh', ...argv], { ...options, firstLine: this.target.sudoPassword });
-    if (elevation !== 'root' && result.exitCode === 1 && /^(?:sudo: |Sorry, try again)/.test(result.stderr)) throw this.sudoFailed(result);
-    return { ...result, stderr: cleanText(this.withoutSecrets(result.stderr), maxOutputBytes) };
+          ? await this.start(['sudo', '-n', '--', ...marked(argv, mark)], options)
+          : await this.start([...sudoWithPassword, ...marked(argv, mark)], { ...options, firstLine: this.target.sudoPassword });
+    const [stdout, stderr] = elevation === 'root' ? [result.stdout, result.stderr] : this.within(result, mark);
+    return { exitCode: result.exitCode, stdout, stderr: cleanText(this.withoutSecrets(stderr), maxOutputBytes) };
+  }
+
+  /** Both outputs of what sudo has run. Throws `host_sudo_failed` where it has run nothing. */
+  private within(result: ExecResult, mark: string): [stdout: string, stderr: string] {
+    const stdout = betweenMarks(result.stdout, mark);
+    if (stdout === undefined && result.exitCode !== 0) throw this.sudoFailed(result);
+    const stderr = betweenMarks(result.stderr, mark);
+    for (const one of [stdout, stderr]) this.noteNoise(one?.noise ?? '');
+    return [stdout?.text ?? result.stdout, stderr?.text ?? result.stderr];
+  }
+
+  private noteNoise(text: string): void {
+    if (text !== '') this.noise ??= cleanLine(this.withoutSecrets(text)) || undefined;
   }
 
   /**
@@ -152,14 +172,7 @@ export class SshConnection implements AsyncDisposable {
   }
 
   private sudoFailed(result: ExecResult): AppError {
-    const { username, sudoPassword } = this.target;
-    const words = this.words(result);
-    const reason = /must have a tty/.test(words)
-      ? 'requiretty is set in the sudoers of the host'
-      : sudoPassword
-        ? `sudo did not let ${username} in with the sudoPassword of the credential`
-        : `sudo did not let ${username} in, and the credential has no sudoPassword`;
-    return new AppError('host_sudo_failed', { detail: `${this.where}: ${reason}: ${words}` });
+    return sudoRefused(this.where, this.target.username, Boolean(this.target.sudoPassword), this.words(result));
   }
 
   /** What a command said when it failed, bounded. */
@@ -181,23 +194,8 @@ export class SshConnection implements AsyncDisposable {
     signal?.throwIfAborted();
     const first = firstLine === undefined ? '' : `${firstLine}\n`;
     const timeMs = deadlineMs ?? deadlineOf(stallTimeoutMs, kind ?? (isStream(stdin) ? 'transfer' : undefined));
-    // Its end may be in the same packet as its beginning: whoever listens later misses it.
-    let code: number | undefined;
-    let isClosed = () => undefined as unknown;
-    const closed = new Promise<number | undefined>((resolve) => {
-      isClosed = () => resolve(code);
-    });
-    const channel = await this.answered<ClientChannel>(signal, (resolve, reject) => {
-      this.client.exec(full.map(quote).join(' '), (error, opened) => {
-        if (error) return reject(error);
-        opened.once('exit', (value: number | null) => {
-          code = value ?? 255;
-        });
-        opened.once('close', isClosed);
-        opened.on('error', () => undefined).stderr.on('error', () => undefined);
-        resolve(opened);
-      });
-    });
+    const mark = newMark();
+    const { channel, closed, hasSaidAll } = await this.openSession(shellLine(marked(full, mark)), signal);
     const ended = new AbortController();
     const stop = (reason: unknown) => {
       ended.abort(reason);
@@ -212,13 +210,20 @@ export class SshConnection implements AsyncDisposable {
     // The end of the channel comes first, with an exit code perhaps, where it comes at all.
     const lost = (error: Error) => setImmediate(() => stop(this.broken(error)));
     this.waiting.add(lost);
-    const onChunk = () => {
+    const onExcess = (error: unknown) => stop(error instanceof AppError ? new AppError(error.code, { detail: `${full[0]}: ${error.details.detail}` }) : error);
+    const [stdout, stderr] = [new MarkedOutput(this.buffers, mark), new MarkedOutput(this.buffers, mark)];
+    const onChunk = (isOutput: boolean) => {
       stall.touch();
-      onOutput?.();
+      if (isOutput && stdout.size > 0) onOutput?.();
+      if (stdout.exitCode !== undefined && stderr.exitCode !== undefined) hasSaidAll();
     };
-    const onExcess = (error: unknown) => stop(error instanceof AppError ? this.excess(full[0], error) : error);
-    const stdout = new BoundedOutput(this.buffers).read(channel, onChunk, onExcess);
-    const stderr = new BoundedOutput(this.buffers).read(channel.stderr, stall.touch, onExcess);
+    readInto(stdout, channel, () => onChunk(true), onExcess);
+    readInto(stderr, channel.stderr, () => onChunk(false), onExcess);
+    const unusable = (code: number | undefined) => shellUnusable(this.where, this.target.username, code, this.withoutSecrets(stdout.noise || stderr.noise));
+    // A menu, say: it would wait for an answer until the time is over.
+    const begin = setTimeout(() => {
+      if (!stdout.hasBegun && stdout.noise + stderr.noise !== '') stop(unusable(undefined));
+    }, firstCommandMs);
     const stopped = new Promise<never>((_, reject) => {
       ended.signal.addEventListener('abort', () => reject(ended.signal.reason), { once: true });
     });
@@ -237,11 +242,17 @@ export class SshConnection implements AsyncDisposable {
           channel.end();
         });
       }
-      const exitCode = await exit;
-      if (fed && (exitCode === undefined || exitCode === 0)) throw fed;
-      if (exitCode === undefined) throw this.broken(new Error('the connection was closed'));
+      const code = await exit;
+      // What the shell does at its end may give another one.
+      const exitCode = stdout.exitCode ?? code;
+      if (exitCode === undefined) throw fed ?? this.broken(new Error('the connection was closed'));
+      if (!stdout.hasBegun || (exitCode === 0 && stdout.exitCode === undefined)) throw unusable(exitCode);
+      if (fed && exitCode === 0) throw fed;
       return { exitCode, stdout: stdout.text(), stderr: stderr.text() };
     } finally {
+      this.noteNoise(stdout.noise);
+      this.noteNoise(stderr.noise);
+      clearTimeout(begin);
       stall.stop();
       clearTimeout(deadline);
       this.waiting.delete(lost);
@@ -251,9 +262,29 @@ export class SshConnection implements AsyncDisposable {
     }
   }
 
-  private excess(program: string | undefined, { code, details }: AppError): AppError {
-    const question = code === 'host_output_exceeded' ? `; does the login shell of ${this.target.username} print something at every command?` : '';
-    return new AppError(code, { detail: `${program}: ${details.detail}${question}` });
+  /** A session in which the login shell reads this line. Throws `host_session_refused`, `host_shell_unusable`, what breaks the connection, and the signal's reason. */
+  private async openSession(line: string, signal: AbortSignal | undefined): Promise<OpenSession> {
+    const since = Date.now();
+    for (;;) {
+      await this.sessions.take(signal);
+      try {
+        const session = await this.answered<OpenSession>(signal, (resolve, reject) => {
+          this.client.exec(line, (error, channel) => (error ? reject(refusedExec(error, this.where, this.target.username)) : resolve(followSession(channel))));
+        });
+        this.sessions.hasOpened = true;
+        void session.freed.then(() => this.sessions.give());
+        return session;
+      } catch (error) {
+        const isRefusal = (error as SshError).reason !== undefined;
+        const others = isRefusal ? this.sessions.refuse() : this.sessions.give();
+        if (!isRefusal) throw error;
+        if (others) continue;
+        // One that has just ended, as we see it, may still count there.
+        if (Date.now() - since > (this.sessions.hasOpened ? releaseMs.later : releaseMs.first))
+          throw new AppError('host_session_refused', { detail: `${this.where}: ${(error as Error).message}` }, { cause: error });
+        await delay(100, undefined, { signal });
+      }
+    }
   }
 
   /** An answer of the SSH server itself: it comes soon, or the host cannot be waited for. ssh2 throws at once when the connection is already closed. */
@@ -297,8 +328,8 @@ export class SshConnection implements AsyncDisposable {
     }).catch((cause: SshError) => {
       if (cause.reason === undefined) throw cause;
       const isForbidden = /prohibited/i.test(cause.message);
-      const detail = `${address}:${port} through ${this.where}: ${cause.message}${isForbidden ? '; its sshd needs AllowTcpForwarding' : ''}`;
-      throw new AppError('host_unreachable', { detail, host: `${address}:${port}` }, { cause });
+      const detail = `${address}:${port} through ${this.where}: ${cause.message}${isForbidden ? '; AllowTcpForwarding of its sshd must be yes, all or local' : ''}`;
+      throw new AppError(isForbidden ? 'host_forwarding_refused' : 'host_unreachable', { detail, host: `${address}:${port}` }, { cause });
     });
   }
 
@@ -366,29 +397,4 @@ export class SshConnection implements AsyncDisposable {
   }
 }
 
-/** POSIX single quotes: everything in them is literal. */
-const quote = (argument: string): string => (/^[A-Za-z0-9_/:=.,@%+-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", "'\\''")}'`);
-
 const isStream = (stdin: Readable | string | undefined): stdin is Readable => stdin !== undefined && typeof stdin !== 'string';
-
-const touching = (touch: () => void) =>
-  async function* (source: AsyncIterable<Buffer>) {
-    for await (const chunk of source) {
-      touch();
-      yield chunk;
-    }
-  };
-
-function stallTimer(ms: number, onStall: () => void) {
-  let last = Date.now();
-  const check = () => {
-    if (Date.now() - last < ms) return;
-    clearInterval(timer);
-    onStall();
-  };
-  const timer = setInterval(check, Math.min(ms, 1_000));
-  const touch = () => {
-    last = Date.now();
-  };
-  return { touch, stop: () => clearInterval(timer) };
-}

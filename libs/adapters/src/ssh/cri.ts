@@ -7,7 +7,7 @@ import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { cleanLine } from '@airdock/core/host/host-text';
 import { commandError } from './command-error.js';
-import { defaultStallMs, type SshConnection } from './connection.js';
+import type { SshConnection } from './connection.js';
 import { scriptFunctions } from './host-system.js';
 
 export const containerdSocket = '/run/containerd/containerd.sock';
@@ -97,7 +97,7 @@ async function callByChannel(connection: SshConnection, path: string, reference:
 
 async function callByProgram(connection: SshConnection, path: string, reference: string, signal: AbortSignal): Promise<CallStatus | undefined> {
   const stdin = Readable.from([message(reference)]);
-  const options = { sudo: true, stdin, signal, stallTimeoutMs: Math.max(pullMs, defaultStallMs), kind: 'work' as const };
+  const options = { sudo: true, stdin, signal, stallTimeoutMs: pullMs, kind: 'work' as const };
   const { exitCode, stdout, stderr } = await connection.exec(['sh', '-c', callScript, 'sh', containerdSocket, reference, path], options);
   if (exitCode === 69) return undefined;
   const [, code] = /^grpc-status: *(\d{1,3})\r?$/im.exec(stdout) ?? [];

@@ -1,7 +1,8 @@
 import { type IncomingHttpHeaders, type IncomingMessage, request } from 'node:http';
 import { AppError } from '@airdock/core/errors';
 import { BoundedOutput } from './command-output.js';
-import { deadlineOf, defaultStallMs, type SshConnection } from './connection.js';
+import { deadlineOf, defaultStallMs } from './command-time.js';
+import type { SshConnection } from './connection.js';
 
 const dockerSocket = '/var/run/docker.sock';
 /** Of what is kept of an answer, and of one line: a host may send anything. */

@@ -3,6 +3,7 @@ import { cleanLine } from '@airdock/core/host/host-text';
 import { type PackageFamily, packageFamily } from '@airdock/core/host/package-list';
 import { commandError } from './command-error.js';
 import type { SshConnection } from './connection.js';
+import { runPackageManager } from './package-locks.js';
 
 export interface SystemFacts {
   family: PackageFamily | undefined;
@@ -86,8 +87,6 @@ const packageName = /^[A-Za-z0-9][A-Za-z0-9+._~-]{0,199}$/;
 
 const aptOnly = ['-o', 'Dir::Etc::sourcelist=/etc/apt/sources.list.d/airdock.list', '-o', 'Dir::Etc::sourceparts=-'];
 const aptAlways = [
-  // Another one may be at work: unattended-upgrades, or what a connection that broke has left running.
-  ['-o', 'DPkg::Lock::Timeout=600'],
   ['-o', 'Acquire::http::Proxy::127.0.0.1=DIRECT'],
   // A configuration file that is there already is the host's own.
   ['-o', 'Dpkg::Options::=--force-confdef', '-o', 'Dpkg::Options::=--force-confold'],
@@ -100,6 +99,8 @@ const aptInstall = (names: readonly string[], onlyAirdock: boolean, ...further: 
   ...names,
 ];
 const aptExact = ['--allow-change-held-packages'];
+// Who has its locks is waited for by us, with a bound, which dnf and yum do not have.
+const dnfAlways = ['-y', '--setopt=exit_on_lock=1'];
 const dnfOnly = ['--disablerepo=*', '--enablerepo=airdock-*', '--setopt=airdock-*.skip_if_unavailable=0'];
 
 /** From the values that the scripts have printed; empty where they have not. */
@@ -118,6 +119,8 @@ export class HostSystem {
   constructor(
     private readonly connection: SshConnection,
     private readonly signal: AbortSignal,
+    /** So long another package manager is waited for. */
+    private readonly lockSeconds = 600,
   ) {}
 
   /** Throws only when the connection breaks. */
@@ -154,18 +157,18 @@ export class HostSystem {
     return names.filter((name) => missing.has(name));
   }
 
-  /** Reads Airdock's package lists anew, and no others. Throws `host_packages_failed`. */
+  /** Reads Airdock's package lists anew, and no others. Throws `host_packages_failed`, `host_packages_locked`. */
   async refreshLists(family: PackageFamily): Promise<void> {
     // With its cleanup apt would throw away the lists of all other repositories.
     if (family === 'debian')
       await this.packages(['apt-get', 'update', '-qq', ...aptOnly, ...aptAlways, '-o', 'APT::Get::List-Cleanup=0', '-o', 'Acquire::Retries=2']);
-    else await this.packages([await this.yum(), '-y', ...dnfOnly, 'makecache']);
+    else await this.packages([await this.yum(), ...dnfAlways, ...dnfOnly, 'makecache']);
   }
 
   /** Installs packages with what they need, without asking. Throws `host_packages_failed` with the package manager's own words. */
   async install(family: PackageFamily, names: readonly string[], { onlyAirdock, exact }: InstallOptions): Promise<void> {
     if (family === 'debian') await this.packages(aptInstall(names, onlyAirdock, ...(exact ? aptExact : [])));
-    else await this.packages([await this.yum(), '-y', ...(onlyAirdock ? dnfOnly : []), 'install', ...names]);
+    else await this.packages([await this.yum(), ...dnfAlways, ...(onlyAirdock ? dnfOnly : []), 'install', ...names]);
   }
 
   /** What `install` would bring or bring anew, as far as that is known before: dnf says it to people only, so there it is the packages themselves. */
@@ -179,7 +182,7 @@ export class HostSystem {
 
   /**
    * Installs packages, and looks whether they are there. `remember` gets the names of those that were not there before, also of those that came along: first of
-   * what is about to come, then of what has come, also when it ended half way. Throws `host_packages_failed`.
+   * what is about to come, then of what has come, also when it ended half way. Throws `host_packages_failed`, `host_packages_locked`.
    */
   async bring(
     family: PackageFamily,
@@ -232,8 +235,7 @@ export class HostSystem {
 
   /** Keeps packages from being exchanged by an automatic upgrade, or no longer. Where the package manager has no such mark nothing is done. */
   async hold(family: PackageFamily, names: readonly string[], isHeld: boolean): Promise<void> {
-    if (family === 'debian' && names.length > 0)
-      await this.connection.run(['apt-mark', isHeld ? 'hold' : 'unhold', ...names], { sudo: true, signal: this.signal });
+    if (family === 'debian' && names.length > 0) await this.packages(['apt-mark', isHeld ? 'hold' : 'unhold', ...names]);
   }
 
   /** All packages that are installed. */
@@ -258,7 +260,7 @@ export class HostSystem {
         sudo: true,
         signal: this.signal,
       });
-    else await this.packages([await this.yum(), '-y', ...dnfOnly, 'clean', 'all']);
+    else await this.packages([await this.yum(), ...dnfAlways, ...dnfOnly, 'clean', 'all']);
   }
 
   /** With systemd, else with an init script. Returns the service manager's complaint, undefined when there was none. */
@@ -276,11 +278,7 @@ export class HostSystem {
   }
 
   private async packages(argv: string[]): Promise<void> {
-    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', quietScript, 'sh', ...argv], {
-      sudo: true,
-      signal: this.signal,
-      stallTimeoutMs: 1_800_000,
-    });
+    const { exitCode, stdout, stderr } = await runPackageManager(this.connection, argv, this.lockSeconds, this.signal);
     if (exitCode === 0) return;
     const program = argv.find((word) => /apt-get|dnf|yum|dpkg|rpm/.test(word)) ?? argv[0];
     throw commandError('host_packages_failed', { detail: `${program}: ${(stdout || stderr).trim().slice(-1000)}`, exitCode });

@@ -3,6 +3,7 @@ import { type AddressInfo, createServer, type Server, type Socket } from 'node:n
 import type { AppError } from '@airdock/core/errors';
 import { type HostileConnection, type HostileSshOptions, messageOf, sshMessage, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
 import { waitFor } from '@airdock/testing/servers';
+import { begun } from '@airdock/testing/ssh-command';
 import type { ServerChannel } from 'ssh2';
 import { describe, expect, it } from 'vitest';
 import { connectSsh } from './connect.js';
@@ -21,7 +22,8 @@ const failure = (promise: Promise<unknown>): Promise<AppError | undefined> =>
 const port = 5100;
 
 async function withHost(options: HostileSshOptions, use: (connection: SshConnection, buffers: HostBuffers) => Promise<void>): Promise<void> {
-  await using host = await startHostileSshServer(options);
+  // It says what we want to hear.
+  await using host = await startHostileSshServer({ answer: () => 'address=127.0.0.1\n', ...options });
   const buffers = new HostBuffers();
   const target = { address: '127.0.0.1', port: host.port, username: 'root', password: 'hostile', hostKeyFingerprint: parseHostKey(host.hostKey) };
   await using connection = await connectSsh(target, { buffers });
@@ -76,7 +78,8 @@ describe('a hostile host', () => {
   it.each([0, 1])('that opens a channel through a tunnel with packets of %i bytes is disconnected', async (packetSize) => {
     await using target = await startTarget(endless);
     await withHost({ onForward: (host, asked) => host.open(asked, 0, { packetSize }) }, async (connection) => {
-      await openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } });
+      // As soon as it is asked for.
+      await failure(openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } }));
       expect(await connection.closed).toMatchObject({ code: 'host_protocol_error' });
     });
   });
@@ -105,7 +108,7 @@ describe('a hostile host', () => {
           },
         },
         async (connection) => {
-          await openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } });
+          await failure(openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } }));
           expect(await connection.closed).toMatchObject({ code: 'host_protocol_error' });
           expect(opened).toBeDefined();
         },
@@ -162,15 +165,17 @@ describe('a hostile host', () => {
     await using target = await startTarget(() => undefined);
     let confirmed = 0;
     let refused = 0;
+    let opening: (() => void) | undefined;
     const onLogin = (host: HostileConnection) => {
       host.on('CHANNEL_OPEN_CONFIRMATION', () => void confirmed++);
       host.on('CHANNEL_OPEN_FAILURE', () => void refused++);
+      opening = () => {
+        for (let sender = 0; sender < 200; sender++) host.open(port, sender, { window: 0 });
+      };
     };
-    const onForward = (host: HostileConnection, asked: number) => {
-      for (let sender = 0; sender < 200; sender++) host.open(asked, sender, { window: 0 });
-    };
-    await withHost({ onLogin, onForward }, async (connection) => {
+    await withHost({ onLogin }, async (connection) => {
       const tunnel = await openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } });
+      opening?.();
       await waitFor(() => confirmed + refused === 200, { what: 'an answer to each', timeoutMs: 20_000 });
       expect([confirmed, refused, tunnel.refused()]).toEqual([64, 136, 136]);
       await waitFor(() => target.sockets.size === 64, { what: 'the others', timeoutMs: 10_000 });
@@ -184,13 +189,17 @@ describe('a hostile host', () => {
     ['grants no window', 0, false],
   ])('that asks for endless data on many channels and %s gets no more than its bound', async (_what, window, stopsReading) => {
     await using target = await startTarget(endless);
-    const onForward = (host: HostileConnection, asked: number) => {
-      for (let sender = 0; sender < 64; sender++) host.open(asked, sender, { window });
-      if (stopsReading) setTimeout(() => host.socket.pause(), 50);
+    let opening: (() => void) | undefined;
+    const onLogin = (host: HostileConnection) => {
+      opening = () => {
+        for (let sender = 0; sender < 64; sender++) host.open(port, sender, { window });
+        if (stopsReading) setTimeout(() => host.socket.pause(), 50);
+      };
     };
-    await withHost({ onForward }, async (connection, buffers) => {
+    await withHost({ onLogin }, async (connection, buffers) => {
       const before = process.memoryUsage().rss;
       const tunnel = await openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } });
+      opening?.();
       await waitFor(() => target.sockets.size === 64, { what: 'the channels', timeoutMs: 20_000 });
       let most = 0;
       for (let round = 0; round < 100; round++) {
@@ -282,8 +291,9 @@ describe('a hostile host', () => {
   it('cannot have more kept of all its commands together than its bound', () =>
     withHost(
       {
-        onExec: (channel) => {
+        onExec: (channel, _command, mark) => {
           channel.on('error', () => undefined).resume();
+          channel.write(begun(mark));
           channel.write(Buffer.alloc(mib - 1));
         },
       },

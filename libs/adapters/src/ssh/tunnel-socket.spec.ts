@@ -129,6 +129,9 @@ describe('a tunnel that binds a socket of the host', () => {
   it('says so where sshd does not bind it', async () => {
     await using connection = await login();
     const opened = openTunnel(connection, { hostPort: 0, hostSocket: '/no-such-folder/registry.sock', target: { path: '/nowhere' } });
-    await expect(opened).rejects.toMatchObject({ code: 'tunnel_failed', details: { detail: expect.stringContaining('stream local forwarding') as string } });
+    await expect(opened).rejects.toMatchObject({
+      code: 'tunnel_failed',
+      details: { detail: expect.stringContaining('is the folder the login user') as string },
+    });
   });
 });

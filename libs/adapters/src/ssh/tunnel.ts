@@ -5,6 +5,7 @@ import { connect, type OnReadOpts, Socket } from 'node:net';
 import { AppError } from '@airdock/core/errors';
 import type { AcceptConnection, ClientChannel, RejectConnection } from 'ssh2';
 import type { SshConnection } from './connection.js';
+import { isLoopback, listenersOn, refusalOf, settingsOf } from './sshd-look.js';
 
 export interface TunnelOptions {
   /** Listens on the host's 127.0.0.1 only. */
@@ -48,7 +49,8 @@ export interface Tunnel {
 /**
  * Makes the host's `127.0.0.1:hostPort` lead to `target` through the connection. Every connection that the host opens becomes one SSH channel, and
  * can reach nothing but the target. A connection can carry several tunnels, each with a port of its own. Throws `host_port_taken` when something else listens on the host's port,
- * `tunnel_failed` when the host's sshd does not let us have `hostSocket`, `host_unreachable`.
+ * `host_forwarding_refused` when its sshd does not let us, `tunnel_exposed` when that binds more than loopback (GatewayPorts), `tunnel_failed`, `host_unreachable`. Nothing is
+ * answered through it before the addresses that are bound have been looked at.
  *
  * A socket is bound under a name that nobody has had, and gets its own name in one step by `publish`: what a connection left that died without a word is in nobody's way, and a
  * client finds the old way or the new one, never none.
@@ -63,6 +65,11 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
   const onRefused = () => {
     refused += 1;
   };
+  const release = (isLocal: boolean) => {
+    const waiting = held;
+    held = undefined;
+    for (const decide of waiting ?? []) decide(isLocal);
+  };
   // A read that takes the last room stops the others too, so that there is at most one read more than the bound.
   const onRoom = () => {
     for (const forward of forwards) forward.regulate();
@@ -70,32 +77,28 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
   const onSent = (bytes: number) => {
     bytesSent += bytes;
   };
+  // Until it is known who can connect, connections wait.
+  let held: Set<(isLocal: boolean) => void> | undefined = new Set();
   const lead = (from: { destPort?: number; socketPath?: string }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
     if ((from.socketPath ?? from.destPort) !== bound) return;
+    if (held) return void held.add((isLocal) => (isLocal ? lead(from, accept, reject) : attempt(reject)));
     const forward = new Forward(connection, target, { accept, reject }, { onServed, onSent, onRoom, onEnd: () => forwards.delete(forward) });
     forwards.add(forward);
   };
   const closeAll = () => {
+    release(false);
     client.off('tcp connection', lead).off('unix connection', lead).off('channel refused', onRefused);
     for (const forward of forwards) forward.destroy();
   };
   client.on('tcp connection', lead).on('unix connection', lead).on('channel refused', onRefused);
   try {
-    await connection.forwardFrom(bound, true);
+    if (hostSocket === undefined) await bindPort(connection, hostPort);
+    else await bindSocket(connection, String(bound), hostSocket);
   } catch (error) {
     closeAll();
-    if (error instanceof AppError) throw error;
-    if (hostSocket !== undefined)
-      throw new AppError(
-        'tunnel_failed',
-        {
-          detail: `${connection.where}: its sshd does not bind ${hostSocket} for us: does it allow stream local forwarding, and is the folder the login user's?`,
-        },
-        { cause: error },
-      );
-    // OpenSSH gives no reason; a refused forward on a living connection means that the port could not be bound.
-    throw new AppError('host_port_taken', { detail: `127.0.0.1:${hostPort} on the host could not be bound`, port: hostPort }, { cause: error });
+    throw error;
   }
+  release(true);
   void connection.closed.then(closeAll);
   return {
     bytesSent: () => bytesSent,
@@ -111,6 +114,86 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
       closeAll();
     },
   };
+}
+
+/** See `openTunnel`. OpenSSH gives no reason for a no. */
+async function bindPort(connection: SshConnection, port: number): Promise<void> {
+  const bind = () =>
+    connection.forwardFrom(port, true).then(
+      () => undefined,
+      (error: unknown) => {
+        if (error instanceof AppError) throw error;
+        return error as Error;
+      },
+    );
+  const wide = async () => (await listenersOn(connection, port)).filter((address) => !isLoopback(address));
+  let cause = await bind();
+  if (cause) {
+    const taken = await listenersOn(connection, port);
+    const details = { detail: `127.0.0.1:${port} on the host could not be bound`, port };
+    if (taken.length > 0)
+      throw new AppError('host_port_taken', { ...details, detail: `${details.detail}: somebody listens on ${taken.join(', ')}` }, { cause });
+    // Whoever had it may have gone just now.
+    cause = await bind();
+    if (cause)
+      throw new AppError(
+        'host_forwarding_refused',
+        { ...details, detail: `${connection.where}: ${details.detail}: ${await refusalOf(connection, 'tcp')}` },
+        { cause },
+      );
+  }
+  const seen = await listenersOn(connection, port);
+  if (seen.length > 0 && seen.every(isLoopback)) return;
+  // Another program may listen on another address of the host: what is left without us is not ours.
+  await connection.forwardFrom(port, false).catch(() => undefined);
+  const others = await wide();
+  const own = seen.filter((address) => !isLoopback(address) && !others.includes(address));
+  if (own.length > 0)
+    throw new AppError('tunnel_exposed', {
+      detail: `${connection.where}: its sshd bound port ${port} on ${own.join(', ')}: ${await refusalOf(connection, 'address')}`,
+      port,
+    });
+  if (seen.length === 0)
+    throw new AppError('tunnel_failed', { detail: `${connection.where}: on which addresses its sshd listens on port ${port} cannot be seen` });
+  cause = await bind();
+  const now = cause ? [] : await wide();
+  if (!cause && now.every((address) => others.includes(address))) return;
+  await connection.forwardFrom(port, false).catch(() => undefined);
+  throw new AppError('tunnel_failed', { detail: `${connection.where}: who listens on port ${port} changes too fast` }, cause ? { cause } : undefined);
+}
+
+/** See `openTunnel`. */
+async function bindSocket(connection: SshConnection, bound: string, hostSocket: string): Promise<void> {
+  try {
+    await connection.forwardFrom(bound, true);
+  } catch (cause) {
+    if (cause instanceof AppError) throw cause;
+    const settings = await settingsOf(connection, 'streamLocal');
+    const detail = `${connection.where}: its sshd does not bind ${hostSocket} for us`;
+    if (settings) throw new AppError('host_forwarding_refused', { detail: `${detail}: ${settings}` }, { cause });
+    throw new AppError('tunnel_failed', { detail: `${detail}: is the folder the login user's?` }, { cause });
+  }
+}
+
+/** Whether the host's sshd lets us listen on a port, on its loopback only: tried, and given up again. Throws as `openTunnel`. */
+export async function tryPort(connection: SshConnection, hostPort: number): Promise<void> {
+  const tunnel = await openTunnel(connection, { hostPort, target: { path: '/nowhere' } });
+  await tunnel.close();
+}
+
+/** Whether the host's sshd binds Unix sockets for us: tried with one of a name that nobody has. */
+export async function mayBindSockets(connection: SshConnection, signal?: AbortSignal): Promise<boolean> {
+  const path = `/tmp/.airdock-${randomBytes(16).toString('hex')}`;
+  try {
+    await connection.forwardFrom(path, true);
+  } catch (error) {
+    if (error instanceof AppError) throw error;
+    return false;
+  }
+  await connection.forwardFrom(path, false).catch(() => undefined);
+  // sshd leaves its name behind.
+  await connection.exec(['rm', '-f', path], { signal });
+  return true;
 }
 
 /** Less than the time for which a worker may take a tunnel for its own. */
@@ -250,7 +333,8 @@ function attempt<T>(action: () => T): T | undefined {
 
 const findSession = `
 pid=$PPID
-for _ in 1 2 3 4 5; do
+# Between it and us are the user's shell, which may be one that starts another.
+for _ in 1 2 3 4 5 6 7 8; do
   read -r stat 2>/dev/null <"/proc/$pid/stat" || exit 0
   case "$stat" in "$pid (sshd"*) set -- \${stat##*) }; echo "$pid \${20}"; exit 0 ;; esac
   set -- \${stat##*) }

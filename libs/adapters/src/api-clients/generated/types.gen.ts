@@ -595,7 +595,7 @@ export type CreateBundle = {
      */
     uploadId?: string;
     /**
-     * Of the whole file, or of its parts in their order; checked before anything else. An upload may declare it too
+     * Of the whole file, or of its parts in their order; checked before anything else. As 64 hex digits, or the text of a file of checksums: sha256sum, openssl, Get-FileHash, certutil. An upload may declare it too
      */
     sha256?: string;
     /**
@@ -1155,6 +1155,10 @@ export type CreateHostImport = {
      */
     content: string;
     /**
+     * Of Ansible's groups those that become labels of their hosts, `ansible-group/NAME`; `*` stands for any text. By default all, the nearest first, while there is room
+     */
+    groupLabels?: Array<string>;
+    /**
      * Of new hosts, where the inventory says nothing. Hosts that are there keep what it does not say
      */
     defaults?: {
@@ -1171,7 +1175,7 @@ export type CreateHostImport = {
      */
     dryRun?: boolean;
     /**
-     * Register the hosts that can be, and leave out the others
+     * Register the hosts that can be, and leave out the others, lines that cannot be read too
      */
     partial?: boolean;
 };
@@ -1183,6 +1187,7 @@ export type HostImport = {
     unchanged: number;
     refused: number;
     hosts: Array<ImportedHost>;
+    warnings: Array<string>;
 };
 
 export type ImportedHost = {
