@@ -59,7 +59,7 @@ describe('a backup target that takes no writes', () => {
   const fill = async ({ files = false } = {}) => {
     await run('sh', ['-c', 'cat /dev/zero >"$0/lost+found" 2>/dev/null || true', disk]);
     if (files) await run('sh', ['-c', 'mkdir "$0/blobs/x"; i=0; while touch "$0/blobs/x/$i"; do i=$((i+1)); done 2>/dev/null || true', disk]);
-    await expect(run('sh', ['-c', 'echo x >"$0/tmp/x"', disk])).rejects.toThrow();
+    await expect(run('sh', ['-c', 'echo x >"$0/tmp/x"', disk])).rejects.toThrow('Command failed');
     await rm(join(disk, 'tmp/x'), { force: true });
   };
   const expectReadable = async () => {

@@ -338,6 +338,22 @@ describe('host-svc', () => {
       expect(await named('import-2')).toMatchObject({ address: '10.0.0.22', labels: { rack: '1' } });
     });
 
+    it('take what Ansible takes: many groups, IPv6, and with partial everything but an odd line', async () => {
+      const groups = Array.from({ length: 120 }, (_, index) => `[g${index}:children]\nall-in-one\n`).join('');
+      const ini = `[all-in-one]\nmany-groups ansible_host=10.0.0.7 node-role=worker\n[2001:db8::7]:2222\nodd line here\n${groups}`;
+      const body = { format: 'ini', content: ini, defaults: { credentialId, labels: { rack: '1' }, trustOnFirstUse: true } };
+      expect((await importHosts(body)).status).toBe(422);
+      const done = (await importHosts({ ...body, partial: true }).expect(200)).body;
+      expect(done).toMatchObject({ created: 2, refused: 1, hosts: [{ name: 'many-groups' }, { name: '2001-db8--7' }, { line: 4, outcome: 'refused' }] });
+      expect(done.warnings.join()).toContain('many-groups (58)');
+      const { labels } = await named('many-groups');
+      expect(Object.keys(labels)).toHaveLength(64);
+      expect(labels).toMatchObject({ rack: '1', 'ansible-group/all-in-one': '' });
+      expect(await named('2001-db8--7')).toMatchObject({ address: '2001:db8::7', port: 2222 });
+      const again = (await importHosts({ ...body, partial: true, groupLabels: ['all-*', 'g7'] }).expect(200)).body;
+      expect(again).toMatchObject({ refused: 1, warnings: [] });
+    });
+
     it('are all or nothing unless partial, and name each line that is wrong', async () => {
       const bad = `${content()}import-3,10.0.0.3,no key,\nimport-3,not an address,,\nimport_4,10.0.0.4,${sshd.hostKeys.ed25519},\n`
         .replace(sshd.hostKeys.ecdsa, sshd.hostKeys.ed25519)

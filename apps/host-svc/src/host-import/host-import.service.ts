@@ -1,10 +1,11 @@
 import type { InventoryHost } from '@airdock/adapters/inventory/inventory';
+import { groupLabel } from '@airdock/adapters/inventory/inventory-host';
 import { readInventory } from '@airdock/adapters/inventory/read-inventory';
 import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
 import { newId } from '@airdock/platform/ids';
 import { Injectable } from '@nestjs/common';
-import { CreateHost, type Host, Labels } from '../host/host.schema.js';
+import { CreateHost, type Host, Labels, maxLabels } from '../host/host.schema.js';
 import { type HostInsert, HostService, type HostUpdate } from '../host/host.service.js';
 import type { SshCredential } from '../ssh-credential/ssh-credential.schema.js';
 import { SshCredentialService } from '../ssh-credential/ssh-credential.service.js';
@@ -28,12 +29,13 @@ export class HostImportService {
 
   /** Throws `inventory_invalid`, `inventory_refused` with the hosts that are, `resource_not_found` and `jump_host_invalid` for the defaults. */
   async create({ format, content, groupLabels, defaults, dryRun, partial }: CreateHostImport): Promise<HostImport> {
-    const entries = await readInventory(format, content, { groupLabels, partial });
+    const found = await readInventory(format, content, { groupLabels, partial });
     const credential = defaults.credentialId ? await this.credentials.get(defaults.credentialId) : undefined;
     if (defaults.jumpHostId) await this.hosts.assertJumpsLead(newId(), defaults.jumpHostId);
-    const credentials = await this.credentials.byNames([...new Set(entries.flatMap((entry) => entry.credential ?? []))]);
+    const credentials = await this.credentials.byNames([...new Set(found.flatMap((entry) => entry.credential ?? []))]);
     for (let attempt = 1; ; attempt++) {
-      const there = await this.hosts.byNames(entries.map(({ name }) => name));
+      const there = await this.hosts.byNames(found.map(({ name }) => name));
+      const entries = found.map((entry) => fitted(entry, there.get(entry.name)?.labels ?? defaults.labels));
       const ofHosts = new Map<string, SshCredential>();
       for (const id of new Set([...there.values()].map((host) => host.credentialId))) ofHosts.set(id, await this.credentials.get(id));
       const lines = new Map<string, number>();
@@ -138,6 +140,16 @@ function toItem(entry: InventoryHost | undefined, plan: Plan, ids = new Map<stri
   return { line, name, outcome: 'created', hostId: ids.get(name) ?? null, problem: null };
 }
 
+/** With as many labels of groups as there is room for beside those that the host has, or gets in any case; the nearest groups, which are last. */
+function fitted(entry: InventoryHost, base: Record<string, string>): InventoryHost {
+  const excess = new Set([...Object.keys(base), ...Object.keys(entry.labels)]).size - maxLabels;
+  const groups = Object.keys(entry.labels).filter((label) => label.startsWith(groupLabel) && !Object.hasOwn(base, label));
+  const left = groups.slice(0, Math.max(0, excess));
+  if (left.length === 0) return entry;
+  const labels = Object.fromEntries(Object.entries(entry.labels).filter(([label]) => !left.includes(label)));
+  return { ...entry, labels, groupsWithoutLabel: (entry.groupsWithoutLabel ?? 0) + left.length };
+}
+
 /** Of hosts that are in more groups than they can have labels. */
 function warningsOf(entries: InventoryHost[]): string[] {
   const crowded = entries.filter(({ groupsWithoutLabel = 0 }) => groupsWithoutLabel > 0);
@@ -145,7 +157,7 @@ function warningsOf(entries: InventoryHost[]): string[] {
   if (!first) return [];
   const names = crowded.slice(0, maxNamed).map(({ name, groupsWithoutLabel }) => `${name} (${groupsWithoutLabel})`);
   return [
-    `groups that did not become labels, since a host can have 64; say which do with groupLabels: ${names.join(', ')}${crowded.length > maxNamed ? ', …' : ''}`,
+    `groups that did not become labels, since a host can have ${maxLabels}; say which do with groupLabels: ${names.join(', ')}${crowded.length > maxNamed ? ', …' : ''}`,
   ];
 }
 

@@ -104,7 +104,7 @@ export const HostListQuery = PageQuery.extend({
 });
 export type HostListQuery = z.infer<typeof HostListQuery>;
 
-const maxLabels = 64;
+export const maxLabels = 64;
 const key = z.string().regex(labelKey, 'must be a label key of Kubernetes');
 const value = z.string().regex(labelValue, 'must be a label value of Kubernetes');
 export const Labels = z.record(key, value).refine((labels) => Object.keys(labels).length <= maxLabels, { message: `at most ${maxLabels} labels` });

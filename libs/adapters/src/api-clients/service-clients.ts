@@ -1,5 +1,5 @@
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
-import { Agent, fetch as fetchBy } from 'undici';
+import { makeDirectFetch } from '../http/direct-fetch.js';
 import { type Client, createClient, createConfig } from './generated/client/index.js';
 
 export type { Client };
@@ -16,7 +16,7 @@ export interface ServiceEndpoint {
  */
 export function createServiceClient(endpoint: string | ServiceEndpoint, token?: string | (() => string)): Client {
   const { url: baseUrl, socketPath } = typeof endpoint === 'string' ? { url: endpoint, socketPath: undefined } : endpoint;
-  const client = createClient(createConfig({ baseUrl, throwOnError: true, ...(socketPath === undefined ? {} : { fetch: fetchBySocket(socketPath) }) }));
+  const client = createClient(createConfig({ baseUrl, throwOnError: true, fetch: makeDirectFetch({ socketPath }) }));
   if (token !== undefined)
     client.interceptors.request.use((request) => {
       request.headers.set('authorization', `Bearer ${typeof token === 'string' ? token : token()}`);
@@ -29,20 +29,6 @@ export function createServiceClient(endpoint: string | ServiceEndpoint, token?: 
     return new AppError('dependency_unavailable', { detail: response ? `${where} answered ${response.status}` : `${where} did not answer` }, { cause: error });
   });
   return client;
-}
-
-/** As `fetch`, over one Unix socket. Answers may take as long as a long-poll or a stream does. */
-function fetchBySocket(socketPath: string): typeof fetch {
-  const dispatcher = new Agent({ connect: { socketPath }, headersTimeout: 0, bodyTimeout: 0 });
-  return async (input, init) => {
-    const request = new Request(input, init);
-    const { method, headers, body, signal } = request;
-    const answer = await fetchBy(request.url, {
-      ...{ method, signal, dispatcher, headers: [...headers] as [string, string][] },
-      ...(body ? { body: body as never, duplex: 'half' } : {}),
-    });
-    return answer as unknown as Response;
-  };
 }
 
 type ServiceName = 'registry' | 'image' | 'host' | 'cluster' | 'backup';

@@ -1,6 +1,7 @@
 import { isIPv6 } from 'node:net';
 import { AppError } from '@airdock/core/errors';
 import {
+  groupLabel,
   hostName,
   type InventoryHost,
   type InventoryOptions,
@@ -249,7 +250,7 @@ function toHost(name: string, line: number, variables: Variables, groups: string
   ];
   const port = first('ansible_port', 'ansible_ssh_port');
   const own = parseLabelList(first('airdock_labels') ?? '');
-  const wanted = groups.filter((group) => group !== 'all' && group !== 'ungrouped' && isWanted(group)).map((group) => `ansible-group/${labelName(group)}`);
+  const wanted = groups.filter((group) => group !== 'all' && group !== 'ungrouped' && isWanted(group)).map((group) => `${groupLabel}${labelName(group)}`);
   // The nearest, which are last, where there is not room for all.
   const all = [...new Set(wanted)];
   const kept = all.slice(Math.max(0, all.length - Math.max(0, maxLabels - Object.keys(own).length)));

@@ -28,6 +28,8 @@ export interface InventoryOptions {
 }
 
 export const maxHosts = 5000;
+/** What the labels of Ansible's groups begin with. */
+export const groupLabel = 'ansible-group/';
 
 /** `inventory_invalid`, with the line where that is known. */
 export const invalid = (line: number | undefined, detail: string): AppError =>

@@ -18,7 +18,10 @@ export async function whyNoRegistry(address: string, timeoutMs: number): Promise
       await root.discard();
       return `GET /v2/ is answered with ${root.status}`;
     }
-    if (root.header('docker-distribution-api-version')?.startsWith('registry/2')) return void (await root.discard());
+    if (root.header('docker-distribution-api-version')?.startsWith('registry/2')) {
+      await root.discard();
+      return undefined;
+    }
     if (await speaksOfErrors(root)) return undefined;
     return (await speaksOfErrors(await get('/v2/airdock.never-given/manifests/none'))) ? undefined : 'what answers is no registry';
   } catch (error) {

@@ -1,5 +1,6 @@
 import { AppError } from '@airdock/core/errors';
 import { z } from 'zod';
+import { directFetch } from '../http/direct-fetch.js';
 import { rootMessage } from '../http/root-message.js';
 
 export interface PmkConnection {
@@ -118,7 +119,7 @@ export class PmkHttp {
     signal?.throwIfAborted();
     const limit = AbortSignal.timeout(this.#requestTimeoutMs);
     try {
-      const response = await fetch(`${this.#base}${path}`, {
+      const response = await directFetch(`${this.#base}${path}`, {
         method,
         redirect: 'manual',
         signal: signal ? AbortSignal.any([signal, limit]) : limit,

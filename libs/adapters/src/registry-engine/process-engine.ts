@@ -9,6 +9,7 @@ import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { stringify } from 'yaml';
 import { readOrMakeOnce } from '../files/made-once.js';
+import { directFetch } from '../http/direct-fetch.js';
 import { freeBytesOf } from '../oci-client/durable-file.js';
 import { RegistryHttp } from '../oci-client/registry-http.js';
 import { type Repair, repairRegistry } from '../oci-client/registry-repair.js';
@@ -348,7 +349,7 @@ export class ProcessRegistryEngine {
     if (instance !== 'front') return (await probeRegistry(this.sockets[instance])).ok;
     const { port, proofSecret } = JSON.parse(await this.frontConfiguration()) as FrontConfiguration;
     const challenge = randomBytes(16).toString('hex');
-    const answer = await fetch(`http://127.0.0.1:${port}/v2/`, { headers: { [challengeHeader]: challenge }, signal: AbortSignal.timeout(2_000) }).catch(
+    const answer = await directFetch(`http://127.0.0.1:${port}/v2/`, { headers: { [challengeHeader]: challenge }, signal: AbortSignal.timeout(2_000) }).catch(
       () => undefined,
     );
     await answer?.body?.cancel();

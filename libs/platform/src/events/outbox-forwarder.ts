@@ -48,6 +48,8 @@ export class OutboxForwarder extends BackgroundLoop {
     const { url, socketPath } = serviceEndpoint(this.config, 'backup');
     const target = new URL(`${url}/v1/webhook-events`);
     const options: RequestOptions = {
+      // Not the global agent, which may lead to a proxy of the environment.
+      agent: false,
       ...{ method: 'POST', socketPath, signal: AbortSignal.timeout(timeoutMs) },
       headers: { authorization: `Bearer ${this.token.token}`, 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) },
     };
