@@ -231,6 +231,7 @@ describe('garbage collections', () => {
     await truncate(data, 10);
     await utimes(data, new Date(0), new Date(0));
     expect(await collect()).toMatchObject({ state: 'failed', error: { code: 'registry_damaged', damaged: [expect.stringContaining('app:1')] } });
+    Object.assign(answers, { '/v2/': {}, '/v2/airdock.never-given/manifests/none': { errors: [{ code: 'MANIFEST_UNKNOWN' }] } });
     await end((await api('put', '/v1/registry').send({ mode: 'external', externalUrl: others.url }).expect(202)).body as Job);
     expect((await api('post', path).send({}).expect(409)).body.code).toBe('registry_external');
     await end((await api('put', '/v1/registry').send({ mode: 'none' }).expect(202)).body as Job);

@@ -163,8 +163,9 @@ export class RegistryService implements NoticeSource {
     if (fence) throw new AppError('registry_fenced', { detail: `upgrade ${fence.upgradeId}` });
     if (ifMatch !== undefined && ifMatch !== version) throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
     if (mode === 'external' && externalUrl !== undefined && externalUrl !== this.config.registry.externalUrl) await this.targets.check(externalUrl);
-    const isKnown = row.mode === 'external' && row.externalUrl === externalUrl;
-    if (mode === 'external' && externalUrl !== undefined && !isKnown) await this.assertAnswering(externalUrl);
+    // Where there is none nothing is lost by one that is not there yet.
+    const isKept = row.mode === 'none' || (row.mode === 'external' && row.externalUrl === externalUrl);
+    if (mode === 'external' && externalUrl !== undefined && !isKept) await this.assertAnswering(externalUrl);
     const change = this.registries
       .createQueryBuilder()
       .update()
