@@ -234,10 +234,9 @@ class ImageCopy {
     return bytes;
   }
 
-  /** Throws `images_damaged` unless the registry answers with the bytes of the manifest. */
+  /** Throws `images_damaged` unless a pull gets the bytes of the manifest. */
   async #prove(repository: string, reference: string, digest: Digest): Promise<void> {
-    const { registry, signal, retry } = this.options;
-    const found = await lookUp(() => answeredDigest(registry, repository, reference, signal), signal, retry);
+    const found = await this.#digestAt(repository, reference);
     if (found === digest) return;
     throw new AppError('images_damaged', {
       detail: `the registry has taken ${repository}, ${reference}, and answers with ${found ?? 'nothing that is this manifest'}: its file ${digest} is damaged`,

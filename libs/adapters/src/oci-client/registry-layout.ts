@@ -2,8 +2,8 @@
  * Where `distribution` keeps things: storage paths v2, filesystem driver. Paths are relative to `<storage>/docker/registry/v2`. Repositories contain links only,
  * files that hold a digest; bytes are below `blobs`. Source: registry/storage/paths.go
  */
-import type { Dirent } from 'node:fs';
-import { lstat, readdir, realpath } from 'node:fs/promises';
+import { constants, type Dirent } from 'node:fs';
+import { lstat, open, readdir, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
@@ -74,6 +74,29 @@ export async function statOrGone(path: string) {
     return await lstat(path);
   } catch (error) {
     if (isGone(error)) return undefined;
+    throw unreadable(error, path);
+  }
+}
+
+const onlyPlain = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY;
+
+/**
+ * Undefined when the file is not there, is larger, or is something else in its place. In as few calls as can be, since a push reads thousands. Folders above it may be links, as
+ * those that `openRegularFile` refuses: what is read is compared with a digest, or is one, and goes nowhere else.
+ */
+export async function readSmall(path: string, maxBytes: number): Promise<Buffer | undefined> {
+  try {
+    const handle = await open(path, onlyPlain);
+    try {
+      const status = await handle.stat();
+      if (!status.isFile() || status.size > maxBytes) return undefined;
+      const { buffer, bytesRead } = await handle.read(Buffer.allocUnsafe(status.size), 0, status.size, 0);
+      return bytesRead === status.size ? buffer : undefined;
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    if (isGone(error) || ['ELOOP', 'ENXIO'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined;
     throw unreadable(error, path);
   }
 }

@@ -25,7 +25,7 @@ import {
   isGone,
   layerPath,
   listRepositoryFolders,
-  readFileOrGone,
+  readSmall,
   registryRoot,
   revisionPath,
   statOrGone,
@@ -122,23 +122,9 @@ export class RegistryStorage {
   }
 
   private async isWhole({ digest, size }: Pick<Descriptor, 'digest' | 'size'>, maxReadBytes: number): Promise<boolean> {
+    if (size <= maxReadBytes) return isOf(digest, await readSmall(this.blobFile(digest), size));
     const status = await statOrGone(this.blobFile(digest));
-    if (!status?.isFile() || status.size !== size) return false;
-    return size > maxReadBytes || (await this.isManifest(digest));
-  }
-
-  /** True when the bytes that lie there are those of the digest. */
-  private async isManifest(digest: Digest): Promise<boolean> {
-    const bytes = await this.read(this.blobFile(digest));
-    return bytes !== undefined && digestOf(bytes) === digest;
-  }
-
-  /** A small file; undefined when it is not there, or is something else in its place. */
-  private async read(path: string): Promise<Buffer | undefined> {
-    return readFileOrGone(this.root, path).catch((error: unknown) => {
-      if (error instanceof AppError && error.code === 'registry_damaged') return undefined;
-      throw error;
-    });
+    return status?.isFile() === true && status.size === size;
   }
 
   /** True when the repository has the blob, with its size. */
@@ -202,10 +188,15 @@ export class RegistryStorage {
    */
   async resolve(repository: string, reference: string): Promise<Digest | undefined> {
     const root = registryRoot(this.root);
-    const digest = isDigest(reference) ? reference : (await this.read(join(root, tagPath(repository, reference), 'current/link')))?.toString('utf8').trim();
+    const digest = isDigest(reference)
+      ? reference
+      : (await readSmall(join(root, tagPath(repository, reference), 'current/link'), maxLinkBytes))?.toString().trim();
     if (digest === undefined || !isDigest(digest)) return undefined;
-    const [link, isWhole] = await Promise.all([this.read(join(root, revisionPath(repository, digest), 'link')), this.isManifest(digest)]);
-    return link?.toString('utf8') === digest && isWhole ? digest : undefined;
+    const [link, manifest] = await Promise.all([
+      readSmall(join(root, revisionPath(repository, digest), 'link'), maxLinkBytes),
+      readSmall(this.blobFile(digest), maxManifestBytes),
+    ]);
+    return link?.toString() === digest && isOf(digest, manifest) ? digest : undefined;
   }
 
   /**
@@ -243,3 +234,8 @@ export async function setBlobAside(storageDir: string, digest: Digest): Promise<
   const from = join(registryRoot(storageDir), blobPath(digest), 'data');
   await writeBelow(storageDir, join(storageDir, 'airdock-damaged', digestHex(digest)), (to) => rename(from, to));
 }
+
+const isOf = (digest: Digest, bytes: Uint8Array | undefined): boolean => bytes !== undefined && digestOf(bytes) === digest;
+
+/** A digest, and perhaps a line end. */
+const maxLinkBytes = 256;
