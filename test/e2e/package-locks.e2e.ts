@@ -62,8 +62,7 @@ describe.skipIf(!started.lab)('a host whose package manager is in use', () => {
   /** Somebody waits for the lock: a second of it has gone. */
   const isWaiting = () =>
     waitFor(
-      async () =>
-        Number(await out(host, `for pid in $(pgrep -x sleep); do ps -ww -o args= -p $(ps -o ppid= -p $pid); done | grep -c lock-frontend || :`)) > 0,
+      async () => Number(await out(host, `for pid in $(pgrep -x sleep); do ps -ww -o args= -p $(ps -o ppid= -p $pid); done | grep -c lock-frontend || :`)) > 0,
       {
         what: 'somebody to wait',
         timeoutMs: 30_000,

@@ -43,7 +43,7 @@ describe('findSha256', () => {
 
   it('takes no time for a long text', () => {
     const started = performance.now();
-    for (const text of ['a'.repeat(1e6), 'ab '.repeat(3e5), `${'('.repeat(5e5)}`, `${'a'.repeat(63)} `.repeat(1e4)]) findSha256(text, 'x');
+    for (const text of ['a'.repeat(1e6), 'ab '.repeat(3e5), '('.repeat(5e5), `${'a'.repeat(63)} `.repeat(1e4)]) findSha256(text, 'x');
     expect(performance.now() - started).toBeLessThan(1_000);
   });
 });

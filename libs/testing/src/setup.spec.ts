@@ -1,10 +1,9 @@
 /** bin/setup.sh on a machine whose apt is in use: a real apt-get, with folders of its own. */
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { findProgram, type TempDir, tempDir, waitFor } from './servers.js';
+import { findProgram, type TempDir, tempDir } from './servers.js';
 
 const setup = join(import.meta.dirname, '../../../bin/setup.sh');
 // fcntl(2), as apt and dpkg lock: F_SETLK with a write lock on the whole file.
