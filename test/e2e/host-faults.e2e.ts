@@ -149,7 +149,7 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
   /** The package manager of the first run holds its locks until the one of the second has come. */
   async function letPackagesMeet(): Promise<void> {
     const { lab: host, gate } = hosts.repositories;
-    const waiting = `for pid in $(pgrep -x sleep); do ps -ww -o args= -p $(ps -o ppid= -p $pid); done | grep -c 'apt-get install' || true`;
+    const waiting = `for pid in $(pgrep -x sleep); do ps -ww -o args= -p $(ps -o ppid= -p $pid); done | grep -c lock-frontend || true`;
     await waitFor(async () => Number(await out(host, waiting)) > 0, { what: 'a second one that waits', timeoutMs: 90_000, intervalMs: 200 });
     await gate.open();
   }
