@@ -53,6 +53,7 @@ setup_packages() {
     build_ssh2
     cp "$ROOT/pnpm-lock.yaml" "$stamp"
   fi
+  [ -e "$ROOT/test/dist/demo/demo.js" ] || say "building, which takes a minute or two"
   (cd "$ROOT" && node node_modules/typescript/bin/tsc -b) || fail "the build failed"
 }
 

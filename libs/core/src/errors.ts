@@ -137,7 +137,7 @@ const definitions = {
     family: 'unavailable',
     title: "The folder of the registry's storage is not the one that was there before",
     nextStep:
-      'Mount its disk: the registry then goes on by itself. To go on with what is there now, name it by the `adoptableId` of `storageError` in GET /v1/registry: POST /v1/registry/storage-adoptions {"storageId": …}.',
+      'Mount its disk: the registry then goes on by itself. To go on with what is there now: POST /v1/registry/storage-adoptions {"storageId": …} with the `adoptableId` of `storageError` in GET /v1/registry.',
   },
   registry_storage_unreadable: {
     family: 'conflict',
@@ -163,7 +163,7 @@ const definitions = {
   registry_external_silent: {
     family: 'conflict',
     title: 'Nothing answers as a registry at the URL of the external registry',
-    nextStep: 'Correct the URL, or start that registry, and repeat it; until it answers the registry stays as it is. To have none, use mode none.',
+    nextStep: 'Correct the URL, or start that registry, then repeat the request; until then everything stays as it is. To have no registry, use mode none.',
   },
   registry_damaged: {
     family: 'conflict',
@@ -577,7 +577,8 @@ const definitions = {
   du_version_unsupported: {
     family: 'conflict',
     title: 'The DU is too old for this',
-    nextStep: 'Upgrade the DU; airdock.duVersion tells which version it has. Clusters that exist can be moved to the local registry from 5.3 on.',
+    nextStep:
+      'Upgrade the DU; GET /v1/du says its version, which `airdock.duVersion` sets. Clusters that exist can be moved to the local registry from 5.3 on.',
   },
   upgrade_refused: {
     family: 'conflict',
@@ -730,7 +731,7 @@ const definitions = {
   backup_target_read_only: {
     family: 'conflict',
     title: 'Where backups are kept takes no writes',
-    nextStep: 'Mount the disk for writing, or give the user or the S3 key the right to write. Restores, verifications and exports need none.',
+    nextStep: 'Mount the disk for writing, or give the user or the S3 key the right to write. Restores, verifications and exports work without it.',
   },
   backup_target_changed: {
     family: 'conflict',

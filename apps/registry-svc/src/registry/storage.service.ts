@@ -37,7 +37,7 @@ export class StorageService {
     const foundId = mark.state === 'marked' ? mark.id : null;
     // What has no id gets the one that is offered, so that the old disk is not taken for it when it comes back.
     const adoptableId = mark.state === 'unreadable' ? null : (foundId ?? offeredStorageId);
-    return storageChanged(this.folder, `${why}, and the registry's storage is ${recordedStorageId}`, {
+    return storageChanged(this.folder, `${why}, and the registry's storage has the id ${recordedStorageId}`, {
       ...{ folderState: mark.state, recordedId: recordedStorageId, foundId, adoptableId },
     });
   }

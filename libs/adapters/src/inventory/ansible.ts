@@ -242,13 +242,14 @@ function toHost(name: string, line: number, variables: Variables, groups: string
   const secrets = [...variables].flatMap(([key, variable]) => (variable.text === '' ? [] : (secretProblem(key, variable.line) ?? [])));
   const isProxied = ['ansible_ssh_common_args', 'ansible_ssh_extra_args', 'ansible_ssh_args'].some((key) => /Proxy(?:Jump|Command)|-J/.test(first(key) ?? ''));
   const connection = first('ansible_connection') ?? 'ssh';
+  const port = first('ansible_port', 'ansible_ssh_port');
   const problems = [
     ...secrets,
     ...(hostName(nameOf(name)) ? [] : ['this is no name of a host']),
     ...(['ssh', 'smart', 'paramiko'].includes(connection) ? [] : ['ansible_connection is not ssh']),
+    ...(port !== undefined && Number.isNaN(portNumber(port)) ? ['its port is no number'] : []),
     ...(isProxied ? ['its SSH arguments ask for a proxy: take them out, and give the jump host as defaults.jumpHostId'] : []),
   ];
-  const port = first('ansible_port', 'ansible_ssh_port');
   const own = parseLabelList(first('airdock_labels') ?? '');
   const wanted = groups.filter((group) => group !== 'all' && group !== 'ungrouped' && isWanted(group)).map((group) => `${groupLabel}${labelName(group)}`);
   // The nearest, which are last, where there is not room for all.

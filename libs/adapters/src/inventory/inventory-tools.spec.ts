@@ -163,7 +163,12 @@ describe('tables of spreadsheets', () => {
   });
 
   it('with something in a column without a name: that host is refused', () => {
-    expect(parseInventory('csv', 'name,address,\nn1,10.0.0.1,x\nn2,10.0.0.2,\n')).toMatchObject([{ problem: 'column 3 has no name' }, { problem: undefined }]);
-    expect(parseInventory('csv', 'name,address\na,b,c\n')).toMatchObject([{ problem: 'column 3 has no name' }]);
+    expect(parseInventory('csv', 'name,address,\nn1,10.0.0.1,x\nn2,10.0.0.2,\n')).toMatchObject([
+      { problem: 'column 3 has no name; quote what has the separator of the columns in it' },
+      { problem: undefined },
+    ]);
+    expect(parseInventory('csv', 'name,address\na,b,c\n')).toMatchObject([
+      { problem: 'column 3 has no name; quote what has the separator of the columns in it' },
+    ]);
   });
 });

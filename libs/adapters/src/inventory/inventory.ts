@@ -52,6 +52,7 @@ function fromFields(line: number, values: [key: string, text: string][]): Invent
   const port = given.get('port');
   const name = hostName(given.get('name') ?? '');
   if (!name) problems.push('it has no name, or one that no host can have');
+  if (port !== undefined && Number.isNaN(portNumber(port))) problems.push('its port is no number');
   return {
     line,
     name,
@@ -135,7 +136,9 @@ function parseCsv(content: string, { partial = false }: InventoryOptions): Inven
           record.flatMap((text, index): [string, string][] => (header.record[index] ? [[header.record[index], text]] : [])),
         );
         const nameless = record.findIndex((text, index) => text !== '' && !header.record[index]);
-        return nameless < 0 ? host : { ...host, problem: host.problem ?? `column ${nameless + 1} has no name` };
+        return nameless < 0
+          ? host
+          : { ...host, problem: host.problem ?? `column ${nameless + 1} has no name; quote what has the separator of the columns in it` };
       });
     return [...hosts, ...odd];
   } catch (error) {
