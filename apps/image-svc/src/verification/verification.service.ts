@@ -103,7 +103,7 @@ export class VerificationService {
     await this.verifications.update({ id: row.id }, columns<VerificationEntity>({ problems }));
     if (problems.length > 0) {
       // Of a disk that is not there everything is missing, and no push would mend it.
-      await this.images.registryForJob(context);
+      await this.images.assertStorage();
       const damaged = [...new Set(problems.map(({ upstream }) => upstream))];
       throw new AppError('images_damaged', {
         detail: `${damaged.length} of ${images.length} images: ${damaged.slice(0, 5).join(', ')}`,
