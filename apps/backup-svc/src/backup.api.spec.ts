@@ -112,6 +112,21 @@ describe('backup-svc', () => {
     answers['/v1/registry'] = on;
   });
 
+  it('takes no registry whose disk went away meanwhile for an empty one', async () => {
+    const on = answers['/v1/registry'];
+    await using empty = await startRegistry();
+    let asked = 0;
+    answers['/v1/registry'] = () => {
+      asked += 1;
+      if (asked > 3) return on;
+      const storageError = { type: 'x', title: 'x', status: 503, code: 'registry_storage_changed', nextStep: 'x', detail: 'away' };
+      return { mode: 'local', url: empty.url, storageError: asked === 3 ? storageError : null };
+    };
+    expect(await post('/v1/backups', {})).toMatchObject({ state: 'succeeded', result: { images: 2 } });
+    expect(asked).toBeGreaterThan(3);
+    answers['/v1/registry'] = on;
+  });
+
   it('restores nothing from a damaged backup', async () => {
     const backup = await post('/v1/backups', {});
     await writeFile(join(folder.path, 'backups', 'backups', `${idOf(backup)}.json`), '{}');

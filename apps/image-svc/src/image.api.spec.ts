@@ -530,6 +530,29 @@ describe('image-svc', () => {
       expect(await post('/v1/verifications', { images: ['reg.site/verified:1'] })).toMatchObject({ state: 'succeeded' });
     });
 
+    it('takes nothing for damaged or gone while the disk is away, and says how it is when it is back', async () => {
+      const bundleId = await bundleOf('away.tar', ['reg.site/away:1']);
+      await post('/v1/pushes', { bundleId });
+      await using empty = await startRegistry();
+      const before = answers['/v1/registry'];
+      const there = { mode: 'local', url: registry.url, host: registry.host };
+      const storageError = { type: 'x', title: 'x', status: 503, code: 'registry_storage_changed', nextStep: 'x', detail: 'away' };
+      for (const path of ['/v1/verifications', '/v1/images/rebuild']) {
+        let asked = 0;
+        const isRead = path === '/v1/verifications';
+        answers['/v1/registry'] = () => {
+          asked += 1;
+          // A verification may begin without the disk, and asks once more before that.
+          if (asked > (isRead ? 3 : 2)) return there;
+          return { ...there, url: empty.url, storageError: isRead || asked === 2 ? storageError : null };
+        };
+        expect(await post(path, isRead ? { images: ['reg.site/away:1'] } : {})).toMatchObject({ state: 'succeeded' });
+        expect(asked).toBeGreaterThan(isRead ? 3 : 2);
+        expect(await catalogue('reg.site/away')).toMatchObject([{ bundleId }]);
+      }
+      answers['/v1/registry'] = before;
+    });
+
     it('refuses a push that the disk would not hold, with the numbers, before its first byte', async () => {
       // On one Redis two services of a kind would take each other's wake-ups.
       await using ownRedis = await startRedis();

@@ -33,6 +33,14 @@ describe('privateRegistryType', () => {
     ['fals', 'false'],
     ['disable', 'disabled'],
     ['Disbaled', 'disabled'],
+    ['"none"', 'none'],
+    ["'off'", 'off'],
+    ['no.', 'no'],
+    ['null', 'none'],
+    ['<no value>', 'none'],
+    ['~', 'none'],
+    [0, 'none'],
+    ["''", 'none'],
   ])('%j is an error that names %s', (value, meant) =>
     expect(readRegistryMode(value)).toEqual({ error: expect.stringMatching(new RegExp(`is ${meant} meant.*none, local, external`)) as string }),
   );

@@ -5,6 +5,8 @@ export type RegistryMode = (typeof registryModes)[number];
 /** What plainly means that there is to be no registry. */
 const offWords = ['none', 'off', 'no', 'false', 'disabled'];
 const knownWords = [...offWords, 'local', 'external'];
+/** What templates and other languages write for nothing: perhaps that is meant, and perhaps a value was lost. */
+const emptyWords = ['null', 'nil', '~', '0', 'n', '<nil>', '<no value>', 'undefined', 'nothing'];
 /** No longer word can be a misspelt one of those. */
 const maxMisspelt = 16;
 
@@ -23,7 +25,9 @@ export function readRegistryMode(value: unknown): ReadRegistryMode {
   const word = text.toLowerCase();
   if (word === '' || offWords.includes(word)) return { mode: 'none' };
   if (word === 'local' || word === 'external') return { mode: word };
-  const meant = word.length <= maxMisspelt ? knownWords.find((known) => looksLike(word, known)) : undefined;
+  // Perhaps in quotes, of which there were two pairs.
+  const bare = word.replaceAll(/^["'`.,;]{1,3}|["'`.,;]{1,3}$/g, '');
+  const meant = bare === '' || emptyWords.includes(bare) ? 'none' : word.length <= maxMisspelt ? knownWords.find((known) => looksLike(bare, known)) : undefined;
   if (meant !== undefined) return { error: `is ${JSON.stringify(text)}: is ${meant} meant? The values are ${registryModes.join(', ')}` };
   return { mode: 'local', warning: warningOf(text) };
 }
@@ -33,6 +37,7 @@ const warningOf = (text: string): string =>
 
 /** A beginning of it, or so few letters away that it is no other word. */
 function looksLike(word: string, known: string): boolean {
+  if (word === known) return true;
   if (word.length >= 3 && known.startsWith(word)) return true;
   const allowed = known.length <= 2 ? 0 : known.length <= 5 ? 1 : 2;
   return Math.abs(word.length - known.length) <= allowed && distance(word, known) <= allowed;

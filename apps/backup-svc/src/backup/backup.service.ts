@@ -185,8 +185,11 @@ export class BackupService {
       filter: await this.filterOf(row),
       untagged: await this.readUntagged(),
       settings: await reading,
-      beforeRecord: async (result) =>
-        void (await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }))),
+      beforeRecord: async (result) => {
+        // Of a disk that went away meanwhile it would be a backup of nothing, or of a part. A garbage collection is not waited for: it waits for us.
+        await this.registry();
+        await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }));
+      },
       about: {
         duVersion: await this.duVersion(),
         description: row.description ?? undefined,

@@ -183,6 +183,7 @@ export class CatalogueService {
     await this.names.adopt(recorded);
     const gone: string[] = [];
     for (const row of known) if (!upstreams.has(row.upstream) && !(await this.isThereByDigest(registry, row, signal))) gone.push(row.upstream);
+    if (gone.length > 0) await this.images.assertStorage();
     await this.forget(gone);
     return { images: recorded.length, removed: gone.length, broken: broken.slice(0, 100) };
   }

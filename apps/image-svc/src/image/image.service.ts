@@ -48,6 +48,14 @@ export class ImageService {
     return requireRegistry(this.clients.registry, { reads, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
+  /**
+   * For a job that has read, before it says that something is missing. Throws `registry_storage_changed` when the disk went away meanwhile, of which nothing can be said. Waits for no
+   * garbage collection: that waits for the job.
+   */
+  async assertStorage(): Promise<void> {
+    await requireRegistry(this.clients.registry, { waits: false });
+  }
+
   /** Throws `registry_fenced` and `registry_storage_changed` too: for what changes the registry. */
   async openRegistry(): Promise<RequiredRegistry> {
     const registry = await requireRegistry(this.clients.registry, { waits: false });

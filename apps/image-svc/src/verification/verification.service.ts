@@ -57,7 +57,7 @@ export class VerificationService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
-  /** Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found. */
+  /** Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found, `registry_storage_changed` when that is because of the disk. */
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const row = await getRow(this.verifications, resourceId);
@@ -102,6 +102,8 @@ export class VerificationService {
     }
     await this.verifications.update({ id: row.id }, columns<VerificationEntity>({ problems }));
     if (problems.length > 0) {
+      // Of a disk that is not there everything is missing, and no push would mend it.
+      await this.images.assertStorage();
       const damaged = [...new Set(problems.map(({ upstream }) => upstream))];
       throw new AppError('images_damaged', {
         detail: `${damaged.length} of ${images.length} images: ${damaged.slice(0, 5).join(', ')}`,

@@ -36,6 +36,8 @@ const maxMemberships = 100_000;
 const maxInherited = 2_000_000;
 /** As many as a host may have. */
 const maxLabels = 64;
+/** What was to be a section and is none: not closed, or with something behind it, and neither a range nor an address. Its hosts are not those of the section before. */
+const lostSection = /^\[(?!(?:[0-9a-f]*:){2})[^\]]*(?:$|\]\s)|^\[.*\]$/i;
 const groupName = /^[^:\]\s]{1,200}$/;
 
 /** The variables that Airdock takes. Others are for Ansible's playbooks, and left alone, but for secrets. */
@@ -64,7 +66,7 @@ export class AnsibleInventory {
     let oddSection: number | undefined;
     for (const [index, raw] of content
       .replace(/^\uFEFF/, '')
-      .split(/\r?\n/)
+      .split(/\r\n|\n|\r/)
       .entries()) {
       const line = index + 1;
       const text = raw.trim();
@@ -76,7 +78,7 @@ export class AnsibleInventory {
           group = section[1] === 'ungrouped' ? 'all' : (section[1] ?? 'all');
           kind = section[2] ?? 'hosts';
           this.group(group);
-        } else if (text.startsWith('[') && text.endsWith(']')) {
+        } else if (lostSection.test(text)) {
           oddSection = line;
           throw invalid(line, 'no name of a section');
         } else if (oddSection !== undefined) throw invalid(line, `the section in line ${oddSection} cannot be read`);
@@ -108,16 +110,21 @@ export class AnsibleInventory {
   addTree(tree: Record<string, unknown>, lineAt: (path: string[]) => number): void {
     // An alias can make a small text a large tree, or one without an end.
     let visits = 0;
+    const refuse = (line: number, what: string) =>
+      this.tolerate(line, () => {
+        throw invalid(line, what);
+      });
     const visit = (name: string, value: unknown, path: string[]): void => {
       if (++visits > maxVisits || path.length > 2 * maxDepth) throw invalid(undefined, `groups more than ${maxDepth} deep, or more than ${maxVisits} of them`);
       const group = this.group(name);
       if (value === null || value === undefined) return;
-      if (!isRecord(value)) throw invalid(lineAt(path), 'a group must hold hosts, vars or children');
+      if (!isRecord(value)) return refuse(lineAt(path), 'a group must hold hosts, vars or children');
       const part = (key: string): [string, unknown][] => {
         const found = value[key];
         if (found === null || found === undefined) return [];
-        if (!isRecord(found)) throw invalid(lineAt([...path, key]), `${key} must hold keys and values`);
-        return Object.entries(found);
+        if (isRecord(found)) return Object.entries(found);
+        refuse(lineAt([...path, key]), `${key} must hold keys and values`);
+        return [];
       };
       // Only the lines of secrets are told, and finding one takes time.
       const variablesIn = (entries: [string, unknown][], at: string[]): [string, Variable][] =>

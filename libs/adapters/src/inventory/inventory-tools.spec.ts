@@ -122,6 +122,9 @@ describe('one odd line among many', () => {
     ['ini', `[g]\n${many}\nodd one=1 two\n`, 202, 200],
     ['ini', `[g]\n${many}\nweb[9:1]\nx "unclosed\n`, 202, 200],
     ['ini', `[g]\n${many}\n[g:vars]\nno variable\n[]\nnot-known-where\n[h]\nlast\n`, 203, 201],
+    ['ini', `[g]\n${many}\n[h\nnot-one-of-g\n`, 202, 200],
+    ['ini', `[g]\n${many}\n[h] x\nnot-one-of-g\n[i]\nlast\n`, 202, 201],
+    ['yaml', `a:\n  hosts:\n${many.replaceAll(/^/gm, '    ').replaceAll(/$/gm, ':')}\nb:\n  hosts: [x, y]\nc: [z]\nd:\n  hosts:\n    last:\n`, 204, 201],
     ['csv', `name,address\n${many.replaceAll('\n', ',\n')},\n"x"y,z\nlast,\n`, 202, 201],
     ['yaml', `all:\n  hosts:\n${many.replaceAll(/^/gm, '    ').replaceAll(/$/gm, ':')}\n    web[9:1]:\n`, 203, 200],
   ] as const)('is refused by itself with partial: %s %#', (format, content, line, count) => {

@@ -7,7 +7,7 @@ import {
   isIndexMediaType,
   isManifestMediaType,
   maxManifestBytes,
-  mediaTypes,
+  parseEntries,
   parseManifest,
 } from '@airdock/core/oci/manifest';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
@@ -25,12 +25,10 @@ import { type Companion, type ImageSource, type SourceImage, type UnusableImage,
 /** Both files that make a layout. */
 export const isOciLayout = async (files: BundleFiles): Promise<boolean> => Boolean((await files.find('oci-layout')) && (await files.find('index.json')));
 
-async function readIndex(files: BundleFiles): Promise<Descriptor[]> {
+async function readIndex(files: BundleFiles) {
   const reader = await files.find('index.json');
   if (!reader) throw missingFile(files, 'index.json');
-  const index = parseManifest(await readSmall('index.json', reader, maxManifestBytes), mediaTypes.ociIndex);
-  if (index.kind !== 'index') throw new AppError('bundle_corrupt', { detail: 'index.json is no image index' });
-  return index.manifests;
+  return parseEntries(await readSmall('index.json', reader, maxManifestBytes));
 }
 
 async function checkVersion(files: BundleFiles): Promise<void> {
@@ -123,7 +121,8 @@ class Layout {
     const namelessConfigs = new Set<Digest>();
     const nameless: { entry: Entry; descriptor: Descriptor }[] = [];
     const signatures: { entry: Entry; name: string; kind: 'sig' | 'att' | 'sbom' }[] = [];
-    const index = await readIndex(this.files);
+    const { manifests: index, odd } = await readIndex(this.files);
+    for (const { error, ...entry } of odd) unusable.push(unusableImage(error, entry));
     await this.#readAhead(index);
     for (const descriptor of index) {
       signal?.throwIfAborted();

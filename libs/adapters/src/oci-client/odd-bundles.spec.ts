@@ -97,6 +97,32 @@ async function open({ path = file, names, isStrict }: { path?: string; names?: G
   };
 }
 
+describe('an entry of index.json that is none', () => {
+  const named = (annotations: object) => ({ mediaType: mediaTypes.ociManifest, size: 5, digest: `sha256:${'a'.repeat(64)}`, annotations });
+  it.each([
+    [
+      'has a digest of another algorithm',
+      { ...named({ 'io.containerd.image.name': 'q.io/x:1' }), digest: `sha512:${'a'.repeat(128)}` },
+      'q.io/x:1',
+      'digest_unsupported',
+    ],
+    ['has an annotation that is no text', named({ 'org.opencontainers.image.ref.name': 5 }), null, 'bundle_corrupt'],
+    ['has no size', { ...named({ 'org.opencontainers.image.ref.name': 'x' }), size: undefined }, 'x', 'bundle_corrupt'],
+    ['is null', null, null, 'bundle_corrupt'],
+    ['is a list', [[1]], null, 'bundle_corrupt'],
+  ])('and %s is named, and the others are taken', async (_, entry, name, code) => {
+    const layout = new Layout();
+    const root = layout.image(await image('whole'));
+    layout.name(root, 'quay.io/odd/whole:1').index.unshift(entry);
+    await layout.write();
+    expect(await open()).toMatchObject({ images: [{ digest: root.digest }], unusable: [{ name, code }] });
+    await expect(open({ isStrict: true })).rejects.toMatchObject({ code });
+    layout.index.splice(1);
+    await layout.write();
+    await expect(open()).rejects.toMatchObject({ code });
+  });
+});
+
 describe('one odd entry', () => {
   const odd: [string, string, (layout: Layout) => Promise<Descriptor>][] = [
     [

@@ -25,6 +25,7 @@ describe('mergeDaemonJson', () => {
     ['line ends of Windows', '{\r\n    "debug": true\r\n}\r\n', `{\r\n    "debug": true,\r\n    ${own}\r\n}\r\n`],
     ['tabs', '{\n\t"debug":true\n}\n', `{\n\t"debug":true,\n\t${own}\n}\n`],
     ['a byte order mark', '\ufeff{\n  "debug": true\n}', `\ufeff{\n  "debug": true,\n  ${own}\n}`],
+    ['what looks like such a mark in a value', '{"a":"\ufeffb"}', `{"a":"\ufeffb",${own}}`],
     ['one line', '{"debug":true, "log-opts":{"max-size":"10m"}}', `{"debug":true, "log-opts":{"max-size":"10m"}, ${own}}`],
     ['escapes and strange blanks', '{ "a" : "\\u00e9\\/" ,\n\n "b":1.0e+2 }', `{ "a" : "\\u00e9\\/" ,\n\n "b":1.0e+2,\n\n ${own} }`],
     ['a key that is there twice, of which Docker takes the last', '{"a":1,"a":2}', `{"a":1,"a":2,${own}}`],

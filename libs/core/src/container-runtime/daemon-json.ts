@@ -40,7 +40,7 @@ export function mergeDaemonJson(text: string | null, mirror: string): string {
  * which every other byte stays. Throws `host_file_refused`.
  */
 export function unmergeDaemonJson(text: string, before: string | null, mirror: string): string | null {
-  if (text.replace(bom, '').trim() === '') return text;
+  if (withoutMark(text).trim() === '') return text;
   const { text: plain, root, property, entries } = read(text);
   const own = entries.filter((entry) => hasMirror([valueOf(entry)], mirror));
   if (!property || own.length === 0) return text;
@@ -77,6 +77,8 @@ function without(text: string, siblings: readonly Node[], removed: readonly Node
   return left;
 }
 
+/** A byte order mark elsewhere is part of a value. */
+const withoutMark = (text: string): string => (text.startsWith(bom) ? text.slice(bom.length) : text);
 const spliced = (text: string, offset: number, length: number, content: string): string => text.slice(0, offset) + content + text.slice(offset + length);
 const endOf = ({ offset, length }: Node): number => offset + length;
 const valueOf = ({ value }: Node): string => String(value);
@@ -91,7 +93,7 @@ const refuse = (detail: string) => new AppError('host_file_refused', { detail: `
 
 /** Throws `host_file_refused` for what is no JSON object to Docker, which takes neither comments nor a comma at the end. */
 function read(whole: string): Mirrors {
-  const text = whole.replace(bom, '');
+  const text = withoutMark(whole);
   try {
     assertJsonBounds(new TextEncoder().encode(text), bounds);
   } catch (error) {

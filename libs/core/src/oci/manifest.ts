@@ -156,6 +156,53 @@ export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManif
   return { kind: 'manifest', mediaType: declared ?? fallback, config, layers, subject, annotations };
 }
 
+/** An entry of an index that is none, as far as it says what it is. */
+export interface OddEntry {
+  name: string | null;
+  digest: string | null;
+  error: unknown;
+}
+
+/**
+ * An index that nobody takes as a whole, such as a layout's `index.json`: where it is not valid, each of its entries counts by itself. Throws as `parseManifest` where none of them is the
+ * reason.
+ */
+export function parseEntries(bytes: Uint8Array): { manifests: Descriptor[]; odd: OddEntry[] } {
+  try {
+    const index = parseManifest(bytes, mediaTypes.ociIndex);
+    if (index.kind !== 'index') throw new AppError('bundle_corrupt', { detail: 'it is no image index' });
+    return { manifests: index.manifests, odd: [] };
+  } catch (whole) {
+    const { manifests: entries, ...header } = readHeader(bytes, whole);
+    // Throws what is wrong with the rest of it.
+    parseManifest(Buffer.from(JSON.stringify({ ...header, manifests: [] })));
+    if (!Array.isArray(entries) || entries.length > 10_000) throw whole;
+    const manifests: Descriptor[] = [];
+    const odd: OddEntry[] = [];
+    for (const entry of entries as unknown[]) {
+      try {
+        manifests.push(...(parseManifest(Buffer.from(JSON.stringify({ schemaVersion: 2, manifests: [entry] }))) as ImageIndex).manifests);
+      } catch (error) {
+        const { digest, annotations } = (entry ?? {}) as { digest?: unknown; annotations?: Record<string, unknown> | null };
+        const name = annotations?.['io.containerd.image.name'] ?? annotations?.['org.opencontainers.image.ref.name'];
+        const said = (value: unknown) => (typeof value === 'string' && value !== '' ? value.slice(0, 512) : null);
+        odd.push({ name: said(name), digest: said(digest), error });
+      }
+    }
+    return { manifests, odd };
+  }
+}
+
+/** Throws the given reason for what is no JSON object, and for what is too large. */
+function readHeader(bytes: Uint8Array, reason: unknown): Record<string, unknown> {
+  if (bytes.byteLength > maxManifestBytes) throw reason;
+  try {
+    return parseStrictJson(bytes) as Record<string, unknown>;
+  } catch {
+    throw reason;
+  }
+}
+
 /** What a manifest or index refers to. */
 export interface ManifestReferences {
   /** Of an index: the manifests below it. */
