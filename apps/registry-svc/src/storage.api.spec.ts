@@ -59,19 +59,17 @@ describe("the folder of the registry's storage", () => {
       { what: 'the registry to work with its storage', timeoutMs: 30_000 },
     );
   /** Waits until the supervisor has seen it too. */
-  const changed = async () => {
+  const changed = async (code = 'registry_storage_changed') => {
     const found = await waitFor(async () => ((await writes()) ? undefined : (await registry()).storageError), {
       what: 'the change to be seen, and writes to end',
       timeoutMs: 30_000,
     });
     const { health, address, storage, sockets } = await registry();
-    expect(health).toMatchObject({ ok: false, error: 'registry_storage_changed' });
+    expect(health).toMatchObject({ ok: false, error: code });
     expect([address, storage?.id ?? null]).toEqual([sockets?.readOnly, null]);
     const { body } = await request(service.url).get('/readyz').expect(200);
-    expect((body as { notices: Record<string, string> }).notices['registry:storage']).toContain('registry_storage_changed');
-    expect((await api('post', '/v1/registry/garbage-collections').send({ dryRun: false }).expect(503)).body).toMatchObject({
-      code: 'registry_storage_changed',
-    });
+    expect((body as { notices: Record<string, string> }).notices['registry:storage']).toContain(code);
+    expect((await api('post', '/v1/registry/garbage-collections').send({ dryRun: false }).expect(503)).body).toMatchObject({ code });
     return found as unknown as { detail: string; recordedId: string; foundId: string | null; adoptableId: string | null; folderState: string };
   };
 
@@ -169,6 +167,21 @@ describe("the folder of the registry's storage", () => {
     await writeFile(mark, '');
     expect(await changed()).toMatchObject({ recordedId: id });
     expect(await end((await adopt(id).expect(202)).body.id as string)).toMatchObject({ state: 'succeeded' });
+    await well();
+    expect((await readFile(mark, 'utf8')).trim()).toBe(id);
+  });
+
+  it('that is mounted read-only is said to be so, at a start too, and goes on by itself', async (context) => {
+    if (!canMount) return context.skip('no file system can be mounted');
+    const id = (await readFile(mark, 'utf8')).trim();
+    await run('mount', ['-o', 'remount,ro', disk]);
+    expect((await changed('registry_storage_read_only')).detail).toContain('read-only');
+    expect((await registry()).health).toMatchObject({ readOnlyOk: true });
+    await service.app.close();
+    await start();
+    await changed('registry_storage_read_only');
+    expect((await adopt('another').expect(409)).body).toMatchObject({ code: 'storage_adoption_refused' });
+    await run('mount', ['-o', 'remount,rw', disk]);
     await well();
     expect((await readFile(mark, 'utf8')).trim()).toBe(id);
   });

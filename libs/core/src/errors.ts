@@ -133,6 +133,12 @@ const definitions = {
   },
   registry_off: { family: 'conflict', title: 'The local registry is switched off', nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.' },
   registry_unavailable: { family: 'unavailable', title: 'The registry did not answer', nextStep: 'See GET /v1/registry for its health.' },
+  registry_storage_read_only: {
+    family: 'unavailable',
+    title: "The disk of the registry's storage takes no writes",
+    nextStep:
+      'Hosts pull as before, and backups go on. The kernel mounts a disk read-only when it fails: look at `dmesg` and `findmnt`, check the disk, then `mount -o remount,rw`. The registry then goes on by itself.',
+  },
   registry_storage_changed: {
     family: 'unavailable',
     title: "The folder of the registry's storage is not the one that was there before",

@@ -243,7 +243,7 @@ export class BackupOperationService {
     context: Pick<JobContext, 'signal' | 'progress'>,
   ): Promise<void> {
     const { signal } = context;
-    const { address, storage } = await this.backups.registryForJob(context, { reads: true });
+    const { address, storage } = await this.backups.registryForJob(context, 'look');
     await using registry = new RegistryClient(address);
     const references = records.flatMap((record) => record.references);
     for (const blob of damaged) {

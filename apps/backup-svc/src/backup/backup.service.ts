@@ -1,5 +1,5 @@
 import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
+import { type RegistryUse, type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import type { ReadOptions } from '@airdock/adapters/backup-store/backup-records';
 import { backupRegistry } from '@airdock/adapters/backup-store/backup-registry';
@@ -54,7 +54,7 @@ export class BackupService {
   /** Throws `resource_not_found` for the target and the image set, `registry_off`. */
   async create(request: JobRequest, wanted: CreateBackup, scheduleId: string | null = null, together: Statement[] = []): Promise<Job> {
     this.targets.assertKnown(wanted.target);
-    await this.registry();
+    await this.registry('read');
     if (wanted.imageSetId) await this.namesOfSet(wanted.imageSetId);
     const id = newId();
     const row = columns<BackupEntity>({
@@ -153,14 +153,14 @@ export class BackupService {
     return this.targets.open(target);
   }
 
-  /** Throws `registry_off`, `registry_unavailable`, `registry_storage_changed` unless it `reads`: a backup of another disk is none. */
-  registry({ reads = false } = {}): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { waits: false, reads });
+  /** Throws `registry_off`, `registry_unavailable`, `registry_storage_changed`, `registry_storage_read_only`: a backup of another disk is none. */
+  registry(use: RegistryUse): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { waits: false, use });
   }
 
   /** For a job that reads from it or restores into it, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
-  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, { reads = false } = {}): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { reads, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
+  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, use: RegistryUse): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { use, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
@@ -174,7 +174,7 @@ export class BackupService {
     // A worker that died between the record and the end of its job left a complete backup.
     const done = await readRecord(store, id);
     if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
-    const { address, storage } = await this.registryForJob({ signal, progress });
+    const { address, storage } = await this.registryForJob({ signal, progress }, 'read');
     await using registry = new RegistryClient(address);
     const isAll = !row.repositories && !row.imageSetId;
     const reading = isAll ? this.readSettings(signal) : Promise.resolve([]);
@@ -187,7 +187,7 @@ export class BackupService {
       settings: await reading,
       beforeRecord: async (result) => {
         // Of a disk that went away meanwhile it would be a backup of nothing, or of a part. A garbage collection is not waited for: it waits for us.
-        await this.registry();
+        await this.registry('read');
         await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }));
       },
       about: {

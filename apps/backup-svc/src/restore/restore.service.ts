@@ -71,7 +71,7 @@ export class RestoreService {
   async create(request: JobRequest, { backupId, registry, ...wanted }: CreateRestore): Promise<Job> {
     const { target } = await this.backups.locate(backupId, wanted);
     if (registry) await this.assertAllowed(registry);
-    else if (!wanted.drill) await this.backups.registry({ reads: wanted.dryRun });
+    else if (!wanted.drill) await this.backups.registry(wanted.dryRun ? 'look' : 'write');
     const id = newId();
     const { password, ...where } = registry ?? {};
     const row = columns<RestoreEntity>({
@@ -226,7 +226,7 @@ export class RestoreService {
         registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
       return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), {}, null);
     }
-    const { address, storage, repairs, storageDir } = await this.backups.registryForJob(context, { reads: dryRun });
+    const { address, storage, repairs, storageDir } = await this.backups.registryForJob(context, dryRun ? 'look' : 'write');
     return destination(new RegistryClient(address), { storage, repairs }, storageDir);
   }
 

@@ -205,7 +205,7 @@ export class HostCheckService {
     );
     if (references.length === 0) return wanted;
     try {
-      const { address } = await requireRegistry(this.clients.registry, { waits: false, reads: true });
+      const { address } = await requireRegistry(this.clients.registry, { waits: false, use: 'look' });
       await using registry = new RegistryClient(address);
       const limit = pLimit(requestsAtOnce);
       await Promise.all(

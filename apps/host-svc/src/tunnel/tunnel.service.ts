@@ -68,7 +68,7 @@ export class TunnelService {
    * `tunnel_failed`.
    */
   async ensureUp(hostId: string, signal: AbortSignal, hostEnd?: Tunnel['hostEnd'], timeoutMs = 30_000): Promise<Tunnel> {
-    const { readOnlyAddress } = await requireRegistry(this.clients.registry, { waits: false, reads: true });
+    const { readOnlyAddress } = await requireRegistry(this.clients.registry, { waits: false, use: 'look' });
     if (!readOnlyAddress) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
     const wanted = { ...this.ports, ...(hostEnd ? { hostEnd } : {}) };
     const fresh = { state: 'connecting' as const, since: now(), error: null };

@@ -126,7 +126,7 @@ export class CatalogueService {
    */
   async rebuild(context: JobContext): Promise<Record<string, unknown>> {
     const { signal, progress } = context;
-    const { address } = await this.images.registryForJob(context);
+    const { address } = await this.images.registryForJob(context, 'read');
     await using registry = new RegistryClient(address);
     const limit = pLimit(requestsAtOnce);
     progress({ phase: 'list' });

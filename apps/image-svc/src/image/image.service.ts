@@ -1,4 +1,4 @@
-import { type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
+import { type RegistryUse, type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
@@ -40,12 +40,12 @@ export class ImageService {
 
   /** Where images are, to look at them. Throws `registry_off`, `registry_unavailable`. */
   registry(): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { waits: false, reads: true });
+    return requireRegistry(this.clients.registry, { waits: false, use: 'look' });
   }
 
-  /** For a job that relies on what it finds there, and writes unless it says that it `reads`; after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
-  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, { reads = false } = {}): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { reads, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
+  /** For a job that relies on what it finds there, and writes unless its `use` is another; after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
+  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, use: RegistryUse = 'write'): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { use, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
   }
 
   /**
@@ -53,10 +53,10 @@ export class ImageService {
    * garbage collection: that waits for the job.
    */
   async assertStorage(): Promise<void> {
-    await requireRegistry(this.clients.registry, { waits: false });
+    await requireRegistry(this.clients.registry, { waits: false, use: 'read' });
   }
 
-  /** Throws `registry_fenced` and `registry_storage_changed` too: for what changes the registry. */
+  /** Throws `registry_fenced`, `registry_storage_changed` and `registry_storage_read_only` too: for what changes the registry. */
   async openRegistry(): Promise<RequiredRegistry> {
     const registry = await requireRegistry(this.clients.registry, { waits: false });
     if (registry.isFenced) throw new AppError('registry_fenced');

@@ -121,9 +121,9 @@ export class PushService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
-    const reads = push.dryRun;
-    let target = await this.images.registryForJob(context, { reads });
-    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context, { reads })) {
+    const use = push.dryRun ? 'look' : 'write';
+    let target = await this.images.registryForJob(context, use);
+    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context, use)) {
       progress({ phase: 'waiting for the upgrade of the DU' });
       await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
     }

@@ -61,7 +61,7 @@ export class VerificationService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const row = await getRow(this.verifications, resourceId);
-    const target = await this.images.registryForJob(context, { reads: true });
+    const target = await this.images.registryForJob(context, 'look');
     const images = selectImages(await this.images.all(), row.images ?? undefined);
     await using registry = new RegistryClient(target.address);
     const limit = pLimit(readsAtOnce);

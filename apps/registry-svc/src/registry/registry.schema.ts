@@ -57,7 +57,7 @@ export const Registry = z
       })
       .nullable(),
     storageError: ProblemDocument.nullable().describe(
-      'The folder of the storage is not the one that was there before: pulls go on, and nothing writes to it. `adoptableId` is what it can be adopted as, `recordedId` what it was',
+      'The folder of the storage is not the one that was there before, or takes no writes: pulls go on, and nothing writes to it. `adoptableId` is what another one can be adopted as, `recordedId` what it was',
     ),
     fence: z
       .object({ upgradeId: z.uuid(), since: z.iso.datetime() })

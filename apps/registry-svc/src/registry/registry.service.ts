@@ -283,9 +283,9 @@ export class RegistryService implements NoticeSource {
     const { mode, localhostError, foreignProcesses } = row;
     if (mode !== 'local') return {};
     const has = (kind: 'listener' | 'decoy') => foreignProcesses?.some((one) => one.kind === kind);
-    const isChanged = row.storageError !== null || (await this.storage.look(row)) !== undefined;
+    const storageError = (await this.storage.look(row))?.code ?? row.storageError?.code;
     return {
-      ...(isChanged ? { 'registry:storage': 'registry_storage_changed: nothing is written to it' } : {}),
+      ...(storageError ? { 'registry:storage': `${storageError}: nothing is written to it` } : {}),
       ...(localhostError || has('listener') ? { [`registry:localhost:${this.config.registry.port}`]: 'another program has the port, or part of it' } : {}),
       ...(has('decoy') ? { 'registry:processes': 'another program shows the arguments of the registry' } : {}),
     };
@@ -351,7 +351,7 @@ export class RegistryService implements NoticeSource {
     return (await this.storage.look(await this.load())) === undefined;
   }
 
-  /** Throws `registry_storage_changed` while nothing may be written to the storage folder. */
+  /** Throws `registry_storage_changed` or `registry_storage_read_only` while nothing may be written to the storage folder. */
   async assertStorage(): Promise<void> {
     const row = await this.load();
     const changed = await this.storage.look(row);

@@ -1,4 +1,6 @@
 import { randomUUID } from 'node:crypto';
+import { constants } from 'node:fs';
+import { access } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ensureFolderMark, type FolderMark, readFolderMark, whyNotSame, writeFolderMark } from '@airdock/adapters/files/folder-mark';
 import { storageChanged, storageMarker } from '@airdock/adapters/oci-client/registry-storage';
@@ -28,18 +30,28 @@ export class StorageService {
     return this.config.registry.storageDir;
   }
 
-  /** `registry_storage_changed`, as it is now; undefined when all is well, and before the registry was on for the first time. */
+  /** `registry_storage_changed` or `registry_storage_read_only`, as it is now; undefined when all is well, and before the registry was on for the first time. */
   async look({ mode, recordedStorageId, offeredStorageId }: RegistryEntity): Promise<AppError | undefined> {
     if (mode !== 'local' || recordedStorageId === null) return undefined;
     const mark = await this.mark();
     const why = whyNotSame(recordedStorageId, mark);
-    if (why === undefined) return undefined;
+    if (why === undefined)
+      return (await this.isReadOnly()) ? new AppError('registry_storage_read_only', { detail: `${this.folder} is mounted read-only` }) : undefined;
     const foundId = mark.state === 'marked' ? mark.id : null;
     // What has no id gets the one that is offered, so that the old disk is not taken for it when it comes back.
     const adoptableId = mark.state === 'unreadable' ? null : (foundId ?? offeredStorageId);
     return storageChanged(this.folder, `${why}, and the registry's storage has the id ${recordedStorageId}`, {
       ...{ folderState: mark.state, recordedId: recordedStorageId, foundId, adoptableId },
     });
+  }
+
+  /** The kernel says so of a file system, whoever asks; what a user may not write is another matter. */
+  private isReadOnly(): Promise<boolean> {
+    const asked = access(this.folder, constants.W_OK).then(
+      () => false,
+      (error: NodeJS.ErrnoException) => error.code === 'EROFS',
+    );
+    return Promise.race([asked, delay(lookTimeoutMs, false, { ref: false })]);
   }
 
   private mark(): Promise<FolderMark> {
@@ -64,7 +76,7 @@ export class StorageService {
     }
     const changed = await this.look(row);
     if (changed?.details.detail !== row.storageError?.detail) {
-      if (changed) this.logger.error(`registry_storage_changed: ${changed.details.detail}; nothing is written there until it is back, or is adopted`);
+      if (changed) this.logger.error(`${changed.code}: ${changed.details.detail}; nothing is written there until that is over`);
       else this.logger.warn(`the registry's storage ${row.recordedStorageId} is there again`);
       const storageError: Problem | null = changed ? toProblem(changed) : null;
       await this.registries.update({ id: row.id }, columns<RegistryEntity>({ storageError }));
@@ -79,8 +91,9 @@ export class StorageService {
    */
   async adopt(row: RegistryEntity, storageId: string) {
     const changed = await this.look(row);
-    if (!changed && storageId === row.recordedStorageId) return undefined;
-    if (!changed) throw new AppError('storage_adoption_refused', { detail: `the registry has its storage, ${row.recordedStorageId ?? 'which has no id yet'}` });
+    const isSame = !changed || changed.code === 'registry_storage_read_only';
+    if (isSame && storageId === row.recordedStorageId) return undefined;
+    if (isSame) throw new AppError('storage_adoption_refused', { detail: `the registry has its storage, ${row.recordedStorageId ?? 'which has no id yet'}` });
     const { folderState, foundId, adoptableId } = changed.details;
     if (folderState === 'unreadable') throw changed;
     const isAccepted = storageId === adoptableId || (foundId === null && storageId === row.recordedStorageId);

@@ -1,15 +1,22 @@
-import { AppError } from '@airdock/core/errors';
+import { AppError, type ErrorCode, toProblem } from '@airdock/core/errors';
 import { startJsonServer } from '@airdock/testing/servers';
 import { describe, expect, it } from 'vitest';
 import { requireRegistry } from './require-registry.js';
 import { createServiceClient } from './service-clients.js';
 
-async function service(collecting: () => boolean) {
+async function service(collecting: () => boolean, storageError?: ErrorCode) {
   let asked = 0;
   const server = await startJsonServer({
     '/v1/registry': () => {
       asked += 1;
-      return { url: 'http://localhost:5100', sockets: null, storage: null, error: null, collecting: collecting() };
+      return {
+        url: 'http://localhost:5100',
+        sockets: null,
+        storage: null,
+        error: null,
+        collecting: collecting(),
+        storageError: storageError ? toProblem(new AppError(storageError)) : null,
+      };
     },
   });
   return { client: createServiceClient(server.url, 'token'), asked: () => asked, [Symbol.asyncDispose]: () => server.stop() };
@@ -35,5 +42,19 @@ describe('requireRegistry', () => {
     const stop = new AbortController();
     const waiting = requireRegistry(registry.client, { signal: stop.signal, onWait: () => stop.abort(new AppError('job_cancelled')) });
     await expect(waiting).rejects.toMatchObject({ code: 'job_cancelled' });
+  });
+
+  it.each([
+    ['registry_storage_changed', { write: 'registry_storage_changed', read: 'registry_storage_changed', look: undefined }],
+    ['registry_storage_read_only', { write: 'registry_storage_read_only', read: undefined, look: undefined }],
+  ] as const)('of a storage with %s lets through who can go on', async (storageError, expected) => {
+    await using registry = await service(() => false, storageError);
+    for (const use of ['write', 'read', 'look'] as const) {
+      const refusal = await requireRegistry(registry.client, { use }).then(
+        () => undefined,
+        (error: AppError) => error.code,
+      );
+      expect([use, refusal]).toEqual([use, expected[use]]);
+    }
   });
 });

@@ -23,24 +23,32 @@ export interface RequiredRegistry {
   storageDir: string | null;
 }
 
+/**
+ * `write` needs the storage that was there before, with a disk that takes writes; `read` needs that storage too, since what is missing on another disk is not missing; `look`
+ * goes on with whatever is there.
+ */
+export type RegistryUse = 'write' | 'read' | 'look';
+
+const goesOn = (use: RegistryUse, storageError: string): boolean => use === 'look' || (use === 'read' && storageError === 'registry_storage_read_only');
+
 export interface RequireRegistryOptions {
   /**
    * Whether to wait for the end of a garbage collection, which waits for the jobs that read or write images. Such a job asks for the registry before it looks at
    * anything in it. Default true.
    */
   waits?: boolean;
-  /** Whether it is only read from, which goes on when its storage is not the one that was there before. Default false. */
-  reads?: boolean;
+  /** What for. Default `write`. */
+  use?: RegistryUse;
   /** Called when it has to wait. */
   onWait?: () => void;
   signal?: AbortSignal;
 }
 
 /**
- * The registry to push to. Throws `registry_off`, `registry_storage_changed` unless it is only read, `registry_unavailable` while registry-svc knows that what answers there is not it, `registry_collecting` after
+ * The registry to push to. Throws `registry_off`, `registry_storage_changed` and `registry_storage_read_only` where its use does not go on then, `registry_unavailable` while registry-svc knows that what answers there is not it, `registry_collecting` after
  * ten minutes of waiting, and the signal's reason.
  */
-export async function requireRegistry(client: Client, { waits = true, reads = false, onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
+export async function requireRegistry(client: Client, { waits = true, use = 'write', onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
   const deadline = Date.now() + collectingMs;
   let { data } = await getRegistry({ client, throwOnError: true });
   if (waits && data.collecting) onWait?.();
@@ -52,7 +60,7 @@ export async function requireRegistry(client: Client, { waits = true, reads = fa
   if (!data.url) throw new AppError('registry_off');
   if (data.error?.code === 'registry_target_forbidden') throw fromProblem(data.error);
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
-  if (data.storageError && !reads) throw fromProblem(data.storageError);
+  if (data.storageError && !goesOn(use, data.storageError.code)) throw fromProblem(data.storageError);
   const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
   const { path = '', recordedId = null } = data.storage ?? {};
   const repairs = storage ?? (recordedId !== null && !data.storageError ? await RegistryStorage.open({ folder: path, id: recordedId }) : undefined);

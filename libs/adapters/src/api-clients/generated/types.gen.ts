@@ -304,7 +304,7 @@ export type Registry = {
         measuredAt: string;
     } | null;
     /**
-     * The folder of the storage is not the one that was there before: pulls go on, and nothing writes to it. `adoptableId` is what it can be adopted as, `recordedId` what it was
+     * The folder of the storage is not the one that was there before, or takes no writes: pulls go on, and nothing writes to it. `adoptableId` is what another one can be adopted as, `recordedId` what it was
      */
     storageError: Problem | null;
     /**
