@@ -1,3 +1,4 @@
+import { duVersionNow } from '@airdock/adapters/api-clients/du-version';
 import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import { type RegistryUse, type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
@@ -103,14 +104,8 @@ export class BackupService {
     await this.backups.delete({ id });
   }
 
-  private async duVersion(): Promise<string> {
-    try {
-      return (await getDu({ client: this.clients.registry, throwOnError: true })).data.version;
-    } catch (error) {
-      // A registry-svc that knows of no upgrades.
-      if (error instanceof AppError && error.family === 'notFound') return this.config.duVersion;
-      throw error;
-    }
+  private duVersion(): Promise<string> {
+    return duVersionNow(this.clients.registry, this.config.duVersion);
   }
 
   /** That an upgrade of the DU has to bring back, until it has ended. */

@@ -1,4 +1,5 @@
-import { getDu, getRegistry, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { duVersionNow } from '@airdock/adapters/api-clients/du-version';
+import { getRegistry, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { PackageRepository } from '@airdock/adapters/api-clients/generated/types.gen';
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { duCapabilities } from '@airdock/core/du-version';
@@ -55,14 +56,8 @@ export class ClusterDefaultsService {
   }
 
   /** Of the DU now: an upgrade changes it. */
-  private async duVersion(): Promise<string> {
-    try {
-      return (await getDu({ client: this.clients.registry, throwOnError: true })).data.version;
-    } catch (error) {
-      // A registry-svc that knows of no upgrades.
-      if (error instanceof AppError && error.family === 'notFound') return this.config.duVersion;
-      throw error;
-    }
+  private duVersion(): Promise<string> {
+    return duVersionNow(this.clients.registry, this.config.duVersion);
   }
 
   /**

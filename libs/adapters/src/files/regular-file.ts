@@ -20,7 +20,8 @@ export interface RegularFileOptions {
   identity?: string | undefined;
 }
 
-const onlyPlain = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY;
+/** Of open(2), for what may be anything: no link at its end, no pipe that is waited for, no terminal. */
+export const onlyPlain = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY;
 
 /** Tells files apart, whatever they are called. */
 export const identityOf = ({ dev, ino }: Pick<Stats, 'dev' | 'ino'>): string => `${dev}:${ino}`;

@@ -2,13 +2,13 @@
  * Where `distribution` keeps things: storage paths v2, filesystem driver. Paths are relative to `<storage>/docker/registry/v2`. Repositories contain links only,
  * files that hold a digest; bytes are below `blobs`. Source: registry/storage/paths.go
  */
-import { constants, type Dirent } from 'node:fs';
+import type { Dirent } from 'node:fs';
 import { lstat, open, readdir, realpath } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, isDigest } from '@airdock/core/oci/digest';
 import { maxManifestBytes } from '@airdock/core/oci/manifest';
-import { readRegularFile } from '../files/regular-file.js';
+import { onlyPlain, readRegularFile } from '../files/regular-file.js';
 
 const rootPath = '/docker/registry/v2';
 /** Where nobody makes links. */
@@ -77,8 +77,6 @@ export async function statOrGone(path: string) {
     throw unreadable(error, path);
   }
 }
-
-const onlyPlain = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY;
 
 /**
  * Undefined when the file is not there, is larger, or is something else in its place. In as few calls as can be, since a push reads thousands. Folders above it may be links, as
