@@ -112,7 +112,7 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
       await du.end('SIGKILL');
       await du.startProcess();
     }
-    expect((await endOf(client, job.id)).error).toBeNull();
+    await success(client, job);
     // Before the first node, and in the middle and at the end of each.
     for (const state of ['upgrading waiting waiting', 'done upgrading waiting', 'done done upgrading']) expect(killed.join('; ')).toContain(state);
     expect(killed.join('; ')).toMatch(/(push|pull) waiting waiting waiting/);
@@ -143,7 +143,7 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
     await container.start();
     await dying.ready();
     await retryJob({ client, path: { id: job.id }, throwOnError: true });
-    expect((await endOf(client, job.id)).error).toBeNull();
+    await success(client, job);
     expect(await clusterOf()).toMatchObject({ state: 'ready', kubernetesVersion: last });
     await expectNodes(last);
   });
