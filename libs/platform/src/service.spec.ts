@@ -1,13 +1,14 @@
 import { chmod, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { startRedis, waitFor } from '@airdock/testing/servers';
 import { Body, Controller, Get, Inject, Module, Post } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import request from 'supertest';
 import type { DataSource } from 'typeorm';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { z } from 'zod';
 import { loadConfig } from './config.js';
 import { createHttpApp } from './http/app.js';
@@ -22,6 +23,7 @@ import { defineService, listen, rootModule } from './service.js';
 const Thing = z.strictObject({ name: z.string().min(1) }).meta({ id: 'Thing' });
 let failuresLeft = 0;
 let release: () => void = () => undefined;
+let flush: { begun: Promise<void>; stored: number } | undefined;
 
 @Controller({ path: 'things', version: '1' })
 class ThingsController {
@@ -49,11 +51,17 @@ class ThingProcessor extends JobProcessor {
     super(jobs);
   }
 
-  protected async run({ resourceId, progress, signal }: JobContext) {
+  protected async run({ resourceId, progress, saved, signal }: JobContext) {
     if (resourceId === 'flaky' && failuresLeft-- > 0) throw new AppError('registry_unavailable');
     if (resourceId === 'hopeless') {
       progress({ phase: 'work', bytesDone: 5, bytesTotal: 100 });
       throw new AppError('registry_unavailable');
+    }
+    if (resourceId === 'noted') {
+      progress({ phase: 'work', bytesDone: 10, bytesTotal: 100 });
+      await flush?.begun;
+      await saved();
+      return { stored: flush?.stored };
     }
     if (resourceId === 'bad') throw new AppError('bundle_corrupt', { detail: 'no good' });
     for (const bytesDone of [50, 10, 80]) progress({ phase: 'work', bytesDone, bytesTotal: 100 });
@@ -167,6 +175,22 @@ describe('a service', () => {
 
   it('gives a job up that makes no progress, also when each try begins with some', async () => {
     expect(await ended(await make('hopeless'))).toMatchObject({ state: 'failed', error: { code: 'registry_unavailable' }, progress: { percent: 5 } });
+  });
+
+  it('has stored what was reported when it says so, also while that is under way', async () => {
+    const jobs = app.get(JobsService);
+    let begin = () => {};
+    const seen = { begun: new Promise<void>((resolve) => (begin = resolve)), stored: 0 };
+    flush = seen;
+    const save = jobs.saveProgress.bind(jobs);
+    const spy = vi.spyOn(jobs, 'saveProgress').mockImplementation(async (id, owner, progress, options) => {
+      begin();
+      await setImmediate();
+      await save(id, owner, progress, options);
+      seen.stored = progress.bytesDone;
+    });
+    expect(await ended(await make('noted'))).toMatchObject({ state: 'succeeded', result: { stored: 10 } });
+    spy.mockRestore();
   });
 
   it('hands a running job back when it shuts down, and continues it at the next start', async () => {

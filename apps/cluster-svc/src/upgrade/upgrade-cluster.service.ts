@@ -3,6 +3,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
 import { now } from '@airdock/platform/database';
 import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
+import type { ProgressUpdate } from '@airdock/platform/jobs/progress';
 import { Injectable } from '@nestjs/common';
 import pLimit from 'p-limit';
 import type { Cluster } from '../cluster/cluster.schema.js';
@@ -45,10 +46,9 @@ export class UpgradeCluster {
     const target = await this.creation.targetOf(cluster, { ...upgrade, kubernetesVersion: to });
 
     const provisioner = this.provisioners.get(cluster.provisioner);
-    const nodes = phaseOf(context, 50, 99);
-    nodes.progress({ phase: 'upgrade', itemsTotal: target.nodes.length });
-    if (provisioner.upgradeCluster) await this.upgradeAll(provisioner, upgrade, target, nodes);
-    else await this.upgradeNodes(provisioner, upgrade, target, nodes);
+    context.progress({ phase: 'upgrade', percent: 50, itemsTotal: target.nodes.length });
+    if (provisioner.upgradeCluster) await this.upgradeAll(provisioner, upgrade, target, phaseOf(context, 50, 99));
+    else await this.upgradeNodes(provisioner, upgrade, target, context);
 
     context.progress({ phase: 'verify' });
     const { registryMode, fields } = await this.verify(provisioner, cluster, upgrade, target, context);
@@ -96,7 +96,7 @@ export class UpgradeCluster {
         size,
       ),
     ].filter((batch) => batch.length > 0);
-    context.progress({ itemsDone: countDone(upgrade) });
+    context.progress(stepsDone(upgrade.nodes));
     for (const batch of batches) {
       await this.waitWhilePaused(upgrade, context);
       await this.upgradeBatch(provisioner, upgrade, target, batch, context);
@@ -105,7 +105,7 @@ export class UpgradeCluster {
 
   /** All of a batch are let end, whatever becomes of one. Throws the first failure. */
   private async upgradeBatch(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, batch: UpgradedNode[], context: JobContext): Promise<void> {
-    await this.note(upgrade, batch, { state: 'upgrading' });
+    await this.advance(upgrade, batch, { state: 'upgrading' }, context);
     // Each writes all nodes: what is written last must be what was known last.
     const oneNote = pLimit(1);
     const nodeSignal = untilInterrupted(context.signal);
@@ -121,17 +121,19 @@ export class UpgradeCluster {
           await oneNote(() => this.note(upgrade, [node], { state: 'failed', tries: node.tries + 1, error: toProblem(error) }));
           throw error;
         }
-        await oneNote(async () => {
-          // A worker that dies after the note must not count as one that got no further.
-          context.progress({ itemsDone: countDone(upgrade) + 1 });
-          await context.saved();
-          await this.note(upgrade, [node], { state: 'done', error: null });
-        });
+        await oneNote(() => this.advance(upgrade, [node], { state: 'done', error: null }, context));
         await this.clusters.setNodes(upgrade.clusterId, upgrade.to, [node.hostId]);
       }),
     );
     const failed = ends.find((end) => end.status === 'rejected');
     if (failed) throw failed.reason;
+  }
+
+  /** The job's progress first: a worker that dies after the note must not count as one that got no further. */
+  private async advance(upgrade: UpgradeEntity, nodes: readonly UpgradedNode[], values: Partial<UpgradedNode>, context: JobContext): Promise<void> {
+    context.progress(stepsDone(upgrade.nodes.map((node) => (nodes.includes(node) ? { ...node, ...values } : node))));
+    await context.saved();
+    await this.note(upgrade, nodes, values);
   }
 
   private async note(upgrade: UpgradeEntity, nodes: readonly UpgradedNode[], values: Partial<UpgradedNode>): Promise<void> {
@@ -160,7 +162,12 @@ export class UpgradeCluster {
   }
 }
 
-const countDone = ({ nodes }: UpgradeEntity): number => nodes.filter(({ state }) => state === 'done').length;
+/** A node that was begun is half a step, so that each note is one. */
+function stepsDone(nodes: readonly UpgradedNode[]): ProgressUpdate {
+  const itemsDone = nodes.filter(({ state }) => state === 'done').length;
+  const begun = nodes.filter(({ state }) => state === 'upgrading').length;
+  return { itemsDone, percent: 50 + (49 * (itemsDone + begun / 2)) / nodes.length };
+}
 
 /** Aborts when the job goes on elsewhere, not when it is cancelled: a node that was begun is finished. */
 function untilInterrupted(signal: AbortSignal): AbortSignal {

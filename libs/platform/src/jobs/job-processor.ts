@@ -106,10 +106,21 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     const watchdog = setInterval(() => {
       if (performance.now() - renewedAt > leaseMs - heartbeatMs) controller.abort(new Interrupted('the claim could not be renewed'));
     }, heartbeatMs / 2);
-    const save = async () => {
+    let saving: Promise<void> = Promise.resolve();
+    const saveNow = async () => {
       if (!dirty) return;
       dirty = false;
-      await this.jobs.saveProgress(job.id, this.owner, meter.value, { hasAdvanced: hasAdvanced() });
+      try {
+        await this.jobs.saveProgress(job.id, this.owner, meter.value, { hasAdvanced: hasAdvanced() });
+      } catch (error) {
+        dirty = true;
+        throw error;
+      }
+    };
+    // One after the other: whoever asks has what was reported stored, also while a flush is under way.
+    const save = () => {
+      saving = saving.then(saveNow, saveNow);
+      return saving;
     };
     const flush = this.every(flushMs, save);
     const where = { leaseOwner: this.owner };
