@@ -92,7 +92,6 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
 
   private async runClaimed(job: JobEntity, controller: AbortController): Promise<void> {
     const meter = new ProgressMeter(job.progress);
-    const hasAdvanced = () => meter.value.percent > job.progress.percent;
     let dirty = false;
     let renewedAt = performance.now();
     const heartbeat = this.every(heartbeatMs, async () => {
@@ -111,7 +110,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       if (!dirty) return;
       dirty = false;
       try {
-        await this.jobs.saveProgress(job.id, this.owner, meter.value, { hasAdvanced: hasAdvanced() });
+        await this.jobs.saveProgress(job.id, this.owner, meter.value, meter);
       } catch (error) {
         dirty = true;
         throw error;
@@ -145,7 +144,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     } catch (thrown) {
       await Promise.all([heartbeat.stop(), flush.stop()]);
       const error: unknown = controller.signal.aborted ? controller.signal.reason : translateDatabaseError(thrown);
-      const failures = hasAdvanced() ? 1 : job.failures + 1;
+      const failures = meter.hasAdvanced ? 1 : job.failures + 1;
       if (error instanceof Interrupted) {
         await this.jobs.release(job.id, this.owner, { runAfter: null, failures: job.failures, progress: meter.value });
       } else if (isTransient(error) && failures < this.maxFailures) {

@@ -1,7 +1,8 @@
 import type { Problem } from '@airdock/core/errors';
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
 import { OutboxEventEntity } from '../events/outbox.entity.js';
-import type { JobProgress, JobState } from './job.schema.js';
+import type { JobState } from './job.schema.js';
+import type { StoredProgress } from './progress.js';
 
 /** A job's row: the truth about it. The queue only wakes workers up. */
 @Entity('job')
@@ -10,7 +11,7 @@ export class JobEntity {
   @PrimaryColumn('varchar') id!: string;
   @Column('varchar') type!: string;
   @Column('varchar') state!: JobState;
-  @Column('simple-json') progress!: JobProgress;
+  @Column('simple-json') progress!: StoredProgress;
   @Column('simple-json', { nullable: true }) error!: Problem | null;
   @Column('simple-json', { nullable: true }) result!: Record<string, unknown> | null;
   @Column('varchar') resource!: string;

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { noProgress, ProgressMeter } from './progress.js';
+import { noProgress, ProgressMeter, type ProgressUpdate, type StoredProgress } from './progress.js';
 
 describe('ProgressMeter', () => {
   it('never runs backwards, whatever is reported, and stays below 100 until the job has succeeded', () => {
@@ -33,6 +33,26 @@ describe('ProgressMeter', () => {
     const meter = new ProgressMeter({ ...noProgress, phase: 'push', percent: 40, bytesDone: 400, bytesTotal: 1000 });
     expect(meter.update({ bytesDone: 10, bytesTotal: 1000 })).toMatchObject({ percent: 40, bytesDone: 400 });
     expect(meter.update({ bytesDone: 500 })).toMatchObject({ percent: 50, bytesDone: 500 });
+  });
+
+  it('has advanced with a greater share, and with a phase that no run before it reached', () => {
+    const advances = (...updates: ProgressUpdate[]) => {
+      const meter = new ProgressMeter(before);
+      for (const update of updates) meter.update(update);
+      before = meter.value;
+      return meter.hasAdvanced;
+    };
+    let before: StoredProgress = noProgress;
+    expect(advances()).toBe(false);
+    expect(advances({ phase: 'gate', percent: 20 })).toBe(true);
+    expect(advances({ phase: 'gate', percent: 10 })).toBe(false);
+    expect(advances({ phase: 'gate' }, { phase: 'pull' })).toBe(true);
+    // A job that dies in the pull each time goes through the gate each time.
+    expect(advances({ phase: 'gate' }, { phase: 'pull' })).toBe(false);
+    expect(advances({ percent: 20.1 })).toBe(true);
+    for (let n = 0; n < 200; n++) advances({ phase: `phase ${n}` });
+    expect(advances({ phase: 'one more' })).toBe(false);
+    expect(before.phases).toHaveLength(100);
   });
 
   it('tells what is being worked on, each thing never less far than before', () => {

@@ -1,6 +1,13 @@
 import type { JobProgress, JobProgressItem } from './job.schema.js';
 
-export const noProgress: JobProgress = {
+/** Progress as a job's row has it. `phases` are all that it was ever in, the first hundred: a new one means that it got further. */
+export interface StoredProgress extends JobProgress {
+  phases?: string[];
+}
+
+const maxPhases = 100;
+
+export const noProgress: StoredProgress = {
   phase: 'queued',
   percent: 0,
   bytesDone: 0,
@@ -25,14 +32,25 @@ export interface ProgressUpdate extends Partial<Pick<JobProgress, 'phase' | 'per
 export class ProgressMeter {
   private samples: { atMs: number; bytes: number }[] = [];
   private items: () => JobProgressItem[] = () => [];
+  private readonly start: StoredProgress;
+  private readonly phases: Set<string>;
 
   constructor(
-    private current: JobProgress,
+    private current: StoredProgress,
     private readonly clock: () => number = Date.now,
-  ) {}
+  ) {
+    this.start = current;
+    this.phases = new Set(current.phases);
+  }
 
-  update(update: ProgressUpdate): JobProgress {
+  /** Whether this run brought the job further than all before it: a share of the work, or a phase that none of them reached. */
+  get hasAdvanced(): boolean {
+    return this.current.percent > this.start.percent || this.phases.size > (this.start.phases?.length ?? 0);
+  }
+
+  update(update: ProgressUpdate): StoredProgress {
     const last = this.current;
+    if (update.phase !== undefined && this.phases.size < maxPhases) this.phases.add(update.phase);
     const bytesTotal = update.bytesTotal ?? last.bytesTotal;
     const itemsTotal = update.itemsTotal ?? last.itemsTotal;
     const bytesDone = Math.max(last.bytesDone, update.bytesDone ?? 0);
@@ -52,13 +70,14 @@ export class ProgressMeter {
       bytesPerSecond,
       etaSeconds: bytesPerSecond > 0 ? Math.ceil(left / bytesPerSecond) : null,
       items: last.items,
+      phases: [...this.phases],
     };
     this.items = update.items ?? this.items;
     return this.current;
   }
 
   /** Items are those of now, each at least as far as it was when it was last seen. */
-  get value(): JobProgress {
+  get value(): StoredProgress {
     this.current = { ...this.current, items: notLess(this.current.items, this.items()) };
     return this.current;
   }
