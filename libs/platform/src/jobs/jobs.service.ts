@@ -257,6 +257,8 @@ export class JobsService {
       this.tell(id);
       return undefined;
     }
+    if (claimed && lost > job.lost)
+      this.logger.warn({ jobId: id, attempt: job.attempt, lost }, `${job.type} is taken up again: its worker ${job.leaseOwner} died`);
     return claimed ? this.find(id) : undefined;
   }
 

@@ -35,6 +35,12 @@ describe('ProgressMeter', () => {
     expect(meter.update({ bytesDone: 500 })).toMatchObject({ percent: 50, bytesDone: 500 });
   });
 
+  it('takes no share from the counts of a phase that has ended', () => {
+    const meter = new ProgressMeter(noProgress);
+    meter.update({ phase: 'pull', itemsDone: 21, itemsTotal: 21, percent: 50 });
+    expect(meter.update({ phase: 'upgrade' })).toMatchObject({ phase: 'upgrade', percent: 50 });
+  });
+
   it('has advanced with a greater share, and with a phase that no run before it reached', () => {
     const advances = (...updates: ProgressUpdate[]) => {
       const meter = new ProgressMeter(before);

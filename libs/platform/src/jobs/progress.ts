@@ -55,7 +55,9 @@ export class ProgressMeter {
     const itemsTotal = update.itemsTotal ?? last.itemsTotal;
     const bytesDone = Math.max(last.bytesDone, update.bytesDone ?? 0);
     const itemsDone = Math.max(last.itemsDone, update.itemsDone ?? 0);
-    const share = bytesTotal > 0 ? bytesDone / bytesTotal : itemsTotal > 0 ? itemsDone / itemsTotal : 0;
+    // What only names a phase says nothing about the share: the counts are those of the phase before.
+    const isCounted = [update.bytesDone, update.bytesTotal, update.itemsDone, update.itemsTotal].some((count) => count !== undefined);
+    const share = !isCounted ? 0 : bytesTotal > 0 ? bytesDone / bytesTotal : itemsTotal > 0 ? itemsDone / itemsTotal : 0;
     // 100 is for the job that has succeeded.
     const percent = Math.max(last.percent, Math.min(99, Math.round((update.percent ?? share * 100) * 10) / 10));
     const bytesPerSecond = this.rate(bytesDone);
