@@ -40,6 +40,14 @@ export default {
       from: { path: '^apps/[^/]+/src/([^/]+)/' },
       to: { path: '^apps/[^/]+/src/([^/]+)/', pathNot: ['^apps/[^/]+/src/$1/', '\\.(service|schema)\\.ts$'] },
     },
+    {
+      name: 'no-circles-of-folders',
+      comment: 'two slices or rooms that need each other are one; who is below says what it needs from above by an abstract class (apps/image-svc/src/image/image-users.service.ts)',
+      severity: 'error',
+      scope: 'folder',
+      from: { path: '^(apps|libs)/[^/]+/src/' },
+      to: { circular: true },
+    },
     { name: 'no-unresolved', severity: 'error', from: {}, to: { couldNotResolve: true } },
   ],
   options: {

@@ -2,8 +2,8 @@ import { registryModes } from '@airdock/core/registry-mode';
 import type { StateTable } from '@airdock/platform/state/state-table';
 import { z } from 'zod';
 import { ClusterEntity, ClusterNodeEntity } from './cluster/cluster.entity.js';
-import { ClusterNetwork, ClusterOptions, clusterName, nodeRoles, provisionerNames } from './cluster/cluster.schema.js';
 import { PackageFields, RegistryFields } from './cluster-defaults/cluster-defaults.schema.js';
+import { ClusterNetwork, ClusterOptions, clusterName, nodeRole, provisionerNames } from './provisioner/cluster-shape.schema.js';
 
 const version = z.string().min(1).max(60);
 
@@ -33,7 +33,7 @@ const clusterRow = z.object({
 const nodeRow = z.object({
   hostId: z.uuid(),
   clusterId: z.uuid(),
-  role: z.enum(nodeRoles),
+  role: nodeRole,
   position: z.number().int().min(0).max(100_000),
   kubernetesVersion: version.nullish(),
 });

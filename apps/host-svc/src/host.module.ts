@@ -5,6 +5,7 @@ import { type DynamicModule, Module } from '@nestjs/common';
 import { HostController } from './host/host.controller.js';
 import { HostEntity } from './host/host.entity.js';
 import { HostService } from './host/host.service.js';
+import { HostTunnelService } from './host/host-tunnel.service.js';
 import { HostTurn } from './host/host-turn.service.js';
 import { hostState } from './host.state.js';
 import { HostCheckController } from './host-check/host-check.controller.js';
@@ -29,6 +30,7 @@ import { NodeOperationService, operateNodeJobType } from './node-operation/node-
 import { PackageRepositoryController } from './package-repository/package-repository.controller.js';
 import { PackageRepositoryService } from './package-repository/package-repository.service.js';
 import { PackageServer } from './package-repository/package-server.js';
+import { CredentialUsersService } from './ssh-credential/credential-users.service.js';
 import { SshCredentialController } from './ssh-credential/ssh-credential.controller.js';
 import { SshCredentialEntity } from './ssh-credential/ssh-credential.entity.js';
 import { SshCredentialService } from './ssh-credential/ssh-credential.service.js';
@@ -68,9 +70,11 @@ export class HostModule {
         serviceClientsProvider(ServiceClients),
         SshCredentialService,
         HostService,
+        { provide: CredentialUsersService, useExisting: HostService },
         HostTurn,
         HostImportService,
         TunnelService,
+        { provide: HostTunnelService, useExisting: TunnelService },
         HostCheckService,
         PackageRepositoryService,
         ConfigureHost,

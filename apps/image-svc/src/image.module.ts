@@ -6,12 +6,13 @@ import { BundleController } from './bundle/bundle.controller.js';
 import { BundleEntity } from './bundle/bundle.entity.js';
 import { BundleProcessor } from './bundle/bundle.processor.js';
 import { BundleService, readBundleJobType } from './bundle/bundle.service.js';
-import { Housekeeping } from './bundle/housekeeping.js';
+import { Housekeeping } from './housekeeping.js';
 import { CatalogueProcessor } from './image/catalogue.processor.js';
 import { CatalogueService, rebuildJobType } from './image/catalogue.service.js';
 import { ImageController } from './image/image.controller.js';
 import { ImageEntity, ImageNameEntity } from './image/image.entity.js';
 import { ImageService } from './image/image.service.js';
+import { ImageUsersService } from './image/image-users.service.js';
 import { LocalNamesService } from './image/local-names.service.js';
 import { imageState } from './image.state.js';
 import { ImageSetController } from './image-set/image-set.controller.js';
@@ -22,6 +23,7 @@ import { PushEntity } from './push/push.entity.js';
 import { PushProcessor } from './push/push.processor.js';
 import { PushService, pushJobType } from './push/push.service.js';
 import { PushSpaceService } from './push/push-space.service.js';
+import { PushPlanService } from './push-plan/push-plan.service.js';
 import { UploadController } from './upload/upload.controller.js';
 import { UploadService } from './upload/upload.service.js';
 import { VerificationController } from './verification/verification.controller.js';
@@ -43,11 +45,13 @@ export class ImageModule {
         UploadService,
         LocalNamesService,
         BundleService,
+        PushPlanService,
         PushSpaceService,
         PushService,
         ImageService,
         CatalogueService,
         ImageSetService,
+        { provide: ImageUsersService, useExisting: ImageSetService },
         VerificationService,
       ],
       workers: [BundleProcessor, PushProcessor, CatalogueProcessor, VerificationProcessor, Housekeeping],

@@ -15,12 +15,12 @@ import { collectJobType, GarbageCollectionService } from './garbage-collection/g
 import { RegistryUsers } from './garbage-collection/registry-users.service.js';
 import { RegistryController } from './registry/registry.controller.js';
 import { RegistryEntity } from './registry/registry.entity.js';
-import { RegistryProcessor, RegistrySupervisor } from './registry/registry.processor.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
 import { StorageService } from './registry/storage.service.js';
 import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
 import { SecretsKeyProcessor } from './secrets-key/secrets-key.processor.js';
 import { rotateSecretsKeyJobType, SecretsKeyService } from './secrets-key/secrets-key.service.js';
+import { RegistryProcessor, RegistrySupervisor } from './upkeep/upkeep.processor.js';
 
 const targets = {
   provide: OutboundTargets,

@@ -4,7 +4,7 @@ import { renderRegistriesConf, renderRegistriesYaml } from '@airdock/core/contai
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
-import { ClusterFacts } from '../readiness/cluster-facts.service.js';
+import { ClusterFacts } from '../cluster-facts/cluster-facts.service.js';
 import type { ClusterConfiguration, RuntimeFile } from './cluster.schema.js';
 import { ClusterService } from './cluster.service.js';
 

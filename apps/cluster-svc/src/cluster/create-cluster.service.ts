@@ -1,9 +1,9 @@
 import { AppError, fromProblem, isTransient } from '@airdock/core/errors';
 import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
+import { ClusterFacts, isArtifact } from '../cluster-facts/cluster-facts.service.js';
 import type { Target } from '../provisioner/provisioner.schema.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
-import { ClusterFacts, isArtifact } from '../readiness/cluster-facts.service.js';
 import type { Cluster } from './cluster.schema.js';
 import { ClusterService } from './cluster.service.js';
 

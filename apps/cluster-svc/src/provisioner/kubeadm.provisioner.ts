@@ -6,8 +6,7 @@ import { AppError, fromProblem } from '@airdock/core/errors';
 import { criSocketOf, plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import pLimit from 'p-limit';
-import type { CreateCluster } from '../cluster/cluster.schema.js';
-import type { Found, Provisioner, Target, TargetNode } from './provisioner.schema.js';
+import type { Found, Provisioner, Target, TargetNode, WantedCluster } from './provisioner.schema.js';
 
 /** Workers join beside each other; control planes one by one, since each changes the members of etcd. */
 const joinsAtOnce = 4;
@@ -17,7 +16,7 @@ const upstreamRepository = 'k8s.gcr.io';
 export class KubeadmProvisioner implements Provisioner {
   constructor(private readonly clients: ServiceClients) {}
 
-  async check({ kubernetesVersion, options, existing }: Pick<CreateCluster, 'kubernetesVersion' | 'options' | 'existing'>): Promise<void> {
+  async check({ kubernetesVersion, options, existing }: WantedCluster): Promise<void> {
     if (existing) throw new AppError('provisioner_unavailable', { detail: 'a cluster that exists cannot be taken over with kubeadm: register it as external' });
     criSocketOf(options.containerRuntime, kubernetesVersion);
   }

@@ -6,8 +6,7 @@ import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import type { Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { readSecretFile } from '@airdock/platform/secret-file';
-import type { Cluster, CreateCluster } from '../cluster/cluster.schema.js';
-import type { Found, Provisioner, Target, TargetNode, UpgradeBatch } from './provisioner.schema.js';
+import type { Found, Provisioner, Target, TargetNode, UpgradeBatch, WantedCluster } from './provisioner.schema.js';
 
 const firstLookMs = 200;
 const lookMs = 5_000;
@@ -20,7 +19,7 @@ export class PmkProvisioner implements Provisioner {
 
   constructor(private readonly config: Config) {}
 
-  async check({ name, kubernetesVersion, existing }: Pick<CreateCluster, 'name' | 'kubernetesVersion' | 'existing'>): Promise<void> {
+  async check({ name, kubernetesVersion, existing }: Omit<WantedCluster, 'options'>): Promise<void> {
     const client = await this.connect();
     if (existing) return;
     const offered = await client.supportedVersions();
@@ -30,7 +29,7 @@ export class PmkProvisioner implements Provisioner {
     if (await client.findCluster(name)) throw new AppError('resource_exists', { detail: `a cluster named ${name} in PMK` });
   }
 
-  async checkUpgrade({ name, provisionerId }: Pick<Cluster, 'name' | 'provisionerId'>, to: string): Promise<void> {
+  async checkUpgrade({ name, provisionerId }: Pick<Target, 'name' | 'provisionerId'>, to: string): Promise<void> {
     const cluster = await this.getCluster({ name, provisionerId });
     if (cluster.upgradingTo !== to && cluster.kubeRoleVersion !== to) offeredKind(cluster, to);
   }

@@ -1,14 +1,20 @@
 import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
-import type { Cluster, ClusterNode, CreateCluster } from '../cluster/cluster.schema.js';
 import type { PackageFields, RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';
+import type { ClusterNetwork, ClusterNode, ClusterOptions } from './cluster-shape.schema.js';
 
 export interface TargetNode extends ClusterNode {
   host: Host;
 }
 
 /** A cluster as a provisioner should make it. */
-export interface Target extends Pick<Cluster, 'id' | 'name' | 'network' | 'options' | 'provisionerId'> {
+export interface Target {
+  id: string;
+  name: string;
+  network: ClusterNetwork;
+  options: ClusterOptions;
+  /** What the provisioner calls it; null until it has made it. */
+  provisionerId: string | null;
   /** That it should have: of an upgrade the new one. */
   kubernetesVersion: string;
   nodes: readonly TargetNode[];
@@ -17,6 +23,15 @@ export interface Target extends Pick<Cluster, 'id' | 'name' | 'network' | 'optio
   packages: PackageFields;
   /** The pause image of the version, as the nodes pull it; undefined when the image set names none. */
   pauseImage: string | undefined;
+}
+
+/** A cluster that somebody asks for. */
+export interface WantedCluster {
+  name: string;
+  kubernetesVersion: string;
+  options: ClusterOptions;
+  /** It runs already, and is only registered. */
+  existing: boolean;
 }
 
 export interface UpgradeBatch {
@@ -40,9 +55,9 @@ export interface Found {
  */
 export interface Provisioner {
   /** Refuses early what it cannot make. Throws `provisioner_unavailable`, `resource_exists`, `kubernetes_version_unsupported`, `runtime_unsupported`. */
-  check(cluster: Pick<CreateCluster, 'name' | 'kubernetesVersion' | 'options' | 'existing'>): Promise<void>;
+  check(cluster: WantedCluster): Promise<void>;
   /** Throws `upgrade_refused` when it does not offer the version. */
-  checkUpgrade(cluster: Pick<Cluster, 'name' | 'provisionerId' | 'options'>, to: string): Promise<void>;
+  checkUpgrade(cluster: Pick<Target, 'name' | 'provisionerId' | 'options'>, to: string): Promise<void>;
   /** Makes the cluster and waits until all nodes are healthy. `note` keeps the id that the provisioner gave it, as soon as there is one. */
   create(target: Target, context: JobContext, note: (provisionerId: string) => Promise<void>): Promise<void>;
   /** A cluster that is there. Throws `cluster_diverged` when it is not. */

@@ -1,7 +1,7 @@
 import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
-import type { ProvisionerName } from '../cluster/cluster.schema.js';
+import type { ProvisionerName } from './cluster-shape.schema.js';
 import { ExternalProvisioner } from './external.provisioner.js';
 import { KubeadmProvisioner } from './kubeadm.provisioner.js';
 import { PmkProvisioner } from './pmk.provisioner.js';

@@ -8,7 +8,7 @@ import { now } from '@airdock/platform/database';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { Injectable } from '@nestjs/common';
 import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
-import { ClusterFacts, isArtifact } from './cluster-facts.service.js';
+import { ClusterFacts, isArtifact } from '../cluster-facts/cluster-facts.service.js';
 import type { MissingImage, Readiness, ReadyHost } from './readiness.schema.js';
 
 export interface ReadinessQuestion {

@@ -3,7 +3,7 @@ import { ProblemDocument } from '@airdock/platform/http/operation';
 import { pageOf } from '@airdock/platform/http/page';
 import { jobStates } from '@airdock/platform/jobs/job.schema';
 import { z } from 'zod';
-import { nodeRoles } from '../cluster/cluster.schema.js';
+import { nodeRole } from '../provisioner/cluster-shape.schema.js';
 import { MissingImage } from '../readiness/readiness.schema.js';
 
 export const UpgradeBatchOptions = z
@@ -16,7 +16,7 @@ export const UpgradeBatchOptions = z
   .meta({ id: 'UpgradeBatchOptions' });
 export type UpgradeBatchOptions = z.infer<typeof UpgradeBatchOptions>;
 
-const plannedNode = z.object({ hostId: z.uuid(), name: z.string(), role: z.enum(nodeRoles) });
+const plannedNode = z.object({ hostId: z.uuid(), name: z.string(), role: nodeRole });
 
 export const UpgradePlan = z
   .object({

@@ -3,16 +3,16 @@ import { Operation } from '@airdock/platform/http/operation';
 import { type Page } from '@airdock/platform/http/page';
 import { Body, Controller, Delete, Get, Param, Patch, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { TunnelService } from '../tunnel/tunnel.service.js';
 import { CreateHost, Host, HostListQuery, HostPage, PatchHost } from './host.schema.js';
 import { HostService } from './host.service.js';
+import { HostTunnelService } from './host-tunnel.service.js';
 
 @ApiTags('hosts')
 @Controller({ path: 'hosts', version: '1' })
 export class HostController {
   constructor(
     private readonly hosts: HostService,
-    private readonly tunnels: TunnelService,
+    private readonly tunnels: HostTunnelService,
   ) {}
 
   @Post()

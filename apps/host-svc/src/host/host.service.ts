@@ -13,6 +13,7 @@ import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, IsNull, Not, type Repository } from 'typeorm';
 import { serveHost } from '../served-host.js';
+import type { CredentialUsersService } from '../ssh-credential/credential-users.service.js';
 import { SshCredentialService } from '../ssh-credential/ssh-credential.service.js';
 import { HostEntity } from './host.entity.js';
 import {
@@ -48,7 +49,7 @@ export interface HostUpdate {
 
 /** The hosts of the site, and connections to them. */
 @Injectable()
-export class HostService {
+export class HostService implements CredentialUsersService {
   private readonly logger = new Logger(HostService.name);
   /** What is kept in memory for each, by id. */
   private readonly buffers = new Map<string, HostBuffers>();
@@ -170,7 +171,6 @@ export class HostService {
     await this.hosts.delete({ id });
   }
 
-  /** Throws `resource_in_use` naming the hosts. */
   async assertCredentialUnused(credentialId: string): Promise<void> {
     assertUnused(await this.hosts.findBy({ credentialId }), 'log in with it');
   }

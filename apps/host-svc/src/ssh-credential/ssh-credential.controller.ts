@@ -3,7 +3,7 @@ import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Body, Controller, Delete, Get, Param, Patch, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { HostService } from '../host/host.service.js';
+import { CredentialUsersService } from './credential-users.service.js';
 import { CreateSshCredential, PatchSshCredential, SshCredential, SshCredentialPage } from './ssh-credential.schema.js';
 import { SshCredentialService } from './ssh-credential.service.js';
 
@@ -12,7 +12,7 @@ import { SshCredentialService } from './ssh-credential.service.js';
 export class SshCredentialController {
   constructor(
     private readonly credentials: SshCredentialService,
-    private readonly hosts: HostService,
+    private readonly users: CredentialUsersService,
   ) {}
 
   @Post()
@@ -43,7 +43,7 @@ export class SshCredentialController {
   @Delete(':id')
   @Operation({ id: 'deleteSshCredential', summary: 'Forget a credential that no host uses' })
   async remove(@Param('id') id: string): Promise<void> {
-    await this.hosts.assertCredentialUnused(id);
+    await this.users.assertCredentialUnused(id);
     await this.credentials.remove(id);
   }
 }

@@ -10,6 +10,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { FindOperator, Repository } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
+import type { HostTunnelService } from '../host/host-tunnel.service.js';
 import { TunnelEntity } from './tunnel.entity.js';
 import type { Tunnel, TunnelListQuery } from './tunnel.schema.js';
 
@@ -18,7 +19,7 @@ const pollMs = 50;
 
 /** Which hosts should have a tunnel, and what is known of each. Workers keep them up, see TunnelSupervisor. */
 @Injectable()
-export class TunnelService {
+export class TunnelService implements HostTunnelService {
   /** Called when this process wants a tunnel that nobody has yet; what others want is seen by looking. */
   readonly wanted = new Set<() => void>();
 

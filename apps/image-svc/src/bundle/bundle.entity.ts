@@ -1,18 +1,8 @@
 import type { GivenNames } from '@airdock/adapters/oci-client/image-names';
 import type { ImageList, UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
-import type { PushPlan } from '../push/push.schema.js';
-
-/** An image as it was seen in a bundle. */
-export interface SeenImage {
-  names: string[];
-  digest: string | null;
-  imageIds: string[];
-  platforms: string[];
-  /** Not in rows of older versions. */
-  zstdPlatforms?: string[];
-  sizeBytes: number;
-}
+import type { SeenImage } from '../image/seen-image.schema.js';
+import type { PushPlan } from '../push-plan/push-plan.schema.js';
 
 @Entity('bundle')
 export class BundleEntity {

@@ -1,6 +1,5 @@
 import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { PushService } from '../push/push.service.js';
 import { BundleService, readBundleJobType } from './bundle.service.js';
 
 @JobType(readBundleJobType)
@@ -8,12 +7,11 @@ export class BundleProcessor extends JobProcessor {
   constructor(
     jobs: JobsService,
     private readonly bundles: BundleService,
-    private readonly pushes: PushService,
   ) {
     super(jobs);
   }
 
   protected async run(context: JobContext) {
-    return this.bundles.read(context.resourceId, context, (source) => this.pushes.preview(source, context.signal));
+    return this.bundles.read(context.resourceId, context);
   }
 }

@@ -1,7 +1,7 @@
 import { maxChecksumLength } from '@airdock/core/checksum';
 import { pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
-import { PushPlan } from '../push/push.schema.js';
+import { PushPlan } from '../push-plan/push-plan.schema.js';
 import { UnusableImage } from './unusable-image.schema.js';
 
 export const BundleImage = z
@@ -78,3 +78,6 @@ export const DockerArchiveQuery = z.strictObject({
     .describe('Upstream references; all without it'),
 });
 export type DockerArchiveQuery = z.infer<typeof DockerArchiveQuery>;
+
+export const ContainingBundle = z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()), zstdPlatforms: z.array(z.string()) });
+export type ContainingBundle = z.infer<typeof ContainingBundle>;

@@ -27,15 +27,13 @@ import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { LocalNamesService } from '../image/local-names.service.js';
-import type { SetImage } from '../image-set/image-set.schema.js';
-import type { PushPlan } from '../push/push.schema.js';
+import { type SeenImage, toSeenImage } from '../image/seen-image.schema.js';
+import { PushPlanService } from '../push-plan/push-plan.service.js';
 import { UploadService } from '../upload/upload.service.js';
-import { BundleEntity, type SeenImage } from './bundle.entity.js';
-import type { Bundle, CreateBundle, DockerArchiveQuery } from './bundle.schema.js';
+import { BundleEntity } from './bundle.entity.js';
+import type { Bundle, ContainingBundle, CreateBundle, DockerArchiveQuery } from './bundle.schema.js';
 
 export const readBundleJobType = 'image.read-bundle';
-
-type ContainingBundle = SetImage['bundles'][number];
 
 /** Bundles that were carried in: registered where they lie, read once, and opened again for each push. */
 @Injectable()
@@ -47,6 +45,7 @@ export class BundleService {
     @InjectRepository(BundleEntity, 'image') private readonly bundles: Repository<BundleEntity>,
     private readonly uploads: UploadService,
     private readonly names: LocalNamesService,
+    private readonly plans: PushPlanService,
     private readonly jobs: JobsService,
   ) {
     this.workDir = join(config.dataDir, 'image', 'work');
@@ -155,19 +154,15 @@ export class BundleService {
 
   /**
    * Reads names, platforms and sizes, and keeps them. Everything that can be wrong with a bundle without reading its layers is found here, and a declared
-   * checksum that its bytes do not have. `preview` compares what was found with the registry.
+   * checksum that its bytes do not have. What was found is compared with the registry.
    */
-  async read(
-    id: string,
-    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
-    preview: (source: ImageSource) => Promise<PushPlan | undefined>,
-  ): Promise<{ images: number; unusable: number }> {
+  async read(id: string, { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<{ images: number; unusable: number }> {
     const row = await getRow(this.bundles, id);
     if (row.sha256) await this.checkSha256(row, row.sha256, { signal, progress });
     progress({ phase: 'read', itemsTotal: 1 });
     await using source = await this.open(id, signal);
     const images = source.images.map(toSeenImage);
-    const plan = (await preview(source)) ?? null;
+    const plan = (await this.plans.preview(source, signal)) ?? null;
     await this.bundles.update(
       { id: row.id },
       columns<BundleEntity>({ images, unusable: [...source.unusable], format: source.format, lists: [...(source.lists ?? [])], plan }),
@@ -277,15 +272,6 @@ export class BundleService {
 
 /** Docker refuses to give an image a name with a digest. */
 const taggedOf = (names: readonly string[]) => names.filter((name) => !name.includes('@'));
-
-export const toSeenImage = (image: SourceImage): SeenImage => ({
-  names: image.names,
-  digest: image.root?.digest ?? null,
-  imageIds: image.configDigests,
-  platforms: image.platforms.map(formatPlatform),
-  zstdPlatforms: (image.zstdPlatforms ?? []).map(formatPlatform),
-  sizeBytes: image.sizeBytes,
-});
 
 async function openParts(path: string): Promise<JoinedFile> {
   if ((await stat(path)).isDirectory()) throw new AppError('request_invalid', { detail: 'a folder has no sha256' });

@@ -1,5 +1,7 @@
 import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
+import { ContainingBundle } from '../bundle/bundle.schema.js';
+import { ImageState } from '../image/image.schema.js';
 
 export const imageSetName = z
   .string()
@@ -27,22 +29,9 @@ export type CreateImageSet = z.infer<typeof CreateImageSet>;
 export const ImageSetListQuery = PageQuery.extend({ kubernetesVersion: z.string().max(60).optional(), name: imageSetName.optional() });
 export type ImageSetListQuery = z.infer<typeof ImageSetListQuery>;
 
-export const SetImage = z
-  .object({
-    upstream: z.string(),
-    state: z
-      .enum(['present', 'changed', 'missing'])
-      .describe('As the registry answers now. changed: the name leads to something else than what was pushed, or than the digest that the set names'),
-    localReference: z.string().nullable().describe('The one that PMK rewrites to; null until it was pushed'),
-    digest: z.string().nullable(),
-    platforms: z.array(z.string()).describe('Where it runs; empty while it is missing, and of what runs nowhere'),
-    zstdPlatforms: z.array(z.string()),
-    sizeBytes: z.number().int().nullable(),
-    bundles: z
-      .array(z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()), zstdPlatforms: z.array(z.string()) }))
-      .describe('Registered bundles that contain it, newest first'),
-  })
-  .meta({ id: 'SetImage' });
+export const SetImage = ImageState.extend({
+  bundles: z.array(ContainingBundle).describe('Registered bundles that contain it, newest first'),
+}).meta({ id: 'SetImage' });
 export type SetImage = z.infer<typeof SetImage>;
 
 export const MissingImages = z

@@ -12,12 +12,13 @@ import type { Repository } from 'typeorm';
 import { BundleService } from '../bundle/bundle.service.js';
 import type { ImageUsers } from '../image/image.schema.js';
 import { ImageService } from '../image/image.service.js';
+import type { ImageUsersService } from '../image/image-users.service.js';
 import { ImageSetEntity } from './image-set.entity.js';
 import type { CreateImageSet, DeleteImageSetQuery, ImageSet, ImageSetListQuery, MissingImages } from './image-set.schema.js';
 
 /** Which images something needs: a Kubernetes version, or an add-on. Lists are the site's data, never code. */
 @Injectable()
-export class ImageSetService {
+export class ImageSetService implements ImageUsersService {
   constructor(
     @InjectRepository(ImageSetEntity, 'image') private readonly imageSets: Repository<ImageSetEntity>,
     private readonly images: ImageService,
@@ -65,7 +66,6 @@ export class ImageSetService {
     return { missing: images.filter(({ state }) => state !== 'present').map(({ upstream }) => upstream), images };
   }
 
-  /** Which sets name an image, and which clusters need those. Throws `dependency_unavailable` when cluster-svc does not answer. */
   async usersOf(upstreams: readonly string[]): Promise<ImageUsers> {
     const names = new Set(upstreams);
     const sets = (await this.imageSets.find()).filter(({ images }) => images.some((image) => names.has(image) || names.has(withoutDigest(image))));

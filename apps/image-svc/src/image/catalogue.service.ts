@@ -16,10 +16,10 @@ import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import { In, type Repository } from 'typeorm';
-import { ImageSetService } from '../image-set/image-set.service.js';
 import { ImageEntity, ImageNameEntity } from './image.entity.js';
 import type { DeleteImageQuery, ImageDeletion, ImageInUse } from './image.schema.js';
 import { ImageService, type RecordedImage } from './image.service.js';
+import { ImageUsersService } from './image-users.service.js';
 import { LocalNamesService } from './local-names.service.js';
 
 export const rebuildJobType = 'image.rebuild-catalogue';
@@ -39,14 +39,14 @@ export class CatalogueService {
     @InjectRepository(ImageNameEntity, 'image') private readonly imageNames: Repository<ImageNameEntity>,
     private readonly images: ImageService,
     private readonly names: LocalNamesService,
-    private readonly imageSets: ImageSetService,
+    private readonly users: ImageUsersService,
     private readonly jobs: JobsService,
   ) {}
 
   /** One image, with who needs it. */
   async get(id: string): Promise<ImageInUse> {
     const image = await this.images.get(id);
-    const usedBy = await this.imageSets.usersOf([image.upstream]).catch((error: unknown) => {
+    const usedBy = await this.users.usersOf([image.upstream]).catch((error: unknown) => {
       if (error instanceof AppError && error.code === 'dependency_unavailable') return null;
       throw error;
     });
@@ -67,7 +67,7 @@ export class CatalogueService {
 
   /** Throws `image_in_use`. The registry first: a row without an image can be removed again, an image without a row would be forgotten. */
   private async removeRows(rows: readonly ImageEntity[], { dryRun, force }: DeleteImageQuery): Promise<ImageDeletion> {
-    const usedBy = force ? null : await this.imageSets.usersOf(rows.map(({ upstream }) => upstream));
+    const usedBy = force ? null : await this.users.usersOf(rows.map(({ upstream }) => upstream));
     const users = Object.entries(usedBy ?? {}).flatMap(([kind, list]) => list.map(({ name }) => `${kind === 'clusters' ? 'cluster' : 'image set'} ${name}`));
     if (users.length > 0 && !dryRun) throw new AppError('image_in_use', { detail: users.join(', '), usedBy });
     const others = (await this.rows.find()).filter(({ id }) => !rows.some((row) => row.id === id));

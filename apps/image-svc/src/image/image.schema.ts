@@ -71,3 +71,17 @@ export const ImageDeletion = z
   })
   .meta({ id: 'ImageDeletion' });
 export type ImageDeletion = z.infer<typeof ImageDeletion>;
+
+/** What the registry serves of an upstream reference. */
+export const ImageState = z.object({
+  upstream: z.string(),
+  state: z
+    .enum(['present', 'changed', 'missing'])
+    .describe('As the registry answers now. changed: the name leads to something else than what was pushed, or than the digest that the set names'),
+  localReference: z.string().nullable().describe('The one that PMK rewrites to; null until it was pushed'),
+  digest: z.string().nullable(),
+  platforms: z.array(z.string()).describe('Where it runs; empty while it is missing, and of what runs nowhere'),
+  zstdPlatforms: z.array(z.string()),
+  sizeBytes: z.number().int().nullable(),
+});
+export type ImageState = z.infer<typeof ImageState>;

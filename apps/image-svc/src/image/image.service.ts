@@ -12,9 +12,8 @@ import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
 import { In, type Repository } from 'typeorm';
-import type { SetImage } from '../image-set/image-set.schema.js';
 import { ImageEntity } from './image.entity.js';
-import type { Image, ImageListQuery } from './image.schema.js';
+import type { Image, ImageListQuery, ImageState } from './image.schema.js';
 
 const checksAtOnce = 8;
 
@@ -26,9 +25,6 @@ export type RecordedImage = Pick<
 
 /** As others work with it. */
 export type CatalogueImage = Pick<ImageEntity, 'upstream' | 'localReferences' | 'digest' | 'parts'> & { names: string[] };
-
-/** What the registry serves of an upstream reference. */
-export type ImageState = Omit<SetImage, 'bundles'>;
 
 /** The catalogue: what was pushed, and whether it is still there. */
 @Injectable()

@@ -1,4 +1,3 @@
-import { freeBytesOf } from '@airdock/adapters/oci-client/durable-file';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { isEnded } from '@airdock/platform/jobs/job.schema';
@@ -6,6 +5,7 @@ import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { LessThan, Not, type Repository } from 'typeorm';
+import { PushPlanService } from '../push-plan/push-plan.service.js';
 import { PushEntity } from './push.entity.js';
 
 /** Space on the registry's disk, promised to a push before its first byte. All numbers are bytes. */
@@ -15,12 +15,8 @@ export class PushSpaceService {
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(PushEntity, 'image') private readonly pushes: Repository<PushEntity>,
     private readonly jobs: JobsService,
+    private readonly plans: PushPlanService,
   ) {}
-
-  /** What pushes may write: what the disk of the folder has, less what is to stay free. */
-  async free(folder: string): Promise<number> {
-    return Math.max(0, (await freeBytesOf(folder)) - this.config.registry.minFreeBytes);
-  }
 
   /** Of pushes that run at the same time the earlier ones go first. Throws `space_insufficient` with the numbers. */
   async reserve(pushId: string, missingBytes: number, folder: string): Promise<void> {
@@ -31,7 +27,7 @@ export class PushSpaceService {
       const job = jobs.get(jobId);
       return job && !isEnded(job.state) ? sum + Math.ceil(Number(reservedBytes) * (1 - job.progress.percent / 100)) : sum;
     }, 0);
-    const freeBytes = await this.free(folder);
+    const freeBytes = await this.plans.freeBytes(folder);
     if (missingBytes + promisedBytes <= freeBytes) return;
     throw new AppError('space_insufficient', {
       detail: `the push needs ${missingBytes} bytes, other pushes ${promisedBytes}; the disk of ${folder} has ${freeBytes} that may be used`,

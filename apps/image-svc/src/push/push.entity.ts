@@ -1,7 +1,8 @@
 import type { UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import type { NameKind } from '@airdock/core/oci/reference';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
-import type { PushedImage, PushPlan } from './push.schema.js';
+import type { PushPlan } from '../push-plan/push-plan.schema.js';
+import type { PushedImage } from './push.schema.js';
 
 @Entity('push')
 export class PushEntity {

@@ -1,7 +1,6 @@
 import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
 import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/adapters/oci-client/copy-image';
 import type { ImageSource, SourceImage, UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
@@ -23,11 +22,13 @@ import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
-import { BundleService, toSeenImage } from '../bundle/bundle.service.js';
+import { BundleService } from '../bundle/bundle.service.js';
 import { ImageService } from '../image/image.service.js';
-import { type LocalName, LocalNamesService, type NamingRule, refuseCollisions } from '../image/local-names.service.js';
+import { type LocalName, LocalNamesService, refuseCollisions } from '../image/local-names.service.js';
+import { toSeenImage } from '../image/seen-image.schema.js';
+import { PushPlanService, type PushTask } from '../push-plan/push-plan.service.js';
 import { PushEntity } from './push.entity.js';
-import type { CreatePush, Push, PushedImage, PushPlan } from './push.schema.js';
+import type { CreatePush, Push, PushedImage } from './push.schema.js';
 import { PushSpaceService } from './push-space.service.js';
 
 const fencePauseMs = 2_000;
@@ -38,15 +39,6 @@ const abandonedMs = 24 * 60 * 60 * 1000;
 const shownItems = 8;
 const shownParts = 16;
 
-/** Which images go where, under which names. */
-interface Task {
-  source: ImageSource;
-  images: SourceImage[];
-  rule: NamingRule;
-  target: RequiredRegistry;
-  registry: RegistryClient;
-}
-
 /** Brings the images of a bundle into the registry. */
 @Injectable()
 export class PushService {
@@ -55,6 +47,7 @@ export class PushService {
     private readonly bundles: BundleService,
     private readonly images: ImageService,
     private readonly names: LocalNamesService,
+    private readonly plans: PushPlanService,
     private readonly space: PushSpaceService,
     private readonly jobs: JobsService,
   ) {}
@@ -101,19 +94,6 @@ export class PushService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
-  /** What a push of the whole bundle would do now; undefined while the registry is off. */
-  async preview(source: ImageSource, signal: AbortSignal): Promise<PushPlan | undefined> {
-    try {
-      const target = await this.images.registry();
-      await using registry = new RegistryClient(target.address);
-      return await this.plan({ source, images: [...source.images], rule: {}, target, registry }, signal);
-    } catch (error) {
-      // The bundle is what it is, also while there is nothing to compare it with.
-      if (error instanceof AppError && /^registry_|^dependency_/.test(error.code)) return undefined;
-      throw error;
-    }
-  }
-
   /**
    * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure, and a retry pushes only
    * what is missing then.
@@ -134,7 +114,7 @@ export class PushService {
     const task = { source, images, rule, target, registry };
     progress({ phase: 'compare', itemsTotal: images.length });
     if (push.dryRun) {
-      const plan = await this.plan(task, signal);
+      const plan = await this.plans.plan(task, signal);
       await this.pushes.update({ id: push.id }, columns<PushEntity>({ plan }));
       return { images: plan.images.length, missingBytes: plan.missingBytes, collisions: plan.collisions.length, ...leftOutOf(push) };
     }
@@ -187,7 +167,7 @@ export class PushService {
     push: PushEntity,
     toCopy: ImageToCopy[],
     present: ReadonlySet<ImageToCopy>,
-    { source, target, registry }: Task,
+    { source, target, registry }: PushTask,
     sessions: UploadSessions,
     { signal, progress }: JobContext,
   ): Promise<CopiedImage[]> {
@@ -261,34 +241,11 @@ export class PushService {
     return references.filter((reference) => own.includes(reference));
   }
 
-  private async plan({ source, images, rule, target, registry }: Task, signal: AbortSignal): Promise<PushPlan> {
-    const { names, collisions } = await this.names.assign(images.map(toSeenImage), rule);
-    const toCopy = images.map((image, index) => ({ image, names: names[index] as LocalName[] }));
-    const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, repairs: target.repairs, signal });
-    const freeBytes = target.storageDir === null ? null : await this.space.free(target.storageDir);
-    return {
-      images: images.map(({ names: upstreams, platforms, sizeBytes }, index) => ({
-        names: upstreams,
-        platforms: platforms.map(formatPlatform),
-        sizeBytes,
-        localReferences: (names[index] as LocalName[]).map(({ full }) => full),
-        state: planned.images[index]?.state ?? 'missing',
-        digest: planned.images[index]?.digest ?? null,
-        missingBytes: planned.images[index]?.missingBytes ?? 0,
-      })),
-      collisions,
-      missingBytes: planned.missingBytes,
-      freeBytes,
-      fits: freeBytes === null ? null : planned.missingBytes <= freeBytes,
-      comparedAt: now(),
-    };
-  }
-
   /** Promises the missing bytes to this push. Returns the images that are there already. */
   private async reserveSpace(
     pushId: string,
     images: ImageToCopy[],
-    { source, target: { storage, repairs, storageDir }, registry }: Task,
+    { source, target: { storage, repairs, storageDir }, registry }: PushTask,
     signal: AbortSignal,
   ): Promise<ReadonlySet<ImageToCopy>> {
     // The disk of a registry of others is not ours to see.

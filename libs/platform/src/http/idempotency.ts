@@ -14,8 +14,8 @@ import { from, mergeMap, type Observable, of } from 'rxjs';
 import type { Repository } from 'typeorm';
 import { isUniqueViolation, now, ServiceDatabase } from '../database.js';
 import { idOf, newId } from '../ids.js';
-import { IdempotencyKeyEntity } from '../jobs/job.entity.js';
 import { SecretBox } from '../secrets.js';
+import { IdempotencyKeyEntity } from './idempotency.entity.js';
 
 const keptHeaders = ['location', 'etag'];
 /** After this time a request without an answer counts as lost with its process, and may be repeated. */

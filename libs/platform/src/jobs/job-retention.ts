@@ -2,7 +2,8 @@ import { In, LessThan, type ObjectLiteral, type Repository } from 'typeorm';
 import { BackgroundLoop } from '../background-loop.js';
 import type { Config } from '../config.js';
 import { atomically, type ServiceDatabase } from '../database.js';
-import { IdempotencyKeyEntity, JobEntity } from './job.entity.js';
+import { IdempotencyKeyEntity } from '../http/idempotency.entity.js';
+import { JobEntity } from './job.entity.js';
 import { endedStates } from './job.schema.js';
 
 const dayMs = 86_400_000;

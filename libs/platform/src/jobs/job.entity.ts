@@ -1,6 +1,7 @@
 import type { Problem } from '@airdock/core/errors';
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
 import { OutboxEventEntity } from '../events/outbox.entity.js';
+import { IdempotencyKeyEntity } from '../http/idempotency.entity.js';
 import type { JobState } from './job.schema.js';
 import type { StoredProgress } from './progress.js';
 
@@ -38,18 +39,6 @@ export class JobEntity {
   @Column('varchar', { nullable: true, unique: true }) requestKey!: string | null;
   /** Grows with every change; what watchers compare. */
   @Column('integer') revision!: number;
-}
-
-/** A remembered answer of a POST with an Idempotency-Key. */
-@Entity('idempotency_key')
-export class IdempotencyKeyEntity {
-  @PrimaryColumn('varchar') id!: string;
-  @Column('varchar') requestDigest!: string;
-  @Column('varchar') createdAt!: string;
-  @Column('integer', { nullable: true }) status!: number | null;
-  @Column('simple-json', { nullable: true }) headers!: Record<string, string> | null;
-  /** Sealed. */
-  @Column('text', { nullable: true }) body!: string | null;
 }
 
 /** The tables that every service has beside its own. */

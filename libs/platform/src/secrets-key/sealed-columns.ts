@@ -1,6 +1,6 @@
 import type { EntityMetadata } from 'typeorm';
 import type { ServiceDatabase } from '../database.js';
-import { IdempotencyKeyEntity } from '../jobs/job.entity.js';
+import { IdempotencyKeyEntity } from '../http/idempotency.entity.js';
 import type { SecretBox } from '../secrets.js';
 
 export interface Resealed {

@@ -1,8 +1,8 @@
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { Injectable } from '@nestjs/common';
-import { PushService } from '../push/push.service.js';
-import { UploadService } from '../upload/upload.service.js';
-import { BundleService } from './bundle.service.js';
+import { BundleService } from './bundle/bundle.service.js';
+import { PushService } from './push/push.service.js';
+import { UploadService } from './upload/upload.service.js';
 
 /** Runs in workers: abandoned uploads, and what killed workers left, must not fill the disk. */
 @Injectable()

@@ -1,6 +1,6 @@
 import { type RegistryMode } from '@airdock/core/registry-mode';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
-import type { Readiness } from './readiness.schema.js';
+import type { Readiness } from '../readiness/readiness.schema.js';
 
 @Entity('readiness_check')
 export class ReadinessCheckEntity {

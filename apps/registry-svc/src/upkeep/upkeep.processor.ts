@@ -3,7 +3,7 @@ import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/j
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
 import { GarbageCollectionService } from '../garbage-collection/garbage-collection.service.js';
-import { applyJobType, RegistryService } from './registry.service.js';
+import { applyJobType, RegistryService } from '../registry/registry.service.js';
 
 /** Brings the engine to the wanted state. */
 @JobType(applyJobType, 1)

@@ -11,10 +11,10 @@ import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { ClusterService } from '../cluster/cluster.service.js';
 import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
-import { ClusterFacts } from './cluster-facts.service.js';
-import { ReadinessCheckEntity } from './readiness.entity.js';
-import type { CreateReadinessCheck, Readiness, ReadinessCheck, ReadinessQuery } from './readiness.schema.js';
-import { type Pulls, type ReadinessQuestion, ReadinessService } from './readiness.service.js';
+import { ClusterFacts } from '../cluster-facts/cluster-facts.service.js';
+import type { CreateReadinessCheck, Readiness, ReadinessCheck, ReadinessQuery } from '../readiness/readiness.schema.js';
+import { type Pulls, type ReadinessQuestion, ReadinessService } from '../readiness/readiness.service.js';
+import { ReadinessCheckEntity } from './readiness-check.entity.js';
 
 export const readinessCheckJobType = 'cluster.check-readiness';
 

@@ -4,7 +4,7 @@ import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
 import { Body, Controller, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { CreateReadinessCheck, Readiness, ReadinessCheck, ReadinessCheckPage, ReadinessQuery } from './readiness.schema.js';
+import { CreateReadinessCheck, Readiness, ReadinessCheck, ReadinessCheckPage, ReadinessQuery } from '../readiness/readiness.schema.js';
 import { ReadinessCheckService } from './readiness-check.service.js';
 
 @ApiTags('readiness')
