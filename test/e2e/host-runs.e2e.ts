@@ -22,11 +22,12 @@ import type { HostOptions, LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addYumMetadata, makeRpm } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { checkHost, configureHost, dockerNames, out as outOf, planOf, registerHost, statuses } from '../support/hosts.js';
 import { resourceId, success } from '../support/jobs.js';
+import { endWithLab } from '../support/lab-ends.js';
 
 const run = promisify(execFile);
 const started = await startLab();
@@ -102,14 +103,7 @@ describe.skipIf(!started.lab)('on a host', () => {
       ids[name as keyof typeof hosts] = await registerHost(client, host, { name, credential: { username, privateKey: host.privateKey } });
     }
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   it('the proof pulls what runs there, whatever else is in the registry', async () => {
     const artifacts = await carry('artifacts', [], async (dir) => {
