@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { digestHex, digestOf } from '@airdock/core/oci/digest';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import {
@@ -176,6 +177,22 @@ describe('image-svc', () => {
     const wrong = join(bundleDir, 'digest.tar');
     await buildOciArchive(wrong, [await makeImage({ name: `quay.io/by/digest@sha256:${'0'.repeat(64)}`, layers: [base] })]);
     expect(await post('/v1/bundles', { path: wrong })).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch' } });
+  });
+
+  it('says why an image that a push asks for cannot be pushed, however its name is spelt', async () => {
+    const dir = join(bundleDir, 'spelt');
+    const odd = await makeImage({ name: 'docker.io/library/odd:1', layers: [{ files: { odd: 'odd' } }] });
+    await buildOciLayout(dir, [await makeImage({ name: 'docker.io/library/whole:1', layers: [base] }), odd]);
+    await rm(join(dir, 'blobs/sha256', digestHex(digestOf(odd.layers[0]?.gzip ?? ''))));
+    const bundleId = idOf(await post('/v1/bundles', { path: dir }));
+    for (const asked of ['docker.io/library/odd:1', 'odd:1', 'library/odd:1', 'index.docker.io/library/odd:1', `odd:1@sha256:${'0'.repeat(64)}`])
+      expect((await api('post', '/v1/pushes').send({ bundleId, images: [asked] })).body).toMatchObject({
+        code: 'bundle_corrupt',
+        image: 'docker.io/library/odd:1',
+      });
+    expect((await api('post', '/v1/pushes').send({ bundleId, images: ['odd:2'] })).body.code).toBe('image_not_found');
+    expect((await api('post', '/v1/pushes').send({ bundleId, images: ['NO NAME'] })).body.code).toBe('image_not_found');
+    expect(await post('/v1/pushes', { bundleId, images: ['whole:1'] })).toMatchObject({ state: 'succeeded' });
   });
 
   it('lets only one of two pushes at a time have a name', async () => {
