@@ -137,10 +137,10 @@ export class SshConnection implements AsyncDisposable {
   /** Both outputs of what sudo has run. Throws `host_sudo_failed` where it has run nothing. */
   private within(result: ExecResult, mark: string): [stdout: string, stderr: string] {
     const stdout = betweenMarks(result.stdout, mark);
-    if (stdout === undefined && result.exitCode !== 0) throw this.sudoFailed(result);
+    if (stdout === undefined) throw this.sudoFailed(result);
     const stderr = betweenMarks(result.stderr, mark);
     for (const one of [stdout, stderr]) this.noteNoise(one?.noise ?? '');
-    return [stdout?.text ?? result.stdout, stderr?.text ?? result.stderr];
+    return [stdout.text, stderr?.text ?? result.stderr];
   }
 
   private noteNoise(text: string): void {
