@@ -237,8 +237,16 @@ export class SshConnection implements AsyncDisposable {
       // The program may end before it has read everything; its exit code tells why.
       else {
         if (first) channel.write(first);
-        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: ended.signal }).catch((error: unknown) => {
-          fed = error;
+        // Of a channel that is closed already ssh2 says nothing more, neither that its input was taken nor that it was not.
+        const over = new AbortController();
+        exit.then(
+          () => over.abort(),
+          () => undefined,
+        );
+        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: AbortSignal.any([ended.signal, over.signal]) }).catch((error: unknown) => {
+          const isOver = over.signal.aborted && !ended.signal.aborted;
+          fed = isOver ? new AppError('host_command_failed', { detail: `${full[0]} ended before it had read its input` }, { cause: error }) : error;
+          if (isOver && stdin.readableEnded) fed = undefined;
           channel.end();
         });
       }
