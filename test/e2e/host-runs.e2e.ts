@@ -272,27 +272,41 @@ describe.skipIf(!started.lab)('on a host', () => {
       expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
     });
 
+    const imported =
+      'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "runc"\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"';
     it.each([
       ['its file', '/etc/containerd/config.toml', ':'],
-      ['a file that it imports', '/etc/containerd/conf.d/a.toml', `sed -i '1i imports = ["/etc/containerd/conf.d/*.toml"]' /etc/containerd/config.toml`],
-      ['the file of its command line', '/etc/containerd/other.toml', 'echo OPTS=--config=/etc/containerd/other.toml >/etc/default/containerd'],
+      [
+        'a file that it imports',
+        '/etc/containerd/conf.d/a.toml',
+        `mkdir /etc/containerd/conf.d && echo '${imported}' >/etc/containerd/conf.d/a.toml && sed -i '1i imports = ["/etc/containerd/conf.d/*.toml"]' /etc/containerd/config.toml`,
+      ],
+      [
+        'the file of its command line',
+        '/etc/containerd/other.toml',
+        'cp /etc/containerd/config.toml /etc/containerd/other.toml && echo OPTS=--config=/etc/containerd/other.toml >/etc/default/containerd',
+      ],
     ])('a containerd that was started before %s was changed is told, and restarted', async (_what, file, prepare) => {
       expect((await configureHost(client, ids.containerd)).job).toMatchObject({ state: 'succeeded', error: null });
-      await out('containerd', `cp -a /etc/containerd /root/before; mkdir -p /etc/containerd/conf.d; cp -n /etc/containerd/config.toml ${file}; ${prepare}`);
-      await restart('containerd');
-      expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
-      const age = async () => Number(await out('containerd', 'ps -o etimes= -C containerd | head -n 1'));
-      await waitFor(async () => (await age()) > 5, { what: 'containerd to be older than the next change', timeoutMs: 30_000 });
-      await out('containerd', `echo '# changed' >>${file}`);
-      expect(await checkOf('containerd')).toMatchObject({ status: 'failure', seen: expect.stringContaining(`${file} was changed`) as string });
-      expect(await driftOf('containerd')).toMatchObject({ changes: [{ kind: 'service', action: 'restart', target: 'containerd' }], error: null });
-      const { job, result } = await configureHost(client, ids.containerd);
-      expect(job).toMatchObject({ state: 'succeeded', error: null });
-      expect(planOf(result)).toContain('service restart containerd');
-      expect(await driftOf('containerd')).toMatchObject({ changes: [], error: null });
-      expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
-      await out('containerd', 'rm -rf /etc/default/containerd /etc/containerd; mv /root/before /etc/containerd');
-      await restart('containerd');
+      await out('containerd', 'cp -a /etc/containerd /root/before');
+      try {
+        await out('containerd', prepare);
+        await restart('containerd');
+        expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
+        const age = async () => Number(await out('containerd', 'ps -o etimes= -C containerd | head -n 1'));
+        await waitFor(async () => (await age()) > 5, { what: 'containerd to be older than the next change', timeoutMs: 30_000 });
+        await out('containerd', `echo '# changed' >>${file}`);
+        expect(await checkOf('containerd')).toMatchObject({ status: 'failure', seen: expect.stringContaining(`${file} was changed`) as string });
+        expect(await driftOf('containerd')).toMatchObject({ changes: [{ kind: 'service', action: 'restart', target: 'containerd' }], error: null });
+        const { job, result } = await configureHost(client, ids.containerd);
+        expect(job).toMatchObject({ state: 'succeeded', error: null });
+        expect(planOf(result)).toContain('service restart containerd');
+        expect(await driftOf('containerd')).toMatchObject({ changes: [], error: null });
+        expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
+      } finally {
+        await out('containerd', 'rm -rf /etc/default/containerd /etc/containerd; mv /root/before /etc/containerd');
+        await restart('containerd');
+      }
     });
 
     it('where nothing on the host can ask the CRI, ctr pulls, and that is said', async () => {
