@@ -279,7 +279,7 @@ describe.skipIf(!started.lab)('on a host', () => {
       [
         'a file that it imports',
         '/etc/containerd/conf.d/a.toml',
-        `mkdir /etc/containerd/conf.d && echo '${imported}' >/etc/containerd/conf.d/a.toml && sed -i '1i imports = ["/etc/containerd/conf.d/*.toml"]' /etc/containerd/config.toml`,
+        `mkdir -p /etc/containerd/conf.d; echo '${imported}' >/etc/containerd/conf.d/a.toml; grep -q ^imports /etc/containerd/config.toml || sed -i '1i imports = ["/etc/containerd/conf.d/*.toml"]' /etc/containerd/config.toml`,
       ],
       [
         'the file of its command line',
