@@ -63,8 +63,8 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     ending.abort();
     const closing = hostWorker.stop().then(() => app.close());
     if (stopsRegistry) {
-      // Whoever waits for a Redis that has got the same signal must not keep the registry from being ended.
-      await Promise.race([closing, delay(closeMs, undefined, { ref: false })]);
+      // Whoever waits for a Redis that has got the same signal, or fails without it, must not keep the registry from being ended.
+      await Promise.race([closing.catch(() => undefined), delay(closeMs, undefined, { ref: false })]);
       await registry.endForGood();
     }
     await closing;

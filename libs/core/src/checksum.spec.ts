@@ -27,6 +27,9 @@ describe('findSha256', () => {
     ['with blanks around', `  ${digest} \n`],
     ['one of several files', `${other}  other.tar\n${digest}  bundle.tar\n`],
     ['one of several files in folders', `${other} *out\\other.tar\r\n${digest} *out\\bundle.tar\r\n`],
+    ['one of several parts, of sha256sum ./*', `${digest}  ./bundle.tar\n${other}  ./bundle.tar1\n`],
+    ['one of several parts in folders of Windows', `${other} *out\\bundle.tar0\r\n${digest} *out\\bundle.tar\r\n`],
+    ['one of several, with a name in parentheses', `${digest}  (out)/bundle.tar\n${other}  (out)/bundle.tarx\n`],
     ['the same twice', `${digest}  a\n${digest}  b\n`],
   ])('%s', (_what, text) => expect(findSha256(text, 'bundle.tar')).toBe(digest));
 

@@ -27,7 +27,8 @@ export function findSha256(text: string, fileName?: string): string | undefined 
 }
 
 /** What may be a file's name in a line of checksums: behind the digest, perhaps behind folders, or in parentheses. */
-const namesIn = (line: string): string[] =>
-  [line.replace(/^\s*(?:SHA256\s+)?[0-9a-f]{64}\s+\*?/i, ''), line.slice(line.indexOf('(') + 1, line.lastIndexOf(')'))].map(
-    (name) => name.trim().split(/[\\/]/).at(-1) ?? '',
-  );
+const namesIn = (line: string): string[] => {
+  const [open, close] = [line.indexOf('('), line.lastIndexOf(')')];
+  const behind = line.replace(/^\s*(?:SHA256\s+)?[0-9a-f]{64}\s+\*?/i, '');
+  return [behind, ...(open >= 0 && close > open ? [line.slice(open + 1, close)] : [])].map((name) => name.trim().split(/[\\/]/).at(-1) ?? '');
+};

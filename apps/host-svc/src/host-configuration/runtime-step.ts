@@ -147,13 +147,15 @@ async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
     if (written) changes.push(written);
   }
   if (text !== before.text) changes.push(fileChange(before, text));
-  if (text !== before.text || before.isPending) {
+  // The file may say it, and containerd not know it: it was started before that.
+  const isRestarted = text !== before.text || before.isPending || (await containerd.isBehindFiles());
+  if (isRestarted) {
     if (dryRun) changes.push(change('service', 'restart', 'containerd'));
     else {
       changes.push(await activate(steps, before, text, await containerdActivation(containerd)));
     }
   }
-  if (!dryRun || (text === before.text && !before.isPending)) await containerd.assertInForce();
+  if (!dryRun || !isRestarted) await containerd.assertInForce();
   return { ...steps.outcome(changes, `${detail}, pulls by ${hostsDir}`), runtime: containerd };
 }
 

@@ -374,6 +374,37 @@ describe('signatures and referrers travel with their image', () => {
     expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/signed:1'], companions: 1 }], unusable: [] });
   });
 
+  it.each([
+    [
+      'says two sizes of one blob',
+      (layout: Layout, subject: Descriptor) => ({
+        config: { ...layout.blob(Buffer.from('{}'), emptyConfig), size: 3 },
+        layers: [layout.blob(Buffer.from('{}'), emptyConfig)],
+        subject,
+      }),
+    ],
+    [
+      'calls itself an index',
+      (layout: Layout, subject: Descriptor) => ({ mediaType: mediaTypes.ociIndex, config: layout.blob(Buffer.from('{}'), emptyConfig), layers: [], subject }),
+    ],
+    [
+      'is in no list, and its layer is encrypted',
+      (layout: Layout, subject: Descriptor) => ({
+        config: layout.blob(Buffer.from('{}'), emptyConfig),
+        layers: [layout.blob(Buffer.from('l'), `${mediaTypes.ociLayer}+encrypted`)],
+        subject,
+      }),
+    ],
+  ])('and one that %s keeps nobody from his image', async (_, fields) => {
+    const layout = new Layout();
+    const root = layout.image(await image('signed'));
+    layout.manifest(fields(layout, { mediaType: root.mediaType, digest: root.digest, size: root.size }));
+    await layout.name(root, 'quay.io/odd/signed:1').write();
+    const { images, unusable } = await open();
+    expect(images).toMatchObject([{ names: ['quay.io/odd/signed:1'], companions: 0 }]);
+    for (const { code } of unusable) expect(['bundle_corrupt', 'layer_encrypted']).toContain(code);
+  });
+
   it('or are named when they are not whole', async () => {
     const layout = new Layout();
     const root = layout.image(await image('signed'));
@@ -479,6 +510,19 @@ describe('parts of a file', () => {
     await isOne(join(dir.path, nameOf(0)));
     await rename(join(dir.path, nameOf(5)), join(dir.path, 'elsewhere'));
     await expect(open({ path: join(dir.path, nameOf(0)) })).rejects.toMatchObject({ code: 'bundle_truncated', details: { missing: nameOf(5) } });
+  });
+
+  it('are all there, whatever else begins with the name of the file', async () => {
+    for (const [length, others] of [
+      [2, ['gz', 'xz']],
+      [3, ['asc', 'sig', 'zst', 'txt']],
+      [4, ['json', 'yaml']],
+    ] as const) {
+      await run('split', ['-a', String(length), '-b', '50000', file, join(dir.path, 'c.tar.')]);
+      for (const other of others) await writeFile(join(dir.path, `c.tar.${other}`), 'something else');
+      await isOne(join(dir.path, `c.tar.${'a'.repeat(length)}`));
+      for (const name of await readdir(dir.path)) if (name.startsWith('c.tar.')) await rm(join(dir.path, name));
+    }
   });
 
   it('are not what only looks like them', async () => {

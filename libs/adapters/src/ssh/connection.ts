@@ -137,10 +137,10 @@ export class SshConnection implements AsyncDisposable {
   /** Both outputs of what sudo has run. Throws `host_sudo_failed` where it has run nothing. */
   private within(result: ExecResult, mark: string): [stdout: string, stderr: string] {
     const stdout = betweenMarks(result.stdout, mark);
-    if (stdout === undefined && result.exitCode !== 0) throw this.sudoFailed(result);
+    if (stdout === undefined) throw this.sudoFailed(result);
     const stderr = betweenMarks(result.stderr, mark);
     for (const one of [stdout, stderr]) this.noteNoise(one?.noise ?? '');
-    return [stdout?.text ?? result.stdout, stderr?.text ?? result.stderr];
+    return [stdout.text, stderr?.text ?? result.stderr];
   }
 
   private noteNoise(text: string): void {
@@ -237,8 +237,16 @@ export class SshConnection implements AsyncDisposable {
       // The program may end before it has read everything; its exit code tells why.
       else {
         if (first) channel.write(first);
-        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: ended.signal }).catch((error: unknown) => {
-          fed = error;
+        // Of a channel that is closed already ssh2 says nothing more, neither that its input was taken nor that it was not.
+        const over = new AbortController();
+        exit.then(
+          () => over.abort(),
+          () => undefined,
+        );
+        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: AbortSignal.any([ended.signal, over.signal]) }).catch((error: unknown) => {
+          const isOver = over.signal.aborted && !ended.signal.aborted;
+          fed = isOver ? new AppError('host_command_failed', { detail: `${full[0]} ended before it had read its input` }, { cause: error }) : error;
+          if (isOver && stdin.readableEnded) fed = undefined;
           channel.end();
         });
       }

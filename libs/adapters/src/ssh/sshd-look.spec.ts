@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { connectSsh } from './connect.js';
 import type { SshConnection } from './connection.js';
 import { parseHostKey } from './keys.js';
-import { isLoopback, listenersOn } from './sshd-look.js';
+import { isLoopback, listenersOn, settingsOf } from './sshd-look.js';
 import { mayBindSockets, openTunnel, tryPort } from './tunnel.js';
 
 const failure = (promise: Promise<unknown>) =>
@@ -175,6 +175,18 @@ describe('sessions of an sshd with', () => {
     withSshd(['Subsystem sftp internal-sftp', 'ForceCommand internal-sftp'], async (connection) =>
       expect(await failure(connection.run(['true'], { stallTimeoutMs: 3_000 }))).toMatchObject({ code: 'host_shell_unusable' }),
     ));
+});
+
+describe('settingsOf', () => {
+  it.each(['127.0.0.1:1', '[::1]:5100', 'none', 'a.example:1 [fd00::1]:2'])('names the file and the line of PermitListen %s', async (value) => {
+    const lines = [
+      `value=permitlisten ${value}`,
+      'line=/etc/ssh/sshd_config:3:PermitListen 10.0.0.1:9',
+      `line=/etc/ssh/sshd_config.d/a.conf:7:  PermitListen ${value}`,
+    ];
+    const host = { username: 'root', run: async () => lines.join('\n') };
+    expect(await settingsOf(host as unknown as SshConnection, 'tcp')).toBe(`PermitListen ${value} (/etc/ssh/sshd_config.d/a.conf:7)`);
+  });
 });
 
 describe('listenersOn', () => {

@@ -98,18 +98,13 @@ export async function settingsOf(connection: SshConnection, about: keyof typeof 
   const output = await connection.run(['sh', '-c', settingsScript, 'sh', connection.username, address, names.join('|')], { sudo: true, ...options });
   const values = valuesOf(output, 'value').filter((value) => !usual.some((one) => one === value.toLowerCase()));
   const nameOf = (value: string) => names.find((name) => value.toLowerCase().startsWith(`${name.toLowerCase()} `)) ?? '';
-  // `FILE:LINE:TEXT`.
-  const lines = valuesOf(output, 'line').map((line) => line.split(':'));
-  const placeOf = (value: string) =>
-    lines
-      .filter(
-        ([, , text = '']) =>
-          text
-            .trim()
-            .toLowerCase()
-            .replace(/[\s=]+/, ' ') === value.toLowerCase(),
-      )
-      .map(([file, line]) => `${file}:${line}`);
+  // `FILE:LINE:TEXT`, where the text may have colons too.
+  const lines = valuesOf(output, 'line').map((line) => {
+    const [file, at, ...text] = line.split(':');
+    const setting = text.join(':').trim().toLowerCase();
+    return { place: `${file}:${at}`, setting: setting.replace(/[\s=]+/, ' ') };
+  });
+  const placeOf = (value: string) => lines.filter(({ setting }) => setting === value.toLowerCase()).map(({ place }) => place);
   const inForce = values.map(
     (value) => `${nameOf(value)} ${value.slice(nameOf(value).length + 1)}${placeOf(value).length > 0 ? ` (${listOf(placeOf(value))})` : ''}`,
   );
