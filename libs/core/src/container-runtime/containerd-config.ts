@@ -58,7 +58,8 @@ export function ineffectiveHostsDir({ file, text }: { file: string; text: string
   const content = read(text);
   const plugin = ['io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'cri'].find((name) => tableOf(content, ['plugins', name, 'registry']));
   const effective = plugin === undefined ? undefined : tableOf(content, ['plugins', plugin, 'registry'])?.config_path;
-  if (typeof effective === 'string' && effective.split(':').includes(hostsDir)) return undefined;
+  // What a folder before it has for an upstream, or for all of them, counts in place of ours.
+  if (typeof effective === 'string' && effective.split(':')[0] === hostsDir) return undefined;
   const imports = Array.isArray(content.imports) ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10) : [];
   const seen = plugin === undefined ? 'has no CRI plugin' : `has config_path = ${JSON.stringify(effective ?? '').slice(0, 200)} for its CRI, not ${hostsDir}`;
   return `containerd runs with ${file}${imports.length > 0 ? `, which imports ${imports.join(', ')},` : ''} and ${seen}`;
