@@ -1289,6 +1289,10 @@ export type HostFacts = {
     memoryBytes: number;
     diskFreeBytes: number;
     dockerVersion: string | null;
+    /**
+     * Of the one that answers at /run/containerd, also where Docker uses it
+     */
+    containerdVersion: string | null;
     seenAt: string;
 };
 
