@@ -39,6 +39,10 @@ describe('findSha256', () => {
     ['one of several files of Get-FileHash | Format-List', `Hash : ${other}\r\nPath : C:\\other.tar\r\n\r\nHash : ${digest}\r\nPath : C:\\bundle.tar\r\n`],
     ['one of several files of certutil', `SHA256 hash of other.tar:\r\n${other}\r\nSHA256 hash of bundle.tar:\r\n${digest}\r\n`],
     ["one of several files in Debian's lists", `Checksums-Sha256:\n ${other} 5 other.tar\n ${digest} 123 bundle.tar\n`],
+    ['below the name of a program', `# sha256sum of everything\n${digest}  bundle.tar\n`],
+    ['behind the name of a program', `sha256sum: ${digest}`],
+    ['of a property', `sha256_checksum=${digest}`],
+    ['of a field in JSON', `{"file": "bundle.tar", "sha256-digest": "${digest}"}`],
     ['in base64', `sha256-${base64(digest)}`],
     ['of openssl -c', `SHA2-256(bundle.tar)= ${digest.match(/../g)?.join(':')}\n`],
     ['one of several algorithms', `SHA3-256 (bundle.tar) = ${other}\nSHA256 (bundle.tar) = ${digest}\n`],
@@ -71,6 +75,8 @@ describe('findSha256', () => {
     ['SHA3-256', `SHA256 (other.tar) = ${other}\nSHA3-256 (bundle.tar) = ${digest}`],
     ['SHA3-256', `# SHA3-256\n${digest}  bundle.tar`],
     ['sha3-256', `sha3-256-${base64(digest)}`],
+    ['sha3-256-hash', `sha3-256-hash: ${digest}`],
+    ['sha3_256sum', `sha3_256sum=${digest}`],
     ['SHA512/256', `SHA512/256 (bundle.tar) = ${digest}`],
     ['SHA2-512/256', `SHA2-512/256(bundle.tar)= ${digest}`],
     ['sha512-256', `sha512-256=${digest}`],
@@ -98,6 +104,8 @@ describe('findSha256', () => {
       `${'a'.repeat(63)} `.repeat(1e4),
       'sha '.repeat(2e4),
       'sha-1'.repeat(2e4),
+      'x hash of '.repeat(7e3),
+      '-----BEGIN PGP\n'.repeat(5e3),
       'x (a)'.repeat(2e4),
     ])
       for (const tail of ['', ` = ${digest}`])

@@ -10,7 +10,10 @@ const digestPattern =
 
 const families = 'sha|md|blake|b2|b3|keccak|ripemd|rmd|sm3|streebog|gost|skein|snefru|edon|kangaroo|tiger|whirlpool|crc|xxh';
 /** Right before a digest. */
-const labelPattern = new RegExp(`(?:^|[^\\w./-])((?:(?:hmac|rsa)[-_ ]?)?(?:${families})[-_/ ]?\\w{0,20}(?:[-_/ ]\\d{1,4}){0,2})$`, 'i');
+const labelPattern = new RegExp(
+  `(?:^|[^\\w./-])((?:(?:hmac|rsa)[-_ ]?)?(?:${families})[-_/ ]?\\w{0,20}(?:[-_/ ](?:\\d{1,4}|sums?|hash|digest|checksum)){0,3})$`,
+  'i',
+);
 /** In a line that stands above digests. */
 const headingPattern = new RegExp(
   `(?<![\\w./\\\\])(?:[a-z]+s-)?((?:(?:hmac|rsa)[-_ ]?)?(?:${families})[-_/ ]?\\d\\w{0,20}(?:[-_/]\\d{1,4}){0,2})(?![\\w.])`,
@@ -18,7 +21,7 @@ const headingPattern = new RegExp(
 );
 /** As BSD and openssl write it: what stands before the parentheses is the algorithm, whatever it is. */
 const taggedPattern = /^\s*\\?([\w/-]{1,40}(?: [\w/-]{1,40})?)\s*\((.*)\)\s*=\s*$/;
-const isSha256 = (algorithm: string): boolean => /^sha2?256$/i.test(algorithm.replaceAll(/[-_ ]/g, ''));
+const isSha256 = (algorithm: string): boolean => /^sha2?256(?:(?:check)?sums?|hash|digest)?$/i.test(algorithm.replaceAll(/[-_ ]/g, ''));
 
 interface Found {
   digest: string;
@@ -70,7 +73,7 @@ function checksumsIn(text: string): Found[] {
     else if (matches.length === 0) {
       const algorithms = [...line.matchAll(headingPattern)].map(([, name = '']) => name);
       const algorithm = algorithms.find(isSha256) ?? algorithms[0] ?? heading.algorithm;
-      heading = { algorithm, name: /hash of (?:file )?(.*):\s*$/i.exec(line)?.[1] };
+      heading = { algorithm, name: /^\S{1,40} hash of (?:file )?(.*):\s*$/i.exec(line)?.[1] };
     }
     for (const [index, match] of matches.entries()) {
       const previous = matches[index - 1];
