@@ -182,7 +182,10 @@ function parseYaml(content: string, options: InventoryOptions): InventoryHost[] 
 
 type LineAt = (path: (string | number)[]) => number;
 
-/** Of the output of `ansible-inventory --list`, or of a script that Ansible takes for one, a tree: groups name their hosts and children, and variables stand by themselves. */
+/**
+ * Of the output of `ansible-inventory --list`, or of a script that Ansible takes for one, a tree: groups name their hosts and children, and variables
+ * stand by themselves.
+ */
 function treeOfList({ _meta, ...groups }: Record<string, unknown>, variables: Record<string, unknown>, lineAt: LineAt): [Record<string, unknown>, LineAt] {
   const texts = (list: unknown): string[] => (Array.isArray(list) ? list.filter((one) => typeof one === 'string') : []);
   const keyed = (names: string[], valueOf: (name: string) => unknown) => Object.fromEntries(names.map((name) => [name, valueOf(name)]));

@@ -221,7 +221,10 @@ export class HostSystem {
     return new Map(found.flatMap(([status, name = '', version = '']) => (status === 'installed' && version ? [[name, version]] : [])));
   }
 
-  /** The versions of a package that Airdock's repositories have, as far as their lists were read; in the order of the package manager. Throws `host_packages_locked`. */
+  /**
+   * The versions of a package that Airdock's repositories have, as far as their lists were read; in the order of the package manager. Throws
+   * `host_packages_locked`.
+   */
   async offeredVersions(family: PackageFamily, name: string): Promise<string[]> {
     const argv =
       family === 'debian'

@@ -26,7 +26,8 @@ const imageSchema = z.looseObject({
 const archiveSchema = z.array(z.unknown()).max(10_000);
 
 /**
- * Reads the `manifest.json` of a docker-archive; an entry that is none is told in `odd`. Throws `bundle_corrupt`, `bundle_format_unknown` and `bundle_too_large` for what is wrong with all
+ * Reads the `manifest.json` of a docker-archive; an entry that is none is told in `odd`. Throws `bundle_corrupt`, `bundle_format_unknown` and
+ * `bundle_too_large` for what is wrong with all
  * of it.
  */
 export function parseDockerArchive(bytes: Uint8Array): { images: DockerArchiveImage[]; odd: OddEntry[] } {
