@@ -32,10 +32,8 @@ interface Found {
 
 /**
  * The SHA-256 of a file in a text, as 64 lower-case hexadecimal digits: bare, with its algorithm before it, or in what sha256sum, shasum, openssl, BSD's
- * sha256, PowerShell's Get-FileHash and
- * certutil write. Of several that of the file's name; a single one whatever its name. Throws `request_invalid` where there is none, it is not clear which,
- * or it is of another
- * algorithm, which may have as many digits.
+ * sha256, PowerShell's Get-FileHash and certutil write. Of several that of the file's name; a single one whatever its name. Throws `request_invalid` where
+ * there is none, it is not clear which, or it is of another algorithm, which may have as many digits.
  */
 export function findSha256(text: string, fileName?: string): string {
   const found = checksumsIn(text);

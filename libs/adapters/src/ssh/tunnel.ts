@@ -119,8 +119,7 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
 
 /**
  * See `openTunnel`; returns the address by which sshd was asked. OpenSSH gives no reason for a no. What PermitListen names it compares as text, so that it
- * may let us listen on `localhost`
- * and not on 127.0.0.1. Of `localhost` it says yes also when it got ::1 only.
+ * may let us listen on `localhost` and not on 127.0.0.1. Of `localhost` it says yes also when it got ::1 only.
  */
 async function bindPort(connection: SshConnection, port: number): Promise<string> {
   let address = '127.0.0.1';

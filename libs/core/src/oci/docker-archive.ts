@@ -27,8 +27,7 @@ const archiveSchema = z.array(z.unknown()).max(10_000);
 
 /**
  * Reads the `manifest.json` of a docker-archive; an entry that is none is told in `odd`. Throws `bundle_corrupt`, `bundle_format_unknown` and
- * `bundle_too_large` for what is wrong with all
- * of it.
+ * `bundle_too_large` for what is wrong with all of it.
  */
 export function parseDockerArchive(bytes: Uint8Array): { images: DockerArchiveImage[]; odd: OddEntry[] } {
   const entries = parseList(bytes);
