@@ -358,6 +358,40 @@ describe.skipIf(!started.lab)('on a host', () => {
       await restart('docker');
       expect(await checkOf('docker')).toMatchObject({ status: 'pass' });
     });
+
+    it('a mirror that others put before ours is told, and comes behind it', async () => {
+      const own = `http://127.0.0.1:${du.registryPort}`;
+      const mirrors = () => out('docker', "docker info --format '{{json .RegistryConfig.Mirrors}}'");
+      const before = await out('docker', 'cat /etc/docker/daemon.json');
+      await out('docker', `printf '%s' '{"registry-mirrors": ["http://10.255.255.1:5000", "${own}"]}' >/etc/docker/daemon.json`);
+      await restart('docker');
+      expect(await mirrors()).toBe(`["http://10.255.255.1:5000/","${own}/"]`);
+      expect(await checkOf('docker')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining('asks http://10.255.255.1:5000/ before') as string,
+      });
+      expect(await driftOf('docker')).toMatchObject({ changes: [{ kind: 'file', target: '/etc/docker/daemon.json' }, { kind: 'service' }] });
+      expect((await configureHost(client, ids.docker)).job).toMatchObject({ state: 'succeeded', error: null });
+      expect(await mirrors()).toBe(`["${own}/","http://10.255.255.1:5000/"]`);
+      expect(await checkOf('docker')).toMatchObject({ status: 'pass' });
+      await out('docker', `printf '%s\\n' '${before}' >/etc/docker/daemon.json`);
+      await restart('docker');
+    });
+
+    it.each(['docker', 'containerd'] as const)('a proxy that %s has in its environment takes no pull that is ours', async (name) => {
+      const defaults = `/etc/default/${name}`;
+      await out(name, `touch ${defaults} && cp ${defaults} ${defaults}.old`);
+      // Nobody is there.
+      await out(name, `echo 'export HTTP_PROXY=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9' >>${defaults}`);
+      await restart(name);
+      const pid = name === 'docker' ? '$(cat /var/run/docker.pid)' : '$(pgrep -o -x containerd)';
+      expect(await out(name, `tr '\\0' '\\n' <"/proc/${pid}/environ" | grep -c _PROXY=`)).toBe('3');
+      const reference = local('b/real-and-larger:1');
+      expect((await configureHost(client, ids[name])).job).toMatchObject({ state: 'succeeded', error: null });
+      expect((await checkHost(client, ids[name], [reference])).result).toMatchObject({ pulls: [{ reference, error: null }] });
+      await out(name, `mv ${defaults}.old ${defaults}`);
+      await restart(name);
+    });
   });
 
   it('the daemon.json of others keeps every byte that is not ours', async () => {

@@ -155,6 +155,21 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     await thereAndBack(ids.root, plain);
   });
 
+  it('may listen on localhost by that name only: the tunnel goes there', async () => {
+    await withSettings(plain, `PermitListen localhost:${du.registryPort}`, async () => {
+      for (const id of [ids.root, ids.admin]) {
+        expect(await checkOf(id, 'forwarding')).toMatchObject({ status: 'pass' });
+        await thereAndBack(id, plain);
+      }
+    });
+    await withSettings(plain, `PermitListen [::1]:${du.registryPort}`, async () =>
+      expect(await checkOf(ids.admin, 'forwarding')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining(`PermitListen 127.0.0.1:${du.registryPort} is enough`) as string,
+      }),
+    );
+  });
+
   it.each(['restrict', 'no-port-forwarding'])('may not listen with %s before its key', async (option) => {
     await out(plain, `sed -i 's/^/${option} /' /root/.ssh/authorized_keys`);
     const { job } = await configureHost(client, ids.root);

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { copyImages } from '@airdock/adapters/oci-client/copy-image';
-import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { type FetchedManifest, RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
@@ -366,6 +366,30 @@ describe('backups', () => {
     await push(['d:4', 'a:2']);
     expect((await du.restore({ backupId: partial, mode: 'exact' })).restore.report).toMatchObject({ extra: ['a:2'], verified: 2 });
     expect(await contentOf(registry)).toEqual({ ...before, 'd:4': changed['d:4'] });
+  });
+
+  it('count names in a restore, of which an image may have several: what is there, missing and in conflict is all', async () => {
+    await push(['a:1', 'b:2']);
+    await using client = new RegistryClient(registry.url);
+    const tag = async (repository: string, from: string, to: string) => {
+      const { bytes, mediaType } = (await client.getManifest(repository, from)) as FetchedManifest;
+      await client.putManifest(repository, to, bytes, mediaType);
+    };
+    for (const to of ['also', 'too']) await tag('a', '1', to);
+    const du = await startDu('du');
+    const { id: backupId } = await du.backup();
+    const seen = async () => {
+      const { job, restore } = await du.restore({ backupId, dryRun: true });
+      const { present = 0, missing = [], conflicts = [] } = restore.report ?? {};
+      expect(job.result).toMatchObject({ images: 4, present });
+      expect(present + missing.length + conflicts.length).toBe(4);
+      return { present, missing, conflicts };
+    };
+    expect(await seen()).toEqual({ present: 4, missing: [], conflicts: [] });
+    await client.deleteTag('a', 'too');
+    expect(await seen()).toEqual({ present: 3, missing: ['a:too'], conflicts: [] });
+    await push(['a:1'], registry, { changed: 'yes' });
+    expect(await seen()).toEqual({ present: 2, missing: ['a:too'], conflicts: ['a:1'] });
   });
 
   it('are restored into another registry, and into one that is made for a drill and gone afterwards', async () => {

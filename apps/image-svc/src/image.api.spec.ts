@@ -600,6 +600,8 @@ describe('image-svc', () => {
       for (const text of [sha256.toUpperCase(), `sha256:${sha256}`, `${'0'.repeat(64)} *other.tar\r\n${sha256} *space.tar\r\n`])
         expect(await post('/v1/bundles', { path, sha256: text })).toMatchObject({ state: 'succeeded' });
       expect((await api('post', '/v1/bundles').send({ path, sha256: 'sha512' })).status).toBe(422);
+      const other = await api('post', '/v1/bundles').send({ path, sha256: `SHA3-256 (space.tar) = ${sha256}` });
+      expect(other).toMatchObject({ status: 422, body: { code: 'request_invalid', detail: expect.stringContaining('SHA3-256') } });
       expect(await post('/v1/bundles', { path, sha256: '0'.repeat(64) })).toMatchObject({
         state: 'failed',
         error: { code: 'digest_mismatch', actual: sha256 },
@@ -611,6 +613,7 @@ describe('image-svc', () => {
           'upload-metadata': `sha256 ${Buffer.from(declared).toString('base64')}`,
         });
       expect((await upload('nonsense')).status).toBe(400);
+      expect(await upload(`blake2s256:${sha256}`)).toMatchObject({ status: 400, text: expect.stringContaining('blake2s256') });
       const { headers } = await upload('0'.repeat(64));
       await api('patch', headers.location as string)
         .set({ 'tus-resumable': '1.0.0', 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' })

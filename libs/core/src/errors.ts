@@ -293,7 +293,7 @@ const definitions = {
   images_damaged: {
     family: 'conflict',
     title: 'The registry does not hold images as they were pushed',
-    nextStep: 'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again.',
+    nextStep: 'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again, or restore a backup.',
   },
   image_unsupported: { family: 'invalid', title: 'The image uses something that a registry cannot hold', nextStep: 'Rebuild the image without it.' },
   layer_encrypted: {

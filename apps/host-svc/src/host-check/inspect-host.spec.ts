@@ -97,11 +97,18 @@ describe('inspectHost', () => {
     const { facts, checkOf, isPortTaken } = await saying(
       [
         'os=rocky\nosVersion=9.3\nosLike=rhel centos fedora\nmachine=x86_64\npackageManager=dnf\ncpus=1\nmemoryKiB=4000000\nswapKiB=1024\ndiskFreeKiB=3000000',
-        'rootKiB=20000000\nrootFreeKiB=0\nsystemd=yes\ncgroup=1\ndocker=20.10.24\nruntime=containerd 1.6.20\nlistens=01BB\nlistens=280A\nlistens=13EC\nprogram=443 nginx',
+        'rootKiB=20000000\nrootFreeKiB=0\nsystemd=yes\ncgroup=1\ndocker=20.10.24\ncontainerd=1.6.20\nruntime=containerd 1.6.20\nlistens=01BB\nlistens=280A\nlistens=13EC\nprogram=443 nginx',
         'conflict=kubelet 1.20.11\nconflict=k3s\nfirewall=firewalld\nfirewall=iptables with 3 rules',
       ].join('\n'),
     );
-    expect(facts).toMatchObject({ os: 'rocky', osFamily: 'redhat', packageManager: 'dnf', architecture: 'amd64', dockerVersion: '20.10.24' });
+    expect(facts).toMatchObject({
+      os: 'rocky',
+      osFamily: 'redhat',
+      packageManager: 'dnf',
+      architecture: 'amd64',
+      dockerVersion: '20.10.24',
+      containerdVersion: '1.6.20',
+    });
     expect(isPortTaken).toBe(true);
     for (const name of ['cpu', 'memory', 'disk size', 'disk space', 'swap', 'ports', 'conflicts', 'firewall'])
       expect(checkOf(name)).toMatchObject({ status: 'warning' });

@@ -231,6 +231,7 @@ function factsOf(values: Values, seenAt: string): HostFacts {
     memoryBytes: values.bytes('memoryKiB') ?? 0,
     diskFreeBytes: values.bytes('diskFreeKiB') ?? 0,
     dockerVersion: values.text('docker') || null,
+    containerdVersion: values.text('containerd') || null,
     seenAt,
   };
 }

@@ -60,7 +60,7 @@ class Layout {
   }
 
   /** With `docker` also as Docker since 25 writes it. */
-  async write(docker?: { image: TestImage; tags: string[] | null }[], target = file): Promise<void> {
+  async write(docker?: { image: TestImage; tags: string[] | null }[], target = file, replaced: Record<string, string> = {}): Promise<void> {
     const members = new Map(this.blobs);
     if (docker) {
       for (const each of docker) {
@@ -76,6 +76,7 @@ class Layout {
     }
     members.set('oci-layout', jsonOf({ imageLayoutVersion: '1.0.0' }));
     members.set('index.json', jsonOf({ schemaVersion: 2, manifests: this.index }));
+    for (const [name, text] of Object.entries(replaced)) members.set(name, Buffer.from(text));
     await writeTar(
       target,
       [...members].map(([name, content]) => ({ header: { name }, content })),
@@ -304,6 +305,63 @@ describe('two lists of one archive', () => {
       'quay.io/odd/partial:1': undefined,
       'quay.io/odd/unlisted:1': undefined,
     });
+  });
+
+  describe('of which one cannot be read', () => {
+    const bothLists = async (replaced: Record<string, string>) => {
+      const one = await image('one');
+      const layout = new Layout();
+      const root = layout.image(one);
+      await layout.name(root, 'quay.io/odd/one:1').write([{ image: one, tags: ['quay.io/odd/one:1'] }], file, replaced);
+      return root.digest;
+    };
+    const texts = [
+      ...['null', '{}', '"x"', '7', 'true', '', ' ', '[', '[{"Config": "a', '{"manifests": [', '\u0000', '<html>', '\uFEFF[]', '{"name": "an app"}'],
+      ...['{"manifests": 5}', '{"a": 1, "a": 2}', 'null null', `"${'x'.repeat(2_000)}"`, '['.repeat(200)],
+    ];
+    it.each([...texts, '{"schemaVersion": 2, "manifests": []}'])('say so, and the images come from index.json: %#', async (text) => {
+      const digest = await bothLists({ 'manifest.json': text });
+      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'], digest }], unusable: [{ name: null }] });
+      await expect(open({ isStrict: true })).rejects.toMatchObject({ details: { detail: expect.stringContaining('manifest.json cannot be read') } });
+    });
+
+    it.each([...texts, '[]'])('say so, and the images come from manifest.json: %#', async (text) => {
+      await bothLists({ 'index.json': text });
+      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'], digest: undefined }], unusable: [{ name: null }] });
+      await expect(open({ isStrict: true })).rejects.toMatchObject({ details: { detail: expect.stringContaining('index.json cannot be read') } });
+    });
+
+    it('or is of another version of the layout', async () => {
+      await bothLists({ 'oci-layout': '{"imageLayoutVersion":"9.0.0"}' });
+      expect(await open()).toMatchObject({ images: [{ digest: undefined }], unusable: [{ name: null, code: 'bundle_format_unknown' }] });
+    });
+
+    it('and neither the other', async () => {
+      await bothLists({ 'manifest.json': 'null', 'index.json': 'null' });
+      await expect(open()).rejects.toMatchObject({ code: 'bundle_corrupt', details: { detail: expect.stringContaining('and 1 more') } });
+    });
+
+    it.each(['[]', '{"schemaVersion": 2, "manifests": []}'])('and one that is empty is none that cannot be read: %s', async (text) => {
+      await bothLists({ [text === '[]' ? 'manifest.json' : 'index.json']: text });
+      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'] }], unusable: [] });
+    });
+
+    it.each(['null', '[]', '{"Config": 7, "RepoTags": ["quay.io/odd/seven:1"]}', '{"Image": {}}', '"x"'])(
+      'or has an entry that is none beside one that is whole: %s',
+      async (entry) => {
+        const one = await image('one');
+        const path = `blobs/sha256/${digestHex(one.configDigest)}`;
+        const whole = JSON.stringify({
+          Config: path,
+          RepoTags: ['quay.io/odd/one:1'],
+          Layers: one.layers.map(({ diffId }) => `blobs/sha256/${digestHex(diffId)}`),
+        });
+        await bothLists({ 'manifest.json': `[${entry}, ${whole}]`, 'index.json': '{"schemaVersion": 2, "manifests": []}' });
+        const name = entry.includes('seven') ? 'quay.io/odd/seven:1' : null;
+        expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'] }], unusable: [{ name }] });
+        await expect(open({ isStrict: true })).rejects.toMatchObject({ code: expect.stringMatching(/^bundle_(?:corrupt|format_unknown)$/) });
+      },
+    );
   });
 
   it('do not give one name to two images', async () => {

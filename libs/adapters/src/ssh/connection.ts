@@ -369,13 +369,13 @@ export class SshConnection implements AsyncDisposable {
     return performance.now() - started;
   }
 
-  /** Lets the host listen for a tunnel, on a port or a Unix socket, or no longer. Throws ssh2's error of a refusal, and what breaks the connection. */
-  async forwardFrom(place: number | string, isWanted: boolean): Promise<void> {
+  /** Lets the host listen for a tunnel, on a port of `address` or a Unix socket, or no longer. Throws ssh2's error of a refusal, and what breaks the connection. */
+  async forwardFrom(place: number | string, isWanted: boolean, address = '127.0.0.1'): Promise<void> {
     await this.answered<void>(undefined, (resolve, reject) => {
       const done = (error?: Error | null) => (error ? reject(Object.assign(error, { reason: 'refused' })) : resolve());
       if (typeof place === 'number') {
-        if (isWanted) this.client.forwardIn('127.0.0.1', place, done);
-        else this.client.unforwardIn('127.0.0.1', place, done);
+        if (isWanted) this.client.forwardIn(address, place, done);
+        else this.client.unforwardIn(address, place, done);
       } else if (isWanted) this.client.openssh_forwardInStreamLocal(place, done);
       else this.client.openssh_unforwardInStreamLocal(place, done);
     });

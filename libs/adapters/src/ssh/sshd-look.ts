@@ -25,6 +25,20 @@ export async function listenersOn(connection: SshConnection, port: number, signa
   return [...new Set(valuesOf(output, 'address').concat(valuesOf(output, 'hex').map(fromHex)))];
 }
 
+// Columns of /proc/net/tcp: the eighth is the user whose socket it is.
+const ownScript = `${path}
+own=$(id -u)
+port=$(printf '%04X' "$1")
+while read -r _ local _ state _ _ _ uid _; do
+  case "$state $local $uid" in "0A 0100007F:$port $own") echo own=yes ;; esac
+done </proc/net/tcp`;
+
+/** Whether it is the login user's own process, as its sshd is, that listens on a port of 127.0.0.1. */
+export async function isOwnListener(connection: SshConnection, port: number): Promise<boolean> {
+  const output = await connection.run(['sh', '-c', ownScript, 'sh', String(port)], { stallTimeoutMs: lookMs });
+  return valuesOf(output, 'own').length > 0;
+}
+
 /** As ss and systemd write it: `127.0.0.1`, `[::1]`, `127.0.0.1%lo`, `[::ffff:127.0.0.1]`. */
 export const isLoopback = (address: string): boolean => /^(?:::ffff:)?127\.\d{1,3}\.\d{1,3}\.\d{1,3}$|^::1$/i.test(address.replaceAll(/[[\]]|%.*$/g, ''));
 

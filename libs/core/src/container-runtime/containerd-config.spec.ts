@@ -197,6 +197,7 @@ describe('ineffectiveHostsDir', () => {
     );
     expect(wrong(dump('io.containerd.grpc.v1.cri', 'config_path = "/srv/certs.d"'))).toContain('"/srv/certs.d"');
     expect(wrong(dump('io.containerd.grpc.v1.cri', `config_path = "${dir}.old"`))).toContain('.old');
+    expect(wrong(dump('io.containerd.grpc.v1.cri', `config_path = "/srv/certs.d:${dir}"`))).toContain('"/srv/certs.d:');
     expect(wrong(dump('io.containerd.other', 'x = 1'))).toContain('has no CRI plugin');
     expect(ineffectiveHostsDir({ file: '/opt/c.toml', text: 'version = 2' }, dir)).toBe('containerd runs with /opt/c.toml and has no CRI plugin');
     expect(refusal(() => wrong('oops'))).toContain('not valid TOML');

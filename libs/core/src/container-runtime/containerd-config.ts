@@ -58,9 +58,10 @@ export function ineffectiveHostsDir({ file, text }: { file: string; text: string
   const content = read(text);
   const plugin = ['io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'cri'].find((name) => tableOf(content, ['plugins', name, 'registry']));
   const effective = plugin === undefined ? undefined : tableOf(content, ['plugins', plugin, 'registry'])?.config_path;
-  const isNamed = typeof effective === 'string' && effective.split(':').includes(hostsDir);
-  const isOnePath = isNamed && effective !== hostsDir && plugin !== undefined && usesTransferService(tableOf(content, ['plugins', plugin]));
-  if (isNamed && !isOnePath) return undefined;
+  // What a folder before it has for an upstream, or for all of them, counts in place of ours.
+  const folders = typeof effective === 'string' ? effective.split(':') : [];
+  const isOnePath = folders.length > 1 && folders.includes(hostsDir) && plugin !== undefined && usesTransferService(tableOf(content, ['plugins', plugin]));
+  if (folders[0] === hostsDir && !isOnePath) return undefined;
   const imports = Array.isArray(content.imports) ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10) : [];
   const path = JSON.stringify(effective ?? '').slice(0, 200);
   const seen =
