@@ -3,26 +3,33 @@
  * be possible, although a job is a row first, and a collection sets aside before it frees.
  */
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, utimes } from 'node:fs/promises';
+import { mkdir, readdir, rm, utimes } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import {
+  createBackup,
   createGarbageCollection,
   createPush,
+  createRestore,
   createVerification,
   deleteBundle,
   deleteImage,
   getGarbageCollection,
+  getJob,
   listBundles,
   listImages,
+  listJobs,
   rebuildCatalogue,
+  retryJob,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { parseManifest } from '@airdock/core/oci/manifest';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { carryIn, push } from '../support/bundles.js';
+import { carryIn, push, register, writeLargeBundle } from '../support/bundles.js';
 import { Du } from '../support/du.js';
-import { resourceId, success } from '../support/jobs.js';
+import { endOf, midway, resourceId, success } from '../support/jobs.js';
 import { missingOf } from '../support/registry.js';
 
 const run = promisify(execFile);
@@ -60,7 +67,12 @@ async function start(where: 'data' | 'storage'): Promise<void> {
   const bundleDir = join(folder.path, 'bundles');
   const storageDir = join(disk, 'storage');
   const own = { minFreeBytes: 0, ...(where === 'storage' && { storageDir }) };
-  du = await Du.start({ folder: where === 'data' ? disk : join(folder.path, 'du'), bundleDir, registry: own });
+  du = await Du.start({
+    folder: where === 'data' ? disk : join(folder.path, 'du'),
+    bundleDir,
+    registry: own,
+    airdock: { backupDir: join(folder.path, 'backups') },
+  });
   client = await du.client();
   const oldId = await carryIn(client, du, { name: 'old', images: ['quay.io/old/app:1'], layerBytes });
   keptId = await carryIn(client, du, { name: 'kept', images: ['quay.io/kept/app:1'], layerBytes });
@@ -84,6 +96,21 @@ const fill = (what: string) =>
   ]).catch(() => undefined);
 const empty = () => run('sh', ['-c', 'rm -r "$0"/full*', disk]);
 const notices = async () => ((await (await fetch(`${du.url}/readyz`)).json()) as { notices: Record<string, string> }).notices;
+const catalogue = async () => (await (await fetch(`http://localhost:${du.registryPort}/v2/_catalog`)).json()) as { repositories: string[] };
+/** Tags that lead to something that is not there. */
+async function incomplete(): Promise<string[]> {
+  await using registry = new RegistryClient(`http://localhost:${du.registryPort}`);
+  const found: string[] = [];
+  for (const repository of await registry.listRepositories())
+    for (const tag of await registry.listTags(repository)) {
+      const manifest = await registry.getManifest(repository, tag);
+      const document = manifest && parseManifest(manifest.bytes, manifest.mediaType);
+      const blobs = document?.kind === 'manifest' ? [document.config, ...document.layers] : undefined;
+      const sizes = await Promise.all((blobs ?? []).map(({ digest }) => registry.headBlob(repository, digest)));
+      if (!blobs || sizes.some((blob, index) => blob?.size !== blobs[index]?.size)) found.push(`${repository}:${tag}`);
+    }
+  return found;
+}
 const given = () => waitFor(async () => (await reserve()) < 256, { what: 'the reserve to be given out', timeoutMs: 30_000 });
 
 describe.each([
@@ -148,5 +175,43 @@ describe('a DU whose disk is full', () => {
     await du.startProcess();
     await success(client, createGarbageCollection({ client, body: {}, throwOnError: true }));
     expect(await missingOf(client, du.registryPort, keptId)).toEqual([]);
+  });
+
+  it('restores nothing by half: refused before the first byte, or ended in the middle and finished by a retry', async () => {
+    await start('data');
+    const largeId = await register(client, await writeLargeBundle({ dir: du.bundleDir, name: 'large', images: 4, layerBytes: 12_000_000 }));
+    await push(client, largeId);
+    const backupId = resourceId(await success(client, createBackup({ client, body: {}, throwOnError: true })));
+    const before = await missingOf(client, du.registryPort, largeId);
+    await rm(join(du.dataDir, 'registry/storage/docker'), { recursive: true });
+    const restore = () => createRestore({ client, body: { backupId, settings: false }, headers: { 'Idempotency-Key': 'worst-day' }, throwOnError: true });
+
+    await fill('byte');
+    await given();
+    const { data: refused } = await createRestore({ client, body: { backupId, settings: false }, throwOnError: true });
+    expect(await endOf(client, refused.id)).toMatchObject({ state: 'failed', error: { code: 'space_insufficient', nextStep: expect.any(String) as string } });
+    expect((await catalogue()).repositories).toEqual([]);
+    await empty();
+
+    const { data: job } = await restore();
+    await midway(client, job.id, { from: 10, to: 80 });
+    await fill('byte');
+    const ended = await endOf(client, job.id);
+    expect(ended).toMatchObject({ state: 'failed', error: { code: 'space_insufficient' } });
+    expect(await incomplete()).toEqual([]);
+    await empty();
+    expect((await restore()).data.id).toBe(job.id);
+    await retryJob({ client, path: { id: job.id }, throwOnError: true });
+    await waitFor(async () => (await getJob({ client, path: { id: job.id }, throwOnError: true })).data.state === 'running', {
+      what: 'the retry',
+      intervalMs: 5,
+    });
+    await du.end('SIGKILL');
+    await du.startProcess();
+    expect((await restore()).data.id).toBe(job.id);
+    await success(client, job);
+    for (const id of [largeId, keptId]) expect(await missingOf(client, du.registryPort, id)).toEqual(before);
+    const { items } = (await listJobs({ client, query: { type: 'backup.restore' }, throwOnError: true })).data;
+    expect(items.map(({ id }) => id).sort()).toEqual([refused.id, job.id].sort());
   });
 });

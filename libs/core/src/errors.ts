@@ -489,6 +489,12 @@ const definitions = {
     title: "The host's disk is full",
     nextStep: "Free space on the host (`df -h`; images are in Docker's or containerd's folder below /var/lib), then retry. What was there before stays usable.",
   },
+  host_disk_read_only: {
+    family: 'conflict',
+    title: 'A disk of the host is mounted read-only',
+    nextStep:
+      'The kernel mounts a disk read-only when it fails: look at `dmesg` and `findmnt` on the host, check the disk, mount it for writing, then retry. What was there before stays usable.',
+  },
   host_pull_failed: {
     family: 'conflict',
     title: 'The host could not pull from the registry',
