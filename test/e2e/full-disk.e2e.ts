@@ -22,6 +22,7 @@ import {
   rebuildCatalogue,
   retryJob,
 } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
 import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { parseManifest } from '@airdock/core/oci/manifest';
@@ -29,7 +30,7 @@ import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { carryIn, push, register, writeLargeBundle } from '../support/bundles.js';
 import { Du } from '../support/du.js';
-import { endOf, midway, resourceId, success } from '../support/jobs.js';
+import { endOf, resourceId, success } from '../support/jobs.js';
 import { missingOf } from '../support/registry.js';
 
 const run = promisify(execFile);
@@ -183,35 +184,45 @@ describe('a DU whose disk is full', () => {
     await push(client, largeId);
     const backupId = resourceId(await success(client, createBackup({ client, body: {}, throwOnError: true })));
     const before = await missingOf(client, du.registryPort, largeId);
-    await rm(join(du.dataDir, 'registry/storage/docker'), { recursive: true });
-    const restore = () => createRestore({ client, body: { backupId, settings: false }, headers: { 'Idempotency-Key': 'worst-day' }, throwOnError: true });
+    const wipe = () => rm(join(du.dataDir, 'registry/storage/docker'), { recursive: true });
+    const body = { backupId, settings: false };
+    await wipe();
 
     await fill('byte');
     await given();
-    const { data: refused } = await createRestore({ client, body: { backupId, settings: false }, throwOnError: true });
+    const { data: refused } = await createRestore({ client, body, throwOnError: true });
     expect(await endOf(client, refused.id)).toMatchObject({ state: 'failed', error: { code: 'space_insufficient', nextStep: expect.any(String) as string } });
     expect((await catalogue()).repositories).toEqual([]);
-    await empty();
 
-    const { data: job } = await restore();
-    await midway(client, job.id, { from: 10, to: 80 });
-    await fill('byte');
-    const ended = await endOf(client, job.id);
-    expect(ended).toMatchObject({ state: 'failed', error: { code: 'space_insufficient' } });
+    const jobs = [refused.id];
+    const restore = async () => {
+      const { data } = await createRestore({ client, body, headers: { 'Idempotency-Key': `worst-day-${jobs.length}` }, throwOnError: true });
+      return data;
+    };
+    const isRunning = async ({ id }: Job) => (await getJob({ client, path: { id }, throwOnError: true })).data.progress.phase === 'restore';
+    let job: Job | undefined;
+    // A fast machine may be done before its disk is full.
+    for (let round = 0; !job?.error && round < 5; round++) {
+      if (job) jobs.push(job.id);
+      await empty();
+      if (job) await wipe();
+      const begun = await restore();
+      await waitFor(() => isRunning(begun), { what: 'the restore to copy', intervalMs: 5 }).catch(() => undefined);
+      await fill('byte');
+      job = await endOf(client, begun.id);
+    }
+    if (!job) throw new Error('nothing was restored');
+    expect(job).toMatchObject({ state: 'failed', error: { code: 'space_insufficient' } });
     expect(await incomplete()).toEqual([]);
     await empty();
-    expect((await restore()).data.id).toBe(job.id);
+    expect((await restore()).id).toBe(job.id);
     await retryJob({ client, path: { id: job.id }, throwOnError: true });
-    await waitFor(async () => (await getJob({ client, path: { id: job.id }, throwOnError: true })).data.state === 'running', {
-      what: 'the retry',
-      intervalMs: 5,
-    });
     await du.end('SIGKILL');
     await du.startProcess();
-    expect((await restore()).data.id).toBe(job.id);
+    expect((await restore()).id).toBe(job.id);
     await success(client, job);
     for (const id of [largeId, keptId]) expect(await missingOf(client, du.registryPort, id)).toEqual(before);
     const { items } = (await listJobs({ client, query: { type: 'backup.restore' }, throwOnError: true })).data;
-    expect(items.map(({ id }) => id).sort()).toEqual([refused.id, job.id].sort());
+    expect(items.map(({ id }) => id).sort()).toEqual([...jobs, job.id].sort());
   });
 });
