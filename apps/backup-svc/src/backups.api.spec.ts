@@ -478,6 +478,54 @@ describe('backups', () => {
     expect((await holder.operate({ action: 'verify' })).job.state).toBe('succeeded');
   });
 
+  it.each([
+    ['full', 507, 'XMinioStorageFull', 'space_insufficient'],
+    ['over its quota', 403, 'QuotaExceeded', 'space_insufficient'],
+    ['read-only', 403, 'AccessDenied', 'backup_target_read_only'],
+  ])('in a bucket that is %s are read without a lock, which is said, and pruned where that makes room', async (_, status, refusal, code) => {
+    await using s3 = await startS3Server();
+    const secretKeyFile = join(folder.path, 's3.key');
+    await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`, { mode: 0o600 });
+    const vault = { s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile } };
+    const du = await startDu('du', { 'backup.targets': { vault } });
+    await push(['a:1']);
+    const first = await du.backup({ target: 'vault' });
+    await push(['a:1'], registry, { changed: 'yes' });
+    const { id: backupId } = await du.backup({ target: 'vault' });
+    const content = await contentOf(registry);
+    const isReadOnly = code === 'backup_target_read_only';
+    // A few bytes of records make no room, a blob does.
+    let hasRoom = false;
+    s3.refuse = ({ operation, key }) => {
+      if (operation === 'GET' || operation === 'HEAD' || hasRoom) return undefined;
+      if (operation !== 'DELETE' || isReadOnly) return { status, code: refusal };
+      hasRoom = key.startsWith('airdock/blobs/');
+      return undefined;
+    };
+    await wipe(registry);
+    const jobs = [
+      (await du.restore({ backupId, dryRun: true, settings: false })).job,
+      (await du.restore({ backupId, settings: false })).job,
+      await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } }),
+      (await du.operate({ action: 'export', backupId, file: 'out.tar' })).job,
+    ];
+    for (const job of jobs) expect(job).toMatchObject({ state: 'succeeded', result: { withoutLock: expect.stringContaining(code) as string } });
+    expect(await contentOf(registry)).toEqual(content);
+    await push(['c:3']);
+    expect(await du.post('/v1/backups', { target: 'vault' })).toMatchObject({ state: 'failed', error: { code } });
+    const pruned = await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'prune', keep: { last: 1 } } });
+    expect(pruned).toMatchObject(isReadOnly ? { state: 'failed', error: { code } } : { state: 'succeeded', result: { backups: 1 } });
+    s3.refuse = () => undefined;
+    const { items } = (await du.api('get', '/v1/backups').expect(200)).body as { items: Backup[] };
+    const complete = items.filter(({ state }) => state === 'complete').map(({ id }) => id);
+    expect(complete.sort()).toEqual(isReadOnly ? [first.id, backupId].sort() : [backupId]);
+    expect((await du.backup({ target: 'vault' })).state).toBe('complete');
+    expect(await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } })).toMatchObject({
+      state: 'succeeded',
+      result: { damaged: 0 },
+    });
+  });
+
   it('lie in a bucket as in a folder, and wait for its server when that is away', async () => {
     await using s3 = await startS3Server();
     const secretKeyFile = join(folder.path, 's3.key');

@@ -41,7 +41,24 @@ describe('inspectHost', () => {
     expect(facts).toMatchObject({ os: expect.stringMatching(/^[a-z]+$/), seenAt });
     expect(Math.min(facts.cpus, facts.memoryBytes, facts.diskFreeBytes)).toBeGreaterThan(0);
     expect(checks.map(({ name }) => name)).toEqual([
-      ...['login', 'sessions', 'ssh', 'sudo', 'os', 'packages', 'cpu', 'memory', 'disk', 'disk size', 'disk space', 'systemd', 'time', 'swap', `port ${port}`],
+      ...[
+        'login',
+        'sessions',
+        'ssh',
+        'sudo',
+        'os',
+        'packages',
+        'cpu',
+        'memory',
+        'disk',
+        'disk size',
+        'disk space',
+        'disk writes',
+        'systemd',
+        'time',
+        'swap',
+        `port ${port}`,
+      ],
       ...['port holder', 'forwarding', 'ports', 'docker', 'runtimes', 'conflicts', 'firewall', 'cgroup'],
     ]);
     for (const { status, nextStep } of checks) expect(nextStep === null).toBe(status === 'pass');
@@ -61,7 +78,8 @@ describe('inspectHost', () => {
     execFileSync(busybox as string, ['--install', '-s', path]);
     const [here, there] = [await inspect(), await inspect({ path, shell: [join(path, 'sh'), '-c'] })];
     for (const key of ['os', 'osVersion', 'osFamily', 'architecture', 'cpus', 'memoryBytes'] as const) expect(there.facts[key]).toEqual(here.facts[key]);
-    for (const name of ['disk', 'disk size', 'time', 'swap', 'cgroup']) expect(there.checkOf(name)).toMatchObject({ status: here.checkOf(name)?.status });
+    for (const name of ['disk', 'disk size', 'disk writes', 'time', 'swap', 'cgroup'])
+      expect(there.checkOf(name)).toMatchObject({ status: here.checkOf(name)?.status });
   });
 
   it('lets the host ask the registry where it is told to', async () => {
