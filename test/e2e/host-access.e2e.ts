@@ -7,9 +7,10 @@ import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';
 import { checkHost, registerHost } from '../support/hosts.js';
+import { endWithLab } from '../support/lab-ends.js';
 
 const password = "it's Sesam $HOME öffne dich";
 const wrongPassword = 'Simsalabim 4711';
@@ -37,14 +38,7 @@ describe.skipIf(!started.lab)('a host is reached', () => {
     ]);
     client = await du.client();
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   const register = (of: LabHost, credential: Partial<CreateSshCredential>, change: Partial<CreateHost> = {}) =>
     registerHost(client, of, { credential: { username: 'admin', ...credential }, onAnswer: (answer) => answers.push(answer), ...change });

@@ -8,12 +8,13 @@ import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { parse, stringify } from 'yaml';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { out as outOf, registerHost, stateOf as stateOfHost, tunnelOf as tunnelOfHost } from '../support/hosts.js';
 import { endOf, resourceId } from '../support/jobs.js';
+import { endWithLab } from '../support/lab-ends.js';
 
 const list = '/etc/apt/sources.list.d/airdock.list';
 const daemonJson = '/etc/docker/daemon.json';
@@ -50,14 +51,7 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     await push(client, await carryIn(client, du, { images: ['k8s.gcr.io/pause:3.2'], layerBytes: 50_000 }));
     await run({ hostIds: Object.values(ids) });
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   async function run(body: Partial<CreateHostConfiguration>) {
     const { data } = await createHostConfiguration({ client, body: body as CreateHostConfiguration, throwOnError: true });

@@ -10,11 +10,12 @@ import type { HostOptions, LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, addYumMetadata, copyDockerPackages, makeDeb, makeRpm } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { configureHost, out as outOf, planOf, registerHost, stateOf as stateOfHost, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
 import { success } from '../support/jobs.js';
+import { endWithLab } from '../support/lab-ends.js';
 import { digestAt } from '../support/registry.js';
 
 const images = ['k8s.gcr.io/pause:3.2', 'docker.io/library/nginx:1.25'];
@@ -66,14 +67,7 @@ describe.skipIf(!started.lab)('host packages', () => {
     bundleId = await carryIn(client, du, { images });
     await push(client, bundleId);
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   const configure = (name: keyof typeof hosts, options: Partial<CreateHostConfiguration> = {}) =>
     configureHost(client, ids[name], { bundleIds: [bundleId], ...options });

@@ -7,11 +7,12 @@ import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { hostWorkerOf } from '../support/host-worker.js';
 import { checkHost, configureHost, out, planOf, registerHost, stateOf, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
+import { endWithLab } from '../support/lab-ends.js';
 
 const images = ['k8s.gcr.io/pause:3.2'];
 const adminPassword = 'Sesam, öffne dich';
@@ -58,14 +59,7 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     await push(client, bundleId);
     untouched = await stateOf(host);
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   const local = () => `localhost:${du.registryPort}/pause:3.2`;
   const pulls = async (id = hostId) => expect(await wrongPulls(client, du.registryPort, id, [local()])).toEqual([]);

@@ -21,12 +21,13 @@ import { addArtifact, addManifest, buildOciLayout, makeImage } from '@airdock/te
 import type { HostOptions, LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addYumMetadata, makeRpm } from '@airdock/testing/lab/package-folders';
-import { type TempDir, tempDir } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { checkHost, configureHost, dockerNames, out as outOf, planOf, registerHost, statuses } from '../support/hosts.js';
 import { resourceId, success } from '../support/jobs.js';
+import { endWithLab } from '../support/lab-ends.js';
 
 const run = promisify(execFile);
 const started = await startLab();
@@ -102,14 +103,7 @@ describe.skipIf(!started.lab)('on a host', () => {
       ids[name as keyof typeof hosts] = await registerHost(client, host, { name, credential: { username, privateKey: host.privateKey } });
     }
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   it('the proof pulls what runs there, whatever else is in the registry', async () => {
     const artifacts = await carry('artifacts', [], async (dir) => {
@@ -178,7 +172,7 @@ describe.skipIf(!started.lab)('on a host', () => {
     it('brings what only a registry can give from there, also what has only a digest', async () => {
       const before = await configureHost(client, ids.containerd, { bundleIds: [haul] });
       expect(before.job).toMatchObject({ state: 'succeeded', error: null });
-      expect(before.result.warnings.join()).toContain('they can only be pulled, and the registry has them not (push them first): quay.io/c/zstd:1');
+      expect(before.result.warnings.join()).toContain('they can only be pulled, and the registry does not have them (push them first): quay.io/c/zstd:1');
       await push(client, haul);
       const after = await configureHost(client, ids.containerd, { bundleIds: [haul] });
       expect(after.job).toMatchObject({ state: 'succeeded', error: null });
@@ -278,6 +272,43 @@ describe.skipIf(!started.lab)('on a host', () => {
       expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
     });
 
+    const imported =
+      'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "runc"\n[plugins."io.containerd.grpc.v1.cri".registry]\nconfig_path = "/etc/containerd/certs.d"';
+    it.each([
+      ['its file', '/etc/containerd/config.toml', ':'],
+      [
+        'a file that it imports',
+        '/etc/containerd/conf.d/a.toml',
+        `mkdir -p /etc/containerd/conf.d; echo '${imported}' >/etc/containerd/conf.d/a.toml; grep -q ^imports /etc/containerd/config.toml || sed -i '1i imports = ["/etc/containerd/conf.d/*.toml"]' /etc/containerd/config.toml`,
+      ],
+      [
+        'the file of its command line',
+        '/etc/containerd/other.toml',
+        'cp /etc/containerd/config.toml /etc/containerd/other.toml && echo OPTS=--config=/etc/containerd/other.toml >/etc/default/containerd',
+      ],
+    ])('a containerd that was started before %s was changed is told, and restarted', async (_what, file, prepare) => {
+      expect((await configureHost(client, ids.containerd)).job).toMatchObject({ state: 'succeeded', error: null });
+      await out('containerd', 'cp -a /etc/containerd /root/before');
+      try {
+        await out('containerd', prepare);
+        await restart('containerd');
+        expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
+        const age = async () => Number(await out('containerd', 'ps -o etimes= -C containerd | head -n 1'));
+        await waitFor(async () => (await age()) > 5, { what: 'containerd to be older than the next change', timeoutMs: 30_000 });
+        await out('containerd', `echo '# changed' >>${file}`);
+        expect(await checkOf('containerd')).toMatchObject({ status: 'failure', seen: expect.stringContaining(`${file} was changed`) as string });
+        expect(await driftOf('containerd')).toMatchObject({ changes: [{ kind: 'service', action: 'restart', target: 'containerd' }], error: null });
+        const { job, result } = await configureHost(client, ids.containerd);
+        expect(job).toMatchObject({ state: 'succeeded', error: null });
+        expect(planOf(result)).toContain('service restart containerd');
+        expect(await driftOf('containerd')).toMatchObject({ changes: [], error: null });
+        expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
+      } finally {
+        await out('containerd', 'rm -rf /etc/default/containerd /etc/containerd; mv /root/before /etc/containerd');
+        await restart('containerd');
+      }
+    });
+
     it('where nothing on the host can ask the CRI, ctr pulls, and that is said', async () => {
       await out('containerd', 'mv /usr/bin/curl /root/curl');
       const { job, result } = await configureHost(client, ids.containerd);
@@ -326,6 +357,40 @@ describe.skipIf(!started.lab)('on a host', () => {
       await out('docker', 'mv /etc/default/docker.old /etc/default/docker');
       await restart('docker');
       expect(await checkOf('docker')).toMatchObject({ status: 'pass' });
+    });
+
+    it('a mirror that others put before ours is told, and comes behind it', async () => {
+      const own = `http://127.0.0.1:${du.registryPort}`;
+      const mirrors = () => out('docker', "docker info --format '{{json .RegistryConfig.Mirrors}}'");
+      const before = await out('docker', 'cat /etc/docker/daemon.json');
+      await out('docker', `printf '%s' '{"registry-mirrors": ["http://10.255.255.1:5000", "${own}"]}' >/etc/docker/daemon.json`);
+      await restart('docker');
+      expect(await mirrors()).toBe(`["http://10.255.255.1:5000/","${own}/"]`);
+      expect(await checkOf('docker')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining('asks http://10.255.255.1:5000/ before') as string,
+      });
+      expect(await driftOf('docker')).toMatchObject({ changes: [{ kind: 'file', target: '/etc/docker/daemon.json' }, { kind: 'service' }] });
+      expect((await configureHost(client, ids.docker)).job).toMatchObject({ state: 'succeeded', error: null });
+      expect(await mirrors()).toBe(`["${own}/","http://10.255.255.1:5000/"]`);
+      expect(await checkOf('docker')).toMatchObject({ status: 'pass' });
+      await out('docker', `printf '%s\\n' '${before}' >/etc/docker/daemon.json`);
+      await restart('docker');
+    });
+
+    it.each(['docker', 'containerd'] as const)('a proxy that %s has in its environment takes no pull that is ours', async (name) => {
+      const defaults = `/etc/default/${name}`;
+      await out(name, `touch ${defaults} && cp ${defaults} ${defaults}.old`);
+      // Nobody is there.
+      await out(name, `echo 'export HTTP_PROXY=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9' >>${defaults}`);
+      await restart(name);
+      const pid = name === 'docker' ? '$(cat /var/run/docker.pid)' : '$(pgrep -o -x containerd)';
+      expect(await out(name, `tr '\\0' '\\n' <"/proc/${pid}/environ" | grep -c _PROXY=`)).toBe('3');
+      const reference = local('b/real-and-larger:1');
+      expect((await configureHost(client, ids[name])).job).toMatchObject({ state: 'succeeded', error: null });
+      expect((await checkHost(client, ids[name], [reference])).result).toMatchObject({ pulls: [{ reference, error: null }] });
+      await out(name, `mv ${defaults}.old ${defaults}`);
+      await restart(name);
     });
   });
 

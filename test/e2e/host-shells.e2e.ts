@@ -6,10 +6,11 @@ import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { findProgram, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { checkHost, configureHost, out, registerHost, stateOf, tunnelOf, wrongPulls } from '../support/hosts.js';
+import { endWithLab } from '../support/lab-ends.js';
 
 const images = ['k8s.gcr.io/pause:3.2'];
 const started = await startLab();
@@ -42,14 +43,7 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     bundleId = await carryIn(client, du, { images });
     await push(client, bundleId);
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du?.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   const pulls = async (id: string) => expect(await wrongPulls(client, du.registryPort, id, [`localhost:${du.registryPort}/pause:3.2`])).toEqual([]);
   const checkOf = async (id: string, name: string) => (await checkHost(client, id)).result?.checks.find((check) => check.name === name);
@@ -149,6 +143,7 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     ['AllowTcpForwarding no', `AllowTcpForwarding no (${lines}:1)`],
     ['AllowTcpForwarding local', `AllowTcpForwarding local (${lines}:1)`],
     ['PermitListen none', `PermitListen none (${lines}:1)`],
+    ['PermitListen 127.0.0.1:1', `PermitListen 127.0.0.1:1 (${lines}:1)`],
     ['DisableForwarding yes', `DisableForwarding yes (${lines}:1)`],
     ['Match Address *,!127.0.0.1\n  AllowTcpForwarding no', `AllowTcpForwarding no (${lines}:2)`],
   ])('may not listen with %s: it is named, with its place', async (settings, named) => {
@@ -158,6 +153,21 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
       expect(job).toMatchObject({ state: 'failed', error: { code: 'host_forwarding_refused', detail: expect.stringContaining(named) as string } });
     });
     await thereAndBack(ids.root, plain);
+  });
+
+  it('may listen on localhost by that name only: the tunnel goes there', async () => {
+    await withSettings(plain, `PermitListen localhost:${du.registryPort}`, async () => {
+      for (const id of [ids.root, ids.admin]) {
+        expect(await checkOf(id, 'forwarding')).toMatchObject({ status: 'pass' });
+        await thereAndBack(id, plain);
+      }
+    });
+    await withSettings(plain, `PermitListen [::1]:${du.registryPort}`, async () =>
+      expect(await checkOf(ids.admin, 'forwarding')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining(`PermitListen 127.0.0.1:${du.registryPort} is enough`) as string,
+      }),
+    );
   });
 
   it.each(['restrict', 'no-port-forwarding'])('may not listen with %s before its key', async (option) => {

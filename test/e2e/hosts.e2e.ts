@@ -8,10 +8,11 @@ import type { Client } from '@airdock/adapters/api-clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { checkHost, configureHost, dockerNames, registerHost, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
+import { endWithLab } from '../support/lab-ends.js';
 
 const names = ['k8s.gcr.io/pause:3.2', 'quay.io/coreos/flannel:v0.14.0'];
 const started = await startLab();
@@ -36,14 +37,7 @@ describe.skipIf(!started.lab)('hosts', () => {
     bundleId = await carryIn(client, du, { images: names, layerBytes: 200_000 });
     await push(client, bundleId);
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   const configure = (hostId: string, options: Partial<CreateHostConfiguration> = {}) => configureHost(client, hostId, { bundleIds: [bundleId], ...options });
 

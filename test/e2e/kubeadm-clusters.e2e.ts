@@ -18,13 +18,14 @@ import { kubernetesImages, makeKubernetesPackages } from '@airdock/testing/lab/k
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata } from '@airdock/testing/lab/package-folders';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { cutOff, triedElsewhere } from '../support/host-firewall.js';
 import { type HostGate, installGate } from '../support/host-gate.js';
 import { configureHost, dockerNames, out, registerHost } from '../support/hosts.js';
 import { endOf, resourceId, success } from '../support/jobs.js';
+import { endWithLab } from '../support/lab-ends.js';
 import { registryPids } from '../support/processes.js';
 
 const names = ['master', 'first', 'second'];
@@ -65,14 +66,7 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
     const body = { name: 'k', kubernetesVersion: made, provisioner: 'kubeadm' as const, nodes };
     clusterId = resourceId(await success(client, createCluster({ client, body, throwOnError: true })));
   });
-  afterEach(({ task }) => {
-    if (task.result?.state === 'fail') process.stderr.write(`${du.output}\n`);
-  });
-  afterAll(async () => {
-    await du?.stop();
-    await lab.stop();
-    await folder?.remove();
-  });
+  endWithLab(lab, () => ({ du, folder }));
 
   const master = () => hosts[0] as LabHost;
   const clusterOf = async (): Promise<Cluster> => (await getCluster({ client, path: { id: clusterId }, throwOnError: true })).data;

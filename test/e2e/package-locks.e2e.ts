@@ -93,12 +93,16 @@ describe.skipIf(!started.lab)('a host whose package manager is in use', () => {
       // dnf was run: there is no list of ours yet.
       const withoutLists = { code: 'host_packages_failed', message: expect.stringContaining('Unknown repo') as string };
       const refresh = (seconds: number) => system(seconds).refreshLists('redhat');
-      expect(await failure(refresh(1))).toMatchObject({ code: 'host_packages_locked', details: { pid, file } });
+      const locked = { code: 'host_packages_locked', details: { pid, file } };
+      expect(await failure(refresh(1))).toMatchObject(locked);
+      // Which versions there are says dnf, which would wait for ever by itself.
+      expect(await failure(system(1).offeredVersions('redhat', 'kubeadm'))).toMatchObject(locked);
       await out(host, `kill -9 ${pid}`);
       expect(await failure(refresh(1))).toMatchObject(withoutLists);
       // As a crash leaves it.
       await out(host, `echo 4194303 >${file}`);
       expect(await failure(refresh(1))).toMatchObject(withoutLists);
+      expect(await system(1).offeredVersions('redhat', 'kubeadm')).toEqual([]);
       await out(host, `rm -f ${file}`);
     },
   );

@@ -21,7 +21,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { Du } from '../support/du.js';
 import { findHostWorker, freezeOnDataFrom, hostWorkerOf, inspected, nextHostWorker, stopWhileIdle } from '../support/host-worker.js';
 import { checkHost, tunnelOf } from '../support/hosts.js';
-import { endOf, resourceId } from '../support/jobs.js';
+import { endOf, resourceId, success } from '../support/jobs.js';
 import { listProcesses } from '../support/processes.js';
 import { simulatedAnswer } from '../support/simulated-hosts.js';
 
@@ -46,8 +46,7 @@ describe('hostile hosts', () => {
   /** Its tunnel is wanted from then on. */
   async function configure(id: string): Promise<void> {
     const flags = { skipDockerImgImport: true, skipDockerInstall: true, skipYumRepoInstall: true };
-    const { data } = await createHostConfiguration({ client, body: { hostIds: [id], ...flags }, throwOnError: true });
-    expect((await endOf(client, data.id)).error).toBeNull();
+    await success(client, createHostConfiguration({ client, body: { hostIds: [id], ...flags }, throwOnError: true }));
   }
   const isUp = (id: string, timeoutMs = 20_000) =>
     waitFor(async () => (await tunnelOf(client, id))?.state === 'up', { what: `the tunnel of ${id} to be up`, timeoutMs, intervalMs: 100 });

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { openBundle } from '@airdock/adapters/oci-client/bundle';
 import { copyImages } from '@airdock/adapters/oci-client/copy-image';
-import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { type FetchedManifest, RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
@@ -368,6 +368,30 @@ describe('backups', () => {
     expect(await contentOf(registry)).toEqual({ ...before, 'd:4': changed['d:4'] });
   });
 
+  it('count names in a restore, of which an image may have several: what is there, missing and in conflict is all', async () => {
+    await push(['a:1', 'b:2']);
+    await using client = new RegistryClient(registry.url);
+    const tag = async (repository: string, from: string, to: string) => {
+      const { bytes, mediaType } = (await client.getManifest(repository, from)) as FetchedManifest;
+      await client.putManifest(repository, to, bytes, mediaType);
+    };
+    for (const to of ['also', 'too']) await tag('a', '1', to);
+    const du = await startDu('du');
+    const { id: backupId } = await du.backup();
+    const seen = async () => {
+      const { job, restore } = await du.restore({ backupId, dryRun: true });
+      const { present = 0, missing = [], conflicts = [] } = restore.report ?? {};
+      expect(job.result).toMatchObject({ images: 4, present });
+      expect(present + missing.length + conflicts.length).toBe(4);
+      return { present, missing, conflicts };
+    };
+    expect(await seen()).toEqual({ present: 4, missing: [], conflicts: [] });
+    await client.deleteTag('a', 'too');
+    expect(await seen()).toEqual({ present: 3, missing: ['a:too'], conflicts: [] });
+    await push(['a:1'], registry, { changed: 'yes' });
+    expect(await seen()).toEqual({ present: 2, missing: ['a:too'], conflicts: ['a:1'] });
+  });
+
   it('are restored into another registry, and into one that is made for a drill and gone afterwards', async () => {
     await push(['a:1', 'b:2']);
     const du = await startDu('du');
@@ -452,6 +476,54 @@ describe('backups', () => {
     expect(Object.keys(await contentOf(registry))).toEqual(['a:1']);
     expect((await holder.backup()).addedBytes).toBe(0);
     expect((await holder.operate({ action: 'verify' })).job.state).toBe('succeeded');
+  });
+
+  it.each([
+    ['full', 507, 'XMinioStorageFull', 'space_insufficient'],
+    ['over its quota', 403, 'QuotaExceeded', 'space_insufficient'],
+    ['read-only', 403, 'AccessDenied', 'backup_target_read_only'],
+  ])('in a bucket that is %s are read without a lock, which is said, and pruned where that makes room', async (_, status, refusal, code) => {
+    await using s3 = await startS3Server();
+    const secretKeyFile = join(folder.path, 's3.key');
+    await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`, { mode: 0o600 });
+    const vault = { s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile } };
+    const du = await startDu('du', { 'backup.targets': { vault } });
+    await push(['a:1']);
+    const first = await du.backup({ target: 'vault' });
+    await push(['a:1'], registry, { changed: 'yes' });
+    const { id: backupId } = await du.backup({ target: 'vault' });
+    const content = await contentOf(registry);
+    const isReadOnly = code === 'backup_target_read_only';
+    // A few bytes of records make no room, a blob does.
+    let hasRoom = false;
+    s3.refuse = ({ operation, key }) => {
+      if (operation === 'GET' || operation === 'HEAD' || hasRoom) return undefined;
+      if (operation !== 'DELETE' || isReadOnly) return { status, code: refusal };
+      hasRoom = key.startsWith('airdock/blobs/');
+      return undefined;
+    };
+    await wipe(registry);
+    const jobs = [
+      (await du.restore({ backupId, dryRun: true, settings: false })).job,
+      (await du.restore({ backupId, settings: false })).job,
+      await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } }),
+      (await du.operate({ action: 'export', backupId, file: 'out.tar' })).job,
+    ];
+    for (const job of jobs) expect(job).toMatchObject({ state: 'succeeded', result: { withoutLock: expect.stringContaining(code) as string } });
+    expect(await contentOf(registry)).toEqual(content);
+    await push(['c:3']);
+    expect(await du.post('/v1/backups', { target: 'vault' })).toMatchObject({ state: 'failed', error: { code } });
+    const pruned = await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'prune', keep: { last: 1 } } });
+    expect(pruned).toMatchObject(isReadOnly ? { state: 'failed', error: { code } } : { state: 'succeeded', result: { backups: 1 } });
+    s3.refuse = () => undefined;
+    const { items } = (await du.api('get', '/v1/backups').expect(200)).body as { items: Backup[] };
+    const complete = items.filter(({ state }) => state === 'complete').map(({ id }) => id);
+    expect(complete.sort()).toEqual(isReadOnly ? [first.id, backupId].sort() : [backupId]);
+    expect((await du.backup({ target: 'vault' })).state).toBe('complete');
+    expect(await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } })).toMatchObject({
+      state: 'succeeded',
+      result: { damaged: 0 },
+    });
   });
 
   it('lie in a bucket as in a folder, and wait for its server when that is away', async () => {

@@ -462,6 +462,18 @@ describe('cluster-svc', () => {
         { upstream: 'ghcr.io/files/a:1', state: 'missing', bundles: [{ id: bundle }] },
         { upstream: 'k8s.gcr.io/zstd:1', state: 'wrongRuntime', platforms: ['linux/amd64'] },
       ]);
+      const upstreams = async () =>
+        ((await api('get', `${path}/readiness`)).body.missingImages as { upstream: string }[]).map(({ upstream }) => upstream.split('/').at(-1));
+      // Of a host that was looked at before its version was kept nothing is known.
+      for (const [containerdVersion, missing] of [
+        ['1.4.13', ['a:1', 'zstd:1']],
+        ['1.5.0', ['a:1']],
+        ['v2.0.5', ['a:1']],
+        [null, ['a:1']],
+      ] as const) {
+        Object.assign(others.hosts.get(one)?.facts ?? {}, { dockerVersion: null, containerdVersion });
+        expect(await upstreams()).toEqual(missing);
+      }
     });
 
     it('is asked for hosts that are no cluster, which pull the smallest image, and all of them on request', async () => {

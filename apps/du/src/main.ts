@@ -9,7 +9,7 @@ import type { ServiceDatabase } from '@airdock/platform/database';
 import { JOB_SERVICES } from '@airdock/platform/jobs/jobs.controller';
 import { type JobsService, ownedByOthers } from '@airdock/platform/jobs/jobs.service';
 import { exitWithProblem, freeStartupMemory, stopSignal } from '@airdock/platform/process';
-import { databaseToken, keepPrivate, rootModule, serve } from '@airdock/platform/service';
+import { databaseToken, dataReserve, keepPrivate, rootModule, serve } from '@airdock/platform/service';
 import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { type INestApplicationContext, Logger } from '@nestjs/common';
@@ -36,6 +36,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
   const socket = given.http.socket ?? join(given.dataDir, 'api.sock');
   const config: Config = { ...given, http: { ...given.http, socket } };
   keepPrivate(config);
+  await dataReserve(config).relieve();
   const unlock = lockDataDir(config.dataDir);
   const redis = config.redisUrl ? undefined : new EmbeddedRedis(config.dataDir);
   const redisUrl = config.redisUrl ?? redis?.socket;
@@ -63,8 +64,8 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     ending.abort();
     const closing = hostWorker.stop().then(() => app.close());
     if (stopsRegistry) {
-      // Whoever waits for a Redis that has got the same signal must not keep the registry from being ended.
-      await Promise.race([closing, delay(closeMs, undefined, { ref: false })]);
+      // Whoever waits for a Redis that has got the same signal, or fails without it, must not keep the registry from being ended.
+      await Promise.race([closing.catch(() => undefined), delay(closeMs, undefined, { ref: false })]);
       await registry.endForGood();
     }
     await closing;

@@ -350,6 +350,9 @@ describe('host-svc', () => {
       expect(Object.keys(labels)).toHaveLength(64);
       expect(labels).toMatchObject({ rack: '1', 'ansible-group/all-in-one': '' });
       expect(await named('2001-db8--7')).toMatchObject({ address: '2001:db8::7', port: 2222 });
+      const twice = { ...body, format: 'yaml', content: 'g:\n  hosts:\n    twice: {ansible_host: a}\n    twice: {ansible_host: b}\n' };
+      expect((await importHosts(twice).expect(200)).body).toMatchObject({ created: 1, warnings: [expect.stringContaining('line 4: the key is in line 3')] });
+      expect(await named('twice')).toMatchObject({ address: 'b' });
       const again = (await importHosts({ ...body, partial: true, groupLabels: ['all-*', 'g7'] }).expect(200)).body;
       expect(again).toMatchObject({ refused: 1, warnings: [] });
     });

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { digestHex, digestOf } from '@airdock/core/oci/digest';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import {
@@ -178,6 +179,22 @@ describe('image-svc', () => {
     expect(await post('/v1/bundles', { path: wrong })).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch' } });
   });
 
+  it('says why an image that a push asks for cannot be pushed, however its name is spelt', async () => {
+    const dir = join(bundleDir, 'spelt');
+    const odd = await makeImage({ name: 'docker.io/library/odd:1', layers: [{ files: { odd: 'odd' } }] });
+    await buildOciLayout(dir, [await makeImage({ name: 'docker.io/library/whole:1', layers: [base] }), odd]);
+    await rm(join(dir, 'blobs/sha256', digestHex(digestOf(odd.layers[0]?.gzip ?? ''))));
+    const bundleId = idOf(await post('/v1/bundles', { path: dir }));
+    for (const asked of ['docker.io/library/odd:1', 'odd:1', 'library/odd:1', 'index.docker.io/library/odd:1', `odd:1@sha256:${'0'.repeat(64)}`])
+      expect((await api('post', '/v1/pushes').send({ bundleId, images: [asked] })).body).toMatchObject({
+        code: 'bundle_corrupt',
+        image: 'docker.io/library/odd:1',
+      });
+    expect((await api('post', '/v1/pushes').send({ bundleId, images: ['odd:2'] })).body.code).toBe('image_not_found');
+    expect((await api('post', '/v1/pushes').send({ bundleId, images: ['NO NAME'] })).body.code).toBe('image_not_found');
+    expect(await post('/v1/pushes', { bundleId, images: ['whole:1'] })).toMatchObject({ state: 'succeeded' });
+  });
+
   it('lets only one of two pushes at a time have a name', async () => {
     const ids: string[] = [];
     for (const registryName of ['k8s.gcr.io', 'quay.io']) {
@@ -338,7 +355,7 @@ describe('image-svc', () => {
         await Promise.all(sizes.map((randomBytes, index) => makeImage({ name: `quay.io/sizes/i${index}:1`, layers: [{ randomBytes, seed: `s${index}` }] }))),
       );
       await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: file })) });
-      const seen: { upstream: string; sizeBytes: number }[] = [];
+      const seen: { id: string; upstream: string; sizeBytes: number }[] = [];
       for (let cursor = ''; ; ) {
         const { body } = await api('get', `/v1/images?sort=smallest&search=quay.io/sizes&platform=linux/amd64&limit=2${cursor && `&cursor=${cursor}`}`).expect(
           200,
@@ -346,16 +363,19 @@ describe('image-svc', () => {
         seen.push(...body.items);
         cursor = body.nextCursor;
         if (!cursor) break;
+        // Somebody deletes the image that the page ended with.
+        if (seen.length === 2) await api('delete', `/v1/images/${seen[1]?.id}`).expect(200);
       }
       expect(seen.map(({ sizeBytes }) => sizeBytes)).toEqual(seen.map(({ sizeBytes }) => sizeBytes).sort((a, b) => a - b));
       expect(new Set(seen.map(({ upstream }) => upstream)).size).toBe(5);
       for (const platform of ['linux/amd64/v1', 'linux/x86_64']) {
         const { body } = await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200);
-        expect(body.items).toHaveLength(5);
+        expect(body.items).toHaveLength(4);
       }
       for (const platform of ['linux/amd6', 'linux/arm', '%25'])
         expect((await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200)).body.items).toEqual([]);
-      await api('get', '/v1/images?sort=smallest&cursor=nonsense').expect(422);
+      for (const cursor of ['nonsense', '5', `x-${seen[0]?.id}`, `-${seen[0]?.id}`, `1'-${seen[0]?.id}`, seen[0]?.id])
+        expect((await api('get', `/v1/images?sort=smallest&cursor=${cursor}`).expect(422)).body.code).toBe('cursor_invalid');
     });
 
     it('gives a contested name to the winner that the push names, whoever has it', async () => {
@@ -580,6 +600,8 @@ describe('image-svc', () => {
       for (const text of [sha256.toUpperCase(), `sha256:${sha256}`, `${'0'.repeat(64)} *other.tar\r\n${sha256} *space.tar\r\n`])
         expect(await post('/v1/bundles', { path, sha256: text })).toMatchObject({ state: 'succeeded' });
       expect((await api('post', '/v1/bundles').send({ path, sha256: 'sha512' })).status).toBe(422);
+      const other = await api('post', '/v1/bundles').send({ path, sha256: `SHA3-256 (space.tar) = ${sha256}` });
+      expect(other).toMatchObject({ status: 422, body: { code: 'request_invalid', detail: expect.stringContaining('SHA3-256') } });
       expect(await post('/v1/bundles', { path, sha256: '0'.repeat(64) })).toMatchObject({
         state: 'failed',
         error: { code: 'digest_mismatch', actual: sha256 },
@@ -591,6 +613,7 @@ describe('image-svc', () => {
           'upload-metadata': `sha256 ${Buffer.from(declared).toString('base64')}`,
         });
       expect((await upload('nonsense')).status).toBe(400);
+      expect(await upload(`blake2s256:${sha256}`)).toMatchObject({ status: 400, text: expect.stringContaining('blake2s256') });
       const { headers } = await upload('0'.repeat(64));
       await api('patch', headers.location as string)
         .set({ 'tus-resumable': '1.0.0', 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' })

@@ -13,6 +13,7 @@ import { GarbageCollectionEntity } from './garbage-collection/garbage-collection
 import { GarbageCollectionProcessor } from './garbage-collection/garbage-collection.processor.js';
 import { collectJobType, GarbageCollectionService } from './garbage-collection/garbage-collection.service.js';
 import { RegistryUsers } from './garbage-collection/registry-users.service.js';
+import { DiskReserves } from './registry/disk-reserves.js';
 import { RegistryController } from './registry/registry.controller.js';
 import { RegistryEntity } from './registry/registry.entity.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
@@ -47,7 +48,7 @@ export class RegistryModule {
         DuUpgradeService,
         SecretsKeyService,
       ],
-      workers: [SecretsKeyProcessor, RegistryProcessor, RegistrySupervisor, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
+      workers: [SecretsKeyProcessor, RegistryProcessor, RegistrySupervisor, DiskReserves, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
       jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
       history: [GarbageCollectionEntity],
       noticeSource: RegistryService,

@@ -3,6 +3,7 @@ import { findSha256 } from './checksum.js';
 
 const digest = 'ab'.repeat(32);
 const other = 'cd'.repeat(32);
+const base64 = (hex: string) => Buffer.from(hex, 'hex').toString('base64');
 const spaced = digest.match(/../g)?.join(' ');
 
 describe('findSha256', () => {
@@ -27,7 +28,32 @@ describe('findSha256', () => {
     ['with blanks around', `  ${digest} \n`],
     ['one of several files', `${other}  other.tar\n${digest}  bundle.tar\n`],
     ['one of several files in folders', `${other} *out\\other.tar\r\n${digest} *out\\bundle.tar\r\n`],
+    ['one of several parts, of sha256sum ./*', `${digest}  ./bundle.tar\n${other}  ./bundle.tar1\n`],
+    ['one of several parts in folders of Windows', `${other} *out\\bundle.tar0\r\n${digest} *out\\bundle.tar\r\n`],
+    ['one of several, with a name in parentheses', `${digest}  (out)/bundle.tar\n${other}  (out)/bundle.tarx\n`],
     ['the same twice', `${digest}  a\n${digest}  b\n`],
+    ['one of several files, the name first', `other.tar: ${other}\nbundle.tar: ${digest}\n`],
+    ['one of several files, the name first and the algorithm too', `other.tar sha256:${other}\nbundle.tar sha256:${digest}\n`],
+    ['one of several files, with one blank and a star', `${other} *other.tar\n${digest} *bundle.tar\n`],
+    ['one of several files, with the algorithm', `sha256:${other}  other.tar\nsha256:${digest}  out/bundle.tar\n`],
+    ['one of several files in base64', `sha256-${base64(other)} other.tar\nsha256-${base64(digest)} bundle.tar\n`],
+    ['one of several files of cksum --base64', `SHA256 (other.tar) = ${base64(other)}\nSHA256 (bundle.tar) = ${base64(digest)}\n`],
+    ['one of several files in JSON', `{"other.tar":"sha256:${other}","bundle.tar":"sha256:${digest}"}`],
+    ['one of several files of Get-FileHash | Format-List', `Hash : ${other}\r\nPath : C:\\other.tar\r\n\r\nHash : ${digest}\r\nPath : C:\\bundle.tar\r\n`],
+    ['one of several files of certutil', `SHA256 hash of other.tar:\r\n${other}\r\nSHA256 hash of bundle.tar:\r\n${digest}\r\n`],
+    ["one of several files in Debian's lists", `Checksums-Sha256:\n ${other} 5 other.tar\n ${digest} 123 bundle.tar\n`],
+    ['below the name of a program', `# sha256sum of everything\n${digest}  bundle.tar\n`],
+    ['behind the name of a program', `sha256sum: ${digest}`],
+    ['of a property', `sha256_checksum=${digest}`],
+    ['of a field in JSON', `{"file": "bundle.tar", "sha256-digest": "${digest}"}`],
+    ['in base64', `sha256-${base64(digest)}`],
+    ['of openssl -c', `SHA2-256(bundle.tar)= ${digest.match(/../g)?.join(':')}\n`],
+    ['one of several algorithms', `SHA3-256 (bundle.tar) = ${other}\nSHA256 (bundle.tar) = ${digest}\n`],
+    [
+      'of a list that is signed with another hash',
+      `-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n${digest}  bundle.tar\n-----BEGIN PGP SIGNATURE-----\n\nSHA3-256\n`,
+    ],
+    ['of a folder that is named as an algorithm', `${digest}  sha3-256/bundle.tar\n`],
   ])('%s', (_what, text) => expect(findSha256(text, 'bundle.tar')).toBe(digest));
 
   it.each([
@@ -39,11 +65,58 @@ describe('findSha256', () => {
     ['several of other files', `${other}  other.tar\n${digest}  another.tar\n`],
     ['a name that only ends alike', `${other}  my-bundle.tar\n${digest}  your-bundle.tar\n`],
     ['no digits', 'x'.repeat(64)],
-  ])('none in %s', (_what, text) => expect(findSha256(text, 'bundle.tar')).toBeUndefined());
+    ['base64 of another length', `sha256-${'A'.repeat(40)}=`],
+    ['a word that looks like base64', base64(digest)],
+  ])('none in %s', (_what, text) => expect(() => findSha256(text, 'bundle.tar')).toThrow(expect.objectContaining({ code: 'request_invalid' })));
+
+  it.each([
+    ['SHA3-256', `SHA3-256 (bundle.tar) = ${digest}`],
+    ['sha3-256', `sha3-256:${digest}`],
+    ['SHA3-256', `SHA3-256  ${digest}  bundle.tar`],
+    ['SHA3-256', `bundle.tar: SHA3-256: ${digest}`],
+    ['SHA3 256', `SHA3 256: ${digest}`],
+    ['SHA3-256', `SHA256 (other.tar) = ${other}\nSHA3-256 (bundle.tar) = ${digest}`],
+    ['SHA3-256', `# SHA3-256\n${digest}  bundle.tar`],
+    ['sha3-256', `sha3-256-${base64(digest)}`],
+    ['sha3-256-hash', `sha3-256-hash: ${digest}`],
+    ['sha3_256sum', `sha3_256sum=${digest}`],
+    ['SHA512/256', `SHA512/256 (bundle.tar) = ${digest}`],
+    ['SHA2-512/256', `SHA2-512/256(bundle.tar)= ${digest}`],
+    ['sha512-256', `sha512-256=${digest}`],
+    ['BLAKE2s', `BLAKE2s (bundle.tar) = ${digest}`],
+    ['blake2s256', `blake2s256:${digest}`],
+    ['BLAKE2b-256', `BLAKE2b-256 (bundle.tar) = ${digest}`],
+    ['blake3', `blake3:${digest}`],
+    ['SM3', `SM3 (bundle.tar) = ${digest}`],
+    ['HMAC-SHA256', `HMAC-SHA256(bundle.tar)= ${digest}`],
+    ['GOST12-256', `Algorithm : GOST12-256\r\nHash : ${digest}\r\n`],
+    ['SHA3-256', `SHA3-256 hash of bundle.tar:\r\n${digest}\r\n`],
+    ['Something-New', `Something-New (bundle.tar) = ${digest}`],
+  ])('refuses %s by its name: %#', (algorithm, text) =>
+    expect(() => findSha256(text, 'bundle.tar')).toThrow(
+      expect.objectContaining({ code: 'request_invalid', details: { detail: expect.stringContaining(`checksum of ${algorithm},`) } }),
+    ),
+  );
 
   it('needs little for a long text', () => {
     const started = process.cpuUsage();
-    for (const text of ['a'.repeat(1e6), 'ab '.repeat(3e5), '('.repeat(5e5), `${'a'.repeat(63)} `.repeat(1e4)]) findSha256(text, 'x');
+    for (const text of [
+      'a'.repeat(1e6),
+      'ab '.repeat(3e5),
+      '('.repeat(5e5),
+      `${'a'.repeat(63)} `.repeat(1e4),
+      'sha '.repeat(2e4),
+      'sha-1'.repeat(2e4),
+      'x hash of '.repeat(7e3),
+      '-----BEGIN PGP\n'.repeat(5e3),
+      'x (a)'.repeat(2e4),
+    ])
+      for (const tail of ['', ` = ${digest}`])
+        try {
+          findSha256(text.slice(0, 65_000) + tail, 'x');
+        } catch {
+          // Only its time counts.
+        }
     // Quadratic it would be minutes.
     expect(process.cpuUsage(started).user / 1e6).toBeLessThan(5);
   });

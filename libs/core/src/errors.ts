@@ -115,6 +115,18 @@ const definitions = {
     title: 'A service that is needed did not answer',
     nextStep: 'Check that it runs; the job tries again by itself.',
   },
+  database_full: {
+    family: 'unavailable',
+    title: 'The disk of the database is full',
+    nextStep:
+      'Reads work. Airdock gives out what it keeps in reserve on the disk of its data folder within seconds: try again then, collect garbage and delete what is not needed, or make room otherwise. What waits goes on by itself.',
+  },
+  database_disk_failed: {
+    family: 'unavailable',
+    title: 'The disk of the database fails, or takes no writes',
+    nextStep:
+      'Pulls go on, and reads as far as the disk can be read. The kernel mounts a disk read-only when it fails: look at `dmesg` and `findmnt`, check the disk, with Airdock stopped where it has to be unmounted, and mount it for writing. What waits goes on by itself.',
+  },
   // Jobs
   job_finished: { family: 'conflict', title: 'The job has already ended', nextStep: 'Start a new one, or retry it if it failed.' },
   job_not_retryable: { family: 'conflict', title: 'Only failed and cancelled jobs can be retried', nextStep: 'Wait for the job to end.' },
@@ -293,7 +305,7 @@ const definitions = {
   images_damaged: {
     family: 'conflict',
     title: 'The registry does not hold images as they were pushed',
-    nextStep: 'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again.',
+    nextStep: 'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again, or restore a backup.',
   },
   image_unsupported: { family: 'invalid', title: 'The image uses something that a registry cannot hold', nextStep: 'Rebuild the image without it.' },
   layer_encrypted: {
@@ -476,6 +488,12 @@ const definitions = {
     family: 'conflict',
     title: "The host's disk is full",
     nextStep: "Free space on the host (`df -h`; images are in Docker's or containerd's folder below /var/lib), then retry. What was there before stays usable.",
+  },
+  host_disk_read_only: {
+    family: 'conflict',
+    title: 'A disk of the host is mounted read-only',
+    nextStep:
+      'The kernel mounts a disk read-only when it fails: look at `dmesg` and `findmnt` on the host, check the disk, mount it for writing, then retry. What was there before stays usable.',
   },
   host_pull_failed: {
     family: 'conflict',

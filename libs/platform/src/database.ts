@@ -189,12 +189,18 @@ const sqliteOf = (dataSource: DataSource) => (dataSource.driver as unknown as { 
  */
 export const columns = <T>(values: Partial<T>): QueryDeepPartialEntity<T> => values as QueryDeepPartialEntity<T>;
 
-const lostConnection = /^(ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|08...|57P0[123]|SQLITE_BUSY.*|SQLITE_IOERR.*|SQLITE_FULL)$/;
+const lostConnection = /^(ECONNREFUSED|ECONNRESET|EPIPE|ETIMEDOUT|ENOTFOUND|08...|57P0[123]|SQLITE_BUSY.*)$/;
+/** Of SQLite, and of PostgreSQL. */
+const full = new Set(['SQLITE_FULL', '53100']);
+/** Mounted read-only, or broken: SQLite does not tell which. */
+const failedDisk = /^(SQLITE_READONLY.*|SQLITE_IOERR.*|SQLITE_CANTOPEN.*|25006|58030)$/;
 
-/** A database that is away or busy as `dependency_unavailable`, which is tried again; any other error as it is. */
+/** A database that is away or busy as `dependency_unavailable`, one that takes no row as `database_full` or `database_disk_failed`: all are tried again. Any other error as it is. */
 export function translateDatabaseError(error: unknown): unknown {
   if (error instanceof AppError) return error;
   const code = errorCode(error);
+  if (code !== undefined && full.has(code)) return new AppError('database_full', {}, { cause: error });
+  if (code !== undefined && failedDisk.test(code)) return new AppError('database_disk_failed', {}, { cause: error });
   const isLost =
     code !== undefined ? lostConnection.test(code) : error instanceof QueryFailedError && /connection terminated|timeout exceeded/i.test(error.message);
   if (isLost) return new AppError('dependency_unavailable', { detail: 'the database' }, { cause: error });

@@ -1,4 +1,5 @@
 import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
 import { type DynamicModule, type INestApplicationContext, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
@@ -8,6 +9,7 @@ import type { Queue } from 'bullmq';
 import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
 import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
+import { DiskReserve } from './disk-reserve.js';
 import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
 import { HealthController, NOTICE_SOURCES, type NoticeSource, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
@@ -215,6 +217,9 @@ export function keepPrivate({ dataDir, tokenFile, internalTokenFile, secretsKeyF
   for (const file of [tokenFile, internalTokenFile, secretsKeyFile]) if (existsSync(file)) readSecretFile(file);
 }
 
+/** Of the disk of the data folder. A start needs some of it where that is full. */
+export const dataReserve = ({ dataDir }: Config): DiskReserve => new DiskReserve(join(dataDir, 'reserve'));
+
 /** The application of a process, answering. */
 export async function serve(config: Config, module: Type, title: string): Promise<NestFastifyApplication> {
   const { port, host, socket, socketGroup } = config.http;
@@ -231,6 +236,7 @@ export async function runService(name: ServiceName, service: ServiceModule, role
   try {
     const config = loadConfig();
     keepPrivate(config);
+    await dataReserve(config).relieve();
     const app = await serve(config, rootModule(config, { [name]: service }, [role]), `Airdock ${name}-svc`);
     process.stdout.write(`${name}-svc ${role} listens on http://${config.http.host}:${config.http.port}\n`);
     await stopSignal();

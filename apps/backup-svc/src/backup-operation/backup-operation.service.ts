@@ -157,13 +157,20 @@ export class BackupOperationService {
       }
       const exclusive = { ...lockFor(context), kind: 'exclusive' as const, waitMs: waitMinutes * 60_000 };
       await using lock = await store.lock(exclusive).catch(async (error: unknown) => {
-        if (!(error instanceof AppError && error.code === 'space_insufficient')) throw error;
+        if (!isFull(error)) throw error;
         // Not even room for an empty file. Records need no lock to go, and make some.
         const ids = report(await planned()).removed ?? [];
         for (const id of ids) await store.deleteRecord(id);
         await this.backups.forget(ids);
         row.result = { ...row.result, removed: ids };
-        return store.lock(exclusive);
+        for (;;)
+          try {
+            return await store.lock(exclusive);
+          } catch (again) {
+            context.signal.throwIfAborted();
+            // A bucket may count a few bytes as none.
+            if (!isFull(again) || !(await store.removeWithoutLock())) throw again;
+          }
       });
       const { signal } = lock;
       const result = report(await planned());
@@ -387,3 +394,5 @@ const goneAs =
   };
 
 const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({ ...row, state: job?.state ?? 'failed' });
+
+const isFull = (error: unknown): boolean => error instanceof AppError && error.code === 'space_insufficient';

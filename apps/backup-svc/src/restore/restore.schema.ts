@@ -68,7 +68,12 @@ export type CreateRestore = z.infer<typeof CreateRestore>;
 
 export const RestoreReport = z
   .object({
-    present: z.number().int().describe('Images that were there'),
+    present: z
+      .number()
+      .int()
+      .describe(
+        'Names that led to the image of the backup before. With `missing` and `conflicts` they are all names that were asked for, which is `images` of the result of the job',
+      ),
     missing: names.describe('Names that the registry did not have'),
     conflicts: names.describe('Names that led to something else'),
     extra: names.describe('Names that the backup does not have; removed with exact'),

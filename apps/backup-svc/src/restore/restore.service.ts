@@ -193,17 +193,16 @@ export class RestoreService {
     const wanted = new Set(source.broken.map(({ name }) => name));
     let present = 0;
     for (const [index, { image, names }] of images.entries()) {
-      const wrong = missing.length + conflicts.length;
+      const isThere = plan.images[index]?.state === 'present';
       for (const local of names) {
         const name = nameOf({ image, names }, local);
         wanted.add(name);
-        if (plan.images[index]?.state === 'present') continue;
         const reference = local.tag ?? image.root?.digest ?? '';
-        const found = await withRetry(() => registry.headManifest(local.repository, reference, { signal }), signal);
+        const found = isThere ? image.root : await withRetry(() => registry.headManifest(local.repository, reference, { signal }), signal);
         if (!found) missing.push(name);
         else if (found.digest !== image.root?.digest) conflicts.push(name);
+        else present += 1;
       }
-      if (missing.length + conflicts.length === wrong) present += 1;
     }
     // What a backup of some repositories does not have says nothing of the others.
     const isInBackup = filterByRepository(source.record.repositories);

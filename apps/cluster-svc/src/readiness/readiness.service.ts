@@ -120,7 +120,8 @@ export interface Pulls {
 function whereOf({ facts, configuration }: Host): RunsWhere[] {
   if (!facts) return [];
   const isDocker = configuration?.containerRuntime !== 'containerd' && facts.dockerVersion !== null;
-  return [{ platform: `linux/${facts.architecture}`, ...(isDocker ? { runtime: { name: 'docker', version: facts.dockerVersion ?? undefined } } : {}) }];
+  const version = isDocker ? facts.dockerVersion : facts.containerdVersion;
+  return [{ platform: `linux/${facts.architecture}`, ...(version ? { runtime: { name: isDocker ? 'docker' : 'containerd', version } } : {}) }];
 }
 
 /** What the registry cannot serve to all these hosts. A chart or a file is needed there, and on no host. */

@@ -33,6 +33,14 @@ for program in apt-get dnf yum zypper apk; do if has "$program"; then echo "pack
 if has getconf; then echo "cpus=$(getconf _NPROCESSORS_ONLN)"; else echo "cpus=$(grep -c '^processor' /proc/cpuinfo)"; fi
 sed -n 's/^MemTotal: *\\([0-9]*\\) kB/memoryKiB=\\1/p; s/^SwapTotal: *\\([0-9]*\\) kB/swapKiB=\\1/p' /proc/meminfo
 df -Pk / /var/lib 2>/dev/null | awk 'NR == 2 {print "rootKiB=" $2; print "rootFreeKiB=" $4} NR == 3 {print "diskFreeKiB=" $4}'
+# Where a configuration writes. What the user may not write is another matter, so the kernel is asked how the folder is mounted.
+for folder in /etc /var/lib /run; do
+  room=$(df -Pk "$folder" 2>/dev/null | awk 'NR == 2 {print $4, $6}')
+  files=$(df -Pi "$folder" 2>/dev/null | awk 'NR == 2 && $2 > 0 {print $4}')
+  if awk -v at="\${room#* }" '$2 == at {options = $4} END {exit "," options "," !~ /,ro,/}' /proc/mounts 2>/dev/null; then echo "unwritable=$folder is mounted read-only"
+  elif [ "\${room%% *}" ] && [ "\${room%% *}" -lt 1024 ]; then echo "unwritable=$folder has no space left"
+  elif [ "$files" ] && [ "$files" -lt 32 ]; then echo "unwritable=$folder has no inode left"; fi
+done
 if [ -d /run/systemd/system ]; then echo "systemd=yes"; fi
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then echo "cgroup=2"; elif [ -d /sys/fs/cgroup/memory ]; then echo "cgroup=1"; fi
 }

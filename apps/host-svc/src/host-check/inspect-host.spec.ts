@@ -41,7 +41,24 @@ describe('inspectHost', () => {
     expect(facts).toMatchObject({ os: expect.stringMatching(/^[a-z]+$/), seenAt });
     expect(Math.min(facts.cpus, facts.memoryBytes, facts.diskFreeBytes)).toBeGreaterThan(0);
     expect(checks.map(({ name }) => name)).toEqual([
-      ...['login', 'sessions', 'ssh', 'sudo', 'os', 'packages', 'cpu', 'memory', 'disk', 'disk size', 'disk space', 'systemd', 'time', 'swap', `port ${port}`],
+      ...[
+        'login',
+        'sessions',
+        'ssh',
+        'sudo',
+        'os',
+        'packages',
+        'cpu',
+        'memory',
+        'disk',
+        'disk size',
+        'disk space',
+        'disk writes',
+        'systemd',
+        'time',
+        'swap',
+        `port ${port}`,
+      ],
       ...['port holder', 'forwarding', 'ports', 'docker', 'runtimes', 'conflicts', 'firewall', 'cgroup'],
     ]);
     for (const { status, nextStep } of checks) expect(nextStep === null).toBe(status === 'pass');
@@ -61,7 +78,8 @@ describe('inspectHost', () => {
     execFileSync(busybox as string, ['--install', '-s', path]);
     const [here, there] = [await inspect(), await inspect({ path, shell: [join(path, 'sh'), '-c'] })];
     for (const key of ['os', 'osVersion', 'osFamily', 'architecture', 'cpus', 'memoryBytes'] as const) expect(there.facts[key]).toEqual(here.facts[key]);
-    for (const name of ['disk', 'disk size', 'time', 'swap', 'cgroup']) expect(there.checkOf(name)).toMatchObject({ status: here.checkOf(name)?.status });
+    for (const name of ['disk', 'disk size', 'disk writes', 'time', 'swap', 'cgroup'])
+      expect(there.checkOf(name)).toMatchObject({ status: here.checkOf(name)?.status });
   });
 
   it('lets the host ask the registry where it is told to', async () => {
@@ -97,11 +115,18 @@ describe('inspectHost', () => {
     const { facts, checkOf, isPortTaken } = await saying(
       [
         'os=rocky\nosVersion=9.3\nosLike=rhel centos fedora\nmachine=x86_64\npackageManager=dnf\ncpus=1\nmemoryKiB=4000000\nswapKiB=1024\ndiskFreeKiB=3000000',
-        'rootKiB=20000000\nrootFreeKiB=0\nsystemd=yes\ncgroup=1\ndocker=20.10.24\nruntime=containerd 1.6.20\nlistens=01BB\nlistens=280A\nlistens=13EC\nprogram=443 nginx',
+        'rootKiB=20000000\nrootFreeKiB=0\nsystemd=yes\ncgroup=1\ndocker=20.10.24\ncontainerd=1.6.20\nruntime=containerd 1.6.20\nlistens=01BB\nlistens=280A\nlistens=13EC\nprogram=443 nginx',
         'conflict=kubelet 1.20.11\nconflict=k3s\nfirewall=firewalld\nfirewall=iptables with 3 rules',
       ].join('\n'),
     );
-    expect(facts).toMatchObject({ os: 'rocky', osFamily: 'redhat', packageManager: 'dnf', architecture: 'amd64', dockerVersion: '20.10.24' });
+    expect(facts).toMatchObject({
+      os: 'rocky',
+      osFamily: 'redhat',
+      packageManager: 'dnf',
+      architecture: 'amd64',
+      dockerVersion: '20.10.24',
+      containerdVersion: '1.6.20',
+    });
     expect(isPortTaken).toBe(true);
     for (const name of ['cpu', 'memory', 'disk size', 'disk space', 'swap', 'ports', 'conflicts', 'firewall'])
       expect(checkOf(name)).toMatchObject({ status: 'warning' });

@@ -96,6 +96,7 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const runtimes = [...(facts.dockerVersion ? [`docker ${facts.dockerVersion}`] : []), ...values.all('runtime')];
   const conflicts = [...new Set(values.all('conflict'))];
   const firewalls = values.all('firewall');
+  const unwritable = values.all('unwritable');
   const swapBytes = values.bytes('swapKiB');
 
   const found: Record<string, Found> = {
@@ -132,6 +133,11 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
           ],
     'disk size': atLeast(values.bytes('rootKiB'), pmk.rootBytes, inGib, 'on /'),
     'disk space': atLeast(values.bytes('rootFreeKiB'), pmk.rootFreeBytes, inGib, 'free on /'),
+    'disk writes': [
+      unwritable.length === 0 ? 'pass' : 'warning',
+      unwritable.join(', ') || 'are taken',
+      'Nothing can be configured there: make room (`df -h`, `df -i`), or check the disk (`dmesg`) and mount it for writing.',
+    ],
     systemd: values.text('systemd') ? ['pass', 'runs'] : ['warning', 'does not run', 'The services of a Kubernetes node need systemd as the first process.'],
     time: timeFound(offset, roundTripMs),
     swap:
@@ -231,6 +237,7 @@ function factsOf(values: Values, seenAt: string): HostFacts {
     memoryBytes: values.bytes('memoryKiB') ?? 0,
     diskFreeBytes: values.bytes('diskFreeKiB') ?? 0,
     dockerVersion: values.text('docker') || null,
+    containerdVersion: values.text('containerd') || null,
     seenAt,
   };
 }

@@ -185,7 +185,7 @@ export class ConfigureHost {
       first ??= fromProblem(error);
     }
     if (first) throw first;
-    return skipped(`${candidates.join(', ')} no longer in the registry`);
+    return skipped(`no longer in the registry: ${candidates.join(', ')}`);
   }
 
   /**

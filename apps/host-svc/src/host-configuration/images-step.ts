@@ -91,7 +91,7 @@ export async function warmImages(steps: HostSteps, bundleId: string, warming: Wa
 
 function whyNotPulled({ hasTunnel }: HostSteps, limits: Warming['limits']): string {
   if (!hasTunnel) return 'the host has no tunnel';
-  return limits.length > 0 ? 'bandwidth is bounded, which pulls are not' : 'the registry has them not (push them first)';
+  return limits.length > 0 ? 'bandwidth is bounded, which pulls are not' : 'the registry does not have them (push them first)';
 }
 
 /** Of what has only a digest the local names: no runtime tags an image with a digest, and no other registry can be asked. */

@@ -4,7 +4,7 @@ import { DockerHost } from '@airdock/adapters/ssh/docker-host';
 import type { HostFile } from '@airdock/adapters/ssh/host-files';
 import type { RuntimeHost, RuntimeName } from '@airdock/adapters/ssh/runtime-host';
 import { renderHostsToml, setHostsDir } from '@airdock/core/container-runtime/containerd-config';
-import { hasMirror, mergeDaemonJson, unmergeDaemonJson } from '@airdock/core/container-runtime/daemon-json';
+import { hasMirror, isFirstMirror, mergeDaemonJson, unmergeDaemonJson } from '@airdock/core/container-runtime/daemon-json';
 import { AppError } from '@airdock/core/errors';
 import { isOwn } from '@airdock/core/host/host-file';
 import { repositoriesFor } from '@airdock/core/host/package-list';
@@ -69,7 +69,7 @@ async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
     const text = mergeDaemonJson(before.text, mirror);
     if (text !== before.text) changes.push(fileChange(before, text));
     // The file may say it, and the daemon not: it was started before that, or reads another one.
-    const isEffective = async () => hasMirror((await docker.mirrors()) ?? [], mirror);
+    const isEffective = async () => isFirstMirror((await docker.mirrors()) ?? [], mirror);
     if (text !== before.text || before.isPending || (isUp && !(await isEffective()))) {
       if (dryRun) changes.push(change('service', 'reload', 'docker'));
       else {
@@ -77,7 +77,7 @@ async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
           await activate(steps, before, text, {
             service: 'docker',
             hasHeader: false,
-            takeOver: () => takeOver(docker, (mirrors) => hasMirror(mirrors, mirror)),
+            takeOver: () => takeOver(docker, (mirrors) => isFirstMirror(mirrors, mirror)),
             isUp: async () => (await docker.mirrors()) !== undefined,
           }),
         );
@@ -147,13 +147,15 @@ async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
     if (written) changes.push(written);
   }
   if (text !== before.text) changes.push(fileChange(before, text));
-  if (text !== before.text || before.isPending) {
+  // The file may say it, and containerd not know it: it was started before that.
+  const isRestarted = text !== before.text || before.isPending || (await containerd.isBehindFiles());
+  if (isRestarted) {
     if (dryRun) changes.push(change('service', 'restart', 'containerd'));
     else {
       changes.push(await activate(steps, before, text, await containerdActivation(containerd)));
     }
   }
-  if (!dryRun || (text === before.text && !before.isPending)) await containerd.assertInForce();
+  if (!dryRun || !isRestarted) await containerd.assertInForce();
   return { ...steps.outcome(changes, `${detail}, pulls by ${hostsDir}`), runtime: containerd };
 }
 

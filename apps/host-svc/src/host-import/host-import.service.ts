@@ -29,7 +29,8 @@ export class HostImportService {
 
   /** Throws `inventory_invalid`, `inventory_refused` with the hosts that are, `resource_not_found` and `jump_host_invalid` for the defaults. */
   async create({ format, content, groupLabels, defaults, dryRun, partial }: CreateHostImport): Promise<HostImport> {
-    const found = await readInventory(format, content, { groupLabels, partial });
+    const warnings: string[] = [];
+    const found = await readInventory(format, content, { groupLabels, partial, warn: (text) => warnings.push(text) });
     const credential = defaults.credentialId ? await this.credentials.get(defaults.credentialId) : undefined;
     if (defaults.jumpHostId) await this.hosts.assertJumpsLead(newId(), defaults.jumpHostId);
     const credentials = await this.credentials.byNames([...new Set(found.flatMap((entry) => entry.credential ?? []))]);
@@ -61,7 +62,7 @@ export class HostImportService {
         return toResource(
           dryRun,
           plans.map((plan, index) => toItem(entries[index], plan, ids)),
-          warningsOf(entries),
+          [...warnings, ...warningsOf(entries)],
         );
       // Someone registered or removed one of the hosts meanwhile.
       if (attempt === maxAttempts) throw new AppError('dependency_unavailable', { detail: 'the hosts change too fast' });

@@ -14,6 +14,7 @@ export const HostFacts = z
     memoryBytes: z.number().int(),
     diskFreeBytes: z.number().int(),
     dockerVersion: z.string().nullable(),
+    containerdVersion: z.string().nullable().default(null).describe('Of the one that answers at /run/containerd, also where Docker uses it'),
     seenAt: z.iso.datetime(),
   })
   .meta({ id: 'HostFacts' });

@@ -53,7 +53,7 @@ export const CreateBundle = z
       .max(maxChecksumLength)
       .optional()
       .describe(
-        'Of the whole file, or of its parts in their order; checked before anything else. As 64 hex digits, or the text of a file of checksums: sha256sum, openssl, Get-FileHash, certutil. An upload may declare it too',
+        'Of the whole file, or of its parts in their order; checked before anything else. As 64 hex digits, `sha256-` with base64, or the text of a file of checksums: sha256sum, openssl, Get-FileHash, certutil. What has the name of another algorithm is refused. An upload may declare it too',
       ),
     names: z
       .record(z.string().min(1).max(128), z.union([z.string().max(512), z.array(z.string().max(512)).min(1).max(100)]))

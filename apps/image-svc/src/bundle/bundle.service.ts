@@ -59,8 +59,6 @@ export class BundleService {
     if (!isAllowed) throw new AppError('bundle_not_found', { detail: `${path} is neither a file nor a folder` });
     const name = path !== undefined ? basename(file) : await this.uploads.nameOf(uploadId ?? '');
     const declared = sha256 === undefined ? undefined : findSha256(sha256, name);
-    if (sha256 !== undefined && !declared)
-      throw new AppError('request_invalid', { detail: `sha256: no SHA-256 of 64 hex digits, or of several files and none is ${name}` });
     const id = newId();
     const row = columns<BundleEntity>({
       id,

@@ -65,13 +65,11 @@ export class ImageService {
     if (sort === 'smallest') query.addSelect('LENGTH(image.sizeBytes)', 'digits').orderBy('digits').addOrderBy('image.sizeBytes').addOrderBy('image.id');
     else query.orderBy('image.id', 'DESC');
     const part = (text: string) => `%${text.replaceAll(/[%_\\]/g, '')}%`;
-    const id = cursor && cursorId(cursor);
-    if (id && sort === 'smallest') {
-      const { sizeBytes: size } = await getRow(this.images, id);
+    if (cursor && sort === 'smallest') {
       const isAfter =
         'LENGTH(image.sizeBytes) > LENGTH(:size) OR LENGTH(image.sizeBytes) = LENGTH(:size) AND (image.sizeBytes > :size OR image.sizeBytes = :size AND image.id > :id)';
-      query.andWhere(`(${isAfter})`, { size, id });
-    } else if (id) query.andWhere('image.id < :id', { id });
+      query.andWhere(`(${isAfter})`, sizeCursor(cursor));
+    } else if (cursor) query.andWhere('image.id < :id', { id: cursorId(cursor) });
     if (search) query.andWhere('(image.upstream LIKE :search OR image.localReferences LIKE :search)', { search: part(search) });
     if (digest) query.andWhere('image.digest = :digest', { digest });
     if (platform) {
@@ -83,7 +81,8 @@ export class ImageService {
     if (bundleId) query.andWhere('(image.bundleId = :bundleId OR image.firstBundleId = :bundleId)', { bundleId });
     const found = await query.getMany();
     const items = found.slice(0, limit);
-    return { items: items.map(toResource), nextCursor: found.length > limit ? items.at(-1)?.id : undefined };
+    const last = found.length > limit ? items.at(-1) : undefined;
+    return { items: items.map(toResource), nextCursor: last && (sort === 'smallest' ? `${last.sizeBytes}-${last.id}` : last.id) };
   }
 
   async get(id: string): Promise<Image> {
@@ -161,6 +160,13 @@ export class ImageService {
       ),
     );
   }
+}
+
+/** With the size, since the image may be gone by the time of the next page. Throws `cursor_invalid`. */
+function sizeCursor(cursor: string): { size: string; id: string } {
+  const [, size, id] = /^(\d{1,15})-(.+)$/.exec(cursor) ?? [];
+  if (size === undefined || id === undefined) throw new AppError('cursor_invalid');
+  return { size, id: cursorId(id) };
 }
 
 const toResource = ({ parts, ...row }: ImageEntity): Image => ({

@@ -10,7 +10,7 @@ import { UploadSessions } from '@airdock/adapters/oci-client/upload-sessions';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { formatPlatform } from '@airdock/core/oci/manifest';
 import { isPlatformWanted } from '@airdock/core/oci/runs';
-import { matchesPattern, selectImages } from '@airdock/core/oci/select-images';
+import { matchesPattern, selectedName, selectImages } from '@airdock/core/oci/select-images';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
@@ -264,8 +264,9 @@ const leftOutOf = ({ leftOut }: PushEntity) => (leftOut?.length ? { leftOut: lef
 /** What a selection would have taken too. Throws the reason of the first that it names in full. */
 function unusableOf(unusable: readonly UnusableImage[], seen: readonly { names: string[] }[], selection: readonly string[] | undefined): UnusableImage[] {
   if (!selection) return [...unusable];
-  const names = new Set(seen.flatMap((image) => image.names));
-  const asked = unusable.find(({ name }) => name !== null && selection.includes(name) && !names.has(name));
+  const [whole, wanted] = [new Set(seen.flatMap((image) => image.names)), new Set(selection.map(selectedName))];
+  const isAsked = (name: string | null): name is string => name !== null && wanted.has(selectedName(name));
+  const asked = unusable.find(({ name }) => isAsked(name) && !whole.has(selectedName(name)));
   if (asked) throw new AppError(asked.code, { detail: `${asked.name}: ${asked.detail}`, image: asked.name });
-  return unusable.filter(({ name }) => name !== null && selection.some((pattern) => matchesPattern(name, pattern)));
+  return unusable.filter(({ name }) => isAsked(name) || (name !== null && selection.some((pattern) => matchesPattern(name, pattern))));
 }

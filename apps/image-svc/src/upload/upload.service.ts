@@ -28,8 +28,11 @@ export class UploadService {
       datastore: this.store,
       onUploadCreate: async (_request, { metadata }) => {
         const sha256 = metadata?.sha256;
-        if (sha256 && !findSha256(sha256, metadata?.filename ?? undefined))
-          throw { status_code: 400, body: 'sha256 in Upload-Metadata has no SHA-256 of 64 hex digits for this file' };
+        try {
+          if (sha256) findSha256(sha256, metadata?.filename ?? undefined);
+        } catch (error) {
+          throw { status_code: 400, body: `Upload-Metadata: ${(error as AppError).details.detail}` };
+        }
         // A file name goes into rows and answers.
         for (const [key, value] of Object.entries(metadata ?? {}))
           if (key !== 'sha256' && value && /[\p{Cc}\p{Zl}\p{Zp}]/u.test(value))
@@ -66,7 +69,7 @@ export class UploadService {
   /** What the client says the whole file has: `sha256` in Upload-Metadata. */
   async declaredSha256(id: string): Promise<string | null> {
     const { metadata } = await this.find(id);
-    return findSha256(metadata?.sha256 ?? '', metadata?.filename ?? undefined) ?? null;
+    return metadata?.sha256 ? findSha256(metadata.sha256, metadata.filename ?? undefined) : null;
   }
 
   async remove(id: string): Promise<void> {

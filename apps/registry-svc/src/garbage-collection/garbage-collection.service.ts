@@ -116,7 +116,8 @@ export class GarbageCollectionService {
     if (Object.keys(sweeps).length === 0) await this.collections.update({ id: row.id }, { estimate });
     const { blobs, revisions, links, uploads } = estimate;
     if (row.dryRun) return { dryRun: true, blobs, bytes: estimate.bytes };
-    if (blobs + revisions + links + uploads > 0) await this.sweep(row, jobId, options, progress);
+    // On a full disk the first has room to set a part aside, and makes more.
+    if (blobs + revisions + links + uploads > 0) while (await this.sweep(row, jobId, options, progress));
     const { freed } = await this.get(resourceId);
     return { blobs: freed?.blobs ?? 0, bytes: freed?.bytes ?? 0 };
   }
@@ -134,7 +135,9 @@ export class GarbageCollectionService {
     await this.recovering;
   }
 
-  private async sweep(row: GarbageCollectionEntity, jobId: string, options: CollectOptions, progress: JobContext['progress']): Promise<void> {
+  /** True when there is more to sweep. */
+  private async sweep(row: GarbageCollectionEntity, jobId: string, options: CollectOptions, progress: JobContext['progress']): Promise<boolean> {
+    let isPartial: boolean;
     try {
       await this.keepOthersAway(row, jobId, options.signal, progress);
       progress({ phase: 'look' });
@@ -151,10 +154,12 @@ export class GarbageCollectionService {
       // Nobody sees any more what is left to do.
       await this.registry.setCollecting(jobId, false);
       await sweep.remove();
+      isPartial = sweep.isPartial;
     } finally {
       await this.registry.setCollecting(jobId, false);
     }
     await this.registry.measure();
+    return isPartial;
   }
 
   /**

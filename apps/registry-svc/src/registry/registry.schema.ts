@@ -55,7 +55,10 @@ export const Registry = z
         freeBytes: z.number().int(),
         measuredAt: z.iso.datetime(),
       })
-      .nullable(),
+      .nullable()
+      .describe(
+        'Null without a local registry, and from its first start until its folder has been walked for the first time, which may be after the registry is ready',
+      ),
     storageError: ProblemDocument.nullable().describe(
       'The folder of the storage is not the one that was there before, or takes no writes: pulls go on, and nothing writes to it. `adoptableId` is what another one can be adopted as, `recordedId` what it was',
     ),

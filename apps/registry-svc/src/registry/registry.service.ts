@@ -12,10 +12,12 @@ import { whyNoSandbox } from '@airdock/adapters/sandbox/sandbox';
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
+import { type DiskReserve, isMountedReadOnly, whatIsShort } from '@airdock/platform/disk-reserve';
 import type { NoticeSource } from '@airdock/platform/http/health.controller';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { dataReserve } from '@airdock/platform/service';
 import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { IsNull, type Repository } from 'typeorm';
@@ -41,6 +43,14 @@ export const registryEngine = ({ dataDir, registry }: Config, { engineBinary }: 
     binary: engineBinary ?? registry.binary,
     front: { port: registry.port, push: registry.localPush ? localPushCredential(dataDir) : null },
   });
+
+/** Of the disk of a folder that takes no more, or nothing at all. */
+async function diskNotice(name: string, folder: string, reserve: DiskReserve): Promise<Record<string, string>> {
+  const short = await whatIsShort(folder);
+  if (short) return { [`disk:${name}`]: `full: hardly any ${short === 'bytes' ? 'byte' : 'inode'} is free` };
+  if (await reserve.isGivenOut()) return { [`disk:${name}`]: 'full: what was kept in reserve is given out' };
+  return (await isMountedReadOnly(folder)) ? { [`disk:${name}`]: 'mounted read-only' } : {};
+}
 
 const probe = async (address: string | null) => (address === null ? { ok: false, latencyMs: 0 } : probeRegistry(address, 1_000));
 
@@ -281,10 +291,13 @@ export class RegistryService implements NoticeSource {
   async notices(): Promise<Record<string, string>> {
     const row = await this.load();
     const { mode, localhostError, foreignProcesses } = row;
-    if (mode !== 'local') return {};
+    const data = await diskNotice('data', this.config.dataDir, dataReserve(this.config));
+    if (mode !== 'local') return data;
     const has = (kind: 'listener' | 'decoy') => foreignProcesses?.some((one) => one.kind === kind);
     const storageError = (await this.storage.look(row))?.code ?? row.storageError?.code;
     return {
+      ...data,
+      ...(await diskNotice('storage', this.config.registry.storageDir, await this.storage.reserve())),
       ...(storageError ? { 'registry:storage': `${storageError}: nothing is written to it` } : {}),
       ...(localhostError || has('listener') ? { [`registry:localhost:${this.config.registry.port}`]: 'another program has the port, or part of it' } : {}),
       ...(has('decoy') ? { 'registry:processes': 'another program shows the arguments of the registry' } : {}),
@@ -349,6 +362,12 @@ export class RegistryService implements NoticeSource {
 
   async hasItsStorage(): Promise<boolean> {
     return (await this.storage.look(await this.load())) === undefined;
+  }
+
+  /** Whether the storage is there and is known to be the registry's: what is put there lies on no other disk. */
+  async ownsStorage(): Promise<boolean> {
+    const row = await this.load();
+    return row.mode === 'local' && row.recordedStorageId !== null && (await this.storage.look(row)) === undefined;
   }
 
   /** Throws `registry_storage_changed` or `registry_storage_read_only` while nothing may be written to the storage folder. */

@@ -1,12 +1,14 @@
 import { randomUUID } from 'node:crypto';
-import { constants } from 'node:fs';
-import { access } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ensureFolderMark, type FolderMark, readFolderMark, whyNotSame, writeFolderMark } from '@airdock/adapters/files/folder-mark';
 import { storageChanged, storageMarker } from '@airdock/adapters/oci-client/registry-storage';
 import { AppError, type Problem, toProblem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns } from '@airdock/platform/database';
+import { DiskReserve, isMountedReadOnly } from '@airdock/platform/disk-reserve';
+import { dataReserve } from '@airdock/platform/service';
 import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { IsNull, type Repository } from 'typeorm';
@@ -45,13 +47,8 @@ export class StorageService {
     });
   }
 
-  /** The kernel says so of a file system, whoever asks; what a user may not write is another matter. */
   private isReadOnly(): Promise<boolean> {
-    const asked = access(this.folder, constants.W_OK).then(
-      () => false,
-      (error: NodeJS.ErrnoException) => error.code === 'EROFS',
-    );
-    return Promise.race([asked, delay(lookTimeoutMs, false, { ref: false })]);
+    return Promise.race([isMountedReadOnly(this.folder), delay(lookTimeoutMs, false, { ref: false })]);
   }
 
   private mark(): Promise<FolderMark> {
@@ -59,6 +56,12 @@ export class StorageService {
       this.looking = undefined;
     });
     return Promise.race([this.looking, delay(lookTimeoutMs, { state: 'unreadable', why: 'its disk does not answer' } as const, { ref: false })]);
+  }
+
+  /** What is kept free on its disk: that of the data folder where both are on one. */
+  async reserve(): Promise<DiskReserve> {
+    const isShared = (await deviceOf(this.folder)) === (await deviceOf(this.config.dataDir));
+    return isShared ? dataReserve(this.config) : new DiskReserve(join(this.folder, 'airdock-reserve'));
   }
 
   /** Writes down which folder it is when none is known, and what is wrong with it, or no more. Returns that. */
@@ -107,3 +110,9 @@ export class StorageService {
       .where({ id: row.id, version: row.version });
   }
 }
+
+const deviceOf = (folder: string): Promise<number | undefined> =>
+  stat(folder).then(
+    ({ dev }) => dev,
+    () => undefined,
+  );

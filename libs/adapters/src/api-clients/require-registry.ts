@@ -45,8 +45,8 @@ export interface RequireRegistryOptions {
 }
 
 /**
- * The registry to push to. Throws `registry_off`, `registry_storage_changed` and `registry_storage_read_only` where its use does not go on then, `registry_unavailable` while registry-svc knows that what answers there is not it, `registry_collecting` after
- * ten minutes of waiting, and the signal's reason.
+ * The registry to push to. Throws `registry_off`, `registry_storage_changed` and `registry_storage_read_only` where its use does not go on then, `registry_unavailable`
+ * while registry-svc knows that what answers there is not it, `registry_collecting` after ten minutes of waiting, and the signal's reason.
  */
 export async function requireRegistry(client: Client, { waits = true, use = 'write', onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
   const deadline = Date.now() + collectingMs;

@@ -277,6 +277,19 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     return [...(await this.index()).blobs].filter(([digest]) => !needed.has(digest)).map(([, blob]) => blob);
   }
 
+  /**
+   * Removes the largest blob that no backup needs, from a storage without room for a lock. Whoever relies on blobs has had room for his: `backup_store_busy`; and whoever gets
+   * it now looks at what is there afterwards. False when there is no such blob.
+   */
+  async removeWithoutLock(): Promise<boolean> {
+    const [largest] = (await this.findUnneeded()).sort((a, b) => b.size - a.size);
+    if (!largest) return false;
+    for await (const { name } of this.storage.list('locks'))
+      if (name.endsWith('.json')) throw new AppError('backup_store_busy', { detail: `there is no room for a lock, and ${name} is there` });
+    await this.storage.remove(largest.name);
+    return true;
+  }
+
   /** Removes blobs that no backup needs, and what killed writers left. The lock must be exclusive. */
   async prune(lock: StoreLock, { signal, onBlob }: { signal?: AbortSignal | undefined; onBlob?: (done: number, total: number) => void } = {}): Promise<Pruned> {
     const unneeded = await this.findUnneeded();

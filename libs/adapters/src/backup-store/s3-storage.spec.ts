@@ -103,3 +103,41 @@ describe('a store in a bucket', () => {
     expect(await store.listIds()).toEqual([]);
   });
 });
+
+describe('a bucket that refuses', () => {
+  const bytes = randomContent(12_000_000, 'large');
+  const stream = () => Readable.from([bytes.subarray(0, 7_000_000), bytes.subarray(7_000_000)], { objectMode: false });
+  /** Status and code of MinIO, Ceph, versitygw, AWS. */
+  it.each([
+    [507, 'XMinioStorageFull', 'space_insufficient'],
+    [507, 'InsufficientStorage', 'space_insufficient'],
+    [403, 'QuotaExceeded', 'space_insufficient'],
+    [400, 'XMinioAdminBucketQuotaExceeded', 'space_insufficient'],
+    [403, 'AccessDenied', 'backup_target_read_only'],
+    [403, 'AllAccessDisabled', 'backup_target_read_only'],
+    [405, 'MethodNotAllowed', 'backup_target_read_only'],
+    [403, 'InvalidAccessKeyId', 'backup_target_unavailable'],
+    [404, 'NoSuchBucket', 'backup_target_unavailable'],
+  ])('with %i %s says what that means, however it is written to, and shows nothing of it', async (status, code, expected) => {
+    const storage = open();
+    await storage.write('there', Buffer.from('there'));
+    server.refuse = ({ operation }) => (['PUT', 'POST', 'COPY'].includes(operation) ? { status, code } : undefined);
+    await expect(storage.write('bytes', Buffer.from('x'))).rejects.toMatchObject({ code: expected });
+    await expect(storage.write('stream', stream(), { sizeHint: 12_000_000 })).rejects.toMatchObject({ code: expected });
+    await expect(storage.move('there', 'moved')).rejects.toMatchObject({ code: expected });
+    expect(await names(storage)).toEqual(['there']);
+    expect((await readAll(storage.read('there'))).toString()).toBe('there');
+    await storage.remove('there');
+    server.refuse = () => undefined;
+    await storage.write('stream', stream(), { sizeHint: 12_000_000 });
+    expect((await readAll(storage.read('stream'))).equals(bytes)).toBe(true);
+  });
+
+  it('in the middle of an upload says so too', async () => {
+    const storage = open();
+    let parts = 0;
+    server.refuse = ({ operation }) => (operation === 'PUT' && ++parts > 1 ? { status: 507, code: 'XMinioStorageFull' } : undefined);
+    await expect(storage.write('stream', stream(), { sizeHint: 12_000_000 })).rejects.toMatchObject({ code: 'space_insufficient' });
+    expect(await names(storage)).toEqual([]);
+  });
+});

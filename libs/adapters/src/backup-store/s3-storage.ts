@@ -95,21 +95,30 @@ export class S3Storage implements BackupStorage {
         return;
       }
       const partSize = Math.max(minPartBytes, Math.ceil((sizeHint * 1.1) / maxParts));
-      const upload = new Upload({ client: this.#client, params: { ...this.#key(name), Body: content }, partSize, queueSize: 2 });
+      const upload = new Upload({ client: this.#client, params: { ...this.#key(name), Body: content }, partSize, queueSize: 2, leavePartsOnError: true });
       const abort = () => void upload.abort();
       signal?.addEventListener('abort', abort, { once: true });
       try {
         await upload.done();
+      } catch (error) {
+        // The client would tell why it could not take back what was sent, in place of why it failed.
+        await this.#takeBack(name, (upload as unknown as { uploadId?: string }).uploadId);
+        throw error;
       } finally {
         signal?.removeEventListener('abort', abort);
       }
     } catch (error) {
       signal?.throwIfAborted();
-      // What its content failed with is no fault of the server.
-      throw content instanceof Readable && content.errored ? content.errored : this.#refused(error);
+      // What its content failed with is no fault of the server; the client ends the content of what the server has refused.
+      throw content instanceof Readable && content.errored === error ? error : this.#refused(error);
     } finally {
       if (content instanceof Readable) content.destroy();
     }
+  }
+
+  /** Parts of an upload that failed; a prune finds what stays. */
+  async #takeBack(name: string, UploadId: string | undefined): Promise<void> {
+    if (UploadId) await this.#client.send(new AbortMultipartUploadCommand({ ...this.#key(name), UploadId })).catch(() => undefined);
   }
 
   async move(from: string, to: string): Promise<void> {
@@ -159,10 +168,11 @@ export class S3Storage implements BackupStorage {
   #refused(error: unknown): unknown {
     const { name } = error as Error;
     const detail = `${this.location}: ${name}`.slice(0, 500);
-    if (statusOf(error) === 507 || /^(?:XMinioStorageFull|QuotaExceeded|InsufficientStorage)/.test(name))
+    if (statusOf(error) === 507 || /StorageFull|QuotaExceeded|InsufficientStorage/.test(name))
       return new AppError('space_insufficient', { detail: `${detail}: delete backups and prune, or make room there otherwise` }, { cause: error });
     // A wrong key is refused for reading too, with names of its own.
-    if (statusOf(error) === 403 && name === 'AccessDenied') return new AppError('backup_target_read_only', { detail }, { cause: error });
+    if (statusOf(error) === 405 || (statusOf(error) === 403 && /^(?:AccessDenied|AllAccessDisabled)$/.test(name)))
+      return new AppError('backup_target_read_only', { detail }, { cause: error });
     return this.#away(error);
   }
 

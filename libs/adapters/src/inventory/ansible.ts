@@ -75,7 +75,7 @@ export class AnsibleInventory {
         const section = /^\[([^:\]\s]{1,200})(?::(vars|children|hosts))?\]\s*(?:[#;].*)?$/.exec(text);
         if (section) {
           oddSection = undefined;
-          group = section[1] === 'ungrouped' ? 'all' : (section[1] ?? 'all');
+          group = section[1] ?? 'all';
           kind = section[2] ?? 'hosts';
           this.group(group);
         } else if (lostSection.test(text)) {
@@ -176,7 +176,9 @@ export class AnsibleInventory {
         if (++inherited > maxInherited) throw invalid(line, `more than ${maxInherited} times a host in a group`);
         for (const parent of parents.get(group) ?? []) add(parent);
       };
-      for (const group of direct.get(name) ?? []) add(group);
+      for (const group of direct.get(name) ?? []) if (group !== 'ungrouped') add(group);
+      // Whatever section it stands in: who is in no other group is in this one.
+      if (groups.size === 1) groups.add('ungrouped');
       // The nearer group wins, and the host over all.
       const ordered = [...groups].sort((a, b) => (depths.get(a) ?? 0) - (depths.get(b) ?? 0) || (a < b ? -1 : 1));
       const all: Variables = new Map([...ordered.flatMap((group) => [...(this.groups.get(group)?.variables ?? [])]), ...variables]);

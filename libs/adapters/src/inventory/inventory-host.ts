@@ -25,6 +25,8 @@ export interface InventoryOptions {
   groupLabels?: readonly string[] | undefined;
   /** A line that cannot be read is a host that cannot be used, and the others are read. */
   partial?: boolean | undefined;
+  /** Called with what was read otherwise than somebody may have meant it. */
+  warn?: ((text: string) => void) | undefined;
 }
 
 export const maxHosts = 5000;

@@ -33,12 +33,16 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
     user: string | undefined;
     groups: string[];
   }
-  /** What Ansible makes of an inventory. */
-  async function listed(content: string): Promise<Map<string, Seen>> {
-    const file = join(folder.path, 'hosts.ini');
+  async function list(content: string, suffix = 'ini', ...options: string[]): Promise<string> {
+    const file = join(folder.path, `hosts.${suffix}`);
     await writeFile(file, content);
     const env = { ...process.env, HOME: folder.path, ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED: 'true', ANSIBLE_LOCALHOST_WARNING: 'false' };
-    const { stdout } = await run('ansible-inventory', ['-i', file, '--list'], { env, timeout: 60_000 });
+    const { stdout } = await run('ansible-inventory', ['-i', file, '--list', ...options], { env, timeout: 60_000 });
+    return stdout;
+  }
+  /** What Ansible makes of an inventory. */
+  async function listed(content: string, suffix?: string): Promise<Map<string, Seen>> {
+    const stdout = await list(content, suffix);
     const { _meta, ...groups } = JSON.parse(stdout) as { _meta: { hostvars: Record<string, Record<string, unknown>> } } & Record<
       string,
       { hosts?: string[]; children?: string[] }
@@ -67,6 +71,9 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
     ['quotes and backslashes', '[g]\nh1 ansible_user="a\\"b"\nh2 ansible_user=\'a b\'\nh3 ansible_user="a\\nb"\nh4 ansible_user=a\\ b\n'],
     ['ranges and ports', '[g]\nweb[08:12:2].site:2222 ansible_user=x\ndb-[a:c]\nnode[1:3]\n'],
     ['names of groups with odd characters', '[my-group.1]\nh1\n[über]\nh2\n[a/b:children]\nmy-group.1\n'],
+    ['variables of hosts in no group', 'h1\n[ungrouped]\nh2\n[web]\nh3\nh4 ansible_port=24\n[ungrouped:vars]\nansible_user=nobody\nansible_port=23\n'],
+    ['variables of hosts in no group, of which one is in a group too', '[ungrouped]\nh1\nh2\n[web]\nh2\n[ungrouped:vars]\nansible_user=nobody\n'],
+    ['variables of all, and of hosts in no group', 'h1\n[all:vars]\nansible_user=root\nansible_port=22\n[ungrouped:vars]\nansible_user=nobody\n[web]\nh2\n'],
     ['a host in very many groups', crowded],
     ['groups that are named twice', '[a]\nh1\n[b]\nh1 ansible_port=1\n[a]\nh2\n[a:vars]\nansible_user=x\n[b:vars]\nansible_user=y\n'],
   ])('%s', async (_what, content) => {
@@ -84,7 +91,67 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
       expect(host?.problem).toBeUndefined();
     }
   });
+
+  it.each([
+    ['a host twice', 'all:\n  hosts:\n    h1: {ansible_host: 10.0.0.1}\n    h2:\n    h1: {ansible_host: 10.0.0.2}\n'],
+    ['a group twice', 'web:\n  hosts:\n    h1:\nweb:\n  hosts:\n    h2:\ndb:\n  hosts:\n    h2:\n'],
+    ['a variable twice', 'all:\n  hosts:\n    h1: {ansible_host: a, "ansible_host": b, ansible_port: 1, ansible_port: 2}\n'],
+    ['variables of a group twice', 'all:\n  vars: {ansible_user: a}\n  hosts: {h1: }\n  vars: {ansible_port: 22}\n'],
+    ['a document that ends', '---\nall:\n  hosts:\n    h1:\n...\n'],
+  ])('of YAML with %s', async (_what, content) => {
+    const expected = await listed(content, 'yml');
+    const found = parseInventory('yaml', content);
+    expect(new Map(found.map(({ name, address, port, user }) => [name, { address, port, user }]))).toEqual(
+      new Map([...expected].map(([name, { address, port, user }]) => [name, { address, port, user }])),
+    );
+    for (const { name, labels } of found)
+      expect(Object.keys(labels).sort()).toEqual(
+        expected
+          .get(name)
+          ?.groups.map((group) => `ansible-group/${group}`)
+          .sort(),
+      );
+  });
+
+  it.each(['a:\n  hosts: {x: }\n---\nb:\n  hosts: {y: }\n', 'a:\n  hosts: {x: }\n---\n'])('of YAML with several documents: none %#', async (content) => {
+    await expect(list(content, 'yml')).rejects.toThrow('another document');
+    expect(refusal('yaml', content).message).toContain('second document');
+  });
+
+  it.each([
+    [
+      'INI',
+      'ini',
+      '[web]\nw[1:3] ansible_host=10.0.0.1\n2001:db8::2\n[db]\nd1 ansible_port=2222\nw1\n[site:children]\nweb\ndb\n[site:vars]\nansible_user=root\n[none]\n',
+    ],
+    ['YAML', 'yml', 'all:\n  hosts: {lone: {ansible_host: x}}\n  children: {a: {children: {b: {hosts: {h1: }}}}}\n'],
+    ['nothing but names', 'ini', 'a\nb\n'],
+  ])('of what it writes itself, in JSON and YAML: %s', async (_what, suffix, content) => {
+    const seen = (found: ReturnType<typeof parseInventory>) => found.map((host) => ({ ...host, line: 0 })).sort((a, b) => a.name.localeCompare(b.name));
+    const own = seen(parseInventory(suffix === 'ini' ? 'ini' : 'yaml', content));
+    expect(own.length).toBeGreaterThan(0);
+    expect(seen(parseInventory('yaml', await list(content, suffix)))).toEqual(own);
+    expect(seen(parseInventory('yaml', await list(content, suffix, '--yaml')))).toEqual(own);
+    expect(seen(parseInventory('yaml', await list(content, suffix, '--export')))).toEqual(own);
+  });
+
+  it('of what it writes of secrets: the hosts are refused, by the line of the secret', async () => {
+    const text = await list('[web]\nh1 ansible_password=hunter2\nh2\n');
+    const line = text.split('\n').findIndex((one) => one.includes('hunter2')) + 1;
+    const hosts = parseInventory('yaml', text);
+    expect(hosts).toMatchObject([
+      { name: 'h1', problem: expect.stringContaining(`in line ${line}`) },
+      { name: 'h2', problem: undefined },
+    ]);
+    expect(JSON.stringify(hosts)).not.toContain('hunter2');
+  });
 });
+
+it.each([
+  ['hosts without a group', '{"_meta": {"hostvars": {"h1": {"ansible_host": "x"}}}}'],
+  ['a group that is a list', '{"_meta": {"hostvars": {"h1": {"ansible_host": "x"}}}, "web": ["h1"]}'],
+  ['a host without variables', '{"_meta": {"hostvars": {}}, "web": {"hosts": ["h1"], "vars": {"ansible_host": "x"}}}'],
+])("reads a script's list: %s", (_, content) => expect(parseInventory('yaml', content)).toMatchObject([{ name: 'h1', address: 'x', problem: undefined }]));
 
 describe('groups that become labels', () => {
   const labelsOf = (groupLabels?: string[]) => Object.keys(parseInventory('ini', crowded, { groupLabels })[0]?.labels ?? {});

@@ -5,7 +5,9 @@ import { type InventoryFormat, type InventoryOptions, parseInventory } from './i
 
 const { format, content, options } = workerData as { format: InventoryFormat; content: string; options: InventoryOptions };
 try {
-  parentPort?.postMessage({ hosts: parseInventory(format, content, options) });
+  const warnings: string[] = [];
+  const hosts = parseInventory(format, content, { ...options, warn: (text) => warnings.push(text) });
+  parentPort?.postMessage({ hosts, warnings });
 } catch (error) {
   parentPort?.postMessage({ problem: toProblem(error) });
 }

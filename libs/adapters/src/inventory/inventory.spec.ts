@@ -84,10 +84,66 @@ all:
         (_, index) => `b${index}: &b${index} {children: {p: *${index ? `b${index - 1}` : 'a'}, q: *${index ? `b${index - 1}` : 'a'}}}`,
       ),
     ].join('\n');
-    for (const content of [bomb, 'a: &a\n  children:\n    b: *a\n', 'a: *b', 'a: [', 'text', 'a: 1', 'a: {hosts: {b: , b: }}', '['.repeat(100_000)])
+    for (const content of [bomb, 'a: &a\n  children:\n    b: *a\n', 'a: *b', 'a: [', 'text', 'a: 1', '? [a]\n: 1\n? [b]\n: 2', '['.repeat(100_000)])
       expect(refusal('yaml', content).code).toBe('inventory_invalid');
   });
 });
+
+describe('a key that stands there twice', () => {
+  it.each([
+    [
+      'of a host',
+      'all:\n  hosts:\n    a: {ansible_host: x}\n    b:\n    a: {ansible_host: y}\n',
+      [
+        ['b', undefined, 4],
+        ['a', 'y', 5],
+      ],
+      [5, 3],
+    ],
+    ['of a group', 'web:\n  hosts:\n    a:\nweb:\n  hosts:\n    b:\n', [['b', undefined, 6]], [4, 1]],
+    ['of a variable', 'web:\n  hosts:\n    a:\n      ansible_host: x\n      ansible_host: y\n', [['a', 'y', 3]], [5, 4]],
+    ['of hosts', 'web:\n  hosts:\n    a:\n  hosts:\n    b:\n', [['b', undefined, 5]], [4, 2]],
+    ['in another spelling', 'web:\n  hosts: {a: , "a": {ansible_host: y}}\n', [['a', 'y', 2]], [2, 2]],
+  ] as const)('%s is its last one, and that is said', (_, content, expected, [line, before]) => {
+    const warnings: string[] = [];
+    const hosts = parseInventory('yaml', content, { warn: (text) => warnings.push(text) });
+    expect(hosts.map((host) => [host.name, host.address, host.line])).toEqual(expected);
+    expect(warnings).toEqual([expect.stringMatching(`^line ${line}: the key is in line ${before} too`)]);
+  });
+
+  it('in a list of hosts is the problem of that host, which may be two', () => {
+    const content = '- name: a\n- name: b\n  address: 10.0.0.1\n  name: c\n- {name: d, labels: {x: 1, x: 2}}\n- name: e\n';
+    expect(parseInventory('yaml', content)).toMatchObject([
+      { name: 'a' },
+      { line: 2, problem: expect.stringContaining('twice') },
+      { line: 5, name: '' },
+      { name: 'e' },
+    ]);
+  });
+
+  it('is counted where there are very many', () => {
+    const warnings: string[] = [];
+    parseInventory('yaml', `a:\n  hosts:\n${'    x:\n'.repeat(1_000)}`, { warn: (text) => warnings.push(text) });
+    expect(warnings).toHaveLength(21);
+    expect(warnings.at(-1)).toContain('979 more');
+  });
+});
+
+it('takes one document, and says where another begins', () => {
+  expect(refusal('yaml', 'a:\n  hosts: {x: }\n---\nb:\n  hosts: {y: }\n')).toMatchObject({
+    details: { detail: expect.stringMatching(/^line [34]: a second document/) },
+  });
+  expect(refusal('yaml', '- name: a\n---\n- name: b\n').message).toContain('second document');
+  expect(refusal('yaml', 'a:\n  hosts: {x: }\n---\n').message).toContain('second document');
+  for (const one of ['---\na:\n  hosts: {x: }\n...\n', '%YAML 1.1\n---\n- name: x\n'])
+    expect(parseInventory('yaml', one)).toMatchObject([{ name: 'x', problem: undefined }]);
+});
+
+it.each([
+  ['ini', '{"_meta": {}}'],
+  ['ini', '---\nall:\n'],
+  ['csv', '[\n {"name": "x"}]'],
+] as const)('says that JSON or YAML is not %s: %s', (format, content) => expect(refusal(format, content).message).toContain('format yaml'));
 
 describe("Ansible's INI", () => {
   it('has groups, their variables and children, and ranges', () => {

@@ -4,7 +4,7 @@
  */
 import { AppError } from '@airdock/core/errors';
 import { CsvError, type Info, parse } from 'csv-parse/sync';
-import { isScalar, LineCounter, parseDocument, visit } from 'yaml';
+import { isScalar, isSeq, LineCounter, type Pair, parseDocument, visit } from 'yaml';
 import { AnsibleInventory } from './ansible.js';
 import {
   hostName,
@@ -26,7 +26,10 @@ export type InventoryFormat = (typeof inventoryFormats)[number];
 
 /** Throws `inventory_invalid`, with `line` where that is known. */
 export function parseInventory(format: InventoryFormat, content: string, options: InventoryOptions = {}): InventoryHost[] {
-  const hosts = { csv: parseCsv, yaml: parseYaml, ini: parseIni }[format](plainText(content), options);
+  const text = plainText(content);
+  // Lists of brackets are sections, but those of objects.
+  if (format !== 'yaml' && /^\s*(?:\{|\[\s*\{|---(?:\s|$))/.test(text.slice(0, 10_000))) throw invalid(1, 'this is JSON or YAML: say so with the format yaml');
+  const hosts = { csv: parseCsv, yaml: parseYaml, ini: parseIni }[format](text, options);
   if (hosts.length > maxHosts) throw invalid(undefined, `more than ${maxHosts} hosts`);
   return hosts;
 }
@@ -148,12 +151,14 @@ function parseCsv(content: string, { partial = false }: InventoryOptions): Inven
   }
 }
 
-/** A list of hosts with `fields` as keys, or Ansible's tree of groups. Throws `inventory_invalid`. */
+/** A list of hosts with `fields` as keys, Ansible's tree of groups, or what `ansible-inventory --list` makes of one. Throws `inventory_invalid`. */
 function parseYaml(content: string, options: InventoryOptions): InventoryHost[] {
-  const { value, lineAt } = readYaml(content);
+  const { value, lineAt, twice } = readYaml(content);
   if (Array.isArray(value))
     return value.map((item: unknown, index) => {
       const line = lineAt([index]);
+      // Two hosts perhaps, with the mark of a list forgotten.
+      if (twice.some(({ entry }) => entry === index)) return { line, name: '', labels: {}, problem: 'it has a key that stands there twice' };
       if (!isRecord(item)) return { line, name: '', labels: {}, problem: 'it must hold keys and values' };
       const { labels, ...rest } = item;
       const host = fromFields(
@@ -165,38 +170,90 @@ function parseYaml(content: string, options: InventoryOptions): InventoryHost[] 
       return host;
     });
   if (!isRecord(value)) throw invalid(1, 'it must hold a list of hosts, or the groups of Ansible');
+  for (const { line, before } of twice.slice(0, maxNamedKeys))
+    options.warn?.(`line ${line}: the key is in line ${before} too, and what that one holds is left out, as Ansible does`);
+  if (twice.length > maxNamedKeys) options.warn?.(`${twice.length - maxNamedKeys} more keys stand there twice, of which the last counts`);
   const inventory = new AnsibleInventory(options);
-  inventory.addTree(value, lineAt);
+  const variables = isRecord(value._meta) ? value._meta.hostvars : undefined;
+  if (isRecord(variables)) inventory.addTree(...treeOfList(value, variables, lineAt));
+  else inventory.addTree(value, lineAt);
   return inventory.hosts();
 }
 
-/** The value of a document, and where its keys stand. */
-function readYaml(content: string): { value: unknown; lineAt: (path: (string | number)[]) => number } {
+type LineAt = (path: (string | number)[]) => number;
+
+/**
+ * Of the output of `ansible-inventory --list`, or of a script that Ansible takes for one, a tree: groups name their hosts and children, and variables
+ * stand by themselves.
+ */
+function treeOfList({ _meta, ...groups }: Record<string, unknown>, variables: Record<string, unknown>, lineAt: LineAt): [Record<string, unknown>, LineAt] {
+  const texts = (list: unknown): string[] => (Array.isArray(list) ? list.filter((one) => typeof one === 'string') : []);
+  const keyed = (names: string[], valueOf: (name: string) => unknown) => Object.fromEntries(names.map((name) => [name, valueOf(name)]));
+  const tree = Object.fromEntries(
+    Object.entries(groups).map(([name, group]): [string, unknown] => {
+      // The oldest form has nothing but hosts.
+      const { hosts, children, vars } = isRecord(group) ? group : { hosts: group };
+      return [name, { hosts: keyed(texts(hosts), (host) => variables[host]), children: keyed(texts(children), () => null), vars }];
+    }),
+  );
+  const isTold = new Set(Object.values(groups).flatMap((group) => texts(isRecord(group) ? group.hosts : group)));
+  const rest = Object.keys(variables).filter((host) => !isTold.has(host));
+  const { all } = tree as { all?: { hosts: Record<string, unknown> } };
+  if (rest.length > 0) tree.all = { ...all, hosts: { ...all?.hosts, ...keyed(rest, (host) => variables[host]) } };
+  return [tree, (path) => (path[1] === 'hosts' && path[2] !== undefined ? lineAt(['_meta', 'hostvars', ...path.slice(2)]) : lineAt(path))];
+}
+
+const maxNamedKeys = 20;
+
+/** A key that its mapping has a second time: there the second one stands, and the first one. */
+interface Twice {
+  line: number;
+  before: number;
+  /** Of the document's list, where it is one. */
+  entry: number;
+}
+
+/** The value of a document, and where its keys stand. Of a key that stands there twice the last one counts, as for Ansible. */
+function readYaml(content: string): { value: unknown; lineAt: LineAt; twice: Twice[] } {
   const counter = new LineCounter();
   try {
     // Ansible's own tags, such as !vault, are no errors. The library compares each key with all others, which takes seconds for thousands of hosts.
     const document = parseDocument(content, { lineCounter: counter, prettyErrors: false, merge: true, logLevel: 'error', uniqueKeys: false });
     const [error] = document.errors;
+    if (error?.code === 'MULTIPLE_DOCS')
+      throw invalid(counter.linePos(error.pos[0]).line, 'a second document begins, and Ansible reads one: import each of them by itself');
     if (error) throw invalid(counter.linePos(error.pos[0]).line, `no YAML: ${error.code.toLowerCase().replaceAll('_', ' ')}`);
     const lineOf = (node: unknown): number => {
       const range = (node as { range?: [number, number, number] | null } | undefined)?.range;
       return range ? counter.linePos(range[0]).line : 1;
     };
     const keys = new Map<unknown, Map<string, number>>();
+    const twice: Twice[] = [];
     visit(document, {
-      Map: (_, map) => {
+      Map: (_, map, path) => {
         const lines = new Map<string, number>();
-        for (const { key } of map.items) {
-          const name = isScalar(key) ? String(key.value) : '';
-          if (lines.has(name) && name !== '<<') throw invalid(lineOf(key), 'a key that stands there twice');
+        const last = new Map<string, Pair>();
+        for (const pair of map.items) {
+          const { key } = pair;
+          if (!isScalar(key)) throw invalid(lineOf(key), 'a key that is no text');
+          const name = String(key.value);
+          const before = lines.get(name);
+          if (before !== undefined && name !== '<<')
+            twice.push({
+              line: lineOf(key),
+              before,
+              entry: isSeq(document.contents) ? [...document.contents.items].findIndex((item) => item === path[2] || item === map) : -1,
+            });
           lines.set(name, lineOf(key));
+          last.set(name, pair);
         }
+        map.items = map.items.filter((pair) => isScalar(pair.key) && (pair.key.value === '<<' || last.get(String(pair.key.value)) === pair));
         keys.set(map, lines);
       },
     });
-    const lineAt = (path: (string | number)[]): number =>
+    const lineAt: LineAt = (path) =>
       keys.get(document.getIn(path.slice(0, -1), true) ?? document.contents)?.get(String(path.at(-1))) ?? lineOf(document.getIn(path, true));
-    return { value: document.toJS({ maxAliasCount: 100 }), lineAt };
+    return { value: document.toJS({ maxAliasCount: 100 }), lineAt, twice };
   } catch (error) {
     if (error instanceof AppError) throw error;
     // Aliases without an end, or a depth that no stack can hold.

@@ -11,9 +11,9 @@ const maxHeapMb = 512;
  * `parseInventory` beside the thread that answers the API, with a bound on time and memory: what YAML costs cannot be told from its length. Throws
  * `inventory_invalid`, also for what takes too much of either.
  */
-export async function readInventory(format: InventoryFormat, content: string, options: InventoryOptions = {}): Promise<InventoryHost[]> {
+export async function readInventory(format: InventoryFormat, content: string, { warn, ...options }: InventoryOptions = {}): Promise<InventoryHost[]> {
   // Specs run the source, which a thread cannot load.
-  if (import.meta.url.endsWith('.ts')) return parseInventory(format, content, options);
+  if (import.meta.url.endsWith('.ts')) return parseInventory(format, content, { ...options, warn });
   const worker = new Worker(new URL('./inventory-worker.js', import.meta.url), {
     workerData: { format, content, options },
     resourceLimits: { maxOldGenerationSizeMb: maxHeapMb },
@@ -21,7 +21,8 @@ export async function readInventory(format: InventoryFormat, content: string, op
   const timer = setTimeout(() => void worker.terminate(), timeoutMs);
   try {
     return await new Promise((resolve, reject) => {
-      worker.once('message', ({ hosts, problem }: { hosts?: InventoryHost[]; problem?: Problem }) => {
+      worker.once('message', ({ hosts, warnings = [], problem }: { hosts?: InventoryHost[]; warnings?: string[]; problem?: Problem }) => {
+        for (const text of warnings) warn?.(text);
         if (hosts) resolve(hosts);
         else reject(problem ? fromProblem(problem) : invalid(undefined, 'it cannot be read'));
       });

@@ -12,7 +12,7 @@ import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { type BundleFiles, below, openFolderFiles, openTarFiles, readSmall } from './bundle-files.js';
 import { namesByConfig, openDockerArchive } from './docker-archive.js';
 import type { GivenNames } from './image-names.js';
-import { type ImageList, type ImageSource, refusalOf, type SourceImage, type UnusableImage } from './image-source.js';
+import { type ImageList, type ImageSource, refusalOf, type SourceImage, type UnusableImage, unusableImage } from './image-source.js';
 import { findParts, JoinedFile } from './joined-file.js';
 import { LayerCache } from './layer-cache.js';
 import { isOciLayout, openOciLayout } from './oci-layout.js';
@@ -118,7 +118,7 @@ async function openImages(files: BundleFiles, layout: 'oci-archive' | 'oci-layou
 
 /**
  * An archive with both lists, as Docker since 25 writes it. The OCI side counts, whose digests the images had before; from the other come names that it does not
- * have, and images that it lacks or has only in part.
+ * have, and images that it lacks or has only in part. When one of the lists cannot be read it is named, and the other one is all there is.
  */
 async function openBoth(
   files: BundleFiles,
@@ -126,8 +126,19 @@ async function openBoth(
   options: { names?: GivenNames | undefined; signal?: AbortSignal | undefined },
   openDocker: () => Promise<ImageSource>,
 ): Promise<ImageSource> {
-  const listed = await namesByConfig(files);
-  const oci = await openOciLayout(files, { format, ...options, namesByConfig: listed });
+  const unreadable: UnusableImage[] = [];
+  const leaveOut = (list: string, other: string) => (error: unknown) => {
+    const { code, detail } = unusableImage(error, { name: null, digest: null });
+    unreadable.push({ name: null, digest: null, code, detail: `${list} cannot be read, so only ${other} counts: ${detail}` });
+    return undefined;
+  };
+  const listed = await namesByConfig(files).catch(leaveOut('manifest.json', 'index.json'));
+  const oci = await openOciLayout(files, { format, ...options, namesByConfig: listed }).catch(leaveOut('index.json', 'manifest.json'));
+  if (!listed && !oci) throw refusalOf(unreadable);
+  if (!listed || !oci) {
+    const source = oci ?? (await openDocker());
+    return Object.assign(source, { unusable: [...source.unusable, ...unreadable] });
+  }
   const owners = new Map(oci.images.flatMap((image) => image.names.map((name) => [name, image] as const)));
   const byConfig = new Map(oci.images.flatMap((image) => image.configDigests.map((digest) => [digest, image] as const)));
   const collisions: UnusableImage[] = [];

@@ -206,7 +206,7 @@ function tagsOf({ repoTags }: Pick<DockerArchiveImage, 'repoTags'>, onError: (er
   });
 }
 
-async function readListing(files: BundleFiles): Promise<DockerArchiveImage[]> {
+async function readListing(files: BundleFiles): Promise<ReturnType<typeof parseDockerArchive>> {
   const listing = await files.find('manifest.json');
   if (!listing) throw missingFile(files, 'manifest.json');
   return parseDockerArchive(await readSmall('manifest.json', listing, maxManifestBytes));
@@ -215,7 +215,7 @@ async function readListing(files: BundleFiles): Promise<DockerArchiveImage[]> {
 /** The names that a docker-archive has for its images, by the digests that the names of their configurations promise. What is no reference is left out. */
 export async function namesByConfig(files: BundleFiles): Promise<Map<Digest, string[]>> {
   const names = new Map<Digest, string[]>();
-  for (const { config, repoTags } of await readListing(files)) {
+  for (const { config, repoTags } of (await readListing(files)).images) {
     const digest = promisedDigest(config);
     // What is no reference is named by whoever opens the archive.
     const references = tagsOf({ repoTags }, () => undefined);
@@ -234,8 +234,9 @@ export async function openDockerArchive(
   { names: given = {}, signal }: { names?: GivenNames | undefined; signal?: AbortSignal | undefined } = {},
 ): Promise<ImageSource> {
   const byConfig = new Map<Digest, { source: SourceImage; details: ArchiveImage }>();
-  const unusable: UnusableImage[] = [];
-  for (const entry of await readListing(files)) {
+  const listing = await readListing(files);
+  const unusable = listing.odd.map(({ error, ...entry }) => unusableImage(error, entry));
+  for (const entry of listing.images) {
     signal?.throwIfAborted();
     const leaveOut = (error: unknown, name: string | null) => unusable.push(unusableImage(error, { name, digest: promisedDigest(entry.config) ?? null }));
     let details: ArchiveImage;

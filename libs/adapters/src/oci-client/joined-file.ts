@@ -115,6 +115,11 @@ function increment(suffix: string, alphabet: string): string | undefined {
   return carried === undefined ? undefined : carried + alphabet[0];
 }
 
+/** Letters behind a file's name that say what another file beside it is; as the name of a part they count only where it follows the one before. */
+const otherFiles = new Set(
+  'gz xz bz lz zst tar tgz asc sig pem crt cer sum sha txt log lst doc bak old orig json yaml yml xml list sign sbom spdx info'.split(' '),
+);
+
 const letters = 'abcdefghijklmnopqrstuvwxyz';
 
 /**
@@ -161,7 +166,10 @@ export async function findParts(path: string): Promise<string[]> {
   }
   const isUnpadded = /^[01]$/.test(first);
   const [stray] = [...suffixes]
-    .filter((suffix) => isAlike(suffix, first) && (isUnpadded ? Number(suffix) > Number(last) : suffix.length === last.length))
+    .filter(
+      (suffix) =>
+        !otherFiles.has(suffix.toLowerCase()) && isAlike(suffix, first) && (isUnpadded ? Number(suffix) > Number(last) : suffix.length === last.length),
+    )
     .sort((one, other) => one.length - other.length || (one < other ? -1 : 1));
   const nameOf = (suffix: string) => `${name.head}${suffix}${name.tail}`;
   if (stray !== undefined) {

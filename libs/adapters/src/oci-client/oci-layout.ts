@@ -143,7 +143,7 @@ class Layout {
     }
     for (const entry of byRoot.values()) unusable.push(...settleNames(entry));
     unusable.push(...dropSharedNames([...byRoot.values()]));
-    await this.#addUnlisted(byRoot);
+    unusable.push(...(await this.#addUnlisted(byRoot, signal)));
     const entries = [...byRoot.values()];
     const owners = new Map(entries.flatMap((entry) => entry.graph.manifests.map(({ digest }) => [digest, entry] as const)));
     for (const { entry, name, kind } of signatures) attachSignature(entry, entries, name, kind);
@@ -238,16 +238,18 @@ class Layout {
   }
 
   /**
-   * Referrers that are among the blobs and not in `index.json`: cosign 3 and others write them so, and count on the registry's list of them.
+   * Referrers that are among the blobs and not in `index.json`: cosign 3 and others write them so, and count on the registry's list of them. Returns those that are none.
    * Source: https://github.com/sigstore/cosign/issues/4695
    */
-  async #addUnlisted(byRoot: Map<Digest, Entry>): Promise<void> {
+  async #addUnlisted(byRoot: Map<Digest, Entry>, signal?: AbortSignal): Promise<UnusableImage[]> {
+    const odd = new Map<Digest, UnusableImage>();
     const known = new Set<string>();
     for (const { graph } of byRoot.values()) for (const { digest } of [...graph.manifests, ...graph.blobs]) known.add(digest);
     const bySubject = new Map<Digest, Descriptor[]>();
     for (const name of (await this.files.names('blobs/sha256')).slice(0, maxUnlisted)) {
       const digest = `sha256:${name}`;
       if (!isDigest(digest) || known.has(digest)) continue;
+      signal?.throwIfAborted();
       const { size = 0 } = (await this.files.find(blobPath(digest))) ?? {};
       if (size === 0 || size > keptManifestBytes) continue;
       const bytes = await this.readManifest(digest).catch(() => undefined);
@@ -263,11 +265,16 @@ class Layout {
     for (const subject of subjects) {
       for (const root of bySubject.get(subject) ?? []) {
         if (byRoot.has(root.digest)) continue;
-        const graph = await walkImage(root, (child) => this.readManifest(child));
-        byRoot.set(root.digest, { root, graph, names: [], absent: [], companion: { root, subject } });
-        subjects.push(root.digest);
+        try {
+          const graph = await walkImage(root, (child) => this.readManifest(child));
+          byRoot.set(root.digest, { root, graph, names: [], absent: [], companion: { root, subject } });
+          subjects.push(root.digest);
+        } catch (error) {
+          odd.set(root.digest, leftBehind(error, { name: null, digest: root.digest }));
+        }
       }
     }
+    return [...odd.values()];
   }
 
   /** A nameless manifest that names what it is about. Source: https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidelines-for-artifact-usage */
@@ -292,8 +299,7 @@ class Layout {
           await this.#expectBlobs(one.graph, name);
           whole.push(one);
         } catch (error) {
-          const { code, detail } = unusableImage(error, { name, digest: one.root.digest });
-          unusable.push({ name, digest: one.root.digest, code, detail: `the image is pushed without this signature, attestation or SBOM: ${detail}` });
+          unusable.push(leftBehind(error, { name, digest: one.root.digest }));
         }
       }
       if (absent.length > 0)
@@ -362,6 +368,12 @@ function dropSharedNames(entries: readonly Entry[]): UnusableImage[] {
       return { name, digest: entry.root.digest, code: 'image_name_ambiguous', detail: `index.json gives ${name} to ${sharing.length} images` };
     }),
   );
+}
+
+/** Of what belongs to an image. */
+function leftBehind(error: unknown, { name, digest }: Pick<UnusableImage, 'name' | 'digest'>): UnusableImage {
+  const { code, detail } = unusableImage(error, { name, digest });
+  return { name, digest, code, detail: `the image is pushed without this signature, attestation or SBOM: ${detail}` };
 }
 
 function parseOrNothing(bytes: Buffer): ReturnType<typeof parseManifest> | undefined {

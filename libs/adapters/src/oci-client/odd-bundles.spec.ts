@@ -60,7 +60,7 @@ class Layout {
   }
 
   /** With `docker` also as Docker since 25 writes it. */
-  async write(docker?: { image: TestImage; tags: string[] | null }[], target = file): Promise<void> {
+  async write(docker?: { image: TestImage; tags: string[] | null }[], target = file, replaced: Record<string, string> = {}): Promise<void> {
     const members = new Map(this.blobs);
     if (docker) {
       for (const each of docker) {
@@ -76,6 +76,7 @@ class Layout {
     }
     members.set('oci-layout', jsonOf({ imageLayoutVersion: '1.0.0' }));
     members.set('index.json', jsonOf({ schemaVersion: 2, manifests: this.index }));
+    for (const [name, text] of Object.entries(replaced)) members.set(name, Buffer.from(text));
     await writeTar(
       target,
       [...members].map(([name, content]) => ({ header: { name }, content })),
@@ -306,6 +307,63 @@ describe('two lists of one archive', () => {
     });
   });
 
+  describe('of which one cannot be read', () => {
+    const bothLists = async (replaced: Record<string, string>) => {
+      const one = await image('one');
+      const layout = new Layout();
+      const root = layout.image(one);
+      await layout.name(root, 'quay.io/odd/one:1').write([{ image: one, tags: ['quay.io/odd/one:1'] }], file, replaced);
+      return root.digest;
+    };
+    const texts = [
+      ...['null', '{}', '"x"', '7', 'true', '', ' ', '[', '[{"Config": "a', '{"manifests": [', '\u0000', '<html>', '\uFEFF[]', '{"name": "an app"}'],
+      ...['{"manifests": 5}', '{"a": 1, "a": 2}', 'null null', `"${'x'.repeat(2_000)}"`, '['.repeat(200)],
+    ];
+    it.each([...texts, '{"schemaVersion": 2, "manifests": []}'])('say so, and the images come from index.json: %#', async (text) => {
+      const digest = await bothLists({ 'manifest.json': text });
+      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'], digest }], unusable: [{ name: null }] });
+      await expect(open({ isStrict: true })).rejects.toMatchObject({ details: { detail: expect.stringContaining('manifest.json cannot be read') } });
+    });
+
+    it.each([...texts, '[]'])('say so, and the images come from manifest.json: %#', async (text) => {
+      await bothLists({ 'index.json': text });
+      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'], digest: undefined }], unusable: [{ name: null }] });
+      await expect(open({ isStrict: true })).rejects.toMatchObject({ details: { detail: expect.stringContaining('index.json cannot be read') } });
+    });
+
+    it('or is of another version of the layout', async () => {
+      await bothLists({ 'oci-layout': '{"imageLayoutVersion":"9.0.0"}' });
+      expect(await open()).toMatchObject({ images: [{ digest: undefined }], unusable: [{ name: null, code: 'bundle_format_unknown' }] });
+    });
+
+    it('and neither the other', async () => {
+      await bothLists({ 'manifest.json': 'null', 'index.json': 'null' });
+      await expect(open()).rejects.toMatchObject({ code: 'bundle_corrupt', details: { detail: expect.stringContaining('and 1 more') } });
+    });
+
+    it.each(['[]', '{"schemaVersion": 2, "manifests": []}'])('and one that is empty is none that cannot be read: %s', async (text) => {
+      await bothLists({ [text === '[]' ? 'manifest.json' : 'index.json']: text });
+      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'] }], unusable: [] });
+    });
+
+    it.each(['null', '[]', '{"Config": 7, "RepoTags": ["quay.io/odd/seven:1"]}', '{"Image": {}}', '"x"'])(
+      'or has an entry that is none beside one that is whole: %s',
+      async (entry) => {
+        const one = await image('one');
+        const path = `blobs/sha256/${digestHex(one.configDigest)}`;
+        const whole = JSON.stringify({
+          Config: path,
+          RepoTags: ['quay.io/odd/one:1'],
+          Layers: one.layers.map(({ diffId }) => `blobs/sha256/${digestHex(diffId)}`),
+        });
+        await bothLists({ 'manifest.json': `[${entry}, ${whole}]`, 'index.json': '{"schemaVersion": 2, "manifests": []}' });
+        const name = entry.includes('seven') ? 'quay.io/odd/seven:1' : null;
+        expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'] }], unusable: [{ name }] });
+        await expect(open({ isStrict: true })).rejects.toMatchObject({ code: expect.stringMatching(/^bundle_(?:corrupt|format_unknown)$/) });
+      },
+    );
+  });
+
   it('do not give one name to two images', async () => {
     const [one, other] = [await image('one'), await image('other')];
     const layout = new Layout();
@@ -372,6 +430,37 @@ describe('signatures and referrers travel with their image', () => {
     layout.name(root, 'quay.io/odd/signed:1').name(signature, undefined, `sha256-${digestHex(root.digest)}.sig`);
     await layout.write();
     expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/signed:1'], companions: 1 }], unusable: [] });
+  });
+
+  it.each([
+    [
+      'says two sizes of one blob',
+      (layout: Layout, subject: Descriptor) => ({
+        config: { ...layout.blob(Buffer.from('{}'), emptyConfig), size: 3 },
+        layers: [layout.blob(Buffer.from('{}'), emptyConfig)],
+        subject,
+      }),
+    ],
+    [
+      'calls itself an index',
+      (layout: Layout, subject: Descriptor) => ({ mediaType: mediaTypes.ociIndex, config: layout.blob(Buffer.from('{}'), emptyConfig), layers: [], subject }),
+    ],
+    [
+      'is in no list, and its layer is encrypted',
+      (layout: Layout, subject: Descriptor) => ({
+        config: layout.blob(Buffer.from('{}'), emptyConfig),
+        layers: [layout.blob(Buffer.from('l'), `${mediaTypes.ociLayer}+encrypted`)],
+        subject,
+      }),
+    ],
+  ])('and one that %s keeps nobody from his image', async (_, fields) => {
+    const layout = new Layout();
+    const root = layout.image(await image('signed'));
+    layout.manifest(fields(layout, { mediaType: root.mediaType, digest: root.digest, size: root.size }));
+    await layout.name(root, 'quay.io/odd/signed:1').write();
+    const { images, unusable } = await open();
+    expect(images).toMatchObject([{ names: ['quay.io/odd/signed:1'], companions: 0 }]);
+    for (const { code } of unusable) expect(['bundle_corrupt', 'layer_encrypted']).toContain(code);
   });
 
   it('or are named when they are not whole', async () => {
@@ -479,6 +568,19 @@ describe('parts of a file', () => {
     await isOne(join(dir.path, nameOf(0)));
     await rename(join(dir.path, nameOf(5)), join(dir.path, 'elsewhere'));
     await expect(open({ path: join(dir.path, nameOf(0)) })).rejects.toMatchObject({ code: 'bundle_truncated', details: { missing: nameOf(5) } });
+  });
+
+  it('are all there, whatever else begins with the name of the file', async () => {
+    for (const [length, others] of [
+      [2, ['gz', 'xz']],
+      [3, ['asc', 'sig', 'zst', 'txt']],
+      [4, ['json', 'yaml']],
+    ] as const) {
+      await run('split', ['-a', String(length), '-b', '50000', file, join(dir.path, 'c.tar.')]);
+      for (const other of others) await writeFile(join(dir.path, `c.tar.${other}`), 'something else');
+      await isOne(join(dir.path, `c.tar.${'a'.repeat(length)}`));
+      for (const name of await readdir(dir.path)) if (name.startsWith('c.tar.')) await rm(join(dir.path, name));
+    }
   });
 
   it('are not what only looks like them', async () => {

@@ -1,5 +1,7 @@
-import { mkdir, open, readdir, readFile, stat, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, open, readdir, readFile, rm, stat, symlink, truncate, utimes, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { type Descriptor, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
@@ -13,6 +15,7 @@ import { RegistryClient } from './registry-client.js';
 import { type Garbage, RegistryCollector, type SweepOptions, type SweepStep } from './registry-collector.js';
 import { RegistryStorage } from './registry-storage.js';
 
+const run = promisify(execFile);
 const hourMs = 60 * 60 * 1000;
 const steps: SweepStep[] = ['looked', 'unlinked', 'lookedAgain', 'setAside', 'settled', 'condemned', 'removed'];
 const base = { randomBytes: 300_000, seed: 'base' };
@@ -505,5 +508,70 @@ describe('a collection whose process was killed', () => {
     expect(freed).toMatchObject(isSetAside ? expected : { blobs: 0, bytes: 0 });
     expect(await pull('app:1')).toBe(digest);
     for (const gone of [oldDigest, old.configDigest, old.layers[1]?.digest ?? '']) expect(await isThere(gone)).toBe(false);
+  });
+});
+
+describe('a collection on a disk that is full', () => {
+  let canMount: boolean;
+  beforeEach(async (context) => {
+    canMount = await run('mount', ['-t', 'tmpfs', '-o', 'size=20m,nr_inodes=900', 'tmpfs', server.storageDir]).then(
+      () => true,
+      () => false,
+    );
+    if (!canMount) context.skip('no file system can be mounted');
+  });
+  afterEach(async () => {
+    if (canMount) await run('umount', ['--lazy', server.storageDir]);
+  });
+  /** Garbage in eight repositories, and an image that stays. */
+  const garbage = async () => {
+    for (let index = 0; index < 8; index++) {
+      await pushImage(await makeImage({ name: [], layers: [{ randomBytes: 50_000, seed: `old ${index}` }] }), `team-${index}/app:1`);
+      await registry.deleteTag(`team-${index}/app`, '1');
+    }
+    const kept = await pushImage(await makeImage({ name: [], layers: [base] }), 'kept:1');
+    await age();
+    return kept;
+  };
+  /** Leaves so many files to be made. */
+  const leave = async (count: number) => {
+    await run('sh', ['-c', 'mkdir "$0/full"; i=0; while true >"$0/full/$i"; do i=$((i+1)); done', server.storageDir]).catch(() => undefined);
+    for (const name of (await readdir(join(server.storageDir, 'full'))).slice(0, count)) await rm(join(server.storageDir, 'full', name));
+  };
+
+  it.each([18, 40, 80])('frees as much at a time as there are files for: %i', async (count) => {
+    const kept = await garbage();
+    const estimate = await collector.estimate(options());
+    await leave(count);
+    const sweeps: Garbage[] = [];
+    for (let isPartial = true; isPartial; ) {
+      expect(sweeps.length).toBeLessThan(20);
+      const sweep = await collector.sweep(options());
+      await sweep.remove();
+      sweeps.push(sweep.freed);
+      isPartial = sweep.isPartial;
+    }
+    expect(sweeps.length).toBeGreaterThan(1);
+    for (const what of ['blobs', 'bytes', 'revisions', 'links'] as const) expect(sweeps.reduce((sum, freed) => sum + freed[what], 0)).toBe(estimate[what]);
+    expect(await pull('kept:1')).toBe(kept);
+    expect(await left()).toEqual([]);
+    expect(await collector.estimate(options())).toMatchObject({ blobs: 0, revisions: 0, links: 0 });
+  });
+
+  it.each([
+    ['file', () => leave(0)],
+    ['room for a folder', () => leave(5)],
+    ['byte', () => run('sh', ['-c', 'cat /dev/zero >"$0/full" || true', server.storageDir])],
+  ])('says so where there is no %s, and has changed nothing', async (_, fill) => {
+    const kept = await garbage();
+    const before = await files();
+    const estimate = await collector.estimate(options());
+    await fill();
+    await expect(collector.sweep(options())).rejects.toMatchObject({ code: 'space_insufficient' });
+    expect(await files()).toEqual(before);
+    expect(await left()).toEqual([]);
+    await rm(join(server.storageDir, 'full'), { recursive: true });
+    expect(await collect()).toEqual(estimate);
+    expect(await pull('kept:1')).toBe(kept);
   });
 });

@@ -3,15 +3,15 @@
  * asks is told to send it again, and is then set aside on the same file system; only what a last look still does not need is removed. At every point before that
  * all of it can be brought back, whatever was killed. Why in this order: docs/adr/0011.
  */
-import { randomUUID } from 'node:crypto';
-import { mkdir, realpath, rename, rm, rmdir } from 'node:fs/promises';
+import { randomBytes, randomUUID } from 'node:crypto';
+import { mkdir, realpath, rename, rm, rmdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { ManifestReferences } from '@airdock/core/oci/manifest';
 import { z } from 'zod';
-import { syncFolder, writeDurably } from './durable-file.js';
+import { diskError, syncFolder, writeDurably } from './durable-file.js';
 import { LayerCache } from './layer-cache.js';
 import { folderNames, isGone, listFolder, listRepositoryFolders, readFileOrGone, registryRoot, statOrGone } from './registry-layout.js';
 import { type GarbageItem, type Survey, surveyRegistry } from './registry-survey.js';
@@ -71,14 +71,26 @@ export interface Sweep {
   freed: Garbage;
 }
 
+/** A sweep that is out of the way of everybody. */
+export interface SweptAside extends Sweep {
+  /** The disk had no room to set all of it aside: what was found beside it takes another sweep, when this has made room. */
+  isPartial: boolean;
+  remove(): Promise<void>;
+}
+
+/** Of bytes that are kept for the record of a sweep, while folders are made for what is set aside. */
+const recordBytes = 64 * 1024;
+
 export class RegistryCollector {
   /** Beside the folders that the registry knows, on their file system. */
   readonly #aside: string;
   readonly #condemned: string;
+  readonly #room: string;
 
   constructor(private readonly storageDir: string) {
     this.#aside = join(storageDir, 'airdock-garbage/aside');
     this.#condemned = join(storageDir, 'airdock-garbage/condemned');
+    this.#room = join(this.#aside, 'room');
   }
 
   /** Whether a sweep was cut short. */
@@ -124,9 +136,10 @@ export class RegistryCollector {
 
   /**
    * Frees what nothing needs. Resolves when it is out of the way of everybody; `remove` then gives the space back. Before that an abort or a failure brings back
-   * all that was set aside. Call `recover` first, and only one sweep at a time. Throws as `surveyRegistry`, `needed`, and the signal's reason.
+   * all that was set aside. Call `recover` first, and only one sweep at a time. Setting aside takes folders: on a full disk as much is set aside as there is room for. Throws as
+   * `surveyRegistry`, `needed`, the signal's reason, and `space_insufficient` where there is room for nothing.
    */
-  async sweep(options: SweepOptions): Promise<Sweep & { remove(): Promise<void> }> {
+  async sweep(options: SweepOptions): Promise<SweptAside> {
     const { signal, owner, onStep = () => undefined } = options;
     await this.#removeLinks();
     const since = youngSince(options);
@@ -135,14 +148,23 @@ export class RegistryCollector {
     await onStep('looked');
     const total = { itemsTotal: garbage.length, bytesTotal: garbage.reduce((sum, { size }) => sum + size, 0) };
     let aside: GarbageItem[] = [];
+    let full: AppError | undefined;
     const setAside = async (items: readonly GarbageItem[]) => {
       for (const item of items) {
         signal?.throwIfAborted();
-        if (await this.#setAside(item, since)) aside.push(item);
+        // What comes after it may be needed by it.
+        if (full) return;
+        try {
+          if (await this.#setAside(item, since)) aside.push(item);
+        } catch (error) {
+          if (!(error instanceof AppError && error.code === 'space_insufficient')) throw error;
+          full = error;
+        }
         options.onProgress?.({ ...total, itemsDone: aside.length, bytesDone: 0 });
       }
     };
     try {
+      if (garbage.length > 0) await this.#keepRoom();
       // Manifests first: what cannot be found any more may lose its parts.
       await setAside(garbage.filter(({ kind }) => kind === 'revision'));
       await setAside(garbage.filter(({ kind }) => kind === 'link'));
@@ -158,13 +180,15 @@ export class RegistryCollector {
       aside = await this.#bringBackKept(aside, await this.#survey(options, since, known));
       await onStep('settled');
       signal?.throwIfAborted();
+      if (full && aside.length === 0) throw full;
+      await rm(this.#room, { force: true });
       const sweep: Sweep = { id: randomUUID(), owner, freed: summarize(aside) };
       await writeDurably(join(this.#aside, 'sweep.json'), Buffer.from(JSON.stringify(sweep)));
       await rename(this.#aside, this.#condemned);
       await syncFolder(dirname(this.#condemned));
       await this.#forgetLayers(aside, options.layerCaches ?? []);
       await onStep('condemned');
-      return { ...sweep, remove: () => this.#remove(aside, options) };
+      return { ...sweep, isPartial: full !== undefined, remove: () => this.#remove(aside, options) };
     } catch (error) {
       if (await statOrGone(this.#aside)) {
         for (const path of await this.#listAside()) await this.#bringBack(path);
@@ -172,6 +196,16 @@ export class RegistryCollector {
       }
       signal?.throwIfAborted();
       throw error;
+    }
+  }
+
+  /** Without a record nothing could be freed of what was set aside. Throws `space_insufficient`. */
+  async #keepRoom(): Promise<void> {
+    try {
+      await mkdir(this.#aside, { recursive: true });
+      await writeFile(this.#room, randomBytes(recordBytes));
+    } catch (error) {
+      throw diskError(error, this.#room);
     }
   }
 
@@ -187,15 +221,15 @@ export class RegistryCollector {
     });
   }
 
-  /** False when it has gone by itself, or was written since the survey: then it stays. */
+  /** False when it has gone by itself, or was written since the survey: then it stays. Throws `space_insufficient` with nothing moved. */
   async #setAside({ path }: GarbageItem, since: Date): Promise<boolean> {
     const to = join(this.#aside, path);
-    await mkdir(dirname(to), { recursive: true });
     try {
+      await mkdir(dirname(to), { recursive: true });
       await rename(join(registryRoot(this.storageDir), path), to);
     } catch (error) {
       if (isGone(error)) return false;
-      throw error;
+      throw diskError(error, to);
     }
     if (((await statOrGone(join(to, contentOf(path))))?.mtime ?? 0) < since) return true;
     await this.#bringBack(path);

@@ -239,6 +239,9 @@ async function readAll(chunks: AsyncIterable<Uint8Array>, maxBytes: number, what
   return Buffer.concat(parts);
 }
 
+/** In words, or as distribution tells of an error of its file system: ENOSPC, EDQUOT. */
+const fullDisk = /no space left on device|disk quota exceeded|"Err":(?:28|122)\b/i;
+
 /** The error for a status that means failure. Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes */
 async function refusal(method: string, path: string, response: RegistryResponse): Promise<AppError> {
   const { status } = response;
@@ -248,7 +251,7 @@ async function refusal(method: string, path: string, response: RegistryResponse)
   );
   const { code, message } = firstError(text);
   const words = [code, message].filter(Boolean).join(': ');
-  if (/no space left on device|disk quota exceeded/i.test(text))
+  if (fullDisk.test(text))
     return new AppError('space_insufficient', {
       detail: `the registry's disk is full: ${method} ${path}: ${status} ${words}`.slice(0, 1000),
       registryStatus: status,

@@ -254,15 +254,18 @@ describe('SshConnection', () => {
     });
   });
 
-  it('tells a full disk from what else may fail', async () => {
-    const words = [
-      'write /var/lib/docker/tmp/x: no space left on device',
-      "E: You don't have enough free space in /var/cache/apt/archives/.",
-      'At least 12MB more space needed on the / filesystem.',
-    ];
+  it('tells a disk that is full or read-only from what else may fail', async () => {
+    const words = {
+      'write /var/lib/docker/tmp/x: no space left on device': 'host_disk_full',
+      "E: You don't have enough free space in /var/cache/apt/archives/.": 'host_disk_full',
+      'At least 12MB more space needed on the / filesystem.': 'host_disk_full',
+      "rm: cannot remove '/etc/docker/daemon.json': Read-only file system": 'host_disk_read_only',
+      'open /var/lib/docker/tmp/x: read-only file system': 'host_disk_read_only',
+      'dpkg: error: unable to open lock file: Read-only filesystem': 'host_disk_read_only',
+    };
     await withConnection(async (connection) => {
-      for (const word of words)
-        expect(await failure(connection.run(['sh', '-c', 'echo "$1" >&2; exit 1', 'sh', word]))).toMatchObject({ code: 'host_disk_full' });
+      for (const [word, code] of Object.entries(words))
+        expect(await failure(connection.run(['sh', '-c', 'echo "$1" >&2; exit 1', 'sh', word]))).toMatchObject({ code });
     });
   });
 

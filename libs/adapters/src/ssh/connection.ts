@@ -137,10 +137,10 @@ export class SshConnection implements AsyncDisposable {
   /** Both outputs of what sudo has run. Throws `host_sudo_failed` where it has run nothing. */
   private within(result: ExecResult, mark: string): [stdout: string, stderr: string] {
     const stdout = betweenMarks(result.stdout, mark);
-    if (stdout === undefined && result.exitCode !== 0) throw this.sudoFailed(result);
+    if (stdout === undefined) throw this.sudoFailed(result);
     const stderr = betweenMarks(result.stderr, mark);
     for (const one of [stdout, stderr]) this.noteNoise(one?.noise ?? '');
-    return [stdout?.text ?? result.stdout, stderr?.text ?? result.stderr];
+    return [stdout.text, stderr?.text ?? result.stderr];
   }
 
   private noteNoise(text: string): void {
@@ -237,8 +237,16 @@ export class SshConnection implements AsyncDisposable {
       // The program may end before it has read everything; its exit code tells why.
       else {
         if (first) channel.write(first);
-        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: ended.signal }).catch((error: unknown) => {
-          fed = error;
+        // Of a channel that is closed already ssh2 says nothing more, neither that its input was taken nor that it was not.
+        const over = new AbortController();
+        exit.then(
+          () => over.abort(),
+          () => undefined,
+        );
+        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: AbortSignal.any([ended.signal, over.signal]) }).catch((error: unknown) => {
+          const isOver = over.signal.aborted && !ended.signal.aborted;
+          fed = isOver ? new AppError('host_command_failed', { detail: `${full[0]} ended before it had read its input` }, { cause: error }) : error;
+          if (isOver && stdin.readableEnded) fed = undefined;
           channel.end();
         });
       }
@@ -361,13 +369,13 @@ export class SshConnection implements AsyncDisposable {
     return performance.now() - started;
   }
 
-  /** Lets the host listen for a tunnel, on a port or a Unix socket, or no longer. Throws ssh2's error of a refusal, and what breaks the connection. */
-  async forwardFrom(place: number | string, isWanted: boolean): Promise<void> {
+  /** Lets the host listen for a tunnel, on a port of `address` or a Unix socket, or no longer. Throws ssh2's error of a refusal, and what breaks the connection. */
+  async forwardFrom(place: number | string, isWanted: boolean, address = '127.0.0.1'): Promise<void> {
     await this.answered<void>(undefined, (resolve, reject) => {
       const done = (error?: Error | null) => (error ? reject(Object.assign(error, { reason: 'refused' })) : resolve());
       if (typeof place === 'number') {
-        if (isWanted) this.client.forwardIn('127.0.0.1', place, done);
-        else this.client.unforwardIn('127.0.0.1', place, done);
+        if (isWanted) this.client.forwardIn(address, place, done);
+        else this.client.unforwardIn(address, place, done);
       } else if (isWanted) this.client.openssh_forwardInStreamLocal(place, done);
       else this.client.openssh_unforwardInStreamLocal(place, done);
     });

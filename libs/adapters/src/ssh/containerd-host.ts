@@ -28,7 +28,10 @@ const ctr = ['ctr', '--namespace', 'k8s.io'];
 /** Manifests that are read with one command: its output is bounded. */
 const manifestsAtOnce = 50;
 
-/** Prints the configuration that containerd runs with: its main file, which its command line may name, and all that this imports. */
+/**
+ * Prints the configuration that containerd makes of its files: the main one, which its command line may name, and all that this imports. Before it, as comments, the main file, and which
+ * of them were changed after containerd had read them. The kernel tells the start of a process in ticks after the boot, of which the time is known to a second.
+ */
 const dumpScript = `
 pid=
 if [ -d /run/systemd/system ]; then pid=$(systemctl show -p MainPID --value containerd 2>/dev/null); fi
@@ -40,13 +43,27 @@ config=
 if [ -n "$pid" ]; then
   config=$(tr '\\0' '\\n' <"/proc/$pid/cmdline" | awk 'take {print; exit} $0 == "-c" || $0 == "--config" {take = 1} /^(-c|--config)=/ {sub(/^[^=]*=/, ""); print; exit}')
 fi
-echo "# \${config:-/etc/containerd/config.toml}"
-if [ -n "$config" ]; then set -- --config "$config"; fi
+main=\${config:-/etc/containerd/config.toml}
+echo "# $main"
+started=
+if [ -n "$pid" ] && read -r stat <"/proc/$pid/stat"; then
+  set -- \${stat##*) }
+  started=$(($(awk '$1 == "btime" {print $2}' /proc/stat) + \${20} / $(getconf CLK_TCK || echo 100)))
+fi
+if [ -n "$config" ]; then set -- --config "$config"; else set --; fi
 # The dump of containerd 2 leaves out what it takes over from files of older versions.
 case $(containerd --version | awk '{print $3}') in
-1.* | v1.*) exec containerd "$@" config dump ;;
-*) exec containerd "$@" config migrate ;;
-esac`;
+1.* | v1.*) dump=$(containerd "$@" config dump) || exit ;;
+*) dump=$(containerd "$@" config migrate) || exit ;;
+esac
+if [ -n "$started" ]; then
+  for file in "$main" $(printf '%s\\n' "$dump" | sed -n 's/^imports = \\[\\(.*\\)\\]$/\\1/p' | tr -d "\\"' " | tr , ' '); do
+    changed=$(stat -L -c %Y "$file" 2>/dev/null) || continue
+    # One from the future is of a clock that was set back.
+    if [ "$changed" -gt $((started + 2)) ] && [ "$changed" -le "$(date +%s)" ]; then echo "# changed=$file"; fi
+  done
+fi
+printf '%s\\n' "$dump"`;
 
 /** containerd on a host: images are pulled as the kubelet lets it pull them, through its CRI; all else is asked of the `ctr` that comes with it. */
 export class ContainerdHost implements RuntimeHost {
@@ -158,15 +175,29 @@ export class ContainerdHost implements RuntimeHost {
   }
 
   /**
-   * Kubernetes can use this containerd, which pulls by `hostsDir`: not its file counts, but what it makes of that and of all that this imports.
+   * Kubernetes can use this containerd, which pulls by `hostsDir`: not its file counts, but what it makes of that and of all that this imports, and when it has read them.
    * Throws `host_cri_unavailable`, `host_config_ineffective`, and `host_command_failed` where containerd cannot say.
    */
   async assertInForce(): Promise<void> {
     await this.assertCri();
-    const dump = await this.connection.run(['sh', '-c', dumpScript], { sudo: true, signal: this.signal });
+    const { dump, changed } = await this.dump();
     const file = cleanLine(dump.split('\n', 1)[0]?.slice(2) ?? '');
     const wrong = ineffectiveHostsDir({ file, text: dump }, this.hostsDir);
     if (wrong !== undefined) throw new AppError('host_config_ineffective', { detail: wrong });
+    if (changed !== undefined)
+      throw new AppError('host_config_ineffective', { detail: `${changed} was changed after containerd had read it: restart containerd` });
+  }
+
+  /** Whether a restart makes it read something new. Throws `host_command_failed`. */
+  async isBehindFiles(): Promise<boolean> {
+    return (await this.dump()).changed !== undefined;
+  }
+
+  /** What containerd makes of its files, and one that it has not read as it is now. */
+  private async dump(): Promise<{ dump: string; changed: string | undefined }> {
+    const dump = await this.connection.run(['sh', '-c', dumpScript], { sudo: true, signal: this.signal });
+    const [, changed] = /^# changed=(.+)$/m.exec(dump) ?? [];
+    return { dump, changed: changed === undefined ? undefined : cleanLine(changed) };
   }
 
   /** Target digests by full reference. */

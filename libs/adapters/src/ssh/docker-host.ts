@@ -1,5 +1,5 @@
 import type { Readable } from 'node:stream';
-import { hasMirror } from '@airdock/core/container-runtime/daemon-json';
+import { hasMirror, isFirstMirror } from '@airdock/core/container-runtime/daemon-json';
 import { AppError } from '@airdock/core/errors';
 import { cleanLine } from '@airdock/core/host/host-text';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
@@ -142,11 +142,15 @@ export class DockerHost implements RuntimeHost {
     }
   }
 
-  /** The running daemon asks this mirror: not its file counts, but what it made of that. Throws `host_config_ineffective`. */
+  /** The running daemon asks this mirror before any other: not its file counts, but what it made of that. Throws `host_config_ineffective`. */
   async assertInForce(mirror: string): Promise<void> {
     const mirrors = await this.mirrors();
-    if (mirrors && hasMirror(mirrors, mirror)) return;
+    if (mirrors && isFirstMirror(mirrors, mirror)) return;
     const seen = mirrors?.slice(0, 5).map((one) => cleanLine(one, 100));
+    if (mirrors && hasMirror(mirrors, mirror))
+      throw new AppError('host_config_ineffective', {
+        detail: `Docker asks ${seen?.[0]} before ${mirror}, and waits for it when it does not answer: configuring the host again puts ${mirror} first`,
+      });
     const detail = `/etc/docker/daemon.json names ${mirror}, and docker info ${seen?.length ? `names ${seen.join(', ')}` : 'names no mirror'}: does dockerd read another file (--config-file)?`;
     throw new AppError('host_config_ineffective', { detail });
   }

@@ -221,12 +221,20 @@ export class HostSystem {
     return new Map(found.flatMap(([status, name = '', version = '']) => (status === 'installed' && version ? [[name, version]] : [])));
   }
 
-  /** The versions of a package that Airdock's repositories have, as far as their lists were read; in the order of the package manager. */
+  /**
+   * The versions of a package that Airdock's repositories have, as far as their lists were read; in the order of the package manager. Throws
+   * `host_packages_locked`.
+   */
   async offeredVersions(family: PackageFamily, name: string): Promise<string[]> {
     const argv =
-      family === 'debian' ? ['apt-cache', ...aptOnly, 'madison', '--', name] : [await this.yum(), '-q', ...dnfOnly, 'list', '--showduplicates', name];
-    // No answer is an answer: dnf calls it an error.
-    const { stdout } = await this.connection.exec(argv, { sudo: true, signal: this.signal });
+      family === 'debian'
+        ? ['apt-cache', ...aptOnly, 'madison', '--', name]
+        : [await this.yum(), '-q', ...dnfAlways, ...dnfOnly, 'list', '--showduplicates', name];
+    // No answer is an answer: dnf calls it an error. Without its cache it reads the lists first, for which it wants their lock.
+    const { stdout } =
+      family === 'debian'
+        ? await this.connection.exec(argv, { sudo: true, signal: this.signal })
+        : await runPackageManager(this.connection, argv, this.lockSeconds, this.signal);
     const lines = stdout.split('\n', maxLines).map((line) => columnsOf(line.slice(0, maxLineLength), family));
     // `kubeadm | 1.20.11-00 | http://…`; `kubeadm.x86_64 1.20.11-0 airdock-x`, and `@airdock-x` of what is installed.
     const isOffered = ([first = '', , from = '']: string[]) => first.replace(/\.[a-z0-9_]+$/, '') === name && !from.startsWith('@');

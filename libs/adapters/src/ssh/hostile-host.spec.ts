@@ -1,9 +1,10 @@
 /** A host that has a shell as root and uses it against us: what it can do to the process that serves it, and to other hosts. */
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
+import { Readable } from 'node:stream';
 import type { AppError } from '@airdock/core/errors';
 import { type HostileConnection, type HostileSshOptions, messageOf, sshMessage, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
 import { waitFor } from '@airdock/testing/servers';
-import { begun } from '@airdock/testing/ssh-command';
+import { begun, printed } from '@airdock/testing/ssh-command';
 import type { ServerChannel } from 'ssh2';
 import { describe, expect, it } from 'vitest';
 import { connectSsh } from './connect.js';
@@ -352,3 +353,33 @@ function trickle(channel: ServerChannel): void {
   const timer = setInterval(() => channel.write('.'), 50);
   channel.once('close', () => clearInterval(timer));
 }
+
+describe('a program that ends in the moment in which it begins', () => {
+  const endsAtOnce = (code: number): HostileSshOptions => ({
+    onExec: (channel, _command, mark) => {
+      channel.stderr.write(printed(mark, '', code));
+      channel.write(printed(mark, '', code));
+      channel.exit(code);
+      channel.close();
+    },
+  });
+  const inputs: [what: string, input: () => Readable][] = [
+    ['no input', () => Readable.from([])],
+    ['a small input', () => Readable.from([Buffer.alloc(60)])],
+    ['more than fits into a window', () => Readable.from([Buffer.alloc(8 * mib)])],
+    ['an input that does not come', () => new Readable({ read: () => undefined })],
+  ];
+  it.each(inputs)('is not waited for with %s', async (_what, input) =>
+    withHost(endsAtOnce(69), async (connection) => {
+      for (let round = 0; round < 20; round++)
+        expect(await connection.exec(['true'], { stdin: input(), stallTimeoutMs: 3_000 })).toEqual({ exitCode: 69, stdout: '', stderr: '' });
+    }),
+  );
+
+  it('has not done its work when it has not read what it was given', async () =>
+    withHost(endsAtOnce(0), async (connection) => {
+      const stdin = new Readable({ read: () => undefined });
+      expect(await failure(connection.exec(['cat'], { stdin, stallTimeoutMs: 3_000 }))).toMatchObject({ code: 'host_command_failed' });
+      expect(stdin.destroyed).toBe(true);
+    }));
+});

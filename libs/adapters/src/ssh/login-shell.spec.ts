@@ -1,6 +1,6 @@
 /** Logins that print around what they run, that are no POSIX shells, or run nothing: real shells, behind an SSH server of the test. */
 import { createHash, randomBytes } from 'node:crypto';
-import { chmod, readFile, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import type { AppError } from '@airdock/core/errors';
@@ -127,6 +127,21 @@ describe('a login that prints', () => {
       expect(await connection.run(['echo', 'own'], { sudo: true })).toBe('own');
       expect(connection.noise).toBe('Last login: today');
     });
+  });
+});
+
+describe('a sudo that runs nothing, and says that all is well,', () => {
+  it.each([
+    ['in silence', 'exit 0'],
+    ['with a word of its own', 'echo sudo is not needed here'],
+    ['on its error output', 'echo use doas >&2'],
+  ])('is no success: %s', async (_what, script) => {
+    const bin = join(folder.path, `bin-${++count}`);
+    await mkdir(bin);
+    await writeFile(join(bin, 'sudo'), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    await withLogin({ shell: ['sh', '-c', `PATH=${bin}:$PATH; eval "$1"`, 'sh'] }, async (connection) =>
+      expect(await failure(connection.run(['cat', '/etc/hostname'], { sudo: true }))).toMatchObject({ code: 'host_sudo_failed' }),
+    );
   });
 });
 

@@ -54,7 +54,7 @@ while :; do
     "$@" >"$out" 2>&1 </dev/null
     code=$?
     if [ "$code" = 0 ] || ! grep -qiE '${refusals}' "$out" || { [ "$waited" -ge "$limit" ] && [ -z "$(holder)" ]; }; then
-      tail -c 2000 "$out"
+      tail -c 262144 "$out"
       exit "$code"
     fi
     held=$(holder)

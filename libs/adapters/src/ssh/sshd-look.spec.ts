@@ -1,16 +1,18 @@
 /** What a real sshd binds and refuses, by its settings and by the options of keys. */
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { networkInterfaces } from 'node:os';
+import type { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import { freePort } from '@airdock/testing/servers';
+import { findProgram, freePort } from '@airdock/testing/servers';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { connectSsh } from './connect.js';
 import type { SshConnection } from './connection.js';
 import { parseHostKey } from './keys.js';
-import { isLoopback, listenersOn } from './sshd-look.js';
+import { isLoopback, listenersOn, settingsOf } from './sshd-look.js';
 import { mayBindSockets, openTunnel, tryPort } from './tunnel.js';
 
 const failure = (promise: Promise<unknown>) =>
@@ -29,12 +31,17 @@ afterAll(() => new Promise((resolve) => target.close(resolve)));
 const connectTo = ({ port, user, privateKey, hostKeys }: Sshd) =>
   connectSsh({ address: '127.0.0.1', port, username: user, privateKey, hostKeyFingerprint: parseHostKey(hostKeys.ed25519) });
 
-async function withSshd(settings: string[], use: (connection: SshConnection, hostPort: number) => Promise<void>, keyOptions = ''): Promise<void> {
+async function withSshd(
+  settings: string[],
+  use: (connection: SshConnection, hostPort: number) => Promise<void>,
+  keyOptions = '',
+  port?: number,
+): Promise<void> {
   asked = [];
   await using sshd = await startSshd(settings);
   if (keyOptions) await sshd.restrictKey(keyOptions);
   await using connection = await connectTo(sshd);
-  await use(connection, await freePort());
+  await use(connection, port ?? (await freePort()));
 }
 const open = (connection: SshConnection, hostPort: number) =>
   openTunnel(connection, { hostPort, target: { host: '127.0.0.1', port: (target.address() as AddressInfo).port } });
@@ -110,6 +117,90 @@ describe('a tunnel to an sshd with', () => {
   );
 
   it.each([
+    ['localhost:PORT', ''],
+    ['127.0.0.1:PORT', ''],
+    ['*:PORT', ''],
+    ['PORT', ''],
+    ['localhost:1 localhost:PORT', ''],
+    ['any', 'permitlisten="localhost:PORT"'],
+    ['any', 'permitlisten="PORT"'],
+  ])('PermitListen %s and a key with %j lets us listen, and frees the port again', async (setting, keyOptions) => {
+    const port = await freePort();
+    const withPort = (text: string) => text.replaceAll('PORT', String(port));
+    await withSshd(
+      [`PermitListen ${withPort(setting)}`],
+      async (connection, hostPort) => {
+        for (let round = 0; round < 2; round++) {
+          const tunnel = await open(connection, hostPort);
+          expect(await answerOf('127.0.0.1', hostPort)).toBe('the registry');
+          expect((await listenersOn(connection, hostPort)).every(isLoopback)).toBe(true);
+          await tunnel.close();
+          expect(await listenersOn(connection, hostPort)).toEqual([]);
+        }
+        await tryPort(connection, hostPort);
+      },
+      withPort(keyOptions),
+      port,
+    );
+  });
+
+  it.each(['[::1]:PORT', '0.0.0.0:PORT', 'host.site:PORT'])('PermitListen %s says which line is enough', async (setting) => {
+    const port = await freePort();
+    const expected = { code: 'host_forwarding_refused', message: expect.stringContaining(`PermitListen 127.0.0.1:${port} is enough`) };
+    await withSshd(
+      [`PermitListen ${setting.replace('PORT', String(port))}`],
+      async (connection, hostPort) => expect(await failure(open(connection, hostPort))).toMatchObject(expected),
+      '',
+      port,
+    );
+  });
+
+  it('GatewayPorts yes and PermitListen localhost:PORT is closed as ever', async () => {
+    const port = await freePort();
+    await withSshd(
+      ['GatewayPorts yes', `PermitListen localhost:${port}`],
+      async (connection, hostPort) => {
+        expect(await failure(open(connection, hostPort))).toMatchObject({ code: 'tunnel_exposed' });
+        expect(await listenersOn(connection, hostPort)).toEqual([]);
+      },
+      '',
+      port,
+    );
+  });
+
+  // sshd says yes to localhost when it gets ::1 only.
+  it.skipIf(process.getuid?.() !== 0 || !findProgram('perl'))(
+    'PermitListen localhost:PORT is not content with the other half of localhost when another user was faster',
+    async () => {
+      const port = await freePort();
+      await withSshd(
+        [`PermitListen localhost:${port}`],
+        async (connection, hostPort) => {
+          // Node.js may be where no other user gets to.
+          const program = `my $s = IO::Socket::INET->new(LocalAddr => "127.0.0.1:${port}", Listen => 1) or die; $| = 1; print "listens"; sleep 60`;
+          const forwardFrom = connection.forwardFrom.bind(connection);
+          let other: ChildProcess | undefined;
+          vi.spyOn(connection, 'forwardFrom').mockImplementation(async (place, isWanted, address) => {
+            if (isWanted && address === 'localhost') {
+              other = spawn('perl', ['-MIO::Socket::INET', '-e', program], { cwd: '/', uid: 65_534, gid: 65_534, stdio: ['ignore', 'pipe', 'inherit'] });
+              await once(other.stdout as Readable, 'data');
+            }
+            await forwardFrom(place, isWanted, address);
+          });
+          expect(await failure(open(connection, hostPort))).toMatchObject({ code: 'host_port_taken', message: expect.stringContaining('another user') });
+          expect(asked).toEqual([]);
+          const ended = once(other as ChildProcess, 'exit');
+          other?.kill();
+          await ended;
+          expect(await listenersOn(connection, hostPort)).toEqual([]);
+        },
+        '',
+        port,
+      );
+    },
+  );
+
+  it.each([
     ['AllowStreamLocalForwarding no', 'AllowStreamLocalForwarding no', '', false],
     ['AllowStreamLocalForwarding local', 'AllowStreamLocalForwarding local', '', false],
     ['DisableForwarding yes', 'DisableForwarding yes', '', false],
@@ -175,6 +266,18 @@ describe('sessions of an sshd with', () => {
     withSshd(['Subsystem sftp internal-sftp', 'ForceCommand internal-sftp'], async (connection) =>
       expect(await failure(connection.run(['true'], { stallTimeoutMs: 3_000 }))).toMatchObject({ code: 'host_shell_unusable' }),
     ));
+});
+
+describe('settingsOf', () => {
+  it.each(['127.0.0.1:1', '[::1]:5100', 'none', 'a.example:1 [fd00::1]:2'])('names the file and the line of PermitListen %s', async (value) => {
+    const lines = [
+      `value=permitlisten ${value}`,
+      'line=/etc/ssh/sshd_config:3:PermitListen 10.0.0.1:9',
+      `line=/etc/ssh/sshd_config.d/a.conf:7:  PermitListen ${value}`,
+    ];
+    const host = { username: 'root', run: async () => lines.join('\n') };
+    expect(await settingsOf(host as unknown as SshConnection, 'tcp')).toBe(`PermitListen ${value} (/etc/ssh/sshd_config.d/a.conf:7)`);
+  });
 });
 
 describe('listenersOn', () => {

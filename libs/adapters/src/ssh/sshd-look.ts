@@ -25,6 +25,20 @@ export async function listenersOn(connection: SshConnection, port: number, signa
   return [...new Set(valuesOf(output, 'address').concat(valuesOf(output, 'hex').map(fromHex)))];
 }
 
+// Columns of /proc/net/tcp: the eighth is the user whose socket it is.
+const ownScript = `${path}
+own=$(id -u)
+port=$(printf '%04X' "$1")
+while read -r _ local _ state _ _ _ uid _; do
+  case "$state $local $uid" in "0A 0100007F:$port $own") echo own=yes ;; esac
+done </proc/net/tcp`;
+
+/** Whether it is the login user's own process, as its sshd is, that listens on a port of 127.0.0.1. */
+export async function isOwnListener(connection: SshConnection, port: number): Promise<boolean> {
+  const output = await connection.run(['sh', '-c', ownScript, 'sh', String(port)], { stallTimeoutMs: lookMs });
+  return valuesOf(output, 'own').length > 0;
+}
+
 /** As ss and systemd write it: `127.0.0.1`, `[::1]`, `127.0.0.1%lo`, `[::ffff:127.0.0.1]`. */
 export const isLoopback = (address: string): boolean => /^(?:::ffff:)?127\.\d{1,3}\.\d{1,3}\.\d{1,3}$|^::1$/i.test(address.replaceAll(/[[\]]|%.*$/g, ''));
 
@@ -98,18 +112,13 @@ export async function settingsOf(connection: SshConnection, about: keyof typeof 
   const output = await connection.run(['sh', '-c', settingsScript, 'sh', connection.username, address, names.join('|')], { sudo: true, ...options });
   const values = valuesOf(output, 'value').filter((value) => !usual.some((one) => one === value.toLowerCase()));
   const nameOf = (value: string) => names.find((name) => value.toLowerCase().startsWith(`${name.toLowerCase()} `)) ?? '';
-  // `FILE:LINE:TEXT`.
-  const lines = valuesOf(output, 'line').map((line) => line.split(':'));
-  const placeOf = (value: string) =>
-    lines
-      .filter(
-        ([, , text = '']) =>
-          text
-            .trim()
-            .toLowerCase()
-            .replace(/[\s=]+/, ' ') === value.toLowerCase(),
-      )
-      .map(([file, line]) => `${file}:${line}`);
+  // `FILE:LINE:TEXT`, where the text may have colons too.
+  const lines = valuesOf(output, 'line').map((line) => {
+    const [file, at, ...text] = line.split(':');
+    const setting = text.join(':').trim().toLowerCase();
+    return { place: `${file}:${at}`, setting: setting.replace(/[\s=]+/, ' ') };
+  });
+  const placeOf = (value: string) => lines.filter(({ setting }) => setting === value.toLowerCase()).map(({ place }) => place);
   const inForce = values.map(
     (value) => `${nameOf(value)} ${value.slice(nameOf(value).length + 1)}${placeOf(value).length > 0 ? ` (${listOf(placeOf(value))})` : ''}`,
   );

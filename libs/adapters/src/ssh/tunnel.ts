@@ -5,7 +5,7 @@ import { connect, type OnReadOpts, Socket } from 'node:net';
 import { AppError } from '@airdock/core/errors';
 import type { AcceptConnection, ClientChannel, RejectConnection } from 'ssh2';
 import type { SshConnection } from './connection.js';
-import { isLoopback, listenersOn, refusalOf, settingsOf } from './sshd-look.js';
+import { isLoopback, isOwnListener, listenersOn, refusalOf, settingsOf } from './sshd-look.js';
 
 export interface TunnelOptions {
   /** Listens on the host's 127.0.0.1 only. */
@@ -91,8 +91,9 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
     for (const forward of forwards) forward.destroy();
   };
   client.on('tcp connection', lead).on('unix connection', lead).on('channel refused', onRefused);
+  let address: string | undefined;
   try {
-    if (hostSocket === undefined) await bindPort(connection, hostPort);
+    if (hostSocket === undefined) address = await bindPort(connection, hostPort);
     else await bindSocket(connection, String(bound), hostSocket);
   } catch (error) {
     closeAll();
@@ -110,44 +111,57 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
     },
     close: async () => {
       // What is broken, or refused, frees the port as well.
-      await connection.forwardFrom(bound, false).catch(() => undefined);
+      await connection.forwardFrom(bound, false, address).catch(() => undefined);
       closeAll();
     },
   };
 }
 
-/** See `openTunnel`. OpenSSH gives no reason for a no. */
-async function bindPort(connection: SshConnection, port: number): Promise<void> {
+/**
+ * See `openTunnel`; returns the address by which sshd was asked. OpenSSH gives no reason for a no. What PermitListen names it compares as text, so that it
+ * may let us listen on `localhost` and not on 127.0.0.1. Of `localhost` it says yes also when it got ::1 only.
+ */
+async function bindPort(connection: SshConnection, port: number): Promise<string> {
+  let address = '127.0.0.1';
   const bind = () =>
-    connection.forwardFrom(port, true).then(
+    connection.forwardFrom(port, true, address).then(
       () => undefined,
       (error: unknown) => {
         if (error instanceof AppError) throw error;
         return error as Error;
       },
     );
-  const wide = async () => (await listenersOn(connection, port)).filter((address) => !isLoopback(address));
+  const giveUp = () => connection.forwardFrom(port, false, address).catch(() => undefined);
+  const wide = async () => (await listenersOn(connection, port)).filter((one) => !isLoopback(one));
+  const taken = (by: string, cause?: Error) =>
+    new AppError('host_port_taken', { detail: `127.0.0.1:${port} on the host could not be bound: ${by}`, port }, { cause });
+  const settled = async () => {
+    if (address === '127.0.0.1' || (await isOwnListener(connection, port))) return address;
+    await giveUp();
+    throw taken('another user listens there');
+  };
   let cause = await bind();
   if (cause) {
-    const taken = await listenersOn(connection, port);
-    const details = { detail: `127.0.0.1:${port} on the host could not be bound`, port };
-    if (taken.length > 0)
-      throw new AppError('host_port_taken', { ...details, detail: `${details.detail}: somebody listens on ${taken.join(', ')}` }, { cause });
+    const listeners = await listenersOn(connection, port);
+    if (listeners.length > 0) throw taken(`somebody listens on ${listeners.join(', ')}`, cause);
     // Whoever had it may have gone just now.
     cause = await bind();
-    if (cause)
-      throw new AppError(
-        'host_forwarding_refused',
-        { ...details, detail: `${connection.where}: ${details.detail}: ${await refusalOf(connection, 'tcp')}` },
-        { cause },
-      );
+    if (cause) {
+      address = 'localhost';
+      if (await bind()) {
+        const reason = await refusalOf(connection, 'tcp');
+        const enough = /permitlisten/i.test(reason) ? `; PermitListen 127.0.0.1:${port} is enough for this port` : '';
+        const detail = `${connection.where}: 127.0.0.1:${port} on the host could not be bound: ${reason}${enough}`;
+        throw new AppError('host_forwarding_refused', { detail, port }, { cause });
+      }
+    }
   }
   const seen = await listenersOn(connection, port);
-  if (seen.length > 0 && seen.every(isLoopback)) return;
+  if (seen.length > 0 && seen.every(isLoopback)) return settled();
   // Another program may listen on another address of the host: what is left without us is not ours.
-  await connection.forwardFrom(port, false).catch(() => undefined);
+  await giveUp();
   const others = await wide();
-  const own = seen.filter((address) => !isLoopback(address) && !others.includes(address));
+  const own = seen.filter((one) => !isLoopback(one) && !others.includes(one));
   if (own.length > 0)
     throw new AppError('tunnel_exposed', {
       detail: `${connection.where}: its sshd bound port ${port} on ${own.join(', ')}: ${await refusalOf(connection, 'address')}`,
@@ -157,8 +171,8 @@ async function bindPort(connection: SshConnection, port: number): Promise<void> 
     throw new AppError('tunnel_failed', { detail: `${connection.where}: on which addresses its sshd listens on port ${port} cannot be seen` });
   cause = await bind();
   const now = cause ? [] : await wide();
-  if (!cause && now.every((address) => others.includes(address))) return;
-  await connection.forwardFrom(port, false).catch(() => undefined);
+  if (!cause && now.every((one) => others.includes(one))) return settled();
+  await giveUp();
   throw new AppError('tunnel_failed', { detail: `${connection.where}: who listens on port ${port} changes too fast` }, cause ? { cause } : undefined);
 }
 

@@ -197,10 +197,32 @@ describe('ineffectiveHostsDir', () => {
     );
     expect(wrong(dump('io.containerd.grpc.v1.cri', 'config_path = "/srv/certs.d"'))).toContain('"/srv/certs.d"');
     expect(wrong(dump('io.containerd.grpc.v1.cri', `config_path = "${dir}.old"`))).toContain('.old');
+    expect(wrong(dump('io.containerd.grpc.v1.cri', `config_path = "/srv/certs.d:${dir}"`))).toContain('"/srv/certs.d:');
     expect(wrong(dump('io.containerd.other', 'x = 1'))).toContain('has no CRI plugin');
     expect(ineffectiveHostsDir({ file: '/opt/c.toml', text: 'version = 2' }, dir)).toBe('containerd runs with /opt/c.toml and has no CRI plugin');
     expect(refusal(() => wrong('oops'))).toContain('not valid TOML');
   });
+
+  // As containerd 2.4 prints it.
+  const images = (more: string, registry: string) =>
+    `version = 4\n[plugins.'io.containerd.cri.v1.images']\ndiscard_unpacked_layers = false\nimage_pull_with_sync_fs = false\n${more}\n[plugins.'io.containerd.cri.v1.images'.registry]\n${registry}`;
+  const transfers = 'disable_snapshot_annotations = true\nmax_concurrent_downloads = 3\nuse_local_image_pull = false';
+  const several = `config_path = '${dir}:/etc/docker/certs.d'`;
+
+  it.each([`config_path = '/srv/certs.d:${dir}'`, several, `config_path = '${dir}:'`])(
+    'says that the transfer service of containerd 2.1 takes %s for one folder',
+    (registry) => {
+      expect(wrong(images(transfers, registry))).toContain('use_local_image_pull');
+      expect(wrong(images(transfers, `config_path = '${dir}'`))).toBeUndefined();
+    },
+  );
+
+  it.each([
+    [transfers.replace('false', 'true'), several],
+    [transfers.replace('= 3', '= 10'), several],
+    [transfers.replace('= true', '= false'), several],
+    [transfers, `${several}\n[plugins.'io.containerd.cri.v1.images'.registry.configs.'r.site'.auth]\nusername = 'u'`],
+  ])('is content with several folders where containerd does without it: %s', (more, registry) => expect(wrong(images(more, registry))).toBeUndefined());
 });
 
 describe('renderHostsToml', () => {

@@ -58,10 +58,35 @@ export function ineffectiveHostsDir({ file, text }: { file: string; text: string
   const content = read(text);
   const plugin = ['io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'cri'].find((name) => tableOf(content, ['plugins', name, 'registry']));
   const effective = plugin === undefined ? undefined : tableOf(content, ['plugins', plugin, 'registry'])?.config_path;
-  if (typeof effective === 'string' && effective.split(':').includes(hostsDir)) return undefined;
+  // What a folder before it has for an upstream, or for all of them, counts in place of ours.
+  const folders = typeof effective === 'string' ? effective.split(':') : [];
+  const isOnePath = folders.length > 1 && folders.includes(hostsDir) && plugin !== undefined && usesTransferService(tableOf(content, ['plugins', plugin]));
+  if (folders[0] === hostsDir && !isOnePath) return undefined;
   const imports = Array.isArray(content.imports) ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10) : [];
-  const seen = plugin === undefined ? 'has no CRI plugin' : `has config_path = ${JSON.stringify(effective ?? '').slice(0, 200)} for its CRI, not ${hostsDir}`;
+  const path = JSON.stringify(effective ?? '').slice(0, 200);
+  const seen =
+    plugin === undefined
+      ? 'has no CRI plugin'
+      : isOnePath
+        ? `takes config_path = ${path} for one folder, since it pulls by its transfer service: name ${hostsDir} alone there, or set use_local_image_pull = true`
+        : `has config_path = ${path} for its CRI, not ${hostsDir}`;
   return `containerd runs with ${file}${imports.length > 0 ? `, which imports ${imports.join(', ')},` : ''} and ${seen}`;
+}
+
+/**
+ * True where the CRI leaves pulls to the transfer service, which knows one folder only: from containerd 2.1 on, unless it is told otherwise, or there are settings that the service lacks.
+ * Source: https://github.com/containerd/containerd/blob/v2.4.2/internal/cri/config/config.go#L545
+ */
+function usesTransferService(images: Record<string, unknown> | undefined): boolean {
+  const registry = images?.registry as Record<string, object | undefined> | undefined;
+  return (
+    images?.use_local_image_pull === false &&
+    images.disable_snapshot_annotations !== false &&
+    images.discard_unpacked_layers !== true &&
+    images.image_pull_with_sync_fs !== true &&
+    images.max_concurrent_downloads === 3 &&
+    ['mirrors', 'configs', 'auths'].every((key) => Object.keys(registry?.[key] ?? {}).length === 0)
+  );
 }
 
 /**

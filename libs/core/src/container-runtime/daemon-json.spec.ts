@@ -33,6 +33,22 @@ describe('mergeDaemonJson', () => {
     ['mirrors one below the other', '{"registry-mirrors": [\n    "https://m"\n  ]}', `{"registry-mirrors": [\n    "${mirror}",\n    "https://m"\n  ]}`],
     ['an empty list', '{"registry-mirrors": [ ]}', `{"registry-mirrors": ["${mirror}"]}`],
     ['a list that is null, as Go writes it', '{"registry-mirrors":null,"b":1}', `{"registry-mirrors":["${mirror}"],"b":1}`],
+    ['ours behind another one', `{"registry-mirrors": ["https://m", "${mirror}"]}`, `{"registry-mirrors": ["${mirror}", "https://m"]}`],
+    [
+      'ours with a slash, as the last of three',
+      `{"registry-mirrors":["https://m","https://n","${mirror}/"]}`,
+      `{"registry-mirrors":["${mirror}", "https://m","https://n"]}`,
+    ],
+    [
+      'ours between others, one below the other',
+      `{"registry-mirrors": [\n    "https://m",\n    "${mirror}",\n    "https://n"\n  ]}`,
+      `{"registry-mirrors": [\n    "${mirror}",\n    "https://m",\n    "https://n"\n  ]}`,
+    ],
+    [
+      'ours twice behind others',
+      `{"registry-mirrors": ["https://m", "${mirror}", "${mirror}/"], "b": 1}`,
+      `{"registry-mirrors": ["${mirror}", "https://m"], "b": 1}`,
+    ],
     ['a key of that name further down', '{"x":{"registry-mirrors":[]}}', `{"x":{"registry-mirrors":[]},${own}}`],
   ])('leaves %s as it is, and gives it back', (_, text, merged) => {
     expect(mergeDaemonJson(text, mirror)).toBe(merged);
@@ -86,7 +102,7 @@ it('what is merged means what was there with the mirror before it, and without i
   const value = fc.jsonValue({ maxDepth: 2 }).map((one) => JSON.stringify(one));
   const member = fc.tuple(blank, fc.constantFrom('a', 'b', 'c', 'é"'), blank, value, blank);
   const list = fc
-    .tuple(blank, fc.array(fc.webUrl(), { maxLength: 3 }), blank)
+    .tuple(blank, fc.array(fc.oneof(fc.webUrl(), fc.constantFrom(mirror, `${mirror}/`)), { maxLength: 4 }), blank)
     .map(([one, urls, two]) => `[${one}${urls.map((url) => JSON.stringify(url)).join(`,${two}`)}]`);
   const members = fc.uniqueArray(member, { maxLength: 4, selector: ([, name]) => name });
   fc.assert(
@@ -96,8 +112,12 @@ it('what is merged means what was there with the mirror before it, and without i
       const text = `{${parts.join(',')}${end}}`;
       const merged = mergeDaemonJson(text, mirror);
       const before = JSON.parse(text) as Record<string, unknown>;
-      expect(JSON.parse(merged)).toEqual({ ...before, 'registry-mirrors': [mirror, ...((before['registry-mirrors'] as string[] | undefined) ?? [])] });
+      const listed = (before['registry-mirrors'] as string[] | undefined) ?? [];
+      const isOurs = (one: string | undefined) => one === mirror || one === `${mirror}/`;
+      const foreign = listed.filter((one) => !isOurs(one));
+      expect(JSON.parse(merged)).toEqual({ ...before, 'registry-mirrors': isOurs(listed[0]) ? listed : [mirror, ...foreign] });
       expect(unmergeDaemonJson(merged, text, mirror)).toBe(text);
+      before['registry-mirrors'] = foreign;
       // Of a file whose first version is gone every other member stays.
       const taken = JSON.parse(unmergeDaemonJson(merged, null, mirror) ?? '{}') as Record<string, unknown>;
       expect({ 'registry-mirrors': [], ...taken }).toEqual({ 'registry-mirrors': [], ...before });

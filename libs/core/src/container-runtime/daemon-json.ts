@@ -24,7 +24,9 @@ export function mergeDaemonJson(text: string | null, mirror: string): string {
   const own = JSON.stringify(mirror);
   if (text === null || text.slice(mark.length).trim() === '') return `${mark}{\n  "${key}": [${own}]\n}\n`;
   const { text: plain, root, property, entries } = read(text);
-  if (hasMirror(entries.map(valueOf), mirror)) return text;
+  if (isFirstMirror(entries.map(valueOf), mirror)) return text;
+  const later = entries.filter((entry) => hasMirror([valueOf(entry)], mirror));
+  if (later.length > 0) return mergeDaemonJson(mark + without(plain, entries, later), mirror);
   const [, list] = property?.children ?? [];
   const [first] = entries;
   if (list && first) return mark + spliced(plain, first.offset, 0, `${own},${leadOf(plain, first) || ' '}`);
@@ -53,6 +55,9 @@ export function unmergeDaemonJson(text: string, before: string | null, mirror: s
 
 /** Docker shows mirrors with a slash at their end. */
 export const hasMirror = (mirrors: readonly string[], mirror: string): boolean => mirrors.some((one) => one.replace(/\/$/, '') === mirror);
+
+/** Docker asks mirrors one after the other, and waits for each that does not answer. */
+export const isFirstMirror = (mirrors: readonly string[], mirror: string): boolean => hasMirror(mirrors.slice(0, 1), mirror);
 
 function isMergeOf(before: string | null, text: string, mirror: string): boolean {
   try {

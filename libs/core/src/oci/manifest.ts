@@ -197,10 +197,12 @@ export function parseEntries(bytes: Uint8Array): { manifests: Descriptor[]; odd:
 function readHeader(bytes: Uint8Array, reason: unknown): Record<string, unknown> {
   if (bytes.byteLength > maxManifestBytes) throw reason;
   try {
-    return parseStrictJson(bytes) as Record<string, unknown>;
+    const json = parseStrictJson(bytes);
+    if (typeof json === 'object' && json !== null && !Array.isArray(json)) return json as Record<string, unknown>;
   } catch {
-    throw reason;
+    // Said by the reason.
   }
+  throw reason;
 }
 
 /** What a manifest or index refers to. */

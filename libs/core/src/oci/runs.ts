@@ -39,7 +39,7 @@ export function obstacleOn({ platforms, zstdPlatforms }: Runnable, { platform, r
   return runtime && !knowsZstd(runtime) && fitting.every((own) => zstdPlatforms?.includes(own)) ? 'compression' : undefined;
 }
 
-/** For people: `a, b (run nowhere), c (not for linux/arm64)`; of each kind the first few. */
+/** For people: `a, b (no image: needed in the registry only), c (not for linux/arm64)`; of each kind the first few. */
 export function explainObstacles(left: readonly { name: string; obstacle: Obstacle }[], { platform, runtime }: RunsWhere): string {
   const reasons: Record<Obstacle, string> = {
     artifact: 'no image: needed in the registry only',

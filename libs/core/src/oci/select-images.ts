@@ -26,10 +26,13 @@ function matcherOf(text: string): (image: Selectable) => boolean {
   const wanted = referenceOrNothing(text);
   if (!wanted) return () => false;
   const { tag, digest } = wanted;
-  const name = withoutDigest(text);
+  const name = selectedName(text);
   const hasDigest = (own: string | null | undefined) => !tag || !digest || !isDigest(own) || own === digest;
   return (image) => image.names.includes(name) && hasDigest(image.digest);
 }
+
+/** The full name of an image that a selection names, however it is spelt. What is no reference is itself. */
+export const selectedName = (text: string): string => (referenceOrNothing(text) ? withoutDigest(text) : text);
 
 function referenceOrNothing(text: string): Reference | undefined {
   try {

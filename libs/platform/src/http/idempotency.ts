@@ -5,6 +5,7 @@ import {
   createParamDecorator,
   type ExecutionContext,
   Injectable,
+  Logger,
   type NestInterceptor,
   UseInterceptors,
 } from '@nestjs/common';
@@ -46,6 +47,8 @@ export const JobRequest = createParamDecorator((_: unknown, context: ExecutionCo
 /** Answers a repeated POST with the first one's answer. */
 @Injectable()
 export class IdempotencyInterceptor implements NestInterceptor {
+  private readonly logger = new Logger(IdempotencyInterceptor.name);
+
   constructor(
     private readonly database: ServiceDatabase,
     private readonly secrets: SecretBox,
@@ -64,11 +67,18 @@ export class IdempotencyInterceptor implements NestInterceptor {
       return of(first.body === null ? undefined : JSON.parse(this.secrets.open(first.body, id)));
     }
     const run = async (): Promise<unknown> => {
+      let body: unknown;
       try {
-        const body: unknown = await new Promise((resolve, reject) => {
+        body = await new Promise((resolve, reject) => {
           let value: unknown;
           next.handle().subscribe({ next: (item) => (value = item), error: reject, complete: () => resolve(value) });
         });
+      } catch (error) {
+        // A refused request may be corrected and sent again with the same key.
+        await keys.delete({ id }).catch((cause: unknown) => this.logger.warn({ err: cause }, 'the key of a refused request is given back in a minute'));
+        throw error;
+      }
+      try {
         const headers = Object.fromEntries(keptHeaders.flatMap((name) => (reply.getHeader(name) ? [[name, String(reply.getHeader(name))]] : [])));
         await keys.update(
           { id },
@@ -79,12 +89,11 @@ export class IdempotencyInterceptor implements NestInterceptor {
             body: body === undefined ? null : this.secrets.seal(JSON.stringify(body), id),
           },
         );
-        return body;
       } catch (error) {
-        // A refused request may be corrected and sent again with the same key.
-        await keys.delete({ id });
-        throw error;
+        // It was done, and its answer is the true one: on a full disk the key cannot keep it. A job knows its key.
+        this.logger.warn({ err: error }, 'an answer could not be kept for its Idempotency-Key');
       }
+      return body;
     };
     return from([null]).pipe(mergeMap(run));
   }

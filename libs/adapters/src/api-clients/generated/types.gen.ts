@@ -289,6 +289,9 @@ export type Registry = {
         uid: number;
         program: string | null;
     }>;
+    /**
+     * Null without a local registry, and from its first start until its folder has been walked for the first time, which may be after the registry is ready
+     */
     storage: {
         path: string;
         /**
@@ -595,7 +598,7 @@ export type CreateBundle = {
      */
     uploadId?: string;
     /**
-     * Of the whole file, or of its parts in their order; checked before anything else. As 64 hex digits, or the text of a file of checksums: sha256sum, openssl, Get-FileHash, certutil. An upload may declare it too
+     * Of the whole file, or of its parts in their order; checked before anything else. As 64 hex digits, `sha256-` with base64, or the text of a file of checksums: sha256sum, openssl, Get-FileHash, certutil. What has the name of another algorithm is refused. An upload may declare it too
      */
     sha256?: string;
     /**
@@ -1286,6 +1289,10 @@ export type HostFacts = {
     memoryBytes: number;
     diskFreeBytes: number;
     dockerVersion: string | null;
+    /**
+     * Of the one that answers at /run/containerd, also where Docker uses it
+     */
+    containerdVersion: string | null;
     seenAt: string;
 };
 
@@ -2479,7 +2486,7 @@ export type Restore = {
 
 export type RestoreReport = {
     /**
-     * Images that were there
+     * Names that led to the image of the backup before. With `missing` and `conflicts` they are all names that were asked for, which is `images` of the result of the job
      */
     present: number;
     /**
