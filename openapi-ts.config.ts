@@ -5,7 +5,7 @@ const root = process.env.OPENAPI_CHECK_DIR;
 
 export default defineConfig({
   input: root ? `${root}/openapi/airdock.json` : './openapi/airdock.json',
-  output: { path: root ? `${root}/client` : 'libs/adapters/src/api-clients/generated', module: { extension: '.js' } },
+  output: { path: root ? `${root}/client` : 'libs/clients/src/generated', module: { extension: '.js' } },
   plugins: ['@hey-api/client-fetch', '@hey-api/typescript', '@hey-api/sdk'],
   logs: { level: 'silent' },
 });

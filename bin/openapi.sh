@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH="$PWD/node_modules/.bin:$PATH"
-documents=openapi client=libs/adapters/src/api-clients/generated errors=docs/errors.md
+documents=openapi client=libs/clients/src/generated errors=docs/errors.md
 if [ "${1:-}" != --check ]; then
   node apps/du/dist/openapi.js "$documents"
   openapi-ts -f openapi-ts.config.ts >/dev/null

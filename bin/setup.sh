@@ -65,7 +65,7 @@ build_ssh2() {
     say "no g++, make, python3 or headers of Node.js: ssh2 does without its C++ part, tunnels need twice the processor time"
     return
   fi
-  folder=$(dirname "$(realpath "$ROOT/libs/adapters/node_modules/ssh2/package.json")")/lib/protocol/crypto
+  folder=$(dirname "$(realpath "$ROOT/libs/ssh/node_modules/ssh2/package.json")")/lib/protocol/crypto
   (cd "$folder" && "$ROOT/node_modules/.bin/node-gyp" rebuild --nodedir="$prefix" "--real_openssl_major=$(node -p 'parseInt(process.versions.openssl)')") \
     >"$AIRDOCK_CACHE/ssh2.log" 2>&1 || say "ssh2's C++ part was not built, see $AIRDOCK_CACHE/ssh2.log"
 }

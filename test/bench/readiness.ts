@@ -13,7 +13,7 @@ import {
   getClusterReadiness,
   getReadinessCheck,
   listImages,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
+} from '@airdock/clients/generated/sdk.gen';
 import { labCacheDir } from '@airdock/testing/lab/engine';
 import { tempDir } from '@airdock/testing/servers';
 import { register } from '../support/bundles.js';

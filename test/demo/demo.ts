@@ -23,9 +23,9 @@ import {
   getRegistry,
   listImages,
   putRegistry,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Job } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { AppError, fromProblem } from '@airdock/core/errors';
 import { buildDockerArchive, buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import type { LabHost } from '@airdock/testing/lab/host';

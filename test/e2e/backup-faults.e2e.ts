@@ -8,6 +8,9 @@ import { existsSync, readFileSync, statSync } from 'node:fs';
 import { chmod, mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { openBackup } from '@airdock/backup-store/backup-source';
+import { BackupStore } from '@airdock/backup-store/backup-store';
+import { FolderStorage } from '@airdock/backup-store/folder-storage';
 import {
   createBackup,
   createBackupOperation,
@@ -31,14 +34,11 @@ import {
   listImages,
   listJobs,
   retryJob,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Backup, BackupAction, Job, RetentionPolicy } from '@airdock/adapters/api-clients/generated/types.gen';
-import { openBackup } from '@airdock/adapters/backup-store/backup-source';
-import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
-import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
-import { digestOfFile } from '@airdock/adapters/oci-client/hash-pool';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Backup, BackupAction, Job, RetentionPolicy } from '@airdock/clients/generated/types.gen';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
+import { digestOfFile } from '@airdock/disk/files/hash-pool';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { findProgram, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';

@@ -3,9 +3,9 @@ import { randomBytes } from 'node:crypto';
 import { appendFile, copyFile, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import { createBundle, createPush, getBundle, getPush, listImages } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job, Problem } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createBundle, createPush, getBundle, getPush, listImages } from '@airdock/clients/generated/sdk.gen';
+import type { Job, Problem } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { AppError, toProblem } from '@airdock/core/errors';
 import {
   breakConfig,

@@ -13,9 +13,9 @@ import {
   getClusterUpgrade,
   getReadinessCheck,
   putRegistry,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Cluster, CreateCluster, Readiness } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Cluster, CreateCluster, Readiness } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { startQbert } from '@airdock/testing/qbert';

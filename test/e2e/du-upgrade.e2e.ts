@@ -23,11 +23,11 @@ import {
   listImages,
   putRegistry,
   rollBackDuUpgrade,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { DuUpgrade, Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { localPushPasswordFile } from '@airdock/adapters/registry-engine/local-push';
+} from '@airdock/clients/generated/sdk.gen';
+import type { DuUpgrade, Job } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { digestOf } from '@airdock/core/oci/digest';
+import { localPushPasswordFile } from '@airdock/registry/engine/local-push';
 import { buildDockerArchive, buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { findProgram, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';

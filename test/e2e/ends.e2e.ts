@@ -1,7 +1,7 @@
 /** What a DU was told to end with itself is ended, whatever else ends at the same moment. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { createPush, getJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
+import { createPush, getJob } from '@airdock/clients/generated/sdk.gen';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { tempDir, waitFor } from '@airdock/testing/servers';
 import { describe, expect, it } from 'vitest';

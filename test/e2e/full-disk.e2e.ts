@@ -21,11 +21,11 @@ import {
   listJobs,
   rebuildCatalogue,
   retryJob,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Job } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { parseManifest } from '@airdock/core/oci/manifest';
+import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { carryIn, push, register, writeLargeBundle } from '../support/bundles.js';

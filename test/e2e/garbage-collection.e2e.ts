@@ -14,9 +14,9 @@ import {
   getJob,
   getRegistry,
   listImages,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Job } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { carryIn, push, register, writeLargeBundle } from '../support/bundles.js';

@@ -1,9 +1,9 @@
 /** How hosts are reached: passwords for login and sudo, jump hosts, host keys, kinds of user keys. On real hosts with a real sshd and sudo. */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { getHost, patchHost } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { CreateHost, CreateSshCredential } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { getHost, patchHost } from '@airdock/clients/generated/sdk.gen';
+import type { CreateHost, CreateSshCredential } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { type TempDir, tempDir } from '@airdock/testing/servers';

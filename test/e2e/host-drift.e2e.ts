@@ -1,9 +1,9 @@
 /** Hosts that are no longer as they were configured: found, told, and put right, on real hosts with a real sshd, Docker and containerd. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createHostConfiguration, getHost, getHostConfiguration, listHosts } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createHostConfiguration, getHost, getHostConfiguration, listHosts } from '@airdock/clients/generated/sdk.gen';
+import type { CreateHostConfiguration } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';

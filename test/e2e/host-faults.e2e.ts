@@ -1,9 +1,9 @@
 /** What breaks while hosts are configured: connections, the DU, the hosts themselves, their disks and their Docker. Real hosts, one for each step. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createHostConfiguration, getJob, retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { CreateHostConfiguration, Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createHostConfiguration, getJob, retryJob } from '@airdock/clients/generated/sdk.gen';
+import type { CreateHostConfiguration, Job } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';

@@ -1,7 +1,7 @@
 /** The flags of configure-hosts in all their combinations, on a real host that has Docker, each compared with what is written down here. */
 import { join } from 'node:path';
-import type { CreateHostConfiguration } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import type { CreateHostConfiguration } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';

@@ -1,7 +1,7 @@
 /** Hosts whose configuration lies on a disk that has no byte or no inode left, or is mounted read-only: what was brought is checked, and taken away again. */
 
-import { retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { retryJob } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { type TempDir, tempDir } from '@airdock/testing/servers';

@@ -1,8 +1,8 @@
 /** The ports of hosts through which they reach the DU: nobody there but root can answer on them, whatever becomes of the tunnel. */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createSshCredential, patchHost } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createSshCredential, patchHost } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { addAptMetadata, makeDeb } from '@airdock/testing/lab/package-folders';

@@ -5,16 +5,8 @@ import { appendFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { zstdCompressSync } from 'node:zlib';
-import {
-  createImageSet,
-  createReadinessCheck,
-  getBundle,
-  getHost,
-  getMissingImages,
-  getReadinessCheck,
-  listImages,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createImageSet, createReadinessCheck, getBundle, getHost, getMissingImages, getReadinessCheck, listImages } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { digestOf } from '@airdock/core/oci/digest';
 import { type Descriptor, mediaTypes } from '@airdock/core/oci/manifest';
 import { addArtifact, addManifest, buildOciLayout, makeImage } from '@airdock/testing/bundles';

@@ -2,9 +2,9 @@
 import { generateKeyPairSync } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { getBundle, getHost } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { CreateHostConfiguration, Problem } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { getBundle, getHost } from '@airdock/clients/generated/sdk.gen';
+import type { CreateHostConfiguration, Problem } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';

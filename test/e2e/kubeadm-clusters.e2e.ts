@@ -9,9 +9,9 @@ import {
   getJob,
   listJobs,
   retryJob,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Cluster, Job, Upgrade } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Cluster, Job, Upgrade } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { fromProblem } from '@airdock/core/errors';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { kubernetesImages, makeKubernetesPackages } from '@airdock/testing/lab/kubeadm';

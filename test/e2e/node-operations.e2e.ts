@@ -1,9 +1,9 @@
 /** Kubernetes nodes made of real hosts, with stand-ins of kubeadm, kubelet and kubectl: see docs/nodes.md. */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createNodeOperation, getNodeOperation } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job, NodeAction, NodeCluster, NodeOperation } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createNodeOperation, getNodeOperation } from '@airdock/clients/generated/sdk.gen';
+import type { Job, NodeAction, NodeCluster, NodeOperation } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { fromProblem } from '@airdock/core/errors';
 import { renderInitConfig, renderJoinConfig } from '@airdock/core/kubernetes/kubeadm-config';
 import type { LabHost } from '@airdock/testing/lab/host';

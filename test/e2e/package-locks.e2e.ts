@@ -1,10 +1,10 @@
 /** Hosts whose package manager is in use by somebody else. */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { connectSsh } from '@airdock/adapters/ssh/connect';
-import type { SshConnection } from '@airdock/adapters/ssh/connection';
-import { HostSystem } from '@airdock/adapters/ssh/host-system';
 import { AppError } from '@airdock/core/errors';
+import { HostSystem } from '@airdock/host/system/host-system';
+import { connectSsh } from '@airdock/ssh/connection/connect';
+import type { SshConnection } from '@airdock/ssh/connection/connection';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { makeDeb } from '@airdock/testing/lab/package-folders';

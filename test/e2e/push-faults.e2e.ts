@@ -1,7 +1,7 @@
 /** What a push runs on is taken away in the middle of it: Redis with everything in it, the DU, the registry, or the wish to go on. */
-import { cancelJob, createPush, getJob, retryJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { cancelJob, createPush, getJob, retryJob } from '@airdock/clients/generated/sdk.gen';
+import type { Job } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { startRedis, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { register, writeLargeBundle } from '../support/bundles.js';

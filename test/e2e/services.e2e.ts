@@ -16,8 +16,8 @@ import {
   listImages,
   listTunnels,
   listWebhookDeliveries,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Job } from '@airdock/clients/generated/types.gen';
 import { type Lab, startLab } from '@airdock/testing/lab/lab';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';

@@ -12,8 +12,8 @@ import {
   liftHostQuarantine,
   listHostConfigurations,
   retryJob,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { type HostileSshServer, messageOf, sshMessage, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { printed } from '@airdock/testing/ssh-command';

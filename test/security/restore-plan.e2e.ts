@@ -18,9 +18,9 @@ import {
   listHosts,
   listSshCredentials,
   retryJob,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job, Restore } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Job, Restore } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { freePort, type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';

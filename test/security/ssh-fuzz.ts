@@ -7,9 +7,9 @@ import { fork } from 'node:child_process';
 import { createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import { connectSsh } from '@airdock/adapters/ssh/connect';
-import { parseHostKey } from '@airdock/adapters/ssh/keys';
-import { openTunnel } from '@airdock/adapters/ssh/tunnel';
+import { connectSsh } from '@airdock/ssh/connection/connect';
+import { parseHostKey } from '@airdock/ssh/connection/keys';
+import { openTunnel } from '@airdock/ssh/tunnel/tunnel';
 import { type HostileConnection, messageOf, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
 
 const hostPort = 5100;

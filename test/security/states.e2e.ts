@@ -14,8 +14,8 @@ import {
   listSshCredentials,
   listTunnels,
   listWebhookEndpoints,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { startPostgres, type TempDir, type TestServer, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';

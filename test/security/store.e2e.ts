@@ -24,9 +24,9 @@ import {
   listBackupTargets,
   listHosts,
   listTunnels,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job, Restore } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Job, Restore } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';

@@ -2,16 +2,8 @@
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import {
-  createBackup,
-  createHost,
-  createRestore,
-  createSshCredential,
-  getBackup,
-  getRestore,
-  listBackupTargets,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createBackup, createHost, createRestore, createSshCredential, getBackup, getRestore, listBackupTargets } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
-import { createBundle, createPush } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createBundle, createPush } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { buildDockerArchive, buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { resourceId, success } from './jobs.js';
 

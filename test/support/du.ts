@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createServiceClient } from '@airdock/adapters/api-clients/service-clients';
+import { createServiceClient } from '@airdock/clients/service-clients';
 import { findProgram, freePort, waitFor } from '@airdock/testing/servers';
 import { stringify } from 'yaml';
 

@@ -2,8 +2,8 @@
 import { type Dirent, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
-import { probeRegistry, registrySockets } from '@airdock/adapters/registry-engine/process-engine';
+import type { Client } from '@airdock/clients/service-clients';
+import { probeRegistry, registrySockets } from '@airdock/registry/engine/process-engine';
 import { waitFor } from '@airdock/testing/servers';
 import { Du, type DuOptions } from './du.js';
 import { childOf, registryPid } from './processes.js';

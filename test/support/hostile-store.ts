@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { zstdCompressSync, zstdDecompressSync } from 'node:zlib';
-import type { ServiceState } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { ServiceState } from '@airdock/clients/generated/types.gen';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');

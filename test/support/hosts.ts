@@ -7,7 +7,7 @@ import {
   getHostCheck,
   getHostConfiguration,
   listTunnels,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
+} from '@airdock/clients/generated/sdk.gen';
 import type {
   ConfiguredHost,
   CreateHost,
@@ -16,8 +16,8 @@ import type {
   HostCheckResult,
   Job,
   Tunnel,
-} from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import type { LabHost } from '@airdock/testing/lab/host';
 import { endOf, resourceId } from './jobs.js';
 import { digestAt, nameOf } from './registry.js';

@@ -1,6 +1,6 @@
-import { getJob, streamJob } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { getJob, streamJob } from '@airdock/clients/generated/sdk.gen';
+import type { Job } from '@airdock/clients/generated/types.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { fromProblem } from '@airdock/core/errors';
 import { waitFor } from '@airdock/testing/servers';
 

@@ -1,5 +1,5 @@
-import { getBundle } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { getBundle } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 
 const manifestTypes =
   'application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json';

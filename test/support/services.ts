@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Client, createServiceClient } from '@airdock/adapters/api-clients/service-clients';
+import { type Client, createServiceClient } from '@airdock/clients/service-clients';
 import { type CrashableServer, findProgram, freePort, startPostgres, startRedis, waitFor } from '@airdock/testing/servers';
 import { stringify } from 'yaml';
 import { nodeFlags, repository } from './du.js';

@@ -1,5 +1,5 @@
-import { createHost, createSshCredential } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Client } from '@airdock/adapters/api-clients/service-clients';
+import { createHost, createSshCredential } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
 import { type SshServer, startSshServer } from '@airdock/testing/ssh-server';
 
 /** What a host of the lab answers, without being one. */

@@ -1,10 +1,10 @@
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { PmkClient } from '@airdock/adapters/pmk/pmk-client';
 import { AppError } from '@airdock/core/errors';
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import { startComponent } from '@airdock/platform/component';
 import { idOf } from '@airdock/platform/ids';
+import { PmkClient } from '@airdock/pmk/pmk-client';
 import { startQbert } from '@airdock/testing/qbert';
 import { type JsonRequest, startJsonServer, startRedis, tempDir } from '@airdock/testing/servers';
 import request from 'supertest';

@@ -1,4 +1,4 @@
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { defineService, type Roles } from '@airdock/platform/service';
 import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';

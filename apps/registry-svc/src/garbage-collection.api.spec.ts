@@ -1,12 +1,12 @@
 import { mkdir, readdir, rename, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { openBundle } from '@airdock/adapters/oci-client/bundle';
-import { copyImages } from '@airdock/adapters/oci-client/copy-image';
-import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
-import { registrySockets } from '@airdock/adapters/registry-engine/process-engine';
 import type { Digest } from '@airdock/core/oci/digest';
+import { openBundle } from '@airdock/oci/bundle/bundle';
+import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import { copyImages } from '@airdock/registry/copy/copy-image';
+import { registrySockets } from '@airdock/registry/engine/process-engine';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { freePort, type JsonRequest, startJsonServer, startRedis, tempDir, waitFor } from '@airdock/testing/servers';
 import request from 'supertest';

@@ -1,5 +1,5 @@
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { OutboundTargets } from '@airdock/adapters/http/outbound-targets';
+import { ServiceClients } from '@airdock/clients/service-clients';
+import { OutboundTargets } from '@airdock/outbound/outbound-targets';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { defineService, type Roles } from '@airdock/platform/service';
 import { serviceClientsProvider } from '@airdock/platform/service-clients';

@@ -1,8 +1,8 @@
 import { isDeepStrictEqual } from 'node:util';
-import type { BackupStorage } from '@airdock/adapters/backup-store/backup-storage';
-import { BackupStore } from '@airdock/adapters/backup-store/backup-store';
-import { FolderStorage } from '@airdock/adapters/backup-store/folder-storage';
-import type { LockOptions, StoreLock } from '@airdock/adapters/backup-store/store-lock';
+import type { BackupStorage } from '@airdock/backup-store/backup-storage';
+import { BackupStore } from '@airdock/backup-store/backup-store';
+import { FolderStorage } from '@airdock/backup-store/folder-storage';
+import type { LockOptions, StoreLock } from '@airdock/backup-store/store-lock';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { type BackupTargetConfig, CONFIG, type Config } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
@@ -149,7 +149,7 @@ export class BackupTargetService {
     if ('folder' in target) return FolderStorage.open(target.folder);
     const { secretKeyFile, ...s3 } = target.s3;
     // Loaded by those who need it: it is large.
-    const { S3Storage } = await import('@airdock/adapters/backup-store/s3-storage');
+    const { S3Storage } = await import('@airdock/backup-store/s3-storage');
     return new S3Storage({ ...s3, secretAccessKey: (await readKey(secretKeyFile)).trim() });
   }
 

@@ -1,6 +1,6 @@
 import { createHash, randomUUID } from 'node:crypto';
-import type { SignedRecord } from '@airdock/adapters/backup-store/backup-records';
-import type { BackupStore } from '@airdock/adapters/backup-store/backup-store';
+import type { SignedRecord } from '@airdock/backup-store/backup-records';
+import type { BackupStore } from '@airdock/backup-store/backup-store';
 import { AppError } from '@airdock/core/errors';
 import { now } from '@airdock/platform/database';
 import type { TargetProblem } from '../backup-target/backup-target.schema.js';

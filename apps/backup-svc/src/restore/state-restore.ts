@@ -1,5 +1,5 @@
-import { putStateRows } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { putStateRows } from '@airdock/clients/generated/sdk.gen';
+import type { ServiceClients } from '@airdock/clients/service-clients';
 import { parseBoundedJson } from '@airdock/core/bounded-json';
 import { AppError } from '@airdock/core/errors';
 import { digestOf } from '@airdock/core/oci/digest';

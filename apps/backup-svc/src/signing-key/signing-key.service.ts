@@ -1,4 +1,4 @@
-import { groupsOf, parsePublicKey, type RecordKeys, type SigningKey as RecordSigningKey, signingKeyOf } from '@airdock/adapters/backup-store/record-signature';
+import { groupsOf, parsePublicKey, type RecordKeys, type SigningKey as RecordSigningKey, signingKeyOf } from '@airdock/backup-store/record-signature';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';

@@ -1,6 +1,6 @@
-import { OutboundPost, type PostOutcome } from '@airdock/adapters/http/outbound-post';
 import { AppError } from '@airdock/core/errors';
 import { pingEvent } from '@airdock/core/events';
+import { OutboundPost, type PostOutcome } from '@airdock/outbound/outbound-post';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { atomically, columns, isUniqueViolation, now, ServiceDatabase, type Statement } from '@airdock/platform/database';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';

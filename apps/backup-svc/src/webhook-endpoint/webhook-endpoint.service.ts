@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
-import { OutboundPost } from '@airdock/adapters/http/outbound-post';
 import { AppError } from '@airdock/core/errors';
 import { matchesEventFilter } from '@airdock/core/events';
+import { OutboundPost } from '@airdock/outbound/outbound-post';
 import { now, type Statement } from '@airdock/platform/database';
 import { Outbox } from '@airdock/platform/events/outbox';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';

@@ -1,7 +1,7 @@
-import { duVersionNow } from '@airdock/adapters/api-clients/du-version';
-import { getRegistry, listPackageRepositories } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { PackageRepository } from '@airdock/adapters/api-clients/generated/types.gen';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { duVersionNow } from '@airdock/clients/du-version';
+import { getRegistry, listPackageRepositories } from '@airdock/clients/generated/sdk.gen';
+import type { PackageRepository } from '@airdock/clients/generated/types.gen';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { duCapabilities } from '@airdock/core/du-version';
 import { AppError } from '@airdock/core/errors';
 import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';

@@ -1,4 +1,4 @@
-import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
+import { assertSucceeded, followJob } from '@airdock/clients/follow-job';
 import {
   createHostCheck,
   createPush,
@@ -8,9 +8,9 @@ import {
   getMissingImages,
   listImageSets,
   listTunnels,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Host, HostCheckResult, ImageSet, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+} from '@airdock/clients/generated/sdk.gen';
+import type { Host, HostCheckResult, ImageSet, SetImage, Tunnel } from '@airdock/clients/generated/types.gen';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { formatReference, localReferences, parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';

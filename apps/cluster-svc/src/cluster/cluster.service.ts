@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util';
-import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { Host } from '@airdock/clients/generated/types.gen';
 import { AppError, fromProblem, isTransient, type Problem } from '@airdock/core/errors';
 import { assertNetworksApart } from '@airdock/core/ipv4-network';
 import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';

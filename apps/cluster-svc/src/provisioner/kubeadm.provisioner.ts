@@ -1,7 +1,7 @@
-import { followJob } from '@airdock/adapters/api-clients/follow-job';
-import { createNodeOperation } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { NodeAction, NodeCluster } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { followJob } from '@airdock/clients/follow-job';
+import { createNodeOperation } from '@airdock/clients/generated/sdk.gen';
+import type { NodeAction, NodeCluster } from '@airdock/clients/generated/types.gen';
+import type { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError, fromProblem } from '@airdock/core/errors';
 import { criSocketOf, plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';

@@ -1,11 +1,11 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { PmkClient, type PmkCluster, type PmkNode } from '@airdock/adapters/pmk/pmk-client';
 import { AppError } from '@airdock/core/errors';
 import { upgradeKind } from '@airdock/core/kubernetes-version';
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import type { Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { readSecretFile } from '@airdock/platform/secret-file';
+import { PmkClient, type PmkCluster, type PmkNode } from '@airdock/pmk/pmk-client';
 import type { Found, Provisioner, Target, TargetNode, UpgradeBatch, WantedCluster } from './provisioner.schema.js';
 
 const firstLookMs = 200;

@@ -1,4 +1,4 @@
-import type { Host } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { Host } from '@airdock/clients/generated/types.gen';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import type { PackageFields, RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';
 import type { ClusterNetwork, ClusterNode, ClusterOptions } from './cluster-shape.schema.js';

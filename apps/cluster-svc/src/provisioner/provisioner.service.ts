@@ -1,4 +1,4 @@
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import type { ProvisionerName } from './cluster-shape.schema.js';

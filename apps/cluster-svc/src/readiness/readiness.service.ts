@@ -1,4 +1,4 @@
-import type { Host, HostCheckResult, ImageSet, SetImage, Tunnel } from '@airdock/adapters/api-clients/generated/types.gen';
+import type { Host, HostCheckResult, ImageSet, SetImage, Tunnel } from '@airdock/clients/generated/types.gen';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
 import { withoutDigest } from '@airdock/core/oci/reference';

@@ -1,4 +1,4 @@
-import { scriptFunctions, statusScript, systemFactsScript } from '@airdock/adapters/ssh/host-system';
+import { scriptFunctions, statusScript, systemFactsScript } from '@airdock/host/system/host-system';
 
 /**
  * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a program that the host lacks only

@@ -1,12 +1,12 @@
-import { firstCommandMs } from '@airdock/adapters/ssh/command-time';
-import type { SshConnection } from '@airdock/adapters/ssh/connection';
-import { DockerHost } from '@airdock/adapters/ssh/docker-host';
-import { type SystemFacts, systemFacts } from '@airdock/adapters/ssh/host-system';
-import { settingsOf } from '@airdock/adapters/ssh/sshd-look';
-import { mayBindSockets, tryPort } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
 import type { HeldPort, HostPorts } from '@airdock/core/host/held-port';
 import { packageFamily } from '@airdock/core/host/package-list';
+import { DockerHost } from '@airdock/host/runtime/docker-host';
+import { type SystemFacts, systemFacts } from '@airdock/host/system/host-system';
+import { firstCommandMs } from '@airdock/ssh/command/command-time';
+import type { SshConnection } from '@airdock/ssh/connection/connection';
+import { settingsOf } from '@airdock/ssh/tunnel/sshd-look';
+import { mayBindSockets, tryPort } from '@airdock/ssh/tunnel/tunnel';
 import type { HostFacts } from '../host/host.schema.js';
 import type { Check } from './host-check.schema.js';
 import { hostScript } from './host-script.js';

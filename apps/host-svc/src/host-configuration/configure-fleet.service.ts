@@ -1,4 +1,3 @@
-import { RateLimit } from '@airdock/adapters/ssh/rate-limit';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { columns, now } from '@airdock/platform/database';
 import { getRow } from '@airdock/platform/http/page';
@@ -8,6 +7,7 @@ import { isEnded, type JobProgressItem } from '@airdock/platform/jobs/job.schema
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobWatch } from '@airdock/platform/jobs/job-watch';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RateLimit } from '@airdock/ssh/connection/rate-limit';
 import { Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { IsNull, type Repository } from 'typeorm';

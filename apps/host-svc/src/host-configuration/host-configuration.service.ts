@@ -1,5 +1,5 @@
-import { getBundle } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { getBundle } from '@airdock/clients/generated/sdk.gen';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import { chunks, columns, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';

@@ -1,8 +1,8 @@
-import type { SshConnection } from '@airdock/adapters/ssh/connection';
-import { type HostFile, HostFiles, type WriteOptions } from '@airdock/adapters/ssh/host-files';
-import { HostSystem, type SystemFacts } from '@airdock/adapters/ssh/host-system';
 import { fileDiff } from '@airdock/core/host/host-file';
+import { type HostFile, HostFiles, type WriteOptions } from '@airdock/host/system/host-files';
+import { HostSystem, type SystemFacts } from '@airdock/host/system/host-system';
 import type { Config } from '@airdock/platform/config';
+import type { SshConnection } from '@airdock/ssh/connection/connection';
 import type { Brought, Change, ConfigurationOptions } from '../host/host.schema.js';
 import type { HostConfigurationResult, Step } from './host-configuration.schema.js';
 

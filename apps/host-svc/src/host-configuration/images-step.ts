@@ -1,15 +1,15 @@
 import { Readable } from 'node:stream';
 import type { ReadableStream } from 'node:stream/web';
-import { getBundle, getBundleDockerArchive, getRegistry } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Bundle, BundleImage } from '@airdock/adapters/api-clients/generated/types.gen';
-import type { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
-import { describeRegistryImage } from '@airdock/adapters/oci-client/registry-image';
-import { limited, type RateLimit } from '@airdock/adapters/ssh/rate-limit';
-import { pullsAtOnce, type RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
+import { getBundle, getBundleDockerArchive, getRegistry } from '@airdock/clients/generated/sdk.gen';
+import type { Bundle, BundleImage } from '@airdock/clients/generated/types.gen';
+import type { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
 import { dockerLoad, explainObstacles, type Obstacle, obstacleOn, type RunsWhere, runsOn } from '@airdock/core/oci/runs';
+import { pullsAtOnce, type RuntimeHost } from '@airdock/host/runtime/runtime-host';
+import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
+import { describeRegistryImage } from '@airdock/registry/copy/registry-image';
+import { limited, type RateLimit } from '@airdock/ssh/connection/rate-limit';
 import pLimit from 'p-limit';
 import { change, type HostSteps, type Outcome } from './host-steps.js';
 

@@ -1,8 +1,8 @@
-import type { HostFile } from '@airdock/adapters/ssh/host-files';
-import { assertHeldLocally } from '@airdock/adapters/ssh/sshd-look';
 import { AppError } from '@airdock/core/errors';
 import { type HeldPort, type HostPorts, renderHeldPorts, socketFolder, socketUnitOf, tmpfilesPath, unitFolder, unitOf } from '@airdock/core/host/held-port';
 import { isOwn } from '@airdock/core/host/host-file';
+import type { HostFile } from '@airdock/host/system/host-files';
+import { assertHeldLocally } from '@airdock/ssh/tunnel/sshd-look';
 import type { Change } from '../host/host.schema.js';
 import type { Ends } from '../tunnel/tunnel.service.js';
 import { change, type HostSteps } from './host-steps.js';

@@ -1,13 +1,13 @@
-import { type Activation, activateFile, containerdActivation, isTrueWithin } from '@airdock/adapters/ssh/activate-file';
-import { ContainerdHost, configToml, majorOf } from '@airdock/adapters/ssh/containerd-host';
-import { DockerHost } from '@airdock/adapters/ssh/docker-host';
-import type { HostFile } from '@airdock/adapters/ssh/host-files';
-import type { RuntimeHost, RuntimeName } from '@airdock/adapters/ssh/runtime-host';
 import { renderHostsToml, setHostsDir } from '@airdock/core/container-runtime/containerd-config';
 import { hasMirror, isFirstMirror, mergeDaemonJson, unmergeDaemonJson } from '@airdock/core/container-runtime/daemon-json';
 import { AppError } from '@airdock/core/errors';
 import { isOwn } from '@airdock/core/host/host-file';
 import { repositoriesFor } from '@airdock/core/host/package-list';
+import { type Activation, activateFile, containerdActivation, isTrueWithin } from '@airdock/host/runtime/activate-file';
+import { ContainerdHost, configToml, majorOf } from '@airdock/host/runtime/containerd-host';
+import { DockerHost } from '@airdock/host/runtime/docker-host';
+import type { RuntimeHost, RuntimeName } from '@airdock/host/runtime/runtime-host';
+import type { HostFile } from '@airdock/host/system/host-files';
 import type { Change } from '../host/host.schema.js';
 import { change, fileChange, type HostSteps, type Outcome } from './host-steps.js';
 import { installAndCheck } from './repositories-step.js';

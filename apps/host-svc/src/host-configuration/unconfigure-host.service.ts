@@ -1,8 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { SshConnection } from '@airdock/adapters/ssh/connection';
-import { HostSystem } from '@airdock/adapters/ssh/host-system';
-import type { RuntimeHost } from '@airdock/adapters/ssh/runtime-host';
+import type { RuntimeHost } from '@airdock/host/runtime/runtime-host';
+import { HostSystem } from '@airdock/host/system/host-system';
 import { CONFIG, type Config } from '@airdock/platform/config';
+import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { Inject, Injectable } from '@nestjs/common';
 import { type Brought, ConfigurationOptions, type Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';

@@ -1,4 +1,4 @@
-import { inventoryFormats } from '@airdock/adapters/inventory/inventory';
+import { inventoryFormats } from '@airdock/inventory/inventory';
 import { z } from 'zod';
 import { Labels } from '../host/host.schema.js';
 

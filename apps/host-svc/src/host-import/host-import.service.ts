@@ -1,9 +1,9 @@
-import type { InventoryHost } from '@airdock/adapters/inventory/inventory';
-import { groupLabel } from '@airdock/adapters/inventory/inventory-host';
-import { readInventory } from '@airdock/adapters/inventory/read-inventory';
-import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
+import type { InventoryHost } from '@airdock/inventory/inventory';
+import { groupLabel } from '@airdock/inventory/inventory-host';
+import { readInventory } from '@airdock/inventory/read-inventory';
 import { newId } from '@airdock/platform/ids';
+import { parseHostKey } from '@airdock/ssh/connection/keys';
 import { Injectable } from '@nestjs/common';
 import { CreateHost, type Host, Labels, maxLabels } from '../host/host.schema.js';
 import { type HostInsert, HostService, type HostUpdate } from '../host/host.service.js';

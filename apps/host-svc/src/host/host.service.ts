@@ -1,7 +1,3 @@
-import { connectSsh } from '@airdock/adapters/ssh/connect';
-import type { SshConnection, SshTarget } from '@airdock/adapters/ssh/connection';
-import { HostBuffers } from '@airdock/adapters/ssh/host-buffers';
-import { parseHostKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
 import { matchesLabels, parseLabelSelector } from '@airdock/core/label-selector';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -9,6 +5,10 @@ import { atomically, chunks, columns, isUniqueViolation, now, runUnflushed, type
 import { Outbox } from '@airdock/platform/events/outbox';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
+import { HostBuffers } from '@airdock/ssh/command/host-buffers';
+import { connectSsh } from '@airdock/ssh/connection/connect';
+import type { SshConnection, SshTarget } from '@airdock/ssh/connection/connection';
+import { parseHostKey } from '@airdock/ssh/connection/keys';
 import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, IsNull, Not, type Repository } from 'typeorm';

@@ -1,4 +1,4 @@
-import { nodeStepNames } from '@airdock/adapters/ssh/node-work';
+import { nodeStepNames } from '@airdock/host/kubeadm/node-work';
 import { ProblemDocument } from '@airdock/platform/http/operation';
 import { pageOf } from '@airdock/platform/http/page';
 import { jobStates } from '@airdock/platform/jobs/job.schema';

@@ -1,7 +1,7 @@
 import type { Stats } from 'node:fs';
 import { type FileHandle, realpath } from 'node:fs/promises';
 import { join, relative } from 'node:path';
-import { openRegularFile } from '@airdock/adapters/files/regular-file';
+import { openRegularFile } from '@airdock/disk/files/regular-file';
 
 /**
  * Opens a file of a package repository; the caller closes it. Links may lead to other files of the folder, as those of mirrors do, but not out of it: what was opened is

@@ -1,12 +1,12 @@
 import { readdir } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
-import { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import { openPackageFile, readPackageFile } from './package-file.js';
 import type { PackageRepository } from './package-repository.schema.js';
+import { RepositoryKey } from './repository-key.js';
 
 type Seen = Pick<PackageRepository, 'state' | 'detail' | 'nextStep'>;
 

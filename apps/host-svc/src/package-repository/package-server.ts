@@ -2,7 +2,6 @@ import { existsSync } from 'node:fs';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { dirname, join, posix } from 'node:path';
 import { finished } from 'node:stream';
-import type { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import { isAnswering } from '@airdock/platform/http/local-socket';
@@ -11,6 +10,7 @@ import { Inject, Injectable } from '@nestjs/common';
 import { type FastifyInstance, type FastifyReply, fastify } from 'fastify';
 import { openPackageFile } from './package-file.js';
 import { PackageRepositoryService } from './package-repository.service.js';
+import type { RepositoryKey } from './repository-key.js';
 import { SignedMetadata } from './signed-metadata.js';
 
 /**

@@ -1,10 +1,10 @@
 import { execFileSync } from 'node:child_process';
 import { mkdir, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { packageServer } from './package-server.js';
+import { RepositoryKey } from './repository-key.js';
 
 describe('signed metadata', () => {
   let folder: TempDir;

@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto';
-import type { RepositoryKey } from '@airdock/adapters/packages/repository-key';
 import { type ReleaseFile, renderRelease, withoutSignature } from '@airdock/core/host/apt-release';
 import type { PackageRepositoryConfig } from '@airdock/platform/config';
 import { openPackageFile, readPackageFile } from './package-file.js';
+import type { RepositoryKey } from './repository-key.js';
 
 const maxBytes = 64 * 1024 * 1024;
 const indexNames = ['Packages', 'Packages.gz', 'Packages.xz', 'Packages.zst', 'Packages.bz2'];

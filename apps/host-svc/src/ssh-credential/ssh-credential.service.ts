@@ -1,9 +1,9 @@
-import { parsePrivateKey } from '@airdock/adapters/ssh/keys';
 import { AppError } from '@airdock/core/errors';
 import { chunks, isUniqueViolation, now } from '@airdock/platform/database';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import { SecretBox } from '@airdock/platform/secrets';
+import { parsePrivateKey } from '@airdock/ssh/connection/keys';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, type Repository } from 'typeorm';

@@ -1,11 +1,11 @@
-import { requireRegistry } from '@airdock/adapters/api-clients/require-registry';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { registrySockets } from '@airdock/adapters/registry-engine/process-engine';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now, runUnflushed } from '@airdock/platform/database';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
+import { requireRegistry } from '@airdock/registry/access/require-registry';
+import { registrySockets } from '@airdock/registry/engine/process-engine';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { FindOperator, Repository } from 'typeorm';

@@ -1,13 +1,13 @@
 import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
-import { maxChannels } from '@airdock/adapters/ssh/connect';
-import type { SshConnection } from '@airdock/adapters/ssh/connection';
-import { assertHeldLocally } from '@airdock/adapters/ssh/sshd-look';
-import { endSession, type Tunnel as OpenTunnel, openTunnel, publishMs, sessionOf, type TunnelOptions } from '@airdock/adapters/ssh/tunnel';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { type HeldPort, hostSocketOf } from '@airdock/core/host/held-port';
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { newId } from '@airdock/platform/ids';
+import { maxChannels } from '@airdock/ssh/connection/connect';
+import type { SshConnection } from '@airdock/ssh/connection/connection';
+import { assertHeldLocally } from '@airdock/ssh/tunnel/sshd-look';
+import { endSession, type Tunnel as OpenTunnel, openTunnel, publishMs, sessionOf, type TunnelOptions } from '@airdock/ssh/tunnel/tunnel';
 import { Injectable } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
 import { PackageRepositoryService } from '../package-repository/package-repository.service.js';

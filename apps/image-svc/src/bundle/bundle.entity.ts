@@ -1,5 +1,5 @@
-import type { GivenNames } from '@airdock/adapters/oci-client/image-names';
-import type { ImageList, UnusableImage } from '@airdock/adapters/oci-client/image-source';
+import type { GivenNames } from '@airdock/oci/image/image-names';
+import type { ImageList, UnusableImage } from '@airdock/oci/image/image-source';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 import type { SeenImage } from '../image/seen-image.schema.js';
 import type { PushPlan } from '../push-plan/push-plan.schema.js';

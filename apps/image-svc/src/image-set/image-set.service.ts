@@ -1,5 +1,5 @@
-import { listClusters } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { listClusters } from '@airdock/clients/generated/sdk.gen';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import { parseKubernetesVersion } from '@airdock/core/kubernetes-version';
 import { formatReference, parseReference, withoutDigest } from '@airdock/core/oci/reference';

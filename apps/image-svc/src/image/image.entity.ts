@@ -1,4 +1,4 @@
-import type { ImagePart } from '@airdock/adapters/oci-client/copy-image';
+import type { ImagePart } from '@airdock/registry/copy/copy-image';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
 /** An image in the registry: one row per upstream reference. */

@@ -1,13 +1,13 @@
-import { type RegistryUse, type RequiredRegistry, requireRegistry } from '@airdock/adapters/api-clients/require-registry';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { platformTexts } from '@airdock/core/oci/runs';
+import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { atomically, chunks, columns, isUniqueViolation, now } from '@airdock/platform/database';
 import { cursorId, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { type RegistryUse, type RequiredRegistry, requireRegistry } from '@airdock/registry/access/require-registry';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';

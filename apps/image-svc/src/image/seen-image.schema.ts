@@ -1,5 +1,5 @@
-import type { SourceImage } from '@airdock/adapters/oci-client/image-source';
 import { formatPlatform } from '@airdock/core/oci/manifest';
+import type { SourceImage } from '@airdock/oci/image/image-source';
 
 /** An image as it was seen in a bundle. */
 export interface SeenImage {

@@ -1,12 +1,12 @@
-import type { RequiredRegistry } from '@airdock/adapters/api-clients/require-registry';
-import { freeBytesOf } from '@airdock/adapters/oci-client/durable-file';
-import type { ImageSource, SourceImage } from '@airdock/adapters/oci-client/image-source';
-import { planCopy } from '@airdock/adapters/oci-client/plan-copy';
-import { RegistryClient } from '@airdock/adapters/oci-client/registry-client';
 import { AppError } from '@airdock/core/errors';
 import { formatPlatform } from '@airdock/core/oci/manifest';
+import { freeBytesOf } from '@airdock/disk/files/durable-file';
+import type { ImageSource, SourceImage } from '@airdock/oci/image/image-source';
+import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { now } from '@airdock/platform/database';
+import type { RequiredRegistry } from '@airdock/registry/access/require-registry';
+import { planCopy } from '@airdock/registry/copy/plan-copy';
 import { Inject, Injectable } from '@nestjs/common';
 import { ImageService } from '../image/image.service.js';
 import { type LocalName, LocalNamesService, type NamingRule } from '../image/local-names.service.js';

@@ -1,5 +1,5 @@
-import type { UnusableImage } from '@airdock/adapters/oci-client/image-source';
 import type { NameKind } from '@airdock/core/oci/reference';
+import type { UnusableImage } from '@airdock/oci/image/image-source';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 import type { PushPlan } from '../push-plan/push-plan.schema.js';
 import type { PushedImage } from './push.schema.js';

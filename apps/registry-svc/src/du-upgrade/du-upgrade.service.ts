@@ -1,24 +1,14 @@
 import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { assertSucceeded, followJob } from '@airdock/adapters/api-clients/follow-job';
-import {
-  createBackup,
-  createRestore,
-  getBackup,
-  getRestore,
-  listBackups,
-  listBackupTargets,
-  listJobs,
-  retryJob,
-} from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Restore } from '@airdock/adapters/api-clients/generated/types.gen';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
-import { writeDurably } from '@airdock/adapters/oci-client/durable-file';
-import { inspectEngine, installEngine } from '@airdock/adapters/registry-engine/engine-store';
+import { assertSucceeded, followJob } from '@airdock/clients/follow-job';
+import { createBackup, createRestore, getBackup, getRestore, listBackups, listBackupTargets, listJobs, retryJob } from '@airdock/clients/generated/sdk.gen';
+import type { Restore } from '@airdock/clients/generated/types.gen';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { compareDuVersions, duCapabilities } from '@airdock/core/du-version';
 import { AppError, fromProblem, toProblem } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
+import { writeDurably } from '@airdock/disk/files/durable-file';
 import { allowedPath } from '@airdock/platform/allowed-path';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
@@ -28,6 +18,7 @@ import { newId } from '@airdock/platform/ids';
 import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { inspectEngine, installEngine } from '@airdock/registry/engine/engine-store';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, Not, type Repository } from 'typeorm';

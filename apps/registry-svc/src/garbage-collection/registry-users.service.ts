@@ -1,6 +1,6 @@
-import { listClusters, listImageSets, listImages, listJobs } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import type { Job } from '@airdock/adapters/api-clients/generated/types.gen';
-import { type Client, ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { listClusters, listImageSets, listImages, listJobs } from '@airdock/clients/generated/sdk.gen';
+import type { Job } from '@airdock/clients/generated/types.gen';
+import { type Client, ServiceClients } from '@airdock/clients/service-clients';
 import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { Injectable } from '@nestjs/common';

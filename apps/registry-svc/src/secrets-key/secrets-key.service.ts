@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { resealSecrets } from '@airdock/adapters/api-clients/generated/sdk.gen';
-import { ServiceClients } from '@airdock/adapters/api-clients/service-clients';
+import { resealSecrets } from '@airdock/clients/generated/sdk.gen';
+import { ServiceClients } from '@airdock/clients/service-clients';
 import { type ServiceName, serviceNames } from '@airdock/platform/config';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import type { Job } from '@airdock/platform/jobs/job.schema';

@@ -1,0 +1,274 @@
+import type { LookupFunction } from 'node:net';
+import type { Readable } from 'node:stream';
+import { AppError } from '@airdock/core/errors';
+import { OutboundTargets } from '@airdock/outbound/outbound-targets';
+import { addressesIn } from '@airdock/outbound/pinned-url';
+import { rootMessage } from '@airdock/outbound/root-message';
+import { Agent, type Dispatcher, request } from 'undici';
+
+export interface RegistryAuth {
+  username: string;
+  password: string;
+}
+
+export interface RegistryHttpOptions {
+  /** Sent as HTTP Basic. Default: none. */
+  auth?: RegistryAuth | undefined;
+  /** How long no byte may move in either direction before a request is given up, ms. Default 60 000. There is no limit on the whole. */
+  timeoutMs?: number | undefined;
+}
+
+export interface RegistryRequest {
+  method: 'GET' | 'HEAD' | 'POST' | 'PATCH' | 'PUT' | 'DELETE';
+  /** Path below the registry, or a full URL that the registry gave us. */
+  path: string;
+  headers?: Record<string, string>;
+  body?: Uint8Array | AsyncIterable<Uint8Array>;
+  signal?: AbortSignal | undefined;
+  timeoutMs?: number;
+}
+
+export interface RegistryResponse {
+  status: number;
+  header(name: string): string | undefined;
+  /** The body, chunk by chunk; breaking out of the loop or `discard` frees the connection. */
+  body: AsyncIterable<Uint8Array>;
+  discard(): Promise<void>;
+  /** The whole body, at most `maxBytes`. */
+  read(maxBytes: number): Promise<Buffer>;
+}
+
+const transientStatus = (status: number): boolean => status >= 500 || status === 429 || status === 408;
+
+/** Where a registry of others may send us on to. */
+const strangers = new OutboundTargets([], { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' });
+
+/**
+ * Any async iterable is a body, which the types of undici do not say; it asks for a chunk when the connection has taken the one before.
+ * Source: https://github.com/nodejs/undici/blob/main/docs/docs/api/Dispatcher.md#parameter-dispatchoptions
+ */
+const iterable = (chunks: AsyncIterable<Uint8Array>) => chunks as Readable;
+
+/** Statuses of a request that `RegistryHttp.send` returns instead of throwing. */
+type Accepts = (status: number) => boolean;
+const success: Accepts = (status) => status >= 200 && status < 300;
+
+/**
+ * HTTP to one registry: its own connections, one meaning for every way to fail. Throws `registry_unavailable` when trying again may help
+ * (no connection, stalled, 408, 429, 5xx), `registry_rejected` with the registry's own `registryCode` otherwise, and the signal's reason.
+ */
+export class RegistryHttp {
+  readonly #agent: Agent;
+  readonly #base: URL;
+  readonly #isSocket: boolean;
+  readonly #isPinned: boolean;
+  readonly #timeoutMs: number;
+  readonly #authorization: string | undefined;
+
+  /**
+   * @param address `http://…`, `https://…`, perhaps with the addresses that were allowed for it (`pinUrl`), or `unix:PATH` for a registry that listens on a socket of
+   * this machine
+   */
+  constructor(address: string, { auth, timeoutMs = 60_000 }: RegistryHttpOptions = {}) {
+    const socketPath = /^unix:(.+)$/.exec(address)?.[1];
+    this.#isSocket = socketPath !== undefined;
+    this.#base = new URL(socketPath ? 'http://localhost' : address);
+    const pinned = socketPath ? [] : addressesIn(this.#base);
+    this.#isPinned = pinned.length > 0;
+    this.#timeoutMs = timeoutMs;
+    this.#authorization = auth && `Basic ${Buffer.from(`${auth.username}:${auth.password}`).toString('base64')}`;
+    // Stalls are watched in `send`, for uploads too, which these limits do not cover.
+    this.#agent = new Agent({
+      keepAliveTimeout: 30_000,
+      headersTimeout: 0,
+      bodyTimeout: 0,
+      connect: {
+        timeout: Math.min(timeoutMs, 10_000),
+        ...(socketPath && { socketPath }),
+        ...(this.#isPinned && { lookup: pinnedLookup(this.#base.hostname, pinned) }),
+      },
+    });
+  }
+
+  /** True for URLs of the registry itself; elsewhere our credential does not belong. */
+  isOwn(url: string | URL): boolean {
+    return new URL(url, this.#base).origin === this.#base.origin;
+  }
+
+  /** The full URL of a path, or of a URL that the registry gave us. One that has moved from a port of this machine to a socket goes on there. */
+  resolve(path: string): URL {
+    const url = new URL(path, this.#base);
+    return this.#isSocket && url.hostname === 'localhost' ? new URL(`${url.pathname}${url.search}`, this.#base) : url;
+  }
+
+  async send(message: RegistryRequest, accepts: Accepts = success): Promise<RegistryResponse> {
+    const { method, body, signal } = message;
+    signal?.throwIfAborted();
+    const url = this.resolve(message.path);
+    // All that goes out here ends at the socket, whatever host a URL names.
+    if (this.#isSocket && !this.isOwn(url)) throw new AppError('registry_rejected', { detail: `${method} ${url.pathname}: the registry names another server` });
+    if (this.#isPinned && !this.isOwn(url)) strangers.assertAddress(url.hostname.replace(/^\[|\]$/g, ''));
+    const watch = new StallWatch(message.timeoutMs ?? this.#timeoutMs);
+    const abort = signal ? AbortSignal.any([signal, watch.signal]) : watch.signal;
+    const fail = (error: unknown): unknown => {
+      watch.stop();
+      if (signal?.aborted) return signal.reason;
+      if (error instanceof AppError) return error;
+      const detail = watch.signal.aborted ? `${method} ${url.pathname}: no data for ${watch.timeoutMs} ms` : `${method} ${url.pathname}: ${rootMessage(error)}`;
+      return new AppError('registry_unavailable', { detail }, { cause: error });
+    };
+    let bodyError: unknown;
+    const watched = async function* (chunks: AsyncIterable<Uint8Array>) {
+      try {
+        watch.pause();
+        for await (const chunk of chunks) {
+          watch.touch();
+          yield chunk;
+          // The time that our own source takes is not the registry's.
+          watch.pause();
+        }
+      } catch (error) {
+        bodyError = error;
+        throw error;
+      }
+      watch.touch();
+    };
+    let response: Dispatcher.ResponseData;
+    try {
+      response = await request(url, {
+        method,
+        dispatcher: this.#agent,
+        // Else undici closes a connection after each HEAD, for servers that send a body all the same. Source: https://github.com/nodejs/undici/issues/258
+        reset: false,
+        signal: abort,
+        headers: { ...(this.#authorization && this.isOwn(url) ? { authorization: this.#authorization } : {}), ...message.headers },
+        body: body === undefined ? null : body instanceof Uint8Array ? body : iterable(watched(body)),
+      });
+    } catch (error) {
+      const failure = fail(error);
+      // A source that cannot be read is not the registry's fault.
+      throw bodyError && !signal?.aborted ? bodyError : failure;
+    }
+    watch.touch();
+    const { statusCode, headers } = response;
+    const chunks = async function* (): AsyncGenerator<Uint8Array> {
+      try {
+        for await (const chunk of response.body) {
+          // Nor is the time that the consumer takes.
+          watch.pause();
+          yield chunk as Uint8Array;
+          watch.touch();
+        }
+      } catch (error) {
+        throw fail(error);
+      } finally {
+        watch.stop();
+        response.body.destroy();
+      }
+    };
+    const result: RegistryResponse = {
+      status: statusCode,
+      header: (name) => {
+        const value = headers[name];
+        return Array.isArray(value) ? value[0] : value;
+      },
+      body: { [Symbol.asyncIterator]: chunks },
+      discard: async () => {
+        await response.body.dump({ limit: 64 * 1024 }).catch(() => undefined);
+        watch.stop();
+      },
+      read: (maxBytes) => readAll(chunks(), maxBytes, `${method} ${url.pathname}`),
+    };
+    if (accepts(statusCode)) return result;
+    throw await refusal(method, url.pathname, result);
+  }
+
+  async close(): Promise<void> {
+    await this.#agent.destroy();
+  }
+}
+
+/** The registry itself is where it was allowed; other servers that it names are looked at when they are connected to. */
+const pinnedLookup =
+  (own: string, addresses: { address: string; family: number }[]): LookupFunction =>
+  (name, options, callback) => {
+    const [first] = addresses;
+    if (name !== own || !first) strangers.lookup(name, options, callback);
+    else if (options.all) callback(null, addresses);
+    else callback(null, first.address, first.family);
+  };
+
+/** Aborts when it was neither touched nor paused for a while. */
+class StallWatch {
+  readonly #controller = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  #paused = false;
+
+  constructor(readonly timeoutMs: number) {
+    this.#timer = setTimeout(() => {
+      if (!this.#paused) this.#controller.abort();
+    }, timeoutMs);
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  touch(): void {
+    this.#paused = false;
+    this.#timer.refresh();
+  }
+
+  pause(): void {
+    this.#paused = true;
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+}
+
+async function readAll(chunks: AsyncIterable<Uint8Array>, maxBytes: number, what: string): Promise<Buffer> {
+  const parts: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of chunks) {
+    size += chunk.byteLength;
+    if (size > maxBytes) throw new AppError('registry_rejected', { detail: `${what}: the answer is larger than ${maxBytes} bytes` });
+    parts.push(chunk);
+  }
+  return Buffer.concat(parts);
+}
+
+/** In words, or as distribution tells of an error of its file system: ENOSPC, EDQUOT. */
+const fullDisk = /no space left on device|disk quota exceeded|"Err":(?:28|122)\b/i;
+
+/** The error for a status that means failure. Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes */
+async function refusal(method: string, path: string, response: RegistryResponse): Promise<AppError> {
+  const { status } = response;
+  const text = await response.read(64 * 1024).then(
+    (bytes) => bytes.toString('utf8'),
+    () => '',
+  );
+  const { code, message } = firstError(text);
+  const words = [code, message].filter(Boolean).join(': ');
+  if (fullDisk.test(text))
+    return new AppError('space_insufficient', {
+      detail: `the registry's disk is full: ${method} ${path}: ${status} ${words}`.slice(0, 1000),
+      registryStatus: status,
+    });
+  return new AppError(transientStatus(status) ? 'registry_unavailable' : 'registry_rejected', {
+    detail: `${method} ${path}: ${status}${words ? ` ${words}` : ''}`.slice(0, 1000),
+    registryStatus: status,
+    ...(code ? { registryCode: code } : {}),
+  });
+}
+
+function firstError(text: string): { code?: string; message?: string } {
+  try {
+    const { errors } = JSON.parse(text) as { errors?: { code?: unknown; message?: unknown }[] };
+    const error = errors?.[0];
+    return { ...(typeof error?.code === 'string' ? { code: error.code } : {}), ...(typeof error?.message === 'string' ? { message: error.message } : {}) };
+  } catch {
+    return {};
+  }
+}

@@ -1,0 +1,75 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { getRegistry } from '@airdock/clients/generated/sdk.gen';
+import type { Client } from '@airdock/clients/service-clients';
+import { AppError, fromProblem } from '@airdock/core/errors';
+import { RegistryStorage } from '../folder/registry-storage.js';
+
+const lookMs = 500;
+/** A collection keeps others away for as long as it takes to look through the storage three times. */
+const collectingMs = 10 * 60 * 1000;
+
+export interface RequiredRegistry {
+  /** What Airdock itself writes to and reads from, as `RegistryClient` takes it. */
+  address: string;
+  /** No pushes now: the DU is being upgraded. */
+  isFenced: boolean;
+  /** What tunnels lead to; null for a registry of others. */
+  readOnlyAddress: string | null;
+  /** Its own folder, when that is one of this machine and blobs may be placed in it. */
+  storage: RegistryStorage | undefined;
+  /** Its own folder, when that is one of this machine: what is damaged there may be looked at and set aside, also where blobs go over HTTP. */
+  repairs: RegistryStorage | undefined;
+  /** The folder in any case; null for a registry of others. */
+  storageDir: string | null;
+}
+
+/**
+ * `write` needs the storage that was there before, with a disk that takes writes; `read` needs that storage too, since what is missing on another disk is not missing; `look`
+ * goes on with whatever is there.
+ */
+export type RegistryUse = 'write' | 'read' | 'look';
+
+const goesOn = (use: RegistryUse, storageError: string): boolean => use === 'look' || (use === 'read' && storageError === 'registry_storage_read_only');
+
+export interface RequireRegistryOptions {
+  /**
+   * Whether to wait for the end of a garbage collection, which waits for the jobs that read or write images. Such a job asks for the registry before it looks at
+   * anything in it. Default true.
+   */
+  waits?: boolean;
+  /** What for. Default `write`. */
+  use?: RegistryUse;
+  /** Called when it has to wait. */
+  onWait?: () => void;
+  signal?: AbortSignal;
+}
+
+/**
+ * The registry to push to. Throws `registry_off`, `registry_storage_changed` and `registry_storage_read_only` where its use does not go on then, `registry_unavailable`
+ * while registry-svc knows that what answers there is not it, `registry_collecting` after ten minutes of waiting, and the signal's reason.
+ */
+export async function requireRegistry(client: Client, { waits = true, use = 'write', onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
+  const deadline = Date.now() + collectingMs;
+  let { data } = await getRegistry({ client, throwOnError: true });
+  if (waits && data.collecting) onWait?.();
+  while (waits && data.collecting) {
+    if (Date.now() > deadline) throw new AppError('registry_collecting');
+    await delay(lookMs, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
+    ({ data } = await getRegistry({ client, throwOnError: true }));
+  }
+  if (!data.url) throw new AppError('registry_off');
+  if (data.error?.code === 'registry_target_forbidden') throw fromProblem(data.error);
+  if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
+  if (data.storageError && !goesOn(use, data.storageError.code)) throw fromProblem(data.storageError);
+  const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
+  const { path = '', recordedId = null } = data.storage ?? {};
+  const repairs = storage ?? (recordedId !== null && !data.storageError ? await RegistryStorage.open({ folder: path, id: recordedId }) : undefined);
+  return {
+    address: data.address ?? data.url,
+    isFenced: Boolean(data.fence),
+    readOnlyAddress: data.sockets?.readOnly ?? null,
+    storage,
+    repairs,
+    storageDir: data.storage?.path ?? null,
+  };
+}
