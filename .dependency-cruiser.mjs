@@ -65,7 +65,13 @@ export default {
       comment: 'core knows no I/O and no framework: only itself, pure libraries and hashing',
       severity: 'error',
       from: { path: lib('core'), pathNot: notSpec },
-      to: { pathNot: [lib('core'), 'node_modules/(zod|semver|@types/semver|smol-toml|jsonc-parser|diff)/', '^(node:)?crypto$'] },
+      to: {
+        pathNot: [
+          lib('core'),
+          'node_modules/(zod|semver|@types/semver|smol-toml|jsonc-parser|diff)/',
+          '^(node:)?crypto$',
+        ],
+      },
     },
     {
       name: 'frameworks-stay-in-platform-and-apps',
@@ -74,8 +80,19 @@ export default {
       from: { path: '^libs/', pathNot: [lib('platform'), lib('testing'), notSpec] },
       to: { path: '(^|node_modules/)(@nestjs|typeorm|bullmq)/' },
     },
-    { name: 'only-du-imports-apps', severity: 'error', from: { path: '^apps/([^/]+)/', pathNot: '^apps/du/' }, to: { path: '^apps/', pathNot: '^apps/$1/' } },
-    { name: 'tests-use-the-front-door', comment: 'test/ speaks to services over HTTP', severity: 'error', from: { path: '^test/' }, to: { path: '^apps/' } },
+    {
+      name: 'only-du-imports-apps',
+      severity: 'error',
+      from: { path: '^apps/([^/]+)/', pathNot: '^apps/du/' },
+      to: { path: '^apps/', pathNot: '^apps/$1/' },
+    },
+    {
+      name: 'tests-use-the-front-door',
+      comment: 'test/ speaks to services over HTTP',
+      severity: 'error',
+      from: { path: '^test/' },
+      to: { path: '^apps/' },
+    },
     {
       name: 'testing-is-for-specs',
       severity: 'error',
@@ -104,6 +121,10 @@ export default {
     exclude: { path: '(^|/)(dist|generated)/' },
     tsPreCompilationDeps: true,
     tsConfig: { fileName: 'tsconfig.base.json' },
-    enhancedResolveOptions: { exportsFields: ['exports'], conditionNames: ['airdock-source', 'import', 'node', 'default'], extensions: ['.ts', '.js'] },
+    enhancedResolveOptions: {
+      exportsFields: ['exports'],
+      conditionNames: ['airdock-source', 'import', 'node', 'default'],
+      extensions: ['.ts', '.js'],
+    },
   },
 };

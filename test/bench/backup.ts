@@ -21,7 +21,10 @@ import { forgetPeak, median, memoryOf, option, publish, rounds } from './report.
 const run = promisify(execFile);
 const only = option('--only');
 const restic = (repo: string, ...args: string[]) =>
-  run('restic', ['--repo', repo, '--quiet', ...args], { env: { ...process.env, RESTIC_PASSWORD: 'bench' }, maxBuffer: 1 << 24 });
+  run('restic', ['--repo', repo, '--quiet', ...args], {
+    env: { ...process.env, RESTIC_PASSWORD: 'bench' },
+    maxBuffer: 1 << 24,
+  });
 
 async function time(work: () => Promise<unknown>): Promise<number> {
   await run('sync');
@@ -46,7 +49,8 @@ const clear = (folder: string) => rm(folder, { recursive: true, force: true });
 const backUp = ({ client }: Place) => success(client, createBackup({ client, body: {}, throwOnError: true }));
 let backupId = '';
 const wipeRegistry = ({ storage }: Place) => clear(join(storage, 'docker'));
-const sum = (folder: string) => run('sh', ['-c', 'find "$1" -type f -print0 | xargs -0 sha256sum > /dev/null', 'sh', folder]);
+const sum = (folder: string) =>
+  run('sh', ['-c', 'find "$1" -type f -print0 | xargs -0 sha256sum > /dev/null', 'sh', folder]);
 const clearStore = async ({ store }: Place) => {
   for (const name of ['blobs', 'backups']) await clear(join(store, name));
 };
@@ -70,10 +74,18 @@ const rows: Record<string, Contender[]> = {
   ],
   'Backup again, nothing changed': [
     { name: 'Airdock', before: async () => undefined, work: backUp },
-    { name: 'restic', before: async () => undefined, work: ({ folder, storage }) => restic(join(folder, 'restic'), 'backup', storage) },
+    {
+      name: 'restic',
+      before: async () => undefined,
+      work: ({ folder, storage }) => restic(join(folder, 'restic'), 'backup', storage),
+    },
   ],
   'Restore into an empty registry': [
-    { name: 'Airdock', before: wipeRegistry, work: ({ client }) => success(client, createRestore({ client, body: { backupId }, throwOnError: true })) },
+    {
+      name: 'Airdock',
+      before: wipeRegistry,
+      work: ({ client }) => success(client, createRestore({ client, body: { backupId }, throwOnError: true })),
+    },
     {
       name: 'restic',
       before: ({ folder }) => clear(join(folder, 'restored')),
@@ -116,13 +128,19 @@ async function measure(place: Place, name: string, contenders: Contender[]): Pro
 /** Bytes per second of a host that pulls one blob after the other, until `stop` aborts. */
 async function pullRate(port: number, stop: AbortSignal): Promise<number> {
   const accept = 'application/vnd.oci.image.manifest.v1+json';
-  const { repositories } = (await (await fetch(`http://localhost:${port}/v2/_catalog?n=1000`)).json()) as { repositories: string[] };
+  const { repositories } = (await (await fetch(`http://localhost:${port}/v2/_catalog?n=1000`)).json()) as {
+    repositories: string[];
+  };
   const started = performance.now();
   let bytes = 0;
   for (let index = 0; !stop.aborted; index++) {
     const repository = repositories[index % repositories.length] ?? '';
-    const { tags } = (await (await fetch(`http://localhost:${port}/v2/${repository}/tags/list`)).json()) as { tags: string[] };
-    const manifest = (await (await fetch(`http://localhost:${port}/v2/${repository}/manifests/${tags[0]}`, { headers: { accept } })).json()) as {
+    const { tags } = (await (await fetch(`http://localhost:${port}/v2/${repository}/tags/list`)).json()) as {
+      tags: string[];
+    };
+    const manifest = (await (
+      await fetch(`http://localhost:${port}/v2/${repository}/manifests/${tags[0]}`, { headers: { accept } })
+    ).json()) as {
       layers: { digest: string }[];
     };
     for (const { digest } of manifest.layers) {
@@ -174,7 +192,12 @@ async function main(): Promise<void> {
     await using du = await Du.start({ folder: join(folder.path, 'du'), bundleDir: bundles, stopsRegistry: true });
     const client = await du.client();
     await push(client, await register(client, layout.path));
-    const place = { client, storage: join(du.dataDir, 'registry/storage'), store: join(du.dataDir, 'backups'), folder: folder.path };
+    const place = {
+      client,
+      storage: join(du.dataDir, 'registry/storage'),
+      store: join(du.dataDir, 'backups'),
+      folder: folder.path,
+    };
     for (const [name, contenders] of Object.entries(rows)) {
       if (only && !name.includes(only)) continue;
       if (name.startsWith('Restore')) backupId = resourceId(await backUp(place));

@@ -20,7 +20,9 @@ const sha256 = (bytes: Uint8Array) => `sha256:${createHash('sha256').update(byte
 
 /** Bytes that do not compress, the same for the same seed. */
 export function noise(seed: string, size: number): Buffer {
-  return createCipheriv('aes-256-ctr', createHash('sha256').update(seed).digest(), Buffer.alloc(16)).update(Buffer.alloc(size));
+  return createCipheriv('aes-256-ctr', createHash('sha256').update(seed).digest(), Buffer.alloc(16)).update(
+    Buffer.alloc(size),
+  );
 }
 
 /** Programs and libraries of this machine, as base layers hold them; compresses as they do. */
@@ -28,7 +30,9 @@ async function programs(size: number, folders = ['/usr/lib', '/usr/bin', '/usr/s
   const bytes = Buffer.alloc(size);
   let filled = 0;
   for (const folder of folders) {
-    for (const entry of (await readdir(folder, { recursive: true, withFileTypes: true })).filter((found) => found.isFile())) {
+    for (const entry of (await readdir(folder, { recursive: true, withFileTypes: true })).filter((found) =>
+      found.isFile(),
+    )) {
       filled += (await readFile(join(entry.parentPath, entry.name))).copy(bytes, filled);
       if (filled === size) return bytes;
     }
@@ -54,17 +58,24 @@ async function once(path: string, make: (fresh: string) => Promise<void>): Promi
 }
 
 const configOf = (diffIds: string[]) =>
-  Buffer.from(JSON.stringify({ architecture: 'amd64', os: 'linux', config: {}, rootfs: { type: 'layers', diff_ids: diffIds } }));
+  Buffer.from(
+    JSON.stringify({ architecture: 'amd64', os: 'linux', config: {}, rootfs: { type: 'layers', diff_ids: diffIds } }),
+  );
 
 /** As `docker save` writes: images on one uncompressed base layer of `baseBytes`, each with a small layer of its own. `change` alters the last image's layer. */
-export async function dockerArchive(folder: string, { images: count = 6, baseBytes = 580_000_000, change = '' } = {}): Promise<BenchBundle> {
+export async function dockerArchive(
+  folder: string,
+  { images: count = 6, baseBytes = 580_000_000, change = '' } = {},
+): Promise<BenchBundle> {
   const path = join(folder, `docker-archive-${count}-${baseBytes}-programs${change}.tar`);
   const images = Array.from({ length: count }, (_, index) => `docker.io/bench/saved-${index}:v1`);
   await once(path, async (fresh) => {
     const tar = pack();
     const written = pipeline(tar, createWriteStream(fresh));
     const add = (name: string, content: Buffer) =>
-      new Promise<void>((resolve, reject) => tar.entry({ name, mtime }, content, (error) => (error ? reject(error) : resolve())));
+      new Promise<void>((resolve, reject) =>
+        tar.entry({ name, mtime }, content, (error) => (error ? reject(error) : resolve())),
+      );
     const base = await tarOf('usr/bin/base', await programs(baseBytes));
     await add('base/layer.tar', base);
     const manifest = [];
@@ -74,7 +85,11 @@ export async function dockerArchive(folder: string, { images: count = 6, baseByt
       const configName = `${sha256(config).slice(7)}.json`;
       await add(`own-${index}/layer.tar`, own);
       await add(configName, config);
-      manifest.push({ Config: configName, RepoTags: [name.replace('docker.io/', '')], Layers: ['base/layer.tar', `own-${index}/layer.tar`] });
+      manifest.push({
+        Config: configName,
+        RepoTags: [name.replace('docker.io/', '')],
+        Layers: ['base/layer.tar', `own-${index}/layer.tar`],
+      });
     }
     await add('manifest.json', Buffer.from(JSON.stringify(manifest)));
     tar.finalize();
@@ -86,7 +101,12 @@ export async function dockerArchive(folder: string, { images: count = 6, baseByt
 /** An OCI layout folder: `images` images, each with the shared layers and one of its own. */
 export async function ociLayout(
   folder: string,
-  { images: count = 40, sharedBytes = [200_000_000, 100_000_000, 100_000_000], ownBytes = 65_000_000, change = '' } = {},
+  {
+    images: count = 40,
+    sharedBytes = [200_000_000, 100_000_000, 100_000_000],
+    ownBytes = 65_000_000,
+    change = '',
+  } = {},
 ): Promise<BenchBundle> {
   const path = join(folder, `oci-layout-${count}-${ownBytes}${change}`);
   const images = Array.from({ length: count }, (_, index) => `quay.io/bench/app-${count}-${index}:v1`);
@@ -103,17 +123,28 @@ export async function ociLayout(
     const layer = async (seed: string, size: number) => {
       const tar = await tarOf(`usr/${seed}`, noise(seed, size));
       // Stored, not compressed: noise does not get smaller, and making the bundle should not take long.
-      return { diffId: sha256(tar), descriptor: await put('application/vnd.oci.image.layer.v1.tar+gzip', gzipSync(tar, { level: 0 })) };
+      return {
+        diffId: sha256(tar),
+        descriptor: await put('application/vnd.oci.image.layer.v1.tar+gzip', gzipSync(tar, { level: 0 })),
+      };
     };
     const shared = [];
     for (const [index, size] of sharedBytes.entries()) shared.push(await layer(`shared-${index}`, size));
     const manifests = [];
     for (const [index, name] of images.entries()) {
       const layers = [...shared, await layer(`own-${count}-${index}${index === count - 1 ? change : ''}`, ownBytes)];
-      const config = await put('application/vnd.oci.image.config.v1+json', configOf(layers.map(({ diffId }) => diffId)));
+      const config = await put(
+        'application/vnd.oci.image.config.v1+json',
+        configOf(layers.map(({ diffId }) => diffId)),
+      );
       const mediaType = 'application/vnd.oci.image.manifest.v1+json';
-      const manifest = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType, config, layers: layers.map(({ descriptor }) => descriptor) }));
-      manifests.push({ ...(await put(mediaType, manifest)), annotations: { 'org.opencontainers.image.ref.name': name } });
+      const manifest = Buffer.from(
+        JSON.stringify({ schemaVersion: 2, mediaType, config, layers: layers.map(({ descriptor }) => descriptor) }),
+      );
+      manifests.push({
+        ...(await put(mediaType, manifest)),
+        annotations: { 'org.opencontainers.image.ref.name': name },
+      });
     }
     await writeFile(join(fresh, 'index.json'), JSON.stringify({ schemaVersion: 2, manifests }));
     await writeFile(join(fresh, 'oci-layout'), '{"imageLayoutVersion":"1.0.0"}');
@@ -121,4 +152,5 @@ export async function ociLayout(
   return { path, images, source: (name) => `oci:${path}:${name}` };
 }
 
-export const tinyImages = (folder: string): Promise<BenchBundle> => ociLayout(folder, { images: 1000, sharedBytes: [20_000], ownBytes: 1_000 });
+export const tinyImages = (folder: string): Promise<BenchBundle> =>
+  ociLayout(folder, { images: 1000, sharedBytes: [20_000], ownBytes: 1_000 });

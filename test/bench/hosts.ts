@@ -8,7 +8,14 @@ import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { createHostConfiguration, createPush, deleteHost, getHostConfiguration, getJob, listTunnels } from '@airdock/clients/generated/sdk.gen';
+import {
+  createHostConfiguration,
+  createPush,
+  deleteHost,
+  getHostConfiguration,
+  getJob,
+  listTunnels,
+} from '@airdock/clients/generated/sdk.gen';
 import type { CreateHostConfiguration } from '@airdock/clients/generated/types.gen';
 import type { Client } from '@airdock/clients/service-clients';
 import { labCacheDir } from '@airdock/testing/lab/engine';
@@ -62,7 +69,8 @@ async function slowLink(host: LabHost, { roundTripMs = 0, bytesPerSecond = Numbe
     from.on('data', (chunk: Buffer) => {
       line.busyUntil = Math.max(line.busyUntil, performance.now()) + (chunk.byteLength / bytesPerSecond) * 1000;
       const queueMs = line.busyUntil - performance.now();
-      if (waiting.push({ chunk, at: line.busyUntil + roundTripMs / 2 }) === 1) setTimeout(handOn, Math.max(0, queueMs) + roundTripMs / 2);
+      if (waiting.push({ chunk, at: line.busyUntil + roundTripMs / 2 }) === 1)
+        setTimeout(handOn, Math.max(0, queueMs) + roundTripMs / 2);
       if (queueMs < maxQueueMs) return;
       from.pause();
       setTimeout(() => from.resume(), queueMs - maxQueueMs / 2);
@@ -87,10 +95,18 @@ async function slowLink(host: LabHost, { roundTripMs = 0, bytesPerSecond = Numbe
   return { address: '127.0.0.1', port: (server.address() as AddressInfo).port, [Symbol.asyncDispose]: stop };
 }
 
-const directLink = ({ address, port }: LabHost): Link => ({ address, port, [Symbol.asyncDispose]: async () => undefined });
+const directLink = ({ address, port }: LabHost): Link => ({
+  address,
+  port,
+  [Symbol.asyncDispose]: async () => undefined,
+});
 
 /** OpenSSH with its fastest cipher here, on what the lab's key opens. */
-async function sshArguments(folder: string, { hostKey, privateKey }: LabHost, { address, port }: Link): Promise<string[]> {
+async function sshArguments(
+  folder: string,
+  { hostKey, privateKey }: LabHost,
+  { address, port }: Link,
+): Promise<string[]> {
   const [key, known] = [join(folder, 'key'), join(folder, `known-${address}-${port}`)];
   await writeFile(key, privateKey, { mode: 0o600 });
   await writeFile(known, `[${address}]:${port} ${hostKey}\n${address} ${hostKey}\n`);
@@ -112,7 +128,8 @@ async function pushed({ client }: Site, { path }: BenchBundle): Promise<string> 
   return bundleId;
 }
 
-const configure = (client: Client, body: CreateHostConfiguration) => success(client, createHostConfiguration({ client, body, throwOnError: true }));
+const configure = (client: Client, body: CreateHostConfiguration) =>
+  success(client, createHostConfiguration({ client, body, throwOnError: true }));
 
 /** Milliseconds of a pull by the host's Docker, which has nothing of the image before and after. */
 async function pull(host: LabHost, reference: string): Promise<number> {
@@ -125,7 +142,10 @@ async function pull(host: LabHost, reference: string): Promise<number> {
 }
 
 /** Alternates the ways, and answers the median of each, in milliseconds. */
-async function alternate<Name extends string>(row: string, ways: Record<Name, () => Promise<number>>): Promise<Record<Name, number>> {
+async function alternate<Name extends string>(
+  row: string,
+  ways: Record<Name, () => Promise<number>>,
+): Promise<Record<Name, number>> {
   const times = Object.fromEntries(Object.keys(ways).map((name) => [name, [] as number[]])) as Record<Name, number[]>;
   for (let round = 0; round < rounds; round++)
     for (const name of Object.keys(ways) as Name[]) {
@@ -133,7 +153,10 @@ async function alternate<Name extends string>(row: string, ways: Record<Name, ()
       times[name].push(elapsed);
       process.stderr.write(`${row}, round ${round + 1}: ${name} ${seconds(elapsed)}\n`);
     }
-  return Object.fromEntries((Object.keys(ways) as Name[]).map((name) => [name, median(times[name])])) as Record<Name, number>;
+  return Object.fromEntries((Object.keys(ways) as Name[]).map((name) => [name, median(times[name])])) as Record<
+    Name,
+    number
+  >;
 }
 
 async function isForwarded(host: LabHost, port: number): Promise<boolean> {
@@ -144,15 +167,23 @@ async function benchPull(row: string, site: Site, roundTripMs: number): Promise<
   const { client, du, folder } = site;
   await using host = await site.lab.startHost();
   await using link = roundTripMs > 0 ? await slowLink(host, { roundTripMs }) : directLink(host);
-  const image = await ociLayout(site.bundles, { images: 1, sharedBytes: [100_000_000, 100_000_000], ownBytes: 100_000_000 });
+  const image = await ociLayout(site.bundles, {
+    images: 1,
+    sharedBytes: [100_000_000, 100_000_000],
+    ownBytes: 100_000_000,
+  });
   await pushed(site, image);
   const hostId = await registerHost(client, host, { address: link.address, port: link.port });
   await configure(client, { hostIds: [hostId], skipDockerImgImport: true });
   const port = await freePort();
   const forward = ['-N', '-R', `127.0.0.1:${port}:${du.dataDir}/run/registry/read-only.sock`];
-  const ssh: ChildProcess = spawn('ssh', [...(await sshArguments(folder, host, link)), ...forward, `root@${link.address}`], {
-    stdio: ['ignore', 'inherit', 'inherit'],
-  });
+  const ssh: ChildProcess = spawn(
+    'ssh',
+    [...(await sshArguments(folder, host, link)), ...forward, `root@${link.address}`],
+    {
+      stdio: ['ignore', 'inherit', 'inherit'],
+    },
+  );
   try {
     await waitFor(() => isForwarded(host, port), { what: 'ssh -R', timeoutMs: 30_000 });
     const name = (image.images[0] as string).slice('quay.io/'.length);
@@ -160,7 +191,11 @@ async function benchPull(row: string, site: Site, roundTripMs: number): Promise<
       Airdock: () => pull(host, `localhost:${du.registryPort}/${name}`),
       'ssh -R': () => pull(host, `localhost:${port}/${name}`),
     });
-    await publish([row, seconds(medians.Airdock), `${seconds(medians['ssh -R'])} (${ratio(medians['ssh -R'], medians.Airdock)})`]);
+    await publish([
+      row,
+      seconds(medians.Airdock),
+      `${seconds(medians['ssh -R'])} (${ratio(medians['ssh -R'], medians.Airdock)})`,
+    ]);
   } finally {
     ssh.kill();
     await deleteHost({ client, path: { id: hostId }, throwOnError: true });
@@ -187,7 +222,11 @@ async function benchWarm(site: Site, bundle: BenchBundle, bytesPerSecond?: numbe
   const scp = async () => {
     const started = performance.now();
     await run('scp', ['-q', ...ssh, bundle.path, `root@${link.address}:/tmp/bundle.tar`]);
-    await run('ssh', [...ssh, `root@${link.address}`, 'docker load --quiet --input /tmp/bundle.tar && rm /tmp/bundle.tar'], { maxBuffer: 1 << 24 });
+    await run(
+      'ssh',
+      [...ssh, `root@${link.address}`, 'docker load --quiet --input /tmp/bundle.tar && rm /tmp/bundle.tar'],
+      { maxBuffer: 1 << 24 },
+    );
     return performance.now() - started;
   };
   const from = (way: () => Promise<number>, prepare: () => Promise<unknown>) => async () => {
@@ -199,7 +238,10 @@ async function benchWarm(site: Site, bundle: BenchBundle, bytesPerSecond?: numbe
     : { 'Six images to a host that has none': clean, 'The same once more': async () => undefined };
   for (const [row, prepare] of Object.entries(rows)) {
     imageTimes = [];
-    const { Airdock: whole, scp: theirs } = await alternate(row, { Airdock: from(airdock, prepare), scp: from(scp, prepare) });
+    const { Airdock: whole, scp: theirs } = await alternate(row, {
+      Airdock: from(airdock, prepare),
+      scp: from(scp, prepare),
+    });
     const images = median(imageTimes);
     await publish([
       row,
@@ -237,13 +279,24 @@ async function benchEight(site: Site, bundle: BenchBundle): Promise<void> {
     const processes = await processesOf(du);
     await Promise.all(processes.map(forgetPeak));
     const started = performance.now();
-    await configure(client, { hostIds: [first, ...others], bundleIds: [bundleId], rollout: { atOnce: 8, canary: 0, maxFailureShare: 0 } });
+    await configure(client, {
+      hostIds: [first, ...others],
+      bundleIds: [bundleId],
+      rollout: { atOnce: 8, canary: 0, maxFailureShare: 0 },
+    });
     all.push(performance.now() - started);
     peak = Math.max(peak, await sumOfMemory(processes, 'VmHWM'));
-    process.stderr.write(`eight hosts, round ${round + 1}: ${seconds(all.at(-1) ?? 0)}, one ${seconds(one[round] ?? 0)}, memory ${megabytes(peak)}\n`);
+    process.stderr.write(
+      `eight hosts, round ${round + 1}: ${seconds(all.at(-1) ?? 0)}, one ${seconds(one[round] ?? 0)}, memory ${megabytes(peak)}\n`,
+    );
   }
   const [alone, together] = [median(one), median(all)];
-  await publish(['Eight hosts at once', seconds(together), `${seconds(alone * 8)} one after the other (${ratio(together, alone * 8)})`, megabytes(peak)]);
+  await publish([
+    'Eight hosts at once',
+    seconds(together),
+    `${seconds(alone * 8)} one after the other (${ratio(together, alone * 8)})`,
+    megabytes(peak),
+  ]);
   for (const id of ids) await deleteHost({ client, path: { id }, throwOnError: true });
   await Promise.all(hosts.map((host) => host.stop()));
 }
@@ -256,8 +309,16 @@ async function benchMany({ folder }: Site, hosts: number, atOnce: number): Promi
   const ids = await registerSimulatedHosts(client, server, hosts);
   await delay(5_000);
   const before = await sumOfMemory(await processesOf(du), 'VmRSS');
-  const job = await configure(client, { hostIds: ids, skipDockerInstall: true, rollout: { atOnce, canary: 0, maxFailureShare: 0 } });
-  const { data: configuration } = await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true });
+  const job = await configure(client, {
+    hostIds: ids,
+    skipDockerInstall: true,
+    rollout: { atOnce, canary: 0, maxFailureShare: 0 },
+  });
+  const { data: configuration } = await getHostConfiguration({
+    client,
+    path: { id: resourceId(job) },
+    throwOnError: true,
+  });
   const wall = Date.parse(job.finishedAt ?? '') - Date.parse(job.startedAt ?? '');
   let busy = 0;
   for (const { jobId } of configuration.hosts) {

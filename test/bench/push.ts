@@ -43,7 +43,9 @@ interface Site {
 
 /** Milliseconds of the pushed job alone: from the request to the job's end. */
 async function pushWithAirdock({ client }: Site, bundle: BenchBundle): Promise<number> {
-  const bundleId = resourceId(await success(client, createBundle({ client, body: { path: bundle.path }, throwOnError: true })));
+  const bundleId = resourceId(
+    await success(client, createBundle({ client, body: { path: bundle.path }, throwOnError: true })),
+  );
   const started = performance.now();
   await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
   return performance.now() - started;
@@ -53,14 +55,21 @@ async function pushWithSkopeo({ du, logins }: Site, { images, source }: BenchBun
   const started = performance.now();
   for (const name of images) {
     const target = `docker://localhost:${du.registryPort}/${name.slice(name.indexOf('/') + 1)}`;
-    const options = ['--insecure-policy', '--quiet', '--dest-tls-verify=false', '--dest-authfile', join(logins, 'config.json')];
+    const options = [
+      '--insecure-policy',
+      '--quiet',
+      '--dest-tls-verify=false',
+      '--dest-authfile',
+      join(logins, 'config.json'),
+    ];
     await run('skopeo', ['copy', ...options, source(name), target], { maxBuffer: 1 << 24 });
   }
   return performance.now() - started;
 }
 
 async function pushWithDocker({ du, lab, logins }: Site, { path, images }: BenchBundle): Promise<number> {
-  const docker = async (...args: string[]) => run('docker', ['--config', logins, '-H', `unix://${lab?.engine.socketPath}`, ...args], { maxBuffer: 1 << 24 });
+  const docker = async (...args: string[]) =>
+    run('docker', ['--config', logins, '-H', `unix://${lab?.engine.socketPath}`, ...args], { maxBuffer: 1 << 24 });
   const local = images.map((name) => `localhost:${du.registryPort}/${name.slice(name.indexOf('/') + 1)}`);
   const started = performance.now();
   await docker('load', '--quiet', '--input', path);
@@ -124,8 +133,14 @@ async function measure(sites: Record<'direct' | 'http', Site>, row: Row): Promis
 const megabytes = (value: number): string => `${Math.round(value)} MB`;
 
 /** One push of a large bundle, which is asked for fifty times a second meanwhile; the memory is that of the process `pid`. Returns the cells of its row. */
-async function measureLoad(name: string, { client, pid }: { client: Client; pid: number | undefined }, bundle: BenchBundle): Promise<string[]> {
-  const bundleId = resourceId(await success(client, createBundle({ client, body: { path: bundle.path }, throwOnError: true })));
+async function measureLoad(
+  name: string,
+  { client, pid }: { client: Client; pid: number | undefined },
+  bundle: BenchBundle,
+): Promise<string[]> {
+  const bundleId = resourceId(
+    await success(client, createBundle({ client, body: { path: bundle.path }, throwOnError: true })),
+  );
   await forgetPeak(pid);
   const idle = await memoryOf(pid, 'VmRSS');
   const started = performance.now();
@@ -141,7 +156,14 @@ async function measureLoad(name: string, { client, pid }: { client: Client; pid:
   const seconds = (performance.now() - started) / 1000;
   const sorted = answers.toSorted((a, b) => a - b);
   const percentile = (share: number) => `${sorted[Math.floor(share * (sorted.length - 1))]?.toFixed(1)} ms`;
-  return [name, `${seconds.toFixed(1)} s`, megabytes(idle), megabytes(await memoryOf(pid, 'VmHWM')), `${answers.length}`, ...[0.5, 0.99, 1].map(percentile)];
+  return [
+    name,
+    `${seconds.toFixed(1)} s`,
+    megabytes(idle),
+    megabytes(await memoryOf(pid, 'VmHWM')),
+    `${answers.length}`,
+    ...[0.5, 0.99, 1].map(percentile),
+  ];
 }
 
 async function main(): Promise<void> {
@@ -155,9 +177,24 @@ async function main(): Promise<void> {
     { name: 'docker-archive, 6 images on a 580 MB layer', bundle: saved, contenders: [...all, 'docker'] },
     { name: 'OCI layout, 40 images, 3 GB', bundle: layout, contenders: all },
     { name: '1,000 tiny images', bundle: tiny, contenders: all },
-    { name: 'docker-archive again, nothing changed', bundle: saved, before: saved, contenders: ['Airdock', 'Airdock over HTTP', 'skopeo'] },
-    { name: 'OCI layout again, nothing changed', bundle: layout, before: layout, contenders: ['Airdock', 'Airdock over HTTP', 'skopeo'] },
-    { name: '1,000 tiny images again, nothing changed', bundle: tiny, before: tiny, contenders: ['Airdock', 'Airdock over HTTP', 'skopeo'] },
+    {
+      name: 'docker-archive again, nothing changed',
+      bundle: saved,
+      before: saved,
+      contenders: ['Airdock', 'Airdock over HTTP', 'skopeo'],
+    },
+    {
+      name: 'OCI layout again, nothing changed',
+      bundle: layout,
+      before: layout,
+      contenders: ['Airdock', 'Airdock over HTTP', 'skopeo'],
+    },
+    {
+      name: '1,000 tiny images again, nothing changed',
+      bundle: tiny,
+      before: tiny,
+      contenders: ['Airdock', 'Airdock over HTTP', 'skopeo'],
+    },
     {
       name: 'OCI layout again, one layer changed',
       bundle: await ociLayout(bundles, { change: '-b' }),
@@ -189,7 +226,9 @@ async function main(): Promise<void> {
       const value = medians.get(name);
       if (value === undefined) return '';
       const ratio = value / ours;
-      return name === 'Airdock' ? `${(value / 1000).toFixed(2)} s` : `${(value / 1000).toFixed(2)} s (${ratio.toFixed(ratio < 10 ? 1 : 0)}×)`;
+      return name === 'Airdock'
+        ? `${(value / 1000).toFixed(2)} s`
+        : `${(value / 1000).toFixed(2)} s (${ratio.toFixed(ratio < 10 ? 1 : 0)}×)`;
     };
     await publish([row.name, ...(['Airdock', 'Airdock over HTTP', 'skopeo', 'docker', 'floor'] as const).map(cell)]);
   }

@@ -35,10 +35,15 @@ await using du = await Du.start({ folder: folder.path, bundleDir: bundles, stops
 const client = await du.client();
 
 const bundle = await ociLayout(bundles, { images: imageCount, sharedBytes: [20_000], ownBytes: 1_000 });
-await success(client, createPush({ client, body: { bundleId: await register(client, bundle.path) }, throwOnError: true }));
+await success(
+  client,
+  createPush({ client, body: { bundleId: await register(client, bundle.path) }, throwOnError: true }),
+);
 await createImageSet({ client, body: { name: 'bench', kubernetesVersion, images: bundle.images }, throwOnError: true });
 const { data: catalogue } = await listImages({ client, query: { limit: 500 }, throwOnError: true });
-const digests = new Map(catalogue.items.flatMap(({ digest, localReferences }) => localReferences.map((reference) => [reference, digest])));
+const digests = new Map(
+  catalogue.items.flatMap(({ digest, localReferences }) => localReferences.map((reference) => [reference, digest])),
+);
 
 // Docker's answer to a pull: the digest under the name that was asked for.
 await using server = await startSimulatedHosts((command) => {
@@ -51,10 +56,20 @@ await using server = await startSimulatedHosts((command) => {
 const hostIds = await registerSimulatedHosts(client, server, hostCount);
 await success(
   client,
-  createHostConfiguration({ client, body: { hostIds, skipDockerInstall: true, rollout: { atOnce: 16, canary: 0, maxFailureShare: 0 } }, throwOnError: true }),
+  createHostConfiguration({
+    client,
+    body: { hostIds, skipDockerInstall: true, rollout: { atOnce: 16, canary: 0, maxFailureShare: 0 } },
+    throwOnError: true,
+  }),
 );
-const nodes = hostIds.map((hostId, index) => ({ hostId, role: index === 0 ? ('controlPlane' as const) : ('worker' as const) }));
-const created = await success(client, createCluster({ client, body: { name: 'bench', kubernetesVersion, nodes }, throwOnError: true }));
+const nodes = hostIds.map((hostId, index) => ({
+  hostId,
+  role: index === 0 ? ('controlPlane' as const) : ('worker' as const),
+}));
+const created = await success(
+  client,
+  createCluster({ client, body: { name: 'bench', kubernetesVersion, nodes }, throwOnError: true }),
+);
 const clusterId = resourceId(created);
 
 async function known(): Promise<number> {

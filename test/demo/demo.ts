@@ -72,7 +72,10 @@ async function choosePort(): Promise<number> {
 
 async function verifyUp(du: Du): Promise<void> {
   const { data: registry } = await getRegistry({ client: du.localClient(), throwOnError: true });
-  verify(registry.mode === 'local' && registry.health?.ok && registry.health.readOnlyOk, 'both instances of the registry answer');
+  verify(
+    registry.mode === 'local' && registry.health?.ok && registry.health.readOnlyOk,
+    'both instances of the registry answer',
+  );
   const push = await fetch(`http://localhost:${du.registryPort}/v2/x/blobs/uploads/`, { method: 'POST' });
   verify(push.status === 403, 'a push to localhost without a credential is refused');
   say(
@@ -97,7 +100,10 @@ async function makeBundles(du: Du, lab: Lab | undefined): Promise<{ saved: strin
     return { saved, oci };
   }
   const base = { randomBytes: 2_000_000, seed: 'base' };
-  await buildDockerArchive(saved, await Promise.all(savedImages.map((name) => makeImage({ name, layers: [base, { files: { 'etc/name': name } }] }))));
+  await buildDockerArchive(
+    saved,
+    await Promise.all(savedImages.map((name) => makeImage({ name, layers: [base, { files: { 'etc/name': name } }] }))),
+  );
   await buildOciArchive(oci, [await makeImage({ name: ociImage, layers: [base] })]);
   say('bundles: written as docker save and skopeo write them, since there is no engine here to make them with');
   return { saved, oci };
@@ -150,7 +156,10 @@ async function pullOnHost(du: Du, client: Client, { host, hostId }: Site): Promi
   const { data: images } = await listImages({ client, throwOnError: true });
   const references = images.items.flatMap(({ localReferences }) => localReferences.slice(0, 1));
   await host.exec('docker image prune --all --force');
-  const job = await success(client, createHostCheck({ client, body: { hostIds: [hostId], pull: references }, throwOnError: true }));
+  const job = await success(
+    client,
+    createHostCheck({ client, body: { hostIds: [hostId], pull: references }, throwOnError: true }),
+  );
   const { data: check } = await getHostCheck({ client, path: { id: resourceId(job) }, throwOnError: true });
   const digests = new Map<string, string>();
   for (const { reference, digest, error } of check.results?.[0]?.pulls ?? []) {
@@ -175,12 +184,24 @@ async function prepareHost(du: Du, client: Client, lab: Lab, bundleIds: string[]
   verify(!JSON.stringify(credential).includes('PRIVATE'), 'the key is not returned');
   const { data: registered } = await createHost({
     client,
-    body: { name: host.name, address: host.address, port: host.port, credentialId: credential.id, hostKey: host.hostKey },
+    body: {
+      name: host.name,
+      address: host.address,
+      port: host.port,
+      credentialId: credential.id,
+      hostKey: host.hostKey,
+    },
     throwOnError: true,
   });
   const site = { host, hostId: registered.id };
-  const configure = () => success(client, createHostConfiguration({ client, body: { hostIds: [site.hostId], bundleIds }, throwOnError: true }));
-  const steps = async (job: Job) => (await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true })).data.hosts[0]?.steps ?? [];
+  const configure = () =>
+    success(
+      client,
+      createHostConfiguration({ client, body: { hostIds: [site.hostId], bundleIds }, throwOnError: true }),
+    );
+  const steps = async (job: Job) =>
+    (await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true })).data.hosts[0]?.steps ??
+    [];
   const first = await steps(await configure());
   say(`host ${host.name} configured: ${first.map(({ name, status }) => `${name} ${status}`).join(', ')}`);
   const cached = await host.exec("docker image ls --format '{{.Repository}}:{{.Tag}}'");
@@ -206,9 +227,17 @@ async function createClusters(client: Client, site: Site | undefined): Promise<v
   const { data: defaults } = await getClusterDefaults({ client, throwOnError: true });
   const { data: registry } = await getRegistry({ client, throwOnError: true });
   verify(defaults.fields.k8sPrivateRegistry === registry.host, 'new clusters point at the local registry');
-  await createImageSet({ client, body: { name: 'kubernetes-1.20.11', kubernetesVersion, images: allImages }, throwOnError: true });
+  await createImageSet({
+    client,
+    body: { name: 'kubernetes-1.20.11', kubernetesVersion, images: allImages },
+    throwOnError: true,
+  });
   const absent = 'k8s.gcr.io/coredns:1.7.0';
-  await createImageSet({ client, body: { name: 'kubernetes-1.21.3', kubernetesVersion: '1.21.3', images: [...allImages, absent] }, throwOnError: true });
+  await createImageSet({
+    client,
+    body: { name: 'kubernetes-1.21.3', kubernetesVersion: '1.21.3', images: [...allImages, absent] },
+    throwOnError: true,
+  });
   if (!site) {
     say(`cluster defaults: ${defaults.fields.k8sPrivateRegistry} for all four upstreams; no cluster without a host`);
     return;
@@ -223,7 +252,10 @@ async function createClusters(client: Client, site: Site | undefined): Promise<v
     createCluster({ client, body: { name: 'too-old', kubernetesVersion: '1.19.16', nodes }, throwOnError: true }),
     'kubernetes_version_unsupported',
   );
-  const job = await success(client, createCluster({ client, body: { name: 'demo', kubernetesVersion, nodes }, throwOnError: true }));
+  const job = await success(
+    client,
+    createCluster({ client, body: { name: 'demo', kubernetesVersion, nodes }, throwOnError: true }),
+  );
   say(
     `cluster demo (Kubernetes ${kubernetesVersion}): its host has all ${String(job.result?.imagesPerHost)} images; refused were 1.21.3, lacking ${absent}, and 1.19.16`,
   );
@@ -235,26 +267,41 @@ async function backUpAndRestore(du: Du, client: Client, site: Site | undefined):
   receiver.setSecret(endpoint.secret);
   const before = site ? await pullOnHost(du, client, site) : new Map<string, string>();
   const { data: images } = await listImages({ client, throwOnError: true });
-  const names = images.items.flatMap(({ localReferences }) => localReferences.map((reference) => reference.slice(reference.indexOf('/') + 1)));
+  const names = images.items.flatMap(({ localReferences }) =>
+    localReferences.map((reference) => reference.slice(reference.indexOf('/') + 1)),
+  );
   const digests = await Promise.all(names.map((name) => digestAt(du.registryPort, name)));
 
   const backup = await success(client, createBackup({ client, body: { description: 'demo' }, throwOnError: true }));
-  const told = await waitFor(() => receiver.received.find(({ event }) => event.type === 'backup.create.succeeded'), { what: 'the webhook', timeoutMs: 15_000 });
-  verify(told.verified && told.event.data.resource === backup.resource, 'the event is signed with the secret and names the backup');
-  say(`backup: ${String(backup.result?.images)} names, ${mib(Number(backup.result?.sizeBytes))}; the webhook arrived and its signature holds`);
+  const told = await waitFor(() => receiver.received.find(({ event }) => event.type === 'backup.create.succeeded'), {
+    what: 'the webhook',
+    timeoutMs: 15_000,
+  });
+  verify(
+    told.verified && told.event.data.resource === backup.resource,
+    'the event is signed with the secret and names the backup',
+  );
+  say(
+    `backup: ${String(backup.result?.images)} names, ${mib(Number(backup.result?.sizeBytes))}; the webhook arrived and its signature holds`,
+  );
 
   await rm(join(du.dataDir, 'registry', 'storage', 'docker'), { recursive: true });
   verify(
     (await Promise.all(names.map((name) => digestAt(du.registryPort, name)))).every((digest) => digest === undefined),
     'the registry is empty',
   );
-  const restore = await success(client, createRestore({ client, body: { backupId: resourceId(backup) }, throwOnError: true }));
+  const restore = await success(
+    client,
+    createRestore({ client, body: { backupId: resourceId(backup) }, throwOnError: true }),
+  );
   const after = await Promise.all(names.map((name) => digestAt(du.registryPort, name)));
   verify(
     after.every((digest, index) => digest && digest === digests[index]),
     'every name has its digest again',
   );
-  say(`the registry's storage was deleted; the restore brought ${String(restore.result?.images)} names back with the same digests`);
+  say(
+    `the registry's storage was deleted; the restore brought ${String(restore.result?.images)} names back with the same digests`,
+  );
   if (!site) return;
   const again = await pullOnHost(du, client, site);
   verify(
@@ -293,7 +340,9 @@ async function run(): Promise<string | undefined> {
 
 try {
   const reason = await run();
-  say(reason ? `done, without the host's part: ${reason}` : 'done: every step was verified, and nothing is left running');
+  say(
+    reason ? `done, without the host's part: ${reason}` : 'done: every step was verified, and nothing is left running',
+  );
   process.exit(0);
 } catch (error) {
   say(`FAILED: ${(error as Error).message}`);

@@ -43,7 +43,15 @@ import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { findProgram, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
-import { type FaultSite, filesBelow, namesIn, startEmbeddedSite, startSiteApart, stepUntil, type Victim } from '../support/fault-site.js';
+import {
+  type FaultSite,
+  filesBelow,
+  namesIn,
+  startEmbeddedSite,
+  startSiteApart,
+  stepUntil,
+  type Victim,
+} from '../support/fault-site.js';
 import { endOf, resourceId, success } from '../support/jobs.js';
 import { processesOf } from '../support/processes.js';
 import { digestAt, namesAt } from '../support/registry.js';
@@ -51,7 +59,9 @@ import type { ServiceName, ServiceProcess, Services } from '../support/services.
 
 const run = promisify(execFile);
 /** Gives a process a clock of its own. */
-const fakeClock = ['x86_64', 'aarch64'].map((machine) => `/usr/lib/${machine}-linux-gnu/faketime/libfaketimeMT.so.1`).find((path) => existsSync(path));
+const fakeClock = ['x86_64', 'aarch64']
+  .map((machine) => `/usr/lib/${machine}-linux-gnu/faketime/libfaketimeMT.so.1`)
+  .find((path) => existsSync(path));
 if (!fakeClock) process.stderr.write('clocks that are set back, schedules: skipped: no libfaketime\n');
 
 type Form = 'embedded' | 'apart';
@@ -82,7 +92,12 @@ beforeAll(async () => {
     const layers = Object.entries(shared).map(([seed, randomBytes]) => ({ randomBytes, seed }));
     const made = [];
     for (let index = 0; index < count; index++)
-      made.push(await makeImage({ name: `k8s.gcr.io/${name}-${index}:v1`, layers: [...layers, { randomBytes: own, seed: `${name} ${index}` }] }));
+      made.push(
+        await makeImage({
+          name: `k8s.gcr.io/${name}-${index}:v1`,
+          layers: [...layers, { randomBytes: own, seed: `${name} ${index}` }],
+        }),
+      );
     await buildOciArchive(join(bundles.path, `${name}.tar`), made);
   }
   await sites.start(['embedded', 'embedded', 'apart', 'apart']);
@@ -94,10 +109,14 @@ afterAll(async () => {
 
 async function startSite(form: Form): Promise<Site> {
   const folder = await tempDir(`faults-${form}`);
-  const targets = Object.fromEntries(['small', 'plug', 'fresh'].map((name) => [name, { folder: join(folder.path, name) }]));
+  const targets = Object.fromEntries(
+    ['small', 'plug', 'fresh'].map((name) => [name, { folder: join(folder.path, name) }]),
+  );
   const airdock = { backupDir: join(folder.path, 'store'), backup: { targets }, duVersion: 'v-5.2.0-1500000' };
   const started =
-    form === 'embedded' ? startEmbeddedSite(folder.path, { bundleDir: bundles.path, airdock }) : startSiteApart(folder.path, bundles.path, airdock);
+    form === 'embedded'
+      ? startEmbeddedSite(folder.path, { bundleDir: bundles.path, airdock })
+      : startSiteApart(folder.path, bundles.path, airdock);
   const site: Site = { ...(await started), form, store: airdock.backupDir, storage: '', oldBundleId: '', upgrades: 0 };
   site.storage = join(site.dataDir, 'registry/storage');
   const stop = site[Symbol.asyncDispose];
@@ -152,14 +171,22 @@ const backupsOf = async (site: Site, target = 'default'): Promise<Backup[]> =>
   (await listBackups({ client: site.client('backup'), query: { target }, throwOnError: true })).data.items;
 const beginBackup = async (site: Site, body: object = {}): Promise<Job> =>
   (await createBackup({ client: site.client('backup'), body, throwOnError: true })).data;
-const makeBackup = async (site: Site, body: object = {}): Promise<string> => resourceId(await success(site.client('backup'), await beginBackup(site, body)));
-const backup = async (site: Site, id: string): Promise<Backup> => (await getBackup({ client: site.client('backup'), path: { id }, throwOnError: true })).data;
+const makeBackup = async (site: Site, body: object = {}): Promise<string> =>
+  resourceId(await success(site.client('backup'), await beginBackup(site, body)));
+const backup = async (site: Site, id: string): Promise<Backup> =>
+  (await getBackup({ client: site.client('backup'), path: { id }, throwOnError: true })).data;
 async function restore(site: Site, backupId: string): Promise<void> {
   const client = site.client('backup');
   await success(client, createRestore({ client, body: { backupId }, throwOnError: true }));
 }
 const beginOperation = async (site: Site, operation: object, target = 'default'): Promise<Job> =>
-  (await createBackupOperation({ client: site.client('backup'), body: { target, operation: operation as BackupAction }, throwOnError: true })).data;
+  (
+    await createBackupOperation({
+      client: site.client('backup'),
+      body: { target, operation: operation as BackupAction },
+      throwOnError: true,
+    })
+  ).data;
 const prune = async (site: Site, options: object = {}, target = 'default') =>
   success(site.client('backup'), await beginOperation(site, { action: 'prune', ...options }, target));
 
@@ -172,17 +199,22 @@ async function keepOnlyBase(site: Site): Promise<void> {
 }
 
 async function fullBackup(site: Site): Promise<string> {
-  return (await backupsOf(site)).find(({ hasSettings, state }) => hasSettings && state === 'complete')?.id ?? makeBackup(site);
+  return (
+    (await backupsOf(site)).find(({ hasSettings, state }) => hasSettings && state === 'complete')?.id ??
+    makeBackup(site)
+  );
 }
 
-const recordOf = async ({ store }: Site, id: string): Promise<BackupRecord> => JSON.parse(await readFile(join(store, 'backups', `${id}.json`), 'utf8'));
+const recordOf = async ({ store }: Site, id: string): Promise<BackupRecord> =>
+  JSON.parse(await readFile(join(store, 'backups', `${id}.json`), 'utf8'));
 const namesOf = ({ references }: BackupRecord): Record<string, Digest> =>
   Object.fromEntries(references.map(({ repository, tag, digest }) => [`${repository}:${tag}`, digest]));
 const blobFolder = ({ storage }: Site, digest: Digest): string => {
   const hex = digestHex(digest);
   return join(storage, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex);
 };
-const repositoryFolder = ({ storage }: Site, repository: string): string => join(storage, 'docker/registry/v2/repositories', repository);
+const repositoryFolder = ({ storage }: Site, repository: string): string =>
+  join(storage, 'docker/registry/v2/repositories', repository);
 const extraTags = (site: Site): string[] =>
   Array.from({ length: images.extra.count }, (_, index) => [`extra-${index}`, `k8s.gcr.io/extra-${index}`])
     .flat()
@@ -193,7 +225,9 @@ async function extraBlobs(site: Site): Promise<Digest[]> {
   const [full, ...others] = (await backupsOf(site)).toSorted((a, b) => Number(b.hasSettings) - Number(a.hasSettings));
   const kept = new Set((await recordOf(site, others.at(-1)?.id ?? '')).blobs.map(({ digest }) => digest));
   const { blobs, settings } = await recordOf(site, full?.id ?? '');
-  return blobs.map(({ digest }) => digest).filter((digest) => !kept.has(digest) && !settings.some((document) => document.digest === digest));
+  return blobs
+    .map(({ digest }) => digest)
+    .filter((digest) => !kept.has(digest) && !settings.some((document) => document.digest === digest));
 }
 
 /** The disk of the registry has lost a part, or all. */
@@ -206,16 +240,25 @@ async function lose(site: Site, what: 'extra' | 'all'): Promise<void> {
 /** Names in the registry that hosts pull from, and where they lead. */
 const contentOf = async ({ registryPort }: Site): Promise<Record<string, string | undefined>> =>
   Object.fromEntries(
-    await Promise.all((await namesAt(registryPort)).filter((name) => name.includes(':')).map(async (name) => [name, await digestAt(registryPort, name)])),
+    await Promise.all(
+      (await namesAt(registryPort))
+        .filter((name) => name.includes(':'))
+        .map(async (name) => [name, await digestAt(registryPort, name)]),
+    ),
   );
 
 // What must hold
 
 /** Every name leads to its digest, and all of its blobs are there; with `bytes` their content is read and hashed. */
-async function expectServed({ registryPort }: Site, expected: Record<string, string | undefined>, { bytes }: { bytes: boolean }): Promise<void> {
+async function expectServed(
+  { registryPort }: Site,
+  expected: Record<string, string | undefined>,
+  { bytes }: { bytes: boolean },
+): Promise<void> {
   const problems: string[] = [];
   const seen = new Set<string>();
-  const accept = 'application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json';
+  const accept =
+    'application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json';
   for (const [name, digest] of Object.entries(expected)) {
     const [repository, tag] = name.split(':');
     const url = `http://localhost:${registryPort}/v2/${repository}`;
@@ -225,12 +268,16 @@ async function expectServed({ registryPort }: Site, expected: Record<string, str
       problems.push(`${name}: ${response.status} ${digestOf(manifest)} instead of ${digest}`);
       continue;
     }
-    const { config, layers } = JSON.parse(manifest.toString()) as { config: { digest: string; size: number }; layers: { digest: string; size: number }[] };
+    const { config, layers } = JSON.parse(manifest.toString()) as {
+      config: { digest: string; size: number };
+      layers: { digest: string; size: number }[];
+    };
     for (const blob of [config, ...layers]) {
       const isRead = bytes && !seen.has(blob.digest);
       seen.add(blob.digest);
       const found = await fetch(`${url}/blobs/${blob.digest}`, { method: isRead ? 'GET' : 'HEAD' });
-      if (!found.ok || found.headers.get('content-length') !== String(blob.size)) problems.push(`${name}: ${found.status} for ${blob.digest}`);
+      if (!found.ok || found.headers.get('content-length') !== String(blob.size))
+        problems.push(`${name}: ${found.status} for ${blob.digest}`);
       const actual = isRead ? digestOf(Buffer.from(await found.arrayBuffer())) : blob.digest;
       if (actual !== blob.digest) problems.push(`${name}: the bytes of ${blob.digest} are those of ${actual}`);
     }
@@ -245,7 +292,11 @@ async function expectWhole(site: Site): Promise<void> {
   expect((await processesOf(join(site.dataDir, 'drills'))).filter((line) => line.includes(' serve '))).toEqual([]);
   expect(namesIn(site.storage, 'airdock-garbage')).toEqual([]);
   expect(existsSync(join(site.dataDir, 'du-upgrade.json'))).toBe(false);
-  expect((await getRegistry({ client: site.client('registry'), throwOnError: true })).data).toMatchObject({ fence: null, collecting: false, error: null });
+  expect((await getRegistry({ client: site.client('registry'), throwOnError: true })).data).toMatchObject({
+    fence: null,
+    collecting: false,
+    error: null,
+  });
 }
 
 /** Of one target. Reads every blob. */
@@ -284,18 +335,21 @@ interface Look {
 type Place = (look: Look) => () => boolean;
 
 const blobFiles = ({ store }: Site): string[] => filesBelow(store, 'blobs');
-const isLocked = ({ site: { store }, job }: Look): boolean => namesIn(store, 'locks').some((name) => name.endsWith(`-${job.id}.json`));
+const isLocked = ({ site: { store }, job }: Look): boolean =>
+  namesIn(store, 'locks').some((name) => name.endsWith(`-${job.id}.json`));
 /** The lock of its job is there: it has neither ended nor failed. */
 const locked =
   (isThere: (look: Look) => boolean = () => true): Place =>
   (look) =>
   () =>
     isLocked(look) && isThere(look);
-const record = ({ site: { store }, id }: Look, suffix = ''): boolean => existsSync(join(store, 'backups', `${id}.json${suffix}`));
+const record = ({ site: { store }, id }: Look, suffix = ''): boolean =>
+  existsSync(join(store, 'backups', `${id}.json${suffix}`));
 const newBlobs = ({ site, blobsBefore }: Look): number => blobFiles(site).length - blobsBefore;
 const isGrowing = (path: string): boolean => (statSync(path, { throwIfNoEntry: false })?.size ?? 0) > 0;
 const isPart = (path: string): boolean => /\/[0-9a-f]{64}\.[^/]*part$/.test(path) && isGrowing(path);
-const restored = ({ site, lost }: Look): number => lost.filter((digest) => existsSync(join(blobFolder(site, digest), 'data'))).length;
+const restored = ({ site, lost }: Look): number =>
+  lost.filter((digest) => existsSync(join(blobFolder(site, digest), 'data'))).length;
 const tags = ({ site }: Look): number => extraTags(site).filter((path) => existsSync(path)).length;
 const aside = ({ site: { storage } }: Look, pattern: RegExp): number =>
   filesBelow(storage, 'airdock-garbage/aside').filter((path) => pattern.test(path)).length;
@@ -354,7 +408,12 @@ const kinds: Record<JobName, JobKind> = {
       'a moment (3)': moment('backup 3', 300),
     },
     check: async (site, job) => {
-      expect(await backup(site, resourceId(job))).toMatchObject({ state: 'complete', images: nameCount, skipped: [], hasSettings: true });
+      expect(await backup(site, resourceId(job))).toMatchObject({
+        state: 'complete',
+        images: nameCount,
+        skipped: [],
+        hasSettings: true,
+      });
     },
   },
   restore: {
@@ -363,13 +422,21 @@ const kinds: Record<JobName, JobKind> = {
       await fullBackup(site);
       await lose(site, 'extra');
     },
-    begin: async (site) => (await createRestore({ client: site.client('backup'), body: { backupId: await fullBackup(site) }, throwOnError: true })).data,
+    begin: async (site) =>
+      (
+        await createRestore({
+          client: site.client('backup'),
+          body: { backupId: await fullBackup(site) },
+          throwOnError: true,
+        })
+      ).data,
     places: {
       'it was accepted': accepted,
       'its lock': locked((look) => restored(look) === 0),
       'the first part of a blob': locked(
         ({ site: { storage } }) =>
-          filesBelow(storage, 'airdock-incoming').some(isPart) || filesBelow(storage, 'docker').some((path) => path.includes('/_uploads/')),
+          filesBelow(storage, 'airdock-incoming').some(isPart) ||
+          filesBelow(storage, 'docker').some((path) => path.includes('/_uploads/')),
       ),
       'the first blob': locked((look) => restored(look) > 0),
       'half of the blobs': locked((look) => restored(look) >= look.lost.length / 2),
@@ -380,7 +447,11 @@ const kinds: Record<JobName, JobKind> = {
       'a moment (2)': moment('restore 2', 300),
     },
     check: async (site, job) => {
-      const { data } = await getRestore({ client: site.client('backup'), path: { id: resourceId(job) }, throwOnError: true });
+      const { data } = await getRestore({
+        client: site.client('backup'),
+        path: { id: resourceId(job) },
+        throwOnError: true,
+      });
       expect(data.report).toMatchObject({ verified: nameCount, broken: [] });
       await expectServed(site, namesOf(await recordOf(site, data.backupId)), { bytes: true });
     },
@@ -402,13 +473,27 @@ const kinds: Record<JobName, JobKind> = {
     service: 'backup',
     prepare: async (site) => void (await fullBackup(site)),
     begin: async (site) =>
-      (await createRestore({ client: site.client('backup'), body: { backupId: await fullBackup(site), drill: true }, throwOnError: true })).data,
+      (
+        await createRestore({
+          client: site.client('backup'),
+          body: { backupId: await fullBackup(site), drill: true },
+          throwOnError: true,
+        })
+      ).data,
     places: {
-      'its registry': locked(({ site: { dataDir }, id }) => filesBelow(dataDir, 'drills', id, 'state').some((path) => path.endsWith('engine.log'))),
-      'its first blob': locked(({ site: { dataDir }, id }) => filesBelow(dataDir, 'drills', id, 'storage').some((path) => path.endsWith('/data'))),
+      'its registry': locked(({ site: { dataDir }, id }) =>
+        filesBelow(dataDir, 'drills', id, 'state').some((path) => path.endsWith('engine.log')),
+      ),
+      'its first blob': locked(({ site: { dataDir }, id }) =>
+        filesBelow(dataDir, 'drills', id, 'storage').some((path) => path.endsWith('/data')),
+      ),
     },
     check: async (site, job) => {
-      const { data } = await getRestore({ client: site.client('backup'), path: { id: resourceId(job) }, throwOnError: true });
+      const { data } = await getRestore({
+        client: site.client('backup'),
+        path: { id: resourceId(job) },
+        throwOnError: true,
+      });
       expect(data.report).toMatchObject({ verified: nameCount, broken: [] });
     },
   },
@@ -446,7 +531,11 @@ const kinds: Record<JobName, JobKind> = {
       expect(others).toEqual([]);
       const { blobs } = await recordOf(site, kept?.id ?? '');
       expect(blobFiles(site)).toHaveLength(blobs.length);
-      expect(namesIn(site.store, 'backups').sort()).toEqual([`${kept?.id}.json`, `${kept?.id}.json.sha256`, `${kept?.id}.json.sig`]);
+      expect(namesIn(site.store, 'backups').sort()).toEqual([
+        `${kept?.id}.json`,
+        `${kept?.id}.json.sha256`,
+        `${kept?.id}.json.sig`,
+      ]);
       expect(namesIn(site.store, 'tmp')).toEqual([]);
     },
   },
@@ -458,7 +547,14 @@ const kinds: Record<JobName, JobKind> = {
       const { data } = await listImages({ client, query: { search: 'k8s.gcr.io/old-' }, throwOnError: true });
       for (const { id } of data.items) await deleteImage({ client, path: { id }, throwOnError: true });
     },
-    begin: async (site) => (await createGarbageCollection({ client: site.client('registry'), body: { protectHours: 0 }, throwOnError: true })).data,
+    begin: async (site) =>
+      (
+        await createGarbageCollection({
+          client: site.client('registry'),
+          body: { protectHours: 0 },
+          throwOnError: true,
+        })
+      ).data,
     places: {
       'it was accepted': accepted,
       'its folder': (look) => () => namesIn(look.site.storage, 'airdock-garbage').length > 0,
@@ -471,7 +567,11 @@ const kinds: Record<JobName, JobKind> = {
         condemned(look).length > 0 && condemned(look).filter((path) => path.endsWith('/data')).length < garbageBlobs,
     },
     check: async (site, job) => {
-      const { data } = await getGarbageCollection({ client: site.client('registry'), path: { id: resourceId(job) }, throwOnError: true });
+      const { data } = await getGarbageCollection({
+        client: site.client('registry'),
+        path: { id: resourceId(job) },
+        throwOnError: true,
+      });
       expect(data.freed).toMatchObject({ blobs: garbageBlobs });
       expect((await namesAt(site.registryPort)).filter((name) => name.includes('old-'))).toEqual([]);
     },
@@ -484,19 +584,32 @@ const kinds: Record<JobName, JobKind> = {
       await writeEngine(site);
     },
     begin: async (site) => {
-      const body = { toVersion: 'v-5.3.0-1558488', engine: { binary: engineOf(site), digest: digestOf(readFileSync(engineOf(site))) } };
+      const body = {
+        toVersion: 'v-5.3.0-1558488',
+        engine: { binary: engineOf(site), digest: digestOf(readFileSync(engineOf(site))) },
+      };
       return (await createDuUpgrade({ client: site.client('registry'), body, throwOnError: true })).data;
     },
-    places: Object.fromEntries(['backup', 'fence', 'finalBackup', 'engine', 'migrate', 'restore', 'compare', 'open'].map((phase) => [phase, inPhase(phase)])),
+    places: Object.fromEntries(
+      ['backup', 'fence', 'finalBackup', 'engine', 'migrate', 'restore', 'compare', 'open'].map((phase) => [
+        phase,
+        inPhase(phase),
+      ]),
+    ),
     check: async (site, job) => {
       const client = site.client('registry');
       const { data } = await getDuUpgrade({ client, path: { id: resourceId(job) }, throwOnError: true });
-      expect(data).toMatchObject({ phase: 'done', error: null, report: { missing: [], changed: [], engineVersion: `2.9.${site.upgrades}` } });
+      expect(data).toMatchObject({
+        phase: 'done',
+        error: null,
+        report: { missing: [], changed: [], engineVersion: `2.9.${site.upgrades}` },
+      });
     },
   },
 };
 
-const engineOf = ({ folder, form, upgrades }: Site): string => join(bundles.path, `registry-${form}-${digestHex(digestOf(folder)).slice(0, 8)}-${upgrades}`);
+const engineOf = ({ folder, form, upgrades }: Site): string =>
+  join(bundles.path, `registry-${form}-${digestHex(digestOf(folder)).slice(0, 8)}-${upgrades}`);
 /** The registry's program of a new release: the one that is there, under another number. */
 async function writeEngine(site: Site): Promise<void> {
   const text = `#!/bin/sh\nif [ "$1" = --version ]; then echo "registry github.com/docker/distribution 2.9.${site.upgrades}"; exit; fi\n`;
@@ -517,21 +630,34 @@ const sites = new Sites();
 
 const jobNow = async (site: Site, service: ServiceName, { id }: Job): Promise<Job> =>
   (await getJob({ client: site.client(service), path: { id }, throwOnError: true })).data;
-const isOver = async (site: Site, service: ServiceName, job: Job): Promise<boolean> => (await jobNow(site, service, job)).finishedAt !== null;
+const isOver = async (site: Site, service: ServiceName, job: Job): Promise<boolean> =>
+  (await jobNow(site, service, job)).finishedAt !== null;
 
 /** Lets a job run to the place, kills there, starts again what does not come back by itself, and waits for the job's success, if need be by a retry. */
-async function hit(site: Site, { job: name, place, victim, service }: Point): Promise<{ job: Job; before: Record<string, string | undefined> }> {
+async function hit(
+  site: Site,
+  { job: name, place, victim, service }: Point,
+): Promise<{ job: Job; before: Record<string, string | undefined> }> {
   const kind = kinds[name];
   const client = site.client(kind.service);
   const worker = service ?? kind.service;
   for (let tries = 0; tries < 8; tries++) {
     await kind.prepare(site);
     const before = await contentOf(site);
-    const lost = name.startsWith('restore') ? (await extraBlobs(site)).filter((digest) => !existsSync(join(blobFolder(site, digest), 'data'))) : [];
+    const lost = name.startsWith('restore')
+      ? (await extraBlobs(site)).filter((digest) => !existsSync(join(blobFolder(site, digest), 'data')))
+      : [];
     if (name.startsWith('restore')) expect(lost.length).toBeGreaterThan(images.extra.count);
     const blobsBefore = blobFiles(site).length;
     const begun = await kind.begin(site);
-    const isThere = (kind.places[place] as Place)({ site, job: begun, id: resourceId(begun), blobsBefore, lost, tries });
+    const isThere = (kind.places[place] as Place)({
+      site,
+      job: begun,
+      id: resourceId(begun),
+      blobsBefore,
+      lost,
+      tries,
+    });
     if (!(await stepUntil(site.workerPid(worker), isThere, () => isOver(site, kind.service, begun)))) {
       await success(client, begun);
       continue;
@@ -547,23 +673,47 @@ async function hit(site: Site, { job: name, place, victim, service }: Point): Pr
     }
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     // Or it had ended before it was hit.
-    if (victim === 'worker' && worker === kind.service && place !== 'it was accepted') expect(job.attempt).toBeGreaterThan(1);
+    if (victim === 'worker' && worker === kind.service && place !== 'it was accepted')
+      expect(job.attempt).toBeGreaterThan(1);
     return { job, before };
   }
   throw new Error(`${place} was missed each time`);
 }
 
 const points = interleave([
-  ...pointsOf('backup', 'worker', 'embedded', ['it was accepted', 'its lock', 'the first part of a blob', 'half of the blobs', 'the record', 'a moment (1)']),
-  ...pointsOf('backup', 'worker', 'apart', ['the first blob', 'the checksum without its record', 'a moment (2)', 'a moment (3)']),
+  ...pointsOf('backup', 'worker', 'embedded', [
+    'it was accepted',
+    'its lock',
+    'the first part of a blob',
+    'half of the blobs',
+    'the record',
+    'a moment (1)',
+  ]),
+  ...pointsOf('backup', 'worker', 'apart', [
+    'the first blob',
+    'the checksum without its record',
+    'a moment (2)',
+    'a moment (3)',
+  ]),
   ...pointsOf('backup', 'Redis', 'embedded', ['its lock', 'half of the blobs']),
   ...pointsOf('backup', 'Redis', 'apart', ['the record']),
   ...pointsOf('backup', 'read-write registry', 'apart', ['its lock', 'the first part of a blob', 'half of the blobs']),
   ...pointsOf('backup', 'read-only registry', 'embedded', ['the first blob']),
   ...pointsOf('backup', 'read-write registry', 'embedded', ['its lock']),
 
-  ...pointsOf('restore', 'worker', 'embedded', ['its lock', 'the first part of a blob', 'the first blob', 'half of the blobs', 'a moment (1)']),
-  ...pointsOf('restore', 'worker', 'apart', ['the first part of a blob', 'half of the tags', 'all tags', 'a moment (2)']),
+  ...pointsOf('restore', 'worker', 'embedded', [
+    'its lock',
+    'the first part of a blob',
+    'the first blob',
+    'half of the blobs',
+    'a moment (1)',
+  ]),
+  ...pointsOf('restore', 'worker', 'apart', [
+    'the first part of a blob',
+    'half of the tags',
+    'all tags',
+    'a moment (2)',
+  ]),
   ...pointsOf('restore of everything', 'worker', 'embedded', ['the first tag']),
   ...pointsOf('restore', 'Redis', 'apart', ['the first blob']),
   ...pointsOf('restore of everything', 'Redis', 'embedded', ['the first blob']),
@@ -572,14 +722,34 @@ const points = interleave([
   ...pointsOf('restore', 'read-only registry', 'embedded', ['half of the tags']),
   ...pointsOf('drill', 'worker', 'embedded', ['its registry', 'its first blob']),
 
-  ...pointsOf('prune', 'worker', 'embedded', ['its lock', 'the records that are gone', 'half of the blobs', 'a moment (1)']),
-  ...pointsOf('prune', 'worker', 'apart', ['it was accepted', 'a record that is gone, its checksum not', 'the first blob', 'the last blob']),
+  ...pointsOf('prune', 'worker', 'embedded', [
+    'its lock',
+    'the records that are gone',
+    'half of the blobs',
+    'a moment (1)',
+  ]),
+  ...pointsOf('prune', 'worker', 'apart', [
+    'it was accepted',
+    'a record that is gone, its checksum not',
+    'the first blob',
+    'the last blob',
+  ]),
   ...pointsOf('prune', 'Redis', 'embedded', ['half of the blobs']),
   ...pointsOf('prune', 'Redis', 'apart', ['its lock']),
   ...pointsOf('prune', 'read-write registry', 'embedded', ['the first blob']),
 
-  ...pointsOf('garbage collection', 'worker', 'embedded', ['the first link of a layer', 'all blobs', 'its record', 'what is condemned, in part']),
-  ...pointsOf('garbage collection', 'worker', 'apart', ['it was accepted', 'its folder', 'the first blob', 'what is condemned']),
+  ...pointsOf('garbage collection', 'worker', 'embedded', [
+    'the first link of a layer',
+    'all blobs',
+    'its record',
+    'what is condemned, in part',
+  ]),
+  ...pointsOf('garbage collection', 'worker', 'apart', [
+    'it was accepted',
+    'its folder',
+    'the first blob',
+    'what is condemned',
+  ]),
   ...pointsOf('garbage collection', 'Redis', 'apart', ['the first blob']),
   ...pointsOf('garbage collection', 'Redis', 'embedded', ['what is condemned']),
   ...pointsOf('garbage collection', 'read-write registry', 'embedded', ['the first link of a layer']),
@@ -601,28 +771,34 @@ function pointsOf(job: Point['job'], victim: Victim, form: Form, places: string[
 
 /** So that all sites have something to do all the while. */
 function interleave(all: Point[]): Point[] {
-  const [embedded, apart] = (['embedded', 'apart'] as const).map((form) => all.filter((point) => point.form === form)) as [Point[], Point[]];
+  const [embedded, apart] = (['embedded', 'apart'] as const).map((form) =>
+    all.filter((point) => point.form === form),
+  ) as [Point[], Point[]];
   const share = (list: Point[]) => list.map((point, index) => ({ point, at: (index + 0.5) / list.length }));
   return [...share(embedded), ...share(apart)].sort((a, b) => a.at - b.at).map(({ point }) => point);
 }
 
 describe('no image and no backup is lost when', () => {
-  it.concurrent.each(points.map((point, index) => ({ ...point, index })))('a $job meets the death of the $victim at: $place ($form)', async (point) => {
-    await sites.with(point.form, async (site) => {
-      const { job, before } = await hit(site, point);
-      await expectServed(site, before, { bytes: point.job === 'garbage collection' || point.index % 4 === 0 });
-      await kinds[point.job].check(site, job);
-      await expectWhole(site);
-      if (point.index % 10 > 0) return;
-      // A backup is good when it restores.
-      const [newest] = await backupsOf(site);
-      await lose(site, 'all');
-      await restore(site, newest?.id ?? '');
-      const saved = namesOf(await recordOf(site, newest?.id ?? ''));
-      await expectServed(site, saved, { bytes: true });
-      if (Object.keys(saved).length < nameCount) await push(site.client('image'), await register(site.client('image'), join(bundles.path, 'extra.tar')));
-    });
-  });
+  it.concurrent.each(points.map((point, index) => ({ ...point, index })))(
+    'a $job meets the death of the $victim at: $place ($form)',
+    async (point) => {
+      await sites.with(point.form, async (site) => {
+        const { job, before } = await hit(site, point);
+        await expectServed(site, before, { bytes: point.job === 'garbage collection' || point.index % 4 === 0 });
+        await kinds[point.job].check(site, job);
+        await expectWhole(site);
+        if (point.index % 10 > 0) return;
+        // A backup is good when it restores.
+        const [newest] = await backupsOf(site);
+        await lose(site, 'all');
+        await restore(site, newest?.id ?? '');
+        const saved = namesOf(await recordOf(site, newest?.id ?? ''));
+        await expectServed(site, saved, { bytes: true });
+        if (Object.keys(saved).length < nameCount)
+          await push(site.client('image'), await register(site.client('image'), join(bundles.path, 'extra.tar')));
+      });
+    },
+  );
 });
 
 /** Whether this user may mount here, which a container may forbid. */
@@ -634,7 +810,9 @@ async function stoppedBackup(site: Site, target: string, folder: string): Promis
   for (let tries = 0; tries < 8; tries++) {
     const before = filesBelow(folder, 'blobs').length;
     const job = await beginBackup(site, { target });
-    const isHalf = () => filesBelow(folder, 'blobs').length >= before + 2 && !existsSync(join(folder, 'backups', `${resourceId(job)}.json`));
+    const isHalf = () =>
+      filesBelow(folder, 'blobs').length >= before + 2 &&
+      !existsSync(join(folder, 'backups', `${resourceId(job)}.json`));
     if (await stepUntil(site.workerPid('backup'), isHalf, () => isOver(site, 'backup', job))) return job;
     await deleteBackup({ client: site.client('backup'), path: { id: resourceId(job) }, throwOnError: true });
     await prune(site, {}, target);
@@ -646,7 +824,9 @@ const goOn = (site: Site) => process.kill(site.workerPid('backup'), 'SIGCONT');
 async function mount(...args: string[]): Promise<AsyncDisposable> {
   const folder = args.at(-1) ?? '';
   await run('mount', args);
-  return { [Symbol.asyncDispose]: async () => void ((await isMounted(folder)) && (await run('umount', ['--lazy', folder]))) };
+  return {
+    [Symbol.asyncDispose]: async () => void ((await isMounted(folder)) && (await run('umount', ['--lazy', folder]))),
+  };
 }
 
 const isMounted = async (folder: string) => (await readFile('/proc/self/mountinfo', 'utf8')).includes(` ${folder} `);
@@ -682,7 +862,8 @@ describe.skipIf(!mayMount)('the disk of a target', () => {
       await success(client, begun);
       expect(await backup(site, resourceId(begun))).toMatchObject({ state: 'complete', images: nameCount });
       await expectWholeStore(site, 'small', disk);
-      for (const { id } of await backupsOf(site, 'small')) await deleteBackup({ client, path: { id }, throwOnError: true });
+      for (const { id } of await backupsOf(site, 'small'))
+        await deleteBackup({ client, path: { id }, throwOnError: true });
     }));
 
   it.concurrent('that is unplugged in the middle gets nothing below its mount, and the backup goes on when it is back', () =>
@@ -696,7 +877,9 @@ describe.skipIf(!mayMount)('the disk of a target', () => {
       const begun = await stoppedBackup(site, 'plug', disk);
       await run('umount', ['--lazy', disk]);
       goOn(site);
-      const targetError = async () => (await listBackupTargets({ client, throwOnError: true })).data.items.find(({ name }) => name === 'plug')?.error?.code;
+      const targetError = async () =>
+        (await listBackupTargets({ client, throwOnError: true })).data.items.find(({ name }) => name === 'plug')?.error
+          ?.code;
       const isQueued = async () => {
         const { state, error } = await jobNow(site, 'backup', begun);
         expect(error).toBeNull();
@@ -705,14 +888,18 @@ describe.skipIf(!mayMount)('the disk of a target', () => {
       await waitFor(isQueued, { what: 'the backup to be tried again later', timeoutMs: 30_000 });
       expect(await targetError()).toBe('backup_target_unavailable');
       const second = (await jobNow(site, 'backup', begun)).attempt + 1;
-      await waitFor(async () => (await jobNow(site, 'backup', begun)).attempt > second, { what: 'more tries', timeoutMs: 60_000 });
+      await waitFor(async () => (await jobNow(site, 'backup', begun)).attempt > second, {
+        what: 'more tries',
+        timeoutMs: 60_000,
+      });
       expect(await readdir(disk, { recursive: true })).toEqual([]);
       await using _after = await mount('--bind', content, disk);
       await success(client, begun);
       expect(await readFile(join(disk, 'ID'), 'utf8')).toBe(id);
       expect(await targetError()).toBeUndefined();
       await expectWholeStore(site, 'plug', disk);
-      for (const { id } of await backupsOf(site, 'plug')) await deleteBackup({ client, path: { id }, throwOnError: true });
+      for (const { id } of await backupsOf(site, 'plug'))
+        await deleteBackup({ client, path: { id }, throwOnError: true });
     }));
 });
 
@@ -738,18 +925,26 @@ describe('a bit that was flipped', () => {
       const { blobs } = await recordOf(site, id);
       const unshared = new Set(await extraBlobs(site));
       // The layer that one image has for itself.
-      const [damaged] = blobs.filter(({ digest, size }) => unshared.has(digest) && size > 1_500_000).toSorted((a, b) => a.size - b.size);
+      const [damaged] = blobs
+        .filter(({ digest, size }) => unshared.has(digest) && size > 1_500_000)
+        .toSorted((a, b) => a.size - b.size);
       const digest = damaged?.digest as Digest;
       const inStore = join(site.store, 'blobs/sha256', digestHex(digest).slice(0, 2), digestHex(digest));
       const inRegistry = join(blobFolder(site, digest), 'data');
       const names = await namesWith(site, digest);
       const verify = async () => {
         const job = await endOf(client, (await beginOperation(site, { action: 'verify' })).id);
-        return { job, result: (await getBackupOperation({ client, path: { id: resourceId(job) }, throwOnError: true })).data.result };
+        return {
+          job,
+          result: (await getBackupOperation({ client, path: { id: resourceId(job) }, throwOnError: true })).data.result,
+        };
       };
 
       await flipBit(inStore);
-      expect(await verify()).toMatchObject({ job: { state: 'succeeded' }, result: { damaged: [digest], healed: [digest], lost: [] } });
+      expect(await verify()).toMatchObject({
+        job: { state: 'succeeded' },
+        result: { damaged: [digest], healed: [digest], lost: [] },
+      });
       expect(await digestOfFile(inStore)).toBe(digest);
 
       await flipBit(inStore);
@@ -772,15 +967,25 @@ describe('a bit that was flipped', () => {
 
       // Somebody carried the image in again.
       await flipBit(inRegistry);
-      expect(await verify()).toMatchObject({ job: { state: 'succeeded' }, result: { damaged: [digest], healed: [digest], lost: [] } });
+      expect(await verify()).toMatchObject({
+        job: { state: 'succeeded' },
+        result: { damaged: [digest], healed: [digest], lost: [] },
+      });
       expect(await backup(site, id)).toMatchObject({ state: 'complete', damaged: [] });
 
       // The registry's are wrong, the store's are not.
       await flipBit(inRegistry);
       await makeBackup(site);
       expect(await digestOfFile(inStore)).toBe(digest);
-      const verified = createVerification({ client: site.client('image'), body: { quarantine: true }, throwOnError: true });
-      expect(await endOf(site.client('image'), (await verified).data.id)).toMatchObject({ state: 'failed', error: { code: 'images_damaged' } });
+      const verified = createVerification({
+        client: site.client('image'),
+        body: { quarantine: true },
+        throwOnError: true,
+      });
+      expect(await endOf(site.client('image'), (await verified).data.id)).toMatchObject({
+        state: 'failed',
+        error: { code: 'images_damaged' },
+      });
       await restore(site, id);
       await expectServed(site, before, { bytes: true });
       await rm(join(site.store, 'damaged'), { recursive: true });
@@ -812,7 +1017,13 @@ async function startWorkersWithClock(
     await rename(`${file}.new`, file);
   };
   await setClock(0);
-  const clock = { LD_PRELOAD: fakeClock, FAKETIME_TIMESTAMP_FILE: file, FAKETIME_NO_CACHE: '1', FAKETIME_DONT_FAKE_MONOTONIC: '1', NO_FAKE_STAT: '1' };
+  const clock = {
+    LD_PRELOAD: fakeClock,
+    FAKETIME_TIMESTAMP_FILE: file,
+    FAKETIME_NO_CACHE: '1',
+    FAKETIME_DONT_FAKE_MONOTONIC: '1',
+    NO_FAKE_STAT: '1',
+  };
   const workers = await Promise.all(Array.from({ length: count }, () => site.services.addWorker('backup', clock)));
   return {
     workers,
@@ -860,9 +1071,14 @@ describe.skipIf(!fakeClock)('a clock', () => {
       await expectWhole(site);
 
       // The schedule has been looked at a day later than it is now.
-      const { data: schedule } = await createBackupSchedule({ client, body: { name: 'back', cron: '* * * * *' }, throwOnError: true });
+      const { data: schedule } = await createBackupSchedule({
+        client,
+        body: { name: 'back', cron: '* * * * *' },
+        throwOnError: true,
+      });
       await clock.setClock(beforeTheMinute(-dayMs));
-      const scheduled = async () => (await backupsOf(site)).find(({ scheduleId, state }) => scheduleId === schedule.id && state === 'complete');
+      const scheduled = async () =>
+        (await backupsOf(site)).find(({ scheduleId, state }) => scheduleId === schedule.id && state === 'complete');
       await waitFor(scheduled, { what: 'the schedule to go by the new time', timeoutMs: 30_000 });
       await deleteBackupSchedule({ client, path: { id: schedule.id }, throwOnError: true });
       await expectWhole(site);
@@ -874,9 +1090,11 @@ describe.skipIf(!fakeClock)('a clock', () => {
       await using clock = await startWorkersWithClock(site as SiteApart, 2);
       const names = ['one', 'two'];
       const create = (name: string) =>
-        createBackupSchedule({ client, body: { name, cron: '* * * * *', keep: { last: 1 } as RetentionPolicy }, throwOnError: true }).then(
-          ({ data }) => data.id,
-        );
+        createBackupSchedule({
+          client,
+          body: { name, cron: '* * * * *', keep: { last: 1 } as RetentionPolicy },
+          throwOnError: true,
+        }).then(({ data }) => data.id);
       const ids = await Promise.all(names.map(create));
       const made = new Set<string>();
       const ofSchedule = async (id: string) => {
@@ -900,8 +1118,13 @@ describe.skipIf(!fakeClock)('a clock', () => {
       for (const id of ids) await deleteBackupSchedule({ client, path: { id }, throwOnError: true });
       expect(made.size).toBe(2 * ids.length);
       for (const type of ['backup.create', 'backup.prune']) {
-        await waitFor(async () => (await listJobs({ client, query: { type, state: 'running' }, throwOnError: true })).data.items.length === 0);
-        expect((await listJobs({ client, query: { type, state: 'failed' }, throwOnError: true })).data.items).toEqual([]);
+        await waitFor(
+          async () =>
+            (await listJobs({ client, query: { type, state: 'running' }, throwOnError: true })).data.items.length === 0,
+        );
+        expect((await listJobs({ client, query: { type, state: 'failed' }, throwOnError: true })).data.items).toEqual(
+          [],
+        );
       }
       await expectWhole(site);
     }));

@@ -58,7 +58,8 @@ async function refused(call: Promise<unknown>): Promise<Problem> {
   if (!(error instanceof AppError)) throw new Error('was not refused', { cause: error });
   return toProblem(error) as Problem;
 }
-const registering = (body: { path: string } | { uploadId: string }) => createBundle({ client, body, throwOnError: true });
+const registering = (body: { path: string } | { uploadId: string }) =>
+  createBundle({ client, body, throwOnError: true });
 async function readingOf(path: string): Promise<Job> {
   return endOf(client, (await registering({ path })).data.id);
 }
@@ -68,8 +69,12 @@ async function pushOf(bundleId: string): Promise<Job> {
 
 /** Files below the work folder that no complete layer accounts for. */
 async function leftovers(): Promise<string[]> {
-  const entries = await readdir(join(du.dataDir, 'image', 'work'), { recursive: true, withFileTypes: true }).catch(() => []);
-  return entries.filter((entry) => entry.isFile() && !/^[0-9a-f]{64}\.tar\.gz(\.json)?$/.test(entry.name)).map((entry) => entry.name);
+  const entries = await readdir(join(du.dataDir, 'image', 'work'), { recursive: true, withFileTypes: true }).catch(
+    () => [],
+  );
+  return entries
+    .filter((entry) => entry.isFile() && !/^[0-9a-f]{64}\.tar\.gz(\.json)?$/.test(entry.name))
+    .map((entry) => entry.name);
 }
 
 const asGzip = async (path: string, cut = 0) => {
@@ -79,8 +84,18 @@ const asGzip = async (path: string, cut = 0) => {
 
 describe('a bundle', () => {
   it.each<[string, string, RegExp, (path: string) => Promise<void>]>([
-    ['that was cut off', 'bundle_truncated', /Copy the file again/, (path) => buildDockerArchive(path, [image]).then(() => truncateFile(path, 150_000))],
-    ['that was cut off at its end', 'bundle_truncated', /Copy the file again/, (path) => buildOciArchive(path, [image]).then(() => truncateFile(path, -5_000))],
+    [
+      'that was cut off',
+      'bundle_truncated',
+      /Copy the file again/,
+      (path) => buildDockerArchive(path, [image]).then(() => truncateFile(path, 150_000)),
+    ],
+    [
+      'that was cut off at its end',
+      'bundle_truncated',
+      /Copy the file again/,
+      (path) => buildOciArchive(path, [image]).then(() => truncateFile(path, -5_000)),
+    ],
     [
       'that was cut off while compressed',
       'bundle_truncated',
@@ -97,13 +112,17 @@ describe('a bundle', () => {
       'with a member above its folder',
       'bundle_unsafe',
       /Do not trust/,
-      (path) => buildDockerArchive(path, [image]).then(() => withMember(path, { name: '../../evil' }, Buffer.from('x'))),
+      (path) =>
+        buildDockerArchive(path, [image]).then(() => withMember(path, { name: '../../evil' }, Buffer.from('x'))),
     ],
     [
       'with a link out of it',
       'bundle_unsafe',
       /Do not trust/,
-      (path) => buildOciArchive(path, [image]).then(() => withMember(path, { name: 'blobs/x', type: 'symlink', linkname: '/etc/passwd' })),
+      (path) =>
+        buildOciArchive(path, [image]).then(() =>
+          withMember(path, { name: 'blobs/x', type: 'symlink', linkname: '/etc/passwd' }),
+        ),
     ],
     ['that is none', 'bundle_format_unknown', /docker save/, (path) => buildRandomFile(path)],
     ['that is empty', 'bundle_format_unknown', /docker save/, (path) => writeFile(path, '')],
@@ -113,11 +132,19 @@ describe('a bundle', () => {
     const job = await readingOf(path);
     expect(job).toMatchObject({
       state: 'failed',
-      error: { code, type: `urn:airdock:problem:${code}`, status: 422, nextStep: expect.stringMatching(nextStep) as string },
+      error: {
+        code,
+        type: `urn:airdock:problem:${code}`,
+        status: 422,
+        nextStep: expect.stringMatching(nextStep) as string,
+      },
     });
     const { data: bundle } = await getBundle({ client, path: { id: resourceId(job) }, throwOnError: true });
     expect(bundle).toMatchObject({ state: 'invalid', images: [] });
-    expect(await refused(createPush({ client, body: { bundleId: bundle.id }, throwOnError: true }))).toMatchObject({ code: 'bundle_not_ready', status: 409 });
+    expect(await refused(createPush({ client, body: { bundleId: bundle.id }, throwOnError: true }))).toMatchObject({
+      code: 'bundle_not_ready',
+      status: 409,
+    });
     // The layout check of a registry that has just started is seen for a moment.
     await waitFor(async () => (await namesAt(du.registryPort)).length === 0, { what: 'the registry to be empty' });
     expect(await leftovers()).toEqual([]);
@@ -128,17 +155,23 @@ describe('a bundle', () => {
   it.each([
     ['docker', buildDockerArchive, ({ layers }: TestImage) => layers[0]?.tar],
     ['oci', buildOciArchive, ({ layers }: TestImage) => layers[0]?.gzip],
-  ] as const)('in the %s format whose layer has another digest fails when it is pushed, with no tag', async (format, build, layerOf) => {
-    const path = file(`damaged-${format}.tar`);
-    await build(path, [large]);
-    await flipByteIn(path, (layerOf(large) as Buffer).subarray(1_000_000, 1_000_100));
-    const job = await pushOf(await register(client, path));
-    expect(job).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch', status: 422, nextStep: expect.stringContaining('checksum') as string } });
-    expect(job.error?.detail).toContain('quay.io/large:1');
-    expect(await tagged()).toEqual([]);
-    expect((await listImages({ client, throwOnError: true })).data.items).toEqual([]);
-    expect(await leftovers()).toEqual([]);
-  });
+  ] as const)(
+    'in the %s format whose layer has another digest fails when it is pushed, with no tag',
+    async (format, build, layerOf) => {
+      const path = file(`damaged-${format}.tar`);
+      await build(path, [large]);
+      await flipByteIn(path, (layerOf(large) as Buffer).subarray(1_000_000, 1_000_100));
+      const job = await pushOf(await register(client, path));
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'digest_mismatch', status: 422, nextStep: expect.stringContaining('checksum') as string },
+      });
+      expect(job.error?.detail).toContain('quay.io/large:1');
+      expect(await tagged()).toEqual([]);
+      expect((await listImages({ client, throwOnError: true })).data.items).toEqual([]);
+      expect(await leftovers()).toEqual([]);
+    },
+  );
 
   it('outside of the bundle folders is refused, however its path is written, and a missing one is named', async () => {
     const outside = join(folder.path, 'outside.tar');
@@ -178,7 +211,10 @@ describe('a bundle', () => {
     const ids = [await register(client, changing), await register(client, going)] as const;
     await appendFile(changing, 'x');
     await rm(going);
-    expect(await pushOf(ids[0])).toMatchObject({ state: 'failed', error: { code: 'bundle_changed', status: 409, nextStep: 'Register the bundle again.' } });
+    expect(await pushOf(ids[0])).toMatchObject({
+      state: 'failed',
+      error: { code: 'bundle_changed', status: 409, nextStep: 'Register the bundle again.' },
+    });
     expect(await pushOf(ids[1])).toMatchObject({ state: 'failed', error: { code: 'bundle_not_found' } });
     expect(await tagged()).toEqual([]);
   });
@@ -189,9 +225,16 @@ describe('a bundle', () => {
     await buildDockerArchive(one, [image]);
     await buildOciArchive(other, [rival]);
     await buildDockerArchive(both, [image, rival]);
-    const collision = { code: 'image_name_collision', status: 409, name: 'pause:3.2', sources: [name, 'quay.io/pause:3.2'] };
+    const collision = {
+      code: 'image_name_collision',
+      status: 409,
+      name: 'pause:3.2',
+      sources: [name, 'quay.io/pause:3.2'],
+    };
     const bothId = await register(client, both);
-    expect(await refused(createPush({ client, body: { bundleId: bothId }, throwOnError: true }))).toMatchObject(collision);
+    expect(await refused(createPush({ client, body: { bundleId: bothId }, throwOnError: true }))).toMatchObject(
+      collision,
+    );
     expect(await tagged()).toEqual([]);
 
     const bundleId = await register(client, one);
@@ -199,7 +242,9 @@ describe('a bundle', () => {
     const before = await tagged();
     expect(before).toEqual(['k8s.gcr.io/pause:3.2', 'pause:3.2']);
     const otherId = await register(client, other);
-    expect(await refused(createPush({ client, body: { bundleId: otherId }, throwOnError: true }))).toMatchObject(collision);
+    expect(await refused(createPush({ client, body: { bundleId: otherId }, throwOnError: true }))).toMatchObject(
+      collision,
+    );
     expect(await tagged()).toEqual(before);
     expect(await missingOf(client, du.registryPort, bundleId)).toEqual([]);
     expect(await leftovers()).toEqual([]);
@@ -207,13 +252,30 @@ describe('a bundle', () => {
 
   it('of which one image is damaged brings the others, and says what it leaves out: itself, its push, and the job that webhooks tell of', async () => {
     const path = file('partial.tar');
-    const damaged = await makeImage({ name: 'quay.io/partial/damaged:1', layers: [{ randomBytes: 1_000, seed: 'damaged' }] });
-    await buildDockerArchive(path, [await makeImage({ name: 'quay.io/partial/whole:1', layers: [{ randomBytes: 1_000, seed: 'whole' }] }), damaged]);
+    const damaged = await makeImage({
+      name: 'quay.io/partial/damaged:1',
+      layers: [{ randomBytes: 1_000, seed: 'damaged' }],
+    });
+    await buildDockerArchive(path, [
+      await makeImage({ name: 'quay.io/partial/whole:1', layers: [{ randomBytes: 1_000, seed: 'whole' }] }),
+      damaged,
+    ]);
     await breakConfig(path, damaged);
     const bundleId = resourceId(await success(client, createBundle({ client, body: { path }, throwOnError: true })));
-    const leftOut = [{ name: 'quay.io/partial/damaged:1', digest: damaged.configDigest, code: 'digest_mismatch', detail: expect.any(String) as string }];
+    const leftOut = [
+      {
+        name: 'quay.io/partial/damaged:1',
+        digest: damaged.configDigest,
+        code: 'digest_mismatch',
+        detail: expect.any(String) as string,
+      },
+    ];
     const { data: bundle } = await getBundle({ client, path: { id: bundleId }, throwOnError: true });
-    expect(bundle).toMatchObject({ state: 'ready', images: [{ names: ['quay.io/partial/whole:1'] }], unusable: leftOut });
+    expect(bundle).toMatchObject({
+      state: 'ready',
+      images: [{ names: ['quay.io/partial/whole:1'] }],
+      unusable: leftOut,
+    });
 
     const job = await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
     expect(job.result).toEqual({ images: 1, leftOut, leftOutCount: 1 });
@@ -221,12 +283,22 @@ describe('a bundle', () => {
     expect(pushed.leftOut).toEqual(leftOut);
     expect(await tagged()).toContain('partial/whole:1');
 
-    const chosen = await success(client, createPush({ client, body: { bundleId, images: ['quay.io/partial/w*'] }, throwOnError: true }));
+    const chosen = await success(
+      client,
+      createPush({ client, body: { bundleId, images: ['quay.io/partial/w*'] }, throwOnError: true }),
+    );
     expect(chosen.result).toEqual({ images: 1 });
-    const asking = createPush({ client, body: { bundleId, images: ['quay.io/partial/damaged:1'] }, throwOnError: true });
+    const asking = createPush({
+      client,
+      body: { bundleId, images: ['quay.io/partial/damaged:1'] },
+      throwOnError: true,
+    });
     expect(await refused(asking)).toMatchObject({ code: 'digest_mismatch', image: 'quay.io/partial/damaged:1' });
     const strict = await createBundle({ client, body: { path, strict: true }, throwOnError: true });
-    expect(await endOf(client, strict.data.id)).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch', image: 'quay.io/partial/damaged:1' } });
+    expect(await endOf(client, strict.data.id)).toMatchObject({
+      state: 'failed',
+      error: { code: 'digest_mismatch', image: 'quay.io/partial/damaged:1' },
+    });
   });
 });
 
@@ -280,7 +352,11 @@ describe('an upload', () => {
     expect((await part(url, 0, randomBytes(100))).status).toBe(204);
     const wrong = await part(url, 50, randomBytes(100));
     expect(wrong.headers.get('content-type')).toContain('application/problem+json');
-    expect(await wrong.json()).toMatchObject({ status: wrong.status, code: expect.any(String) as string, nextStep: expect.any(String) as string });
+    expect(await wrong.json()).toMatchObject({
+      status: wrong.status,
+      code: expect.any(String) as string,
+      nextStep: expect.any(String) as string,
+    });
     expect(wrong.status).toBe(409);
     expect(await offsetOf(url)).toBe(100);
     const unknown = await part(`/v1/uploads/${'0'.repeat(32)}`, 0, randomBytes(1));

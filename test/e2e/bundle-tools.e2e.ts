@@ -6,7 +6,14 @@ import { promisify } from 'node:util';
 import { createBundle, getBundle } from '@airdock/clients/generated/sdk.gen';
 import type { Client } from '@airdock/clients/service-clients';
 import { buildDockerArchive, buildOciArchive, makeImage, makeIndex } from '@airdock/testing/bundles';
-import { findProgram, ServerProcess, startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdock/testing/servers';
+import {
+  findProgram,
+  ServerProcess,
+  startRegistry,
+  type TempDir,
+  type TestRegistry,
+  tempDir,
+} from '@airdock/testing/servers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
@@ -57,13 +64,31 @@ describe('podman and buildah', () => {
   });
 
   it.each(['docker-archive', 'oci-archive'])('push a %s', async (format) => {
-    await run('buildah', ...storage(), 'push', 'quay.io/tools/built:1', `${format}:${file(`buildah-${format}.tar`)}:quay.io/tools/built:1`);
+    await run(
+      'buildah',
+      ...storage(),
+      'push',
+      'quay.io/tools/built:1',
+      `${format}:${file(`buildah-${format}.tar`)}:quay.io/tools/built:1`,
+    );
     const { images, unusable } = await arrives(await register(client, file(`buildah-${format}.tar`)));
-    expect({ names: images.map(({ names }) => names), unusable }).toEqual({ names: [['quay.io/tools/built:1']], unusable: [] });
+    expect({ names: images.map(({ names }) => names), unusable }).toEqual({
+      names: [['quay.io/tools/built:1']],
+      unusable: [],
+    });
   });
 
   it('save one image under two names', async () => {
-    await run('podman', ...storage(), 'save', '-m', '-o', file('podman.tar'), 'quay.io/tools/built:1', 'quay.io/tools/built:latest');
+    await run(
+      'podman',
+      ...storage(),
+      'save',
+      '-m',
+      '-o',
+      file('podman.tar'),
+      'quay.io/tools/built:1',
+      'quay.io/tools/built:latest',
+    );
     expect((await arrives(await register(client, file('podman.tar')))).images).toMatchObject([
       { names: ['quay.io/tools/built:1', 'quay.io/tools/built:latest'] },
     ]);
@@ -77,13 +102,26 @@ it('umoci makes a layout with bare tags, which the request names', async () => {
   await run('umoci', 'insert', '--image', `${layout}:v1`, 'file', '/file');
   const body = { path: layout, names: { v1: 'quay.io/tools/umoci:v1' } };
   const id = resourceId(await success(client, createBundle({ client, body, throwOnError: true })));
-  expect(await arrives(id)).toMatchObject({ images: [{ names: ['quay.io/tools/umoci:v1'], platforms: ['linux/amd64'] }], unusable: [] });
+  expect(await arrives(id)).toMatchObject({
+    images: [{ names: ['quay.io/tools/umoci:v1'], platforms: ['linux/amd64'] }],
+    unusable: [],
+  });
 });
 
 it.each(['docker-archive', 'oci-archive'])('skopeo copies an image to a %s with its name', async (format) => {
-  await buildDockerArchive(join(work, 'source.tar'), [await makeImage({ name: 'quay.io/tools/copied:1', layers: [{ files: { a: 'b' } }] })]);
-  await run('skopeo', '--insecure-policy', 'copy', 'docker-archive:source.tar', `${format}:${file(`skopeo-${format}.tar`)}:quay.io/tools/copied:1`);
-  expect((await arrives(await register(client, file(`skopeo-${format}.tar`)))).images).toMatchObject([{ names: ['quay.io/tools/copied:1'] }]);
+  await buildDockerArchive(join(work, 'source.tar'), [
+    await makeImage({ name: 'quay.io/tools/copied:1', layers: [{ files: { a: 'b' } }] }),
+  ]);
+  await run(
+    'skopeo',
+    '--insecure-policy',
+    'copy',
+    'docker-archive:source.tar',
+    `${format}:${file(`skopeo-${format}.tar`)}:quay.io/tools/copied:1`,
+  );
+  expect((await arrives(await register(client, file(`skopeo-${format}.tar`)))).images).toMatchObject([
+    { names: ['quay.io/tools/copied:1'] },
+  ]);
 });
 
 /** crane, oras and regctl are built with Go, and are not there without it. */
@@ -93,44 +131,93 @@ describe('tools that copy from a registry', () => {
   beforeAll(async () => {
     upstream = await startRegistry();
     name = `${new URL(upstream.url).host}/tools/remote:1`;
-    await buildOciArchive(join(work, 'remote.tar'), [await makeImage({ name: 'quay.io/tools/remote:1', layers: [{ files: { a: 'remote' } }] })]);
-    await run('skopeo', '--insecure-policy', 'copy', '--dest-tls-verify=false', 'oci-archive:remote.tar', `docker://${name}`);
+    await buildOciArchive(join(work, 'remote.tar'), [
+      await makeImage({ name: 'quay.io/tools/remote:1', layers: [{ files: { a: 'remote' } }] }),
+    ]);
+    await run(
+      'skopeo',
+      '--insecure-policy',
+      'copy',
+      '--dest-tls-verify=false',
+      'oci-archive:remote.tar',
+      `docker://${name}`,
+    );
   });
   afterAll(() => upstream?.stop());
   const named = async (path: string, key: string, as = 'quay.io/tools/remote:1') =>
-    resourceId(await success(client, createBundle({ client, body: { path, names: { [key]: as } }, throwOnError: true })));
-  const digestOfRemote = async () => (await run('skopeo', 'inspect', '--tls-verify=false', '--format', '{{.Digest}}', `docker://${name}`)).trim();
+    resourceId(
+      await success(client, createBundle({ client, body: { path, names: { [key]: as } }, throwOnError: true })),
+    );
+  const digestOfRemote = async () =>
+    (await run('skopeo', 'inspect', '--tls-verify=false', '--format', '{{.Digest}}', `docker://${name}`)).trim();
 
-  it.skipIf(findProgram('crane') === undefined)('crane writes tars with the name of the registry, and layouts without a name', async () => {
-    await run('crane', 'pull', '--insecure', name, file('crane.tar'));
-    expect(await arrives(await register(client, file('crane.tar')))).toMatchObject({ images: [{ names: [name] }], unusable: [] });
-    await run('crane', 'pull', '--insecure', '--format=oci', name, file('crane'));
-    const digest = await digestOfRemote();
-    expect(await arrives(await named(file('crane'), digest))).toMatchObject({ images: [{ names: ['quay.io/tools/remote:1'], digest }], unusable: [] });
-    await run('crane', 'pull', '--insecure', '--format=oci', '--annotate-ref', name, file('crane-annotated'));
-    expect(await arrives(await register(client, file('crane-annotated')))).toMatchObject({ images: [{ names: [name], digest }], unusable: [] });
-  });
+  it.skipIf(findProgram('crane') === undefined)(
+    'crane writes tars with the name of the registry, and layouts without a name',
+    async () => {
+      await run('crane', 'pull', '--insecure', name, file('crane.tar'));
+      expect(await arrives(await register(client, file('crane.tar')))).toMatchObject({
+        images: [{ names: [name] }],
+        unusable: [],
+      });
+      await run('crane', 'pull', '--insecure', '--format=oci', name, file('crane'));
+      const digest = await digestOfRemote();
+      expect(await arrives(await named(file('crane'), digest))).toMatchObject({
+        images: [{ names: ['quay.io/tools/remote:1'], digest }],
+        unusable: [],
+      });
+      await run('crane', 'pull', '--insecure', '--format=oci', '--annotate-ref', name, file('crane-annotated'));
+      expect(await arrives(await register(client, file('crane-annotated')))).toMatchObject({
+        images: [{ names: [name], digest }],
+        unusable: [],
+      });
+    },
+  );
 
-  it.skipIf(findProgram('oras') === undefined)('oras writes layouts with bare tags, of images and of artifacts', async () => {
-    await run('oras', 'copy', '--from-plain-http', name, '--to-oci-layout', `${file('oras')}:1`);
-    expect(await arrives(await named(file('oras'), '1'))).toMatchObject({ images: [{ digest: await digestOfRemote() }], unusable: [] });
-    const artifact = `${new URL(upstream.url).host}/tools/artifact:1`;
-    await run('oras', 'push', '--plain-http', '--artifact-type', 'application/vnd.site.rules', artifact, 'file:text/plain');
-    await run('oras', 'copy', '--recursive', '--from-plain-http', artifact, '--to-oci-layout', `${file('oras-artifact')}:rules`);
-    expect(await arrives(await named(file('oras-artifact'), 'rules', 'quay.io/tools/rules:1'))).toMatchObject({
-      images: [{ platforms: [], imageIds: [] }],
-      unusable: [],
-    });
-  });
+  it.skipIf(findProgram('oras') === undefined)(
+    'oras writes layouts with bare tags, of images and of artifacts',
+    async () => {
+      await run('oras', 'copy', '--from-plain-http', name, '--to-oci-layout', `${file('oras')}:1`);
+      expect(await arrives(await named(file('oras'), '1'))).toMatchObject({
+        images: [{ digest: await digestOfRemote() }],
+        unusable: [],
+      });
+      const artifact = `${new URL(upstream.url).host}/tools/artifact:1`;
+      await run(
+        'oras',
+        'push',
+        '--plain-http',
+        '--artifact-type',
+        'application/vnd.site.rules',
+        artifact,
+        'file:text/plain',
+      );
+      await run(
+        'oras',
+        'copy',
+        '--recursive',
+        '--from-plain-http',
+        artifact,
+        '--to-oci-layout',
+        `${file('oras-artifact')}:rules`,
+      );
+      expect(await arrives(await named(file('oras-artifact'), 'rules', 'quay.io/tools/rules:1'))).toMatchObject({
+        images: [{ platforms: [], imageIds: [] }],
+        unusable: [],
+      });
+    },
+  );
 
-  it.skipIf(findProgram('regctl') === undefined)('regctl writes archives with both lists, whose digest stays', async () => {
-    await run('regctl', 'registry', 'set', new URL(upstream.url).host, '--tls', 'disabled');
-    await run('regctl', 'image', 'export', name, file('regctl.tar'));
-    expect(await arrives(await register(client, file('regctl.tar')))).toMatchObject({
-      images: [{ names: [name], digest: await digestOfRemote() }],
-      unusable: [],
-    });
-  });
+  it.skipIf(findProgram('regctl') === undefined)(
+    'regctl writes archives with both lists, whose digest stays',
+    async () => {
+      await run('regctl', 'registry', 'set', new URL(upstream.url).host, '--tls', 'disabled');
+      await run('regctl', 'image', 'export', name, file('regctl.tar'));
+      expect(await arrives(await register(client, file('regctl.tar')))).toMatchObject({
+        images: [{ names: [name], digest: await digestOfRemote() }],
+        unusable: [],
+      });
+    },
+  );
 });
 
 describe('ctr of containerd', () => {
@@ -140,8 +227,22 @@ describe('ctr of containerd', () => {
   beforeAll(async () => {
     upstream = await startRegistry();
     const config = join(work, 'containerd.toml');
-    const lines = ['version = 2', `root = "${work}/containerd"`, `state = "${work}/containerd-state"`, 'disabled_plugins = ["io.containerd.grpc.v1.cri"]'];
-    await writeFile(config, [...lines, '[grpc]', `address = "${work}/containerd.sock"`, '[ttrpc]', `address = "${work}/containerd.ttrpc"`].join('\n'));
+    const lines = [
+      'version = 2',
+      `root = "${work}/containerd"`,
+      `state = "${work}/containerd-state"`,
+      'disabled_plugins = ["io.containerd.grpc.v1.cri"]',
+    ];
+    await writeFile(
+      config,
+      [
+        ...lines,
+        '[grpc]',
+        `address = "${work}/containerd.sock"`,
+        '[ttrpc]',
+        `address = "${work}/containerd.ttrpc"`,
+      ].join('\n'),
+    );
     const ready = () =>
       ctr('ls', '-q').then(
         () => true,
@@ -151,7 +252,9 @@ describe('ctr of containerd', () => {
     await containerd.start();
     const images = [];
     for (const architecture of ['amd64', 'arm64'])
-      images.push(await makeImage({ name: 'x', layers: [{ files: { architecture } }], platform: { os: 'linux', architecture } }));
+      images.push(
+        await makeImage({ name: 'x', layers: [{ files: { architecture } }], platform: { os: 'linux', architecture } }),
+      );
     await buildOciArchive(join(work, 'multi.tar'), [makeIndex('quay.io/tools/multi:1', images)]);
     await run(
       'skopeo',
@@ -184,7 +287,8 @@ describe('ctr of containerd', () => {
     const name = `${new URL(upstream.url).host}/tools/multi:1`;
     await ctr('pull', '--plain-http', '--all-platforms', name);
     await ctr('tag', '--force', name, 'quay.io/tools/all:1');
-    const [, digest = ''] = /(sha256:[0-9a-f]{64})/.exec((await ctr('ls', 'name==quay.io/tools/all:1')).split('\n')[1] ?? '') ?? [];
+    const [, digest = ''] =
+      /(sha256:[0-9a-f]{64})/.exec((await ctr('ls', 'name==quay.io/tools/all:1')).split('\n')[1] ?? '') ?? [];
     await ctr('export', '--all-platforms', file('ctr-all.tar'), 'quay.io/tools/all:1');
     expect(await arrives(await register(client, file('ctr-all.tar')))).toMatchObject({
       images: [{ names: ['quay.io/tools/all:1'], digest, platforms: ['linux/amd64', 'linux/arm64'] }],

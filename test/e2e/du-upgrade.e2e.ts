@@ -60,16 +60,23 @@ async function start(options: Partial<Parameters<typeof Du.start>[0]> = {}): Pro
   });
   client = await du.client();
 }
-async function pushImages(names = ['k8s.gcr.io/pause:3.2', 'quay.io/deep/er/app:v1', 'docker.io/library/nginx:1']): Promise<void> {
+async function pushImages(
+  names = ['k8s.gcr.io/pause:3.2', 'quay.io/deep/er/app:v1', 'docker.io/library/nginx:1'],
+): Promise<void> {
   const file = join(du.bundleDir, `${names.length}.tar`);
-  const images = await Promise.all(names.map((name) => makeImage({ name, layers: [{ randomBytes: 400_000, seed: 'base' }, { files: { name } }] })));
+  const images = await Promise.all(
+    names.map((name) => makeImage({ name, layers: [{ randomBytes: 400_000, seed: 'base' }, { files: { name } }] })),
+  );
   await buildOciArchive(file, images);
   await push(client, await register(client, file));
 }
 const content = async (port = du.registryPort): Promise<Record<string, string | undefined>> =>
   Object.fromEntries(await Promise.all((await namesAt(port)).map(async (name) => [name, await digestAt(port, name)])));
 /** The registry's program of a new release: the one that is there, under another name and number. */
-async function newEngine(version = '2.9.9', serve = `exec ${findProgram('docker-registry')} "$@"`): Promise<{ binary: string; digest: string }> {
+async function newEngine(
+  version = '2.9.9',
+  serve = `exec ${findProgram('docker-registry')} "$@"`,
+): Promise<{ binary: string; digest: string }> {
   const path = join(du.bundleDir, `registry-${version}`);
   const script = `#!/bin/sh\nif [ "$1" = --version ]; then echo "registry github.com/docker/distribution ${version}"; exit; fi\n${serve}\n`;
   await writeFile(path, script);
@@ -77,8 +84,10 @@ async function newEngine(version = '2.9.9', serve = `exec ${findProgram('docker-
   return { binary: path, digest: digestOf(Buffer.from(script)) };
 }
 const begin = async (body: object): Promise<Job> =>
-  (await createDuUpgrade({ client, body: { toVersion: 'v-5.3.0-1558488', ...body } as never, throwOnError: true })).data;
-const upgradeOf = async (job: Job): Promise<DuUpgrade> => (await getDuUpgrade({ client, path: { id: resourceId(job) }, throwOnError: true })).data;
+  (await createDuUpgrade({ client, body: { toVersion: 'v-5.3.0-1558488', ...body } as never, throwOnError: true }))
+    .data;
+const upgradeOf = async (job: Job): Promise<DuUpgrade> =>
+  (await getDuUpgrade({ client, path: { id: resourceId(job) }, throwOnError: true })).data;
 const registry = async () => (await getRegistry({ client, throwOnError: true })).data;
 /** What an operator's `docker push` begins with. */
 const pushed = async (port: number) => {
@@ -88,7 +97,10 @@ const pushed = async (port: number) => {
 };
 
 const version = async () => {
-  const [{ data: du }, { data: defaults }] = await Promise.all([getDu({ client, throwOnError: true }), getClusterDefaults({ client, throwOnError: true })]);
+  const [{ data: du }, { data: defaults }] = await Promise.all([
+    getDu({ client, throwOnError: true }),
+    getClusterDefaults({ client, throwOnError: true }),
+  ]);
   return [du.version, du.movesClusters, defaults.duVersion, defaults.movesExistingClusters];
 };
 const [before52, after53] = [
@@ -117,7 +129,12 @@ describe('an upgrade of the DU', () => {
     expect(dry.state).toBe('succeeded');
     expect(await upgradeOf(dry)).toMatchObject({
       phase: 'preflight',
-      problems: expect.arrayContaining([expect.objectContaining({ check: 'engine', detail: `the registry becomes one of unknown version: ${engine.digest}` })]),
+      problems: expect.arrayContaining([
+        expect.objectContaining({
+          check: 'engine',
+          detail: `the registry becomes one of unknown version: ${engine.digest}`,
+        }),
+      ]),
     });
     expect((await registry()).engine?.version).not.toBe('2.9.9');
     expect(await version()).toEqual(before52);
@@ -146,7 +163,10 @@ describe('an upgrade of the DU', () => {
     expect((await registry()).engine?.version).toBe('2.9.9');
     // The file says something new.
     await du.end();
-    await writeFile(du.configFile, (await readFile(du.configFile, 'utf8')).replace('v-5.2.0-1500000', 'v-5.4.0-1600000'));
+    await writeFile(
+      du.configFile,
+      (await readFile(du.configFile, 'utf8')).replace('v-5.2.0-1500000', 'v-5.4.0-1600000'),
+    );
     await du.startProcess();
     expect((await version())[0]).toBe('v-5.4.0-1600000');
     expect((await readdir(du.dataDir)).includes('du-upgrade.json')).toBe(false);
@@ -161,20 +181,32 @@ describe('an upgrade of the DU', () => {
     expect(prepared.phase).toBe('prepared');
     for (const round of ['before', 'after a restart']) {
       const answer = await pushed(du.registryPort);
-      expect([answer.status, answer.headers.get('retry-after'), ((await answer.json()) as { errors: { code: string }[] }).errors[0]?.code], round).toEqual([
-        503,
-        '30',
-        'UNAVAILABLE',
-      ]);
+      expect(
+        [
+          answer.status,
+          answer.headers.get('retry-after'),
+          ((await answer.json()) as { errors: { code: string }[] }).errors[0]?.code,
+        ],
+        round,
+      ).toEqual([503, '30', 'UNAVAILABLE']);
       expect(await content()).toEqual(before);
       expect(await content()).toEqual(before);
       expect(await registry()).toMatchObject({ fence: { upgradeId: prepared.id } });
       const bundleId = await register(client, join(du.bundleDir, '3.tar'));
-      await expect(createPush({ client, body: { bundleId }, throwOnError: true })).rejects.toMatchObject({ code: 'registry_fenced', status: 503 });
+      await expect(createPush({ client, body: { bundleId }, throwOnError: true })).rejects.toMatchObject({
+        code: 'registry_fenced',
+        status: 503,
+      });
       const { data: images } = await listImages({ client, throwOnError: true });
-      await expect(deleteImage({ client, path: { id: images.items[0]?.id ?? '' }, throwOnError: true })).rejects.toMatchObject({ code: 'registry_fenced' });
-      expect((await success(client, createBackup({ client, body: {}, throwOnError: true }))).result).toMatchObject({ addedBytes: 0 });
-      await expect(deleteBackup({ client, path: { id: prepared.backupId ?? '' }, throwOnError: true })).rejects.toMatchObject({ code: 'resource_in_use' });
+      await expect(
+        deleteImage({ client, path: { id: images.items[0]?.id ?? '' }, throwOnError: true }),
+      ).rejects.toMatchObject({ code: 'registry_fenced' });
+      expect((await success(client, createBackup({ client, body: {}, throwOnError: true }))).result).toMatchObject({
+        addedBytes: 0,
+      });
+      await expect(
+        deleteBackup({ client, path: { id: prepared.backupId ?? '' }, throwOnError: true }),
+      ).rejects.toMatchObject({ code: 'resource_in_use' });
       await expect(begin({})).rejects.toMatchObject({ code: 'du_upgrade_running' });
       if (round !== 'before') break;
       await du.end('SIGKILL');
@@ -195,11 +227,24 @@ describe('an upgrade of the DU', () => {
       await expect(begin({})).rejects.toMatchObject({ code: 'du_upgrade_file_unreadable', status: 409 });
       await rm(file, { recursive: true });
     }
-    await expect(finishDuUpgrade({ client, path: { id: prepared.id }, body: {}, throwOnError: true })).rejects.toMatchObject({ code: 'du_upgrade_state' });
+    await expect(
+      finishDuUpgrade({ client, path: { id: prepared.id }, body: {}, throwOnError: true }),
+    ).rejects.toMatchObject({ code: 'du_upgrade_state' });
 
     const second = await success(client, await begin({ step: 'prepare' }));
-    await success(client, finishDuUpgrade({ client, path: { id: resourceId(second) }, body: { engine: await newEngine() }, throwOnError: true }));
-    expect(await upgradeOf(second)).toMatchObject({ phase: 'done', report: { restored: false, engineVersion: '2.9.9' } });
+    await success(
+      client,
+      finishDuUpgrade({
+        client,
+        path: { id: resourceId(second) },
+        body: { engine: await newEngine() },
+        throwOnError: true,
+      }),
+    );
+    expect(await upgradeOf(second)).toMatchObject({
+      phase: 'done',
+      report: { restored: false, engineVersion: '2.9.9' },
+    });
     expect(await content()).toEqual(before);
     expect((await getDu({ client, throwOnError: true })).data.upgradeId).toBeNull();
   });
@@ -207,17 +252,27 @@ describe('an upgrade of the DU', () => {
   it('that loses the images, and all tables, in the middle brings them back from what lies on disk', async () => {
     await start();
     await pushImages();
-    const { data: credential } = await createSshCredential({ client, body: { name: 'root', username: 'root', password: 'sesame' }, throwOnError: true });
+    const { data: credential } = await createSshCredential({
+      client,
+      body: { name: 'root', username: 'root', password: 'sesame' },
+      throwOnError: true,
+    });
     await createHost({
       client,
-      body: { name: 'node-1', address: '127.0.0.1', credentialId: credential.id, hostKey: 'SHA256:ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq' } as never,
+      body: {
+        name: 'node-1',
+        address: '127.0.0.1',
+        credentialId: credential.id,
+        hostKey: 'SHA256:ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq',
+      } as never,
       throwOnError: true,
     });
     const before = await content();
     const { data: images } = await listImages({ client, throwOnError: true });
     const job = await success(client, await begin({ step: 'prepare' }));
     await du.stop();
-    for (const name of ['db', 'registry', 'image', 'redis']) await rm(join(du.dataDir, name), { recursive: true, force: true });
+    for (const name of ['db', 'registry', 'image', 'redis'])
+      await rm(join(du.dataDir, name), { recursive: true, force: true });
     await du.startProcess();
     expect(await content()).toEqual({});
     const found = await waitFor(async () => (await listDuUpgrades({ client, throwOnError: true })).data.items[0], {
@@ -228,7 +283,9 @@ describe('an upgrade of the DU', () => {
     expect(await upgradeOf(job)).toMatchObject({ phase: 'done', report: { restored: true, missing: [], changed: [] } });
     expect(await content()).toEqual(before);
     const { data: again } = await listImages({ client, throwOnError: true });
-    expect(again.items.map(({ upstream, digest }) => ({ upstream, digest }))).toEqual(images.items.map(({ upstream, digest }) => ({ upstream, digest })));
+    expect(again.items.map(({ upstream, digest }) => ({ upstream, digest }))).toEqual(
+      images.items.map(({ upstream, digest }) => ({ upstream, digest })),
+    );
     expect((await listHosts({ client, throwOnError: true })).data.items.map(({ name }) => name)).toEqual(['node-1']);
   });
 
@@ -245,7 +302,9 @@ describe('an upgrade of the DU', () => {
     for (const key of keys) await cp(join(folder.path, key), join(du.dataDir, key));
     await du.startProcess();
     client = await du.client();
-    const backup = await waitFor(async () => (await listBackups({ client, throwOnError: true })).data.items[0], { what: 'the backup to be found' });
+    const backup = await waitFor(async () => (await listBackups({ client, throwOnError: true })).data.items[0], {
+      what: 'the backup to be found',
+    });
     const job = await success(client, await begin({ step: 'finish', backupId: backup.id }));
     expect(await upgradeOf(job)).toMatchObject({ phase: 'done', report: { restored: true, missing: [] } });
     expect(await content()).toEqual(before);
@@ -260,18 +319,30 @@ describe('an upgrade of the DU', () => {
     const script = await readFile(binary, 'utf8');
     const image = join(du.bundleDir, 'registry-image.tar');
     await buildDockerArchive(image, [
-      await makeImage({ name: 'registry:2', layers: [{ files: { 'etc/a': 'b' } }, { files: { 'bin/registry': script } }, { files: { 'etc/c': 'd' } }] }),
+      await makeImage({
+        name: 'registry:2',
+        layers: [{ files: { 'etc/a': 'b' } }, { files: { 'bin/registry': script } }, { files: { 'etc/c': 'd' } }],
+      }),
     ]);
     const good = await success(client, await begin({ engine: { image, digest } }));
     expect(await upgradeOf(good)).toMatchObject({ phase: 'done', report: { engineVersion: '2.7.7' } });
 
     const broken = await endOf(client, (await begin({ engine: await newEngine('3.0.0', 'exit 1') })).id);
-    expect(broken).toMatchObject({ state: 'failed', error: { code: 'du_upgrade_rolled_back', detail: expect.stringContaining('registry_start_failed') } });
-    expect(await upgradeOf(broken)).toMatchObject({ phase: 'rolledBack', error: { code: 'registry_start_failed' }, report: { missing: [] } });
+    expect(broken).toMatchObject({
+      state: 'failed',
+      error: { code: 'du_upgrade_rolled_back', detail: expect.stringContaining('registry_start_failed') },
+    });
+    expect(await upgradeOf(broken)).toMatchObject({
+      phase: 'rolledBack',
+      error: { code: 'registry_start_failed' },
+      report: { missing: [] },
+    });
     expect((await registry()).engine?.version).toBe('2.7.7');
     expect(await content()).toEqual(before);
     expect((await pushed(du.registryPort)).status).toBe(202);
-    await expect(begin({ engine: { binary: '/bin/sh', digest } })).rejects.toMatchObject({ code: 'bundle_path_forbidden' });
+    await expect(begin({ engine: { binary: '/bin/sh', digest } })).rejects.toMatchObject({
+      code: 'bundle_path_forbidden',
+    });
     await expect(begin({ engine: { binary: 'none', digest } })).rejects.toMatchObject({ code: 'bundle_not_found' });
   });
 
@@ -299,7 +370,10 @@ describe('an upgrade of the DU', () => {
         [{ backupTarget: 'nowhere' }, 'there is no backup target nowhere'],
       ] as const) {
         const refused = await endOf(client, (await begin(change)).id);
-        expect(refused).toMatchObject({ state: 'failed', error: { code: 'du_upgrade_preflight_failed', detail: expect.stringContaining(detail) } });
+        expect(refused).toMatchObject({
+          state: 'failed',
+          error: { code: 'du_upgrade_preflight_failed', detail: expect.stringContaining(detail) },
+        });
         expect(await upgradeOf(refused)).toMatchObject({ phase: 'refused', backupId: null });
       }
       expect((await pushed(du.registryPort)).status).toBe(202);

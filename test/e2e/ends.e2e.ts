@@ -20,37 +20,63 @@ const isRunning = (pid: number): boolean => {
 
 describe('a DU with --stop-registry', () => {
   it.each(
-    ['Redis too', 'Redis first', 'Redis too', 'Redis too', 'the read-write registry too', 'Redis, stopped', 'Redis too'].map((what, index) => ({
+    [
+      'Redis too',
+      'Redis first',
+      'Redis too',
+      'Redis too',
+      'the read-write registry too',
+      'Redis, stopped',
+      'Redis too',
+    ].map((what, index) => ({
       what,
       index,
     })),
-  )('ends its registry when TERM comes to it in the middle of a push, and to $what ($index)', async ({ what, index }) => {
-    await using folder = await tempDir('ends');
-    await using du = await Du.start({ folder: folder.path, stopsRegistry: true, registry: { directPlacement: index % 2 === 0 } });
-    const client = await du.client();
-    const file = join(du.bundleDir, 'large.tar');
-    await buildOciArchive(file, [await makeImage({ name: 'quay.io/large:1', layers: [{ randomBytes: 200_000_000 + index, seed: String(index) }] })]);
-    const bundleId = await register(client, file);
-    const pids = await Promise.all((['read-write', 'read-only'] as const).map((instance) => registryPid(du, instance)));
-    const redis = await childOf(du.pid, 'redis-server');
-    const { data: job } = await createPush({ client, body: { bundleId }, throwOnError: true });
-    await waitFor(async () => ((await getJob({ client, path: { id: job.id }, throwOnError: true })).data.progress.bytesDone ?? 0) > 0, {
-      what: 'the push to be under way',
-      intervalMs: 5,
-      timeoutMs: 30_000,
-    });
-    const started = performance.now();
-    if (what === 'Redis first') process.kill(redis, 'SIGTERM');
-    const ended = du.end();
-    if (what === 'Redis too') process.kill(redis, 'SIGTERM');
-    if (what === 'Redis, stopped') process.kill(redis, 'SIGSTOP');
-    if (what === 'the read-write registry too') process.kill(pids[0] as number, 'SIGTERM');
-    try {
-      await ended;
-      expect(performance.now() - started).toBeLessThan(12_000);
-      await waitFor(() => !pids.some(isRunning), { what: 'both registries to be gone', timeoutMs: 1_000 });
-    } finally {
-      if (what === 'Redis, stopped' && isRunning(redis)) process.kill(redis, 'SIGKILL');
-    }
-  });
+  )(
+    'ends its registry when TERM comes to it in the middle of a push, and to $what ($index)',
+    async ({ what, index }) => {
+      await using folder = await tempDir('ends');
+      await using du = await Du.start({
+        folder: folder.path,
+        stopsRegistry: true,
+        registry: { directPlacement: index % 2 === 0 },
+      });
+      const client = await du.client();
+      const file = join(du.bundleDir, 'large.tar');
+      await buildOciArchive(file, [
+        await makeImage({
+          name: 'quay.io/large:1',
+          layers: [{ randomBytes: 200_000_000 + index, seed: String(index) }],
+        }),
+      ]);
+      const bundleId = await register(client, file);
+      const pids = await Promise.all(
+        (['read-write', 'read-only'] as const).map((instance) => registryPid(du, instance)),
+      );
+      const redis = await childOf(du.pid, 'redis-server');
+      const { data: job } = await createPush({ client, body: { bundleId }, throwOnError: true });
+      await waitFor(
+        async () =>
+          ((await getJob({ client, path: { id: job.id }, throwOnError: true })).data.progress.bytesDone ?? 0) > 0,
+        {
+          what: 'the push to be under way',
+          intervalMs: 5,
+          timeoutMs: 30_000,
+        },
+      );
+      const started = performance.now();
+      if (what === 'Redis first') process.kill(redis, 'SIGTERM');
+      const ended = du.end();
+      if (what === 'Redis too') process.kill(redis, 'SIGTERM');
+      if (what === 'Redis, stopped') process.kill(redis, 'SIGSTOP');
+      if (what === 'the read-write registry too') process.kill(pids[0] as number, 'SIGTERM');
+      try {
+        await ended;
+        expect(performance.now() - started).toBeLessThan(12_000);
+        await waitFor(() => !pids.some(isRunning), { what: 'both registries to be gone', timeoutMs: 1_000 });
+      } finally {
+        if (what === 'Redis, stopped' && isRunning(redis)) process.kill(redis, 'SIGKILL');
+      }
+    },
+  );
 });

@@ -96,8 +96,10 @@ const fill = (what: string) =>
     String(Date.now()),
   ]).catch(() => undefined);
 const empty = () => run('sh', ['-c', 'rm -r "$0"/full*', disk]);
-const notices = async () => ((await (await fetch(`${du.url}/readyz`)).json()) as { notices: Record<string, string> }).notices;
-const catalogue = async () => (await (await fetch(`http://localhost:${du.registryPort}/v2/_catalog`)).json()) as { repositories: string[] };
+const notices = async () =>
+  ((await (await fetch(`${du.url}/readyz`)).json()) as { notices: Record<string, string> }).notices;
+const catalogue = async () =>
+  (await (await fetch(`http://localhost:${du.registryPort}/v2/_catalog`)).json()) as { repositories: string[] };
 /** Tags that lead to something that is not there. */
 async function incomplete(): Promise<string[]> {
   await using registry = new RegistryClient(`http://localhost:${du.registryPort}`);
@@ -112,7 +114,8 @@ async function incomplete(): Promise<string[]> {
     }
   return found;
 }
-const given = () => waitFor(async () => (await reserve()) < 256, { what: 'the reserve to be given out', timeoutMs: 30_000 });
+const given = () =>
+  waitFor(async () => (await reserve()) < 256, { what: 'the reserve to be given out', timeoutMs: 30_000 });
 
 describe.each([
   ['data', 'byte'],
@@ -129,9 +132,15 @@ describe.each([
     const { items } = (await listImages({ client, query: { search: 'old' }, throwOnError: true })).data;
     await deleteImage({ client, path: { id: items[0]?.id ?? '' }, throwOnError: true });
     const bundles = (await listBundles({ client, throwOnError: true })).data.items;
-    await deleteBundle({ client, path: { id: bundles.find(({ name }) => name === 'old.tar')?.id ?? '' }, throwOnError: true });
+    await deleteBundle({
+      client,
+      path: { id: bundles.find(({ name }) => name === 'old.tar')?.id ?? '' },
+      throwOnError: true,
+    });
     const job = await success(client, createGarbageCollection({ client, body: {}, throwOnError: true }));
-    const { estimate, freed } = (await getGarbageCollection({ client, path: { id: resourceId(job) }, throwOnError: true })).data;
+    const { estimate, freed } = (
+      await getGarbageCollection({ client, path: { id: resourceId(job) }, throwOnError: true })
+    ).data;
     expect(freed).toEqual(estimate);
     expect(freed?.bytes).toBeGreaterThan(layerBytes);
     expect(await missingOf(client, du.registryPort, keptId)).toEqual([]);
@@ -180,7 +189,10 @@ describe('a DU whose disk is full', () => {
 
   it('restores nothing by half: refused before the first byte, or ended in the middle and finished by a retry', async () => {
     await start('data');
-    const largeId = await register(client, await writeLargeBundle({ dir: du.bundleDir, name: 'large', images: 4, layerBytes: 12_000_000 }));
+    const largeId = await register(
+      client,
+      await writeLargeBundle({ dir: du.bundleDir, name: 'large', images: 4, layerBytes: 12_000_000 }),
+    );
     await push(client, largeId);
     const backupId = resourceId(await success(client, createBackup({ client, body: {}, throwOnError: true })));
     const before = await missingOf(client, du.registryPort, largeId);
@@ -191,15 +203,24 @@ describe('a DU whose disk is full', () => {
     await fill('byte');
     await given();
     const { data: refused } = await createRestore({ client, body, throwOnError: true });
-    expect(await endOf(client, refused.id)).toMatchObject({ state: 'failed', error: { code: 'space_insufficient', nextStep: expect.any(String) as string } });
+    expect(await endOf(client, refused.id)).toMatchObject({
+      state: 'failed',
+      error: { code: 'space_insufficient', nextStep: expect.any(String) as string },
+    });
     expect((await catalogue()).repositories).toEqual([]);
 
     const jobs = [refused.id];
     const restore = async () => {
-      const { data } = await createRestore({ client, body, headers: { 'Idempotency-Key': `worst-day-${jobs.length}` }, throwOnError: true });
+      const { data } = await createRestore({
+        client,
+        body,
+        headers: { 'Idempotency-Key': `worst-day-${jobs.length}` },
+        throwOnError: true,
+      });
       return data;
     };
-    const isRunning = async ({ id }: Job) => (await getJob({ client, path: { id }, throwOnError: true })).data.progress.phase === 'restore';
+    const isRunning = async ({ id }: Job) =>
+      (await getJob({ client, path: { id }, throwOnError: true })).data.progress.phase === 'restore';
     let job: Job | undefined;
     // A fast machine may be done before its disk is full.
     for (let round = 0; !job?.error && round < 5; round++) {

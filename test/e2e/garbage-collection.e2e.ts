@@ -45,7 +45,8 @@ afterEach(async ({ task }) => {
 
 const storage = () => join(du.dataDir, 'registry/storage');
 const collect = async (body = {}) => (await createGarbageCollection({ client, body, throwOnError: true })).data;
-const collection = async (job: Job) => (await getGarbageCollection({ client, path: { id: resourceId(job) }, throwOnError: true })).data;
+const collection = async (job: Job) =>
+  (await getGarbageCollection({ client, path: { id: resourceId(job) }, throwOnError: true })).data;
 const phase = async ({ id }: Job) => (await getJob({ client, path: { id }, throwOnError: true })).data.progress.phase;
 const isCollecting = async () => (await getRegistry({ client, throwOnError: true })).data.collecting;
 
@@ -93,7 +94,10 @@ describe('a garbage collection', () => {
 
   it('waits for a push that runs, and pushes, verifications and backups wait for it', async () => {
     const { oldId, keptId } = await makeGarbage();
-    const largeId = await register(client, await writeLargeBundle({ dir: du.bundleDir, name: 'large', format: 'docker' }));
+    const largeId = await register(
+      client,
+      await writeLargeBundle({ dir: du.bundleDir, name: 'large', format: 'docker' }),
+    );
     const { data: large } = await createPush({ client, body: { bundleId: largeId }, throwOnError: true });
     await midway(client, large.id);
     const job = await collect();
@@ -107,21 +111,28 @@ describe('a garbage collection', () => {
       createVerification({ client, body: {}, throwOnError: true }),
       createBackup({ client, body: {}, throwOnError: true }),
     ]);
-    await waitFor(async () => (await phase(pushed.data)) === 'waiting for a garbage collection', { what: 'the push to wait', intervalMs: 5 });
+    await waitFor(async () => (await phase(pushed.data)) === 'waiting for a garbage collection', {
+      what: 'the push to wait',
+      intervalMs: 5,
+    });
     await success(client, job);
     for (const { data } of [pushed, verified, backedUp]) await success(client, data);
     expect(await isCollecting()).toBe(false);
-    for (const bundleId of [oldId, keptId, largeId]) expect(await missingOf(client, du.registryPort, bundleId)).toEqual([]);
+    for (const bundleId of [oldId, keptId, largeId])
+      expect(await missingOf(client, du.registryPort, bundleId)).toEqual([]);
   });
 
   it('goes on after the DU was killed in the middle of it', async () => {
     const { keptId } = await makeGarbage();
     const job = await collect();
-    await waitFor(async () => (await readdir(join(storage(), 'airdock-garbage/aside/blobs/sha256')).catch(() => [])).length > 0, {
-      what: 'blobs to be set aside',
-      intervalMs: 5,
-      timeoutMs: 30_000,
-    });
+    await waitFor(
+      async () => (await readdir(join(storage(), 'airdock-garbage/aside/blobs/sha256')).catch(() => [])).length > 0,
+      {
+        what: 'blobs to be set aside',
+        intervalMs: 5,
+        timeoutMs: 30_000,
+      },
+    );
     await du.end('SIGKILL');
     await du.startProcess();
     expect(await endOf(client, job.id)).toMatchObject({ state: 'succeeded', attempt: 2 });

@@ -41,7 +41,11 @@ describe.skipIf(!started.lab)('a host is reached', () => {
   endWithLab(lab, () => ({ du, folder }));
 
   const register = (of: LabHost, credential: Partial<CreateSshCredential>, change: Partial<CreateHost> = {}) =>
-    registerHost(client, of, { credential: { username: 'admin', ...credential }, onAnswer: (answer) => answers.push(answer), ...change });
+    registerHost(client, of, {
+      credential: { username: 'admin', ...credential },
+      onAnswer: (answer) => answers.push(answer),
+      ...change,
+    });
   async function check(hostId: string) {
     const { job, result } = await checkHost(client, hostId);
     answers.push(job, result);
@@ -55,7 +59,9 @@ describe.skipIf(!started.lab)('a host is reached', () => {
       over = true;
     });
     let processes = '';
-    while (!over) processes += (await host.exec('cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n"')).stdout;
+    while (!over)
+      processes += (await host.exec('cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n"'))
+        .stdout;
     const { job, checkOf } = await first;
     expect(job.state).toBe('succeeded');
     expect(checkOf('sudo')).toMatchObject({ status: 'pass', seen: 'sudo with password' });
@@ -71,23 +77,39 @@ describe.skipIf(!started.lab)('a host is reached', () => {
 
   it('but not as root with a wrong password, without one, or where sudo wants a terminal', async () => {
     const wrong = await check(await register(host, { password, sudoPassword: wrongPassword }));
-    expect(wrong.error).toMatchObject({ code: 'host_sudo_failed', nextStep: expect.stringContaining('right sudoPassword') as string });
+    expect(wrong.error).toMatchObject({
+      code: 'host_sudo_failed',
+      nextStep: expect.stringContaining('right sudoPassword') as string,
+    });
     expect(wrong.error?.detail).toContain('the sudoPassword of the credential');
     const missing = await check(await register(host, { password }));
-    expect(missing.error).toMatchObject({ code: 'host_sudo_failed', detail: expect.stringContaining('has no sudoPassword') as string });
+    expect(missing.error).toMatchObject({
+      code: 'host_sudo_failed',
+      detail: expect.stringContaining('has no sudoPassword') as string,
+    });
     await host.exec("echo 'Defaults requiretty' >/etc/sudoers.d/tty");
     const noTerminal = await check(await register(host, { password, sudoPassword: password }));
-    expect(noTerminal.error).toMatchObject({ code: 'host_sudo_failed', detail: expect.stringContaining('requiretty is set') as string });
+    expect(noTerminal.error).toMatchObject({
+      code: 'host_sudo_failed',
+      detail: expect.stringContaining('requiretty is set') as string,
+    });
     await host.exec('rm /etc/sudoers.d/tty');
     const noLogin = await check(await register(host, { password: wrongPassword }));
-    expect(noLogin.error).toMatchObject({ code: 'host_auth_failed', nextStep: expect.stringContaining('KbdInteractiveAuthentication') as string });
+    expect(noLogin.error).toMatchObject({
+      code: 'host_auth_failed',
+      nextStep: expect.stringContaining('KbdInteractiveAuthentication') as string,
+    });
   });
 
   it('where sshd asks by keyboard-interactive only', async () => {
-    await host.exec("printf 'PasswordAuthentication no\\nKbdInteractiveAuthentication yes\\n' >/etc/ssh/sshd_config.d/ask.conf");
+    await host.exec(
+      "printf 'PasswordAuthentication no\\nKbdInteractiveAuthentication yes\\n' >/etc/ssh/sshd_config.d/ask.conf",
+    );
     await host.reboot();
     expect((await check(await register(host, { password, sudoPassword: password }))).job.state).toBe('succeeded');
-    expect((await check(await register(host, { password: wrongPassword }))).error).toMatchObject({ code: 'host_auth_failed' });
+    expect((await check(await register(host, { password: wrongPassword }))).error).toMatchObject({
+      code: 'host_auth_failed',
+    });
   });
 
   it.each([
@@ -113,7 +135,10 @@ describe.skipIf(!started.lab)('a host is reached', () => {
     const { job, checkOf } = await check(hostId);
     expect(job.state).toBe('succeeded');
     expect(checkOf('ssh')?.seen).toContain(`${inner.address}:22 through ${host.address}:22`);
-    expect(checkOf('firewall')).toMatchObject({ status: 'warning', seen: expect.stringContaining('iptables') as string });
+    expect(checkOf('firewall')).toMatchObject({
+      status: 'warning',
+      seen: expect.stringContaining('iptables') as string,
+    });
     await patchHost({ client, path: { id: hostId }, body: { jumpHostId: null }, throwOnError: true });
     expect((await check(hostId)).error).toMatchObject({ code: 'host_timeout' });
     await patchHost({ client, path: { id: hostId }, body: { jumpHostId }, throwOnError: true });
@@ -133,7 +158,11 @@ describe.skipIf(!started.lab)('a host is reached', () => {
     await fresh.exec('rm /etc/ssh/ssh_host_*');
     await fresh.reboot();
     const shown = (await fresh.exec('ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub')).stdout.split(' ')[1];
-    expect((await check(hostId)).error).toMatchObject({ code: 'host_key_mismatch', pinned: fresh.hostKeyFingerprint, seen: shown });
+    expect((await check(hostId)).error).toMatchObject({
+      code: 'host_key_mismatch',
+      pinned: fresh.hostKeyFingerprint,
+      seen: shown,
+    });
     expect(await get()).toMatchObject({ hostKeyFingerprint: fresh.hostKeyFingerprint });
   });
 
@@ -149,6 +178,8 @@ describe.skipIf(!started.lab)('a host is reached', () => {
     }
     expect([...texts.keys()].some((path) => path.endsWith('db/host.sqlite'))).toBe(true);
     const secrets = [password, JSON.stringify(password).slice(1, -1), wrongPassword, passphrase];
-    expect([...texts].filter(([, text]) => secrets.some((secret) => text.includes(secret))).map(([name]) => name)).toEqual([]);
+    expect(
+      [...texts].filter(([, text]) => secrets.some((secret) => text.includes(secret))).map(([name]) => name),
+    ).toEqual([]);
   });
 });

@@ -47,14 +47,21 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     ]);
     client = await du.client();
     for (const [name, host] of Object.entries(hosts))
-      ids[name as keyof typeof hosts] = await registerHost(client, host, { name, credential: { username: 'admin', privateKey: host.privateKey } });
+      ids[name as keyof typeof hosts] = await registerHost(client, host, {
+        name,
+        credential: { username: 'admin', privateKey: host.privateKey },
+      });
     await push(client, await carryIn(client, du, { images: ['k8s.gcr.io/pause:3.2'], layerBytes: 50_000 }));
     await run({ hostIds: Object.values(ids) });
   });
   endWithLab(lab, () => ({ du, folder }));
 
   async function run(body: Partial<CreateHostConfiguration>) {
-    const { data } = await createHostConfiguration({ client, body: body as CreateHostConfiguration, throwOnError: true });
+    const { data } = await createHostConfiguration({
+      client,
+      body: body as CreateHostConfiguration,
+      throwOnError: true,
+    });
     return endOf(client, data.id);
   }
   /** What a look at a host, or a repair, leaves there. */
@@ -62,9 +69,14 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     const job = await run({ action: 'reapply', hostIds: [ids[name]], dryRun });
     const { drift } = (await getHost({ client, path: { id: ids[name] }, throwOnError: true })).data;
     expect(drift?.configurationId).toBe(resourceId(job));
-    return { job, drift, plan: (drift?.changes ?? []).map(({ kind, action, target }) => `${kind} ${action} ${target}`) };
+    return {
+      job,
+      drift,
+      plan: (drift?.changes ?? []).map(({ kind, action, target }) => `${kind} ${action} ${target}`),
+    };
   }
-  const drifted = async () => (await listHosts({ client, query: { drifted: 'true' }, throwOnError: true })).data.items.map(({ name }) => name);
+  const drifted = async () =>
+    (await listHosts({ client, query: { drifted: 'true' }, throwOnError: true })).data.items.map(({ name }) => name);
   const tunnelOf = (name: keyof typeof hosts) => tunnelOfHost(client, ids[name]);
   const out = (name: keyof typeof hosts, command: string) => outOf(hosts[name], command);
   const stateOf = (name: keyof typeof hosts) => stateOfHost(hosts[name]);
@@ -80,7 +92,11 @@ describe.skipIf(!started.lab)('drift of a host', () => {
       const { data: host } = await getHost({ client, path: { id: ids[name] }, throwOnError: true });
       expect(host.drift).toMatchObject({ changes: [], error: null });
       const before = await stateOf(name);
-      expect(await driftAfter(name, true)).toMatchObject({ job: { state: 'succeeded' }, plan: [], drift: { error: null } });
+      expect(await driftAfter(name, true)).toMatchObject({
+        job: { state: 'succeeded' },
+        plan: [],
+        drift: { error: null },
+      });
       expect(await stateOf(name)).toBe(before);
     }
     expect(await drifted()).toEqual([]);
@@ -89,7 +105,10 @@ describe.skipIf(!started.lab)('drift of a host', () => {
   it('is told with what would put it right, and nothing is changed', async () => {
     await out('docker', `sed -i 's/release/elsewhere/' ${list}; echo '{"shutdown-timeout": 17}' >${daemonJson}`);
     await sshd('AllowTcpForwarding no');
-    await waitFor(async () => (await tunnelOf('docker'))?.state === 'down', { what: 'the tunnel to be down', timeoutMs: 60_000 });
+    await waitFor(async () => (await tunnelOf('docker'))?.state === 'down', {
+      what: 'the tunnel to be down',
+      timeoutMs: 60_000,
+    });
     const before = await stateOf('docker');
     const { job, drift, plan } = await driftAfter('docker', true);
     expect(job).toMatchObject({ state: 'succeeded', error: null });
@@ -122,9 +141,16 @@ describe.skipIf(!started.lab)('drift of a host', () => {
   it('is put right when told to, without a restart of Docker', async () => {
     await sshd('AllowTcpForwarding yes');
     const pid = await out('docker', 'pidof dockerd');
-    expect(await driftAfter('docker', false)).toMatchObject({ job: { state: 'succeeded', error: null }, plan: [], drift: { error: null } });
+    expect(await driftAfter('docker', false)).toMatchObject({
+      job: { state: 'succeeded', error: null },
+      plan: [],
+      drift: { error: null },
+    });
     expect(await out('docker', `cat ${list}`)).toContain('release');
-    expect(JSON.parse(await out('docker', `cat ${daemonJson}`))).toEqual({ 'shutdown-timeout': 17, 'registry-mirrors': [mirror()] });
+    expect(JSON.parse(await out('docker', `cat ${daemonJson}`))).toEqual({
+      'shutdown-timeout': 17,
+      'registry-mirrors': [mirror()],
+    });
     expect(await out('docker', 'docker info --format "{{json .RegistryConfig.Mirrors}}"')).toContain(mirror());
     expect(await out('docker', 'pidof dockerd')).toBe(pid);
     expect(await tunnelOf('docker')).toMatchObject({ state: 'up', error: null });
@@ -150,7 +176,10 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     expect(await driftAfter('containerd', false)).toMatchObject({ job: { state: 'succeeded' }, plan: [] });
     expect(await stateOf('containerd')).toBe(before);
     await out('containerd', `sed -i '/config_path/d' /etc/containerd/config.toml`);
-    expect((await driftAfter('containerd', true)).plan).toEqual(['file change /etc/containerd/config.toml', 'service restart containerd']);
+    expect((await driftAfter('containerd', true)).plan).toEqual([
+      'file change /etc/containerd/config.toml',
+      'service restart containerd',
+    ]);
     expect(await out('containerd', 'pidof containerd')).toBe(pid);
     expect(await driftAfter('containerd', false)).toMatchObject({ job: { state: 'succeeded' }, plan: [] });
     expect(await out('containerd', 'containerd config dump')).toContain('config_path = "/etc/containerd/certs.d"');
@@ -165,7 +194,10 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     await out('docker', `echo '{"shutdown-timeout": 18}' >${daemonJson}`);
     const pid = await out('docker', 'pidof dockerd');
     await du.startProcess();
-    await waitFor(async () => (await out('docker', `cat ${daemonJson}`)).includes(mirror()), { what: 'the file to be put right', timeoutMs: 90_000 });
+    await waitFor(async () => (await out('docker', `cat ${daemonJson}`)).includes(mirror()), {
+      what: 'the file to be put right',
+      timeoutMs: 90_000,
+    });
     const healed = async () => {
       const { drift } = (await getHost({ client, path: { id: ids.docker }, throwOnError: true })).data;
       if (!drift || drift.error || drift.changes.length > 0) return undefined;
@@ -175,6 +207,9 @@ describe.skipIf(!started.lab)('drift of a host', () => {
     const look = await waitFor(healed, { what: 'the host to be as it was configured', timeoutMs: 90_000 });
     expect(look).toMatchObject({ action: 'reapply', dryRun: false });
     expect(await out('docker', 'pidof dockerd')).toBe(pid);
-    expect(JSON.parse(await out('docker', `cat ${daemonJson}`))).toEqual({ 'shutdown-timeout': 18, 'registry-mirrors': [mirror()] });
+    expect(JSON.parse(await out('docker', `cat ${daemonJson}`))).toEqual({
+      'shutdown-timeout': 18,
+      'registry-mirrors': [mirror()],
+    });
   });
 });

@@ -67,7 +67,10 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     const apt = join(folder.path, 'apt');
     await Promise.all([makeDeb(apt, 'lab-agent', { depends: ['lab-library'] }), makeDeb(apt, 'lab-library')]);
     await addAptMetadata(apt);
-    const packages = { repositories: [{ name: 'release', format: 'apt', folder: apt }], install: { debian: ['lab-agent'] } };
+    const packages = {
+      repositories: [{ name: 'release', format: 'apt', folder: apt }],
+      install: { debian: ['lab-agent'] },
+    };
     du = await Du.start({ folder: folder.path, packages });
     client = await du.client();
     await Promise.all(steps.map(async (step) => void (hosts[step] = await prepare(step))));
@@ -98,7 +101,8 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
       // The first connection is that of the job, the second one that of the tunnel.
       tunnel: async () => ({
         shut: async () => proxy.hold(1),
-        reached: async () => void (await waitFor(() => proxy.held() > 0, { what: 'the connection of the tunnel', timeoutMs: 60_000 })),
+        reached: async () =>
+          void (await waitFor(() => proxy.held() > 0, { what: 'the connection of the tunnel', timeoutMs: 60_000 })),
         open: async () => undefined,
       }),
       // apt has its locks by then.
@@ -115,7 +119,8 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     return { lab: host, id, proxy, gate, untouched: await stateOf(host) };
   }
 
-  const configure = (host: Host, options: Partial<CreateHostConfiguration> = {}) => configureHost(client, host.id, { bundleIds: [bundleId], ...options });
+  const configure = (host: Host, options: Partial<CreateHostConfiguration> = {}) =>
+    configureHost(client, host.id, { bundleIds: [bundleId], ...options });
   const start = async (some: readonly StepName[], options: Partial<CreateHostConfiguration> = {}) => {
     const body = { hostIds: some.map((step) => hosts[step].id), bundleIds: [bundleId], ...options };
     return (await createHostConfiguration({ client, body, throwOnError: true })).data;
@@ -150,7 +155,11 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
   async function letPackagesMeet(): Promise<void> {
     const { lab: host, gate } = hosts.repositories;
     const waiting = `for pid in $(pgrep -x sleep); do ps -ww -o args= -p $(ps -o ppid= -p $pid); done | grep -c lock-frontend || true`;
-    await waitFor(async () => Number(await out(host, waiting)) > 0, { what: 'a second one that waits', timeoutMs: 90_000, intervalMs: 200 });
+    await waitFor(async () => Number(await out(host, waiting)) > 0, {
+      what: 'a second one that waits',
+      timeoutMs: 90_000,
+      intervalMs: 200,
+    });
     await gate.open();
   }
 
@@ -158,12 +167,26 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
   async function isWhole(): Promise<void> {
     for (const { lab: host, id } of all()) {
       expect(await dockerNames(host)).toEqual(local());
-      expect(JSON.parse(await out(host, `cat ${daemonJson}`))).toEqual({ 'registry-mirrors': [`http://127.0.0.1:${du.registryPort}`] });
-      expect(await out(host, "find /etc -name '*.airdock-new*' -o -name '*.airdock-pending'; grep -c ' install lab-' /var/log/dpkg.log")).toBe('2');
+      expect(JSON.parse(await out(host, `cat ${daemonJson}`))).toEqual({
+        'registry-mirrors': [`http://127.0.0.1:${du.registryPort}`],
+      });
+      expect(
+        await out(
+          host,
+          "find /etc -name '*.airdock-new*' -o -name '*.airdock-pending'; grep -c ' install lab-' /var/log/dpkg.log",
+        ),
+      ).toBe('2');
       expect(await tunnelOf(client, id)).toMatchObject({ state: 'up', error: null });
     }
     const again = await success(client, await start(steps));
-    const unchanged = { check: 'done', tunnel: 'unchanged', repositories: 'unchanged', runtime: 'unchanged', images: 'unchanged', verify: 'done' };
+    const unchanged = {
+      check: 'done',
+      tunnel: 'unchanged',
+      repositories: 'unchanged',
+      runtime: 'unchanged',
+      images: 'unchanged',
+      verify: 'done',
+    };
     expect((await configuredHosts(client, again)).map(statuses)).toEqual(steps.map(() => unchanged));
   }
 
@@ -182,14 +205,25 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     for (const { proxy } of all()) proxy.cut();
     for (const [index, { id }] of jobs.entries()) {
       const job = await endOf(client, id);
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'host_unreachable', nextStep: expect.stringContaining('ssh') as string } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'host_unreachable', nextStep: expect.stringContaining('ssh') as string },
+      });
       const [result] = await configuredHosts(client, job);
-      expect(result).toMatchObject({ state: 'failed', error: { code: 'host_unreachable', nextStep: expect.any(String) as string } });
-      expect(result?.steps.map(({ name, status }) => `${name} ${status}`)).toEqual(steps.slice(0, index).map((name) => `${name} done`));
+      expect(result).toMatchObject({
+        state: 'failed',
+        error: { code: 'host_unreachable', nextStep: expect.any(String) as string },
+      });
+      expect(result?.steps.map(({ name, status }) => `${name} ${status}`)).toEqual(
+        steps.slice(0, index).map((name) => `${name} done`),
+      );
     }
     await openGates();
     const { lab: host } = hosts.images;
-    await waitFor(async () => (await out(host, 'pgrep -cx docker.real || true')) === '0', { what: 'the end of the import', timeoutMs: 60_000 });
+    await waitFor(async () => (await out(host, 'pgrep -cx docker.real || true')) === '0', {
+      what: 'the end of the import',
+      timeoutMs: 60_000,
+    });
     expect(await out(host, 'docker image ls --all --quiet; ls /var/lib/docker/tmp')).toBe('');
     for (const job of jobs) await retry(job);
     await letPackagesMeet();
@@ -207,7 +241,9 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     for (const job of jobs) {
       await success(client, job);
       const [host] = await configuredHosts(client, job);
-      expect((await getJob({ client, path: { id: host?.jobId ?? '' }, throwOnError: true })).data.attempt).toBeGreaterThan(1);
+      expect(
+        (await getJob({ client, path: { id: host?.jobId ?? '' }, throwOnError: true })).data.attempt,
+      ).toBeGreaterThan(1);
     }
     await isWhole();
     await unconfigureAll();
@@ -220,7 +256,10 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     await Promise.all(cut.map(({ gate }) => gate.reached()));
     // One after the other: at the same time they could get each other's address.
     for (const { lab: host } of cut) await host.reboot();
-    expect(await endOf(client, job.id)).toMatchObject({ state: 'failed', error: { code: 'host_unreachable', failed: 2 } });
+    expect(await endOf(client, job.id)).toMatchObject({
+      state: 'failed',
+      error: { code: 'host_unreachable', failed: 2 },
+    });
     expect(await out(hosts.images.lab, 'docker image ls --all --quiet')).toBe('');
     expect(await out(hosts.runtime.lab, `cat ${daemonJson} 2>/dev/null || true`)).toBe('');
     await retry(job);
@@ -235,7 +274,10 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     const { lab: host } = hosts.check;
     await out(host, 'service docker stop');
     const brought = await configure(hosts.check, { skipDockerInstall: true });
-    expect(brought.job).toMatchObject({ state: 'failed', error: { code: 'host_runtime_missing', nextStep: expect.stringContaining('docker info') as string } });
+    expect(brought.job).toMatchObject({
+      state: 'failed',
+      error: { code: 'host_runtime_missing', nextStep: expect.stringContaining('docker info') as string },
+    });
     await out(
       host,
       "mv /usr/sbin/dockerd /usr/sbin/dockerd.real; printf '#!/bin/sh\\necho broken by the test; exit 1\\n' >/usr/sbin/dockerd; chmod 755 /usr/sbin/dockerd",
@@ -256,7 +298,10 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     await out(host.lab, 'service docker stop; mount -t tmpfs -o size=32m tmpfs /var/lib/docker; service docker start');
     expect((await configure(host)).job).toMatchObject({ state: 'succeeded', error: null });
     const { job, result } = await configure(host, { bundleIds: [largeBundleId] });
-    expect(job).toMatchObject({ state: 'failed', error: { code: 'host_disk_full', nextStep: expect.stringContaining('df -h') as string } });
+    expect(job).toMatchObject({
+      state: 'failed',
+      error: { code: 'host_disk_full', nextStep: expect.stringContaining('df -h') as string },
+    });
     expect(result.error?.detail).toContain('no space left on device');
     expect(await dockerNames(host.lab)).toEqual(local());
     for (const name of local()) await out(host.lab, `docker save ${name} | tar -t | grep -q manifest.json`);
@@ -267,11 +312,17 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
   });
 
   it('hosts that hang are given up: before the first word, at the first command, and in the middle of an import', async () => {
-    await using server = await startSshServer({ user: 'root', password: 'sesame', shell: ['sh', '-c', 'exec sleep 600'] });
+    await using server = await startSshServer({
+      user: 'root',
+      password: 'sesame',
+      shell: ['sh', '-c', 'exec sleep 600'],
+    });
     const address = { address: '127.0.0.1', port: server.port, hostKey: server.hostKey };
-    const silent = registerHost(client, hosts.check.lab, { ...address, name: 'silent', credential: { password: 'sesame' } }).then((id) =>
-      checkHost(client, id),
-    );
+    const silent = registerHost(client, hosts.check.lab, {
+      ...address,
+      name: 'silent',
+      credential: { password: 'sesame' },
+    }).then((id) => checkHost(client, id));
     hosts.tunnel.proxy.hold(0);
     await hosts.images.gate.shut();
     await out(hosts.images.lab, emptyCache);
@@ -287,11 +338,17 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     });
     for (const { proxy } of [hosts.tunnel, hosts.images]) proxy.mend();
     const [mute, frozen] = await configuredHosts(client, job);
-    expect(mute).toMatchObject({ steps: [], error: { code: 'host_timeout', detail: expect.stringContaining('did not answer within') as string } });
+    expect(mute).toMatchObject({
+      steps: [],
+      error: { code: 'host_timeout', detail: expect.stringContaining('did not answer within') as string },
+    });
     expect(frozen).toMatchObject({ error: { code: 'host_unreachable' } });
     expect(Object.keys(statuses(frozen as typeof frozen & {}))).toEqual(['check', 'tunnel', 'repositories', 'runtime']);
     const { job: checked, result } = await silent;
-    expect(checked).toMatchObject({ state: 'failed', error: { code: 'host_timeout', nextStep: expect.stringContaining('load of the host') as string } });
+    expect(checked).toMatchObject({
+      state: 'failed',
+      error: { code: 'host_timeout', nextStep: expect.stringContaining('load of the host') as string },
+    });
     expect(result?.error?.detail).toContain('did nothing for 30 s');
     await hosts.images.gate.open();
     await retry(job);
@@ -307,8 +364,14 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     const moving = async () => Number(await out(slow, 'du -sb /var/lib/docker/tmp | cut -f1')) > 1_000_000;
     await waitFor(moving, { what: 'the import on the slow host', timeoutMs: 60_000, intervalMs: 500 });
     await out(hosts.runtime.lab, emptyCache);
-    expect((await configure(hosts.runtime, { bundleIds: [largeBundleId] })).job).toMatchObject({ state: 'succeeded', error: null });
-    expect((await checkHost(client, hosts.runtime.id, local().slice(0, 1))).job).toMatchObject({ state: 'succeeded', error: null });
+    expect((await configure(hosts.runtime, { bundleIds: [largeBundleId] })).job).toMatchObject({
+      state: 'succeeded',
+      error: null,
+    });
+    expect((await checkHost(client, hosts.runtime.id, local().slice(0, 1))).job).toMatchObject({
+      state: 'succeeded',
+      error: null,
+    });
     expect((await getJob({ client, path: { id: job.id }, throwOnError: true })).data.finishedAt).toBeNull();
     proxy.mend();
     await success(client, job);
@@ -333,12 +396,17 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     const host = hosts.check;
     await out(host.lab, "cp /home/admin/.bashrc /root/; sed -i '1i head -c 400000000 /dev/zero' /home/admin/.bashrc");
     const pid = await hostWorkerOf(du);
-    const memory = async (field: string) => Number(new RegExp(`^${field}:\\s*(\\d+) kB`, 'm').exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1]) * 1024;
+    const memory = async (field: string) =>
+      Number(new RegExp(`^${field}:\\s*(\\d+) kB`, 'm').exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1]) *
+      1024;
     // proc(5): the peak begins anew.
     await writeFile(`/proc/${pid}/clear_refs`, '5');
     const before = await memory('VmRSS');
     const { job, result } = await configure(host);
-    expect(job).toMatchObject({ state: 'failed', error: { code: 'host_output_exceeded', nextStep: expect.any(String) as string } });
+    expect(job).toMatchObject({
+      state: 'failed',
+      error: { code: 'host_output_exceeded', nextStep: expect.any(String) as string },
+    });
     expect(result.error?.detail).toContain('does the login shell print them');
     expect((await memory('VmHWM')) - before).toBeLessThan(100_000_000);
     await out(host.lab, 'cp /root/.bashrc /home/admin/');
@@ -350,11 +418,14 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     const secondsOf = async (some: StepName[], bandwidth: CreateHostConfiguration['bandwidth']) => {
       for (const step of some) await out(hosts[step].lab, emptyCache);
       const job = await success(client, await start(some, { bandwidth }));
-      for (const result of await configuredHosts(client, job)) expect(statuses(result)).toMatchObject({ images: 'done' });
+      for (const result of await configuredHosts(client, job))
+        expect(statuses(result)).toMatchObject({ images: 'done' });
       return (Date.parse(job.finishedAt ?? '') - Date.parse(job.startedAt ?? '')) / 1000;
     };
     // What a tenth of a second allows may pass at once.
     expect(await secondsOf(['images'], { perHostBytesPerSecond: 200_000 })).toBeGreaterThan(bytes / 200_000 - 0.1);
-    expect(await secondsOf(['images', 'runtime'], { totalBytesPerSecond: 400_000 })).toBeGreaterThan((2 * bytes) / 400_000 - 0.1);
+    expect(await secondsOf(['images', 'runtime'], { totalBytesPerSecond: 400_000 })).toBeGreaterThan(
+      (2 * bytes) / 400_000 - 0.1,
+    );
   });
 });

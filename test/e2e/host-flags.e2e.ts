@@ -9,7 +9,16 @@ import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
-import { configureHost, dockerNames, localNames, out, registerHost, stateOf, statuses, tunnelOf } from '../support/hosts.js';
+import {
+  configureHost,
+  dockerNames,
+  localNames,
+  out,
+  registerHost,
+  stateOf,
+  statuses,
+  tunnelOf,
+} from '../support/hosts.js';
 
 const flags = ['skipDockerImgImport', 'skipDockerInstall', 'skipImageRenaming', 'skipYumRepoInstall'] as const;
 type Status = 'done' | 'skipped';
@@ -61,7 +70,10 @@ describe.skipIf(!started.lab)('the flags of configure-hosts', () => {
     const apt = join(folder.path, 'apt');
     await makeDeb(apt, 'lab-agent');
     await addAptMetadata(apt);
-    const packages = { repositories: [{ name: 'release', format: 'apt', folder: apt }], install: { debian: ['lab-agent'] } };
+    const packages = {
+      repositories: [{ name: 'release', format: 'apt', folder: apt }],
+      install: { debian: ['lab-agent'] },
+    };
     [du, host] = await Promise.all([Du.start({ folder: folder.path, packages }), lab.startHost()]);
     client = await du.client();
     untouched = await everythingOf();
@@ -81,11 +93,13 @@ describe.skipIf(!started.lab)('the flags of configure-hosts', () => {
     await folder?.remove();
   });
 
-  const configure = (options: Partial<CreateHostConfiguration>) => configureHost(client, hostId, { bundleIds: [bundleId], ...options });
+  const configure = (options: Partial<CreateHostConfiguration>) =>
+    configureHost(client, hostId, { bundleIds: [bundleId], ...options });
   const mirrors = () => out(host, "docker info --format '{{json .RegistryConfig.Mirrors}}'");
   /** All that configure-hosts could have changed. */
   const everythingOf = async () => {
-    const rest = "docker image ls --all --no-trunc; ls /usr/share; ls /var/lib/apt/lists | grep 127.0.0.1; ss -Hltn | awk '{print $4}' | sort";
+    const rest =
+      "docker image ls --all --no-trunc; ls /usr/share; ls /var/lib/apt/lists | grep 127.0.0.1; ss -Hltn | awk '{print $4}' | sort";
     return [await stateOf(host), await mirrors(), await out(host, rest)].join('\n');
   };
 
@@ -97,12 +111,20 @@ describe.skipIf(!started.lab)('the flags of configure-hosts', () => {
     const { job, result } = await configure(Object.fromEntries(set.map((flag) => [flag, true])));
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     expect(statuses(result)).toEqual({ check: 'done', tunnel: 'done', verify: 'done', ...steps });
-    expect(await dockerNames(host)).toEqual({ local: localNames(du.registryPort, upstream), upstream, none: [] }[names]);
-    expect(result.warnings.filter((warning) => warning.startsWith('skipImageRenaming has no meaning'))).toHaveLength(warns ? 1 : 0);
-    expect(await out(host, `tail -n +2 ${list} 2>/dev/null; cat /usr/share/lab-agent 2>/dev/null || true`)).toBe(
-      hasList ? `deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:${du.packagePort}/release ./\nfrom an apt repository` : '',
+    expect(await dockerNames(host)).toEqual(
+      { local: localNames(du.registryPort, upstream), upstream, none: [] }[names],
     );
-    expect(JSON.parse(await mirrors())).toEqual(steps.runtime === 'done' ? [`http://127.0.0.1:${du.registryPort}/`] : []);
+    expect(result.warnings.filter((warning) => warning.startsWith('skipImageRenaming has no meaning'))).toHaveLength(
+      warns ? 1 : 0,
+    );
+    expect(await out(host, `tail -n +2 ${list} 2>/dev/null; cat /usr/share/lab-agent 2>/dev/null || true`)).toBe(
+      hasList
+        ? `deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:${du.packagePort}/release ./\nfrom an apt repository`
+        : '',
+    );
+    expect(JSON.parse(await mirrors())).toEqual(
+      steps.runtime === 'done' ? [`http://127.0.0.1:${du.registryPort}/`] : [],
+    );
     expect(await tunnelOf(client, hostId)).toMatchObject({ state: 'up', error: null });
 
     const { job: undone, result: taken } = await configure({ action: 'unconfigure', bundleIds: [] });

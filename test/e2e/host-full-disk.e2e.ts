@@ -8,7 +8,16 @@ import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
-import { checkHost, configureHost, dockerNames, localNames, out, registerHost, stateOf, wrongPulls } from '../support/hosts.js';
+import {
+  checkHost,
+  configureHost,
+  dockerNames,
+  localNames,
+  out,
+  registerHost,
+  stateOf,
+  wrongPulls,
+} from '../support/hosts.js';
 import { success } from '../support/jobs.js';
 
 const started = await startLab();
@@ -38,17 +47,31 @@ describe.skipIf(!started.lab)('a host', () => {
 
   /** /etc on a small disk of its own; files that others keep mounted there stay where they are. */
   const ownDisk = (host: LabHost) =>
-    out(host, 'mkdir /disk; mount -t tmpfs -o size=16m,nr_inodes=6000 tmpfs /disk; cp -a /etc /disk/etc; mount --rbind /disk/etc /etc');
+    out(
+      host,
+      'mkdir /disk; mount -t tmpfs -o size=16m,nr_inodes=6000 tmpfs /disk; cp -a /etc /disk/etc; mount --rbind /disk/etc /etc',
+    );
   const fills: Record<string, { fill: string; mend: string; code?: string }> = {
     'has no byte left': { fill: 'cat /dev/zero >/disk/full; true', mend: 'rm /disk/full' },
-    'has no inode left': { fill: 'mkdir /disk/full; i=0; while true >/disk/full/$i; do i=$((i+1)); done 2>/dev/null; true', mend: 'rm -r /disk/full' },
-    'is mounted read-only': { fill: 'mount -o remount,ro /disk', mend: 'mount -o remount,rw /disk', code: 'host_disk_read_only' },
+    'has no inode left': {
+      fill: 'mkdir /disk/full; i=0; while true >/disk/full/$i; do i=$((i+1)); done 2>/dev/null; true',
+      mend: 'rm -r /disk/full',
+    },
+    'is mounted read-only': {
+      fill: 'mount -o remount,ro /disk',
+      mend: 'mount -o remount,rw /disk',
+      code: 'host_disk_read_only',
+    },
   };
   /** Where nothing was, Airdock's file goes; what was there comes back by its name; what somebody has changed since is written anew, which takes room. */
   const files: Record<string, { before: string; since: string; needsRoom: boolean }> = {
     'no daemon.json': { before: '', since: '', needsRoom: false },
     'a daemon.json': { before: '{"debug": false}', since: '', needsRoom: false },
-    'a daemon.json that was changed since': { before: '{"debug": false}', since: 'sed -i "s/false/true/" /etc/docker/daemon.json', needsRoom: true },
+    'a daemon.json that was changed since': {
+      before: '{"debug": false}',
+      since: 'sed -i "s/false/true/" /etc/docker/daemon.json',
+      needsRoom: true,
+    },
   };
 
   it.each(Object.keys(fills).flatMap((disk) => Object.keys(files).map((file) => [disk, file])))(
@@ -66,15 +89,25 @@ describe.skipIf(!started.lab)('a host', () => {
       await out(host, fill);
 
       const { result } = await checkHost(client, id);
-      expect(result?.checks.find(({ name }) => name === 'disk writes')).toMatchObject({ status: 'warning', seen: expect.stringMatching(/^\/etc /) as string });
-      expect(await wrongPulls(client, du.registryPort, id, localNames(du.registryPort, ['k8s.gcr.io/pause:3.2']))).toEqual([]);
+      expect(result?.checks.find(({ name }) => name === 'disk writes')).toMatchObject({
+        status: 'warning',
+        seen: expect.stringMatching(/^\/etc /) as string,
+      });
+      expect(
+        await wrongPulls(client, du.registryPort, id, localNames(du.registryPort, ['k8s.gcr.io/pause:3.2'])),
+      ).toEqual([]);
       const { job } = await configureHost(client, id, { action: 'unconfigure', bundleIds: [] });
       const expected = code ?? (needsRoom ? 'host_disk_full' : undefined);
-      expect(job).toMatchObject(expected ? { state: 'failed', error: { code: expected } } : { state: 'succeeded', error: null });
+      expect(job).toMatchObject(
+        expected ? { state: 'failed', error: { code: expected } } : { state: 'succeeded', error: null },
+      );
 
       await out(host, mend);
       if (expected) await success(client, (await retryJob({ client, path: { id: job.id }, throwOnError: true })).data);
-      if (since) expect(await out(host, 'cat /etc/docker/daemon.json; ls -A /etc/docker | grep airdock || true')).toBe('{"debug": true}');
+      if (since)
+        expect(await out(host, 'cat /etc/docker/daemon.json; ls -A /etc/docker | grep airdock || true')).toBe(
+          '{"debug": true}',
+        );
       else expect(await stateOf(host)).toBe(untouched);
       expect(await dockerNames(host)).toEqual([]);
     },

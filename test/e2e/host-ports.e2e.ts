@@ -11,7 +11,17 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
 import { hostWorkerOf } from '../support/host-worker.js';
-import { checkHost, configureHost, out, planOf, registerHost, stateOf, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
+import {
+  checkHost,
+  configureHost,
+  out,
+  planOf,
+  registerHost,
+  stateOf,
+  statuses,
+  tunnelOf,
+  wrongPulls,
+} from '../support/hosts.js';
 import { endWithLab } from '../support/lab-ends.js';
 
 const images = ['k8s.gcr.io/pause:3.2'];
@@ -52,9 +62,14 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     await makeDeb(apt, 'lab-agent');
     await addAptMetadata(apt);
     const packages = { repositories: [{ name: 'release', format: 'apt', folder: apt }] };
-    [du, host] = await Promise.all([Du.start({ folder: folder.path, packages }), lab.startHost({ name: 'ports', withSystemd: true, adminPassword })]);
+    [du, host] = await Promise.all([
+      Du.start({ folder: folder.path, packages }),
+      lab.startHost({ name: 'ports', withSystemd: true, adminPassword }),
+    ]);
     client = await du.client();
-    hostId = await registerHost(client, host, { credential: { username: 'admin', password: adminPassword, sudoPassword: adminPassword } });
+    hostId = await registerHost(client, host, {
+      credential: { username: 'admin', password: adminPassword, sudoPassword: adminPassword },
+    });
     bundleId = await carryIn(client, du, { images });
     await push(client, bundleId);
     untouched = await stateOf(host);
@@ -64,9 +79,14 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
   const local = () => `localhost:${du.registryPort}/pause:3.2`;
   const pulls = async (id = hostId) => expect(await wrongPulls(client, du.registryPort, id, [local()])).toEqual([]);
   const isUp = (id = hostId) =>
-    waitFor(async () => (await tunnelOf(client, id))?.state === 'up', { what: 'the tunnel to be up', timeoutMs: 30_000, intervalMs: 100 });
+    waitFor(async () => (await tunnelOf(client, id))?.state === 'up', {
+      what: 'the tunnel to be up',
+      timeoutMs: 30_000,
+      intervalMs: 100,
+    });
   /** What the user `guest` of the host comes to listen on. */
-  const takenByGuest = (port: number, on = host) => out(on, `cat >/tmp/listen.pl <<'EOF'\n${listenEverywhere}\nEOF\nsu guest -c 'perl /tmp/listen.pl ${port}'`);
+  const takenByGuest = (port: number, on = host) =>
+    out(on, `cat >/tmp/listen.pl <<'EOF'\n${listenEverywhere}\nEOF\nsu guest -c 'perl /tmp/listen.pl ${port}'`);
   const statusOf = (port: number, path: string, on = host) =>
     out(on, `curl -s -o /dev/null -m 5 -w '%{http_code} %{exitcode}' http://127.0.0.1:${port}${path} || :`);
   /** Which a reboot of the lab's host sets anew. */
@@ -96,10 +116,9 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     expect(await statusOf(du.packagePort, '/release/InRelease')).toBe('200 0');
     const again = await configureHost(client, hostId);
     expect(planOf(again.result)).toEqual([]);
-    expect((await checkHost(client, hostId)).result?.checks.filter(({ name }) => name.startsWith('port '))).toMatchObject([
-      { status: 'pass', seen: 'held by the host for our tunnel' },
-      { status: 'pass' },
-    ]);
+    expect(
+      (await checkHost(client, hostId)).result?.checks.filter(({ name }) => name.startsWith('port ')),
+    ).toMatchObject([{ status: 'pass', seen: 'held by the host for our tunnel' }, { status: 'pass' }]);
   });
 
   it('cannot be taken by a user of the host while the tunnel is down, and whoever asks is sent away at once', async () => {
@@ -140,7 +159,11 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
 
   it('lead to the DU again after its host worker was killed', async () => {
     process.kill(await hostWorkerOf(du), 'SIGKILL');
-    await waitFor(async () => (await statusOf(du.registryPort, '/v2/')) === '200 0', { what: 'the registry to answer', timeoutMs: 60_000, intervalMs: 200 });
+    await waitFor(async () => (await statusOf(du.registryPort, '/v2/')) === '200 0', {
+      what: 'the registry to answer',
+      timeoutMs: 60_000,
+      intervalMs: 200,
+    });
     await isUp();
     await pulls();
     expect(await out(host, 'ls /run/airdock')).toBe('packages.sock\nregistry.sock');
@@ -150,18 +173,29 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     await host.exec('systemctl disable --now airdock-registry.socket');
     const { result } = await configureHost(client, hostId, { action: 'reapply', dryRun: true });
     expect(planOf(result)).toContain('service restart airdock-registry.socket');
-    expect((await configureHost(client, hostId, { action: 'reapply' })).job).toMatchObject({ state: 'succeeded', error: null });
+    expect((await configureHost(client, hostId, { action: 'reapply' })).job).toMatchObject({
+      state: 'succeeded',
+      error: null,
+    });
     await pulls();
-    expect(await out(host, 'systemctl is-enabled airdock-registry.socket; systemctl is-active airdock-registry.socket')).toBe('enabled\nactive');
+    expect(
+      await out(host, 'systemctl is-enabled airdock-registry.socket; systemctl is-active airdock-registry.socket'),
+    ).toBe('enabled\nactive');
   });
 
   it('go over to another login user with the next configuration', async () => {
-    const { data } = await createSshCredential({ client, body: { name: 'ports-root', username: 'root', privateKey: host.privateKey }, throwOnError: true });
+    const { data } = await createSshCredential({
+      client,
+      body: { name: 'ports-root', username: 'root', privateKey: host.privateKey },
+      throwOnError: true,
+    });
     await patchHost({ client, path: { id: hostId }, body: { credentialId: data.id }, throwOnError: true });
     const { job, result } = await configureHost(client, hostId);
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     expect(planOf(result)).toContain('file change /etc/tmpfiles.d/airdock.conf');
-    expect(await out(host, "stat -c '%U %a %F' /run/airdock /run/airdock/*")).toBe('root 700 directory\nroot 600 socket\nroot 600 socket');
+    expect(await out(host, "stat -c '%U %a %F' /run/airdock /run/airdock/*")).toBe(
+      'root 700 directory\nroot 600 socket\nroot 600 socket',
+    );
     await pulls();
     for (const port of ports()) expect(await takenByGuest(port)).toBe('');
   });
@@ -171,9 +205,12 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     expect(result.warnings).toEqual([]);
     expect(withoutPassword(await stateOf(host))).toBe(withoutPassword(untouched));
-    expect(await out(host, "ls /run/airdock 2>&1 || :; systemctl list-units --all --plain --no-legend 'airdock-*'; find /etc/systemd -name '*airdock*'")).toBe(
-      "ls: cannot access '/run/airdock': No such file or directory",
-    );
+    expect(
+      await out(
+        host,
+        "ls /run/airdock 2>&1 || :; systemctl list-units --all --plain --no-legend 'airdock-*'; find /etc/systemd -name '*airdock*'",
+      ),
+    ).toBe("ls: cannot access '/run/airdock': No such file or directory");
     for (const port of ports()) expect(await takenByGuest(port)).not.toBe('');
   });
 
@@ -181,7 +218,9 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     await host.exec("echo 'AllowStreamLocalForwarding no' >/etc/ssh/sshd_config.d/local.conf && systemctl restart ssh");
     const { job, result } = await configureHost(client, hostId);
     expect(job).toMatchObject({ state: 'succeeded', error: null });
-    expect(result.warnings.join()).toContain('does not allow stream local forwarding: while the tunnel is down any user of the host can answer');
+    expect(result.warnings.join()).toContain(
+      'does not allow stream local forwarding: while the tunnel is down any user of the host can answer',
+    );
     expect(await tunnelOf(client, hostId)).toMatchObject({ state: 'up', hostEnd: 'port' });
     await pulls();
     await host.exec('rm /etc/ssh/sshd_config.d/local.conf && systemctl restart ssh');
@@ -197,7 +236,9 @@ describe.skipIf(!started.lab)('the ports of hosts', () => {
     const id = await registerHost(client, plain, { credential: { username: 'admin', privateKey: plain.privateKey } });
     const { job, result } = await configureHost(client, id);
     expect(job).toMatchObject({ state: 'succeeded', error: null });
-    expect(result.warnings.join()).toContain('systemd is not its first process: while the tunnel is down any user of the host can answer in its place');
+    expect(result.warnings.join()).toContain(
+      'systemd is not its first process: while the tunnel is down any user of the host can answer in its place',
+    );
     expect(await tunnelOf(client, id)).toMatchObject({ state: 'up', hostEnd: 'port' });
     await pulls(id);
     expect((await configureHost(client, id, { action: 'unconfigure' })).job).toMatchObject({ state: 'succeeded' });

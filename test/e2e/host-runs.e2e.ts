@@ -5,7 +5,15 @@ import { appendFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { zstdCompressSync } from 'node:zlib';
-import { createImageSet, createReadinessCheck, getBundle, getHost, getMissingImages, getReadinessCheck, listImages } from '@airdock/clients/generated/sdk.gen';
+import {
+  createImageSet,
+  createReadinessCheck,
+  getBundle,
+  getHost,
+  getMissingImages,
+  getReadinessCheck,
+  listImages,
+} from '@airdock/clients/generated/sdk.gen';
 import type { Client } from '@airdock/clients/service-clients';
 import { digestOf } from '@airdock/core/oci/digest';
 import { type Descriptor, mediaTypes } from '@airdock/core/oci/manifest';
@@ -17,7 +25,15 @@ import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { push, register } from '../support/bundles.js';
 import { Du } from '../support/du.js';
-import { checkHost, configureHost, dockerNames, out as outOf, planOf, registerHost, statuses } from '../support/hosts.js';
+import {
+  checkHost,
+  configureHost,
+  dockerNames,
+  out as outOf,
+  planOf,
+  registerHost,
+  statuses,
+} from '../support/hosts.js';
 import { resourceId, success } from '../support/jobs.js';
 import { endWithLab } from '../support/lab-ends.js';
 
@@ -26,13 +42,18 @@ const started = await startLab();
 if (!started.lab) process.stderr.write(`host runs: skipped: ${started.reason}\n`);
 
 const named = (name: string) => ({ 'org.opencontainers.image.ref.name': name });
-const image = (name: string, platform = { os: 'linux', architecture: 'amd64' }) => makeImage({ name, layers: [{ files: { 'hello.txt': name } }], platform });
+const image = (name: string, platform = { os: 'linux', architecture: 'amd64' }) =>
+  makeImage({ name, layers: [{ files: { 'hello.txt': name } }], platform });
 
 /** An image whose layer is compressed with zstd. */
 async function addZstdImage(dir: string, name: string) {
   const { config, layers } = await image(name);
   const content = layers.map(({ tar }) => ({ type: mediaTypes.ociLayerZstd, content: zstdCompressSync(tar) }));
-  await addManifest(dir, { config: { type: mediaTypes.ociConfig, content: config }, layers: content, annotations: named(name) });
+  await addManifest(dir, {
+    config: { type: mediaTypes.ociConfig, content: config },
+    layers: content,
+    annotations: named(name),
+  });
 }
 
 /** What looks like an image until it is unpacked: its layer is not what its configuration says. */
@@ -84,7 +105,11 @@ describe.skipIf(!started.lab)('on a host', () => {
     await addYumMetadata(yum);
     const packages = { repositories: [{ name: 'el', format: 'yum', folder: yum }], install: { redhat: ['lab-agent'] } };
     const rocky = 'ID=rocky\nVERSION_ID=8.9\nID_LIKE="rhel centos fedora"\nPLATFORM_ID="platform:el8"';
-    const options: Record<keyof typeof hosts, HostOptions> = { docker: {}, containerd: { withContainerd: true }, dnf: { osRelease: rocky } };
+    const options: Record<keyof typeof hosts, HostOptions> = {
+      docker: {},
+      containerd: { withContainerd: true },
+      dnf: { osRelease: rocky },
+    };
     const starts = Object.entries(options).map(async ([name, option]) => {
       hosts[name as keyof typeof hosts] = await lab.startHost({ name, ...option });
     });
@@ -92,14 +117,21 @@ describe.skipIf(!started.lab)('on a host', () => {
     client = await du.client();
     for (const [name, host] of Object.entries(hosts)) {
       const username = name === 'docker' ? 'root' : 'admin';
-      ids[name as keyof typeof hosts] = await registerHost(client, host, { name, credential: { username, privateKey: host.privateKey } });
+      ids[name as keyof typeof hosts] = await registerHost(client, host, {
+        name,
+        credential: { username, privateKey: host.privateKey },
+      });
     }
   });
   endWithLab(lab, () => ({ du, folder }));
 
   it('the proof pulls what runs there, whatever else is in the registry', async () => {
     const artifacts = await carry('artifacts', [], async (dir) => {
-      await addArtifact(dir, { type: 'application/vnd.example.policy', text: 'p', annotations: named('quay.io/a/empty:1') });
+      await addArtifact(dir, {
+        type: 'application/vnd.example.policy',
+        text: 'p',
+        annotations: named('quay.io/a/empty:1'),
+      });
       await addPolicy(dir, 'quay.io/a/policy:1');
       await addChart(dir, 'quay.io/a/chart:1');
     });
@@ -113,8 +145,13 @@ describe.skipIf(!started.lab)('on a host', () => {
     const liars = await carry('liars', [], async (dir) => {
       for (const index of [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]) await addLiar(dir, `quay.io/b/liar${index}:1`);
     });
-    for (const bundle of [liars, await carry('real', ['quay.io/b/real-and-larger:1'], async () => undefined)]) await push(client, bundle);
-    const { data } = await listImages({ client, query: { sort: 'smallest', limit: 1, search: 'quay.io/b/' }, throwOnError: true });
+    for (const bundle of [liars, await carry('real', ['quay.io/b/real-and-larger:1'], async () => undefined)])
+      await push(client, bundle);
+    const { data } = await listImages({
+      client,
+      query: { sort: 'smallest', limit: 1, search: 'quay.io/b/' },
+      throwOnError: true,
+    });
     expect(data.items[0]?.upstream).toContain('quay.io/b/liar');
     for (const name of ['docker', 'containerd'] as const) {
       const { job, result } = await configureHost(client, ids[name]);
@@ -128,67 +165,106 @@ describe.skipIf(!started.lab)('on a host', () => {
   });
 
   it('through containerd images come as the kubelet lets them come', async () => {
-    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(/\/b\/real-and-larger@sha256.*io\.cri-containerd\.image=managed/);
+    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(
+      /\/b\/real-and-larger@sha256.*io\.cri-containerd\.image=managed/,
+    );
     // The user may only use sudo: the next is root.
     const id = await registerHost(client, hosts.containerd, { name: 'as-root' });
     const { result } = await checkHost(client, id, [local('b/real-and-larger:1')]);
     expect(result).toMatchObject({ pulls: [{ error: null }] });
-    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(/\/b\/real-and-larger:1 .*io\.cri-containerd\.image=managed/);
+    expect(await out('containerd', 'ctr --namespace k8s.io images list')).toMatch(
+      /\/b\/real-and-larger:1 .*io\.cri-containerd\.image=managed/,
+    );
   });
 
   describe('a bundle with more than images', () => {
     let haul: string;
-    const upstreams = ['quay.io/c/app:1', 'quay.io/c/chart:1', 'quay.io/c/file:1', 'quay.io/c/arm:1', 'quay.io/c/zstd:1'];
+    const upstreams = [
+      'quay.io/c/app:1',
+      'quay.io/c/chart:1',
+      'quay.io/c/file:1',
+      'quay.io/c/arm:1',
+      'quay.io/c/zstd:1',
+    ];
 
     it('gives hosts what runs on them, and says what does not', async () => {
       haul = await carry('haul', ['quay.io/c/app:1'], async (dir) => {
         await addChart(dir, 'quay.io/c/chart:1');
-        await addArtifact(dir, { type: 'application/vnd.content.hauler.file.layer.v1', text: 'f', annotations: named('quay.io/c/file:1') });
+        await addArtifact(dir, {
+          type: 'application/vnd.content.hauler.file.layer.v1',
+          text: 'f',
+          annotations: named('quay.io/c/file:1'),
+        });
         const { config, layers } = await image('quay.io/c/arm:1', { os: 'linux', architecture: 'arm64' });
         const gzip = layers.map((layer) => ({ type: mediaTypes.ociLayerGzip, content: layer.gzip }));
-        await addManifest(dir, { config: { type: mediaTypes.ociConfig, content: config }, layers: gzip, annotations: named('quay.io/c/arm:1') });
+        await addManifest(dir, {
+          config: { type: mediaTypes.ociConfig, content: config },
+          layers: gzip,
+          annotations: named('quay.io/c/arm:1'),
+        });
         await addZstdImage(dir, 'quay.io/c/zstd:1');
       });
       // From the bundle alone first.
       const streamed = await configureHost(client, ids.docker, { bundleIds: [haul] });
       expect(streamed.job).toMatchObject({ state: 'succeeded', error: null });
       const step = streamed.result.steps.find(({ name }) => name === 'images');
-      expect(step).toMatchObject({ status: 'done', detail: expect.stringContaining('1 of 5 images of haul') as string });
-      expect(step?.detail).toContain('quay.io/c/chart:1, quay.io/c/file:1 (no image: needed in the registry only), quay.io/c/arm:1 (not for linux/amd64)');
+      expect(step).toMatchObject({
+        status: 'done',
+        detail: expect.stringContaining('1 of 5 images of haul') as string,
+      });
+      expect(step?.detail).toContain(
+        'quay.io/c/chart:1, quay.io/c/file:1 (no image: needed in the registry only), quay.io/c/arm:1 (not for linux/amd64)',
+      );
       expect(step?.detail).toContain('quay.io/c/zstd:1 (layers compressed with zstd');
       expect(streamed.result.warnings.join()).toContain('quay.io/c/zstd:1');
-      expect(await dockerNames(hosts.docker)).toEqual(expect.arrayContaining([local('c/app:1'), local('quay.io/c/app:1')]));
-      expect(statuses((await configureHost(client, ids.docker, { bundleIds: [haul] })).result)).toMatchObject({ images: 'unchanged' });
+      expect(await dockerNames(hosts.docker)).toEqual(
+        expect.arrayContaining([local('c/app:1'), local('quay.io/c/app:1')]),
+      );
+      expect(statuses((await configureHost(client, ids.docker, { bundleIds: [haul] })).result)).toMatchObject({
+        images: 'unchanged',
+      });
     });
 
     it('brings what only a registry can give from there, also what has only a digest', async () => {
       const before = await configureHost(client, ids.containerd, { bundleIds: [haul] });
       expect(before.job).toMatchObject({ state: 'succeeded', error: null });
-      expect(before.result.warnings.join()).toContain('they can only be pulled, and the registry does not have them (push them first): quay.io/c/zstd:1');
+      expect(before.result.warnings.join()).toContain(
+        'they can only be pulled, and the registry does not have them (push them first): quay.io/c/zstd:1',
+      );
       await push(client, haul);
       const after = await configureHost(client, ids.containerd, { bundleIds: [haul] });
       expect(after.job).toMatchObject({ state: 'succeeded', error: null });
       expect(planOf(after.result)).toEqual([`image pull ${local('c/zstd:1')}`]);
-      expect(await out('containerd', 'ctr --namespace k8s.io images list --quiet')).toContain(local('quay.io/c/zstd:1'));
+      expect(await out('containerd', 'ctr --namespace k8s.io images list --quiet')).toContain(
+        local('quay.io/c/zstd:1'),
+      );
 
       const one = await image('quay.io/d/digest:1');
       const dir = join(du.bundleDir, 'digest');
       const [{ digest: known }] = (await buildOciLayout(dir, [one])) as [Descriptor];
       const [root] = await buildOciLayout(dir, [{ ...one, names: [`quay.io/d/digest@${known}`] }]);
       const digests = await register(client, dir);
-      expect((await getBundle({ client, path: { id: digests }, throwOnError: true })).data.images[0]?.names).toEqual([`quay.io/d/digest@${root?.digest}`]);
+      expect((await getBundle({ client, path: { id: digests }, throwOnError: true })).data.images[0]?.names).toEqual([
+        `quay.io/d/digest@${root?.digest}`,
+      ]);
       await push(client, digests);
       for (const name of ['docker', 'containerd'] as const) {
         const { job, result } = await configureHost(client, ids[name], { bundleIds: [digests] });
         expect(job).toMatchObject({ state: 'succeeded', error: null });
         expect(planOf(result)).toEqual([`image pull ${local(`d/digest@${root?.digest}`)}`]);
-        expect(statuses((await configureHost(client, ids[name], { bundleIds: [digests] })).result)).toMatchObject({ images: 'unchanged' });
+        expect(statuses((await configureHost(client, ids[name], { bundleIds: [digests] })).result)).toMatchObject({
+          images: 'unchanged',
+        });
       }
     });
 
     it('makes an image set that is ready where its images run; charts and files only have to be in the registry', async () => {
       const readiness = async (version: string, images: string[]) => {
-        const { data: set } = await createImageSet({ client, body: { name: `set-${version}`, kubernetesVersion: version, images }, throwOnError: true });
+        const { data: set } = await createImageSet({
+          client,
+          body: { name: `set-${version}`, kubernetesVersion: version, images },
+          throwOnError: true,
+        });
         const body = { kubernetesVersion: version, hostIds: [ids.docker], pull: 'all' as const };
         const job = await success(client, createReadinessCheck({ client, body, throwOnError: true }));
         const { data } = await getReadinessCheck({ client, path: { id: resourceId(job) }, throwOnError: true });
@@ -197,7 +273,12 @@ describe.skipIf(!started.lab)('on a host', () => {
       const [app, chart, file, arm, zstd] = upstreams as [string, string, string, string, string];
       const { set, result } = await readiness('1.30.1', [app, chart, file]);
       expect((await getMissingImages({ client, path: { id: set.id }, throwOnError: true })).data.missing).toEqual([]);
-      expect(result).toMatchObject({ ready: true, missingImages: [], problems: [], hosts: [{ pulled: 1, failedPulls: [] }] });
+      expect(result).toMatchObject({
+        ready: true,
+        missingImages: [],
+        problems: [],
+        hosts: [{ pulled: 1, failedPulls: [] }],
+      });
       const others = await readiness('1.30.2', [app, arm, zstd]);
       expect(others.result).toMatchObject({
         ready: false,
@@ -233,18 +314,27 @@ describe.skipIf(!started.lab)('on a host', () => {
       );
       await edit(`imports = ["/etc/containerd/conf.d/*.toml"]\n${debian}`);
       const { job } = await configureHost(client, ids.containerd);
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'host_config_ineffective', nextStep: expect.stringContaining('imports') as string } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'host_config_ineffective', nextStep: expect.stringContaining('imports') as string },
+      });
       expect(job.error?.detail).toContain(dropIn);
       expect(job.error?.detail).toContain('config_path = ""');
       // Saying it there too is what cures it.
-      await out('containerd', `printf '%s\\n' '[plugins."io.containerd.grpc.v1.cri".registry]' 'config_path = "/etc/containerd/certs.d"' >>${dropIn}`);
+      await out(
+        'containerd',
+        `printf '%s\\n' '[plugins."io.containerd.grpc.v1.cri".registry]' 'config_path = "/etc/containerd/certs.d"' >>${dropIn}`,
+      );
       await restart('containerd');
       expect((await configureHost(client, ids.containerd)).job).toMatchObject({ state: 'succeeded', error: null });
       expect(await driftOf('containerd')).toMatchObject({ changes: [], error: null });
       await out('containerd', `sed -i '/registry\\]/,$d' ${dropIn}`);
       await restart('containerd');
       expect(await driftOf('containerd')).toMatchObject({ error: { code: 'host_config_ineffective' } });
-      expect(await checkOf('containerd')).toMatchObject({ status: 'failure', seen: expect.stringContaining('config_path = ""') as string });
+      expect(await checkOf('containerd')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining('config_path = ""') as string,
+      });
       await out('containerd', `rm -r /etc/containerd/conf.d`);
       await restart('containerd');
       expect(await driftOf('containerd')).toMatchObject({ changes: [], error: null });
@@ -257,8 +347,13 @@ describe.skipIf(!started.lab)('on a host', () => {
       );
       await out('containerd', 'echo OPTS=--config=/etc/containerd/other.toml >/etc/default/containerd');
       await restart('containerd');
-      expect(await checkOf('containerd')).toMatchObject({ status: 'failure', seen: expect.stringContaining('/etc/containerd/other.toml') as string });
-      expect((await configureHost(client, ids.containerd)).job).toMatchObject({ error: { code: 'host_config_ineffective' } });
+      expect(await checkOf('containerd')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining('/etc/containerd/other.toml') as string,
+      });
+      expect((await configureHost(client, ids.containerd)).job).toMatchObject({
+        error: { code: 'host_config_ineffective' },
+      });
       await out('containerd', 'rm /etc/default/containerd /etc/containerd/other.toml');
       await restart('containerd');
       expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
@@ -286,10 +381,19 @@ describe.skipIf(!started.lab)('on a host', () => {
         await restart('containerd');
         expect(await checkOf('containerd')).toMatchObject({ status: 'pass' });
         const age = async () => Number(await out('containerd', 'ps -o etimes= -C containerd | head -n 1'));
-        await waitFor(async () => (await age()) > 5, { what: 'containerd to be older than the next change', timeoutMs: 30_000 });
+        await waitFor(async () => (await age()) > 5, {
+          what: 'containerd to be older than the next change',
+          timeoutMs: 30_000,
+        });
         await out('containerd', `echo '# changed' >>${file}`);
-        expect(await checkOf('containerd')).toMatchObject({ status: 'failure', seen: expect.stringContaining(`${file} was changed`) as string });
-        expect(await driftOf('containerd')).toMatchObject({ changes: [{ kind: 'service', action: 'restart', target: 'containerd' }], error: null });
+        expect(await checkOf('containerd')).toMatchObject({
+          status: 'failure',
+          seen: expect.stringContaining(`${file} was changed`) as string,
+        });
+        expect(await driftOf('containerd')).toMatchObject({
+          changes: [{ kind: 'service', action: 'restart', target: 'containerd' }],
+          error: null,
+        });
         const { job, result } = await configureHost(client, ids.containerd);
         expect(job).toMatchObject({ state: 'succeeded', error: null });
         expect(planOf(result)).toContain('service restart containerd');
@@ -312,7 +416,10 @@ describe.skipIf(!started.lab)('on a host', () => {
 
     it('a containerd without a CRI, as the package containerd.io brings it, is of no use to Kubernetes', async () => {
       const before = await out('containerd', 'cat /etc/containerd/config.toml');
-      for (const text of ['disabled_plugins = ["cri"]', 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]']) {
+      for (const text of [
+        'disabled_plugins = ["cri"]',
+        'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]',
+      ]) {
         await edit(text);
         const { job, result } = await configureHost(client, ids.containerd);
         expect(job).toMatchObject({
@@ -332,20 +439,31 @@ describe.skipIf(!started.lab)('on a host', () => {
     it('credentials of the site in config.toml stay where they are', async () => {
       await configureHost(client, ids.containerd, { action: 'unconfigure' });
       const before = await out('containerd', 'cat /etc/containerd/config.toml');
-      const auth = '[plugins."io.containerd.grpc.v1.cri".registry.configs."r.site:5000".auth]\nusername = "u"\npassword = "p"';
+      const auth =
+        '[plugins."io.containerd.grpc.v1.cri".registry.configs."r.site:5000".auth]\nusername = "u"\npassword = "p"';
       await edit(`${before}\n${auth}`);
       expect((await configureHost(client, ids.containerd)).job).toMatchObject({ state: 'succeeded', error: null });
       expect(await out('containerd', 'cat /etc/containerd/config.toml')).toContain(auth);
-      expect(await out('containerd', 'containerd config dump')).toMatch(/config_path = "\/etc\/containerd\/certs.d"[^]*username = "u"/);
+      expect(await out('containerd', 'containerd config dump')).toMatch(
+        /config_path = "\/etc\/containerd\/certs.d"[^]*username = "u"/,
+      );
     });
 
     it('a dockerd that reads another file is told', async () => {
       await out('docker', "echo '{}' >/etc/docker/other.json; cp /etc/default/docker /etc/default/docker.old");
       await out('docker', `echo 'OPTS="$OPTS --config-file=/etc/docker/other.json"' >>/etc/default/docker`);
       await restart('docker');
-      expect(await checkOf('docker')).toMatchObject({ status: 'failure', seen: expect.stringContaining('--config-file') as string });
-      expect(await driftOf('docker')).toMatchObject({ changes: [{ kind: 'service', action: 'reload', target: 'docker' }] });
-      expect((await configureHost(client, ids.docker)).job).toMatchObject({ state: 'failed', error: { code: 'host_config_ineffective' } });
+      expect(await checkOf('docker')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining('--config-file') as string,
+      });
+      expect(await driftOf('docker')).toMatchObject({
+        changes: [{ kind: 'service', action: 'reload', target: 'docker' }],
+      });
+      expect((await configureHost(client, ids.docker)).job).toMatchObject({
+        state: 'failed',
+        error: { code: 'host_config_ineffective' },
+      });
       await out('docker', 'mv /etc/default/docker.old /etc/default/docker');
       await restart('docker');
       expect(await checkOf('docker')).toMatchObject({ status: 'pass' });
@@ -355,14 +473,19 @@ describe.skipIf(!started.lab)('on a host', () => {
       const own = `http://127.0.0.1:${du.registryPort}`;
       const mirrors = () => out('docker', "docker info --format '{{json .RegistryConfig.Mirrors}}'");
       const before = await out('docker', 'cat /etc/docker/daemon.json');
-      await out('docker', `printf '%s' '{"registry-mirrors": ["http://10.255.255.1:5000", "${own}"]}' >/etc/docker/daemon.json`);
+      await out(
+        'docker',
+        `printf '%s' '{"registry-mirrors": ["http://10.255.255.1:5000", "${own}"]}' >/etc/docker/daemon.json`,
+      );
       await restart('docker');
       expect(await mirrors()).toBe(`["http://10.255.255.1:5000/","${own}/"]`);
       expect(await checkOf('docker')).toMatchObject({
         status: 'failure',
         seen: expect.stringContaining('asks http://10.255.255.1:5000/ before') as string,
       });
-      expect(await driftOf('docker')).toMatchObject({ changes: [{ kind: 'file', target: '/etc/docker/daemon.json' }, { kind: 'service' }] });
+      expect(await driftOf('docker')).toMatchObject({
+        changes: [{ kind: 'file', target: '/etc/docker/daemon.json' }, { kind: 'service' }],
+      });
       expect((await configureHost(client, ids.docker)).job).toMatchObject({ state: 'succeeded', error: null });
       expect(await mirrors()).toBe(`["${own}/","http://10.255.255.1:5000/"]`);
       expect(await checkOf('docker')).toMatchObject({ status: 'pass' });
@@ -370,20 +493,28 @@ describe.skipIf(!started.lab)('on a host', () => {
       await restart('docker');
     });
 
-    it.each(['docker', 'containerd'] as const)('a proxy that %s has in its environment takes no pull that is ours', async (name) => {
-      const defaults = `/etc/default/${name}`;
-      await out(name, `touch ${defaults} && cp ${defaults} ${defaults}.old`);
-      // Nobody is there.
-      await out(name, `echo 'export HTTP_PROXY=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9' >>${defaults}`);
-      await restart(name);
-      const pid = name === 'docker' ? '$(cat /var/run/docker.pid)' : '$(pgrep -o -x containerd)';
-      expect(await out(name, `tr '\\0' '\\n' <"/proc/${pid}/environ" | grep -c _PROXY=`)).toBe('3');
-      const reference = local('b/real-and-larger:1');
-      expect((await configureHost(client, ids[name])).job).toMatchObject({ state: 'succeeded', error: null });
-      expect((await checkHost(client, ids[name], [reference])).result).toMatchObject({ pulls: [{ reference, error: null }] });
-      await out(name, `mv ${defaults}.old ${defaults}`);
-      await restart(name);
-    });
+    it.each(['docker', 'containerd'] as const)(
+      'a proxy that %s has in its environment takes no pull that is ours',
+      async (name) => {
+        const defaults = `/etc/default/${name}`;
+        await out(name, `touch ${defaults} && cp ${defaults} ${defaults}.old`);
+        // Nobody is there.
+        await out(
+          name,
+          `echo 'export HTTP_PROXY=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9 ALL_PROXY=http://127.0.0.1:9' >>${defaults}`,
+        );
+        await restart(name);
+        const pid = name === 'docker' ? '$(cat /var/run/docker.pid)' : '$(pgrep -o -x containerd)';
+        expect(await out(name, `tr '\\0' '\\n' <"/proc/${pid}/environ" | grep -c _PROXY=`)).toBe('3');
+        const reference = local('b/real-and-larger:1');
+        expect((await configureHost(client, ids[name])).job).toMatchObject({ state: 'succeeded', error: null });
+        expect((await checkHost(client, ids[name], [reference])).result).toMatchObject({
+          pulls: [{ reference, error: null }],
+        });
+        await out(name, `mv ${defaults}.old ${defaults}`);
+        await restart(name);
+      },
+    );
   });
 
   it('the daemon.json of others keeps every byte that is not ours', async () => {
@@ -393,7 +524,10 @@ describe.skipIf(!started.lab)('on a host', () => {
       '{ "registry-mirrors": ["https://mirror.site"] }',
       '{"labels":["a=\\u00e9"],"labels":["b=1e3"]}',
     ]) {
-      await out('docker', `echo ${Buffer.from(text).toString('base64')} | base64 -d >/etc/docker/daemon.json && service docker restart`);
+      await out(
+        'docker',
+        `echo ${Buffer.from(text).toString('base64')} | base64 -d >/etc/docker/daemon.json && service docker restart`,
+      );
       const state = await out('docker', 'sha256sum /etc/docker/daemon.json');
       expect((await configureHost(client, ids.docker)).job).toMatchObject({ state: 'succeeded', error: null });
       const merged = await out('docker', 'cat /etc/docker/daemon.json');
@@ -401,16 +535,23 @@ describe.skipIf(!started.lab)('on a host', () => {
       if (text.includes('9223372036854775807')) expect(merged).toContain(text.slice(0, text.lastIndexOf('\r\n}')));
       await restartBy('docker');
       // Somebody else changes it; what comes back is theirs.
-      expect((await configureHost(client, ids.docker, { action: 'unconfigure' })).job).toMatchObject({ state: 'succeeded', error: null });
+      expect((await configureHost(client, ids.docker, { action: 'unconfigure' })).job).toMatchObject({
+        state: 'succeeded',
+        error: null,
+      });
       expect(await out('docker', 'sha256sum /etc/docker/daemon.json')).toBe(state);
     }
     await out('docker', `printf '{\\n  "debug": false,\\n}\\n' >/etc/docker/daemon.json`);
     const { job } = await configureHost(client, ids.docker);
-    expect(job).toMatchObject({ state: 'failed', error: { code: 'host_file_refused', detail: expect.stringContaining('line 3') as string } });
+    expect(job).toMatchObject({
+      state: 'failed',
+      error: { code: 'host_file_refused', detail: expect.stringContaining('line 3') as string },
+    });
     await out('docker', 'rm /etc/docker/daemon.json && docker info');
     expect((await configureHost(client, ids.docker)).job).toMatchObject({ state: 'succeeded', error: null });
   });
-  const restartBy = (name: 'docker') => out(name, `service ${name} restart && docker info --format '{{json .RegistryConfig.Mirrors}}' | grep -q 127.0.0.1`);
+  const restartBy = (name: 'docker') =>
+    out(name, `service ${name} restart && docker info --format '{{json .RegistryConfig.Mirrors}}' | grep -q 127.0.0.1`);
 
   it('packages of the site are not filtered out by modules of the distribution', async () => {
     // A module whose default stream has a package of this name, as container-tools of Red Hat 8 has those of Docker.
@@ -431,9 +572,17 @@ describe.skipIf(!started.lab)('on a host', () => {
       '  summary: s',
       '  description: d',
     ];
-    const rest = ['  license: {module: [MIT]}', '  dependencies: [{requires: {platform: [el8]}}]', '  artifacts: {rpms: ["lab-agent-0:0.5-1.noarch"]}', '...'];
+    const rest = [
+      '  license: {module: [MIT]}',
+      '  dependencies: [{requires: {platform: [el8]}}]',
+      '  artifacts: {rpms: ["lab-agent-0:0.5-1.noarch"]}',
+      '...',
+    ];
     await writeFile(modules, `---\n${[...module, ...rest].join('\n')}\n`);
-    await appendFile(modules, '---\ndocument: modulemd-defaults\nversion: 1\ndata:\n  module: lab-tools\n  stream: "1"\n...\n');
+    await appendFile(
+      modules,
+      '---\ndocument: modulemd-defaults\nversion: 1\ndata:\n  module: lab-tools\n  stream: "1"\n...\n',
+    );
     await run('modifyrepo_c', ['--mdtype=modules', modules, join(stream, 'repodata')]);
     await hosts.dnf.copyIn(stream, '/srv/appstream');
     await out(

@@ -45,8 +45,10 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
   });
   endWithLab(lab, () => ({ du, folder }));
 
-  const pulls = async (id: string) => expect(await wrongPulls(client, du.registryPort, id, [`localhost:${du.registryPort}/pause:3.2`])).toEqual([]);
-  const checkOf = async (id: string, name: string) => (await checkHost(client, id)).result?.checks.find((check) => check.name === name);
+  const pulls = async (id: string) =>
+    expect(await wrongPulls(client, du.registryPort, id, [`localhost:${du.registryPort}/pause:3.2`])).toEqual([]);
+  const checkOf = async (id: string, name: string) =>
+    (await checkHost(client, id)).result?.checks.find((check) => check.name === name);
   /** There and away again: what was put on the host is off it. */
   const thereAndBack = async (id: string, host: LabHost) => {
     const before = await stateOf(host);
@@ -90,11 +92,18 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     ['admin', '/home/admin/.bashrc', 'head -c 300000 /dev/zero | tr "\\0" x; sleep 86400 &', 'xxxx'],
     ['admin', '/home/admin/.bashrc', 'set -x', '+'],
   ] as const)('of %s may print in %s: %s', async (user, file, line, noise) => {
-    await out(plain, `cp ${file} /tmp/bashrc; printf '%s\\n' "$(cat <<'EOL'\n${line}\nEOL\n)" | cat - /tmp/bashrc >${file}`);
+    await out(
+      plain,
+      `cp ${file} /tmp/bashrc; printf '%s\\n' "$(cat <<'EOL'\n${line}\nEOL\n)" | cat - /tmp/bashrc >${file}`,
+    );
     try {
       const { warnings, warningsAway } = await thereAndBack(ids[user], plain);
-      for (const all of [warnings, warningsAway]) expect(all.join()).toContain(`login: prints around every command: ${noise}`);
-      expect(await checkOf(ids[user], 'login')).toMatchObject({ status: 'warning', seen: expect.stringContaining(noise) as string });
+      for (const all of [warnings, warningsAway])
+        expect(all.join()).toContain(`login: prints around every command: ${noise}`);
+      expect(await checkOf(ids[user], 'login')).toMatchObject({
+        status: 'warning',
+        seen: expect.stringContaining(noise) as string,
+      });
     } finally {
       await out(plain, `cp /tmp/bashrc ${file}; pkill -u ${user} -x sleep || :`);
     }
@@ -123,7 +132,12 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
   });
 
   it.each([
-    ['nologin', 'usermod -s /usr/sbin/nologin admin', 'usermod -s /bin/bash admin', 'This account is currently not available'],
+    [
+      'nologin',
+      'usermod -s /usr/sbin/nologin admin',
+      'usermod -s /bin/bash admin',
+      'This account is currently not available',
+    ],
     ['false', 'usermod -s /bin/false admin', 'usermod -s /bin/bash admin', 'it ended with 1, and it said nothing'],
     [
       'a forced command',
@@ -134,7 +148,10 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
   ])('that runs nothing is named: %s', async (_what, spoil, mend, words) => {
     await out(plain, spoil);
     for (const { job } of [await checkHost(client, ids.admin), await configureHost(client, ids.admin)])
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'host_shell_unusable', detail: expect.stringContaining(words) as string } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'host_shell_unusable', detail: expect.stringContaining(words) as string },
+      });
     await out(plain, mend);
     expect((await checkHost(client, ids.admin)).job).toMatchObject({ state: 'succeeded' });
   });
@@ -148,9 +165,15 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     ['Match Address *,!127.0.0.1\n  AllowTcpForwarding no', `AllowTcpForwarding no (${lines}:2)`],
   ])('may not listen with %s: it is named, with its place', async (settings, named) => {
     await withSettings(plain, settings, async () => {
-      expect(await checkOf(ids.root, 'forwarding')).toMatchObject({ status: 'failure', seen: expect.stringContaining(named) as string });
+      expect(await checkOf(ids.root, 'forwarding')).toMatchObject({
+        status: 'failure',
+        seen: expect.stringContaining(named) as string,
+      });
       const { job } = await configureHost(client, ids.root, { bundleIds: [bundleId] });
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'host_forwarding_refused', detail: expect.stringContaining(named) as string } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'host_forwarding_refused', detail: expect.stringContaining(named) as string },
+      });
     });
     await thereAndBack(ids.root, plain);
   });
@@ -176,7 +199,10 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     await out(plain, `sed -i 's/^${option} //' /root/.ssh/authorized_keys`);
     expect(job).toMatchObject({
       state: 'failed',
-      error: { code: 'host_forwarding_refused', detail: expect.stringContaining(`/root/.ssh/authorized_keys: ${option}`) as string },
+      error: {
+        code: 'host_forwarding_refused',
+        detail: expect.stringContaining(`/root/.ssh/authorized_keys: ${option}`) as string,
+      },
     });
   });
 
@@ -188,7 +214,9 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
         state: 'failed',
         error: {
           code: 'tunnel_exposed',
-          detail: expect.stringMatching(/on .*0\.0\.0\.0.*: GatewayPorts yes \(\/etc\/ssh\/sshd_config\.d\/lab\.conf:1\)/) as string,
+          detail: expect.stringMatching(
+            /on .*0\.0\.0\.0.*: GatewayPorts yes \(\/etc\/ssh\/sshd_config\.d\/lab\.conf:1\)/,
+          ) as string,
         },
       });
       expect(await listening(plain, registryPort)).toBe('');
@@ -201,17 +229,28 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     expect((await configureHost(client, ids.root)).job).toMatchObject({ state: 'succeeded', error: null });
     await withSettings(plain, 'GatewayPorts yes', async () => {
       await out(plain, 'pkill -f "^sshd: root@notty"; :');
-      await waitFor(async () => (await tunnelOf(client, ids.root))?.error?.code === 'tunnel_exposed', { what: 'the tunnel to be refused', timeoutMs: 60_000 });
+      await waitFor(async () => (await tunnelOf(client, ids.root))?.error?.code === 'tunnel_exposed', {
+        what: 'the tunnel to be refused',
+        timeoutMs: 60_000,
+      });
       // As long as it is tried again and again.
       for (let round = 0; round < 20; round++) {
-        const answer = await fetch(`http://${plain.address}:${du.registryPort}/v2/_catalog`, { signal: AbortSignal.timeout(1_000) }).catch(() => undefined);
+        const answer = await fetch(`http://${plain.address}:${du.registryPort}/v2/_catalog`, {
+          signal: AbortSignal.timeout(1_000),
+        }).catch(() => undefined);
         expect(answer?.status).toBeUndefined();
       }
     });
-    await waitFor(async () => (await tunnelOf(client, ids.root))?.state === 'up', { what: 'the tunnel to be up', timeoutMs: 60_000 });
+    await waitFor(async () => (await tunnelOf(client, ids.root))?.state === 'up', {
+      what: 'the tunnel to be up',
+      timeoutMs: 60_000,
+    });
     expect(await isOpen(plain.address, du.registryPort)).toBe(false);
     await pulls(ids.root);
-    expect((await configureHost(client, ids.root, { action: 'unconfigure' })).job).toMatchObject({ state: 'succeeded', error: null });
+    expect((await configureHost(client, ids.root, { action: 'unconfigure' })).job).toMatchObject({
+      state: 'succeeded',
+      error: null,
+    });
   });
 
   it('holds the ports for itself whatever GatewayPorts says, and not when a drop-in of the unit opens them', async () => {
@@ -223,7 +262,8 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
       expect(await isOpen(booted.address, registryPort)).toBe(false);
     });
     const dropIn = '/etc/systemd/system/airdock-registry.socket.d/open.conf';
-    const restart = 'systemctl daemon-reload; systemctl stop airdock-registry.socket airdock-registry.service; systemctl start airdock-registry.socket';
+    const restart =
+      'systemctl daemon-reload; systemctl stop airdock-registry.socket airdock-registry.service; systemctl start airdock-registry.socket';
     await out(
       booted,
       `mkdir -p ${dropIn.slice(0, dropIn.lastIndexOf('/'))}; printf '[Socket]\\nListenStream=0.0.0.0:9${registryPort % 1000}\\n' >${dropIn}; ${restart}`,
@@ -231,12 +271,21 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
     const { job } = await configureHost(client, ids.booted);
     expect(job).toMatchObject({
       state: 'failed',
-      error: { code: 'tunnel_exposed', detail: expect.stringContaining('airdock-registry.socket listens on 0.0.0.0') as string },
+      error: {
+        code: 'tunnel_exposed',
+        detail: expect.stringContaining('airdock-registry.socket listens on 0.0.0.0') as string,
+      },
     });
     await out(booted, 'pkill -f "^sshd: root@notty"; :');
-    await waitFor(async () => (await tunnelOf(client, ids.booted))?.error?.detail?.includes(dropIn), { what: 'the tunnel to be refused', timeoutMs: 60_000 });
+    await waitFor(async () => (await tunnelOf(client, ids.booted))?.error?.detail?.includes(dropIn), {
+      what: 'the tunnel to be refused',
+      timeoutMs: 60_000,
+    });
     await out(booted, `rm -r ${dropIn.slice(0, dropIn.lastIndexOf('/'))}; ${restart}`);
-    await waitFor(async () => (await tunnelOf(client, ids.booted))?.state === 'up', { what: 'the tunnel to be up', timeoutMs: 60_000 });
+    await waitFor(async () => (await tunnelOf(client, ids.booted))?.state === 'up', {
+      what: 'the tunnel to be up',
+      timeoutMs: 60_000,
+    });
     await pulls(ids.booted);
   });
 
@@ -259,14 +308,20 @@ describe.skipIf(!started.lab)('the login of hosts', () => {
   it.each(['root', 'admin'] as const)('of %s works with MaxSessions 1, which the check names', async (user) => {
     await withSettings(plain, 'MaxSessions 1', async () => {
       await thereAndBack(ids[user], plain);
-      expect(await checkOf(ids[user], 'sessions')).toMatchObject({ status: 'warning', seen: `1 at a time: MaxSessions 1 (${lines}:1)` });
+      expect(await checkOf(ids[user], 'sessions')).toMatchObject({
+        status: 'warning',
+        seen: `1 at a time: MaxSessions 1 (${lines}:1)`,
+      });
     });
   });
 
   it('is told apart from a host that lets no session in', async () => {
     await withSettings(plain, 'MaxSessions 0', async () => {
       const { job } = await checkHost(client, ids.root);
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'host_session_refused', nextStep: expect.stringContaining('MaxSessions') as string } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'host_session_refused', nextStep: expect.stringContaining('MaxSessions') as string },
+      });
     });
   });
 });

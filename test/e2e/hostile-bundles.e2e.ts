@@ -77,23 +77,34 @@ describe.each([
 
   /** All there is outside of the work folder. */
   const outside = async () => {
-    const entries = (await readdir(folder.path, { recursive: true })).filter((name) => !/^up\/work(\/|$)/.test(name)).sort();
+    const entries = (await readdir(folder.path, { recursive: true }))
+      .filter((name) => !/^up\/work(\/|$)/.test(name))
+      .sort();
     return Promise.all(
-      entries.map(async (name) => [name, await stat(join(folder.path, name)).then((status) => status.isFile() && [status.size, status.mtimeMs])]),
+      entries.map(async (name) => [
+        name,
+        await stat(join(folder.path, name)).then((status) => status.isFile() && [status.size, status.mtimeMs]),
+      ]),
     );
   };
   const tags = async () => {
     const found: string[] = [];
-    for (const repository of await registry.listRepositories()) for (const tag of await registry.listTags(repository)) found.push(`${repository}:${tag}`);
+    for (const repository of await registry.listRepositories())
+      for (const tag of await registry.listTags(repository)) found.push(`${repository}:${tag}`);
     return found.sort();
   };
   /** Files of copies that ended in the middle. Of a session that was cancelled distribution 2 keeps the state of the hash; the session is gone. */
   const halves = async () =>
-    (await readdir(server.storageDir, { recursive: true })).filter((name) => /\/_uploads\/.*\/(data|startedat)$|\.part$|airdock-incoming\//.test(name));
+    (await readdir(server.storageDir, { recursive: true })).filter((name) =>
+      /\/_uploads\/.*\/(data|startedat)$|\.part$|airdock-incoming\//.test(name),
+    );
 
   async function copy(index: number): Promise<void> {
     await using source = await openBundle(bundle(), { workDir: workDir() });
-    const images = source.images.map((image, number) => ({ image, names: [{ repository: `bundle-${index}/image-${number}`, tag: 'v1' }] }));
+    const images = source.images.map((image, number) => ({
+      image,
+      names: [{ repository: `bundle-${index}/image-${number}`, tag: 'v1' }],
+    }));
     const failure = failureOf(await copyImages({ source, images, registry, storage, retry: { attempts: 1 } }));
     if (failure) throw failure;
     visible.push(...images.flatMap(({ names }) => names.map(({ repository, tag }) => `${repository}:${tag}`)));
@@ -118,7 +129,9 @@ describe.each([
       expect(await outside()).toEqual(before);
       const left = await readdir(workDir(), { recursive: true }).catch(() => []);
       // Complete layers of good images may stay for later runs.
-      expect(left.filter((name) => !(code === undefined && /^layers(\/[0-9a-f]{64}\.tar\.gz(\.json)?)?$/.test(name)))).toEqual([]);
+      expect(
+        left.filter((name) => !(code === undefined && /^layers(\/[0-9a-f]{64}\.tar\.gz(\.json)?)?$/.test(name))),
+      ).toEqual([]);
       if (stage === 'read') expect(left).toEqual([]);
     },
   );

@@ -11,7 +11,15 @@ import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/serve
 import { beforeAll, describe, expect, it } from 'vitest';
 import { carryIn, push } from '../support/bundles.js';
 import { Du } from '../support/du.js';
-import { checkHost, configureHost, dockerNames, registerHost, statuses, tunnelOf, wrongPulls } from '../support/hosts.js';
+import {
+  checkHost,
+  configureHost,
+  dockerNames,
+  registerHost,
+  statuses,
+  tunnelOf,
+  wrongPulls,
+} from '../support/hosts.js';
 import { endWithLab } from '../support/lab-ends.js';
 
 const names = ['k8s.gcr.io/pause:3.2', 'quay.io/coreos/flannel:v0.14.0'];
@@ -39,7 +47,8 @@ describe.skipIf(!started.lab)('hosts', () => {
   });
   endWithLab(lab, () => ({ du, folder }));
 
-  const configure = (hostId: string, options: Partial<CreateHostConfiguration> = {}) => configureHost(client, hostId, { bundleIds: [bundleId], ...options });
+  const configure = (hostId: string, options: Partial<CreateHostConfiguration> = {}) =>
+    configureHost(client, hostId, { bundleIds: [bundleId], ...options });
 
   describe('that cannot be used', () => {
     /** Both ways of using the host must say so, in the job and for the host, soon. */
@@ -88,7 +97,9 @@ describe.skipIf(!started.lab)('hosts', () => {
     });
 
     it('because the user may not use sudo', async () => {
-      const hostId = await registerHost(client, host, { credential: { username: 'guest', privateKey: host.privateKey } });
+      const hostId = await registerHost(client, host, {
+        credential: { username: 'guest', privateKey: host.privateKey },
+      });
       await fails(hostId, 'host_sudo_failed', /sudo without password/);
       await cannotBeChecked(hostId, 'host_sudo_failed');
     });
@@ -119,7 +130,13 @@ describe.skipIf(!started.lab)('hosts', () => {
       hostId = await registerHost(client, host, { credential: { username: 'admin', privateKey: host.privateKey } });
       const { job, result } = await configure(hostId, { dryRun: true });
       expect(job.state).toBe('succeeded');
-      expect(statuses(result)).toEqual({ check: 'done', repositories: 'skipped', runtime: 'planned', tunnel: 'planned', images: 'planned' });
+      expect(statuses(result)).toEqual({
+        check: 'done',
+        repositories: 'skipped',
+        runtime: 'planned',
+        tunnel: 'planned',
+        images: 'planned',
+      });
       expect(await tunnelOf(client, hostId)).toBeUndefined();
       expect(await dockerNames(host)).toEqual([]);
       expect((await getHost({ client, path: { id: hostId }, throwOnError: true })).data.configuredAt).toBeNull();
@@ -128,23 +145,32 @@ describe.skipIf(!started.lab)('hosts', () => {
     it.each([
       ['skipDockerInstall', { skipDockerInstall: true }],
       ['skipDockerImgImport', { skipDockerImgImport: true }],
-    ])('get a tunnel and no images with %s, and a warning when renaming is skipped as well', async (option, options) => {
-      const without = await configure(hostId, options);
-      expect(without.job.state).toBe('succeeded');
-      expect(statuses(without.result)).toMatchObject({ images: 'skipped', verify: 'done', runtime: option === 'skipDockerInstall' ? 'skipped' : 'done' });
-      expect(without.result.warnings.join()).not.toContain('skipImageRenaming');
-      const both = await configure(hostId, { ...options, skipImageRenaming: true });
-      expect(both.job.state).toBe('succeeded');
-      expect(both.result.warnings.join()).toContain(`skipImageRenaming has no meaning with ${option}`);
-      expect(await dockerNames(host)).toEqual([]);
-      expect(await tunnelOf(client, hostId)).toMatchObject({ state: 'up', error: null });
-    });
+    ])(
+      'get a tunnel and no images with %s, and a warning when renaming is skipped as well',
+      async (option, options) => {
+        const without = await configure(hostId, options);
+        expect(without.job.state).toBe('succeeded');
+        expect(statuses(without.result)).toMatchObject({
+          images: 'skipped',
+          verify: 'done',
+          runtime: option === 'skipDockerInstall' ? 'skipped' : 'done',
+        });
+        expect(without.result.warnings.join()).not.toContain('skipImageRenaming');
+        const both = await configure(hostId, { ...options, skipImageRenaming: true });
+        expect(both.job.state).toBe('succeeded');
+        expect(both.result.warnings.join()).toContain(`skipImageRenaming has no meaning with ${option}`);
+        expect(await dockerNames(host)).toEqual([]);
+        expect(await tunnelOf(client, hostId)).toMatchObject({ state: 'up', error: null });
+      },
+    );
 
     it('get images under their upstream names with skipImageRenaming', async () => {
       const { result } = await configure(hostId, { skipImageRenaming: true });
       expect(statuses(result)).toMatchObject({ tunnel: 'unchanged', images: 'done' });
       expect(await dockerNames(host)).toEqual(names);
-      expect(statuses((await configure(hostId, { skipImageRenaming: true })).result)).toMatchObject({ images: 'unchanged' });
+      expect(statuses((await configure(hostId, { skipImageRenaming: true })).result)).toMatchObject({
+        images: 'unchanged',
+      });
     });
 
     it('get from the bundle only what the registry does not have', async () => {
@@ -163,11 +189,17 @@ describe.skipIf(!started.lab)('hosts', () => {
         over = true;
       });
       let processes = '';
-      while (!over) processes += (await host.exec('cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n"')).stdout;
+      while (!over)
+        processes += (await host.exec('cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n"'))
+          .stdout;
       expect(statuses((await first).result)).toMatchObject({ images: 'done' });
       expect(processes).toContain('dockerd');
       expect((await secrets()).filter((secret) => processes.includes(secret))).toEqual([]);
-      expect(statuses((await configure(hostId)).result)).toMatchObject({ runtime: 'unchanged', tunnel: 'unchanged', images: 'unchanged' });
+      expect(statuses((await configure(hostId)).result)).toMatchObject({
+        runtime: 'unchanged',
+        tunnel: 'unchanged',
+        images: 'unchanged',
+      });
       const { data: bundle } = await getBundle({ client, path: { id: bundleId }, throwOnError: true });
       const local = bundle.images.flatMap(({ localReferences }) => localReferences);
       expect(await dockerNames(host)).toEqual(expect.arrayContaining(local));
@@ -218,10 +250,13 @@ describe.skipIf(!started.lab)('hosts', () => {
     const texts = new Map([['the log', printed]]);
     for (const entry of await readdir(du.dataDir, { recursive: true, withFileTypes: true })) {
       const path = join(entry.parentPath, entry.name);
-      if (entry.isFile() && !path.includes('/registry/storage/') && entry.name !== 'admin.token') texts.set(path, await readFile(path, 'latin1'));
+      if (entry.isFile() && !path.includes('/registry/storage/') && entry.name !== 'admin.token')
+        texts.set(path, await readFile(path, 'latin1'));
     }
     expect([...texts.keys()].some((path) => path.endsWith('db/host.sqlite'))).toBe(true);
     const hidden = await secrets();
-    expect([...texts].filter(([, text]) => hidden.some((secret) => text.includes(secret))).map(([name]) => name)).toEqual([]);
+    expect(
+      [...texts].filter(([, text]) => hidden.some((secret) => text.includes(secret))).map(([name]) => name),
+    ).toEqual([]);
   });
 });

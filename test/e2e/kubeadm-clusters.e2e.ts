@@ -50,41 +50,60 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
     await makeKubernetesPackages(apt, versions);
     await addAptMetadata(apt);
     const packages = { repositories: [{ name: 'kubernetes', format: 'apt', folder: apt }] };
-    [du, ...hosts] = (await Promise.all([Du.start({ folder: folder.path, packages }), ...names.map((name) => lab.startHost({ name }))])) as [Du, ...LabHost[]];
+    [du, ...hosts] = (await Promise.all([
+      Du.start({ folder: folder.path, packages }),
+      ...names.map((name) => lab.startHost({ name })),
+    ])) as [Du, ...LabHost[]];
     client = await du.client();
     gates = await Promise.all(hosts.map((host) => installGate(host, '/usr/sbin/service', 'kubelet\\ restart')));
     await Promise.all(hosts.map((host) => cutOff(host, hosts)));
     for (const version of versions) {
       const images = kubernetesImages(version);
       const bundleId = await carryIn(client, du, { name: version, images });
-      await createImageSet({ client, body: { name: `k8s-${version}`, kubernetesVersion: version, images }, throwOnError: true });
+      await createImageSet({
+        client,
+        body: { name: `k8s-${version}`, kubernetesVersion: version, images },
+        throwOnError: true,
+      });
       if (version === made) await push(client, bundleId);
     }
     const hostIds = await Promise.all(hosts.map((host) => registerHost(client, host, { name: host.name })));
-    for (const { job } of await Promise.all(hostIds.map((id) => configureHost(client, id)))) if (job.error) throw fromProblem(job.error);
-    const nodes = hostIds.map((hostId, index) => ({ hostId, role: index === 0 ? ('controlPlane' as const) : ('worker' as const) }));
+    for (const { job } of await Promise.all(hostIds.map((id) => configureHost(client, id))))
+      if (job.error) throw fromProblem(job.error);
+    const nodes = hostIds.map((hostId, index) => ({
+      hostId,
+      role: index === 0 ? ('controlPlane' as const) : ('worker' as const),
+    }));
     const body = { name: 'k', kubernetesVersion: made, provisioner: 'kubeadm' as const, nodes };
     clusterId = resourceId(await success(client, createCluster({ client, body, throwOnError: true })));
   });
   endWithLab(lab, () => ({ du, folder }));
 
   const master = () => hosts[0] as LabHost;
-  const clusterOf = async (): Promise<Cluster> => (await getCluster({ client, path: { id: clusterId }, throwOnError: true })).data;
+  const clusterOf = async (): Promise<Cluster> =>
+    (await getCluster({ client, path: { id: clusterId }, throwOnError: true })).data;
   const upgradeOf = async (job: Job): Promise<Upgrade> =>
     (await getClusterUpgrade({ client, path: { clusterId, id: resourceId(job) }, throwOnError: true })).data;
   const upgrade = async (kubernetesVersion: Version): Promise<Job> =>
     (await createClusterUpgrade({ client, path: { clusterId }, body: { kubernetesVersion }, throwOnError: true })).data;
   /** Once all have told their state. */
   const expectNodes = (version: Version) =>
-    expect.poll(() => out(master(), `kubectl get nodes | grep -c ' Ready .*v${version}'`), { timeout: 30_000 }).toBe(String(names.length));
-  const local = (version: Version) => kubernetesImages(version).map((name) => name.replace('k8s.gcr.io', `localhost:${du.registryPort}`));
+    expect
+      .poll(() => out(master(), `kubectl get nodes | grep -c ' Ready .*v${version}'`), { timeout: 30_000 })
+      .toBe(String(names.length));
+  const local = (version: Version) =>
+    kubernetesImages(version).map((name) => name.replace('k8s.gcr.io', `localhost:${du.registryPort}`));
   async function expectOnlyHere(version: Version): Promise<void> {
     for (const host of hosts) expect(await dockerNames(host)).toEqual(expect.arrayContaining(local(version)));
     expect(await Promise.all(hosts.map(triedElsewhere))).toEqual([0, 0, 0]);
   }
 
   it('stands up with no network but the tunnel', async () => {
-    expect(await clusterOf()).toMatchObject({ state: 'ready', registryMode: { effective: 'local' }, nodes: names.map(() => ({ kubernetesVersion: made })) });
+    expect(await clusterOf()).toMatchObject({
+      state: 'ready',
+      registryMode: { effective: 'local' },
+      nodes: names.map(() => ({ kubernetesVersion: made })),
+    });
     await expectNodes(made);
     await expectOnlyHere(made);
   });
@@ -108,14 +127,19 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
     }
     await success(client, job);
     // Before the first node, and in the middle and at the end of each.
-    for (const state of ['upgrading waiting waiting', 'done upgrading waiting', 'done done upgrading']) expect(killed.join('; ')).toContain(state);
+    for (const state of ['upgrading waiting waiting', 'done upgrading waiting', 'done done upgrading'])
+      expect(killed.join('; ')).toContain(state);
     expect(killed.join('; ')).toMatch(/(push|pull) waiting waiting waiting/);
     expect((await upgradeOf(job)).nodes).toMatchObject(names.map((name) => ({ name, state: 'done', error: null })));
     expect(await clusterOf()).toMatchObject({ state: 'ready', kubernetesVersion: next, upgradeId: null });
     await expectNodes(next);
     await expectOnlyHere(next);
     // Each node was one operation, however often the DU was killed.
-    const { data: jobs } = await listJobs({ client, query: { type: 'host.operate-node', limit: 100 }, throwOnError: true });
+    const { data: jobs } = await listJobs({
+      client,
+      query: { type: 'host.operate-node', limit: 100 },
+      throwOnError: true,
+    });
     expect(jobs.items).toHaveLength(6);
   });
 
@@ -130,7 +154,10 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
     const container = lab.engine.docker.getContainer(dying.id);
     await container.stop({ t: 0 });
     const failed = await endOf(client, job.id);
-    expect(failed).toMatchObject({ state: 'failed', error: { code: 'node_unhealthy', detail: expect.stringContaining('first') } });
+    expect(failed).toMatchObject({
+      state: 'failed',
+      error: { code: 'node_unhealthy', detail: expect.stringContaining('first') },
+    });
     expect((await upgradeOf(job)).nodes.map(({ state }) => state)).toEqual(['done', 'failed', 'waiting']);
     expect(await clusterOf()).toMatchObject({ state: 'upgradeStopped', kubernetesVersion: next });
 

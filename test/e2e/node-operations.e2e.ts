@@ -66,7 +66,10 @@ describe.skipIf(!started.lab)('nodes', () => {
     await push(client, await carryIn(client, du, { images, layerBytes: 2_000 }));
     await Promise.all(
       names.map(async (name) => {
-        ids[name] = await registerHost(client, hosts[name], { name, credential: { username: 'admin', privateKey: hosts[name].privateKey } });
+        ids[name] = await registerHost(client, hosts[name], {
+          name,
+          credential: { username: 'admin', privateKey: hosts[name].privateKey },
+        });
         const { job } = await configureHost(client, ids[name]);
         if (job.error) throw fromProblem(job.error);
       }),
@@ -75,7 +78,8 @@ describe.skipIf(!started.lab)('nodes', () => {
   afterEach(async ({ task }) => {
     if (task.result?.state !== 'fail') return;
     process.stderr.write(`${du?.output}\n`);
-    for (const name of names) process.stderr.write(`${name}: ${(await hosts[name]?.exec('tail -n 20 /var/log/kubelet.log'))?.stdout}\n`);
+    for (const name of names)
+      process.stderr.write(`${name}: ${(await hosts[name]?.exec('tail -n 20 /var/log/kubelet.log'))?.stdout}\n`);
   });
   afterAll(async () => {
     await du?.stop();
@@ -101,22 +105,43 @@ describe.skipIf(!started.lab)('nodes', () => {
       });
     while (!over)
       for (const host of new Set([hosts[name], hosts.master]))
-        processes += (await host.exec('cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n"')).stdout;
+        processes += (await host.exec('cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n"'))
+          .stdout;
     return end;
   }
-  const init = (change: Partial<NodeCluster> = {}): NodeAction => ({ action: 'init', cluster: { ...cluster, ...change } });
+  const init = (change: Partial<NodeCluster> = {}): NodeAction => ({
+    action: 'init',
+    cluster: { ...cluster, ...change },
+  });
   /** All but the first are joined as this. */
   const roles = { master: 'controlPlane', first: 'worker', second: 'controlPlane' } as const;
-  const joins = (name: Name): NodeAction => ({ action: 'join', role: roles[name], controlPlaneHostId: ids.master, cluster });
+  const joins = (name: Name): NodeAction => ({
+    action: 'join',
+    role: roles[name],
+    controlPlaneHostId: ids.master,
+    cluster,
+  });
   const upgrade = (name: Name, kubernetesVersion: string = newVersion): NodeAction => ({
-    ...{ action: 'upgrade', kubernetesVersion, isFirst: name === 'master', role: roles[name], controlPlaneHostId: ids.master },
+    ...{
+      action: 'upgrade',
+      kubernetesVersion,
+      isFirst: name === 'master',
+      role: roles[name],
+      controlPlaneHostId: ids.master,
+    },
     cluster: { ...cluster, pauseImage: `${cluster.imageRepository}/pause:3.4.1` },
   });
   const inspect = (): NodeAction => ({ action: 'inspect', controlPlaneHostId: ids.master });
   const statuses = ({ steps }: NodeOperation) => Object.fromEntries(steps.map(({ name, status }) => [name, status]));
-  const done = ({ steps }: NodeOperation) => steps.flatMap(({ changes }) => changes.map(({ kind, action, target }) => `${kind} ${action} ${target}`));
+  const done = ({ steps }: NodeOperation) =>
+    steps.flatMap(({ changes }) => changes.map(({ kind, action, target }) => `${kind} ${action} ${target}`));
   const images = async (name: Name) =>
-    (await out(hosts[name], name === 'first' ? 'ctr -n k8s.io images ls -q' : "docker image ls --format '{{.Repository}}:{{.Tag}}'")).split('\n');
+    (
+      await out(
+        hosts[name],
+        name === 'first' ? 'ctr -n k8s.io images ls -q' : "docker image ls --format '{{.Repository}}:{{.Tag}}'",
+      )
+    ).split('\n');
   /** The nodes as the cluster tells of them, when they have told it. */
   async function seen(): Promise<string[]> {
     const { operation } = await endOfOperation(await start('master', inspect()));
@@ -137,7 +162,10 @@ describe.skipIf(!started.lab)('nodes', () => {
     const { job } = await endOfOperation(await start('master', init({ kubernetesVersion: '1.20.12' })));
     expect(job).toMatchObject({
       state: 'failed',
-      error: { code: 'host_packages_failed', offered: expect.arrayContaining(['1.20.11-00', '1.21.14-00']) as string[] },
+      error: {
+        code: 'host_packages_failed',
+        offered: expect.arrayContaining(['1.20.11-00', '1.21.14-00']) as string[],
+      },
     });
     expect(job.error?.detail).toMatch(/have no kubeadm 1\.20\.12; of kubeadm there is .*1\.20\.11-00/);
     expect((await hosts.master.exec('command -v kubeadm')).exitCode).not.toBe(0);
@@ -147,9 +175,17 @@ describe.skipIf(!started.lab)('nodes', () => {
     const before = await stateOf(hosts.master);
     const { job, operation } = await endOfOperation(await start('master', init(), true));
     expect(job).toMatchObject({ state: 'succeeded', error: null });
-    expect(statuses(operation)).toEqual({ check: 'unchanged', packages: 'planned', runtime: 'unchanged', kubeadm: 'planned' });
+    expect(statuses(operation)).toEqual({
+      check: 'unchanged',
+      packages: 'planned',
+      runtime: 'unchanged',
+      kubeadm: 'planned',
+    });
     expect(done(operation)).toEqual(
-      expect.arrayContaining(['package install kubelet 1.20.11-00', 'command run kubeadm init --skip-token-print --skip-certificate-key-print --config FILE']),
+      expect.arrayContaining([
+        'package install kubelet 1.20.11-00',
+        'command run kubeadm init --skip-token-print --skip-certificate-key-print --config FILE',
+      ]),
     );
     const file = operation.steps.flatMap(({ changes }) => changes).find(({ kind }) => kind === 'file');
     expect(file?.diff).toContain(`+imageRepository: "${cluster.imageRepository}"`);
@@ -170,15 +206,21 @@ describe.skipIf(!started.lab)('nodes', () => {
     expect(done(operation)).toContain('command run kubeadm reset --force --cri-socket /var/run/dockershim.sock');
     expect(await out(hosts.master, 'ls -A /etc/kubernetes')).not.toContain('airdock-unfinished');
     expect(await images('master')).toEqual(
-      expect.arrayContaining(kubernetesImages(oldVersion).map((name) => name.replace('k8s.gcr.io', cluster.imageRepository))),
+      expect.arrayContaining(
+        kubernetesImages(oldVersion).map((name) => name.replace('k8s.gcr.io', cluster.imageRepository)),
+      ),
     );
     await expect.poll(seen, { timeout: 30_000 }).toEqual([`master Ready ${oldVersion}`]);
   });
 
   it('are refused by kubeadm with its words when an image is not there, and a later call is not in the way of that', async () => {
-    const { job } = await endOfOperation(await start('second', init({ imageRepository: `${cluster.imageRepository}/nowhere` })));
+    const { job } = await endOfOperation(
+      await start('second', init({ imageRepository: `${cluster.imageRepository}/nowhere` })),
+    );
     expect(job).toMatchObject({ state: 'failed', error: { code: 'kubeadm_failed' } });
-    expect(job.error?.detail).toMatch(/second: kubeadm init .*failed to pull image "localhost:\d+\/nowhere\/kube-apiserver:v1\.20\.11"/s);
+    expect(job.error?.detail).toMatch(
+      /second: kubeadm init .*failed to pull image "localhost:\d+\/nowhere\/kube-apiserver:v1\.20\.11"/s,
+    );
   });
 
   it('are finished, and not made anew, where the host came up as a member after its power went; and are reset', async () => {
@@ -205,8 +247,12 @@ describe.skipIf(!started.lab)('nodes', () => {
     const { job, operation } = await operate('first', joins('first'));
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     expect(statuses(operation)).toMatchObject({ packages: 'done', runtime: 'done', kubeadm: 'done' });
-    expect(await out(hosts.first, 'cat /etc/containerd/config.toml')).toContain(`sandbox_image = "${cluster.pauseImage}"`);
-    expect(await images('first')).toEqual(expect.arrayContaining([cluster.pauseImage, `${cluster.imageRepository}/kube-proxy:v${oldVersion}`]));
+    expect(await out(hosts.first, 'cat /etc/containerd/config.toml')).toContain(
+      `sandbox_image = "${cluster.pauseImage}"`,
+    );
+    expect(await images('first')).toEqual(
+      expect.arrayContaining([cluster.pauseImage, `${cluster.imageRepository}/kube-proxy:v${oldVersion}`]),
+    );
     expect(processes).toContain('kubeadm');
   });
 
@@ -222,8 +268,12 @@ describe.skipIf(!started.lab)('nodes', () => {
     expect(ended).toMatchObject({ state: 'succeeded', error: null });
     // Once, and not again.
     expect(done(operation).filter((one) => one.startsWith('command run kubeadm'))).toEqual([]);
-    expect(await out(hosts.second, 'ls -A /etc/kubernetes; ls -dA /run/airdock-kubeadm* 2>/dev/null || true')).not.toMatch(/unfinished|airdock-kubeadm/);
-    await expect.poll(seen, { timeout: 30_000 }).toEqual([`first Ready ${oldVersion}`, `master Ready ${oldVersion}`, `second Ready ${oldVersion}`]);
+    expect(
+      await out(hosts.second, 'ls -A /etc/kubernetes; ls -dA /run/airdock-kubeadm* 2>/dev/null || true'),
+    ).not.toMatch(/unfinished|airdock-kubeadm/);
+    await expect
+      .poll(seen, { timeout: 30_000 })
+      .toEqual([`first Ready ${oldVersion}`, `master Ready ${oldVersion}`, `second Ready ${oldVersion}`]);
   });
 
   it('are left as they are by a second run', async () => {
@@ -232,11 +282,21 @@ describe.skipIf(!started.lab)('nodes', () => {
   });
 
   it('are made by a stand-in that refuses what kubeadm refuses', async () => {
-    const version = { kubernetesVersion: oldVersion, nodeName: 'other', criSocket: '/var/run/dockershim.sock', advertiseAddress: hosts.master.address };
+    const version = {
+      kubernetesVersion: oldVersion,
+      nodeName: 'other',
+      criSocket: '/var/run/dockershim.sock',
+      advertiseAddress: hosts.master.address,
+    };
     const settings = { ...cluster, ...version, controlPlaneEndpoint: `${hosts.master.address}:6443` };
     const config = renderInitConfig(settings);
     const joinConfig = renderJoinConfig({
-      ...{ ...settings, criSocket: '/run/containerd/containerd.sock', apiServerEndpoint: settings.controlPlaneEndpoint, certificateKey: undefined },
+      ...{
+        ...settings,
+        criSocket: '/run/containerd/containerd.sock',
+        apiServerEndpoint: settings.controlPlaneEndpoint,
+        certificateKey: undefined,
+      },
       ...{ token: 'abcdef.0123456789abcdef', caCertHash: `sha256:${'0'.repeat(64)}` },
     });
     const refusal = async (name: Name, command: string, text = '') => {
@@ -244,14 +304,27 @@ describe.skipIf(!started.lab)('nodes', () => {
       return exitCode === 0 ? 'not refused' : stderr;
     };
     const withConfig = (command: string) => `kubeadm ${command} --config /tmp/config.yaml`;
-    expect(await refusal('master', withConfig('init'), config)).toMatch(/ERROR DirAvailable--var-lib-etcd|FileAvailable--etc-kubernetes-manifests/);
+    expect(await refusal('master', withConfig('init'), config)).toMatch(
+      /ERROR DirAvailable--var-lib-etcd|FileAvailable--etc-kubernetes-manifests/,
+    );
     expect(await refusal('master', withConfig('init --nonsense'), config)).toContain('unknown flag: --nonsense');
-    expect(await refusal('master', withConfig('token create --ttl 1h'), config)).toContain("can not mix '--config' with arguments [ttl]");
-    expect(await refusal('master', withConfig('init'), config.replace('podSubnet', 'podNet'))).toContain('unknown field "podNet"');
+    expect(await refusal('master', withConfig('token create --ttl 1h'), config)).toContain(
+      "can not mix '--config' with arguments [ttl]",
+    );
+    expect(await refusal('master', withConfig('init'), config.replace('podSubnet', 'podNet'))).toContain(
+      'unknown field "podNet"',
+    );
     expect(await refusal('master', withConfig('init'), config.replaceAll('v1beta2', 'v1beta3'))).toContain('API spec');
-    expect(await refusal('master', `kubeadm upgrade apply v${newVersion} --yes`)).toContain('is not the kubeadm version');
-    expect(await refusal('first', withConfig('join'), joinConfig)).toContain('FileAvailable--etc-kubernetes-kubelet.conf');
-    await out(hosts.first, 'mkdir /tmp/kept && cp -a /etc/kubernetes/. /tmp/kept && rm -r /etc/kubernetes/pki /etc/kubernetes/kubelet.conf');
+    expect(await refusal('master', `kubeadm upgrade apply v${newVersion} --yes`)).toContain(
+      'is not the kubeadm version',
+    );
+    expect(await refusal('first', withConfig('join'), joinConfig)).toContain(
+      'FileAvailable--etc-kubernetes-kubelet.conf',
+    );
+    await out(
+      hosts.first,
+      'mkdir /tmp/kept && cp -a /etc/kubernetes/. /tmp/kept && rm -r /etc/kubernetes/pki /etc/kubernetes/kubelet.conf',
+    );
     const wrongToken = await refusal('first', withConfig('join'), joinConfig);
     const expired = await out(
       hosts.master,
@@ -259,7 +332,11 @@ describe.skipIf(!started.lab)('nodes', () => {
     );
     const late = await refusal('first', withConfig('join'), joinConfig.replace('abcdef.0123456789abcdef', expired));
     const good = await out(hosts.master, 'kubeadm token create --ttl 1h');
-    const otherAuthority = await refusal('first', withConfig('join'), joinConfig.replace('abcdef.0123456789abcdef', good));
+    const otherAuthority = await refusal(
+      'first',
+      withConfig('join'),
+      joinConfig.replace('abcdef.0123456789abcdef', good),
+    );
     await out(hosts.first, 'cp -a /tmp/kept/. /etc/kubernetes && rm -r /tmp/kept /tmp/config.yaml');
     expect(wrongToken).toContain('Unauthorized');
     expect(late).toContain('Unauthorized');
@@ -270,13 +347,24 @@ describe.skipIf(!started.lab)('nodes', () => {
     const early = await endOfOperation(await start('first', upgrade('first')));
     expect(early.job.error).toMatchObject({ code: 'kubernetes_version_skew' });
     const far = await endOfOperation(await start('master', upgrade('master', '1.22.17')));
-    expect(far.job.error).toMatchObject({ code: 'kubernetes_version_skew', detail: expect.stringContaining('1.20.11') as string });
+    expect(far.job.error).toMatchObject({
+      code: 'kubernetes_version_skew',
+      detail: expect.stringContaining('1.20.11') as string,
+    });
     await out(hosts.master, 'kubectl cordon second');
     for (const name of ['master', 'second', 'first'] as const) {
       const { job, operation } = await operate(name, upgrade(name));
       expect(job).toMatchObject({ state: 'succeeded', error: null });
-      expect(done(operation)).toContain(name === 'master' ? `command run kubeadm upgrade apply v${newVersion} --yes` : 'command run kubeadm upgrade node');
-      expect(operation.nodes.find((node) => node.name === name)).toMatchObject({ ready: true, version: newVersion, schedulable: name !== 'second' });
+      expect(done(operation)).toContain(
+        name === 'master'
+          ? `command run kubeadm upgrade apply v${newVersion} --yes`
+          : 'command run kubeadm upgrade node',
+      );
+      expect(operation.nodes.find((node) => node.name === name)).toMatchObject({
+        ready: true,
+        version: newVersion,
+        schedulable: name !== 'second',
+      });
       expect(operation.warnings.join()).toContain(name === 'second' ? 'stays so' : '');
       await isSettled(name, upgrade(name));
     }
@@ -289,10 +377,15 @@ describe.skipIf(!started.lab)('nodes', () => {
   });
 
   it('are taken out of the cluster, and hosts are as they were', async () => {
-    const { job, operation } = await endOfOperation(await start('first', { action: 'reset', controlPlaneHostId: ids.master }));
+    const { job, operation } = await endOfOperation(
+      await start('first', { action: 'reset', controlPlaneHostId: ids.master }),
+    );
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     expect(operation.nodes.map(({ name }) => name)).toEqual(['master', 'second']);
-    expect((await configureHost(client, ids.first, { action: 'unconfigure' })).result).toMatchObject({ error: null, warnings: [] });
+    expect((await configureHost(client, ids.first, { action: 'unconfigure' })).result).toMatchObject({
+      error: null,
+      warnings: [],
+    });
     expect(
       await out(
         hosts.first,
@@ -303,7 +396,11 @@ describe.skipIf(!started.lab)('nodes', () => {
 
   it('and no token is in the log at its most talkative, a file of the DU, an answer, or an argument on a host', async () => {
     // What the API server stand-in has ever made.
-    const state = JSON.parse(await out(hosts.master, 'cat /var/lib/etcd/state.json')) as { tokens: object; admin: string; nodeTokens: object };
+    const state = JSON.parse(await out(hosts.master, 'cat /var/lib/etcd/state.json')) as {
+      tokens: object;
+      admin: string;
+      nodeTokens: object;
+    };
     const secrets = [state.admin, ...Object.keys(state.tokens), ...Object.keys(state.nodeTokens)];
     expect(Object.keys(state.tokens).length).toBeGreaterThanOrEqual(3);
     expect(printed).toContain('"level":20');
@@ -317,6 +414,8 @@ describe.skipIf(!started.lab)('nodes', () => {
       if (entry.isFile() && !path.includes('/registry/storage/')) texts.set(path, await readFile(path, 'latin1'));
     }
     expect([...texts.keys()].some((path) => path.endsWith('db/host.sqlite'))).toBe(true);
-    expect([...texts].filter(([, text]) => secrets.some((secret) => text.includes(secret))).map(([name]) => name)).toEqual([]);
+    expect(
+      [...texts].filter(([, text]) => secrets.some((secret) => text.includes(secret))).map(([name]) => name),
+    ).toEqual([]);
   });
 });

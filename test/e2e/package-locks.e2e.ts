@@ -28,7 +28,12 @@ describe.skipIf(!started.lab)('a host whose package manager is in use', () => {
     folder = await tempDir('package-locks');
     const debs = join(folder.path, 'debs');
     await mkdir(debs);
-    const slow = { 'DEBIAN/preinst': { content: '#!/bin/sh\n: >/run/slow\nwhile [ -e /run/slow ]; do sleep 0.1; done\n', mode: 0o755 } };
+    const slow = {
+      'DEBIAN/preinst': {
+        content: '#!/bin/sh\n: >/run/slow\nwhile [ -e /run/slow ]; do sleep 0.1; done\n',
+        mode: 0o755,
+      },
+    };
     await Promise.all([makeDeb(debs, 'lab-agent'), makeDeb(debs, 'lab-slow', { files: slow })]);
     host = await lab.startHost({ name: 'locks', withDocker: false });
     await host.copyIn(debs, '/debs');
@@ -36,7 +41,10 @@ describe.skipIf(!started.lab)('a host whose package manager is in use', () => {
     connection = await connectSsh({ address, port, username: 'admin', privateKey, hostKeyFingerprint });
   });
   afterEach(async () => {
-    await out(host, 'kill -9 "$(cat /run/holder 2>/dev/null)" 2>/dev/null; rm -f /run/holder /run/slow; dpkg --purge lab-agent lab-slow >/dev/null 2>&1; :');
+    await out(
+      host,
+      'kill -9 "$(cat /run/holder 2>/dev/null)" 2>/dev/null; rm -f /run/holder /run/slow; dpkg --purge lab-agent lab-slow >/dev/null 2>&1; :',
+    );
   });
   afterAll(async () => {
     await connection?.close();
@@ -44,13 +52,15 @@ describe.skipIf(!started.lab)('a host whose package manager is in use', () => {
     await folder?.remove();
   });
 
-  const system = (seconds: number, signal = new AbortController().signal) => new HostSystem(connection, signal, seconds);
+  const system = (seconds: number, signal = new AbortController().signal) =>
+    new HostSystem(connection, signal, seconds);
   const failure = (promise: Promise<unknown>) =>
     promise.then(
       () => undefined,
       (error: unknown) => error as AppError,
     );
-  const install = (seconds: number, signal?: AbortSignal) => system(seconds, signal).install('debian', ['/debs/lab-agent_1.0_all.deb'], { onlyAirdock: false });
+  const install = (seconds: number, signal?: AbortSignal) =>
+    system(seconds, signal).install('debian', ['/debs/lab-agent_1.0_all.deb'], { onlyAirdock: false });
   const isInstalled = async () => (await host.exec('dpkg -s lab-agent')).exitCode === 0;
   const hold = async (path: string) => {
     await out(
@@ -62,60 +72,83 @@ describe.skipIf(!started.lab)('a host whose package manager is in use', () => {
   /** Somebody waits for the lock: a second of it has gone. */
   const isWaiting = () =>
     waitFor(
-      async () => Number(await out(host, `for pid in $(pgrep -x sleep); do ps -ww -o args= -p $(ps -o ppid= -p $pid); done | grep -c lock-frontend || :`)) > 0,
+      async () =>
+        Number(
+          await out(
+            host,
+            `for pid in $(pgrep -x sleep); do ps -ww -o args= -p $(ps -o ppid= -p $pid); done | grep -c lock-frontend || :`,
+          ),
+        ) > 0,
       {
         what: 'somebody to wait',
         timeoutMs: 30_000,
       },
     );
 
-  it.each(['/var/lib/dpkg/lock-frontend', '/var/lib/dpkg/lock', '/var/lib/apt/lists/lock', '/var/cache/apt/archives/lock', '/var/lib/rpm/.rpm.lock'])(
-    '%s is named with its holder after a while, and waited for until then',
-    async (file) => {
-      const pid = await hold(file);
-      const error = await failure(install(2));
-      expect(error).toMatchObject({ code: 'host_packages_locked', details: { pid, file } });
-      expect(error?.message).toMatch(new RegExp(`${file} is still held after 2 s, by process ${pid}: perl -e`));
-      expect(await isInstalled()).toBe(false);
-      const installing = install(60);
-      await isWaiting();
-      await out(host, `kill -9 ${pid}`);
-      await installing;
-      expect(await isInstalled()).toBe(true);
-    },
-  );
+  it.each([
+    '/var/lib/dpkg/lock-frontend',
+    '/var/lib/dpkg/lock',
+    '/var/lib/apt/lists/lock',
+    '/var/cache/apt/archives/lock',
+    '/var/lib/rpm/.rpm.lock',
+  ])('%s is named with its holder after a while, and waited for until then', async (file) => {
+    const pid = await hold(file);
+    const error = await failure(install(2));
+    expect(error).toMatchObject({ code: 'host_packages_locked', details: { pid, file } });
+    expect(error?.message).toMatch(new RegExp(`${file} is still held after 2 s, by process ${pid}: perl -e`));
+    expect(await isInstalled()).toBe(false);
+    const installing = install(60);
+    await isWaiting();
+    await out(host, `kill -9 ${pid}`);
+    await installing;
+    expect(await isInstalled()).toBe(true);
+  });
 
-  it.each(['/var/cache/dnf/metadata_lock.pid', '/var/cache/dnf/download_lock.pid', '/var/lib/dnf/rpmdb_lock.pid', '/var/run/yum.pid'])(
-    'the pid in %s is one that runs, or it is not waited for',
-    async (file) => {
-      await out(host, `mkdir -p ${file.slice(0, file.lastIndexOf('/'))}; sleep 600 & echo $! >/run/holder; cp /run/holder ${file}`);
-      const pid = Number(await out(host, 'cat /run/holder'));
-      // dnf was run: there is no list of ours yet.
-      const withoutLists = { code: 'host_packages_failed', message: expect.stringContaining('Unknown repo') as string };
-      const refresh = (seconds: number) => system(seconds).refreshLists('redhat');
-      const locked = { code: 'host_packages_locked', details: { pid, file } };
-      expect(await failure(refresh(1))).toMatchObject(locked);
-      // Which versions there are says dnf, which would wait for ever by itself.
-      expect(await failure(system(1).offeredVersions('redhat', 'kubeadm'))).toMatchObject(locked);
-      await out(host, `kill -9 ${pid}`);
-      expect(await failure(refresh(1))).toMatchObject(withoutLists);
-      // As a crash leaves it.
-      await out(host, `echo 4194303 >${file}`);
-      expect(await failure(refresh(1))).toMatchObject(withoutLists);
-      expect(await system(1).offeredVersions('redhat', 'kubeadm')).toEqual([]);
-      await out(host, `rm -f ${file}`);
-    },
-  );
+  it.each([
+    '/var/cache/dnf/metadata_lock.pid',
+    '/var/cache/dnf/download_lock.pid',
+    '/var/lib/dnf/rpmdb_lock.pid',
+    '/var/run/yum.pid',
+  ])('the pid in %s is one that runs, or it is not waited for', async (file) => {
+    await out(
+      host,
+      `mkdir -p ${file.slice(0, file.lastIndexOf('/'))}; sleep 600 & echo $! >/run/holder; cp /run/holder ${file}`,
+    );
+    const pid = Number(await out(host, 'cat /run/holder'));
+    // dnf was run: there is no list of ours yet.
+    const withoutLists = { code: 'host_packages_failed', message: expect.stringContaining('Unknown repo') as string };
+    const refresh = (seconds: number) => system(seconds).refreshLists('redhat');
+    const locked = { code: 'host_packages_locked', details: { pid, file } };
+    expect(await failure(refresh(1))).toMatchObject(locked);
+    // Which versions there are says dnf, which would wait for ever by itself.
+    expect(await failure(system(1).offeredVersions('redhat', 'kubeadm'))).toMatchObject(locked);
+    await out(host, `kill -9 ${pid}`);
+    expect(await failure(refresh(1))).toMatchObject(withoutLists);
+    // As a crash leaves it.
+    await out(host, `echo 4194303 >${file}`);
+    expect(await failure(refresh(1))).toMatchObject(withoutLists);
+    expect(await system(1).offeredVersions('redhat', 'kubeadm')).toEqual([]);
+    await out(host, `rm -f ${file}`);
+  });
 
   it('files that a crash has left are not waited for', async () => {
-    await out(host, 'touch /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock /var/lib/rpm/.rpm.lock');
+    await out(
+      host,
+      'touch /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock /var/lib/rpm/.rpm.lock',
+    );
     await install(0);
     expect(await isInstalled()).toBe(true);
   });
 
   it('a real dpkg in the middle of its work is waited for', async () => {
-    await out(host, 'dpkg -i /debs/lab-slow_1.0_all.deb >/dev/null 2>&1 & while [ ! -e /run/slow ]; do sleep 0.05; done');
-    expect(await failure(install(1))).toMatchObject({ code: 'host_packages_locked', message: expect.stringContaining('dpkg -i /debs/lab-slow') as string });
+    await out(
+      host,
+      'dpkg -i /debs/lab-slow_1.0_all.deb >/dev/null 2>&1 & while [ ! -e /run/slow ]; do sleep 0.05; done',
+    );
+    expect(await failure(install(1))).toMatchObject({
+      code: 'host_packages_locked',
+      message: expect.stringContaining('dpkg -i /debs/lab-slow') as string,
+    });
     const installing = install(60);
     await isWaiting();
     await out(host, 'rm /run/slow');
@@ -130,10 +163,14 @@ describe.skipIf(!started.lab)('a host whose package manager is in use', () => {
     await isWaiting();
     stop.abort(new AppError('job_cancelled'));
     expect(await installing).toMatchObject({ code: 'job_cancelled' });
-    await waitFor(async () => (await host.exec("ps ax -o args= | grep -v grep | grep 'lock-frontend' | grep -qv perl")).exitCode !== 0, {
-      what: 'it to be gone',
-      timeoutMs: 15_000,
-    });
+    await waitFor(
+      async () =>
+        (await host.exec("ps ax -o args= | grep -v grep | grep 'lock-frontend' | grep -qv perl")).exitCode !== 0,
+      {
+        what: 'it to be gone',
+        timeoutMs: 15_000,
+      },
+    );
     await out(host, `kill -9 ${pid}`);
     expect(await isInstalled()).toBe(false);
   });

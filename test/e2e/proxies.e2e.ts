@@ -4,7 +4,12 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { createBackup, createVerification, createWebhookEndpoint, getRegistry } from '@airdock/clients/generated/sdk.gen';
+import {
+  createBackup,
+  createVerification,
+  createWebhookEndpoint,
+  getRegistry,
+} from '@airdock/clients/generated/sdk.gen';
 import type { Client } from '@airdock/clients/service-clients';
 import { buildOciArchive, makeImage } from '@airdock/testing/bundles';
 import { startS3Server } from '@airdock/testing/s3-server';
@@ -35,7 +40,16 @@ async function startProxy() {
     for (const socket of sockets) socket.destroy();
     await new Promise((resolve) => server.close(resolve));
   };
-  return { seen, stop, environment: { NODE_USE_ENV_PROXY: '1', NO_PROXY: '', no_proxy: '', ...Object.fromEntries(names.map((name) => [name, url])) } };
+  return {
+    seen,
+    stop,
+    environment: {
+      NODE_USE_ENV_PROXY: '1',
+      NO_PROXY: '',
+      no_proxy: '',
+      ...Object.fromEntries(names.map((name) => [name, url])),
+    },
+  };
 }
 
 describe('the proxies of the environment', () => {
@@ -50,50 +64,70 @@ describe('the proxies of the environment', () => {
 
   it('would get what Node.js sends by itself', async () => {
     const program = `fetch('http://127.0.0.1:65123/').catch(() => undefined)`;
-    await promisify(execFile)(process.execPath, ['-e', program], { env: { PATH: process.env.PATH, ...proxy.environment } });
+    await promisify(execFile)(process.execPath, ['-e', program], {
+      env: { PATH: process.env.PATH, ...proxy.environment },
+    });
     expect(proxy.seen.splice(0)).toHaveLength(1);
   });
 
-  it.each(['in one process', 'apart'])('get nothing of services %s, the registry, S3 and webhooks', { timeout: 180_000 }, async (form) => {
-    await using folder = await tempDir('proxies');
-    const bundleDir = join(folder.path, 'bundles');
-    await mkdir(bundleDir, { recursive: true });
-    const secretKeyFile = join(folder.path, 's3.key');
-    await writeFile(secretKeyFile, s3.secretAccessKey, { mode: 0o600 });
-    const target = { endpoint: s3.url, bucket: s3.bucket, prefix: `${form.length}/`, accessKeyId: s3.accessKeyId, secretKeyFile };
-    const airdock = { backup: { targets: { s3: { s3: target } } }, webhooks: { allowedHosts: ['127.0.0.0/8'] } };
-    await using site = await (async () => {
-      if (form !== 'apart') return Du.start({ folder: folder.path, bundleDir, airdock, environment: proxy.environment });
-      // What is read at the start of Node.js changes nothing for this process.
-      const before = { ...process.env };
-      Object.assign(process.env, proxy.environment);
-      try {
-        return await Services.start(folder.path, bundleDir, airdock);
-      } finally {
-        for (const name of Object.keys(proxy.environment)) {
-          if (before[name] === undefined) delete process.env[name];
-          else process.env[name] = before[name];
+  it.each(['in one process', 'apart'])(
+    'get nothing of services %s, the registry, S3 and webhooks',
+    { timeout: 180_000 },
+    async (form) => {
+      await using folder = await tempDir('proxies');
+      const bundleDir = join(folder.path, 'bundles');
+      await mkdir(bundleDir, { recursive: true });
+      const secretKeyFile = join(folder.path, 's3.key');
+      await writeFile(secretKeyFile, s3.secretAccessKey, { mode: 0o600 });
+      const target = {
+        endpoint: s3.url,
+        bucket: s3.bucket,
+        prefix: `${form.length}/`,
+        accessKeyId: s3.accessKeyId,
+        secretKeyFile,
+      };
+      const airdock = { backup: { targets: { s3: { s3: target } } }, webhooks: { allowedHosts: ['127.0.0.0/8'] } };
+      await using site = await (async () => {
+        if (form !== 'apart')
+          return Du.start({ folder: folder.path, bundleDir, airdock, environment: proxy.environment });
+        // What is read at the start of Node.js changes nothing for this process.
+        const before = { ...process.env };
+        Object.assign(process.env, proxy.environment);
+        try {
+          return await Services.start(folder.path, bundleDir, airdock);
+        } finally {
+          for (const name of Object.keys(proxy.environment)) {
+            if (before[name] === undefined) delete process.env[name];
+            else process.env[name] = before[name];
+          }
         }
-      }
-    })();
-    const one = site instanceof Du ? await site.client() : undefined;
-    const client = (service: ServiceName): Client => one ?? (site as Services).client(service);
-    await using receiver = await startWebhookReceiver();
-    await createWebhookEndpoint({ client: client('backup'), body: { url: receiver.url, events: ['backup.*'] } as never, throwOnError: true });
-    const file = join(bundleDir, 'images.tar');
-    await buildOciArchive(file, [await makeImage({ name: 'quay.io/app:1', layers: [{ randomBytes: 300_000 }] })]);
-    await push(client('image'), await register(client('image'), file));
-    await success(client('image'), createVerification({ client: client('image'), body: {}, throwOnError: true }));
-    await success(client('backup'), createBackup({ client: client('backup'), body: { target: 's3' }, throwOnError: true }));
-    const registry = await waitFor(
-      async () => {
-        const { data } = await getRegistry({ client: client('registry'), throwOnError: true });
-        return data.health?.ok && data.health.localhostOk ? data : undefined;
-      },
-      { what: 'the registry and its front to be well' },
-    );
-    expect(registry).toMatchObject({ error: null, localhostError: null });
-    await waitFor(() => receiver.received.length > 0, { what: 'an event to be delivered', timeoutMs: 30_000 });
-    expect(proxy.seen).toEqual([]);
-  });
+      })();
+      const one = site instanceof Du ? await site.client() : undefined;
+      const client = (service: ServiceName): Client => one ?? (site as Services).client(service);
+      await using receiver = await startWebhookReceiver();
+      await createWebhookEndpoint({
+        client: client('backup'),
+        body: { url: receiver.url, events: ['backup.*'] } as never,
+        throwOnError: true,
+      });
+      const file = join(bundleDir, 'images.tar');
+      await buildOciArchive(file, [await makeImage({ name: 'quay.io/app:1', layers: [{ randomBytes: 300_000 }] })]);
+      await push(client('image'), await register(client('image'), file));
+      await success(client('image'), createVerification({ client: client('image'), body: {}, throwOnError: true }));
+      await success(
+        client('backup'),
+        createBackup({ client: client('backup'), body: { target: 's3' }, throwOnError: true }),
+      );
+      const registry = await waitFor(
+        async () => {
+          const { data } = await getRegistry({ client: client('registry'), throwOnError: true });
+          return data.health?.ok && data.health.localhostOk ? data : undefined;
+        },
+        { what: 'the registry and its front to be well' },
+      );
+      expect(registry).toMatchObject({ error: null, localhostError: null });
+      await waitFor(() => receiver.received.length > 0, { what: 'an event to be delivered', timeoutMs: 30_000 });
+      expect(proxy.seen).toEqual([]);
+    },
+  );
 });

@@ -45,12 +45,17 @@ async function startPush(file = bundle) {
 /** Success without anyone's help, with progress that goes on from where it was. */
 async function succeeds({ bundleId, job }: { bundleId: string; job: Job }): Promise<Job> {
   const ended = await endOf(client, job.id, (now) => void notBackwards(job.progress, now));
-  expect(ended).toMatchObject({ state: 'succeeded', error: null, progress: { percent: 100, itemsDone: 8, itemsTotal: 8 } });
+  expect(ended).toMatchObject({
+    state: 'succeeded',
+    error: null,
+    progress: { percent: 100, itemsDone: 8, itemsTotal: 8 },
+  });
   expect(await missingOf(client, du.registryPort, bundleId)).toEqual([]);
   return ended;
 }
 
-const stillRuns = async (id: string) => expect((await getJob({ client, path: { id }, throwOnError: true })).data).toMatchObject({ state: 'running' });
+const stillRuns = async (id: string) =>
+  expect((await getJob({ client, path: { id }, throwOnError: true })).data).toMatchObject({ state: 'running' });
 
 describe('a push', () => {
   it('succeeds when the embedded Redis is killed, and what is started afterwards succeeds as well', async () => {
@@ -120,7 +125,12 @@ describe('a push', () => {
   it('that is cancelled ends within two seconds, shows no incomplete image, and completes when it is retried', async () => {
     await startDu();
     // A worker hears of it within a second, when a fast machine has pushed a smaller one.
-    const larger = await writeLargeBundle({ dir: bundles.path, name: 'larger', format: 'docker', layerBytes: 96_000_000 });
+    const larger = await writeLargeBundle({
+      dir: bundles.path,
+      name: 'larger',
+      format: 'docker',
+      layerBytes: 96_000_000,
+    });
     const { bundleId, job } = await startPush(larger);
     const start = performance.now();
     await cancelJob({ client, path: { id: job.id }, throwOnError: true });
@@ -132,7 +142,10 @@ describe('a push', () => {
       { what: 'the job to be cancelled' },
     );
     expect(performance.now() - start).toBeLessThan(2_000);
-    expect(ended).toMatchObject({ state: 'cancelled', error: { code: 'job_cancelled', nextStep: expect.stringContaining('Retry') as string } });
+    expect(ended).toMatchObject({
+      state: 'cancelled',
+      error: { code: 'job_cancelled', nextStep: expect.stringContaining('Retry') as string },
+    });
 
     const tagged = (await namesAt(du.registryPort)).filter((name) => name.includes(':'));
     expect(tagged.length).toBeLessThan(16);

@@ -42,14 +42,25 @@ const healthy = (after = 0) =>
 
 async function pids(dataDir: string): Promise<number[]> {
   return (await listProcesses())
-    .filter(({ commandLine }) => commandLine.includes(` serve ${join(dataDir, 'registry')}/`) && !commandLine.startsWith('bwrap '))
+    .filter(
+      ({ commandLine }) =>
+        commandLine.includes(` serve ${join(dataDir, 'registry')}/`) && !commandLine.startsWith('bwrap '),
+    )
     .map(({ pid }) => pid);
 }
 
 describe('a registry', () => {
   it('that is off does not listen, and what needs it is refused; it is switched on and off by one request each', async () => {
     const { registryPort, bundleDir, dataDir } = await start({ privateRegistryType: 'none' });
-    expect(await registry()).toMatchObject({ mode: 'none', host: null, url: null, sockets: null, engine: null, health: null, error: null });
+    expect(await registry()).toMatchObject({
+      mode: 'none',
+      host: null,
+      url: null,
+      sockets: null,
+      engine: null,
+      health: null,
+      error: null,
+    });
     expect(await isPortFree(registryPort)).toBe(true);
     const file = join(bundleDir, 'image.tar');
     await buildOciArchive(file, [await makeImage({ name: 'quay.io/a/b:1', layers: [{ files: { a: 'b' } }] })]);
@@ -60,7 +71,11 @@ describe('a registry', () => {
 
     const on = await success(client, putRegistry({ client, body: { mode: 'local' }, throwOnError: true }));
     expect(on).toMatchObject({ resource: '/v1/registry', result: { mode: 'local' } });
-    expect(await healthy()).toMatchObject({ mode: 'local', host: `localhost:${registryPort}`, storage: { usedBytes: expect.any(Number) as number } });
+    expect(await healthy()).toMatchObject({
+      mode: 'local',
+      host: `localhost:${registryPort}`,
+      storage: { usedBytes: expect.any(Number) as number },
+    });
     await success(client, createPush({ client, body: { bundleId }, throwOnError: true }));
     expect(await missingOf(client, registryPort, bundleId)).toEqual([]);
 
@@ -72,7 +87,8 @@ describe('a registry', () => {
   it('is not changed by who saw an older version of it', async () => {
     const { url, dataDir } = await start();
     const { version } = await registry();
-    const put = async (ifMatch: string) => putRegistry({ client, body: { mode: 'local' }, headers: { 'If-Match': ifMatch }, throwOnError: true });
+    const put = async (ifMatch: string) =>
+      putRegistry({ client, body: { mode: 'local' }, headers: { 'If-Match': ifMatch }, throwOnError: true });
     await success(client, put(`"${version}"`));
     await expect(put(`"${version}"`)).rejects.toMatchObject({ code: 'resource_changed', status: 412 });
     const response = await fetch(`${url}/v1/registry`, { headers: { authorization: `Bearer ${await du?.token()}` } });
@@ -85,7 +101,9 @@ describe('a registry', () => {
     const before = await pids(dataDir);
     expect(before).toHaveLength(2);
     process.kill(before[index] as number, 'SIGKILL');
-    await waitFor(async () => !(await pids(dataDir)).includes(before[index] as number), { what: 'the process to be gone' });
+    await waitFor(async () => !(await pids(dataDir)).includes(before[index] as number), {
+      what: 'the process to be gone',
+    });
     await healthy();
     const after = await pids(dataDir);
     expect(after).toHaveLength(2);
@@ -99,13 +117,20 @@ describe('a registry', () => {
       const { port } = other.address() as AddressInfo;
       await start({ registryPort: port });
       const seen = await registry();
-      expect(seen.localhostError).toMatchObject({ code: 'registry_port_taken', port, nextStep: expect.stringContaining('airdock.registry.port') as string });
+      expect(seen.localhostError).toMatchObject({
+        code: 'registry_port_taken',
+        port,
+        nextStep: expect.stringContaining('airdock.registry.port') as string,
+      });
       // Pushes and hosts do not need localhost.
       expect(seen).toMatchObject({ error: null, health: { ok: true, readOnlyOk: true, localhostOk: false } });
     } finally {
       await new Promise((resolve) => other.close(resolve));
     }
-    await waitFor(async () => (await registry()).localhostError === null, { what: 'the front to have its port', timeoutMs: 20_000 });
+    await waitFor(async () => (await registry()).localhostError === null, {
+      what: 'the front to have its port',
+      timeoutMs: 20_000,
+    });
   });
 
   it('of another DU is not taken for its own', async () => {
@@ -113,7 +138,10 @@ describe('a registry', () => {
     await using elsewhere = await tempDir('registry-life-2');
     await using second = await Du.start({ folder: elsewhere.path, registryPort: first.registryPort });
     const { data: seen } = await getRegistry({ client: await second.client(), throwOnError: true });
-    expect(seen).toMatchObject({ localhostError: { code: 'registry_port_taken', port: first.registryPort }, health: { ok: true, localhostOk: false } });
+    expect(seen).toMatchObject({
+      localhostError: { code: 'registry_port_taken', port: first.registryPort },
+      health: { ok: true, localhostOk: false },
+    });
     await second.stop();
     expect(await registry()).toMatchObject({ error: null, health: { ok: true, readOnlyOk: true } });
   });

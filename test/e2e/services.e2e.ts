@@ -48,14 +48,19 @@ const image = () => services.client('image');
 const backup = () => services.client('backup');
 
 async function startPush(name: string, options: Partial<LargeBundle> = {}) {
-  const bundleId = await register(image(), await writeLargeBundle({ dir: services.bundleDir, name, format: 'docker', ...options }));
+  const bundleId = await register(
+    image(),
+    await writeLargeBundle({ dir: services.bundleDir, name, format: 'docker', ...options }),
+  );
   const { data: job } = await createPush({ client: image(), body: { bundleId }, throwOnError: true });
   return { bundleId, job };
 }
 
 /** The end of a job that was disturbed at `before`. */
 async function endAfter(client: ReturnType<typeof image>, before: Job): Promise<Job> {
-  const ended = await endOf(client, before.id, ({ progress }) => expect(progress.percent).toBeGreaterThanOrEqual(before.progress.percent));
+  const ended = await endOf(client, before.id, ({ progress }) =>
+    expect(progress.percent).toBeGreaterThanOrEqual(before.progress.percent),
+  );
   expect(ended).toMatchObject({ state: 'succeeded', error: null });
   return ended;
 }
@@ -75,16 +80,27 @@ describe('the services as ten processes', () => {
     const { bundleId, job } = await startPush('whole', { format: 'oci' });
     await success(image(), job);
     expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
-    const { data: images } = await listImages({ client: image(), query: { sort: 'smallest', platform: 'linux/amd64/v1' }, throwOnError: true });
+    const { data: images } = await listImages({
+      client: image(),
+      query: { sort: 'smallest', platform: 'linux/amd64/v1' },
+      throwOnError: true,
+    });
     const cursor = images.items[0]?.id;
-    expect((await listImages({ client: image(), query: { sort: 'smallest', cursor }, throwOnError: true })).data.items).toHaveLength(images.items.length - 1);
-    const references = images.items.flatMap(({ localReferences, digest }) => localReferences.map((reference) => [nameOf(reference), digest] as const));
+    expect(
+      (await listImages({ client: image(), query: { sort: 'smallest', cursor }, throwOnError: true })).data.items,
+    ).toHaveLength(images.items.length - 1);
+    const references = images.items.flatMap(({ localReferences, digest }) =>
+      localReferences.map((reference) => [nameOf(reference), digest] as const),
+    );
     expect(references).toHaveLength(16);
 
     const saved = await success(backup(), createBackup({ client: backup(), body: {}, throwOnError: true }));
     await rm(join(folder.path, 'data', 'registry', 'storage', 'docker'), { recursive: true });
     for (const [name] of references) expect(await digestAt(services.registryPort, name)).toBeUndefined();
-    const restored = await success(backup(), createRestore({ client: backup(), body: { backupId: resourceId(saved) }, throwOnError: true }));
+    const restored = await success(
+      backup(),
+      createRestore({ client: backup(), body: { backupId: resourceId(saved) }, throwOnError: true }),
+    );
     expect(restored.result).toMatchObject({ images: references.length });
     for (const [name, digest] of references) expect(await digestAt(services.registryPort, name)).toBe(digest);
     expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
@@ -117,7 +133,10 @@ describe('a worker that is killed', () => {
     const ended = await endAfter(backup(), before);
     expect(ended.attempt).toBeGreaterThan(1);
     expect(ended.result).toMatchObject({ images: names });
-    const restored = await success(backup(), createRestore({ client: backup(), body: { backupId: resourceId(job) }, throwOnError: true }));
+    const restored = await success(
+      backup(),
+      createRestore({ client: backup(), body: { backupId: resourceId(job) }, throwOnError: true }),
+    );
     expect(restored.result).toMatchObject({ images: names });
   });
 });
@@ -143,7 +162,11 @@ describe('a worker that is killed while it tells of a job', () => {
       .poll(() => [...told()].map((line) => line.slice(37)).sort(), { timeout: 60_000 })
       .toEqual(['true backup.create.started', 'true backup.create.succeeded']);
     const delivered = async () => {
-      const { data } = await listWebhookDeliveries({ client: backup(), query: { endpointId: endpoint.id, state: 'delivered' }, throwOnError: true });
+      const { data } = await listWebhookDeliveries({
+        client: backup(),
+        query: { endpointId: endpoint.id, state: 'delivered' },
+        throwOnError: true,
+      });
       return data.items.length === 2 ? data.items : undefined;
     };
     const items = await waitFor(delivered, { what: 'both to be delivered', timeoutMs: 60_000 });
@@ -160,7 +183,9 @@ describe('two workers of one service', () => {
           worker.end()
       )(await services.addWorker('image')),
     };
-    const pushes = await Promise.all(['a', 'b', 'c', 'd', 'e', 'f'].map((name) => startPush(`shared-${name}`, { images: 2, layerBytes: 8_000_000 })));
+    const pushes = await Promise.all(
+      ['a', 'b', 'c', 'd', 'e', 'f'].map((name) => startPush(`shared-${name}`, { images: 2, layerBytes: 8_000_000 })),
+    );
     const ended = await Promise.all(pushes.map(({ job }) => success(image(), job)));
     expect(ended.map(({ attempt }) => attempt)).toEqual(Array(6).fill(1));
     for (const { bundleId } of pushes) expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
@@ -173,10 +198,13 @@ describe('two workers of one service', () => {
     process.kill(frozen.pid, 'SIGSTOP');
     try {
       const second = await services.addWorker('image');
-      await waitFor(async () => (await getJob({ client: image(), path: { id: job.id }, throwOnError: true })).data.attempt === 2, {
-        what: 'the other worker to take the job',
-        timeoutMs: 30_000,
-      });
+      await waitFor(
+        async () => (await getJob({ client: image(), path: { id: job.id }, throwOnError: true })).data.attempt === 2,
+        {
+          what: 'the other worker to take the job',
+          timeoutMs: 30_000,
+        },
+      );
       process.kill(frozen.pid, 'SIGCONT');
       const ended = await endAfter(image(), before);
       expect(ended.attempt).toBe(2);
@@ -197,11 +225,17 @@ describe.skipIf(!started.lab)('a worker of host-svc that is killed', () => {
     await using host = await lab.startHost({ withContainerd: true });
     const client = services.client('host');
     const { address, port, hostKey, privateKey, user: username } = host;
-    const { data: credential } = await createSshCredential({ client, body: { name: 'root', username, privateKey }, throwOnError: true });
+    const { data: credential } = await createSshCredential({
+      client,
+      body: { name: 'root', username, privateKey },
+      throwOnError: true,
+    });
     const body = { name: 'host', address, port, hostKey, credentialId: credential.id };
     const { id: hostId } = (await createHost({ client, body, throwOnError: true })).data;
     await success(client, createHostConfiguration({ client, body: { hostIds: [hostId] }, throwOnError: true }));
-    const status = async () => (await host.exec(`curl -s -o /dev/null -m 5 -w '%{http_code}' http://127.0.0.1:${services.registryPort}/v2/`)).stdout;
+    const status = async () =>
+      (await host.exec(`curl -s -o /dev/null -m 5 -w '%{http_code}' http://127.0.0.1:${services.registryPort}/v2/`))
+        .stdout;
     const tunnel = async () => (await listTunnels({ client, query: { hostId }, throwOnError: true })).data.items[0];
     expect(await tunnel()).toMatchObject({ state: 'up' });
     expect(await status()).toBe('200');
@@ -216,7 +250,9 @@ describe.skipIf(!started.lab)('a worker of host-svc that is killed', () => {
       },
       { what: 'the other worker to bring the tunnel up', timeoutMs: 60_000, intervalMs: 100 },
     );
-    process.stderr.write(`the tunnel of a killed worker was back after ${((performance.now() - killedAt) / 1000).toFixed(1)} s\n`);
+    process.stderr.write(
+      `the tunnel of a killed worker was back after ${((performance.now() - killedAt) / 1000).toFixed(1)} s\n`,
+    );
     await services.process('host', 'worker').start();
     await second.end();
   });

@@ -20,7 +20,10 @@ async function startVictim() {
     const host = await lab.startHost();
     await host.exec('docker network create left-over');
     console.log(JSON.stringify({ runId: lab.engine.runId, socketPath: lab.engine.socketPath, id: host.id }));`;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', script], { cwd: import.meta.dirname, stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    cwd: import.meta.dirname,
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
   let output = '';
   child.stdout.on('data', (chunk: Buffer) => {
     output += chunk.toString();
@@ -47,12 +50,17 @@ describe.skipIf(!probe.engine)('a run of the lab that is killed', () => {
     victim.child.kill('SIGKILL');
     await waitFor(() => victim.child.signalCode, { what: 'the other test process to be gone' });
 
-    const { lab, reason } = await startLab({ own: true, log: print }).then((started) => ({ reason: undefined, ...started }));
+    const { lab, reason } = await startLab({ own: true, log: print }).then((started) => ({
+      reason: undefined,
+      ...started,
+    }));
     if (!lab) throw new Error(reason);
     await using _lab = lab;
     expect(lab.engine.socketPath).toBe(victim.socketPath);
     // A zombie that nobody has waited for yet has no command line.
-    expect(existsSync(`/proc/${victim.enginePid}`) && readFileSync(`/proc/${victim.enginePid}/cmdline`, 'utf8')).toBeFalsy();
+    expect(
+      existsSync(`/proc/${victim.enginePid}`) && readFileSync(`/proc/${victim.enginePid}/cmdline`, 'utf8'),
+    ).toBeFalsy();
     expect(await lab.engine.docker.listContainers({ all: true })).toEqual([]);
     expect((await lab.engine.docker.listVolumes()).Volumes ?? []).toEqual([]);
     expect(cgroupsOf(victim.runId)).toEqual([]);
@@ -68,7 +76,10 @@ describe.skipIf(!probe.engine)('two runs of the lab at once', () => {
     const [one, other] = engines.map(({ engine }) => engine);
     try {
       expect(one?.socketPath).not.toBe(other?.socketPath);
-      const [first, second] = await Promise.all([one?.docker.getNetwork('bridge').inspect(), other?.docker.getNetwork('bridge').inspect()]);
+      const [first, second] = await Promise.all([
+        one?.docker.getNetwork('bridge').inspect(),
+        other?.docker.getNetwork('bridge').inspect(),
+      ]);
       expect(first?.IPAM?.Config?.[0]?.Subnet).toBeDefined();
       expect(first?.IPAM?.Config?.[0]?.Subnet).not.toBe(second?.IPAM?.Config?.[0]?.Subnet);
     } finally {

@@ -77,7 +77,9 @@ describe.skipIf(!started.lab)('the lab', () => {
     const port = await bare.exec('ss -Hltn "sport = :5100"');
     expect(port.stdout).toContain('127.0.0.1:5100');
     // Only on the host's own loopback.
-    const outside = new Promise((resolve, reject) => connect(5100, bare.address, () => resolve('open')).once('error', reject));
+    const outside = new Promise((resolve, reject) =>
+      connect(5100, bare.address, () => resolve('open')).once('error', reject),
+    );
     await expect(outside).rejects.toThrow('ECONNREFUSED');
   });
 });

@@ -22,13 +22,23 @@ describe('the API of a DU', () => {
       headers: { ...headers, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
-    return { status: answer.status, headers: answer.headers, json: (await answer.json().catch(() => ({}))) as { code?: string } };
+    return {
+      status: answer.status,
+      headers: answer.headers,
+      json: (await answer.json().catch(() => ({}))) as { code?: string },
+    };
   };
   const bearer = (token: string) => ({ authorization: `Bearer ${token}` });
 
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), 'airdock-access-'));
-    du = await Du.start({ folder, privateRegistryType: 'none', stopsRegistry: true, http: { socketGroup: group.name }, onOutput: (text) => (output += text) });
+    du = await Du.start({
+      folder,
+      privateRegistryType: 'none',
+      stopsRegistry: true,
+      http: { socketGroup: group.name },
+      onOutput: (text) => (output += text),
+    });
     port = Number(new URL(du.url).port);
   });
   afterAll(async () => {
@@ -69,11 +79,24 @@ describe('the API of a DU', () => {
       { host: du.socket },
     ])
       expect((await call('GET', '/v1/jobs', headers as never)).json.code).toBe('token_missing');
-    expect(await exchange(port, 'GET /v1/jobs HTTP/1.0\r\n\r\n', 3_000)).toMatchObject({ status: 401, json: { code: 'token_missing' } });
+    expect(await exchange(port, 'GET /v1/jobs HTTP/1.0\r\n\r\n', 3_000)).toMatchObject({
+      status: 401,
+      json: { code: 'token_missing' },
+    });
   });
 
   it('H1: serves nothing but health without the token, unknown routes neither', async () => {
-    for (const path of ['/v1/jobs', '/nothing', '/', '/docs', '/docs/', '/docs/swagger-ui.css', '/openapi.json', '/metrics', '/v1/%2e%2e/livez/x'])
+    for (const path of [
+      '/v1/jobs',
+      '/nothing',
+      '/',
+      '/docs',
+      '/docs/',
+      '/docs/swagger-ui.css',
+      '/openapi.json',
+      '/metrics',
+      '/v1/%2e%2e/livez/x',
+    ])
       expect([path, [401, 429].includes((await call('GET', path)).status)]).toEqual([path, true]);
     expect((await call('GET', '/livez')).status).toBe(200);
   });
@@ -90,7 +113,10 @@ describe('the API of a DU', () => {
       'docs/packages.md',
       'docs/nodes.md',
     ])
-      expect([file, /-H\s+["'](authorization|x-auth-token): [^"']*\$/i.test(await readFile(join(repository, file), 'utf8'))]).toEqual([file, false]);
+      expect([
+        file,
+        /-H\s+["'](authorization|x-auth-token): [^"']*\$/i.test(await readFile(join(repository, file), 'utf8')),
+      ]).toEqual([file, false]);
   });
 
   it('closes the routes of services to operators, on the socket too, and opens them to services', async () => {
@@ -138,9 +164,14 @@ describe('the API of a DU', () => {
   it('writes a line for every call that changes something, and for refusals, on one line and without secrets', async () => {
     const token = await du.token();
     const secret = 'S3cret-of-the-journal';
-    const { headers } = await call('POST', '/v1/ssh-credentials', bearer(token), { name: 'journal', username: 'root', password: secret });
+    const { headers } = await call('POST', '/v1/ssh-credentials', bearer(token), {
+      name: 'journal',
+      username: 'root',
+      password: secret,
+    });
     const made = headers.get('x-request-id') ?? 'none';
-    const refused = (await bySocket(du.socket, 'DELETE', '/v1/hosts/%1b%5b2Jx%0d%0aforged', {})).headers['x-request-id'] ?? 'none';
+    const refused =
+      (await bySocket(du.socket, 'DELETE', '/v1/hosts/%1b%5b2Jx%0d%0aforged', {})).headers['x-request-id'] ?? 'none';
     const forbidden = (await bySocket(du.socket, 'GET', '/v1/states/host')).headers['x-request-id'] ?? 'none';
     const job = await bySocket(du.socket, 'POST', '/v1/host-checks', { body: { hostIds: [] } });
     const rebuilt = await bySocket(du.socket, 'POST', '/v1/images/rebuild', { body: {} });
@@ -150,7 +181,10 @@ describe('the API of a DU', () => {
         .filter((line) => line.includes('"name":"journal"'))
         .map((line) => JSON.parse(line) as Record<string, unknown>)
         .find(({ requestId }) => requestId === id);
-    await waitFor(async () => [made, refused, forbidden].every((id) => lineOf(id) !== undefined), { what: 'the journal', timeoutMs: 10_000 });
+    await waitFor(async () => [made, refused, forbidden].every((id) => lineOf(id) !== undefined), {
+      what: 'the journal',
+      timeoutMs: 10_000,
+    });
     expect(lineOf(made)).toMatchObject({
       level: 30,
       who: 'admin',
@@ -160,11 +194,26 @@ describe('the API of a DU', () => {
       object: '/v1/ssh-credentials',
       status: 201,
     });
-    expect(lineOf(refused)).toMatchObject({ who: 'local', from: 'socket', method: 'DELETE', operation: 'deleteHost', status: 404, code: 'resource_not_found' });
-    expect(lineOf(forbidden)).toMatchObject({ who: 'local', operation: 'getState', status: 403, code: 'route_internal' });
+    expect(lineOf(refused)).toMatchObject({
+      who: 'local',
+      from: 'socket',
+      method: 'DELETE',
+      operation: 'deleteHost',
+      status: 404,
+      code: 'resource_not_found',
+    });
+    expect(lineOf(forbidden)).toMatchObject({
+      who: 'local',
+      operation: 'getState',
+      status: 403,
+      code: 'route_internal',
+    });
     expect(job.status).toBeGreaterThanOrEqual(400);
     expect(rebuilt.status).toBe(202);
-    await waitFor(async () => lineOf(rebuilt.headers['x-request-id'] ?? '')?.jobId === rebuilt.json.id, { what: 'the job in the journal', timeoutMs: 10_000 });
+    await waitFor(async () => lineOf(rebuilt.headers['x-request-id'] ?? '')?.jobId === rebuilt.json.id, {
+      what: 'the job in the journal',
+      timeoutMs: 10_000,
+    });
     expect(output).not.toContain(secret);
     expect(output).not.toContain('\u001b');
     expect(output).not.toContain(token);
@@ -175,7 +224,12 @@ describe('a start', () => {
   const attempt = async (prepare: (folder: string) => Promise<Partial<Parameters<typeof Du.start>[0]>>) => {
     const folder = await mkdtemp(join(tmpdir(), 'airdock-start-'));
     try {
-      await using du = await Du.start({ folder, privateRegistryType: 'none', stopsRegistry: true, ...(await prepare(folder)) });
+      await using du = await Du.start({
+        folder,
+        privateRegistryType: 'none',
+        stopsRegistry: true,
+        ...(await prepare(folder)),
+      });
       return { dataMode: ((await stat(du.dataDir)).mode & 0o777).toString(8), output: du.output };
     } catch (error) {
       return { refusal: (error as Error).message };
@@ -228,7 +282,9 @@ describe('a start', () => {
   });
 
   it('H1: is refused beyond loopback without TLS, unless it is asked for by name', async () => {
-    expect((await attempt(async () => ({ http: { host: '0.0.0.0' } }))).refusal).toContain('airdock.http.allowPlainHttp');
+    expect((await attempt(async () => ({ http: { host: '0.0.0.0' } }))).refusal).toContain(
+      'airdock.http.allowPlainHttp',
+    );
     expect((await attempt(async () => ({ http: { host: '::' } }))).refusal).toContain('airdock.http.allowPlainHttp');
   });
 

@@ -14,12 +14,24 @@ import {
   retryJob,
 } from '@airdock/clients/generated/sdk.gen';
 import type { Client } from '@airdock/clients/service-clients';
-import { type HostileSshServer, messageOf, sshMessage, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
+import {
+  type HostileSshServer,
+  messageOf,
+  sshMessage,
+  startHostileSshServer,
+} from '@airdock/testing/hostile-ssh-server';
 import { type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { printed } from '@airdock/testing/ssh-command';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { Du } from '../support/du.js';
-import { findHostWorker, freezeOnDataFrom, hostWorkerOf, inspected, nextHostWorker, stopWhileIdle } from '../support/host-worker.js';
+import {
+  findHostWorker,
+  freezeOnDataFrom,
+  hostWorkerOf,
+  inspected,
+  nextHostWorker,
+  stopWhileIdle,
+} from '../support/host-worker.js';
 import { checkHost, tunnelOf } from '../support/hosts.js';
 import { endOf, resourceId, success } from '../support/jobs.js';
 import { listProcesses } from '../support/processes.js';
@@ -49,8 +61,13 @@ describe('hostile hosts', () => {
     await success(client, createHostConfiguration({ client, body: { hostIds: [id], ...flags }, throwOnError: true }));
   }
   const isUp = (id: string, timeoutMs = 20_000) =>
-    waitFor(async () => (await tunnelOf(client, id))?.state === 'up', { what: `the tunnel of ${id} to be up`, timeoutMs, intervalMs: 100 });
-  const quarantineOf = async (id: string) => (await getHost({ client, path: { id }, throwOnError: true })).data.quarantine;
+    waitFor(async () => (await tunnelOf(client, id))?.state === 'up', {
+      what: `the tunnel of ${id} to be up`,
+      timeoutMs,
+      intervalMs: 100,
+    });
+  const quarantineOf = async (id: string) =>
+    (await getHost({ client, path: { id }, throwOnError: true })).data.quarantine;
   /** Answers of the API while something goes on, each within two seconds. */
   async function whileAlive<T>(work: Promise<T>): Promise<T> {
     let isDone = false;
@@ -114,7 +131,10 @@ describe('hostile hosts', () => {
     await isUp(evilId);
     evil.options = { ...usual, onForward: (host, port) => host.open(port, 0, { packetSize: 0 }) };
     for (const { socket } of evil.connections) socket.destroy();
-    const error = () => tunnelOf(client, evilId).then((tunnel) => (tunnel?.error?.code === 'host_protocol_error' ? tunnel.error : undefined));
+    const error = () =>
+      tunnelOf(client, evilId).then((tunnel) =>
+        tunnel?.error?.code === 'host_protocol_error' ? tunnel.error : undefined,
+      );
     await whileAlive(waitFor(error, { what: 'the error of the tunnel', timeoutMs: 30_000 }));
     expect((await tunnelOf(client, goodId))?.state).toBe('up');
     evil.options = usual;
@@ -132,7 +152,10 @@ describe('hostile hosts', () => {
     };
     for (const { socket } of evil.connections) socket.destroy();
     await waitFor(() => refused >= 136, { what: 'the channels to be refused', timeoutMs: 30_000 });
-    const error = () => tunnelOf(client, evilId).then((tunnel) => tunnel?.state === 'up' && tunnel.error?.code === 'host_channels_exceeded');
+    const error = () =>
+      tunnelOf(client, evilId).then(
+        (tunnel) => tunnel?.state === 'up' && tunnel.error?.code === 'host_channels_exceeded',
+      );
     await waitFor(error, { what: 'the tunnel to say it', timeoutMs: 30_000 });
     for (const { socket } of evil.connections) socket.destroy();
   });
@@ -145,8 +168,13 @@ describe('hostile hosts', () => {
         channel.once('close', () => clearInterval(timer));
       },
     };
-    const slow = await Promise.all(Array.from({ length: 4 }, () => createHostCheck({ client, body: { hostIds: [evilId] }, throwOnError: true })));
-    await waitFor(() => evil.commands.length > 0 && evil.connections.size >= 4, { what: 'them to be served', timeoutMs: 30_000 });
+    const slow = await Promise.all(
+      Array.from({ length: 4 }, () => createHostCheck({ client, body: { hostIds: [evilId] }, throwOnError: true })),
+    );
+    await waitFor(() => evil.commands.length > 0 && evil.connections.size >= 4, {
+      what: 'them to be served',
+      timeoutMs: 30_000,
+    });
     const { job } = await checkHost(client, goodId);
     expect(job.state).toBe('succeeded');
     evil.options = usual;
@@ -161,7 +189,13 @@ describe('hostile hosts', () => {
       onExec: (channel, command, mark) => {
         channel.on('error', () => undefined).resume();
         const isLook = command.startsWith('sh -s');
-        channel.write(printed(mark, isLook ? `os=${nasty}debian\nprogram=5100 ${nasty}\nlistensOn=5100\n` : '', isLook ? exitCode : 1));
+        channel.write(
+          printed(
+            mark,
+            isLook ? `os=${nasty}debian\nprogram=5100 ${nasty}\nlistensOn=5100\n` : '',
+            isLook ? exitCode : 1,
+          ),
+        );
         channel.stderr.write(`${nasty}failed${nasty}`);
         channel.exit(isLook ? exitCode : 1);
         channel.end();
@@ -170,11 +204,18 @@ describe('hostile hosts', () => {
     const before = output.length;
     const said: unknown[] = [];
     for (exitCode of [1, 0]) {
-      const { data } = await createHostCheck({ client, body: { hostIds: [evilId], pull: ['localhost:5100/pause:3.2'] }, throwOnError: true });
+      const { data } = await createHostCheck({
+        client,
+        body: { hostIds: [evilId], pull: ['localhost:5100/pause:3.2'] },
+        throwOnError: true,
+      });
       const job = await endOf(client, data.id);
       said.push(job, (await getHostCheck({ client, path: { id: resourceId(job) }, throwOnError: true })).data);
     }
-    said.push((await getHost({ client, path: { id: evilId }, throwOnError: true })).data, (await listHostConfigurations({ client, throwOnError: true })).data);
+    said.push(
+      (await getHost({ client, path: { id: evilId }, throwOnError: true })).data,
+      (await listHostConfigurations({ client, throwOnError: true })).data,
+    );
     expect(JSON.stringify(said)).toContain('failed');
     expect(JSON.stringify(said)).not.toMatch(/\\u001b|\\u0007|\u009b|\u202e/);
     expect(output.slice(before)).not.toMatch(/\\u001b|\\u009b|[^\P{Cc}\n\t]|\u202e/u);
@@ -190,22 +231,37 @@ describe('hostile hosts', () => {
     // Five seconds of silence, and the start of the next one.
     expect(Date.now() - frozenAt).toBeLessThan(10_000);
     const killedAt = Date.now();
-    await whileAlive(waitFor(async () => (await tunnelOf(client, goodId))?.state === 'up', { what: 'the other tunnel', timeoutMs: 15_000, intervalMs: 50 }));
+    await whileAlive(
+      waitFor(async () => (await tunnelOf(client, goodId))?.state === 'up', {
+        what: 'the other tunnel',
+        timeoutMs: 15_000,
+        intervalMs: 50,
+      }),
+    );
     expect(Date.now() - killedAt).toBeLessThan(10_000);
     const quarantine = await waitFor(() => quarantineOf(evilId), { what: 'the quarantine', timeoutMs: 10_000 });
     expect(quarantine).toMatchObject({ strikes: 1, reason: 'silent' });
     expect(await quarantineOf(goodId)).toBeNull();
-    expect((await checkHost(client, evilId)).result?.error).toMatchObject({ code: 'host_quarantined', until: quarantine.until });
-    expect(await waitFor(async () => (await tunnelOf(client, evilId))?.error?.code, { what: 'the tunnel to say it', timeoutMs: 20_000 })).toBe(
-      'host_quarantined',
-    );
+    expect((await checkHost(client, evilId)).result?.error).toMatchObject({
+      code: 'host_quarantined',
+      until: quarantine.until,
+    });
+    expect(
+      await waitFor(async () => (await tunnelOf(client, evilId))?.error?.code, {
+        what: 'the tunnel to say it',
+        timeoutMs: 20_000,
+      }),
+    ).toBe('host_quarantined');
     expect((await checkHost(client, goodId)).job.error).toBeNull();
     expect(await findHostWorker(du.pid)).toBe(after);
 
     // A restart is not frozen again: the host is not connected to.
     const logins = evil.connections.size;
     await du.end('SIGKILL');
-    await waitFor(async () => !(await listProcesses()).some(({ pid }) => pid === after), { what: 'the host worker to end with the DU', timeoutMs: 10_000 });
+    await waitFor(async () => !(await listProcesses()).some(({ pid }) => pid === after), {
+      what: 'the host worker to end with the DU',
+      timeoutMs: 10_000,
+    });
     await du.startProcess();
     client = await du.client();
     await isUp(goodId);
@@ -221,7 +277,11 @@ describe('hostile hosts', () => {
     const { data: check } = await createHostCheck({ client, body: { hostIds: [evilId] }, throwOnError: true });
     const attempt = async () => (await getJob({ client, path: { id: check.id }, throwOnError: true })).data.attempt;
     for (let death = 1; death <= 3; death++) {
-      await waitFor(async () => (await attempt()) === death, { what: `attempt ${death}`, timeoutMs: 30_000, intervalMs: 50 });
+      await waitFor(async () => (await attempt()) === death, {
+        what: `attempt ${death}`,
+        timeoutMs: 30_000,
+        intervalMs: 50,
+      });
       const pid = await hostWorkerOf(du);
       if (death === 1) await stopWhileIdle(pid, join(du.dataDir, 'run', `host-worker-${du.pid}.served`));
       else process.kill(pid, 'SIGKILL');

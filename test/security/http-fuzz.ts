@@ -180,10 +180,15 @@ class Fuzzer {
   call(method: string, path: string, operation: Operation): Call {
     const parameters = operation.parameters ?? [];
     const of = (place: Parameter['in']) => parameters.filter((parameter) => parameter.in === place);
-    const target = path.replace(/\{(\w+)\}/g, () => this.pathPart(this.chance(0.6) ? this.pick(this.ids) : this.text()));
+    const target = path.replace(/\{(\w+)\}/g, () =>
+      this.pathPart(this.chance(0.6) ? this.pick(this.ids) : this.text()),
+    );
     const query = of('query').filter(() => this.chance(0.4));
     if (this.chance(0.05)) query.push({ name: this.pick(nastyTexts), in: 'query' });
-    const search = query.map(({ name, schema }) => `${encode(name)}=${encode(this.chance(0.5) ? this.plain(this.value(schema ?? {}, 2)) : this.text())}`);
+    const search = query.map(
+      ({ name, schema }) =>
+        `${encode(name)}=${encode(this.chance(0.5) ? this.plain(this.value(schema ?? {}, 2)) : this.text())}`,
+    );
     const headers: Record<string, string> = {};
     for (const { name } of of('header'))
       if (this.chance(0.6))
@@ -202,8 +207,10 @@ class Fuzzer {
           'x'.repeat(250),
         ]);
     if (this.chance(0.1)) headers['if-match'] = this.pick(['"0"', '"x"', '*', '']);
-    if (operation.operationId === 'createUpload' && this.chance(0.2)) headers['upload-concat'] = this.pick(['partial', 'final;/v1/uploads/a']);
-    if (operation.operationId === 'createUpload' && this.chance(0.3)) headers['upload-metadata'] = `filename ${Buffer.from(this.text()).toString('base64')}`;
+    if (operation.operationId === 'createUpload' && this.chance(0.2))
+      headers['upload-concat'] = this.pick(['partial', 'final;/v1/uploads/a']);
+    if (operation.operationId === 'createUpload' && this.chance(0.3))
+      headers['upload-metadata'] = `filename ${Buffer.from(this.text()).toString('base64')}`;
     const schema = operation.requestBody && Object.values(operation.requestBody.content)[0]?.schema;
     let body: string | undefined;
     if (schema) {
@@ -248,22 +255,42 @@ class Fuzzer {
     if (variants) return this.value(this.pick(variants), depth);
     if (schema.allOf) return Object.assign({}, ...schema.allOf.map((part) => this.value(part, depth))) as unknown;
     if (schema.type === 'object' || schema.properties) return this.object(schema, depth);
-    if (schema.type === 'array') return depth <= 0 ? [] : Array.from({ length: this.pick([0, 1, 1, 2, 5]) }, () => this.value(schema.items ?? {}, depth - 1));
+    if (schema.type === 'array')
+      return depth <= 0
+        ? []
+        : Array.from({ length: this.pick([0, 1, 1, 2, 5]) }, () => this.value(schema.items ?? {}, depth - 1));
     if (schema.type === 'boolean') return this.chance(0.5);
-    if (schema.type === 'integer' || schema.type === 'number') return this.pick([0, 1, 2, 10, 60, 443, 5100, 65_535, 100_000, 2 ** 31, 2 ** 53]);
+    if (schema.type === 'integer' || schema.type === 'number')
+      return this.pick([0, 1, 2, 10, 60, 443, 5100, 65_535, 100_000, 2 ** 31, 2 ** 53]);
     if (schema.format === 'uuid') return this.pick(this.ids);
-    if (schema.format === 'uri') return this.pick(['http://10.255.255.1:9/', 'https://images.invalid/', 'http://127.0.0.1:1/', 'http://[::1]:1']);
+    if (schema.format === 'uri')
+      return this.pick(['http://10.255.255.1:9/', 'https://images.invalid/', 'http://127.0.0.1:1/', 'http://[::1]:1']);
     if (schema.format === 'date-time') return this.pick(['2026-01-01T00:00:00.000Z', '9999-12-31T23:59:59Z']);
     return this.chance(0.3)
       ? this.text()
-      : this.pick(['a', 'name-1', 'quay.io/a:1', '1.20.11', '10.0.0.1', 'root', '0 3 * * *', 'a=b', '*', 'default', 'pause', 'x.tar']);
+      : this.pick([
+          'a',
+          'name-1',
+          'quay.io/a:1',
+          '1.20.11',
+          '10.0.0.1',
+          'root',
+          '0 3 * * *',
+          'a=b',
+          '*',
+          'default',
+          'pause',
+          'x.tar',
+        ]);
   }
 
   private object(schema: Schema, depth: number): unknown {
     const result: Record<string, unknown> = {};
     for (const [name, property] of Object.entries(schema.properties ?? {}))
-      if (this.chance(schema.required?.includes(name) ? 0.97 : 0.4) && depth > 0) result[name] = this.value(property, depth - 1);
-    if (typeof schema.additionalProperties === 'object') result[this.text()] = this.value(schema.additionalProperties, depth - 1);
+      if (this.chance(schema.required?.includes(name) ? 0.97 : 0.4) && depth > 0)
+        result[name] = this.value(property, depth - 1);
+    if (typeof schema.additionalProperties === 'object')
+      result[this.text()] = this.value(schema.additionalProperties, depth - 1);
     if (this.chance(0.03)) result[this.text()] = this.value({}, 1);
     return result;
   }
@@ -284,7 +311,11 @@ const agent = new Agent({ keepAlive: true, maxSockets: 8 });
 const skipped = new Set(['streamJob']);
 const timeoutMs = 15_000;
 
-function send(port: number, { method, path, headers, body }: Call, token: string): Promise<{ status: number; type: string; text: string }> {
+function send(
+  port: number,
+  { method, path, headers, body }: Call,
+  token: string,
+): Promise<{ status: number; type: string; text: string }> {
   return new Promise((resolve, reject) => {
     const options = {
       host: '127.0.0.1',
@@ -293,12 +324,20 @@ function send(port: number, { method, path, headers, body }: Call, token: string
       path,
       agent,
       timeout: timeoutMs,
-      headers: { authorization: `Bearer ${token}`, ...headers, ...(body === undefined ? {} : { 'content-length': Buffer.byteLength(body) }) },
+      headers: {
+        authorization: `Bearer ${token}`,
+        ...headers,
+        ...(body === undefined ? {} : { 'content-length': Buffer.byteLength(body) }),
+      },
     };
     const call = request(options, (answer) => {
       let text = '';
       answer.setEncoding('utf8').on('data', (chunk: string) => (text = `${text}${chunk}`.slice(0, 100_000)));
-      answer.once('end', () => resolve({ status: answer.statusCode ?? 0, type: answer.headers['content-type'] ?? '', text })).once('error', reject);
+      answer
+        .once('end', () =>
+          resolve({ status: answer.statusCode ?? 0, type: answer.headers['content-type'] ?? '', text }),
+        )
+        .once('error', reject);
     });
     call.once('timeout', () => call.destroy(new Error(`no answer within ${timeoutMs / 1000} s`)));
     call.once('error', reject);
@@ -329,7 +368,9 @@ export async function fuzz(
   let requests = 0;
   const judge = (call: Call, status: number, type: string, text: string) => {
     const problem =
-      status >= 400 && !type.startsWith('application/problem+json') && call.method !== 'HEAD' ? `${status} as ${type}: ${text.slice(0, 100)}` : undefined;
+      status >= 400 && !type.startsWith('application/problem+json') && call.method !== 'HEAD'
+        ? `${status} as ${type}: ${text.slice(0, 100)}`
+        : undefined;
     const what = status === 0 || status === 500 ? `${status} ${text.slice(0, 200)}` : problem;
     if (what) findings.set(`${call.operationId} ${what.slice(0, 12)}`, { ...call, what });
   };
@@ -341,10 +382,15 @@ export async function fuzz(
       const shown = fuzzer.chance(0.2) ? internal : token;
       if (call.path.includes('waitSeconds')) call.path = call.path.replace(/waitSeconds=\d+/, 'waitSeconds=1');
       // The token would be another one afterwards.
-      if (operation.operationId === 'rotateToken' || operation.operationId === 'rotateSecretsKey') call.body = '{"x":1}';
+      if (operation.operationId === 'rotateToken' || operation.operationId === 'rotateSecretsKey')
+        call.body = '{"x":1}';
       if (operation.operationId === 'rotateSecretsKey') continue;
       requests += 1;
-      const { status, type, text } = await send(port, call, shown).catch((error: Error) => ({ status: 0, type: '', text: error.message }));
+      const { status, type, text } = await send(port, call, shown).catch((error: Error) => ({
+        status: 0,
+        type: '',
+        text: error.message,
+      }));
       statuses[status] = (statuses[status] ?? 0) + 1;
       judge(call, status, type, text);
       fuzzer.learn(text);
@@ -365,10 +411,16 @@ if (process.argv[1]?.endsWith('http-fuzz.js')) {
     console.log(`seed ${seed}, ${seconds} s, ${postgres ? 'PostgreSQL' : 'SQLite'}`);
     const { requests, findings, statuses } = await fuzz(du, { seconds: Number(seconds), seed: Number(seed) });
     for (const finding of findings) console.log(JSON.stringify(finding));
-    const { rss } = JSON.parse(await readFile(`/proc/${du.pid}/status`, 'utf8').then((text) => `{"rss":${/VmRSS:\s+(\d+)/.exec(text)?.[1] ?? 0}}`)) as {
+    const { rss } = JSON.parse(
+      await readFile(`/proc/${du.pid}/status`, 'utf8').then(
+        (text) => `{"rss":${/VmRSS:\s+(\d+)/.exec(text)?.[1] ?? 0}}`,
+      ),
+    ) as {
       rss: number;
     };
-    console.log(`${requests} requests, ${findings.length} findings, ${JSON.stringify(statuses)}, ${Math.round(rss / 1024)} MiB at the end`);
+    console.log(
+      `${requests} requests, ${findings.length} findings, ${JSON.stringify(statuses)}, ${Math.round(rss / 1024)} MiB at the end`,
+    );
     process.exitCode = findings.length > 0 ? 1 : 0;
   } finally {
     agent.destroy();

@@ -15,7 +15,11 @@ describe.each(['SQLite', 'PostgreSQL'] as const)('L1: the API on %s', (database)
     const sent = body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body);
     const answer = await fetch(`${du.url}${path}`, {
       method,
-      headers: { authorization: `Bearer ${await du.token()}`, ...(sent === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
+      headers: {
+        authorization: `Bearer ${await du.token()}`,
+        ...(sent === undefined ? {} : { 'content-type': 'application/json' }),
+        ...headers,
+      },
       ...(sent === undefined ? {} : { body: sent }),
     });
     return {
@@ -28,7 +32,12 @@ describe.each(['SQLite', 'PostgreSQL'] as const)('L1: the API on %s', (database)
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), 'airdock-inputs-'));
     postgres = database === 'PostgreSQL' ? await startPostgres() : undefined;
-    du = await Du.start({ folder, privateRegistryType: 'none', stopsRegistry: true, environment: postgres ? { DATABASE_URL: postgres.url } : {} });
+    du = await Du.start({
+      folder,
+      privateRegistryType: 'none',
+      stopsRegistry: true,
+      environment: postgres ? { DATABASE_URL: postgres.url } : {},
+    });
   });
   afterAll(async () => {
     await du?.stop();
@@ -70,22 +79,33 @@ describe.each(['SQLite', 'PostgreSQL'] as const)('L1: the API on %s', (database)
     expect(json.code).toEqual(expect.any(String));
   });
 
-  it.each(['partial', 'final;/v1/uploads/a /v1/uploads/b', 'x'])('answers an upload with Upload-Concat: %s with a problem document', async (concat) => {
-    const headers = { 'tus-resumable': '1.0.0', 'upload-length': '3', 'upload-concat': concat };
-    const { status, type, json } = await call('POST', '/v1/uploads', undefined, headers);
-    expect({ status, type }).toEqual({ status: 400, type: expect.stringContaining('application/problem+json') });
-    expect(json.detail).not.toContain('{');
-  });
+  it.each(['partial', 'final;/v1/uploads/a /v1/uploads/b', 'x'])(
+    'answers an upload with Upload-Concat: %s with a problem document',
+    async (concat) => {
+      const headers = { 'tus-resumable': '1.0.0', 'upload-length': '3', 'upload-concat': concat };
+      const { status, type, json } = await call('POST', '/v1/uploads', undefined, headers);
+      expect({ status, type }).toEqual({ status: 400, type: expect.stringContaining('application/problem+json') });
+      expect(json.detail).not.toContain('{');
+    },
+  );
 
   it('answers uploads that are created without a body', async () => {
     for (const length of ['0', '3'])
-      expect((await call('POST', '/v1/uploads', undefined, { 'tus-resumable': '1.0.0', 'upload-length': length })).status).toBe(201);
-    const { status } = await bySocket(du.socket, 'POST', '/v1/uploads', { headers: { 'tus-resumable': '1.0.0', 'upload-length': '3' } });
+      expect(
+        (await call('POST', '/v1/uploads', undefined, { 'tus-resumable': '1.0.0', 'upload-length': length })).status,
+      ).toBe(201);
+    const { status } = await bySocket(du.socket, 'POST', '/v1/uploads', {
+      headers: { 'tus-resumable': '1.0.0', 'upload-length': '3' },
+    });
     expect(status).toBe(201);
   });
 
   it('takes no control characters as the name of an upload', async () => {
-    const headers = { 'tus-resumable': '1.0.0', 'upload-length': '3', 'upload-metadata': `filename ${Buffer.from('a\0b').toString('base64')}` };
+    const headers = {
+      'tus-resumable': '1.0.0',
+      'upload-length': '3',
+      'upload-metadata': `filename ${Buffer.from('a\0b').toString('base64')}`,
+    };
     expect((await call('POST', '/v1/uploads', undefined, headers)).status).toBe(400);
   });
 

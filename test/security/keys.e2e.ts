@@ -10,8 +10,10 @@ describe('M10: keys of a DU', () => {
   let folder: string;
   let du: Du;
   const password = 'S3cret-of-the-key-test';
-  const post = (path: string, body: unknown, headers: Record<string, string> = {}) => bySocket(du.socket, 'POST', path, { body, headers });
-  const status = async (token: string) => (await fetch(`${du.url}/v1/jobs`, { headers: { authorization: `Bearer ${token}` } })).status;
+  const post = (path: string, body: unknown, headers: Record<string, string> = {}) =>
+    bySocket(du.socket, 'POST', path, { body, headers });
+  const status = async (token: string) =>
+    (await fetch(`${du.url}/v1/jobs`, { headers: { authorization: `Bearer ${token}` } })).status;
   const sealedNow = async () => {
     const internal = { headers: { authorization: `Bearer ${await du.internalToken()}` } };
     const host = await bySocket(du.socket, 'GET', '/v1/states/host', internal);
@@ -42,11 +44,15 @@ describe('M10: keys of a DU', () => {
   it('replaces the token without a restart; the one before counts for a while, or not at all', async () => {
     const first = await du.token();
     const rotated = await post('/v1/token-rotations', { keepPreviousMinutes: 10 });
-    expect(rotated).toMatchObject({ status: 201, json: { tokenFile: join(du.dataDir, 'admin.token'), previousUntil: expect.any(String) } });
+    expect(rotated).toMatchObject({
+      status: 201,
+      json: { tokenFile: join(du.dataDir, 'admin.token'), previousUntil: expect.any(String) },
+    });
     const second = await du.token();
     expect(rotated.text).not.toContain(second);
     expect([await status(first), await status(second)]).toEqual([200, 200]);
-    for (const file of ['admin.token', 'admin.token.previous']) expect((await stat(join(du.dataDir, file))).mode & 0o777).toBe(0o600);
+    for (const file of ['admin.token', 'admin.token.previous'])
+      expect((await stat(join(du.dataDir, file))).mode & 0o777).toBe(0o600);
     expect(await readFile(join(du.dataDir, 'admin.token.previous'), 'utf8')).not.toContain(first);
     await post('/v1/token-rotations', { keepPreviousMinutes: 0 });
     expect([await status(first), await status(second), await status(await du.token())]).toEqual([401, 401, 200]);
@@ -66,7 +72,11 @@ describe('M10: keys of a DU', () => {
   });
 
   it('exchanges secrets.key with all sealed texts, also when the DU is killed in the middle', async () => {
-    const made = await post('/v1/ssh-credentials', { name: 'keys', username: 'root', password }, { 'idempotency-key': 'one' });
+    const made = await post(
+      '/v1/ssh-credentials',
+      { name: 'keys', username: 'root', password },
+      { 'idempotency-key': 'one' },
+    );
     expect(made.status).toBe(201);
     expect((await post('/v1/webhook-endpoints', { url: 'http://10.255.0.1/', events: ['*'] })).status).toBe(201);
     const path = join(du.dataDir, 'secrets.key');
@@ -75,10 +85,16 @@ describe('M10: keys of a DU', () => {
     const before = (await bySocket(du.socket, 'GET', '/v1/secrets-key')).json;
     const job = await post('/v1/secrets-key/rotations', {});
     expect(job.status).toBe(202);
-    await waitFor(async () => (await readFile(path, 'utf8')).trim().split('\n').length === 2, { what: 'two keys', timeoutMs: 20_000 });
+    await waitFor(async () => (await readFile(path, 'utf8')).trim().split('\n').length === 2, {
+      what: 'two keys',
+      timeoutMs: 20_000,
+    });
     await du.end('SIGKILL');
     // Nothing is lost at any moment: the file has both keys, in full.
-    expect((await readFile(path, 'utf8')).trim().split('\n')).toEqual([expect.stringMatching(/^[0-9a-f]{64}$/), keyBefore]);
+    expect((await readFile(path, 'utf8')).trim().split('\n')).toEqual([
+      expect.stringMatching(/^[0-9a-f]{64}$/),
+      keyBefore,
+    ]);
     await du.startProcess();
     expect(await ended(job.json.id)).toMatchObject({ state: 'succeeded', result: { unreadable: 0 } });
     const keyAfter = (await readFile(path, 'utf8')).trim();
@@ -93,7 +109,9 @@ describe('M10: keys of a DU', () => {
     await du.end();
     await du.startProcess();
     const id = String(made.json.id);
-    expect((await bySocket(du.socket, 'PATCH', `/v1/ssh-credentials/${id}`, { body: { sudoPassword: 'another' } })).status).toBe(200);
+    expect(
+      (await bySocket(du.socket, 'PATCH', `/v1/ssh-credentials/${id}`, { body: { sudoPassword: 'another' } })).status,
+    ).toBe(200);
     for (const text of [await readFile(path, 'utf8'), du.output]) expect(text).not.toContain(password);
   });
 });
@@ -106,15 +124,22 @@ describe('L2: what a copy of the database tells', () => {
       const body = { name: 'digest', username: 'root', password: 'Sommer2026!' };
       const headers = { 'idempotency-key': 'a-key' };
       const first = await bySocket(du.socket, 'POST', '/v1/ssh-credentials', { body, headers });
-      expect(await bySocket(du.socket, 'POST', '/v1/ssh-credentials', { body, headers })).toMatchObject({ status: 201, text: first.text });
-      expect(await bySocket(du.socket, 'POST', '/v1/ssh-credentials', { body: { ...body, password: 'x' }, headers })).toMatchObject({ status: 422 });
+      expect(await bySocket(du.socket, 'POST', '/v1/ssh-credentials', { body, headers })).toMatchObject({
+        status: 201,
+        text: first.text,
+      });
+      expect(
+        await bySocket(du.socket, 'POST', '/v1/ssh-credentials', { body: { ...body, password: 'x' }, headers }),
+      ).toMatchObject({ status: 422 });
       await du.end();
       const file = join(du.dataDir, 'db', 'host.sqlite');
       const wal = await readFile(`${file}-wal`, 'latin1').catch(() => '');
       const text = (await readFile(file, 'latin1')) + wal;
       // What somebody with a list of words would look for.
       const { createHash } = await import('node:crypto');
-      const guesses = [JSON.stringify(body), JSON.stringify({ ...body }), body.password].map((guess) => createHash('sha256').update(guess).digest('hex'));
+      const guesses = [JSON.stringify(body), JSON.stringify({ ...body }), body.password].map((guess) =>
+        createHash('sha256').update(guess).digest('hex'),
+      );
       for (const guess of guesses) expect(text).not.toContain(guess);
       expect(text).toContain('createdAt');
     } finally {

@@ -3,7 +3,14 @@ import { execFile } from 'node:child_process';
 import { chmod, mkdir, readdir, readFile, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { createBundle, createDuUpgrade, createPush, deleteBundle, getBundle, getDuUpgrade } from '@airdock/clients/generated/sdk.gen';
+import {
+  createBundle,
+  createDuUpgrade,
+  createPush,
+  deleteBundle,
+  getBundle,
+  getDuUpgrade,
+} from '@airdock/clients/generated/sdk.gen';
 import type { Job } from '@airdock/clients/generated/types.gen';
 import type { Client } from '@airdock/clients/service-clients';
 import { digestOf } from '@airdock/core/oci/digest';
@@ -54,7 +61,8 @@ describe('M2: parts of a bundle', () => {
     expect(await registering('p.tar.aa')).toBe('bundle_unsafe');
     await mkdir(file('inner'));
     await mkdir(join(folder.path, 'elsewhere'));
-    for (const part of ['aa', 'ab']) await writeFile(join(folder.path, 'elsewhere', `l.tar.${part}`), Buffer.alloc(1024));
+    for (const part of ['aa', 'ab'])
+      await writeFile(join(folder.path, 'elsewhere', `l.tar.${part}`), Buffer.alloc(1024));
     await symlink(join(folder.path, 'elsewhere'), file('inner/link'));
     expect(await registering('inner/link/l.tar.aa')).toBe('bundle_path_forbidden');
   });
@@ -91,7 +99,9 @@ describe('M2: parts of a bundle', () => {
 describe('M11: an upload that is a bundle', () => {
   it('stays, however old it is; one that nobody went on with goes', async () => {
     const source = join(folder.path, 'uploaded.tar');
-    await buildDockerArchive(source, [await makeImage({ name: 'quay.io/kept:1', layers: [{ randomBytes: 50_000, seed: 'kept' }] })]);
+    await buildDockerArchive(source, [
+      await makeImage({ name: 'quay.io/kept:1', layers: [{ randomBytes: 50_000, seed: 'kept' }] }),
+    ]);
     const token = await du.token();
     const uploadId = await upload(du.url, token, source);
     const abandoned = await upload(du.url, token, source);
@@ -107,9 +117,14 @@ describe('M11: an upload that is a bundle', () => {
     await du.end();
     await du.startProcess();
     client = await du.client();
-    await waitFor(async () => !(await readdir(uploads)).includes(abandoned), { what: 'the abandoned upload to be removed', timeoutMs: 30_000 });
+    await waitFor(async () => !(await readdir(uploads)).includes(abandoned), {
+      what: 'the abandoned upload to be removed',
+      timeoutMs: 30_000,
+    });
     expect(await readdir(uploads)).toContain(uploadId);
-    expect(await success(client, createPush({ client, body: { bundleId: bundle }, throwOnError: true }))).toMatchObject({ state: 'succeeded' });
+    expect(await success(client, createPush({ client, body: { bundleId: bundle }, throwOnError: true }))).toMatchObject(
+      { state: 'succeeded' },
+    );
     await deleteBundle({ client, path: { id: bundle }, throwOnError: true });
     expect(await readdir(uploads)).not.toContain(uploadId);
   });
@@ -117,7 +132,10 @@ describe('M11: an upload that is a bundle', () => {
 
 describe('H5: a program of an upgrade', () => {
   const begin = async (body: object): Promise<Job> =>
-    endOf(client, (await createDuUpgrade({ client, body: { toVersion: 'v-5.4.0', ...body } as never, throwOnError: true })).data.id);
+    endOf(
+      client,
+      (await createDuUpgrade({ client, body: { toVersion: 'v-5.4.0', ...body } as never, throwOnError: true })).data.id,
+    );
   const exists = (path: string) =>
     stat(path).then(
       () => true,
@@ -134,12 +152,16 @@ describe('H5: a program of an upgrade', () => {
 
   it('is not run by a dry run, by itself or in an image', async () => {
     const { marker, path, script } = await program('registry');
-    await buildDockerArchive(file('eng.tar'), [await makeImage({ name: 'registry:2', layers: [{ files: { 'bin/registry': script } }] })]);
+    await buildDockerArchive(file('eng.tar'), [
+      await makeImage({ name: 'registry:2', layers: [{ files: { 'bin/registry': script } }] }),
+    ]);
     for (const engine of [{ binary: path }, { image: 'eng.tar' }]) {
       const job = await begin({ engine, dryRun: true });
       expect({ run: await exists(marker) }).toEqual({ run: false });
       const { data: upgrade } = await getDuUpgrade({ client, path: { id: resourceId(job) }, throwOnError: true });
-      expect(upgrade.problems?.find(({ check }) => check === 'engine')?.detail).toContain(digestOf(Buffer.from(script)));
+      expect(upgrade.problems?.find(({ check }) => check === 'engine')?.detail).toContain(
+        digestOf(Buffer.from(script)),
+      );
     }
     expect(await readdir(join(du.dataDir, 'registry/engines'))).toEqual([]);
   });
@@ -147,13 +169,17 @@ describe('H5: a program of an upgrade', () => {
   it('is not run when it is another one than was asked for, nor asked for by its name alone', async () => {
     const { marker, path, script } = await program('registry-new');
     await expect(begin({ engine: { binary: path } })).rejects.toMatchObject({ code: 'du_engine_digest_missing' });
-    await buildDockerArchive(file('eng2.tar'), [await makeImage({ name: 'registry:2', layers: [{ files: { 'bin/registry': script } }] })]);
+    await buildDockerArchive(file('eng2.tar'), [
+      await makeImage({ name: 'registry:2', layers: [{ files: { 'bin/registry': script } }] }),
+    ]);
     for (const engine of [{ binary: path }, { image: 'eng2.tar' }]) {
       const job = await begin({ engine: { ...engine, digest: `sha256:${'0'.repeat(64)}` } });
       expect(job).toMatchObject({ state: 'failed', error: { code: 'du_upgrade_preflight_failed' } });
       expect(await exists(marker)).toBe(false);
     }
     await symlink('/bin/sh', file('registry-link'));
-    await expect(begin({ engine: { binary: 'registry-link', digest: `sha256:${'0'.repeat(64)}` } })).rejects.toMatchObject({ code: 'bundle_path_forbidden' });
+    await expect(
+      begin({ engine: { binary: 'registry-link', digest: `sha256:${'0'.repeat(64)}` } }),
+    ).rejects.toMatchObject({ code: 'bundle_path_forbidden' });
   });
 });

@@ -54,7 +54,10 @@ describe('M6: requests that others choose the target of', () => {
   });
 
   it.each(forbidden)('send no webhooks to %s', async (url) => {
-    expect(await post('/v1/webhook-endpoints', { url: at(url), events: ['*'] })).toMatchObject({ status: 422, json: { code: 'webhook_target_forbidden' } });
+    expect(await post('/v1/webhook-endpoints', { url: at(url), events: ['*'] })).toMatchObject({
+      status: 422,
+      json: { code: 'webhook_target_forbidden' },
+    });
     expect(hits).toBe(0);
   });
 
@@ -67,14 +70,23 @@ describe('M6: requests that others choose the target of', () => {
     expect(hits).toBe(0);
   });
 
-  it.each(['ftp://10.0.0.1', 'file:///etc/passwd', 'http://user:pw@10.0.0.1', '', 'http://', 'nonsense'])('take no URL %j', async (url) => {
-    expect((await post('/v1/webhook-endpoints', { url, events: ['*'] })).status).toBe(422);
-    expect((await bySocket(du.socket, 'PUT', '/v1/registry', { body: { mode: 'external', externalUrl: url } })).status).toBe(422);
-    expect((await post('/v1/restores', { backupId: '0198c0de-0000-7000-8000-000000000000', registry: { url } })).status).toBe(422);
-  });
+  it.each(['ftp://10.0.0.1', 'file:///etc/passwd', 'http://user:pw@10.0.0.1', '', 'http://', 'nonsense'])(
+    'take no URL %j',
+    async (url) => {
+      expect((await post('/v1/webhook-endpoints', { url, events: ['*'] })).status).toBe(422);
+      expect(
+        (await bySocket(du.socket, 'PUT', '/v1/registry', { body: { mode: 'external', externalUrl: url } })).status,
+      ).toBe(422);
+      expect(
+        (await post('/v1/restores', { backupId: '0198c0de-0000-7000-8000-000000000000', registry: { url } })).status,
+      ).toBe(422);
+    },
+  );
 
   it('reach registries on private networks', async () => {
-    const put = await bySocket(du.socket, 'PUT', '/v1/registry', { body: { mode: 'external', externalUrl: 'http://10.255.255.1:5000' } });
+    const put = await bySocket(du.socket, 'PUT', '/v1/registry', {
+      body: { mode: 'external', externalUrl: 'http://10.255.255.1:5000' },
+    });
     expect(put.status).toBe(202);
     expect((await bySocket(du.socket, 'PUT', '/v1/registry', { body: { mode: 'none' } })).status).toBe(202);
   });

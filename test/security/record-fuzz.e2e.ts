@@ -7,6 +7,12 @@ it('H4: records that were changed by chance are read or refused, each with a cod
   expect(findings.filter((finding) => !finding.includes(' took '))).toEqual([]);
   expect(cases).toBe(400);
   expect(Object.keys(ends).sort()).toEqual(
-    expect.arrayContaining(['backup_corrupt', 'backup_signature_wrong', 'backup_signer_unknown', 'backup_unsigned', 'read']),
+    expect.arrayContaining([
+      'backup_corrupt',
+      'backup_signature_wrong',
+      'backup_signer_unknown',
+      'backup_unsigned',
+      'read',
+    ]),
   );
 });

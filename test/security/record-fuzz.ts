@@ -61,11 +61,25 @@ function random(seed: number) {
 type Random = ReturnType<typeof random>;
 
 function validRecord({ below }: Random): Buffer {
-  const blobs = Array.from({ length: 1 + below(20) }, (_, index) => ({ digest: digestOf(Buffer.from(`${index}`)), size: 1 + below(1_000_000) }));
+  const blobs = Array.from({ length: 1 + below(20) }, (_, index) => ({
+    digest: digestOf(Buffer.from(`${index}`)),
+    size: 1 + below(1_000_000),
+  }));
   const references = blobs
     .slice(0, 1 + below(blobs.length))
     .map((blob, index) => ({ ...blob, repository: `a/b${index}`, tag: 'v1', mediaType: mediaTypes.ociManifest }));
-  return formatBackupRecord({ id, createdAt: '2024-01-01T00:00:00.000Z', sequence: below(100), references, settings: [], blobs, description: 'a backup' }, 2);
+  return formatBackupRecord(
+    {
+      id,
+      createdAt: '2024-01-01T00:00:00.000Z',
+      sequence: below(100),
+      references,
+      settings: [],
+      blobs,
+      description: 'a backup',
+    },
+    2,
+  );
 }
 
 const strange = ({ pick, below, next }: Random): unknown =>
@@ -85,20 +99,37 @@ function changeShape(value: unknown, dice: Random): unknown {
   if (typeof value !== 'object' || value === null || dice.next() < 0.15) return strange(dice);
   const keys = Object.keys(value);
   const key = dice.pick([...keys, dice.pick(words)]);
-  if (Array.isArray(value)) return value.map((one: unknown, index) => (String(index) === key ? changeShape(one, dice) : one));
+  if (Array.isArray(value))
+    return value.map((one: unknown, index) => (String(index) === key ? changeShape(one, dice) : one));
   if (dice.next() < 0.2) return Object.fromEntries(Object.entries(value).filter(([name]) => name !== key));
   return { ...value, [key]: changeShape((value as Record<string, unknown>)[key], dice) };
 }
 
 function changeBytes(bytes: Buffer, { below, pick, next }: Random): Buffer {
   const changed = Buffer.from(bytes);
-  for (let count = 1 + below(8); count > 0; count--) changed[below(changed.byteLength)] = pick([0, 0x22, 0x5b, 0x5d, 0x7b, 0x7d, 0x2c, 0x5c, 0xff, below(256)]);
+  for (let count = 1 + below(8); count > 0; count--)
+    changed[below(changed.byteLength)] = pick([0, 0x22, 0x5b, 0x5d, 0x7b, 0x7d, 0x2c, 0x5c, 0xff, below(256)]);
   return next() < 0.2 ? changed.subarray(0, below(changed.byteLength)) : changed;
 }
 
 /** Much of one thing: what costs memory or time where it is not counted. */
 function large({ pick, below }: Random): Buffer {
-  const unit = pick(['{},', '[', '{"a":', '"",', '1,', '\\"', ' ', '"\\\\', '{"references":[', '[[],', 'null,', '{"id":"b","id":"b"},', '\u00e9', '0']);
+  const unit = pick([
+    '{},',
+    '[',
+    '{"a":',
+    '"",',
+    '1,',
+    '\\"',
+    ' ',
+    '"\\\\',
+    '{"references":[',
+    '[[],',
+    'null,',
+    '{"id":"b","id":"b"},',
+    '\u00e9',
+    '0',
+  ]);
   const count = Math.floor((below(12) * 1024 * 1024) / unit.length) + 1;
   const keys = () => Array.from({ length: below(200_000) }, (_, index) => `"k${index}":0`).join(',');
   return Buffer.from(
@@ -132,7 +163,12 @@ export interface FuzzOptions {
 }
 
 /** Reads files until the time is over or so many were read. */
-export async function fuzzRecords({ seed, seconds, first = 0, cases = Number.POSITIVE_INFINITY }: FuzzOptions): Promise<FuzzResult> {
+export async function fuzzRecords({
+  seed,
+  seconds,
+  first = 0,
+  cases = Number.POSITIVE_INFINITY,
+}: FuzzOptions): Promise<FuzzResult> {
   const folder = await mkdtemp(join(tmpdir(), 'airdock-record-fuzz-'));
   const result: FuzzResult = { seed, cases: 0, ends: {}, slowestMs: 0, findings: [] };
   try {
@@ -140,7 +176,11 @@ export async function fuzzRecords({ seed, seconds, first = 0, cases = Number.POS
     await using store = await BackupStore.open(storage, { signatures: { own, trusted: [parsePublicKey(other.text)] } });
     await mkdir(join(folder, 'backups'), { recursive: true });
     const file = join(folder, 'backups', `${id}.json`);
-    for (const end = performance.now() + seconds * 1000; performance.now() < end && result.cases < cases && result.findings.length < 20; result.cases++) {
+    for (
+      const end = performance.now() + seconds * 1000;
+      performance.now() < end && result.cases < cases && result.findings.length < 20;
+      result.cases++
+    ) {
       const number = first + result.cases;
       const dice = random(seed * 1_000_003 + number);
       const bytes = caseOf(dice);
@@ -148,7 +188,8 @@ export async function fuzzRecords({ seed, seconds, first = 0, cases = Number.POS
       const checksum = `${createHash('sha256').update(bytes).digest('hex')}  ${id}.json\n`;
       await writeFile(`${file}.sha256`, dice.next() < 0.95 ? checksum : changeBytes(Buffer.from(checksum), dice));
       const signature = formatSignature(dice.pick([own, other, signingKeyOf(Buffer.alloc(32, 3))]), bytes);
-      if (dice.next() < 0.9) await writeFile(`${file}.sig`, dice.next() < 0.8 ? signature : changeBytes(signature, dice));
+      if (dice.next() < 0.9)
+        await writeFile(`${file}.sig`, dice.next() < 0.8 ? signature : changeBytes(signature, dice));
       else await rm(`${file}.sig`, { force: true });
       const before = process.cpuUsage();
       let ended = 'read';
@@ -156,8 +197,10 @@ export async function fuzzRecords({ seed, seconds, first = 0, cases = Number.POS
         await store.readSigned(id, { allowUnsigned: dice.next() < 0.9 });
       } catch (error) {
         ended = error instanceof AppError ? error.code : String(error);
-        if (!(error instanceof AppError) || error.family === 'internal') result.findings.push(`case ${number}: ${ended.slice(0, 200)}`);
-        else if (error.message.length > 2_000) result.findings.push(`case ${number}: an error of ${error.message.length} characters`);
+        if (!(error instanceof AppError) || error.family === 'internal')
+          result.findings.push(`case ${number}: ${ended.slice(0, 200)}`);
+        else if (error.message.length > 2_000)
+          result.findings.push(`case ${number}: an error of ${error.message.length} characters`);
       }
       const { user, system } = process.cpuUsage(before);
       const took = (user + system) / 1000;

@@ -40,7 +40,9 @@ const registry = async () => (await getRegistry({ client, throwOnError: true }))
 
 async function pushPause(target: Du): Promise<string> {
   const file = join(target.bundleDir, 'pause.tar');
-  await buildOciArchive(file, [await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [{ files: { a: 'honest' } }] })]);
+  await buildOciArchive(file, [
+    await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [{ files: { a: 'honest' } }] }),
+  ]);
   await push(client, await register(client, file));
   return (await digestAt(target.registryPort, 'pause:3.2')) ?? '';
 }
@@ -60,11 +62,22 @@ describe('a local user without rights (C2)', () => {
     const target = await start();
     const digest = await pushPause(target);
     const local = `http://localhost:${target.registryPort}/v2`;
-    expect((await curlAsNobody(`${local}/pause/manifests/3.2`, '-H', 'Accept: application/vnd.oci.image.manifest.v1+json')).status).toBe(200);
+    expect(
+      (await curlAsNobody(`${local}/pause/manifests/3.2`, '-H', 'Accept: application/vnd.oci.image.manifest.v1+json'))
+        .status,
+    ).toBe(200);
     const attempts = [
       ['-X', 'POST', `${local}/pause/blobs/uploads/`],
       ['-X', 'POST', `${local}/pause/blobs/uploads/?mount=${digest}&from=other`],
-      ['-X', 'PUT', '--data-binary', '{}', '-H', 'Content-Type: application/vnd.oci.image.manifest.v1+json', `${local}/pause/manifests/3.2`],
+      [
+        '-X',
+        'PUT',
+        '--data-binary',
+        '{}',
+        '-H',
+        'Content-Type: application/vnd.oci.image.manifest.v1+json',
+        `${local}/pause/manifests/3.2`,
+      ],
       ['-X', 'PATCH', `${local}/pause/blobs/uploads/00000000-0000-0000-0000-000000000000`],
       ['-X', 'DELETE', `${local}/pause/manifests/${digest}`],
       ['-X', 'POST', '-H', 'Host: evil.invalid', '-H', 'Origin: http://evil.invalid', `${local}/pause/blobs/uploads/`],
@@ -77,11 +90,19 @@ describe('a local user without rights (C2)', () => {
     }
     // The registry itself: neither its sockets nor any port of it.
     for (const socket of Object.values(registrySockets(join(target.dataDir, 'run/registry')))) {
-      const { code, stderr } = await runAsNobody('curl', '-sS', '--unix-socket', socket.slice('unix:'.length), 'http://localhost/v2/');
+      const { code, stderr } = await runAsNobody(
+        'curl',
+        '-sS',
+        '--unix-socket',
+        socket.slice('unix:'.length),
+        'http://localhost/v2/',
+      );
       expect([code, stderr]).toEqual([7, expect.stringContaining('connect')]);
     }
     const pids = await registryPids(target);
-    const listeners = (await run('ss', ['-Hltnp'])).stdout.split('\n').filter((line) => pids.some((pid) => line.includes(`pid=${pid},`)));
+    const listeners = (await run('ss', ['-Hltnp'])).stdout
+      .split('\n')
+      .filter((line) => pids.some((pid) => line.includes(`pid=${pid},`)));
     expect(listeners).toEqual([]);
     expect(await digestAt(target.registryPort, 'pause:3.2')).toBe(digest);
   });
@@ -89,11 +110,19 @@ describe('a local user without rights (C2)', () => {
   it('does not become the registry: a decoy of its processes is neither taken for it nor ended, and is named', async () => {
     const target = await start({ registry: {} });
     const digest = await pushPause(target);
-    const config = (await readdir(join(target.dataDir, 'registry'))).find((name) => name.startsWith('read-only.') && name.endsWith('.yml')) ?? '';
+    const config =
+      (await readdir(join(target.dataDir, 'registry'))).find(
+        (name) => name.startsWith('read-only.') && name.endsWith('.yml'),
+      ) ?? '';
     const words = ['serve', join(target.dataDir, 'registry', config)];
     await using decoy = await NobodysProcess.start(async () => true, 'sh', '-c', 'while :; do sleep 1; done', ...words);
-    await waitFor(async () => (await registry()).foreignProcesses.length > 0, { what: 'the decoy to be named', timeoutMs: 60_000 });
-    expect((await registry()).foreignProcesses).toEqual([{ kind: 'decoy', port: null, pid: decoy.pid, uid: nobody, program: expect.any(String) }]);
+    await waitFor(async () => (await registry()).foreignProcesses.length > 0, {
+      what: 'the decoy to be named',
+      timeoutMs: 60_000,
+    });
+    expect((await registry()).foreignProcesses).toEqual([
+      { kind: 'decoy', port: null, pid: decoy.pid, uid: nobody, program: expect.any(String) },
+    ]);
     expect(target.output).toContain(`pid ${decoy.pid} of user ${nobody}`);
     // Also a DU that knows nothing of what it had started takes its own two, and no other.
     await target.end('SIGKILL');
@@ -120,13 +149,24 @@ describe('a local user without rights (C2)', () => {
     await target.stop();
     await using squatter = await squat(target.registryPort);
     await target.startProcess();
-    await waitFor(async () => (await registry()).foreignProcesses.length > 0, { what: 'the squatter to be named', timeoutMs: 60_000 });
+    await waitFor(async () => (await registry()).foreignProcesses.length > 0, {
+      what: 'the squatter to be named',
+      timeoutMs: 60_000,
+    });
     const seen = await registry();
     expect(seen).toMatchObject({
       error: null,
       localhostError: { code: 'registry_port_taken', detail: expect.stringContaining(`of user ${nobody}`) },
       health: { ok: true, readOnlyOk: true, localhostOk: false },
-      foreignProcesses: [{ kind: 'listener', port: target.registryPort, pid: squatter.pid, uid: nobody, program: expect.stringContaining('busybox') }],
+      foreignProcesses: [
+        {
+          kind: 'listener',
+          port: target.registryPort,
+          pid: squatter.pid,
+          uid: nobody,
+          program: expect.stringContaining('busybox'),
+        },
+      ],
     });
     expect(target.output).toContain(`of user ${nobody}`);
     const ready = await fetch(`${target.url}/readyz`);
@@ -154,7 +194,10 @@ describe('a local user without rights (C2)', () => {
     expect(await readFile(answer, 'utf8')).toContain(digest);
     expect(squatter.isRunning).toBe(true);
     await squatter[Symbol.asyncDispose]();
-    await waitFor(async () => (await registry()).localhostError === null, { what: 'the front to have its port', timeoutMs: 30_000 });
+    await waitFor(async () => (await registry()).localhostError === null, {
+      what: 'the front to have its port',
+      timeoutMs: 30_000,
+    });
     expect(await digestAt(target.registryPort, 'pause:3.2')).toBe(digest);
   });
 });
@@ -167,22 +210,48 @@ describe('an operator', () => {
     const name = `localhost:${target.registryPort}/site/tool:1`;
     const auth = ['--authfile', join(folder.path, 'auth.json')];
     const copy = (...options: string[]) =>
-      run('skopeo', ['copy', '--insecure-policy', '--dest-tls-verify=false', ...options, `docker-archive:${archive}`, `docker://${name}`]);
-    await expect(copy()).rejects.toMatchObject({ stderr: expect.stringMatching(/unauthorized|authentication required|log in as airdock/i) });
+      run('skopeo', [
+        'copy',
+        '--insecure-policy',
+        '--dest-tls-verify=false',
+        ...options,
+        `docker-archive:${archive}`,
+        `docker://${name}`,
+      ]);
+    await expect(copy()).rejects.toMatchObject({
+      stderr: expect.stringMatching(/unauthorized|authentication required|log in as airdock/i),
+    });
     await expect(copy('--dest-creds', 'airdock:wrong')).rejects.toMatchObject({ code: 1 });
     expect(await digestAt(target.registryPort, 'site/tool:1')).toBeUndefined();
     const password = await readFile(localPushPasswordFile(target.dataDir), 'utf8');
-    const login = run('skopeo', ['login', '--tls-verify=false', ...auth, '--username', 'airdock', '--password-stdin', `localhost:${target.registryPort}`]);
+    const login = run('skopeo', [
+      'login',
+      '--tls-verify=false',
+      ...auth,
+      '--username',
+      'airdock',
+      '--password-stdin',
+      `localhost:${target.registryPort}`,
+    ]);
     login.child.stdin?.end(password);
     await login;
     await copy(...auth);
     const digest = await digestAt(target.registryPort, 'site/tool:1');
     expect(digest).toMatch(/^sha256:/);
     // Everybody pulls, also who has no credential and asks as Docker does: without a token first.
-    await run('skopeo', ['copy', '--insecure-policy', '--src-tls-verify=false', `docker://${name}`, `dir:${join(folder.path, 'pulled')}`]);
+    await run('skopeo', [
+      'copy',
+      '--insecure-policy',
+      '--src-tls-verify=false',
+      `docker://${name}`,
+      `dir:${join(folder.path, 'pulled')}`,
+    ]);
     expect((await curlAsNobody(`http://localhost:${target.registryPort}/v2/site/tool/manifests/1`)).status).toBe(200);
     expect((await runAsNobody('cat', localPushPasswordFile(target.dataDir))).code).not.toBe(0);
-    expect((await curlAsNobody(`http://localhost:${target.registryPort}/v2/site/tool/manifests/${digest}`, '-X', 'DELETE')).status).toBe(401);
+    expect(
+      (await curlAsNobody(`http://localhost:${target.registryPort}/v2/site/tool/manifests/${digest}`, '-X', 'DELETE'))
+        .status,
+    ).toBe(401);
     // The front goes on as it was when Airdock is killed.
     const pid = await registryPid(target, 'read-only');
     await target.end('SIGKILL');
@@ -201,14 +270,19 @@ describe.skipIf(!started.engine?.socketPath)('an operator with Docker', () => {
   it('pushes to localhost once he has logged in', async () => {
     const target = await start({ registry: { localPush: true } });
     const archive = join(folder.path, 'tool.tar');
-    await buildDockerArchive(archive, [await makeImage({ name: 'site/docker-tool:1', layers: [{ files: { a: 'b' } }] })]);
-    const docker = (...args: string[]) => run('docker', ['--config', join(folder.path, 'docker'), '-H', `unix://${started.engine?.socketPath}`, ...args]);
+    await buildDockerArchive(archive, [
+      await makeImage({ name: 'site/docker-tool:1', layers: [{ files: { a: 'b' } }] }),
+    ]);
+    const docker = (...args: string[]) =>
+      run('docker', ['--config', join(folder.path, 'docker'), '-H', `unix://${started.engine?.socketPath}`, ...args]);
     const registry = `localhost:${target.registryPort}`;
     const name = `${registry}/site/docker-tool:1`;
     try {
       await docker('load', '--quiet', '--input', archive);
       await docker('tag', 'site/docker-tool:1', name);
-      await expect(docker('push', '--quiet', name)).rejects.toMatchObject({ stderr: expect.stringMatching(/unauthorized|no basic auth|log in as airdock/i) });
+      await expect(docker('push', '--quiet', name)).rejects.toMatchObject({
+        stderr: expect.stringMatching(/unauthorized|no basic auth|log in as airdock/i),
+      });
       const login = docker('login', '--username', 'airdock', '--password-stdin', registry);
       login.child.stdin?.end(await readFile(localPushPasswordFile(target.dataDir), 'utf8'));
       await login;

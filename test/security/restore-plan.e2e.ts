@@ -46,8 +46,16 @@ beforeEach(async () => {
   const body = { name: 'root', username: 'admin', password: 'S3cret-root-pw-9f2c' };
   const { data: credential } = await createSshCredential({ client, body, throwOnError: true });
   const where = { address: '127.0.0.1', port: await freePort(), hostKey: `SHA256:${'A'.repeat(43)}` };
-  const { data: host } = await createHost({ client, body: { name: 'node-1', credentialId: credential.id, ...where }, throwOnError: true });
-  const { data: webhook } = await createWebhookEndpoint({ client, body: { url: 'http://127.0.0.1:9/hook' }, throwOnError: true });
+  const { data: host } = await createHost({
+    client,
+    body: { name: 'node-1', credentialId: credential.id, ...where },
+    throwOnError: true,
+  });
+  const { data: webhook } = await createWebhookEndpoint({
+    client,
+    body: { url: 'http://127.0.0.1:9/hook' },
+    throwOnError: true,
+  });
   const backupId = resourceId(await success(client, createBackup({ client, body: {}, throwOnError: true })));
   await deleteHost({ client, path: { id: host.id }, throwOnError: true });
   await deleteSshCredential({ client, path: { id: credential.id }, throwOnError: true });
@@ -61,7 +69,10 @@ afterEach(async ({ task }) => {
 });
 
 const restore = async (body: object): Promise<{ job: Job; restore: Restore }> => {
-  const job = await endOf(client, (await createRestore({ client, body: { backupId: ids.backupId, ...body } as never, throwOnError: true })).data.id);
+  const job = await endOf(
+    client,
+    (await createRestore({ client, body: { backupId: ids.backupId, ...body } as never, throwOnError: true })).data.id,
+  );
   return { job, restore: (await getRestore({ client, path: { id: resourceId(job) }, throwOnError: true })).data };
 };
 const hosts = async () => (await listHosts({ client, throwOnError: true })).data.items;
@@ -69,7 +80,8 @@ const credentials = async () => (await listSshCredentials({ client, throwOnError
 /** Leads the host, with its genuine credential, to somebody else. */
 const leadAway = () =>
   changeState(store, ids.backupId, 'host', (state) => {
-    for (const host of rowsOf(state, 'host')) Object.assign(host, { address: '127.0.0.66', hostKeyFingerprint: `SHA256:${'E'.repeat(43)}` });
+    for (const host of rowsOf(state, 'host'))
+      Object.assign(host, { address: '127.0.0.66', hostKeyFingerprint: `SHA256:${'E'.repeat(43)}` });
   });
 /** The database of a service takes no rows of a table: as if the restore was ended before it. */
 const inDatabase = (statement: string) => {
@@ -77,7 +89,8 @@ const inDatabase = (statement: string) => {
   database.exec(statement);
   database.close();
 };
-const stopHosts = () => inDatabase(`CREATE TRIGGER stopped BEFORE INSERT ON host BEGIN SELECT RAISE(ABORT, 'stopped'); END`);
+const stopHosts = () =>
+  inDatabase(`CREATE TRIGGER stopped BEFORE INSERT ON host BEGIN SELECT RAISE(ABORT, 'stopped'); END`);
 const letHosts = () => inDatabase('DROP TRIGGER stopped');
 
 describe('a backup that nobody known has signed, on a DU that has lost its tables', () => {
@@ -90,7 +103,9 @@ describe('a backup that nobody known has signed, on a DU that has lost its table
     expect(await credentials()).toEqual([]);
     const { restore: plan } = await restore({ allowUnsigned: true, dryRun: true });
     expect(plan.report?.changes?.map(({ table, needsConfirmation }) => ({ table, needsConfirmation }))).toEqual(
-      expect.arrayContaining(['ssh_credential', 'host', 'webhook_endpoint'].map((table) => ({ table, needsConfirmation: true }))),
+      expect.arrayContaining(
+        ['ssh_credential', 'host', 'webhook_endpoint'].map((table) => ({ table, needsConfirmation: true })),
+      ),
     );
     expect(plan.report?.changes?.every(({ needsConfirmation }) => needsConfirmation)).toBe(true);
     const confirm = plan.report?.planDigest;
@@ -99,7 +114,10 @@ describe('a backup that nobody known has signed, on a DU that has lost its table
     await changeState(store, ids.backupId, 'host', (state) => {
       for (const row of rowsOf(state, 'ssh_credential')) row.sealed = `${row.sealed}A`;
     });
-    expect((await restore({ allowUnsigned: true, confirm })).job).toMatchObject({ state: 'failed', error: { code: 'restore_unconfirmed' } });
+    expect((await restore({ allowUnsigned: true, confirm })).job).toMatchObject({
+      state: 'failed',
+      error: { code: 'restore_unconfirmed' },
+    });
     const { restore: again } = await restore({ allowUnsigned: true, dryRun: true });
     expect((await restore({ allowUnsigned: true, confirm: again.report?.planDigest })).job.state).toBe('succeeded');
     expect(await hosts()).toMatchObject([{ id: ids.hostId, address: '127.0.0.66' }]);
@@ -116,7 +134,10 @@ describe('a restore that ended between the rows of two tables', () => {
     stopHosts();
     const { job } = await restore({});
     expect(job.state).toBe('failed');
-    expect({ credentials: (await credentials()).length, hosts: (await hosts()).length }).toEqual({ credentials: 1, hosts: 0 });
+    expect({ credentials: (await credentials()).length, hosts: (await hosts()).length }).toEqual({
+      credentials: 1,
+      hosts: 0,
+    });
     letHosts();
     await retryJob({ client, path: { id: job.id }, throwOnError: true });
     const ended = await endOf(client, job.id);
@@ -128,7 +149,10 @@ describe('a restore that ended between the rows of two tables', () => {
     await changeRecord(store, ids.backupId, () => undefined);
     const { restore: plan } = await restore({ allowUnsigned: true, dryRun: true });
     stopHosts();
-    const { job } = await restore({ allowUnsigned: true, ...(plan.report?.planDigest && { confirm: plan.report.planDigest }) });
+    const { job } = await restore({
+      allowUnsigned: true,
+      ...(plan.report?.planDigest && { confirm: plan.report.planDigest }),
+    });
     expect(job.state).toBe('failed');
     expect(await credentials()).toHaveLength(1);
     letHosts();
@@ -150,7 +174,11 @@ describe('an upgrade of the DU that brings settings back', () => {
     await restore({});
     await deleteHost({ client, path: { id: ids.hostId }, throwOnError: true });
     const { job, upgrade } = await finish({});
-    expect({ state: job.state, phase: upgrade.phase, code: upgrade.error?.code }).toEqual({ state: 'succeeded', phase: 'done', code: undefined });
+    expect({ state: job.state, phase: upgrade.phase, code: upgrade.error?.code }).toEqual({
+      state: 'succeeded',
+      phase: 'done',
+      code: undefined,
+    });
     expect(await hosts()).toMatchObject([{ id: ids.hostId }]);
   });
 
@@ -158,7 +186,11 @@ describe('an upgrade of the DU that brings settings back', () => {
     await rm(join(store, 'backups', `${ids.backupId}.json.sig`));
     await leadAway();
     const { job, upgrade } = await finish({ allowUnsigned: true });
-    expect({ state: job.state, phase: upgrade.phase, code: job.error?.code }).toEqual({ state: 'failed', phase: 'restore', code: 'restore_unconfirmed' });
+    expect({ state: job.state, phase: upgrade.phase, code: job.error?.code }).toEqual({
+      state: 'failed',
+      phase: 'restore',
+      code: 'restore_unconfirmed',
+    });
     expect(await hosts()).toEqual([]);
     const confirm = (job.error as unknown as { planDigest: string }).planDigest;
     const going = await finishDuUpgrade({ client, path: { id: upgrade.id }, body: { confirm }, throwOnError: true });

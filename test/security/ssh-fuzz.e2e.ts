@@ -6,7 +6,13 @@ import { expect, it } from 'vitest';
 import { repository } from '../support/du.js';
 
 it('a few hundred random messages of a host neither stop nor end what connects to it', async () => {
-  const { stdout } = await promisify(execFile)(process.execPath, [join(repository, 'test/dist/security/ssh-fuzz.js'), '--logins', '30', '--minutes', '2']);
+  const { stdout } = await promisify(execFile)(process.execPath, [
+    join(repository, 'test/dist/security/ssh-fuzz.js'),
+    '--logins',
+    '30',
+    '--minutes',
+    '2',
+  ]);
   process.stdout.write(stdout);
   expect(stdout).toMatch(/^seed \d+: 3\d logins, \d{3,} messages in .* nothing found\n$/);
 });

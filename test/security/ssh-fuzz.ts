@@ -41,7 +41,8 @@ function messageMaker(random: () => number) {
   const below = (bound: number) => Math.floor(random() * bound);
   const oneOf = <T>(values: readonly T[]): T => values[below(values.length)] as T;
   const bytes = (length: number) => Buffer.from(Array.from({ length }, () => below(256)));
-  const number = () => oneOf([0, 1, 2, 3, 5, below(64), 100, 4095, 4096, 32_768, 65_536, 2 ** 21, 2 ** 31, 2 ** 32 - 1, below(2 ** 32)]);
+  const number = () =>
+    oneOf([0, 1, 2, 3, 5, below(64), 100, 4095, 4096, 32_768, 65_536, 2 ** 21, 2 ** 31, 2 ** 32 - 1, below(2 ** 32)]);
   const channel = () => oneOf([0, 0, 0, 1, 1, 2, 3, 64, number()]);
   const text = () =>
     oneOf([
@@ -58,7 +59,8 @@ function messageMaker(random: () => number) {
     ]);
   const string = () => oneOf([text(), bytes(below(200)), Buffer.alloc(oneOf([0, 1, 32_768, 32_769, 33_000]))]);
   const bool = () => ({ byte: oneOf([0, 1, 255]) });
-  const forwarded = (packetSize: number) => messageOf(90, 'forwarded-tcpip', below(100), number(), packetSize, '127.0.0.1', hostPort, '127.0.0.1', number());
+  const forwarded = (packetSize: number) =>
+    messageOf(90, 'forwarded-tcpip', below(100), number(), packetSize, '127.0.0.1', hostPort, '127.0.0.1', number());
   const makers: (() => Buffer)[] = [
     () => messageOf(1, number(), text(), ''),
     () => messageOf(2, string()),
@@ -67,14 +69,31 @@ function messageMaker(random: () => number) {
     () => messageOf(5, text()),
     () => messageOf(6, text()),
     () => messageOf(7, number(), text(), string(), 'server-sig-algs', string()),
-    () => messageOf(20, bytes(16), text(), text(), text(), text(), text(), text(), text(), text(), text(), text(), bool(), 0),
+    () =>
+      messageOf(
+        20,
+        bytes(16),
+        text(),
+        text(),
+        text(),
+        text(),
+        text(),
+        text(),
+        text(),
+        text(),
+        text(),
+        text(),
+        bool(),
+        0,
+      ),
     () => messageOf(oneOf([30, 31, 32, 33, 34]), string(), string(), string()),
     () => messageOf(21),
     () => messageOf(51, text(), bool()),
     () => messageOf(52),
     () => messageOf(53, string(), ''),
     () => messageOf(60, text(), text(), '', number(), string(), bool()),
-    () => messageOf(80, oneOf(['hostkeys-00@openssh.com', 'keepalive@openssh.com', text()]), bool(), string(), string()),
+    () =>
+      messageOf(80, oneOf(['hostkeys-00@openssh.com', 'keepalive@openssh.com', text()]), bool(), string(), string()),
     () => messageOf(81, string()),
     () => messageOf(82),
     () => forwarded(32_768),
@@ -101,7 +120,16 @@ function messageMaker(random: () => number) {
     () => messageOf(96, channel()),
     () => messageOf(97, channel()),
     () =>
-      messageOf(98, channel(), oneOf(['exit-status', 'exit-signal', 'keepalive@openssh.com', text()]), bool(), oneOf([number(), text()]), bool(), text(), ''),
+      messageOf(
+        98,
+        channel(),
+        oneOf(['exit-status', 'exit-signal', 'keepalive@openssh.com', text()]),
+        bool(),
+        oneOf([number(), text()]),
+        bool(),
+        text(),
+        '',
+      ),
     () => messageOf(99, channel()),
     () => messageOf(100, channel()),
     () => Buffer.concat([Buffer.from([below(256)]), bytes(below(400))]),
@@ -143,7 +171,9 @@ async function fuzz(seed: number, isOver: (logins: number, startedAt: number) =>
       if (chance() < 0.5) channel.write(Buffer.alloc(Math.floor(chance() * 100_000)));
     },
   };
-  const client = fork(import.meta.filename, ['client', String(server.port), server.hostKey], { execArgv: ['--max-old-space-size=256'] });
+  const client = fork(import.meta.filename, ['client', String(server.port), server.hostKey], {
+    execArgv: ['--max-old-space-size=256'],
+  });
   let report: Report = { rssMib: 0, logins: 0 };
   let heardAt = Date.now();
   let largest = 0;
@@ -158,16 +188,25 @@ async function fuzz(seed: number, isOver: (logins: number, startedAt: number) =>
     await delay(100);
     // Some logins end before anything is asked.
     const early = messageMaker(chance);
-    if (chance() < 0.05) server.options = { ...server.options, onAuthentication: (host) => host.sendTogether([early(), early(), early()]) };
-    else if (server.options.onAuthentication) server.options = { ...server.options, onAuthentication: undefined } as typeof server.options;
-    if (client.exitCode !== null || client.signalCode !== null) finding = `it ended with ${client.exitCode ?? client.signalCode}`;
+    if (chance() < 0.05)
+      server.options = {
+        ...server.options,
+        onAuthentication: (host) => host.sendTogether([early(), early(), early()]),
+      };
+    else if (server.options.onAuthentication)
+      server.options = { ...server.options, onAuthentication: undefined } as typeof server.options;
+    if (client.exitCode !== null || client.signalCode !== null)
+      finding = `it ended with ${client.exitCode ?? client.signalCode}`;
     else if (Date.now() - heardAt > silenceMs) finding = `it stood still for ${silenceMs} ms`;
     else if (report.rssMib > maxRssMib) finding = `it has ${report.rssMib} MiB of memory`;
   }
   client.kill('SIGKILL');
   const seconds = Math.round((Date.now() - startedAt) / 1000);
-  process.stdout.write(`seed ${seed}: ${report.logins} logins, ${messages} messages in ${seconds} s, at most ${largest} MiB: ${finding ?? 'nothing found'}\n`);
-  if (finding) process.stdout.write(`the last messages:\n${last.map((one) => one.subarray(0, 100).toString('hex')).join('\n')}\n`);
+  process.stdout.write(
+    `seed ${seed}: ${report.logins} logins, ${messages} messages in ${seconds} s, at most ${largest} MiB: ${finding ?? 'nothing found'}\n`,
+  );
+  if (finding)
+    process.stdout.write(`the last messages:\n${last.map((one) => one.subarray(0, 100).toString('hex')).join('\n')}\n`);
   return finding ? 1 : 0;
 }
 
@@ -179,7 +218,13 @@ async function beClient(port: number, hostKey: string): Promise<void> {
   const target = createServer((socket) => void socket.on('error', () => undefined).end(Buffer.alloc(300_000)));
   await new Promise<void>((resolve) => target.listen(0, '127.0.0.1', resolve));
   const { port: targetPort } = target.address() as { port: number };
-  const host = { address: '127.0.0.1', port, username: 'root', password: 'hostile', hostKeyFingerprint: parseHostKey(hostKey) };
+  const host = {
+    address: '127.0.0.1',
+    port,
+    username: 'root',
+    password: 'hostile',
+    hostKeyFingerprint: parseHostKey(hostKey),
+  };
   process.once('disconnect', () => process.exit(0));
   const logIn = async () => {
     const signal = AbortSignal.timeout(loginMs);
@@ -206,8 +251,18 @@ async function beClient(port: number, hostKey: string): Promise<void> {
 const [role, ...rest] = process.argv.slice(2);
 if (role === 'client') await beClient(Number(rest[0]), rest[1] ?? '');
 else {
-  const { values } = parseArgs({ options: { minutes: { type: 'string' }, logins: { type: 'string' }, seed: { type: 'string' } } });
+  const { values } = parseArgs({
+    options: { minutes: { type: 'string' }, logins: { type: 'string' }, seed: { type: 'string' } },
+  });
   const seed = Number(values.seed ?? Date.now() % 2 ** 31);
-  const endless = { logins: Number(values.logins ?? Number.POSITIVE_INFINITY), minutes: Number(values.minutes ?? (values.logins ? 10 : 1)) };
-  process.exit(await fuzz(seed, (logins, startedAt) => logins >= endless.logins || Date.now() - startedAt > endless.minutes * 60_000));
+  const endless = {
+    logins: Number(values.logins ?? Number.POSITIVE_INFINITY),
+    minutes: Number(values.minutes ?? (values.logins ? 10 : 1)),
+  };
+  process.exit(
+    await fuzz(
+      seed,
+      (logins, startedAt) => logins >= endless.logins || Date.now() - startedAt > endless.minutes * 60_000,
+    ),
+  );
 }

@@ -49,10 +49,18 @@ beforeEach(async () => {
   store = join(folder.path, 'store');
   exchange = join(folder.path, 'exchange');
   await mkdir(exchange);
-  du = await Du.start({ folder: folder.path, airdock: { backupDir: store, backup: { exchangeDir: exchange } }, registry: { minFreeBytes: 0 } });
+  du = await Du.start({
+    folder: folder.path,
+    airdock: { backupDir: store, backup: { exchangeDir: exchange } },
+    registry: { minFreeBytes: 0 },
+  });
   client = await du.client();
   const port = await freePort();
-  evil = { server: createServer((socket) => socket.on('error', () => undefined).on('data', () => undefined)), port, connections: 0 };
+  evil = {
+    server: createServer((socket) => socket.on('error', () => undefined).on('data', () => undefined)),
+    port,
+    connections: 0,
+  };
   evil.server.on('connection', (socket) => {
     evil.connections += 1;
     socket.destroy();
@@ -72,7 +80,13 @@ async function siteWithBackup(): Promise<{ backupId: string; credentialId: strin
   const { data: credential } = await createSshCredential({ client, body, throwOnError: true });
   const { data: host } = await createHost({
     client,
-    body: { name: 'node-1', address: '127.0.0.1', port: await freePort(), credentialId: credential.id, hostKey: `SHA256:${'A'.repeat(43)}` },
+    body: {
+      name: 'node-1',
+      address: '127.0.0.1',
+      port: await freePort(),
+      credentialId: credential.id,
+      hostKey: `SHA256:${'A'.repeat(43)}`,
+    },
     throwOnError: true,
   });
   await push(client, await carryIn(client, du, { images: ['k8s.gcr.io/pause:3.2'] }));
@@ -81,7 +95,10 @@ async function siteWithBackup(): Promise<{ backupId: string; credentialId: strin
 }
 
 const operate = async (operation: object): Promise<Job> =>
-  endOf(client, (await createBackupOperation({ client, body: { operation: operation as never }, throwOnError: true })).data.id);
+  endOf(
+    client,
+    (await createBackupOperation({ client, body: { operation: operation as never }, throwOnError: true })).data.id,
+  );
 /** The job of a restore, or what the request is refused with. */
 const restore = async (body: object): Promise<{ job: Job; restore: Restore }> => {
   const job = await endOf(client, (await createRestore({ client, body: body as never, throwOnError: true })).data.id);
@@ -109,10 +126,33 @@ const leadAway =
       (state) => {
         const [host] = rowsOf(state, 'host');
         const id = '0198d6e5-0000-7000-8000-00000000000a';
-        rowsOf(state, 'host').push({ ...host, id, name: 'evil', address: '127.0.0.1', port: evil.port, credentialId, hostKeyFingerprint: null });
+        rowsOf(state, 'host').push({
+          ...host,
+          id,
+          name: 'evil',
+          address: '127.0.0.1',
+          port: evil.port,
+          credentialId,
+          hostKeyFingerprint: null,
+        });
         rowsOf(state, 'tunnel').push({
-          ...{ id: '0198d6e5-0000-7000-8000-00000000000c', hostId: id, state: 'connecting', since: '2024-01-01T00:00:00.000Z', hostPort: 5100 },
-          ...{ target: '127.0.0.1:22', packagePort: null, reconnects: 0, latencyMs: null, bytesSent: '0', bytesPerSecond: 0, error: null, session: null },
+          ...{
+            id: '0198d6e5-0000-7000-8000-00000000000c',
+            hostId: id,
+            state: 'connecting',
+            since: '2024-01-01T00:00:00.000Z',
+            hostPort: 5100,
+          },
+          ...{
+            target: '127.0.0.1:22',
+            packagePort: null,
+            reconnects: 0,
+            latencyMs: null,
+            bytesSent: '0',
+            bytesPerSecond: 0,
+            error: null,
+            session: null,
+          },
           ...{ leaseOwner: null, leaseUntil: null, createdAt: '2024-01-01T00:00:00.000Z' },
         });
       },
@@ -128,10 +168,15 @@ describe('C3: a backup that somebody has changed', () => {
     if (imported.state === 'succeeded') {
       // What happens then, for whoever runs this on a version that takes it.
       await restore({ backupId });
-      await waitFor(() => evil.connections > 0, { what: 'the DU to knock at the attacker', timeoutMs: 20_000 }).catch(() => undefined);
+      await waitFor(() => evil.connections > 0, { what: 'the DU to knock at the attacker', timeoutMs: 20_000 }).catch(
+        () => undefined,
+      );
     }
     expect({ import: imported.state, connections: evil.connections }).toEqual({ import: 'failed', connections: 0 });
-    expect(imported.error).toMatchObject({ code: 'backup_unsigned', nextStep: expect.stringContaining('allowUnsigned') });
+    expect(imported.error).toMatchObject({
+      code: 'backup_unsigned',
+      nextStep: expect.stringContaining('allowUnsigned'),
+    });
     expect((await listHosts({ client, throwOnError: true })).data.items.map(({ name }) => name)).toEqual(['node-1']);
   });
 
@@ -152,17 +197,24 @@ describe('C3: a backup that somebody has changed', () => {
   it('shows what it would change when it is allowed, and uses a credential elsewhere only after that was confirmed', async () => {
     const { backupId, credentialId } = await siteWithBackup();
     await leadAway(credentialId)(store, backupId);
-    for (const body of [{}, { dryRun: true }, { drill: true }]) await expect(restore({ backupId, ...body })).rejects.toMatchObject({ code: 'backup_unsigned' });
+    for (const body of [{}, { dryRun: true }, { drill: true }])
+      await expect(restore({ backupId, ...body })).rejects.toMatchObject({ code: 'backup_unsigned' });
     await expect(operate({ action: 'verify', backupId })).rejects.toMatchObject({ code: 'backup_unsigned' });
     const { restore: plan } = await restore({ backupId, allowUnsigned: true, dryRun: true });
     const change = plan.report?.changes?.find(({ name }) => name === 'evil');
     expect(change).toMatchObject({ service: 'host', table: 'host', action: 'add', needsConfirmation: true });
     expect(change?.columns).toContainEqual({ column: 'port', from: null, to: evil.port });
-    expect(plan.report).toMatchObject({ signature: { state: 'unsigned', keyId: null }, planDigest: expect.stringMatching(/^sha256:/) });
+    expect(plan.report).toMatchObject({
+      signature: { state: 'unsigned', keyId: null },
+      planDigest: expect.stringMatching(/^sha256:/),
+    });
 
     for (const confirm of [undefined, `sha256:${'0'.repeat(64)}`]) {
       const { job } = await restore({ backupId, allowUnsigned: true, ...(confirm && { confirm }) });
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'restore_unconfirmed', nextStep: expect.stringContaining('planDigest') } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'restore_unconfirmed', nextStep: expect.stringContaining('planDigest') },
+      });
     }
     expect((await listHosts({ client, throwOnError: true })).data.items.map(({ name }) => name)).toEqual(['node-1']);
     expect(evil.connections).toBe(0);
@@ -181,7 +233,9 @@ describe('C3: a backup that somebody has changed', () => {
     const { job, restore: done } = await restore({ backupId, mode: 'exact' });
     // Its name is another host's now, so there is nothing to be confirmed.
     expect(job.state).toBe('succeeded');
-    expect(done.report?.settings).toContainEqual(expect.objectContaining({ table: 'host', added: 0, conflicts: [hostId] }));
+    expect(done.report?.settings).toContainEqual(
+      expect.objectContaining({ table: 'host', added: 0, conflicts: [hostId] }),
+    );
     const [host] = (await listHosts({ client, throwOnError: true })).data.items;
     await deleteHost({ client, path: { id: host?.id ?? '' }, throwOnError: true });
     const again = await restore({ backupId });
@@ -204,10 +258,26 @@ describe('C3: a backup that somebody has changed', () => {
     });
     const there = await other.client();
     const importing = async () =>
-      endOf(there, (await createBackupOperation({ client: there, body: { operation: { action: 'import', file: 'site.tar' } }, throwOnError: true })).data.id);
-    expect(await importing()).toMatchObject({ state: 'failed', error: { code: 'backup_signer_unknown', keyId: key.keyId } });
+      endOf(
+        there,
+        (
+          await createBackupOperation({
+            client: there,
+            body: { operation: { action: 'import', file: 'site.tar' } },
+            throwOnError: true,
+          })
+        ).data.id,
+      );
+    expect(await importing()).toMatchObject({
+      state: 'failed',
+      error: { code: 'backup_signer_unknown', keyId: key.keyId },
+    });
     const { publicKey, keyId, fingerprint } = key;
-    const wrong = createBackupSigningKey({ client: there, body: { name: 'site', publicKey, keyId: `SHA256:${'A'.repeat(43)}` }, throwOnError: true });
+    const wrong = createBackupSigningKey({
+      client: there,
+      body: { name: 'site', publicKey, keyId: `SHA256:${'A'.repeat(43)}` },
+      throwOnError: true,
+    });
     await expect(wrong).rejects.toMatchObject({ code: 'signing_key_invalid' });
     const { data: added } = await createBackupSigningKey({
       client: there,
@@ -221,14 +291,23 @@ describe('C3: a backup that somebody has changed', () => {
     expect(await success(there, restoring())).toMatchObject({ state: 'succeeded' });
     await deleteBackupSigningKey({ client: there, path: { id: added.id }, throwOnError: true });
     await expect(restoring()).rejects.toMatchObject({ code: 'backup_signer_unknown' });
-    expect((await getBackup({ client: there, path: { id: backupId }, throwOnError: true })).data.signature?.state).toBe('unknown');
+    expect((await getBackup({ client: there, path: { id: backupId }, throwOnError: true })).data.signature?.state).toBe(
+      'unknown',
+    );
   });
 
   it('is not taken for the site’s own when its store is adopted', async () => {
     const { backupId } = await siteWithBackup();
     await changeRecord(store, backupId, (record) => void (record.description = 'changed'));
-    await expect(adoptBackupTarget({ client, path: { name: 'default' }, body: {}, throwOnError: true })).rejects.toMatchObject({ code: 'backup_unsigned' });
-    const { data } = await adoptBackupTarget({ client, path: { name: 'default' }, body: { allowUnsigned: true }, throwOnError: true });
+    await expect(
+      adoptBackupTarget({ client, path: { name: 'default' }, body: {}, throwOnError: true }),
+    ).rejects.toMatchObject({ code: 'backup_unsigned' });
+    const { data } = await adoptBackupTarget({
+      client,
+      path: { name: 'default' },
+      body: { allowUnsigned: true },
+      throwOnError: true,
+    });
     expect(data.error).toBeNull();
     await expect(restore({ backupId })).rejects.toMatchObject({ code: 'backup_unsigned' });
   });
@@ -236,21 +315,32 @@ describe('C3: a backup that somebody has changed', () => {
   it('that is signed wrongly does not take the place of those that a schedule keeps', async () => {
     const { backupId } = await siteWithBackup();
     const record = JSON.parse(await readFile(join(store, 'backups', `${backupId}.json`), 'utf8')) as object;
-    const newest = { ...record, id: strangeId, formatVersion: 1, sequence: 999_999_999, createdAt: '2099-01-01T00:00:00.000Z' };
+    const newest = {
+      ...record,
+      id: strangeId,
+      formatVersion: 1,
+      sequence: 999_999_999,
+      createdAt: '2099-01-01T00:00:00.000Z',
+    };
     await putRecord(store, strangeId, Buffer.from(JSON.stringify(newest, null, 2)));
     const pruned = await operate({ action: 'prune', keep: { last: 1 } });
     expect(pruned).toMatchObject({ state: 'succeeded', result: { backups: 0 } });
     expect((await restore({ backupId, settings: false })).job.state).toBe('succeeded');
-    expect(await success(client, createBackup({ client, body: {}, throwOnError: true }))).toMatchObject({ state: 'succeeded' });
+    expect(await success(client, createBackup({ client, body: {}, throwOnError: true }))).toMatchObject({
+      state: 'succeeded',
+    });
   });
 });
 
 describe('H4: a store that is hostile', () => {
-  const problemsOf = async () => (await listBackupTargets({ client, throwOnError: true })).data.items[0]?.problems ?? [];
+  const problemsOf = async () =>
+    (await listBackupTargets({ client, throwOnError: true })).data.items[0]?.problems ?? [];
 
   it('ends no DU with a record of eight million bytes of nothing, now or at the next start', async () => {
     await siteWithBackup();
-    const record = Buffer.from(`{"formatVersion":1,"id":"${strangeId}","references":[${'{},'.repeat(2_700_000)}{}],"blobs":[]}`);
+    const record = Buffer.from(
+      `{"formatVersion":1,"id":"${strangeId}","references":[${'{},'.repeat(2_700_000)}{}],"blobs":[]}`,
+    );
     await putRecord(store, strangeId, record);
     await du.end();
     await du.startProcess();
@@ -266,7 +356,9 @@ describe('H4: a store that is hostile', () => {
 
   it('keeps no DU busy with a state that is small only while it is compressed', async () => {
     const { backupId } = await siteWithBackup();
-    const bomb = Buffer.from(`{"service":"image","formatVersion":1,"keyFingerprint":"x","tables":[${'{},'.repeat(20_000_000)}{}]}`);
+    const bomb = Buffer.from(
+      `{"service":"image","formatVersion":1,"keyFingerprint":"x","tables":[${'{},'.repeat(20_000_000)}{}]}`,
+    );
     await putState(store, backupId, 'image', bomb, { compressed: true });
     const { job } = await restore({ backupId, allowUnsigned: true, dryRun: true });
     expect(job).toMatchObject({ state: 'failed', error: { code: 'backup_corrupt' } });
@@ -297,7 +389,12 @@ describe('H4: a store that is hostile', () => {
     // What that process has left behind.
     const fingerprint = createHash('sha256').update(`${strangeId} ${size} ${mtimeMs}`).digest('hex').slice(0, 16);
     const database = new DatabaseSync(join(du.dataDir, 'db/backup.sqlite'));
-    const reading = JSON.stringify({ backupId: strangeId, fingerprint, reader: 'one that died', since: '2024-01-01T00:00:00.000Z' });
+    const reading = JSON.stringify({
+      backupId: strangeId,
+      fingerprint,
+      reader: 'one that died',
+      since: '2024-01-01T00:00:00.000Z',
+    });
     database.prepare('UPDATE backup_target SET reading = ?').run(reading);
     database.close();
     await du.startProcess();
@@ -309,8 +406,15 @@ describe('H4: a store that is hostile', () => {
     expect(problems).toMatchObject([{ backupId: strangeId, detail: expect.stringContaining('ended while it read') }]);
     expect((await listBackups({ client, throwOnError: true })).data.items.map(({ id }) => id)).toEqual([backupId]);
     // Whoever looks at it and puts it there anew has it read.
-    await putRecord(store, strangeId, Buffer.from(JSON.stringify({ ...record, id: strangeId, formatVersion: 1 }, null, 1)));
-    await waitFor(async () => ((await problemsOf()).length === 0 ? true : undefined), { what: 'the record to be read', timeoutMs: 90_000 });
+    await putRecord(
+      store,
+      strangeId,
+      Buffer.from(JSON.stringify({ ...record, id: strangeId, formatVersion: 1 }, null, 1)),
+    );
+    await waitFor(async () => ((await problemsOf()).length === 0 ? true : undefined), {
+      what: 'the record to be read',
+      timeoutMs: 90_000,
+    });
     const { data } = await getBackup({ client, path: { id: strangeId }, throwOnError: true });
     expect(data.signature).toEqual({ state: 'unsigned', keyId: null });
   });

@@ -2,7 +2,15 @@
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { createBackup, createHost, createRestore, createSshCredential, getBackup, getRestore, listBackupTargets } from '@airdock/clients/generated/sdk.gen';
+import {
+  createBackup,
+  createHost,
+  createRestore,
+  createSshCredential,
+  getBackup,
+  getRestore,
+  listBackupTargets,
+} from '@airdock/clients/generated/sdk.gen';
 import type { Client } from '@airdock/clients/service-clients';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { freePort, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
@@ -29,7 +37,8 @@ afterEach(async ({ task }) => {
   await folder?.remove();
 });
 
-const backUp = async (body: object): Promise<string> => resourceId(await success(client, createBackup({ client, body: body as never, throwOnError: true })));
+const backUp = async (body: object): Promise<string> =>
+  resourceId(await success(client, createBackup({ client, body: body as never, throwOnError: true })));
 const unsigned = () => undefined;
 
 /** Starts with the tables of a version that did not sign, and with records as that wrote them, but for what somebody did to the disk meanwhile. */
@@ -38,7 +47,8 @@ async function startAsUpgraded(records: Record<string, (record: BackupRecord) =>
   for (const [id, change] of Object.entries(records)) await changeRecord(store, id, change);
   const database = new DatabaseSync(join(du.dataDir, 'db/backup.sqlite'));
   database.exec('ALTER TABLE backup DROP COLUMN "signedBy"');
-  for (const column of ['takenOverAt', 'problems', 'reading']) database.exec(`ALTER TABLE backup_target DROP COLUMN "${column}"`);
+  for (const column of ['takenOverAt', 'problems', 'reading'])
+    database.exec(`ALTER TABLE backup_target DROP COLUMN "${column}"`);
   database.close();
   await rm(join(du.dataDir, 'signing.key'));
   await du.startProcess();
@@ -53,28 +63,40 @@ async function signaturesOf(ids: readonly string[]): Promise<(string | undefined
     return row?.takenOverAt ? true : undefined;
   };
   await waitFor(isLookedAt, { what: 'the store to be taken over', timeoutMs: 90_000 });
-  return Promise.all(ids.map(async (id) => (await getBackup({ client, path: { id }, throwOnError: true })).data.signature?.state));
+  return Promise.all(
+    ids.map(async (id) => (await getBackup({ client, path: { id }, throwOnError: true })).data.signature?.state),
+  );
 }
 
 describe('a store of before there were signatures', () => {
   it('goes on to be used: images are signed where the catalogue knows every one of them, and nothing that comes later', async () => {
     await push(client, await carryIn(client, du, { images: ['k8s.gcr.io/pause:3.2'] }));
-    const [genuine, changed] = [await backUp({ repositories: ['k8s.gcr.io/*'] }), await backUp({ repositories: ['k8s.gcr.io/*'] })];
+    const [genuine, changed] = [
+      await backUp({ repositories: ['k8s.gcr.io/*'] }),
+      await backUp({ repositories: ['k8s.gcr.io/*'] }),
+    ];
     await startAsUpgraded({
       [genuine]: unsigned,
       // As many names, as many bytes, and the same words.
-      [changed]: (record) => void (record.references = record.references.map((reference) => ({ ...reference, tag: '3.9' }))),
+      [changed]: (record) =>
+        void (record.references = record.references.map((reference) => ({ ...reference, tag: '3.9' }))),
     });
     expect(await signaturesOf([genuine, changed])).toEqual(['own', 'unsigned']);
     expect(await readdir(join(store, 'backups'))).toContain(`${genuine}.json.sig`);
-    expect(await success(client, createRestore({ client, body: { backupId: genuine }, throwOnError: true }))).toMatchObject({ state: 'succeeded' });
-    await expect(createRestore({ client, body: { backupId: changed }, throwOnError: true })).rejects.toMatchObject({ code: 'backup_unsigned' });
+    expect(
+      await success(client, createRestore({ client, body: { backupId: genuine }, throwOnError: true })),
+    ).toMatchObject({ state: 'succeeded' });
+    await expect(createRestore({ client, body: { backupId: changed }, throwOnError: true })).rejects.toMatchObject({
+      code: 'backup_unsigned',
+    });
 
     await changeRecord(store, genuine, (record) => void (record.duVersion = 'v-5.3.0'));
     await du.end();
     await du.startProcess();
     client = await du.client();
-    await expect(createRestore({ client, body: { backupId: genuine }, throwOnError: true })).rejects.toMatchObject({ code: 'backup_unsigned' });
+    await expect(createRestore({ client, body: { backupId: genuine }, throwOnError: true })).rejects.toMatchObject({
+      code: 'backup_unsigned',
+    });
   });
 
   it('has no settings signed: nobody can say that they are as this DU wrote them', async () => {
@@ -100,10 +122,15 @@ describe('a store of before there were signatures', () => {
     expect(await signaturesOf([changed, genuine])).toEqual(['unsigned', 'unsigned']);
     // They can be used all the same by somebody who has looked.
     const request = { backupId: genuine, allowUnsigned: true };
-    const planned = await endOf(client, (await createRestore({ client, body: { ...request, dryRun: true }, throwOnError: true })).data.id);
+    const planned = await endOf(
+      client,
+      (await createRestore({ client, body: { ...request, dryRun: true }, throwOnError: true })).data.id,
+    );
     const { report } = (await getRestore({ client, path: { id: resourceId(planned) }, throwOnError: true })).data;
     expect(report).toMatchObject({ signature: { state: 'unsigned' }, changes: [], planDigest: null });
-    expect(await success(client, createRestore({ client, body: request, throwOnError: true }))).toMatchObject({ state: 'succeeded' });
+    expect(await success(client, createRestore({ client, body: request, throwOnError: true }))).toMatchObject({
+      state: 'succeeded',
+    });
     expect((await listBackupTargets({ client, throwOnError: true })).data.items[0]?.error).toBeNull();
   });
 });

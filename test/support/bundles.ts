@@ -18,10 +18,21 @@ export interface LargeBundle {
 }
 
 /** Writes a bundle that takes seconds to push. Returns its file. */
-export async function writeLargeBundle({ dir, name, images: count = 8, layerBytes = 24_000_000, format = 'oci' }: LargeBundle): Promise<string> {
+export async function writeLargeBundle({
+  dir,
+  name,
+  images: count = 8,
+  layerBytes = 24_000_000,
+  format = 'oci',
+}: LargeBundle): Promise<string> {
   const images = [];
   for (let index = 0; index < count; index++)
-    images.push(await makeImage({ name: `k8s.gcr.io/${name}-${index}:v1`, layers: [{ randomBytes: layerBytes, seed: `${name} ${index}` }] }));
+    images.push(
+      await makeImage({
+        name: `k8s.gcr.io/${name}-${index}:v1`,
+        layers: [{ randomBytes: layerBytes, seed: `${name} ${index}` }],
+      }),
+    );
   const file = join(dir, `${name}.tar`);
   await (format === 'docker' ? buildDockerArchive(file, images) : buildOciArchive(file, images));
   return file;
@@ -48,7 +59,12 @@ export async function carryIn(
   { name = 'images', images, layerBytes = 100_000 }: CarriedBundle,
 ): Promise<string> {
   const file = join(bundleDir, `${name}.tar`);
-  await buildDockerArchive(file, await Promise.all(images.map((image) => makeImage({ name: image, layers: [{ randomBytes: layerBytes, seed: image }] }))));
+  await buildDockerArchive(
+    file,
+    await Promise.all(
+      images.map((image) => makeImage({ name: image, layers: [{ randomBytes: layerBytes, seed: image }] })),
+    ),
+  );
   return register(client, file);
 }
 

@@ -88,7 +88,17 @@ export class Du implements AsyncDisposable {
       ...further,
     };
     await writeFile(configFile, stringify({ privateRegistryType, airdock }));
-    const du = new Du(`http://127.0.0.1:${port}`, dataDir, bundleDir, configFile, registryPort, packagePort, environment, stopsRegistry, onOutput);
+    const du = new Du(
+      `http://127.0.0.1:${port}`,
+      dataDir,
+      bundleDir,
+      configFile,
+      registryPort,
+      packagePort,
+      environment,
+      stopsRegistry,
+      onOutput,
+    );
     try {
       await du.startProcess();
     } catch (error) {
@@ -123,7 +133,10 @@ export class Du implements AsyncDisposable {
     child.stdout?.on('data', keep);
     child.stderr?.on('data', keep);
     const ready = () => this.log.includes(`Airdock is ready on ${this.url}`);
-    const giveUp = () => (child.exitCode === null && child.signalCode === null ? undefined : new Error(`the DU ended at once:\n${this.log}`));
+    const giveUp = () =>
+      child.exitCode === null && child.signalCode === null
+        ? undefined
+        : new Error(`the DU ended at once:\n${this.log}`);
     await waitFor(ready, { what: 'the DU to be ready', timeoutMs: 120_000, giveUp });
   }
 
@@ -168,14 +181,19 @@ export class Du implements AsyncDisposable {
     const timer = setTimeout(() => child.kill('SIGKILL'), 20_000);
     await exited;
     clearTimeout(timer);
-    if (signal === 'SIGTERM' && child.signalCode === 'SIGKILL') throw new Error('the DU did not end within 20 s of SIGTERM');
+    if (signal === 'SIGTERM' && child.signalCode === 'SIGKILL')
+      throw new Error('the DU did not end within 20 s of SIGTERM');
     this.log = '';
   }
 
   /** Ends the DU and its registry. */
   async stop(): Promise<void> {
     await this.end();
-    const child = spawn(process.execPath, [join(repository, 'apps/du/dist/main.js'), 'down', '--config', this.configFile], { stdio: 'ignore' });
+    const child = spawn(
+      process.execPath,
+      [join(repository, 'apps/du/dist/main.js'), 'down', '--config', this.configFile],
+      { stdio: 'ignore' },
+    );
     await new Promise((resolve) => child.once('exit', resolve));
   }
 

@@ -41,7 +41,11 @@ export async function startEmbeddedSite(folder: string, options: Partial<DuOptio
     workerPid: () => du.pid ?? 0,
     kill: async (victim) => {
       if (victim === 'worker') await du.end('SIGKILL');
-      else process.kill(victim === 'Redis' ? await childOf(du.pid, 'redis-server') : await registryPid(du, instanceOf(victim)), 'SIGKILL');
+      else
+        process.kill(
+          victim === 'Redis' ? await childOf(du.pid, 'redis-server') : await registryPid(du, instanceOf(victim)),
+          'SIGKILL',
+        );
     },
     revive: async (victim) => {
       if (victim === 'worker') await du.startProcess();
@@ -53,7 +57,11 @@ export async function startEmbeddedSite(folder: string, options: Partial<DuOptio
 }
 
 /** Ten processes over PostgreSQL and a Redis that somebody has to start again. Its registry gets and gives blobs over HTTP, which takes longer. */
-export async function startSiteApart(folder: string, bundleDir: string, airdock: Record<string, unknown> = {}): Promise<FaultSite & { services: Services }> {
+export async function startSiteApart(
+  folder: string,
+  bundleDir: string,
+  airdock: Record<string, unknown> = {},
+): Promise<FaultSite & { services: Services }> {
   const services = await Services.start(folder, bundleDir, { registry: { directPlacement: false }, ...airdock });
   return {
     folder,
@@ -78,13 +86,18 @@ export async function startSiteApart(folder: string, bundleDir: string, airdock:
   };
 }
 
-const instanceOf = (victim: Victim): 'read-write' | 'read-only' => (victim === 'read-write registry' ? 'read-write' : 'read-only');
+const instanceOf = (victim: Victim): 'read-write' | 'read-only' =>
+  victim === 'read-write registry' ? 'read-write' : 'read-only';
 
 /** Hosts pull from the read-only registry, whatever happens to the other one. */
 async function untilServing({ dataDir, registryPort }: { dataDir: string; registryPort: number }): Promise<void> {
   const { readOnly, readWrite } = registrySockets(join(dataDir, 'run/registry'));
   for (const address of [readOnly, readWrite, `http://127.0.0.1:${registryPort}`])
-    await waitFor(async () => (await probeRegistry(address)).ok, { what: `the registry at ${address} to answer`, timeoutMs: 30_000, intervalMs: 50 });
+    await waitFor(async () => (await probeRegistry(address)).ok, {
+      what: `the registry at ${address} to answer`,
+      timeoutMs: 30_000,
+      intervalMs: 50,
+    });
 }
 
 /**
@@ -124,7 +137,9 @@ export const namesIn = (...path: string[]): string[] => entriesIn(join(...path))
 /** The paths of all files below a folder. */
 export function filesBelow(...path: string[]): string[] {
   const folder = join(...path);
-  return entriesIn(folder).flatMap((entry) => (entry.isDirectory() ? filesBelow(folder, entry.name) : [join(folder, entry.name)]));
+  return entriesIn(folder).flatMap((entry) =>
+    entry.isDirectory() ? filesBelow(folder, entry.name) : [join(folder, entry.name)],
+  );
 }
 
 /** Others work there meanwhile. */

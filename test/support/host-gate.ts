@@ -15,7 +15,12 @@ export interface HostGate {
  * Puts a gate before a program on a host: it waits when its arguments match a pattern of the shell. With `midway` it first takes 100 kB of its
  * standard input. A reboot opens the gate.
  */
-export async function installGate(host: LabHost, program: string, pattern: string, { midway = false } = {}): Promise<HostGate> {
+export async function installGate(
+  host: LabHost,
+  program: string,
+  pattern: string,
+  { midway = false } = {},
+): Promise<HostGate> {
   const run = midway ? `{ head -c 100000; hold; cat; } | ${program}.real "$@"; exit` : 'hold';
   // Only one can make the folder inside.
   const script = `#!/bin/sh

@@ -6,10 +6,12 @@ import { listProcesses } from './processes.js';
 
 /** Its process id, when it runs. */
 export async function findHostWorker(parent: number | undefined): Promise<number | undefined> {
-  return (await listProcesses()).find((one) => one.parent === parent && one.commandLine.includes('host-worker-main'))?.pid;
+  return (await listProcesses()).find((one) => one.parent === parent && one.commandLine.includes('host-worker-main'))
+    ?.pid;
 }
 
-export const hostWorkerOf = ({ pid }: Du): Promise<number> => waitFor(() => findHostWorker(pid), { what: 'the host worker', timeoutMs: 30_000 });
+export const hostWorkerOf = ({ pid }: Du): Promise<number> =>
+  waitFor(() => findHostWorker(pid), { what: 'the host worker', timeoutMs: 30_000 });
 
 /** Another one than before. */
 export const nextHostWorker = ({ pid }: Du, before: number, timeoutMs = 30_000): Promise<number> =>
@@ -28,7 +30,10 @@ export const nextHostWorker = ({ pid }: Du, before: number, timeoutMs = 30_000):
 export async function freezeOnDataFrom(pid: number, port: number, output: () => string): Promise<void> {
   const seen = output().length;
   process.kill(pid, 'SIGUSR1');
-  const url = await waitFor(() => /Debugger listening on (ws:\S+)/.exec(output().slice(seen))?.[1], { what: 'the inspector', timeoutMs: 30_000 });
+  const url = await waitFor(() => /Debugger listening on (ws:\S+)/.exec(output().slice(seen))?.[1], {
+    what: 'the inspector',
+    timeoutMs: 30_000,
+  });
   const socket = new WebSocket(url);
   await new Promise((resolve, reject) => {
     socket.onopen = resolve;

@@ -16,16 +16,31 @@ export async function putRecord(store: string, id: string, bytes: Uint8Array): P
 }
 
 /** Changes a record. What signs it is taken away, or left to be wrong. */
-export async function changeRecord(store: string, id: string, change: (record: BackupRecord) => void, { keepsSignature = false } = {}): Promise<void> {
+export async function changeRecord(
+  store: string,
+  id: string,
+  change: (record: BackupRecord) => void,
+  { keepsSignature = false } = {},
+): Promise<void> {
   const file = join(store, 'backups', `${id}.json`);
   const record = JSON.parse(await readFile(file, 'utf8')) as BackupRecord;
   change(record);
   if (!keepsSignature) await rm(`${file}.sig`, { force: true });
-  await putRecord(store, id, Buffer.from(JSON.stringify({ ...record, ...(!keepsSignature && { formatVersion: 1 }) }, null, 2)));
+  await putRecord(
+    store,
+    id,
+    Buffer.from(JSON.stringify({ ...record, ...(!keepsSignature && { formatVersion: 1 }) }, null, 2)),
+  );
 }
 
 /** Puts a blob into the store, as zstd where that is asked for, and into the record in place of a service's state. */
-export async function putState(store: string, id: string, service: string, bytes: Buffer, { compressed = false, ...options } = {}): Promise<void> {
+export async function putState(
+  store: string,
+  id: string,
+  service: string,
+  bytes: Buffer,
+  { compressed = false, ...options } = {},
+): Promise<void> {
   const hex = sha256(bytes);
   const path = join(store, 'blobs/sha256', hex.slice(0, 2), `${hex}${compressed ? '.zst' : ''}`);
   await mkdir(join(path, '..'), { recursive: true });
@@ -44,13 +59,21 @@ export async function putState(store: string, id: string, service: string, bytes
 }
 
 /** Changes what a backup holds of a service. */
-export async function changeState(store: string, id: string, service: string, change: (state: ServiceState) => void, options = {}): Promise<void> {
+export async function changeState(
+  store: string,
+  id: string,
+  service: string,
+  change: (state: ServiceState) => void,
+  options = {},
+): Promise<void> {
   const record = JSON.parse(await readFile(join(store, 'backups', `${id}.json`), 'utf8')) as BackupRecord;
   const digest = record.settings.find((one) => one.service === service)?.digest.slice('sha256:'.length) ?? '';
   const folder = join(store, 'blobs/sha256', digest.slice(0, 2));
   const name = (await readdir(folder)).find((found) => found.startsWith(digest)) ?? '';
   const stored = await readFile(join(folder, name));
-  const state = JSON.parse((name.endsWith('.zst') ? zstdDecompressSync(stored) : stored).toString('utf8')) as ServiceState;
+  const state = JSON.parse(
+    (name.endsWith('.zst') ? zstdDecompressSync(stored) : stored).toString('utf8'),
+  ) as ServiceState;
   change(state);
   await putState(store, id, service, Buffer.from(JSON.stringify(state)), options);
 }

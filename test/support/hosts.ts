@@ -35,7 +35,11 @@ let count = 0;
 export async function registerHost(client: Client, of: LabHost, registration: Registration = {}): Promise<string> {
   const { credential = { privateKey: of.privateKey }, onAnswer = () => undefined, ...change } = registration;
   const name = `host-${++count}`;
-  const { data: stored } = await createSshCredential({ client, body: { name, username: 'root', ...credential }, throwOnError: true });
+  const { data: stored } = await createSshCredential({
+    client,
+    body: { name, username: 'root', ...credential },
+    throwOnError: true,
+  });
   const key = change.trustOnFirstUse ? {} : { hostKey: of.hostKey };
   const body = { name, address: of.address, port: of.port, credentialId: stored.id, ...key, ...change };
   const { data: host } = await createHost({ client, body, throwOnError: true });
@@ -45,8 +49,16 @@ export async function registerHost(client: Client, of: LabHost, registration: Re
 }
 
 /** Configures one host, and waits for the end. */
-export async function configureHost(client: Client, hostId: string, options: Partial<CreateHostConfiguration> = {}): Promise<Configured> {
-  const { data } = await createHostConfiguration({ client, body: { ...options, hostIds: [hostId] }, throwOnError: true });
+export async function configureHost(
+  client: Client,
+  hostId: string,
+  options: Partial<CreateHostConfiguration> = {},
+): Promise<Configured> {
+  const { data } = await createHostConfiguration({
+    client,
+    body: { ...options, hostIds: [hostId] },
+    throwOnError: true,
+  });
   const job = await endOf(client, data.id);
   return { job, result: (await configuredHosts(client, job))[0] as ConfiguredHost };
 }
@@ -60,13 +72,18 @@ export async function configuredHosts(client: Client, job: Job): Promise<Configu
   return (await getHostConfiguration({ client, path: { id: resourceId(job) }, throwOnError: true })).data.hosts;
 }
 
-export const statuses = ({ steps }: ConfiguredHost): Record<string, string> => Object.fromEntries(steps.map(({ name, status }) => [name, status]));
+export const statuses = ({ steps }: ConfiguredHost): Record<string, string> =>
+  Object.fromEntries(steps.map(({ name, status }) => [name, status]));
 /** What was changed, or would be: `file create /etc/docker/daemon.json`. */
 export const planOf = ({ steps }: ConfiguredHost): string[] =>
   steps.flatMap(({ changes }) => changes.map(({ kind, action, target }) => `${kind} ${action} ${target}`));
 
 /** Checks one host, and waits for the end. */
-export async function checkHost(client: Client, hostId: string, pull: string[] = []): Promise<{ job: Job; result: HostCheckResult | undefined }> {
+export async function checkHost(
+  client: Client,
+  hostId: string,
+  pull: string[] = [],
+): Promise<{ job: Job; result: HostCheckResult | undefined }> {
   const { data } = await createHostCheck({ client, body: { hostIds: [hostId], pull }, throwOnError: true });
   const job = await endOf(client, data.id);
   const { data: check } = await getHostCheck({ client, path: { id: resourceId(job) }, throwOnError: true });
@@ -74,11 +91,18 @@ export async function checkHost(client: Client, hostId: string, pull: string[] =
 }
 
 /** What is wrong with pulls by the host's own runtime: errors, and digests that are not those of the registry. */
-export async function wrongPulls(client: Client, registryPort: number, hostId: string, references: string[]): Promise<string[]> {
+export async function wrongPulls(
+  client: Client,
+  registryPort: number,
+  hostId: string,
+  references: string[],
+): Promise<string[]> {
   const { job, result } = await checkHost(client, hostId, references);
   if (!result?.ok || result.pulls.length !== references.length) return [JSON.stringify(job.error ?? result)];
   const wanted = await Promise.all(references.map((reference) => digestAt(registryPort, nameOf(reference))));
-  return result.pulls.filter(({ digest }, index) => digest !== wanted[index]).map(({ reference, digest }) => `${reference} ${digest}`);
+  return result.pulls
+    .filter(({ digest }, index) => digest !== wanted[index])
+    .map(({ reference, digest }) => `${reference} ${digest}`);
 }
 
 export async function tunnelOf(client: Client, hostId: string): Promise<Tunnel | undefined> {
@@ -100,8 +124,13 @@ export async function dockerNames(host: LabHost): Promise<string[]> {
 
 /** Both names in the local registry of images, by their upstream names. */
 export const localNames = (registryPort: number, upstream: string[]): string[] =>
-  upstream.flatMap((name) => [name.slice(name.indexOf('/') + 1), name].map((local) => `localhost:${registryPort}/${local}`)).sort();
+  upstream
+    .flatMap((name) => [name.slice(name.indexOf('/') + 1), name].map((local) => `localhost:${registryPort}/${local}`))
+    .sort();
 
 /** Everything in /etc, and the packages. */
 export const stateOf = (host: LabHost): Promise<string> =>
-  out(host, "find /etc -type f -exec sha256sum {} + | sort -k 2; find /etc -printf '%p %y %m %U %G %l\\n' | sort; dpkg -l; rpm -qa 2>/dev/null || true");
+  out(
+    host,
+    "find /etc -type f -exec sha256sum {} + | sort -k 2; find /etc -printf '%p %y %m %U %G %l\\n' | sort; dpkg -l; rpm -qa 2>/dev/null || true",
+  );

@@ -5,7 +5,11 @@ import { fromProblem } from '@airdock/core/errors';
 import { waitFor } from '@airdock/testing/servers';
 
 /** Waits for the end of a job by long-polls, and checks on the way that its progress never runs backwards. */
-export async function endOf(client: Client, id: string, onProgress: (job: Job) => void = () => undefined): Promise<Job> {
+export async function endOf(
+  client: Client,
+  id: string,
+  onProgress: (job: Job) => void = () => undefined,
+): Promise<Job> {
   let last = { percent: 0, bytesDone: 0, itemsDone: 0 };
   for (let round = 0; round < 600; round++) {
     const { data: job } = await getJob({ client, path: { id }, query: { waitSeconds: 1 }, throwOnError: true });
@@ -17,7 +21,11 @@ export async function endOf(client: Client, id: string, onProgress: (job: Job) =
 }
 
 /** As `endOf`, by server-sent events. */
-export async function endOfStream(client: Client, id: string, onProgress: (job: Job) => void = () => undefined): Promise<Job> {
+export async function endOfStream(
+  client: Client,
+  id: string,
+  onProgress: (job: Job) => void = () => undefined,
+): Promise<Job> {
   const { stream } = await streamJob({ client, path: { id }, throwOnError: true });
   let last = { percent: 0, bytesDone: 0, itemsDone: 0 };
   let job: Job | undefined;

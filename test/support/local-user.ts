@@ -9,7 +9,10 @@ export const nobody = 65534;
 const asNobody = ['--reuid', String(nobody), '--regid', String(nobody), '--clear-groups', '--inh-caps=-all', '--'];
 
 /** What a program that a local user without rights runs prints, and how it ends. Only root can become that user. */
-export async function runAsNobody(program: string, ...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+export async function runAsNobody(
+  program: string,
+  ...args: string[]
+): Promise<{ code: number; stdout: string; stderr: string }> {
   try {
     return { code: 0, ...(await run('setpriv', [...asNobody, program, ...args], { cwd: '/', timeout: 30_000 })) };
   } catch (error) {
@@ -24,8 +27,13 @@ export class NobodysProcess implements AsyncDisposable {
 
   /** Starts it, and waits until `isReady`. */
   static async start(isReady: () => Promise<boolean>, program: string, ...args: string[]): Promise<NobodysProcess> {
-    const started = new NobodysProcess(spawn('setpriv', ['--pdeathsig', 'KILL', ...asNobody, program, ...args], { cwd: '/', stdio: 'ignore' }));
-    await waitFor(isReady, { what: `${program} of nobody to be ready`, giveUp: () => (started.isRunning ? undefined : new Error(`${program} has ended`)) });
+    const started = new NobodysProcess(
+      spawn('setpriv', ['--pdeathsig', 'KILL', ...asNobody, program, ...args], { cwd: '/', stdio: 'ignore' }),
+    );
+    await waitFor(isReady, {
+      what: `${program} of nobody to be ready`,
+      giveUp: () => (started.isRunning ? undefined : new Error(`${program} has ended`)),
+    });
     return started;
   }
 

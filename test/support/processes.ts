@@ -21,7 +21,13 @@ export async function listProcesses(): Promise<ProcessInfo[]> {
         if (state === 'Z') return undefined;
         const commandLine = (await readFile(`/proc/${pid}/cmdline`, 'utf8')).replaceAll('\0', ' ').trim();
         const environment = await readFile(`/proc/${pid}/environ`, 'utf8').catch(() => '');
-        return { pid, parent: Number(parent), commandLine, cwd: await readlink(`/proc/${pid}/cwd`).catch(() => ''), environment };
+        return {
+          pid,
+          parent: Number(parent),
+          commandLine,
+          cwd: await readlink(`/proc/${pid}/cwd`).catch(() => ''),
+          environment,
+        };
       } catch {
         return undefined;
       }
@@ -34,22 +40,32 @@ export async function listProcesses(): Promise<ProcessInfo[]> {
 export async function processesOf(folder: string): Promise<string[]> {
   const all = await listProcesses();
   return all
-    .filter(({ commandLine, cwd, environment }) => [commandLine, cwd, environment].some((text) => text.includes(folder)))
+    .filter(({ commandLine, cwd, environment }) =>
+      [commandLine, cwd, environment].some((text) => text.includes(folder)),
+    )
     .map(({ pid, commandLine }) => `${pid} ${commandLine}`);
 }
 
 /** The child of a process that runs this program. Throws when there is not exactly one. */
 export async function childOf(parent: number | undefined, program: string): Promise<number> {
-  const children = (await listProcesses()).filter((info) => info.parent === parent && info.commandLine.startsWith(program));
-  if (children.length !== 1 || !children[0]) throw new Error(`process ${parent} has ${children.length} children that run ${program}`);
+  const children = (await listProcesses()).filter(
+    (info) => info.parent === parent && info.commandLine.startsWith(program),
+  );
+  if (children.length !== 1 || !children[0])
+    throw new Error(`process ${parent} has ${children.length} children that run ${program}`);
   return children[0].pid;
 }
 
 /** The process that is one of a DU's two registries. Throws when there is not exactly one. */
-export async function registryPid({ dataDir }: { dataDir: string }, instance: 'read-write' | 'read-only'): Promise<number> {
+export async function registryPid(
+  { dataDir }: { dataDir: string },
+  instance: 'read-write' | 'read-only',
+): Promise<number> {
   const words = ` serve ${join(dataDir, 'registry', instance)}.`;
   // What starts it in its sandbox shows the same words.
-  const all = (await listProcesses()).filter(({ commandLine }) => commandLine.includes(words) && !commandLine.startsWith('bwrap '));
+  const all = (await listProcesses()).filter(
+    ({ commandLine }) => commandLine.includes(words) && !commandLine.startsWith('bwrap '),
+  );
   if (all.length !== 1 || !all[0]) throw new Error(`${all.length} processes are the ${instance} registry`);
   return all[0].pid;
 }

@@ -13,7 +13,9 @@ export interface RawAnswer {
 export function parseAnswer(text: string): RawAnswer {
   const [head = '', ...rest] = text.split('\r\n\r\n');
   const [line = '', ...lines] = head.split('\r\n');
-  const headers = Object.fromEntries(lines.map((one) => [one.slice(0, one.indexOf(':')).toLowerCase(), one.slice(one.indexOf(':') + 1).trim()]));
+  const headers = Object.fromEntries(
+    lines.map((one) => [one.slice(0, one.indexOf(':')).toLowerCase(), one.slice(one.indexOf(':') + 1).trim()]),
+  );
   const body = rest.join('\r\n\r\n');
   return { status: Number(/^HTTP\/1\.\d (\d+)/.exec(line)?.[1] ?? 0), headers, text: body, json: jsonIn(body) };
 }
@@ -27,7 +29,11 @@ function jsonIn(text: string): RawAnswer['json'] {
 }
 
 /** Connects, and sends these bytes. */
-export function send(port: number, text: string, localAddress = '127.0.0.1'): { socket: Socket; received: () => string; closed: Promise<void> } {
+export function send(
+  port: number,
+  text: string,
+  localAddress = '127.0.0.1',
+): { socket: Socket; received: () => string; closed: Promise<void> } {
   const socket = connect({ host: '127.0.0.1', port, localAddress });
   let received = '';
   socket.on('data', (chunk: Buffer) => (received += chunk.toString('latin1'))).on('error', () => undefined);
@@ -37,7 +43,11 @@ export function send(port: number, text: string, localAddress = '127.0.0.1'): { 
 }
 
 /** What a server answers to these bytes until it closes, or until `timeoutMs` have gone by. */
-export async function exchange(port: number, text: string, timeoutMs = 10_000): Promise<RawAnswer & { isClosed: boolean }> {
+export async function exchange(
+  port: number,
+  text: string,
+  timeoutMs = 10_000,
+): Promise<RawAnswer & { isClosed: boolean }> {
   const { socket, received, closed } = send(port, text);
   let isClosed = false;
   await Promise.race([closed.then(() => (isClosed = true)), new Promise((resolve) => setTimeout(resolve, timeoutMs))]);
@@ -55,12 +65,24 @@ export function bySocket(
   return new Promise((resolve, reject) => {
     const sent = body === undefined ? undefined : JSON.stringify(body);
     const call = request(
-      { socketPath, method, path, headers: { ...(sent === undefined ? {} : { 'content-type': 'application/json' }), ...headers } },
+      {
+        socketPath,
+        method,
+        path,
+        headers: { ...(sent === undefined ? {} : { 'content-type': 'application/json' }), ...headers },
+      },
       (answer) => {
         let text = '';
         answer.setEncoding('utf8').on('data', (chunk: string) => (text += chunk));
         answer
-          .once('end', () => resolve({ status: answer.statusCode ?? 0, headers: answer.headers as Record<string, string>, text, json: jsonIn(text) }))
+          .once('end', () =>
+            resolve({
+              status: answer.statusCode ?? 0,
+              headers: answer.headers as Record<string, string>,
+              text,
+              json: jsonIn(text),
+            }),
+          )
           .once('error', reject);
       },
     );

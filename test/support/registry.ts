@@ -7,13 +7,17 @@ const manifestTypes =
 /** Digest of `repository:tag` in the registry on this port, or undefined. */
 export async function digestAt(port: number, name: string): Promise<string | undefined> {
   const [repository, tag] = [name.slice(0, name.lastIndexOf(':')), name.slice(name.lastIndexOf(':') + 1)];
-  const response = await fetch(`http://localhost:${port}/v2/${repository}/manifests/${tag}`, { method: 'HEAD', headers: { accept: manifestTypes } });
+  const response = await fetch(`http://localhost:${port}/v2/${repository}/manifests/${tag}`, {
+    method: 'HEAD',
+    headers: { accept: manifestTypes },
+  });
   return response.ok ? (response.headers.get('docker-content-digest') ?? undefined) : undefined;
 }
 
 /** All `repository:tag` that the registry shows. A repository without a tag is shown as its name alone. */
 export async function namesAt(port: number): Promise<string[]> {
-  const get = async <T>(path: string): Promise<T> => (await (await fetch(`http://localhost:${port}/v2/${path}`)).json()) as T;
+  const get = async <T>(path: string): Promise<T> =>
+    (await (await fetch(`http://localhost:${port}/v2/${path}`)).json()) as T;
   const { repositories } = await get<{ repositories: string[] }>('_catalog?n=1000');
   const names = await Promise.all(
     repositories.map(async (repository) => {
@@ -49,7 +53,10 @@ async function missingBlobs(port: number, name: string): Promise<string[]> {
   const [repository, tag] = [name.slice(0, name.lastIndexOf(':')), name.slice(name.lastIndexOf(':') + 1)];
   const base = `http://localhost:${port}/v2/${repository}`;
   const response = await fetch(`${base}/manifests/${tag}`, { headers: { accept: manifestTypes } });
-  const { config, layers = [] } = (await response.json()) as { config?: { digest: string }; layers?: { digest: string }[] };
+  const { config, layers = [] } = (await response.json()) as {
+    config?: { digest: string };
+    layers?: { digest: string }[];
+  };
   const blobs = [...(config ? [config] : []), ...layers];
   const there = await Promise.all(blobs.map(({ digest }) => fetch(`${base}/blobs/${digest}`, { method: 'HEAD' })));
   return blobs.filter((_, index) => !there[index]?.ok).map(({ digest }) => `${name}: no blob ${digest}`);

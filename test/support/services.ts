@@ -2,7 +2,14 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Client, createServiceClient } from '@airdock/clients/service-clients';
-import { type CrashableServer, findProgram, freePort, startPostgres, startRedis, waitFor } from '@airdock/testing/servers';
+import {
+  type CrashableServer,
+  findProgram,
+  freePort,
+  startPostgres,
+  startRedis,
+  waitFor,
+} from '@airdock/testing/servers';
 import { stringify } from 'yaml';
 import { nodeFlags, repository } from './du.js';
 
@@ -45,9 +52,16 @@ export class ServiceProcess {
     };
     child.stdout.on('data', keep);
     child.stderr.on('data', keep);
-    const ready = async () => (await fetch(`http://127.0.0.1:${this.port}/readyz`, { signal: AbortSignal.timeout(2000) })).ok;
-    const giveUp = () => (isRunning(child) ? undefined : new Error(`${this.name} ${this.entry} ended at once:\n${this.#log}`));
-    await waitFor(ready, { what: `${this.name} ${this.entry} to be ready`, timeoutMs: 60_000, intervalMs: 100, giveUp });
+    const ready = async () =>
+      (await fetch(`http://127.0.0.1:${this.port}/readyz`, { signal: AbortSignal.timeout(2000) })).ok;
+    const giveUp = () =>
+      isRunning(child) ? undefined : new Error(`${this.name} ${this.entry} ended at once:\n${this.#log}`);
+    await waitFor(ready, {
+      what: `${this.name} ${this.entry} to be ready`,
+      timeoutMs: 60_000,
+      intervalMs: 100,
+      giveUp,
+    });
   }
 
   /** Resolves when it is gone. */
@@ -80,7 +94,11 @@ export class Services implements AsyncDisposable {
   ) {}
 
   /** Everything is below `folder`, bundles too if they are not elsewhere. `airdock` are further keys. All ten are ready when this returns. */
-  static async start(folder: string, bundleDir = join(folder, 'bundles'), airdock: Record<string, unknown> = {}): Promise<Services> {
+  static async start(
+    folder: string,
+    bundleDir = join(folder, 'bundles'),
+    airdock: Record<string, unknown> = {},
+  ): Promise<Services> {
     await using servers = new AsyncDisposableStack();
     const redis = servers.use(await startRedis());
     const postgres = servers.use(await startPostgres());
@@ -90,11 +108,15 @@ export class Services implements AsyncDisposable {
     const tokenFile = join(folder, 'token');
     await writeFile(tokenFile, token, { mode: 0o600 });
     const config = join(folder, 'airctl-config.yaml');
-    await writeFile(config, stringify({ privateRegistryType: 'local', airdock: { bundleDirs: [bundleDir], ...airdock } }));
+    await writeFile(
+      config,
+      stringify({ privateRegistryType: 'local', airdock: { bundleDirs: [bundleDir], ...airdock } }),
+    );
 
     const entries = serviceNames.flatMap((name) => (['main', 'worker'] as const).map((entry) => ({ name, entry })));
     const ports = await freePorts(entries.length + 2);
-    const portOf = (name: ServiceName, entry: Entry) => ports[entries.findIndex((known) => known.name === name && known.entry === entry)] ?? 0;
+    const portOf = (name: ServiceName, entry: Entry) =>
+      ports[entries.findIndex((known) => known.name === name && known.entry === entry)] ?? 0;
     const [registryPort = 0] = ports.slice(entries.length);
     const environment = {
       AIRDOCK_CONFIG: config,
@@ -105,12 +127,26 @@ export class Services implements AsyncDisposable {
       AIRDOCK_REGISTRY_PORT: String(registryPort),
       DATABASE_URL: postgres.url,
       REDIS_URL: redis.url,
-      ...Object.fromEntries(serviceNames.map((name) => [`AIRDOCK_${name.toUpperCase()}_URL`, `http://127.0.0.1:${portOf(name, 'main')}`])),
+      ...Object.fromEntries(
+        serviceNames.map((name) => [`AIRDOCK_${name.toUpperCase()}_URL`, `http://127.0.0.1:${portOf(name, 'main')}`]),
+      ),
     };
     const processes = new Map(
-      entries.map(({ name, entry }) => [`${name} ${entry}`, new ServiceProcess(name, entry, portOf(name, entry), environment)] as const),
+      entries.map(
+        ({ name, entry }) =>
+          [`${name} ${entry}`, new ServiceProcess(name, entry, portOf(name, entry), environment)] as const,
+      ),
     );
-    const services = new Services(dataDir, bundleDir, registryPort, redis, processes, environment, servers.move(), token);
+    const services = new Services(
+      dataDir,
+      bundleDir,
+      registryPort,
+      redis,
+      processes,
+      environment,
+      servers.move(),
+      token,
+    );
     try {
       const started = await Promise.allSettled([...processes.values()].map((process) => process.start()));
       for (const result of started) if (result.status === 'rejected') throw result.reason;
@@ -139,7 +175,9 @@ export class Services implements AsyncDisposable {
 
   /** The last words of all processes. */
   get output(): string {
-    return [...this.processes.values(), ...this.#extra].map(({ name, entry, output }) => `${name} ${entry}:\n${output}`).join('\n');
+    return [...this.processes.values(), ...this.#extra]
+      .map(({ name, entry, output }) => `${name} ${entry}:\n${output}`)
+      .join('\n');
   }
 
   /** Ends all processes, the registry that they leave running, Redis and PostgreSQL. */

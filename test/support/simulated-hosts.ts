@@ -21,7 +21,9 @@ export function simulatedAnswer(command: string, input: string): string {
 }
 
 /** Hosts that are none: an SSH server in this process, which answers at once. `answer` is asked before what every host says. */
-export const startSimulatedHosts = (answer: (command: string) => string | undefined = () => undefined): Promise<SshServer> =>
+export const startSimulatedHosts = (
+  answer: (command: string) => string | undefined = () => undefined,
+): Promise<SshServer> =>
   startSshServer({
     user: 'root',
     password: 'simulated',
@@ -30,7 +32,11 @@ export const startSimulatedHosts = (answer: (command: string) => string | undefi
   });
 
 /** Registers `count` hosts that are this server. Returns their ids. */
-export async function registerSimulatedHosts(client: Client, { port, hostKey }: SshServer, count: number): Promise<string[]> {
+export async function registerSimulatedHosts(
+  client: Client,
+  { port, hostKey }: SshServer,
+  count: number,
+): Promise<string[]> {
   const secrets = { name: 'simulated', username: 'root', password: 'simulated' };
   const { data: credential } = await createSshCredential({ client, body: secrets, throwOnError: true });
   const ids: string[] = [];

@@ -9,11 +9,19 @@ export async function upload(url: string, token: string, file: string): Promise<
   const { size } = await handle.stat();
   const headers = { authorization: `Bearer ${token}`, 'tus-resumable': '1.0.0' };
   const metadata = `filename ${Buffer.from(basename(file)).toString('base64')}`;
-  const created = await fetch(`${url}/v1/uploads`, { method: 'POST', headers: { ...headers, 'upload-length': String(size), 'upload-metadata': metadata } });
+  const created = await fetch(`${url}/v1/uploads`, {
+    method: 'POST',
+    headers: { ...headers, 'upload-length': String(size), 'upload-metadata': metadata },
+  });
   if (created.status !== 201) throw new Error(`upload refused: ${created.status} ${await created.text()}`);
   const location = new URL(created.headers.get('location') ?? '', url).href;
   for (let offset = 0; offset < size; ) {
-    const { buffer, bytesRead } = await handle.read(Buffer.alloc(Math.min(chunkBytes, size - offset)), 0, undefined, offset);
+    const { buffer, bytesRead } = await handle.read(
+      Buffer.alloc(Math.min(chunkBytes, size - offset)),
+      0,
+      undefined,
+      offset,
+    );
     const sent = await fetch(location, {
       method: 'PATCH',
       headers: { ...headers, 'upload-offset': String(offset), 'content-type': 'application/offset+octet-stream' },

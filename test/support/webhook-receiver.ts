@@ -25,7 +25,11 @@ export async function startWebhookReceiver(status: () => number = () => 204) {
       } catch {
         verified = false;
       }
-      received.push({ id: String(request.headers['webhook-id']), verified, event: JSON.parse(body) as Received['event'] });
+      received.push({
+        id: String(request.headers['webhook-id']),
+        verified,
+        event: JSON.parse(body) as Received['event'],
+      });
       if (!isHeld) response.writeHead(status()).end();
     });
   });

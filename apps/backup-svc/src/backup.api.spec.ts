@@ -29,40 +29,53 @@ describe('backup-svc', () => {
   let status = 204;
   const seen: Seen[] = [];
   const answers: Record<string, unknown> = {};
-  const api = (method: 'get' | 'post' | 'delete', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'post' | 'delete', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const post = async (path: string, body: object): Promise<Job> => {
     const { body: job } = await api('post', path).send(body).expect(202);
     return (await api('get', `/v1/jobs/${job.id}?waitSeconds=30`)).body as Job;
   };
   const idOf = (job: Job) => job.resource.split('/').at(-1) ?? '';
   const digestOf = async (name: string) =>
-    (await fetch(`${registry.url}/v2/${name}`, { method: 'HEAD', headers: { accept: 'application/vnd.oci.image.manifest.v1+json' } })).headers.get(
-      'docker-content-digest',
-    );
+    (
+      await fetch(`${registry.url}/v2/${name}`, {
+        method: 'HEAD',
+        headers: { accept: 'application/vnd.oci.image.manifest.v1+json' },
+      })
+    ).headers.get('docker-content-digest');
   const receiverUrl = () => `http://127.0.0.1:${(receiver.address() as AddressInfo).port}/hook`;
 
   beforeAll(async () => {
     folder = await tempDir('backup-svc');
     [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
     answers['/v1/registry'] = { mode: 'local', url: registry.url };
-    for (const service of ['image', 'host', 'cluster']) answers[`/v1/states/${service}`] = { service, formatVersion: 1, keyFingerprint: 'x', tables: [] };
+    for (const service of ['image', 'host', 'cluster'])
+      answers[`/v1/states/${service}`] = { service, formatVersion: 1, keyFingerprint: 'x', tables: [] };
     answers['/v1/images'] = { items: [] };
     registryService = await startJsonServer(answers);
     service = await startComponent('backup', BackupModule, {
       dataDir: folder.path,
       redisUrl: redis.url,
       overrides: {
-        ...Object.fromEntries(['registry', 'image', 'host', 'cluster'].map((name) => [`services.${name}`, registryService.url])),
+        ...Object.fromEntries(
+          ['registry', 'image', 'host', 'cluster'].map((name) => [`services.${name}`, registryService.url]),
+        ),
         'http.port': await freePort(),
         'webhooks.allowedHosts': ['127.0.0.0/8'],
       },
     });
     const file = join(folder.path, 'bundle.tar');
-    const images = ['quay.io/a:1', 'quay.io/b:2'].map((name) => makeImage({ name, layers: [{ randomBytes: 300_000, seed: 'base' }, { files: { name } }] }));
+    const images = ['quay.io/a:1', 'quay.io/b:2'].map((name) =>
+      makeImage({ name, layers: [{ randomBytes: 300_000, seed: 'base' }, { files: { name } }] }),
+    );
     await buildOciArchive(file, await Promise.all(images));
     const source = await openBundle(file, { workDir: join(folder.path, 'work') });
     const client = new RegistryClient(registry.url);
-    await copyImages({ source, registry: client, images: source.images.map((image, index) => ({ image, names: [{ repository: `r${index}`, tag: 'v1' }] })) });
+    await copyImages({
+      source,
+      registry: client,
+      images: source.images.map((image, index) => ({ image, names: [{ repository: `r${index}`, tag: 'v1' }] })),
+    });
     await client.close();
     await source[Symbol.asyncDispose]();
     receiver = createServer((incoming, response) => {
@@ -105,7 +118,9 @@ describe('backup-svc', () => {
   });
 
   it('refuses to restore what is no complete backup, and to work without a registry', async () => {
-    expect((await api('post', '/v1/restores').send({ backupId: '01900000-0000-7000-8000-000000000001' })).body.code).toBe('resource_not_found');
+    expect(
+      (await api('post', '/v1/restores').send({ backupId: '01900000-0000-7000-8000-000000000001' })).body.code,
+    ).toBe('resource_not_found');
     const on = answers['/v1/registry'];
     answers['/v1/registry'] = { mode: 'none', url: null };
     expect((await api('post', '/v1/backups').send({}).expect(409)).body.code).toBe('registry_off');
@@ -119,7 +134,14 @@ describe('backup-svc', () => {
     answers['/v1/registry'] = () => {
       asked += 1;
       if (asked > 3) return on;
-      const storageError = { type: 'x', title: 'x', status: 503, code: 'registry_storage_changed', nextStep: 'x', detail: 'away' };
+      const storageError = {
+        type: 'x',
+        title: 'x',
+        status: 503,
+        code: 'registry_storage_changed',
+        nextStep: 'x',
+        detail: 'away',
+      };
       return { mode: 'local', url: empty.url, storageError: asked === 3 ? storageError : null };
     };
     expect(await post('/v1/backups', {})).toMatchObject({ state: 'succeeded', result: { images: 2 } });
@@ -130,7 +152,10 @@ describe('backup-svc', () => {
   it('restores nothing from a damaged backup', async () => {
     const backup = await post('/v1/backups', {});
     await writeFile(join(folder.path, 'backups', 'backups', `${idOf(backup)}.json`), '{}');
-    expect((await api('post', '/v1/restores').send({ backupId: idOf(backup) })).body).toMatchObject({ status: 422, code: 'backup_corrupt' });
+    expect((await api('post', '/v1/restores').send({ backupId: idOf(backup) })).body).toMatchObject({
+      status: 422,
+      code: 'backup_corrupt',
+    });
   });
 
   it('signs events as Standard Webhooks says, and tries again until they are accepted', async () => {
@@ -146,22 +171,42 @@ describe('backup-svc', () => {
     await waitFor(() => seen.length === 2, { what: 'the second try', timeoutMs: 20_000 });
     const [first, second] = seen as [Seen, Seen];
     expect(second.headers['webhook-id']).toBe(first.headers['webhook-id']);
-    const event = new Webhook(endpoint.secret).verify(second.body, second.headers) as { type: string; data: { resource: string } };
-    expect(event).toMatchObject({ type: 'backup.create.succeeded', data: { resource: backup.resource, state: 'succeeded' } });
-    const delivered = () => api('get', '/v1/webhook-deliveries').then(({ body }) => body.items.find(({ state }: { state: string }) => state === 'delivered'));
-    expect(await waitFor(delivered, { what: 'the delivery to be noted' })).toMatchObject({ attempts: 2, responseStatus: 204, error: null });
+    const event = new Webhook(endpoint.secret).verify(second.body, second.headers) as {
+      type: string;
+      data: { resource: string };
+    };
+    expect(event).toMatchObject({
+      type: 'backup.create.succeeded',
+      data: { resource: backup.resource, state: 'succeeded' },
+    });
+    const delivered = () =>
+      api('get', '/v1/webhook-deliveries').then(({ body }) =>
+        body.items.find(({ state }: { state: string }) => state === 'delivered'),
+      );
+    expect(await waitFor(delivered, { what: 'the delivery to be noted' })).toMatchObject({
+      attempts: 2,
+      responseStatus: 204,
+      error: null,
+    });
     await api('delete', `/v1/webhook-endpoints/${endpoint.id}`).expect(204);
   });
 
   it('does not follow redirects, and refuses targets that are no plain web address', async () => {
     for (const url of ['ftp://x/', 'file:///etc/passwd', 'http://user:pass@x/', 'nonsense'])
-      expect((await api('post', '/v1/webhook-endpoints').send({ url })).body, url).toMatchObject({ status: 422, code: 'webhook_target_forbidden' });
-    expect((await api('post', '/v1/webhook-endpoints').send({ url: receiverUrl(), events: ['unknown'] })).body.code).toBe('request_invalid');
+      expect((await api('post', '/v1/webhook-endpoints').send({ url })).body, url).toMatchObject({
+        status: 422,
+        code: 'webhook_target_forbidden',
+      });
+    expect(
+      (await api('post', '/v1/webhook-endpoints').send({ url: receiverUrl(), events: ['unknown'] })).body.code,
+    ).toBe('request_invalid');
     const { body: endpoint } = await api('post', '/v1/webhook-endpoints').send({ url: receiverUrl() });
     status = 302;
     await post('/v1/backups', {});
     const answered = () =>
-      api('get', '/v1/webhook-deliveries').then(({ body }) => body.items.find(({ responseStatus }: { responseStatus: number }) => responseStatus === 302));
+      api('get', '/v1/webhook-deliveries').then(({ body }) =>
+        body.items.find(({ responseStatus }: { responseStatus: number }) => responseStatus === 302),
+      );
     expect(await waitFor(answered, { what: 'the redirect to be noted' })).toMatchObject({
       state: 'pending',
       error: 'answered 302: redirects are not followed',
@@ -170,7 +215,8 @@ describe('backup-svc', () => {
   });
 
   it('shows the secret of an endpoint again only to a repeated request with the same key', async () => {
-    const create = () => api('post', '/v1/webhook-endpoints').set('idempotency-key', 'hook-1').send({ url: receiverUrl() }).expect(201);
+    const create = () =>
+      api('post', '/v1/webhook-endpoints').set('idempotency-key', 'hook-1').send({ url: receiverUrl() }).expect(201);
     const first = (await create()).body;
     expect((await create()).body).toEqual(first);
     const stored = await service.app.get('backupDataSource').query('SELECT body FROM idempotency_key');

@@ -13,7 +13,12 @@ import { BackupCatalogue } from './backup/backup-catalogue.js';
 import { backupState } from './backup.state.js';
 import { BackupOperationController } from './backup-operation/backup-operation.controller.js';
 import { BackupOperationEntity } from './backup-operation/backup-operation.entity.js';
-import { ExportBackupProcessor, ImportBackupProcessor, PruneBackupsProcessor, VerifyBackupsProcessor } from './backup-operation/backup-operation.processor.js';
+import {
+  ExportBackupProcessor,
+  ImportBackupProcessor,
+  PruneBackupsProcessor,
+  VerifyBackupsProcessor,
+} from './backup-operation/backup-operation.processor.js';
 import { BackupOperationService, operationJobTypes } from './backup-operation/backup-operation.service.js';
 import { BackupScheduleController } from './backup-schedule/backup-schedule.controller.js';
 import { BackupScheduleEntity } from './backup-schedule/backup-schedule.entity.js';
@@ -30,7 +35,11 @@ import { RestoreService, restoreJobType } from './restore/restore.service.js';
 import { SigningKeyController } from './signing-key/signing-key.controller.js';
 import { SigningKeyEntity } from './signing-key/signing-key.entity.js';
 import { SigningKeyService } from './signing-key/signing-key.service.js';
-import { WebhookDeliveryController, WebhookEventController, WebhookPingController } from './webhook-delivery/webhook-delivery.controller.js';
+import {
+  WebhookDeliveryController,
+  WebhookEventController,
+  WebhookPingController,
+} from './webhook-delivery/webhook-delivery.controller.js';
 import { WebhookDeliveryEntity, WebhookEventEntity } from './webhook-delivery/webhook-delivery.entity.js';
 import { WebhookDeliveryService } from './webhook-delivery/webhook-delivery.service.js';
 import { WebhookDispatcher } from './webhook-delivery/webhook-dispatcher.js';
@@ -38,12 +47,20 @@ import { WebhookEndpointController } from './webhook-endpoint/webhook-endpoint.c
 import { WebhookEndpointEntity } from './webhook-endpoint/webhook-endpoint.entity.js';
 import { WebhookEndpointService } from './webhook-endpoint/webhook-endpoint.service.js';
 
-const outbound = { provide: OutboundPost, inject: [CONFIG], useFactory: ({ webhooks }: Config) => new OutboundPost(webhooks.allowedHosts) };
+const outbound = {
+  provide: OutboundPost,
+  inject: [CONFIG],
+  useFactory: ({ webhooks }: Config) => new OutboundPost(webhooks.allowedHosts),
+};
 
 const targets = {
   provide: OutboundTargets,
   inject: [CONFIG],
-  useFactory: ({ registry }: Config) => new OutboundTargets(registry.allowedHosts, { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' }),
+  useFactory: ({ registry }: Config) =>
+    new OutboundTargets(registry.allowedHosts, {
+      code: 'registry_target_forbidden',
+      key: 'airdock.registry.allowedHosts',
+    }),
 };
 
 /** Backups and restores of the registry's content, and the events that tell of them. */

@@ -37,7 +37,11 @@ const scheduleRow = z.object({
 
 /** What of backup-svc outlives its machine. Whom this site trusts is not among it: no backup may say that. */
 export const backupState: readonly StateTable[] = [
-  { entity: WebhookEndpointEntity, row: endpointRow, leads: { name: 'url', columns: ['url', 'events', 'disabledAt'], secrets: ['sealedSecret'] } },
+  {
+    entity: WebhookEndpointEntity,
+    row: endpointRow,
+    leads: { name: 'url', columns: ['url', 'events', 'disabledAt'], secrets: ['sealedSecret'] },
+  },
   {
     entity: BackupScheduleEntity,
     row: scheduleRow,

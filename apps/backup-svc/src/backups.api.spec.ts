@@ -82,7 +82,12 @@ describe('backups', () => {
   async function push(names: string[], to: Server = registry, more: object = {}): Promise<void> {
     const file = join(folder.path, `${names.join('-').replaceAll('/', '_')}.tar`);
     const images = await Promise.all(
-      names.map((name) => makeImage({ name: `quay.io/${name}`, layers: [{ randomBytes: 200_000, seed: 'base' }, { files: { name, ...more } }] })),
+      names.map((name) =>
+        makeImage({
+          name: `quay.io/${name}`,
+          layers: [{ randomBytes: 200_000, seed: 'base' }, { files: { name, ...more } }],
+        }),
+      ),
     );
     await buildOciArchive(file, images);
     await using source = await openBundle(file, { workDir: join(folder.path, 'work') });
@@ -99,7 +104,8 @@ describe('backups', () => {
     await using client = new RegistryClient(server.url);
     const found: Record<string, string | undefined> = {};
     for (const repository of await client.listRepositories())
-      for (const tag of await client.listTags(repository)) found[`${repository}:${tag}`] = (await client.headManifest(repository, tag))?.digest;
+      for (const tag of await client.listTags(repository))
+        found[`${repository}:${tag}`] = (await client.headManifest(repository, tag))?.digest;
     return found;
   }
   const wipe = (server: Server) => rm(join(server.storageDir, 'docker'), { recursive: true });
@@ -109,7 +115,9 @@ describe('backups', () => {
       .map((entry) => join(entry.parentPath, entry.name));
   /** The blob of the layer with random content. */
   async function largestBlob(): Promise<string> {
-    const { stdout } = await run('sh', ['-c', 'ls -S $(find . -type f) | head -1'], { cwd: join(folder.path, 'store/blobs') });
+    const { stdout } = await run('sh', ['-c', 'ls -S $(find . -type f) | head -1'], {
+      cwd: join(folder.path, 'store/blobs'),
+    });
     return join(folder.path, 'store/blobs', stdout.trim());
   }
   async function flip(path: string): Promise<void> {
@@ -124,7 +132,8 @@ describe('backups', () => {
     [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
     for (const key of Object.keys(answers)) delete answers[key];
     answers['/v1/registry'] = { mode: 'local', url: registry.url };
-    for (const service of ['image', 'host', 'cluster']) answers[`/v1/states/${service}`] = { service, formatVersion: 1, keyFingerprint: 'x', tables: [] };
+    for (const service of ['image', 'host', 'cluster'])
+      answers[`/v1/states/${service}`] = { service, formatVersion: 1, keyFingerprint: 'x', tables: [] };
     answers['/v1/images'] = { items: [] };
     others = await startJsonServer(answers);
   });
@@ -144,7 +153,12 @@ describe('backups', () => {
     const files = await blobFiles();
     expect((await du.backup()).addedBytes).toBe(0);
     expect(await blobFiles()).toEqual(files);
-    expect(await du.backup({ repositories: ['k8s.gcr.io/*'] })).toMatchObject({ images: 2, repositories: ['k8s.gcr.io/*'], hasSettings: false, addedBytes: 0 });
+    expect(await du.backup({ repositories: ['k8s.gcr.io/*'] })).toMatchObject({
+      images: 2,
+      repositories: ['k8s.gcr.io/*'],
+      hasSettings: false,
+      addedBytes: 0,
+    });
     const setId = '01900000-0000-7000-8000-000000000001';
     answers[`/v1/image-sets/${setId}`] = { id: setId, images: ['quay.io/a:1'] };
     answers['/v1/images'] = {
@@ -154,13 +168,22 @@ describe('backups', () => {
       ],
     };
     expect(await du.backup({ imageSetId: setId })).toMatchObject({ images: 1, imageSetId: setId });
-    expect((await du.api('post', '/v1/backups').send({ imageSetId: '01900000-0000-7000-8000-00000000000f' })).body.code).toBe('resource_not_found');
-    for (const body of [{ repositories: ['UPPER'] }, { repositories: [] }, { repositories: ['a'], imageSetId: setId }, { target: '../x' }])
+    expect(
+      (await du.api('post', '/v1/backups').send({ imageSetId: '01900000-0000-7000-8000-00000000000f' })).body.code,
+    ).toBe('resource_not_found');
+    for (const body of [
+      { repositories: ['UPPER'] },
+      { repositories: [] },
+      { repositories: ['a'], imageSetId: setId },
+      { target: '../x' },
+    ])
       expect((await du.api('post', '/v1/backups').send(body)).body.code, JSON.stringify(body)).toBe('request_invalid');
     expect((await du.api('post', '/v1/backups').send({ target: 'nowhere' })).body.code).toBe('resource_not_found');
 
     await using client = new RegistryClient(registry.url);
-    const manifest = JSON.parse((await client.getManifest('a', '1'))?.bytes.toString() ?? '') as { layers: { digest: string }[] };
+    const manifest = JSON.parse((await client.getManifest('a', '1'))?.bytes.toString() ?? '') as {
+      layers: { digest: string }[];
+    };
     const hex = manifest.layers[1]?.digest.slice(7) ?? '';
     await rm(join(registry.storageDir, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex), { recursive: true });
     await rm(join(folder.path, 'store'), { recursive: true });
@@ -174,7 +197,10 @@ describe('backups', () => {
     await push(['a:1', 'b:2']);
     const du = await startDu('du');
     const { id } = await du.backup();
-    expect(await du.operate({ action: 'verify' })).toMatchObject({ job: { state: 'succeeded' }, result: { damaged: [], healed: [], lost: [] } });
+    expect(await du.operate({ action: 'verify' })).toMatchObject({
+      job: { state: 'succeeded' },
+      result: { damaged: [], healed: [], lost: [] },
+    });
     expect((await du.read<Backup>({ resource: `/v1/backups/${id}` } as Job)).verifiedAt).not.toBeNull();
     const largest = await largestBlob();
     const digest = `sha256:${largest.split('/').at(-1)}`;
@@ -198,7 +224,10 @@ describe('backups', () => {
     // A push brings the layer, and the next verification the backup.
     await wipe(registry);
     await push(['a:1', 'b:2']);
-    expect(await du.operate({ action: 'verify' })).toMatchObject({ job: { state: 'succeeded' }, result: { healed: [digest] } });
+    expect(await du.operate({ action: 'verify' })).toMatchObject({
+      job: { state: 'succeeded' },
+      result: { healed: [digest] },
+    });
     expect((await du.api('get', `/v1/backups/${id}`)).body).toMatchObject({ state: 'complete', damaged: [] });
     await rm(join(folder.path, `store/backups/${id}.json.sig`));
     expect(await du.operate({ action: 'verify' })).toMatchObject({
@@ -218,7 +247,9 @@ describe('backups', () => {
     const du = await startDu('du');
     const { id } = await du.backup();
     await using client = new RegistryClient(registry.url);
-    const manifest = JSON.parse((await client.getManifest('b', '2'))?.bytes.toString() ?? '') as { layers: { digest: string }[] };
+    const manifest = JSON.parse((await client.getManifest('b', '2'))?.bytes.toString() ?? '') as {
+      layers: { digest: string }[];
+    };
     const hex = manifest.layers[1]?.digest.slice(7) ?? '';
     await rm(join(folder.path, 'store/blobs/sha256', hex.slice(0, 2), hex));
     const before = await contentOf(registry);
@@ -238,7 +269,10 @@ describe('backups', () => {
       ids.push((await du.backup()).id);
     }
     const planned = await du.operate({ action: 'prune', keep: { last: 1 }, dryRun: true });
-    expect(planned.result).toMatchObject({ removed: [ids[1], ids[0]], kept: [{ backupId: ids[2], reasons: ['last'] }] });
+    expect(planned.result).toMatchObject({
+      removed: [ids[1], ids[0]],
+      kept: [{ backupId: ids[2], reasons: ['last'] }],
+    });
     expect(planned.result?.blobs).toBeGreaterThan(3);
     expect((await du.api('get', '/v1/backups')).body.items).toHaveLength(3);
     const pruned = await du.operate({ action: 'prune', keep: { last: 1 } });
@@ -246,7 +280,9 @@ describe('backups', () => {
     expect((await du.api('get', '/v1/backups')).body.items.map(({ id }: Backup) => id)).toEqual([ids[2]]);
     expect(await du.operate({ action: 'verify' })).toMatchObject({ job: { state: 'succeeded' } });
     for (const keep of [{}, { last: 0 }, { last: -1 }])
-      expect((await du.api('post', '/v1/backup-operations').send({ operation: { action: 'prune', keep } })).body.code).toBe('request_invalid');
+      expect(
+        (await du.api('post', '/v1/backup-operations').send({ operation: { action: 'prune', keep } })).body.code,
+      ).toBe('request_invalid');
     await du.api('delete', `/v1/backups/${ids[2]}`).expect(204);
     expect((await du.operate({ action: 'prune' })).result?.blobs).toBeGreaterThan(3);
     expect(await blobFiles()).toEqual([]);
@@ -268,9 +304,13 @@ describe('backups', () => {
     await waitFor(async () => (await phase()) === 'waiting for shared-another', { what: 'the prune to wait' });
     await rename(join(lock, 'shared-another.json'), join(lock, 'exclusive-another.json'));
     const { body: backup } = await du.api('post', '/v1/backups').send({});
-    await waitFor(async () => ((await du.api('get', `/v1/jobs/${backup.id}`)).body as Job).progress.phase === 'waiting for exclusive-another', {
-      what: 'the backup to wait',
-    });
+    await waitFor(
+      async () =>
+        ((await du.api('get', `/v1/jobs/${backup.id}`)).body as Job).progress.phase === 'waiting for exclusive-another',
+      {
+        what: 'the backup to wait',
+      },
+    );
     await rm(join(lock, 'exclusive-another.json'));
     expect((await du.end(waiting)).state).toBe('succeeded');
     expect((await du.end(backup)).state).toBe('succeeded');
@@ -285,13 +325,21 @@ describe('backups', () => {
     expect(exported.job.state).toBe('succeeded');
     const exchange = join(folder.path, 'exchange');
     await run('sha256sum', ['-c', 'site.tar.sha256'], { cwd: exchange });
-    await run('sh', ['-ec', 'mkdir out && tar -xf site.tar -C out && cd out/backups && sha256sum -c *.sha256'], { cwd: exchange });
+    await run('sh', ['-ec', 'mkdir out && tar -xf site.tar -C out && cd out/backups && sha256sum -c *.sha256'], {
+      cwd: exchange,
+    });
     expect((await readdir(exchange)).sort()).toEqual(['out', 'site.tar', 'site.tar.sha256']);
     const body = (file: string) => ({ operation: { action: 'import', file } });
-    expect((await du.api('post', '/v1/backup-operations').send({ operation: { action: 'export', backupId: id, file: 'site.tar' } })).body.code).toBe(
-      'resource_exists',
+    expect(
+      (
+        await du
+          .api('post', '/v1/backup-operations')
+          .send({ operation: { action: 'export', backupId: id, file: 'site.tar' } })
+      ).body.code,
+    ).toBe('resource_exists');
+    expect((await du.api('post', '/v1/backup-operations').send(body('none.tar'))).body.code).toBe(
+      'backup_file_not_found',
     );
-    expect((await du.api('post', '/v1/backup-operations').send(body('none.tar'))).body.code).toBe('backup_file_not_found');
     expect((await du.api('post', '/v1/backup-operations').send(body('../site.tar'))).body.code).toBe('request_invalid');
 
     const ownKey = (await du.api('get', '/v1/backup-signing-keys/own').expect(200)).body;
@@ -299,26 +347,46 @@ describe('backups', () => {
     const site = await startRegistry();
     ends.push(() => site.stop());
     const there = await startDu('there', { backupDir: join(folder.path, 'there-store') });
-    expect((await there.operate({ action: 'import', file: 'site.tar' })).job).toMatchObject({ state: 'failed', error: { code: 'backup_signer_unknown' } });
-    await there.api('post', '/v1/backup-signing-keys').send({ name: 'here', publicKey: ownKey.publicKey, keyId: ownKey.keyId }).expect(201);
-    expect((await there.operate({ action: 'import', file: 'site.tar' })).job).toMatchObject({ state: 'succeeded', result: { backupId: id, images: 2 } });
+    expect((await there.operate({ action: 'import', file: 'site.tar' })).job).toMatchObject({
+      state: 'failed',
+      error: { code: 'backup_signer_unknown' },
+    });
+    await there
+      .api('post', '/v1/backup-signing-keys')
+      .send({ name: 'here', publicKey: ownKey.publicKey, keyId: ownKey.keyId })
+      .expect(201);
+    expect((await there.operate({ action: 'import', file: 'site.tar' })).job).toMatchObject({
+      state: 'succeeded',
+      result: { backupId: id, images: 2 },
+    });
     answers['/v1/registry'] = { mode: 'local', url: site.url };
     expect((await there.restore({ backupId: id, settings: false })).job.state).toBe('succeeded');
     expect(await contentOf(site)).toEqual(await contentOf(registry));
 
     await run('split', ['-b', '100k', 'site.tar', 'parts.tar.'], { cwd: exchange });
     await there.api('delete', `/v1/backups/${id}`).expect(204);
-    expect((await there.operate({ action: 'import', file: 'parts.tar' })).job).toMatchObject({ state: 'succeeded', result: { backupId: id } });
-    expect((await there.api('post', '/v1/backup-operations').send(body('site.tar.tar'))).body.code).toBe('backup_file_not_found');
+    expect((await there.operate({ action: 'import', file: 'parts.tar' })).job).toMatchObject({
+      state: 'succeeded',
+      result: { backupId: id },
+    });
+    expect((await there.api('post', '/v1/backup-operations').send(body('site.tar.tar'))).body.code).toBe(
+      'backup_file_not_found',
+    );
 
     const cut = await readFile(join(exchange, 'site.tar'));
     await writeFile(join(exchange, 'cut.tar'), cut.subarray(0, 150_000));
     await there.api('delete', `/v1/backups/${id}`).expect(204);
-    expect((await there.operate({ action: 'import', file: 'cut.tar' })).job).toMatchObject({ state: 'failed', error: { code: 'bundle_truncated' } });
+    expect((await there.operate({ action: 'import', file: 'cut.tar' })).job).toMatchObject({
+      state: 'failed',
+      error: { code: 'bundle_truncated' },
+    });
     cut[cut.byteLength >> 1] = (cut[cut.byteLength >> 1] ?? 0) ^ 1;
     await writeFile(join(exchange, 'flipped.tar'), cut);
     await there.operate({ action: 'prune' });
-    expect((await there.operate({ action: 'import', file: 'flipped.tar' })).job).toMatchObject({ state: 'failed', error: { code: 'backup_corrupt' } });
+    expect((await there.operate({ action: 'import', file: 'flipped.tar' })).job).toMatchObject({
+      state: 'failed',
+      error: { code: 'backup_corrupt' },
+    });
     expect((await there.api('get', '/v1/backups')).body.items).toEqual([]);
   });
 
@@ -327,7 +395,9 @@ describe('backups', () => {
     await using client = new RegistryClient(registry.url);
     const digest = (await client.headManifest('a', '1'))?.digest ?? '';
     await client.deleteTag('a', '1');
-    answers['/v1/images'] = { items: [{ upstream: 'quay.io/a', localReferences: [`localhost:5100/a@${digest}`], digest }] };
+    answers['/v1/images'] = {
+      items: [{ upstream: 'quay.io/a', localReferences: [`localhost:5100/a@${digest}`], digest }],
+    };
     const manifest = async () => (await client.headManifest('a', digest))?.digest;
     if (!(await manifest())) await push(['a:1']);
     const du = await startDu('du');
@@ -352,19 +422,31 @@ describe('backups', () => {
     await push(['d:4']);
     const changed = await contentOf(registry);
     const dry = await du.restore({ backupId, dryRun: true });
-    expect(dry.restore.report).toMatchObject({ present: 1, missing: ['c:3'], conflicts: ['b:2'], extra: ['d:4'], verified: null });
+    expect(dry.restore.report).toMatchObject({
+      present: 1,
+      missing: ['c:3'],
+      conflicts: ['b:2'],
+      extra: ['d:4'],
+      verified: null,
+    });
     expect(dry.restore.report?.missingBytes).toBeGreaterThan(0);
     expect(await contentOf(registry)).toEqual(changed);
     expect((await du.restore({ backupId, onConflict: 'keep' })).restore.report).toMatchObject({ verified: 2 });
     expect(await contentOf(registry)).toEqual({ ...changed, 'c:3': before['c:3'] });
     expect((await du.restore({ backupId, repositories: ['b'], mode: 'exact' })).job.state).toBe('succeeded');
     expect(await contentOf(registry)).toEqual({ ...before, 'd:4': changed['d:4'] });
-    expect((await du.restore({ backupId, mode: 'exact' })).restore.report).toMatchObject({ verified: 3, extra: ['d:4'] });
+    expect((await du.restore({ backupId, mode: 'exact' })).restore.report).toMatchObject({
+      verified: 3,
+      extra: ['d:4'],
+    });
     expect(await contentOf(registry)).toEqual(before);
     // One of some repositories knows nothing of the others.
     const { id: partial } = await du.backup({ repositories: ['a', 'b'] });
     await push(['d:4', 'a:2']);
-    expect((await du.restore({ backupId: partial, mode: 'exact' })).restore.report).toMatchObject({ extra: ['a:2'], verified: 2 });
+    expect((await du.restore({ backupId: partial, mode: 'exact' })).restore.report).toMatchObject({
+      extra: ['a:2'],
+      verified: 2,
+    });
     expect(await contentOf(registry)).toEqual({ ...before, 'd:4': changed['d:4'] });
   });
 
@@ -399,12 +481,18 @@ describe('backups', () => {
     const before = await contentOf(registry);
     const another = await startRegistry();
     ends.push(() => another.stop());
-    const restored = await du.restore({ backupId, registry: { url: another.url, username: 'me', password: 'sesame-4711' } });
+    const restored = await du.restore({
+      backupId,
+      registry: { url: another.url, username: 'me', password: 'sesame-4711' },
+    });
     expect(restored.job.state).toBe('succeeded');
     expect(await contentOf(another)).toEqual(before);
     expect(JSON.stringify([restored, await du.sql('SELECT * FROM restore')])).not.toContain('sesame-4711');
     const drill = await du.restore({ backupId, drill: true });
-    expect(drill).toMatchObject({ job: { state: 'succeeded' }, restore: { report: { missing: ['a:1', 'b:2'], verified: 2 } } });
+    expect(drill).toMatchObject({
+      job: { state: 'succeeded' },
+      restore: { report: { missing: ['a:1', 'b:2'], verified: 2 } },
+    });
     expect(await readdir(join(folder.path, 'du/drills'))).toEqual([]);
     const { stdout } = await run('sh', ['-c', 'ps -eo args']);
     expect(stdout).not.toContain(join(folder.path, 'du/drills'));
@@ -420,17 +508,27 @@ describe('backups', () => {
   it("bring Airdock's own state back on a new DU that finds them, if it has the key", async () => {
     await push(['a:1']);
     const fingerprint = 'f'.repeat(32);
-    const image = { name: 'image', rows: Array.from({ length: 1200 }, (_, index) => ({ id: `i${index}`, upstream: `quay.io/i:${index}` })) };
+    const image = {
+      name: 'image',
+      rows: Array.from({ length: 1200 }, (_, index) => ({ id: `i${index}`, upstream: `quay.io/i:${index}` })),
+    };
     answers['/v1/states/image'] = { service: 'image', formatVersion: 1, keyFingerprint: fingerprint, tables: [image] };
     const du = await startDu('du');
-    const endpoint = (await du.api('post', '/v1/webhook-endpoints').send({ url: 'http://127.0.0.1:9/' }).expect(201)).body;
+    const endpoint = (await du.api('post', '/v1/webhook-endpoints').send({ url: 'http://127.0.0.1:9/' }).expect(201))
+      .body;
     const { id: backupId, hasSettings } = await du.backup();
     expect(hasSettings).toBe(true);
     await du.close();
     await wipe(registry);
 
     const written: { path: string; rows: number }[] = [];
-    answers['/v1/states/image/tables/image'] = ({ path, body }: { path: string; body: { rows: object[]; keyFingerprint: string; dryRun: boolean } }) => {
+    answers['/v1/states/image/tables/image'] = ({
+      path,
+      body,
+    }: {
+      path: string;
+      body: { rows: object[]; keyFingerprint: string; dryRun: boolean };
+    }) => {
       expect(body.keyFingerprint).toBe(fingerprint);
       if (!body.dryRun) written.push({ path, rows: body.rows.length });
       return { added: body.rows.length, replaced: 0, kept: 0, conflicts: [], changes: [] };
@@ -439,7 +537,10 @@ describe('backups', () => {
     await cp(join(folder.path, 'du/signing.key'), join(folder.path, 'fresh/signing.key'));
     const fresh = await startDu('fresh');
     await waitFor(
-      async () => ((await fresh.api('get', '/v1/backups')).body.items as Backup[]).some(({ id, state }) => id === backupId && state === 'complete'),
+      async () =>
+        ((await fresh.api('get', '/v1/backups')).body.items as Backup[]).some(
+          ({ id, state }) => id === backupId && state === 'complete',
+        ),
       { what: 'the backup to be found' },
     );
     const refused = await fresh.restore({ backupId });
@@ -449,12 +550,21 @@ describe('backups', () => {
     expect(written).toEqual([]);
     expect(await contentOf(registry)).toEqual({});
     await fresh.close();
-    await writeFile(join(folder.path, 'fresh/secrets.key'), await readFile(join(folder.path, 'du/secrets.key')), { mode: 0o600 });
+    await writeFile(join(folder.path, 'fresh/secrets.key'), await readFile(join(folder.path, 'du/secrets.key')), {
+      mode: 0o600,
+    });
     const again = await startDu('fresh');
     const { job, restore } = await again.restore({ backupId });
     expect(job.state).toBe('succeeded');
     expect(written.map(({ rows }) => rows)).toEqual([500, 500, 200]);
-    expect(restore.report?.settings).toContainEqual({ service: 'backup', table: 'webhook_endpoint', added: 1, replaced: 0, kept: 0, conflicts: [] });
+    expect(restore.report?.settings).toContainEqual({
+      service: 'backup',
+      table: 'webhook_endpoint',
+      added: 1,
+      replaced: 0,
+      kept: 0,
+      conflicts: [],
+    });
     expect((await again.api('get', `/v1/webhook-endpoints/${endpoint.id}`)).body.url).toBe(endpoint.url);
     expect(Object.keys(await contentOf(registry))).toEqual(['a:1']);
   });
@@ -468,10 +578,16 @@ describe('backups', () => {
     const du = await startDu('du', { 'backup.encryption.recipients': recipients });
     const { id: backupId } = await du.backup();
     expect((await blobFiles()).every((name) => name.endsWith('.age'))).toBe(true);
-    expect((await du.restore({ backupId })).job).toMatchObject({ state: 'failed', error: { code: 'backup_key_missing' } });
+    expect((await du.restore({ backupId })).job).toMatchObject({
+      state: 'failed',
+      error: { code: 'backup_key_missing' },
+    });
     await du.close();
     await wipe(registry);
-    const holder = await startDu('du', { 'backup.encryption.recipients': recipients, 'backup.encryption.identityFile': identityFile });
+    const holder = await startDu('du', {
+      'backup.encryption.recipients': recipients,
+      'backup.encryption.identityFile': identityFile,
+    });
     expect((await holder.restore({ backupId })).job.state).toBe('succeeded');
     expect(Object.keys(await contentOf(registry))).toEqual(['a:1']);
     expect((await holder.backup()).addedBytes).toBe(0);
@@ -482,55 +598,73 @@ describe('backups', () => {
     ['full', 507, 'XMinioStorageFull', 'space_insufficient'],
     ['over its quota', 403, 'QuotaExceeded', 'space_insufficient'],
     ['read-only', 403, 'AccessDenied', 'backup_target_read_only'],
-  ])('in a bucket that is %s are read without a lock, which is said, and pruned where that makes room', async (_, status, refusal, code) => {
-    await using s3 = await startS3Server();
-    const secretKeyFile = join(folder.path, 's3.key');
-    await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`, { mode: 0o600 });
-    const vault = { s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile } };
-    const du = await startDu('du', { 'backup.targets': { vault } });
-    await push(['a:1']);
-    const first = await du.backup({ target: 'vault' });
-    await push(['a:1'], registry, { changed: 'yes' });
-    const { id: backupId } = await du.backup({ target: 'vault' });
-    const content = await contentOf(registry);
-    const isReadOnly = code === 'backup_target_read_only';
-    // A few bytes of records make no room, a blob does.
-    let hasRoom = false;
-    s3.refuse = ({ operation, key }) => {
-      if (operation === 'GET' || operation === 'HEAD' || hasRoom) return undefined;
-      if (operation !== 'DELETE' || isReadOnly) return { status, code: refusal };
-      hasRoom = key.startsWith('airdock/blobs/');
-      return undefined;
-    };
-    await wipe(registry);
-    const jobs = [
-      (await du.restore({ backupId, dryRun: true, settings: false })).job,
-      (await du.restore({ backupId, settings: false })).job,
-      await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } }),
-      (await du.operate({ action: 'export', backupId, file: 'out.tar' })).job,
-    ];
-    for (const job of jobs) expect(job).toMatchObject({ state: 'succeeded', result: { withoutLock: expect.stringContaining(code) as string } });
-    expect(await contentOf(registry)).toEqual(content);
-    await push(['c:3']);
-    expect(await du.post('/v1/backups', { target: 'vault' })).toMatchObject({ state: 'failed', error: { code } });
-    const pruned = await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'prune', keep: { last: 1 } } });
-    expect(pruned).toMatchObject(isReadOnly ? { state: 'failed', error: { code } } : { state: 'succeeded', result: { backups: 1 } });
-    s3.refuse = () => undefined;
-    const { items } = (await du.api('get', '/v1/backups').expect(200)).body as { items: Backup[] };
-    const complete = items.filter(({ state }) => state === 'complete').map(({ id }) => id);
-    expect(complete.sort()).toEqual(isReadOnly ? [first.id, backupId].sort() : [backupId]);
-    expect((await du.backup({ target: 'vault' })).state).toBe('complete');
-    expect(await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } })).toMatchObject({
-      state: 'succeeded',
-      result: { damaged: 0 },
-    });
-  });
+  ])(
+    'in a bucket that is %s are read without a lock, which is said, and pruned where that makes room',
+    async (_, status, refusal, code) => {
+      await using s3 = await startS3Server();
+      const secretKeyFile = join(folder.path, 's3.key');
+      await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`, { mode: 0o600 });
+      const vault = {
+        s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile },
+      };
+      const du = await startDu('du', { 'backup.targets': { vault } });
+      await push(['a:1']);
+      const first = await du.backup({ target: 'vault' });
+      await push(['a:1'], registry, { changed: 'yes' });
+      const { id: backupId } = await du.backup({ target: 'vault' });
+      const content = await contentOf(registry);
+      const isReadOnly = code === 'backup_target_read_only';
+      // A few bytes of records make no room, a blob does.
+      let hasRoom = false;
+      s3.refuse = ({ operation, key }) => {
+        if (operation === 'GET' || operation === 'HEAD' || hasRoom) return undefined;
+        if (operation !== 'DELETE' || isReadOnly) return { status, code: refusal };
+        hasRoom = key.startsWith('airdock/blobs/');
+        return undefined;
+      };
+      await wipe(registry);
+      const jobs = [
+        (await du.restore({ backupId, dryRun: true, settings: false })).job,
+        (await du.restore({ backupId, settings: false })).job,
+        await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } }),
+        (await du.operate({ action: 'export', backupId, file: 'out.tar' })).job,
+      ];
+      for (const job of jobs)
+        expect(job).toMatchObject({
+          state: 'succeeded',
+          result: { withoutLock: expect.stringContaining(code) as string },
+        });
+      expect(await contentOf(registry)).toEqual(content);
+      await push(['c:3']);
+      expect(await du.post('/v1/backups', { target: 'vault' })).toMatchObject({ state: 'failed', error: { code } });
+      const pruned = await du.post('/v1/backup-operations', {
+        target: 'vault',
+        operation: { action: 'prune', keep: { last: 1 } },
+      });
+      expect(pruned).toMatchObject(
+        isReadOnly ? { state: 'failed', error: { code } } : { state: 'succeeded', result: { backups: 1 } },
+      );
+      s3.refuse = () => undefined;
+      const { items } = (await du.api('get', '/v1/backups').expect(200)).body as { items: Backup[] };
+      const complete = items.filter(({ state }) => state === 'complete').map(({ id }) => id);
+      expect(complete.sort()).toEqual(isReadOnly ? [first.id, backupId].sort() : [backupId]);
+      expect((await du.backup({ target: 'vault' })).state).toBe('complete');
+      expect(
+        await du.post('/v1/backup-operations', { target: 'vault', operation: { action: 'verify' } }),
+      ).toMatchObject({
+        state: 'succeeded',
+        result: { damaged: 0 },
+      });
+    },
+  );
 
   it('lie in a bucket as in a folder, and wait for its server when that is away', async () => {
     await using s3 = await startS3Server();
     const secretKeyFile = join(folder.path, 's3.key');
     await writeFile(secretKeyFile, `${s3.secretAccessKey}\n`, { mode: 0o600 });
-    const vault = { s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile } };
+    const vault = {
+      s3: { endpoint: s3.url, bucket: s3.bucket, prefix: 'airdock/', accessKeyId: s3.accessKeyId, secretKeyFile },
+    };
     await push(['a:1', 'b:2']);
     const du = await startDu('du', { 'backup.targets': { vault } });
     const before = await contentOf(registry);
@@ -543,10 +677,13 @@ describe('backups', () => {
     ]);
     await s3.crash();
     const { body: waiting } = await du.api('post', '/v1/backups').send({ target: 'vault' }).expect(202);
-    await waitFor(async () => ((await du.sql(`SELECT failures FROM job WHERE id = '${waiting.id}'`))[0]?.failures as number) > 0, {
-      what: 'a first try',
-      timeoutMs: 30_000,
-    });
+    await waitFor(
+      async () => ((await du.sql(`SELECT failures FROM job WHERE id = '${waiting.id}'`))[0]?.failures as number) > 0,
+      {
+        what: 'a first try',
+        timeoutMs: 30_000,
+      },
+    );
     await s3.start();
     expect((await du.end(waiting)).state).toBe('succeeded');
     await wipe(registry);
@@ -571,7 +708,10 @@ describe('backups', () => {
     const [target] = (await du.api('get', '/v1/backup-targets')).body.items;
     expect(target).toMatchObject({ name: 'default', location: store, error: { code: 'backup_target_unavailable' } });
     const { body: job } = await du.api('post', '/v1/backups').send({}).expect(202);
-    await waitFor(async () => ((await du.sql(`SELECT failures FROM job WHERE id = '${job.id}'`))[0]?.failures as number) > 0, { what: 'a first try' });
+    await waitFor(
+      async () => ((await du.sql(`SELECT failures FROM job WHERE id = '${job.id}'`))[0]?.failures as number) > 0,
+      { what: 'a first try' },
+    );
     expect(await readdir(store)).toEqual([]);
     await rm(store, { recursive: true });
     await rename(`${store}-unplugged`, store);
@@ -583,13 +723,21 @@ describe('backups', () => {
     expect((await du.backup()).state).toBe('complete');
     await du.service.app.close();
     const again = await startDu('du');
-    await waitFor(async () => ((await again.api('get', `/v1/backups/${id}`)).body as Backup).state === 'missing', { what: 'the lost backup to be marked' });
+    await waitFor(async () => ((await again.api('get', `/v1/backups/${id}`)).body as Backup).state === 'missing', {
+      what: 'the lost backup to be marked',
+    });
   });
 
   it('are made by schedule: what was missed once, pruned after, and told of when they are too old', async () => {
     await push(['a:1']);
     const du = await startDu('du');
-    const base = { name: 'nightly', cron: '30 2 * * *', timeZone: 'Europe/Berlin', keep: { last: 1 }, alertAfterHours: 1 };
+    const base = {
+      name: 'nightly',
+      cron: '30 2 * * *',
+      timeZone: 'Europe/Berlin',
+      keep: { last: 1 },
+      alertAfterHours: 1,
+    };
     for (const bad of [
       { cron: '61 * * * *' },
       { cron: '* * * * * *' },
@@ -598,7 +746,10 @@ describe('backups', () => {
       { keep: { last: 0 } },
       { name: '' },
     ])
-      expect((await du.api('post', '/v1/backup-schedules').send({ ...base, ...bad })).body.code, JSON.stringify(bad)).toBe('request_invalid');
+      expect(
+        (await du.api('post', '/v1/backup-schedules').send({ ...base, ...bad })).body.code,
+        JSON.stringify(bad),
+      ).toBe('request_invalid');
     const { body: schedule } = await du.api('post', '/v1/backup-schedules').send(base).expect(201);
     expect((await du.api('post', '/v1/backup-schedules').send(base)).body.code).toBe('resource_exists');
     const read = async () => (await du.api('get', `/v1/backup-schedules/${schedule.id}`)).body as BackupSchedule;
@@ -621,7 +772,9 @@ describe('backups', () => {
     await du.sql(`UPDATE backup_schedule SET "lastAt" = '2999-01-01T00:00:00.000Z'`);
     await waitFor(async () => ((await read()).nextAt ?? '') < '2998', { what: 'the next time to be near again' });
     const events = async () =>
-      (await du.sql(`SELECT payload FROM webhook_event WHERE type = 'backup.stale'`)).map(({ payload }) => JSON.parse(String(payload)).data);
+      (await du.sql(`SELECT payload FROM webhook_event WHERE type = 'backup.stale'`)).map(
+        ({ payload }) => JSON.parse(String(payload)).data,
+      );
     await du.sql(`UPDATE backup SET "completedAt" = '${monthAgo}'`);
     await waitFor(async () => (await read()).staleSince !== null, { what: 'the old backup to be noticed' });
     await missed();

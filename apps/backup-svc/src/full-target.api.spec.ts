@@ -28,7 +28,8 @@ describe('a backup target that takes no writes', () => {
   let content: Record<string, string | undefined>;
   const backups: Backup[] = [];
 
-  const api = (method: 'get' | 'post' | 'delete', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'post' | 'delete', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const post = async (path: string, body: object): Promise<Job> => {
     const { body: job, status } = await api('post', path).send(body);
     expect({ status, job }).toMatchObject({ status: 202 });
@@ -42,23 +43,35 @@ describe('a backup target that takes no writes', () => {
   };
   const push = async (seed: string) => {
     const file = join(folder.path, 'bundle.tar');
-    await buildOciArchive(file, [await makeImage({ name: `quay.io/${seed}:1`, layers: [{ randomBytes: 300_000, seed }] })]);
+    await buildOciArchive(file, [
+      await makeImage({ name: `quay.io/${seed}:1`, layers: [{ randomBytes: 300_000, seed }] }),
+    ]);
     await using source = await openBundle(file, { workDir: join(folder.path, 'work') });
     await using client = new RegistryClient(registry.url);
-    const copied = await copyImages({ source, registry: client, images: source.images.map((image) => ({ image, names: [{ repository: seed, tag: '1' }] })) });
+    const copied = await copyImages({
+      source,
+      registry: client,
+      images: source.images.map((image) => ({ image, names: [{ repository: seed, tag: '1' }] })),
+    });
     for (const { error } of copied) if (error) throw error;
   };
   const contentOf = async () => {
     await using client = new RegistryClient(registry.url);
     const found: Record<string, string | undefined> = {};
     for (const repository of await client.listRepositories())
-      for (const tag of await client.listTags(repository)) found[`${repository}:${tag}`] = (await client.headManifest(repository, tag))?.digest;
+      for (const tag of await client.listTags(repository))
+        found[`${repository}:${tag}`] = (await client.headManifest(repository, tag))?.digest;
     return found;
   };
   /** To the last byte, and to the last file where asked. */
   const fill = async ({ files = false } = {}) => {
     await run('sh', ['-c', 'cat /dev/zero >"$0/lost+found" 2>/dev/null || true', disk]);
-    if (files) await run('sh', ['-c', 'mkdir "$0/blobs/x"; i=0; while touch "$0/blobs/x/$i"; do i=$((i+1)); done 2>/dev/null || true', disk]);
+    if (files)
+      await run('sh', [
+        '-c',
+        'mkdir "$0/blobs/x"; i=0; while touch "$0/blobs/x/$i"; do i=$((i+1)); done 2>/dev/null || true',
+        disk,
+      ]);
     await expect(run('sh', ['-c', 'echo x >"$0/tmp/x"', disk])).rejects.toThrow('Command failed');
     await rm(join(disk, 'tmp/x'), { force: true });
   };
@@ -88,8 +101,12 @@ describe('a backup target that takes no writes', () => {
       () => false,
     );
     [redis, registry] = await Promise.all([startRedis(), startRegistry()]);
-    const answers: Record<string, unknown> = { '/v1/registry': { mode: 'local', url: registry.url }, '/v1/images': { items: [] } };
-    for (const name of ['image', 'host', 'cluster']) answers[`/v1/states/${name}`] = { service: name, formatVersion: 1, keyFingerprint: 'x', tables: [] };
+    const answers: Record<string, unknown> = {
+      '/v1/registry': { mode: 'local', url: registry.url },
+      '/v1/images': { items: [] },
+    };
+    for (const name of ['image', 'host', 'cluster'])
+      answers[`/v1/states/${name}`] = { service: name, formatVersion: 1, keyFingerprint: 'x', tables: [] };
     others = await startJsonServer(answers);
     service = await startComponent('backup', BackupModule, {
       dataDir: join(folder.path, 'du'),
@@ -119,10 +136,18 @@ describe('a backup target that takes no writes', () => {
     await run('mount', ['-o', 'remount,ro', disk]);
     expect(await expectReadable()).toEqual(Array(4).fill(expect.stringContaining('backup_target_read_only')));
     for (const job of [await post('/v1/backups', {}), await operate({ action: 'prune', keep: { last: 1 } })])
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'backup_target_read_only', nextStep: expect.stringContaining('for writing') as string } });
-    expect((await api('delete', `/v1/backups/${backups[0]?.id}`).expect(409)).body).toMatchObject({ code: 'backup_target_read_only' });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'backup_target_read_only', nextStep: expect.stringContaining('for writing') as string },
+      });
+    expect((await api('delete', `/v1/backups/${backups[0]?.id}`).expect(409)).body).toMatchObject({
+      code: 'backup_target_read_only',
+    });
     await run('mount', ['-o', 'remount,rw', disk]);
-    expect(await operate({ action: 'prune', keep: { last: 1 } })).toMatchObject({ state: 'succeeded', result: { backups: 1 } });
+    expect(await operate({ action: 'prune', keep: { last: 1 } })).toMatchObject({
+      state: 'succeeded',
+      result: { backups: 1 },
+    });
   });
 
   it('since no byte is free is read with a lock, says what to do when it is written to, and is pruned', async () => {
@@ -133,7 +158,10 @@ describe('a backup target that takes no writes', () => {
       state: 'failed',
       error: { code: 'space_insufficient', detail: expect.stringContaining('prune') as string },
     });
-    expect(await operate({ action: 'prune', keep: { last: 1 } })).toMatchObject({ state: 'succeeded', result: { backups: 1 } });
+    expect(await operate({ action: 'prune', keep: { last: 1 } })).toMatchObject({
+      state: 'succeeded',
+      result: { backups: 1 },
+    });
     expect(await readdir(join(disk, 'locks'))).toEqual([]);
     await rm(join(disk, 'lost+found'));
     await backup();
@@ -143,7 +171,10 @@ describe('a backup target that takes no writes', () => {
     await fill({ files: true });
     expect(await expectReadable()).toEqual(Array(4).fill(expect.stringContaining('space_insufficient')));
     expect(await post('/v1/backups', {})).toMatchObject({ state: 'failed', error: { code: 'space_insufficient' } });
-    expect(await operate({ action: 'prune', keep: { last: 1 } })).toMatchObject({ state: 'succeeded', result: { backups: 1 } });
+    expect(await operate({ action: 'prune', keep: { last: 1 } })).toMatchObject({
+      state: 'succeeded',
+      result: { backups: 1 },
+    });
     const { items } = (await api('get', '/v1/backups').expect(200)).body as { items: Backup[] };
     expect(items.filter(({ state }) => state === 'complete').map(({ id }) => id)).toEqual([backups[1]?.id]);
   });
@@ -155,7 +186,10 @@ describe('a backup target that takes no writes', () => {
     else await fill({ files: true });
     expect(await operate({ action: 'verify' })).toMatchObject({
       state: 'failed',
-      error: { code: 'backup_corrupt', detail: expect.stringMatching(how === 'ro' ? /backup_target_read_only/ : /space_insufficient/) as string },
+      error: {
+        code: 'backup_corrupt',
+        detail: expect.stringMatching(how === 'ro' ? /backup_target_read_only/ : /space_insufficient/) as string,
+      },
     });
   });
 });

@@ -12,7 +12,11 @@ import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vites
 import { BackupModule } from './backup.module.js';
 import type { WebhookDelivery, WebhookDeliveryLog } from './webhook-delivery/webhook-delivery.schema.js';
 import { WebhookDeliveryService } from './webhook-delivery/webhook-delivery.service.js';
-import type { CreatedWebhookEndpoint, CreateWebhookEndpoint, WebhookEndpoint } from './webhook-endpoint/webhook-endpoint.schema.js';
+import type {
+  CreatedWebhookEndpoint,
+  CreateWebhookEndpoint,
+  WebhookEndpoint,
+} from './webhook-endpoint/webhook-endpoint.schema.js';
 
 interface Seen {
   path: string;
@@ -62,7 +66,11 @@ async function startReceiver() {
 let folders = 0;
 async function start(webhooks: Record<string, unknown> = {}, options: Partial<ComponentOptions> = {}) {
   const port = await freePort();
-  const overrides = { 'http.port': port, webhooks: { allowedHosts: ['127.0.0.0/8'], ...webhooks }, ...options.overrides };
+  const overrides = {
+    'http.port': port,
+    webhooks: { allowedHosts: ['127.0.0.0/8'], ...webhooks },
+    ...options.overrides,
+  };
   const service = await startComponent('backup', BackupModule, {
     dataDir: join(folder.path, String(folders++)),
     redisUrl: redis.url,
@@ -75,11 +83,14 @@ async function start(webhooks: Record<string, unknown> = {}, options: Partial<Co
     isClosed = true;
   };
   onTestFinished(close);
-  const api = (method: 'get' | 'post' | 'patch' | 'delete', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'post' | 'patch' | 'delete', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const endpoint = async (body: Partial<CreateWebhookEndpoint>) =>
     (await api('post', '/v1/webhook-endpoints').send(body).expect(201)).body as CreatedWebhookEndpoint;
-  const deliveries = async (query = '') => (await api('get', `/v1/webhook-deliveries${query}`).expect(200)).body.items as WebhookDelivery[];
-  const delivery = async (id: string) => (await api('get', `/v1/webhook-deliveries/${id}`).expect(200)).body as WebhookDeliveryLog;
+  const deliveries = async (query = '') =>
+    (await api('get', `/v1/webhook-deliveries${query}`).expect(200)).body.items as WebhookDelivery[];
+  const delivery = async (id: string) =>
+    (await api('get', `/v1/webhook-deliveries/${id}`).expect(200)).body as WebhookDeliveryLog;
   /** The delivery of this, when the condition holds. */
   const deliveryWhen = async (of: { endpointId: string }, is: (delivery: WebhookDeliveryLog) => boolean) =>
     waitFor(
@@ -92,8 +103,10 @@ async function start(webhooks: Record<string, unknown> = {}, options: Partial<Co
       },
       { what: 'the delivery to be as expected', timeoutMs: 20_000 },
     );
-  const emit = (type: 'backup.stale' | 'image.push.failed' = 'backup.stale', data: Record<string, unknown> = { age: 1 }) =>
-    service.app.get(Outbox, { strict: false }).emit(type, data);
+  const emit = (
+    type: 'backup.stale' | 'image.push.failed' = 'backup.stale',
+    data: Record<string, unknown> = { age: 1 },
+  ) => service.app.get(Outbox, { strict: false }).emit(type, data);
   return {
     ...{ api, endpoint, deliveries, delivery, deliveryWhen, emit, close },
     ...{ url: service.url, dataDir: service.config.dataDir, port },
@@ -107,7 +120,10 @@ describe('webhooks', () => {
   it('are tried again with the same id until they are accepted, and the log tells what was sent and answered', async () => {
     const [airdock, receiver] = [await start(), await startReceiver()];
     const { id: endpointId, secret } = await airdock.endpoint({ url: `${receiver.url}/hook` });
-    receiver.answer = (response) => response.writeHead(receiver.seen.length === 1 ? 500 : 200).end(receiver.seen.length === 1 ? 'not\0yet' : 'thanks');
+    receiver.answer = (response) =>
+      response
+        .writeHead(receiver.seen.length === 1 ? 500 : 200)
+        .end(receiver.seen.length === 1 ? 'not\0yet' : 'thanks');
     await airdock.emit();
     const delivered = await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'delivered');
     const [first, second] = receiver.seen as [Seen, Seen];
@@ -155,7 +171,8 @@ describe('webhooks', () => {
     );
     const endless = await because(
       (response) => {
-        const write = (): unknown => (response.destroyed ? undefined : response.write('a'.repeat(65_536), () => setImmediate(write)));
+        const write = (): unknown =>
+          response.destroyed ? undefined : response.write('a'.repeat(65_536), () => setImmediate(write));
         response.writeHead(200);
         write();
       },
@@ -184,7 +201,11 @@ describe('webhooks', () => {
   });
 
   it('disable an endpoint when the time for one is over, tell the others, and can be sent once more when it is enabled again', async () => {
-    const [airdock, dead, other] = [await start({ giveUpAfterHours: 0.0003 }), await startReceiver(), await startReceiver()];
+    const [airdock, dead, other] = [
+      await start({ giveUpAfterHours: 0.0003 }),
+      await startReceiver(),
+      await startReceiver(),
+    ];
     dead.answer = (response) => response.writeHead(503).end();
     const { id: endpointId } = await airdock.endpoint({ url: `${dead.url}/secret-path`, events: ['backup.stale'] });
     await airdock.endpoint({ url: other.url, events: ['webhook.*'] });
@@ -202,7 +223,10 @@ describe('webhooks', () => {
       data: { endpointId, endpoint: path, delivery: `/v1/webhook-deliveries/${failed.id}`, origin: dead.url, reason },
     });
 
-    expect((await airdock.api('post', `/v1/webhook-deliveries/${failed.id}/redeliver`)).body).toMatchObject({ status: 409, code: 'webhook_endpoint_disabled' });
+    expect((await airdock.api('post', `/v1/webhook-deliveries/${failed.id}/redeliver`)).body).toMatchObject({
+      status: 409,
+      code: 'webhook_endpoint_disabled',
+    });
     dead.answer = (response) => response.writeHead(204).end();
     const { body: ping } = await airdock.api('post', `${path}/pings`).expect(202);
     await airdock.deliveryWhen({ endpointId }, ({ id, state }) => id === ping.id && state === 'delivered');
@@ -211,7 +235,9 @@ describe('webhooks', () => {
     expect(again).toMatchObject({ state: 'pending', redeliveryOf: failed.id, eventId: failed.eventId });
     await airdock.deliveryWhen({ endpointId }, ({ id, state }) => id === again.id && state === 'delivered');
     expect(dead.seen.at(-1)).toMatchObject({ headers: { 'webhook-id': failed.eventId }, body: dead.seen[0]?.body });
-    expect((await airdock.deliveries(`?endpointId=${endpointId}&state=delivered`)).map(({ eventType }) => eventType)).toEqual(['backup.stale', 'webhook.ping']);
+    expect(
+      (await airdock.deliveries(`?endpointId=${endpointId}&state=delivered`)).map(({ eventType }) => eventType),
+    ).toEqual(['backup.stale', 'webhook.ping']);
   });
 
   it('stop at once for a receiver that says it is gone', async () => {
@@ -219,7 +245,10 @@ describe('webhooks', () => {
     const { id: endpointId } = await airdock.endpoint({ url: receiver.url });
     receiver.answer = (response) => response.writeHead(410).end();
     await airdock.emit();
-    expect(await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'failed')).toMatchObject({ attempts: 1, error: 'answered 410' });
+    expect(await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'failed')).toMatchObject({
+      attempts: 1,
+      error: 'answered 410',
+    });
     expect((await airdock.api('get', `/v1/webhook-endpoints/${endpointId}`)).body).toMatchObject({ enabled: false });
   });
 
@@ -229,7 +258,8 @@ describe('webhooks', () => {
     const { id: endpointId, secret: first } = await airdock.endpoint({ url: receiver.url, secret: given });
     expect(first).toBe(given);
     const path = `/v1/webhook-endpoints/${endpointId}`;
-    const rotate = async (body: object) => (await airdock.api('post', `${path}/secret-rotations`).send(body).expect(201)).body as CreatedWebhookEndpoint;
+    const rotate = async (body: object) =>
+      (await airdock.api('post', `${path}/secret-rotations`).send(body).expect(201)).body as CreatedWebhookEndpoint;
     const holds = async (secret: string) => {
       const { body: ping } = await airdock.api('post', `${path}/pings`).expect(202);
       await airdock.deliveryWhen({ endpointId }, ({ id, state }) => id === ping.id && state === 'delivered');
@@ -251,9 +281,14 @@ describe('webhooks', () => {
     expect([await holds(first), await holds(second.secret)]).toEqual([false, true]);
     const third = await rotate({ keepPreviousHours: 0 });
     expect([await holds(second.secret), await holds(third.secret)]).toEqual([false, true]);
-    const rows = JSON.stringify([await airdock.sql('SELECT * FROM webhook_endpoint'), await airdock.sql('SELECT * FROM webhook_delivery')]);
+    const rows = JSON.stringify([
+      await airdock.sql('SELECT * FROM webhook_endpoint'),
+      await airdock.sql('SELECT * FROM webhook_delivery'),
+    ]);
     for (const { secret } of [{ secret: first }, second, third]) expect(rows).not.toContain(secret.slice(6, 30));
-    expect((await airdock.api('post', '/v1/webhook-endpoints').send({ url: receiver.url, secret: 'whsec_short' })).body.code).toBe('request_invalid');
+    expect(
+      (await airdock.api('post', '/v1/webhook-endpoints').send({ url: receiver.url, secret: 'whsec_short' })).body.code,
+    ).toBe('request_invalid');
   });
 
   it('try an endpoint out once: a ping that fails is not repeated and disables nothing', async () => {
@@ -265,7 +300,9 @@ describe('webhooks', () => {
     const told = await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'failed');
     expect(told).toMatchObject({ id: ping.id, attempts: 1, error: 'answered 500', response: { body: 'no' } });
     expect((await airdock.api('get', `/v1/webhook-endpoints/${endpointId}`)).body).toMatchObject({ enabled: true });
-    expect((await airdock.api('post', '/v1/webhook-endpoints/01900000-0000-7000-8000-000000000001/pings')).body.code).toBe('resource_not_found');
+    expect(
+      (await airdock.api('post', '/v1/webhook-endpoints/01900000-0000-7000-8000-000000000001/pings')).body.code,
+    ).toBe('resource_not_found');
   });
 
   it('go to those who want to hear of them, which can be changed', async () => {
@@ -286,7 +323,10 @@ describe('webhooks', () => {
     await waitFor(() => all.seen.length === 4 && some.seen.length > 1, { what: 'the events', timeoutMs: 10_000 });
     expect(some.types()).toEqual(['backup.stale', 'image.push.failed']);
     for (const events of [['backup.creat.*'], ['nothing'], ['backup.*.'], []])
-      expect((await airdock.api('post', '/v1/webhook-endpoints').send({ url: some.url, events })).body.code, String(events)).toBe('request_invalid');
+      expect(
+        (await airdock.api('post', '/v1/webhook-endpoints').send({ url: some.url, events })).body.code,
+        String(events),
+      ).toBe('request_invalid');
     await airdock.api('patch', `/v1/webhook-endpoints/${id}`).send({ enabled: false }).expect(200);
     await airdock.emit('image.push.failed');
     await waitFor(() => all.seen.length === 5, { what: 'the event', timeoutMs: 10_000 });
@@ -296,35 +336,55 @@ describe('webhooks', () => {
   it('go only where the configuration allows, when an endpoint is made and with every delivery', async () => {
     const [before, receiver] = [await start(), await startReceiver()];
     const { id: endpointId } = await before.endpoint({ url: receiver.url });
-    expect((await before.api('post', '/v1/webhook-endpoints').send({ url: 'http://169.254.169.254/' })).body.code).toBe('webhook_target_forbidden');
+    expect((await before.api('post', '/v1/webhook-endpoints').send({ url: 'http://169.254.169.254/' })).body.code).toBe(
+      'webhook_target_forbidden',
+    );
     await before.close();
     const airdock = await start({ allowedHosts: ['10.0.0.0/8'] }, { dataDir: before.dataDir });
     const { body: problem } = await airdock.api('post', '/v1/webhook-endpoints').send({ url: receiver.url });
-    expect(problem).toMatchObject({ status: 422, code: 'webhook_target_forbidden', detail: '127.0.0.1 is not in airdock.webhooks.allowedHosts' });
-    expect((await airdock.api('patch', `/v1/webhook-endpoints/${endpointId}`).send({ url: receiver.url })).body.code).toBe('webhook_target_forbidden');
+    expect(problem).toMatchObject({
+      status: 422,
+      code: 'webhook_target_forbidden',
+      detail: '127.0.0.1 is not in airdock.webhooks.allowedHosts',
+    });
+    expect(
+      (await airdock.api('patch', `/v1/webhook-endpoints/${endpointId}`).send({ url: receiver.url })).body.code,
+    ).toBe('webhook_target_forbidden');
     await airdock.emit();
     const refused = await airdock.deliveryWhen({ endpointId }, ({ attempts, error }) => attempts > 0 && error !== null);
     expect(refused.error).toContain('127.0.0.1 is not in airdock.webhooks.allowedHosts');
     expect(receiver.seen).toHaveLength(0);
   });
 
-  it.each(['SQLite', 'PostgreSQL'])('are forgotten after a while on %s, but not those that are on their way', async (database) => {
-    const postgres = database === 'PostgreSQL' ? await startPostgres() : undefined;
-    onTestFinished(() => postgres?.stop());
-    const [airdock, receiver] = [await start({}, { overrides: { databaseUrl: postgres?.url } }), await startReceiver()];
-    const { id: endpointId } = await airdock.endpoint({ url: receiver.url });
-    await airdock.emit();
-    await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'delivered');
-    receiver.answer = (response) => response.writeHead(500).end();
-    await airdock.emit();
-    const pending = await airdock.deliveryWhen({ endpointId }, ({ state, error }) => state === 'pending' && error !== null);
-    const schema = postgres ? 'backup.' : '';
-    for (const table of ['webhook_event', 'webhook_delivery']) await airdock.sql(`UPDATE ${schema}${table} SET "createdAt" = '2020-01-01T00:00:00.000Z'`);
-    await airdock.sql(`UPDATE ${schema}webhook_delivery SET "nextAttemptAt" = '2999-01-01T00:00:00.000Z' WHERE state = 'pending'`);
-    await airdock.service().forgetOld();
-    expect((await airdock.deliveries()).map(({ id }) => id)).toEqual([pending.id]);
-    expect(await airdock.sql(`SELECT id FROM ${schema}webhook_event`)).toEqual([{ id: pending.eventId }]);
-  });
+  it.each(['SQLite', 'PostgreSQL'])(
+    'are forgotten after a while on %s, but not those that are on their way',
+    async (database) => {
+      const postgres = database === 'PostgreSQL' ? await startPostgres() : undefined;
+      onTestFinished(() => postgres?.stop());
+      const [airdock, receiver] = [
+        await start({}, { overrides: { databaseUrl: postgres?.url } }),
+        await startReceiver(),
+      ];
+      const { id: endpointId } = await airdock.endpoint({ url: receiver.url });
+      await airdock.emit();
+      await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'delivered');
+      receiver.answer = (response) => response.writeHead(500).end();
+      await airdock.emit();
+      const pending = await airdock.deliveryWhen(
+        { endpointId },
+        ({ state, error }) => state === 'pending' && error !== null,
+      );
+      const schema = postgres ? 'backup.' : '';
+      for (const table of ['webhook_event', 'webhook_delivery'])
+        await airdock.sql(`UPDATE ${schema}${table} SET "createdAt" = '2020-01-01T00:00:00.000Z'`);
+      await airdock.sql(
+        `UPDATE ${schema}webhook_delivery SET "nextAttemptAt" = '2999-01-01T00:00:00.000Z' WHERE state = 'pending'`,
+      );
+      await airdock.service().forgetOld();
+      expect((await airdock.deliveries()).map(({ id }) => id)).toEqual([pending.id]);
+      expect(await airdock.sql(`SELECT id FROM ${schema}webhook_event`)).toEqual([{ id: pending.eventId }]);
+    },
+  );
 
   it('of a worker that was killed in the middle are delivered by another, and tell the start of its job once', async () => {
     const receiver = await startReceiver();
@@ -333,15 +393,28 @@ describe('webhooks', () => {
     // What the killed one left behind: a delivery that it had begun, and a job that it had claimed.
     const { body: ping } = await api.api('post', `/v1/webhook-endpoints/${endpointId}/pings`).expect(202);
     expect(await api.service().claim(endpointId, 10)).toHaveLength(1);
-    const { id } = await api.jobs().submit({ type: 'backup.restore', resource: '/v1/restores/01900000-0000-7000-8000-000000000001' });
+    const { id } = await api
+      .jobs()
+      .submit({ type: 'backup.restore', resource: '/v1/restores/01900000-0000-7000-8000-000000000001' });
     expect(await api.jobs().claim(id, 'a worker that was killed')).toMatchObject({ attempt: 1 });
-    const worker = await start({ timeoutSeconds: 0.1 }, { roles: ['worker'], dataDir: api.dataDir, overrides: { 'services.backup': api.url } });
-    const delivered = await api.deliveryWhen({ endpointId }, ({ id: of, state }) => of === ping.id && state === 'delivered');
+    const worker = await start(
+      { timeoutSeconds: 0.1 },
+      { roles: ['worker'], dataDir: api.dataDir, overrides: { 'services.backup': api.url } },
+    );
+    const delivered = await api.deliveryWhen(
+      { endpointId },
+      ({ id: of, state }) => of === ping.id && state === 'delivered',
+    );
     expect(delivered).toMatchObject({ attempts: 2, log: [{ status: 204 }] });
-    await waitFor(() => receiver.types().includes('backup.restore.failed'), { what: 'the end of the job', timeoutMs: 30_000 });
+    await waitFor(() => receiver.types().includes('backup.restore.failed'), {
+      what: 'the end of the job',
+      timeoutMs: 30_000,
+    });
     expect((await api.api('get', `/v1/jobs/${id}`)).body).toMatchObject({ state: 'failed', attempt: 2 });
     expect(receiver.types().sort()).toEqual(['backup.restore.failed', 'backup.restore.started', 'webhook.ping']);
-    const failed = receiver.seen.map(({ body }) => JSON.parse(body)).find(({ type }) => type === 'backup.restore.failed');
+    const failed = receiver.seen
+      .map(({ body }) => JSON.parse(body))
+      .find(({ type }) => type === 'backup.restore.failed');
     expect(failed.data).toMatchObject({
       jobId: id,
       job: `/v1/jobs/${id}`,

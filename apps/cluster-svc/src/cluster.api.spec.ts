@@ -18,12 +18,29 @@ const uuid = (number: number): string => `01900000-0000-7000-8000-${String(numbe
 const [one, two, three, four, bare] = [1, 2, 3, 4, 5].map(uuid) as [string, string, string, string, string];
 const [set120, set121, bundle] = [100, 101, 200].map(uuid) as [string, string, string];
 const registry = 'localhost:5100';
-const registryFields = { dockerPrivateRegistry: registry, quayPrivateRegistry: registry, gcrPrivateRegistry: registry, k8sPrivateRegistry: registry };
-const problem = (code: string, status: number, detail = '') => ({ code, status, detail, title: code, type: code, nextStep: 'stub' });
+const registryFields = {
+  dockerPrivateRegistry: registry,
+  quayPrivateRegistry: registry,
+  gcrPrivateRegistry: registry,
+  k8sPrivateRegistry: registry,
+};
+const problem = (code: string, status: number, detail = '') => ({
+  code,
+  status,
+  detail,
+  title: code,
+  type: code,
+  nextStep: 'stub',
+});
 
 /** The other services as this one sees them. Jobs that are begun end at once, unless they are held, or take long. */
 class OtherServices {
-  registry: object = { mode: 'local', host: registry, url: `http://${registry}`, sockets: { readWrite: 'unix:/rw.sock', readOnly: 'unix:/ro.sock' } };
+  registry: object = {
+    mode: 'local',
+    host: registry,
+    url: `http://${registry}`,
+    sockets: { readWrite: 'unix:/rw.sock', readOnly: 'unix:/ro.sock' },
+  };
   hosts = new Map([one, two, three, four, bare].map((id, index) => [id, hostOf(id, index)]));
   tunnels = new Map<string, string>([one, two, three, four].map((id) => [id, 'up']));
   images = new Map([
@@ -60,13 +77,17 @@ class OtherServices {
         { id: set120, name: 'k8s-1.20', kubernetesVersion: '1.20.11' },
         { id: set121, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
         { id: set120, name: 'k8s-1.20', kubernetesVersion: '1.20.11-pmk.2038' },
-      ].filter(({ id, kubernetesVersion }) => this.images.has(id) && query.get('kubernetesVersion') === kubernetesVersion),
+      ].filter(
+        ({ id, kubernetesVersion }) => this.images.has(id) && query.get('kubernetesVersion') === kubernetesVersion,
+      ),
     }),
     ...Object.fromEntries(
       [set120, set121].flatMap((id) => [
         [
           `/v1/image-sets/${id}`,
-          id === set120 ? { id, name: 'k8s-1.20', kubernetesVersion: '1.20.11' } : { id, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
+          id === set120
+            ? { id, name: 'k8s-1.20', kubernetesVersion: '1.20.11' }
+            : { id, name: 'k8s-1.21', kubernetesVersion: '1.21.14' },
         ],
         [`/v1/image-sets/${id}/missing`, () => ({ missing: [], images: this.images.get(id) })],
       ]),
@@ -75,7 +96,8 @@ class OtherServices {
     '/v1/node-operations': (asked: JsonRequest) => this.begin(asked),
     '/v1/pushes': (asked: JsonRequest) => {
       const { images } = asked.body as { images: string[] };
-      for (const list of this.images.values()) for (const image of list) if (images.includes(image.upstream)) Object.assign(image, imageOf(image.upstream));
+      for (const list of this.images.values())
+        for (const image of list) if (images.includes(image.upstream)) Object.assign(image, imageOf(image.upstream));
       return this.begin(asked);
     },
   };
@@ -101,10 +123,20 @@ class OtherServices {
     this.asked.push({ path, body: asked });
     const id = uuid(1000 + this.jobs.size);
     this.byKey.set(key, id);
-    const error = path === '/v1/node-operations' ? (this.brokenNodes.get(asked.hostId as string) ?? null) : (this.brokenJobs.get(path) ?? null);
+    const error =
+      path === '/v1/node-operations'
+        ? (this.brokenNodes.get(asked.hostId as string) ?? null)
+        : (this.brokenJobs.get(path) ?? null);
     let looks = path === '/v1/node-operations' ? this.looksAtNodes : 0;
     const end = '2026-01-01T00:00:00.000Z';
-    const job = { id, type: path, resource: `${path}/${id}`, progress: { itemsDone: 1 }, error, finishedAt: this.held || looks > 0 ? null : end };
+    const job = {
+      id,
+      type: path,
+      resource: `${path}/${id}`,
+      progress: { itemsDone: 1 },
+      error,
+      finishedAt: this.held || looks > 0 ? null : end,
+    };
     this.jobs.set(id, job);
     this.answers[`/v1/jobs/${id}`] = async () => {
       // A long-poll, though a short one.
@@ -112,7 +144,10 @@ class OtherServices {
       if (looks > 0 && --looks === 0) job.finishedAt = end;
       return job;
     };
-    this.answers[`${path}/${id}`] = { id, results: path === '/v1/host-checks' ? this.check(asked as never) : undefined };
+    this.answers[`${path}/${id}`] = {
+      id,
+      results: path === '/v1/host-checks' ? this.check(asked as never) : undefined,
+    };
     return job;
   }
 
@@ -146,7 +181,15 @@ function hostOf(id: string, index: number) {
 
 function imageOf(upstream: string, sizeBytes = 300_000) {
   const localReference = upstream.replace(/^[^/]+/, registry) as string | null;
-  return { upstream, state: 'present', localReference, digest: `sha256:${idOf(upstream)}`, platforms: ['linux/amd64'], sizeBytes, bundles: [] as object[] };
+  return {
+    upstream,
+    state: 'present',
+    localReference,
+    digest: `sha256:${idOf(upstream)}`,
+    platforms: ['linux/amd64'],
+    sizeBytes,
+    bundles: [] as object[],
+  };
 }
 
 describe('cluster-svc', () => {
@@ -155,10 +198,16 @@ describe('cluster-svc', () => {
   let others: OtherServices;
   let server: Awaited<ReturnType<typeof startJsonServer>>;
   let service: Awaited<ReturnType<typeof startComponent>>;
-  const api = (method: 'get' | 'post' | 'delete', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'post' | 'delete', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const node = (hostId: string, role = 'worker') => ({ hostId, role });
   const create = (body: object = {}) =>
-    api('post', '/v1/clusters').send({ name: 'c', kubernetesVersion: '1.20.11', nodes: [node(one, 'controlPlane'), node(two), node(three)], ...body });
+    api('post', '/v1/clusters').send({
+      name: 'c',
+      kubernetesVersion: '1.20.11',
+      nodes: [node(one, 'controlPlane'), node(two), node(three)],
+      ...body,
+    });
   const endOf = async (id: string) => (await api('get', `/v1/jobs/${id}?waitSeconds=20`)).body;
   const idOfResource = (job: { resource: string }) => job.resource.split('/').at(-1) as string;
   const created = async (body: object = {}) => {
@@ -166,9 +215,17 @@ describe('cluster-svc', () => {
     expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
     return `/v1/clusters/${idOfResource(job)}`;
   };
-  const startService = async (overrides: Record<string, unknown> = {}, roles: ('api' | 'worker')[] = ['api', 'worker']) => {
+  const startService = async (
+    overrides: Record<string, unknown> = {},
+    roles: ('api' | 'worker')[] = ['api', 'worker'],
+  ) => {
     const addresses = Object.fromEntries(['registry', 'image', 'host'].map((name) => [`services.${name}`, server.url]));
-    service = await startComponent('cluster', ClusterModule, { dataDir: folder.path, redisUrl: redis.url, overrides: { ...addresses, ...overrides }, roles });
+    service = await startComponent('cluster', ClusterModule, {
+      dataDir: folder.path,
+      redisUrl: redis.url,
+      overrides: { ...addresses, ...overrides },
+      roles,
+    });
   };
   /** What the next answer to a path waits for. */
   const beforeNext = (path: string, action: () => Promise<unknown>) => {
@@ -203,13 +260,27 @@ describe('cluster-svc', () => {
 
   describe('defaults', () => {
     it('point new clusters at the registry in the words of PMK, and at nothing without one', async () => {
-      const packages = { dockerCentosPackageRepoUrl: 'http://127.0.0.1:5102/docker-yum', dockerUbuntuPackageRepoUrl: 'http://127.0.0.1:5102/docker-apt' };
+      const packages = {
+        dockerCentosPackageRepoUrl: 'http://127.0.0.1:5102/docker-yum',
+        dockerUbuntuPackageRepoUrl: 'http://127.0.0.1:5102/docker-apt',
+      };
       expect((await api('get', '/v1/cluster-defaults').expect(200)).body).toMatchObject({
-        ...{ registryMode: 'local', fields: registryFields, packages, mirrors: ['http://localhost:5100'], movesExistingClusters: true },
+        ...{
+          registryMode: 'local',
+          fields: registryFields,
+          packages,
+          mirrors: ['http://localhost:5100'],
+          movesExistingClusters: true,
+        },
         pmk: { ...registryFields, ...packages },
       });
       others.registry = { mode: 'none', host: null, url: null, sockets: null };
-      expect((await api('get', '/v1/cluster-defaults')).body).toMatchObject({ registryMode: 'none', fields: { k8sPrivateRegistry: '' }, mirrors: [], pmk: {} });
+      expect((await api('get', '/v1/cluster-defaults')).body).toMatchObject({
+        registryMode: 'none',
+        fields: { k8sPrivateRegistry: '' },
+        mirrors: [],
+        pmk: {},
+      });
     });
 
     it('follow a registry of others to its own address', async () => {
@@ -235,7 +306,12 @@ describe('cluster-svc', () => {
       ['a version below 1.20', { kubernetesVersion: '1.19.16' }, 422, 'kubernetes_version_unsupported'],
       ['a version that is none', { kubernetesVersion: 'latest' }, 422, 'kubernetes_version_unsupported'],
       ['a host twice', { nodes: [node(one, 'controlPlane'), node(one)] }, 422, 'request_invalid'],
-      ['an even number of control planes', { nodes: [node(one, 'controlPlane'), node(two, 'controlPlane')] }, 422, 'request_invalid'],
+      [
+        'an even number of control planes',
+        { nodes: [node(one, 'controlPlane'), node(two, 'controlPlane')] },
+        422,
+        'request_invalid',
+      ],
       ['a host that is not configured', { nodes: [node(bare, 'controlPlane')] }, 409, 'host_not_configured'],
       ['a host that does not exist', { nodes: [node(uuid(99), 'controlPlane')] }, 404, 'resource_not_found'],
       ['networks that overlap', { network: { servicesCidr: '10.20.128.0/20' } }, 422, 'cluster_network_invalid'],
@@ -246,11 +322,26 @@ describe('cluster-svc', () => {
         422,
         'cluster_network_invalid',
       ],
-      ['an address of all control planes and no interface for it', { options: { masterVipIpv4: '10.9.0.9' } }, 422, 'request_invalid'],
-      ['a runtime that its hosts do not have', { options: { containerRuntime: 'containerd' } }, 422, 'runtime_mismatch'],
+      [
+        'an address of all control planes and no interface for it',
+        { options: { masterVipIpv4: '10.9.0.9' } },
+        422,
+        'request_invalid',
+      ],
+      [
+        'a runtime that its hosts do not have',
+        { options: { containerRuntime: 'containerd' } },
+        422,
+        'runtime_mismatch',
+      ],
       ['the images of another version', { imageSetId: set121 }, 409, 'image_set_missing'],
       ['a registry mode that the DU does not have', { registryMode: 'external' }, 409, 'registry_off'],
-      ['Docker where kubeadm has no use for it', { kubernetesVersion: '1.24.0', provisioner: 'kubeadm' }, 422, 'runtime_unsupported'],
+      [
+        'Docker where kubeadm has no use for it',
+        { kubernetesVersion: '1.24.0', provisioner: 'kubeadm' },
+        422,
+        'runtime_unsupported',
+      ],
       ['PMK without its address', { provisioner: 'pmk' }, 422, 'provisioner_unavailable'],
     ])('is refused with %s', async (_what, body, status, code) => {
       expect((await create(body).expect(status)).body).toMatchObject({ code, nextStep: expect.any(String) });
@@ -266,10 +357,16 @@ describe('cluster-svc', () => {
     it('is refused while something is in the way: by its own name, or all of it at once', async () => {
       const [pause] = others.images.get(set120) ?? [];
       Object.assign(pause ?? {}, { state: 'missing' });
-      expect((await create().expect(409)).body).toMatchObject({ code: 'images_missing', missing: ['k8s.gcr.io/pause:3.2'] });
+      expect((await create().expect(409)).body).toMatchObject({
+        code: 'images_missing',
+        missing: ['k8s.gcr.io/pause:3.2'],
+      });
       others.tunnels.set(two, 'down');
       const { body } = await create().expect(409);
-      expect(body).toMatchObject({ code: 'cluster_not_ready', problems: [{ code: 'images_missing' }, { code: 'tunnel_failed', hostId: two }] });
+      expect(body).toMatchObject({
+        code: 'cluster_not_ready',
+        problems: [{ code: 'images_missing' }, { code: 'tunnel_failed', hostId: two }],
+      });
       others.images.delete(set120);
       others.tunnels.set(two, 'up');
       expect((await create().expect(409)).body).toMatchObject({ code: 'image_set_missing' });
@@ -278,15 +375,37 @@ describe('cluster-svc', () => {
     it('is ready once its hosts have every image, keeps them from other clusters, and is forgotten on request', async () => {
       const { body: job } = await create().expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { imagesPerHost: 2, hosts: 3 } });
-      expect(others.of('/v1/host-checks')).toEqual([{ hostIds: [one, two, three], pull: [`${registry}/pause:3.2`, `${registry}/kube-apiserver:v1.20.11`] }]);
+      expect(others.of('/v1/host-checks')).toEqual([
+        { hostIds: [one, two, three], pull: [`${registry}/pause:3.2`, `${registry}/kube-apiserver:v1.20.11`] },
+      ]);
       const path = `/v1/clusters/${idOfResource(job)}`;
       expect((await api('get', path)).body).toMatchObject({
-        ...{ name: 'c', state: 'ready', registryMode: { requested: 'local', effective: 'local' }, fields: registryFields, followsDefaults: true },
-        network: { containersCidr: '10.20.0.0/16', servicesCidr: '10.21.0.0/16', mtuSize: 1440, networkPlugin: 'calico' },
-        nodes: [{ hostId: one, role: 'controlPlane', kubernetesVersion: '1.20.11' }, { hostId: two }, { hostId: three }],
+        ...{
+          name: 'c',
+          state: 'ready',
+          registryMode: { requested: 'local', effective: 'local' },
+          fields: registryFields,
+          followsDefaults: true,
+        },
+        network: {
+          containersCidr: '10.20.0.0/16',
+          servicesCidr: '10.21.0.0/16',
+          mtuSize: 1440,
+          networkPlugin: 'calico',
+        },
+        nodes: [
+          { hostId: one, role: 'controlPlane', kubernetesVersion: '1.20.11' },
+          { hostId: two },
+          { hostId: three },
+        ],
       });
-      expect((await create({ name: 'd' }).expect(409)).body).toMatchObject({ code: 'host_in_cluster', hostIds: [one, two, three] });
-      expect((await create({ nodes: [node(four, 'controlPlane')] }).expect(409)).body).toMatchObject({ code: 'resource_exists' });
+      expect((await create({ name: 'd' }).expect(409)).body).toMatchObject({
+        code: 'host_in_cluster',
+        hostIds: [one, two, three],
+      });
+      expect((await create({ nodes: [node(four, 'controlPlane')] }).expect(409)).body).toMatchObject({
+        code: 'resource_exists',
+      });
       expect((await api('get', `/v1/clusters?imageSetId=${set120}`)).body.items).toHaveLength(1);
       expect((await api('get', `/v1/clusters?imageSetId=${set121}`)).body.items).toHaveLength(0);
       await api('delete', path).expect(204);
@@ -313,18 +432,28 @@ describe('cluster-svc', () => {
       expect((await api('delete', path).expect(409)).body).toMatchObject({ code: 'cluster_busy' });
       release();
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
-      expect((await api('get', path)).body).toMatchObject({ state: 'ready', nodes: [{ hostId: one }, { hostId: two }, { hostId: three }] });
+      expect((await api('get', path)).body).toMatchObject({
+        state: 'ready',
+        nodes: [{ hostId: one }, { hostId: two }, { hostId: three }],
+      });
     });
 
     it('has failed, and was not cancelled, when someone cancels what it waits for', async () => {
       others.brokenJobs.set('/v1/host-checks', problem('job_cancelled', 409));
       const { body: job } = await create().expect(202);
-      expect(await endOf(job.id)).toMatchObject({ state: 'failed', error: { code: 'job_cancelled', detail: expect.stringContaining('/v1/host-checks') } });
+      expect(await endOf(job.id)).toMatchObject({
+        state: 'failed',
+        error: { code: 'job_cancelled', detail: expect.stringContaining('/v1/host-checks') },
+      });
     });
 
     it('is no cluster of PMK that someone else has made under its name, and is upgraded there in batches', async () => {
       const version = '1.20.11-pmk.2038';
-      const nodes = [one, two, three].map((id, index) => ({ uuid: `node-${index}`, name: 'agent', primaryIp: hostOf(id, index).address }));
+      const nodes = [one, two, three].map((id, index) => ({
+        uuid: `node-${index}`,
+        name: 'agent',
+        primaryIp: hostOf(id, index).address,
+      }));
       await using qbert = await startQbert({ nodes, versions: [version, '1.21.14-pmk.72'] });
       const { url, project, user, password } = qbert;
       const passwordFile = join(folder.path, 'pmk.password');
@@ -343,14 +472,21 @@ describe('cluster-svc', () => {
         }),
       );
       const body = { kubernetesVersion: version, provisioner: 'pmk' };
-      expect((await create(body).expect(409)).body).toMatchObject({ code: 'resource_exists', detail: expect.stringContaining('in PMK') });
+      expect((await create(body).expect(409)).body).toMatchObject({
+        code: 'resource_exists',
+        detail: expect.stringContaining('in PMK'),
+      });
       const path = await created({ ...body, name: 'd' });
-      expect((await pmk.listNodes()).map(({ clusterUuid }) => clusterUuid)).toEqual(Array(3).fill((await pmk.findCluster('d'))?.uuid));
+      expect((await pmk.listNodes()).map(({ clusterUuid }) => clusterUuid)).toEqual(
+        Array(3).fill((await pmk.findCluster('d'))?.uuid),
+      );
 
       const upgrade = { kubernetesVersion: '1.21.14-pmk.72', imageSetId: set121, batch: { nodes: 2 } };
       const { body: job } = await api('post', `${path}/upgrades`).send(upgrade).expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
-      expect(qbert.calls.find((call) => call.path.includes('/upgrade?'))?.body).toMatchObject({ batchUpgradePercent: 100 });
+      expect(qbert.calls.find((call) => call.path.includes('/upgrade?'))?.body).toMatchObject({
+        batchUpgradePercent: 100,
+      });
     });
 
     it('fails, naming the host and the image, when a host cannot pull', async () => {
@@ -376,7 +512,13 @@ describe('cluster-svc', () => {
     it('hands out what an installer needs', async () => {
       const path = await created();
       const { body } = await api('get', `${path}/configuration`).expect(200);
-      expect(body.pmk).toMatchObject({ name: 'c', kubeRoleVersion: '1.20.11', privileged: 1, allowWorkloadsOnMaster: 0, ...registryFields });
+      expect(body.pmk).toMatchObject({
+        name: 'c',
+        kubeRoleVersion: '1.20.11',
+        privileged: 1,
+        allowWorkloadsOnMaster: 0,
+        ...registryFields,
+      });
       expect(body.images).toContainEqual({ upstream: 'k8s.gcr.io/pause:3.2', reference: `${registry}/pause:3.2` });
       expect(body.files.map((file: { path: string }) => file.path)).toEqual(
         expect.arrayContaining([
@@ -399,14 +541,22 @@ describe('cluster-svc', () => {
 
     it('is made with kubeadm: the first control plane, then the others, then the workers, with the names of the registry', async () => {
       await created({ provisioner: 'kubeadm' });
-      const operations = others.of('/v1/node-operations') as { hostId: string; operation: { action: string; cluster: object } }[];
+      const operations = others.of('/v1/node-operations') as {
+        hostId: string;
+        operation: { action: string; cluster: object };
+      }[];
       expect(operations.map(({ hostId, operation }) => [hostId, operation.action])).toEqual([
         [one, 'init'],
         [two, 'join'],
         [three, 'join'],
       ]);
       expect(operations[0]?.operation.cluster).toEqual({
-        ...{ kubernetesVersion: '1.20.11', imageRepository: registry, podSubnet: '10.20.0.0/16', serviceSubnet: '10.21.0.0/16' },
+        ...{
+          kubernetesVersion: '1.20.11',
+          imageRepository: registry,
+          podSubnet: '10.20.0.0/16',
+          serviceSubnet: '10.21.0.0/16',
+        },
         pauseImage: `${registry}/pause:3.2`,
       });
     });
@@ -415,10 +565,21 @@ describe('cluster-svc', () => {
   describe('readiness', () => {
     it('tells what is missing and which bundle has it, what is for another platform, and which hosts are not ready', async () => {
       const path = await created();
-      expect((await api('get', `${path}/readiness`)).body).toMatchObject({ ready: true, problems: [], missingImages: [], imageSet: { images: 2 } });
+      expect((await api('get', `${path}/readiness`)).body).toMatchObject({
+        ready: true,
+        problems: [],
+        missingImages: [],
+        imageSet: { images: 2 },
+      });
       const [pause, server120] = others.images.get(set120) ?? [];
-      Object.assign(pause ?? {}, { state: 'missing', bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }] });
-      Object.assign(server120 ?? {}, { platforms: ['linux/arm64'], bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/arm64'] }] });
+      Object.assign(pause ?? {}, {
+        state: 'missing',
+        bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }],
+      });
+      Object.assign(server120 ?? {}, {
+        platforms: ['linux/arm64'],
+        bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/arm64'] }],
+      });
       others.tunnels.delete(two);
       Object.assign(others.hosts.get(three) ?? {}, { drift: { changes: [{}] } });
       const { body } = await api('get', `${path}/readiness`);
@@ -426,7 +587,12 @@ describe('cluster-svc', () => {
         ready: false,
         missingImages: [
           { upstream: 'k8s.gcr.io/pause:3.2', state: 'missing', bundles: [{ id: bundle, name: 'carried.tar' }] },
-          { upstream: 'k8s.gcr.io/kube-apiserver:v1.20.11', state: 'wrongPlatform', platforms: ['linux/amd64'], bundles: [] },
+          {
+            upstream: 'k8s.gcr.io/kube-apiserver:v1.20.11',
+            state: 'wrongPlatform',
+            platforms: ['linux/amd64'],
+            bundles: [],
+          },
         ],
         hosts: [
           { name: 'one', tunnel: 'up' },
@@ -434,7 +600,11 @@ describe('cluster-svc', () => {
           { name: 'three', drifted: true },
         ],
       });
-      expect(body.problems.map(({ code }: { code: string }) => code)).toEqual(['images_missing', 'tunnel_failed', 'host_drifted']);
+      expect(body.problems.map(({ code }: { code: string }) => code)).toEqual([
+        'images_missing',
+        'tunnel_failed',
+        'host_drifted',
+      ]);
     });
 
     it('takes charts and files for what is needed in the registry only, and knows which Docker reads zstd', async () => {
@@ -449,12 +619,18 @@ describe('cluster-svc', () => {
       };
       const zstd = { ...imageOf('k8s.gcr.io/zstd:1'), zstdPlatforms: ['linux/amd64'] };
       others.images.set(set120, [...images, chart]);
-      expect((await api('get', `${path}/readiness`)).body).toMatchObject({ ready: true, missingImages: [], imageSet: { images: 3 } });
+      expect((await api('get', `${path}/readiness`)).body).toMatchObject({
+        ready: true,
+        missingImages: [],
+        imageSet: { images: 3 },
+      });
       const { body: job } = await api('post', '/v1/readiness-checks')
         .send({ kubernetesVersion: '1.20.11', hostIds: [one], pull: 'all' })
         .expect(202);
       await endOf(job.id);
-      expect(others.of('/v1/host-checks').at(-1)).toMatchObject({ pull: images.map(({ localReference }) => localReference) });
+      expect(others.of('/v1/host-checks').at(-1)).toMatchObject({
+        pull: images.map(({ localReference }) => localReference),
+      });
       others.images.set(set120, [...images, file, zstd]);
       Object.assign(others.hosts.get(one)?.facts ?? {}, { dockerVersion: '20.10.24' });
       for (const id of [two, three]) Object.assign(others.hosts.get(id)?.facts ?? {}, { dockerVersion: '23.0.1' });
@@ -463,7 +639,9 @@ describe('cluster-svc', () => {
         { upstream: 'k8s.gcr.io/zstd:1', state: 'wrongRuntime', platforms: ['linux/amd64'] },
       ]);
       const upstreams = async () =>
-        ((await api('get', `${path}/readiness`)).body.missingImages as { upstream: string }[]).map(({ upstream }) => upstream.split('/').at(-1));
+        ((await api('get', `${path}/readiness`)).body.missingImages as { upstream: string }[]).map(({ upstream }) =>
+          upstream.split('/').at(-1),
+        );
       // Of a host that was looked at before its version was kept nothing is known.
       for (const [containerdVersion, missing] of [
         ['1.4.13', ['a:1', 'zstd:1']],
@@ -477,7 +655,8 @@ describe('cluster-svc', () => {
     });
 
     it('is asked for hosts that are no cluster, which pull the smallest image, and all of them on request', async () => {
-      const ask = (pull?: string) => api('post', '/v1/readiness-checks').send({ kubernetesVersion: '1.20.11', hostIds: [one, two], pull });
+      const ask = (pull?: string) =>
+        api('post', '/v1/readiness-checks').send({ kubernetesVersion: '1.20.11', hostIds: [one, two], pull });
       const { body: job } = await ask().expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { ready: true } });
       expect((await api('get', `/v1/readiness-checks/${idOfResource(job)}`)).body).toMatchObject({
@@ -494,7 +673,10 @@ describe('cluster-svc', () => {
           { pulled: 0, failedPulls: [{ reference: `${registry}/pause:3.2` }, {}] },
         ],
       });
-      expect(result.problems.map(({ code }: { code: string }) => code)).toEqual(['host_pull_failed', 'host_pull_failed']);
+      expect(result.problems.map(({ code }: { code: string }) => code)).toEqual([
+        'host_pull_failed',
+        'host_pull_failed',
+      ]);
     });
 
     it('is put right by pushing only what is missing, from as few bundles as possible', async () => {
@@ -507,7 +689,9 @@ describe('cluster-svc', () => {
         .send({ kubernetesVersion: '1.20.11', hostIds: [one], fix: true })
         .expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { ready: true } });
-      expect(others.of('/v1/pushes')).toEqual([{ bundleId: bundle, images: ['k8s.gcr.io/pause:3.2', 'k8s.gcr.io/kube-apiserver:v1.20.11'] }]);
+      expect(others.of('/v1/pushes')).toEqual([
+        { bundleId: bundle, images: ['k8s.gcr.io/pause:3.2', 'k8s.gcr.io/kube-apiserver:v1.20.11'] },
+      ]);
       expect((await api('get', `/v1/readiness-checks/${idOfResource(job)}`)).body.pushed).toHaveLength(2);
     });
 
@@ -522,7 +706,8 @@ describe('cluster-svc', () => {
   });
 
   describe('an upgrade', () => {
-    const upgrade = (path: string, body: object = {}) => api('post', `${path}/upgrades`).send({ kubernetesVersion: '1.21.14', ...body });
+    const upgrade = (path: string, body: object = {}) =>
+      api('post', `${path}/upgrades`).send({ kubernetesVersion: '1.21.14', ...body });
     const upgradeOf = async (job: { resource: string }) => (await api('get', job.resource)).body;
 
     it.each([
@@ -552,15 +737,28 @@ describe('cluster-svc', () => {
         problems: [{ code: 'tunnel_failed' }],
       });
       expect(others.of('/v1/pushes')).toEqual([]);
-      expect((await api('get', path)).body).toMatchObject({ state: 'ready', kubernetesVersion: '1.20.11', upgradeId: null });
+      expect((await api('get', path)).body).toMatchObject({
+        state: 'ready',
+        kubernetesVersion: '1.20.11',
+        upgradeId: null,
+      });
     });
 
     it('brings images to the registry and to every node before it touches the first, control planes first', async () => {
-      const path = await created({ provisioner: 'kubeadm', nodes: [node(two), node(one, 'controlPlane'), node(three)] });
-      Object.assign(others.images.get(set121)?.[0] ?? {}, { state: 'missing', bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }] });
+      const path = await created({
+        provisioner: 'kubeadm',
+        nodes: [node(two), node(one, 'controlPlane'), node(three)],
+      });
+      Object.assign(others.images.get(set121)?.[0] ?? {}, {
+        state: 'missing',
+        bundles: [{ id: bundle, name: 'carried.tar', platforms: ['linux/amd64'] }],
+      });
       others.asked = [];
       const { body: job } = await upgrade(path).expect(202);
-      expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { from: '1.20.11', to: '1.21.14', registryMode: 'local', nodes: 3 } });
+      expect(await endOf(job.id)).toMatchObject({
+        state: 'succeeded',
+        result: { from: '1.20.11', to: '1.21.14', registryMode: 'local', nodes: 3 },
+      });
       expect(others.asked.map(({ path: asked, body }) => [asked, body.hostId])).toEqual([
         ['/v1/pushes', undefined],
         ['/v1/host-checks', undefined],
@@ -572,7 +770,13 @@ describe('cluster-svc', () => {
         operation: { action: 'upgrade', isFirst: true, kubernetesVersion: '1.21.14', controlPlaneHostId: one },
       });
       expect((await api('get', path)).body).toMatchObject({
-        ...{ state: 'ready', kubernetesVersion: '1.21.14', imageSetId: set121, targetImageSetId: null, upgradeId: null },
+        ...{
+          state: 'ready',
+          kubernetesVersion: '1.21.14',
+          imageSetId: set121,
+          targetImageSetId: null,
+          upgradeId: null,
+        },
         nodes: [{ kubernetesVersion: '1.21.14' }, { kubernetesVersion: '1.21.14' }, { kubernetesVersion: '1.21.14' }],
       });
     });
@@ -636,9 +840,13 @@ describe('cluster-svc', () => {
       const { body: job } = await upgrade(path).expect(202);
       others.asked = [];
       beforeNext('/v1/node-operations', () =>
-        service.app.get<DataSource>('clusterDataSource', { strict: false }).query('UPDATE cluster SET "upgradeId" = ?', [uuid(77)]),
+        service.app
+          .get<DataSource>('clusterDataSource', { strict: false })
+          .query('UPDATE cluster SET "upgradeId" = ?', [uuid(77)]),
       );
-      await expect(service.app.get(UpgradeCluster, { strict: false }).run(contextOf(job))).rejects.toMatchObject({ code: 'cluster_busy' });
+      await expect(service.app.get(UpgradeCluster, { strict: false }).run(contextOf(job))).rejects.toMatchObject({
+        code: 'cluster_busy',
+      });
       expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([one]);
     });
 
@@ -651,7 +859,10 @@ describe('cluster-svc', () => {
       beforeNext('/v1/node-operations', async () => stop.abort(new AppError('job_cancelled')));
       const work = service.app.get(UpgradeCluster, { strict: false });
       await expect(work.run(contextOf(job, stop.signal))).rejects.toMatchObject({ code: 'job_cancelled' });
-      expect((await api('get', path)).body).toMatchObject({ kubernetesVersion: '1.20.11', upgradeId: idOfResource(job) });
+      expect((await api('get', path)).body).toMatchObject({
+        kubernetesVersion: '1.20.11',
+        upgradeId: idOfResource(job),
+      });
       expect((await upgradeOf(job)).nodes).toMatchObject([{ state: 'done' }]);
       const result = { from: '1.20.11', to: '1.21.14', registryMode: 'local', nodes: 1 };
       expect(await work.run(contextOf(job))).toEqual(result);
@@ -664,7 +875,8 @@ describe('cluster-svc', () => {
       const path = await created({ provisioner: 'kubeadm' });
       const answer = others.answers['/v1/node-operations'] as (asked: JsonRequest) => unknown;
       let refusals = 1;
-      others.answers['/v1/node-operations'] = (asked: JsonRequest) => (refusals-- > 0 ? problem('idempotency_key_running', 409) : answer(asked));
+      others.answers['/v1/node-operations'] = (asked: JsonRequest) =>
+        refusals-- > 0 ? problem('idempotency_key_running', 409) : answer(asked);
       const { body: job } = await upgrade(path).expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
       expect((await upgradeOf(job)).nodes).toMatchObject([{ tries: 0 }, { tries: 0 }, { tries: 0 }]);
@@ -690,9 +902,15 @@ describe('cluster-svc', () => {
       expect((await api('delete', path).expect(409)).body).toMatchObject({ code: 'cluster_busy' });
       expect((await api('post', `${job.resource}/pause`).expect(200)).body).toMatchObject({ paused: true });
       release();
-      await expect.poll(async () => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase, { timeout: 20_000 }).toBe('paused');
+      await expect
+        .poll(async () => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase, { timeout: 20_000 })
+        .toBe('paused');
       expect((await api('get', path)).body).toMatchObject({ state: 'paused', targetImageSetId: set121 });
-      expect(others.of('/v1/node-operations').filter(({ operation }) => (operation as { action: string }).action === 'upgrade')).toEqual([]);
+      expect(
+        others
+          .of('/v1/node-operations')
+          .filter(({ operation }) => (operation as { action: string }).action === 'upgrade'),
+      ).toEqual([]);
 
       // The worker hears of it within a second: while it waits for the first node, or for the second at the latest.
       others.looksAtNodes = 25;
@@ -702,10 +920,14 @@ describe('cluster-svc', () => {
       expect(await endOf(job.id)).toMatchObject({ state: 'cancelled' });
       const states = (await upgradeOf(job)).nodes.map(({ state }: { state: string }) => state);
       expect(states).toEqual(['done', expect.stringMatching(/^(done|waiting)$/), 'waiting']);
-      expect(others.of('/v1/node-operations').filter(({ operation }) => (operation as { action: string }).action === 'upgrade')).toHaveLength(
-        states.filter((state: string) => state === 'done').length,
-      );
-      expect((await api('post', `${job.resource}/pause`).expect(409)).body).toMatchObject({ code: 'upgrade_not_running' });
+      expect(
+        others
+          .of('/v1/node-operations')
+          .filter(({ operation }) => (operation as { action: string }).action === 'upgrade'),
+      ).toHaveLength(states.filter((state: string) => state === 'done').length);
+      expect((await api('post', `${job.resource}/pause`).expect(409)).body).toMatchObject({
+        code: 'upgrade_not_running',
+      });
       await api('post', `/v1/jobs/${job.id}/retry`).expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
     });
@@ -715,7 +937,11 @@ describe('cluster-svc', () => {
       others.asked = [];
       others.looksAtNodes = 10;
       const { body: job } = await upgrade(path).expect(202);
-      await expect.poll(async () => (await upgradeOf(job)).nodes.some(({ state }: { state: string }) => state === 'upgrading'), { timeout: 20_000 }).toBe(true);
+      await expect
+        .poll(async () => (await upgradeOf(job)).nodes.some(({ state }: { state: string }) => state === 'upgrading'), {
+          timeout: 20_000,
+        })
+        .toBe(true);
       await service.app.close();
       await startService();
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded' });
@@ -725,9 +951,15 @@ describe('cluster-svc', () => {
     it('brings a cluster from before the registry into it, which shows both states until then', async () => {
       others.registry = { mode: 'none', host: null, url: null, sockets: null };
       const path = await created({ kubernetesVersion: '1.19.16' });
-      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'none', effective: 'none' }, fields: { k8sPrivateRegistry: '' } });
+      expect((await api('get', path)).body).toMatchObject({
+        registryMode: { requested: 'none', effective: 'none' },
+        fields: { k8sPrivateRegistry: '' },
+      });
       others.registry = new OtherServices().registry;
-      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'local', effective: 'none' }, followsDefaults: false });
+      expect((await api('get', path)).body).toMatchObject({
+        registryMode: { requested: 'local', effective: 'none' },
+        followsDefaults: false,
+      });
       const { body: job } = await upgrade(path, { kubernetesVersion: '1.20.11' }).expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'succeeded', result: { registryMode: 'local' } });
       expect((await api('get', path)).body).toMatchObject({
@@ -743,15 +975,23 @@ describe('cluster-svc', () => {
       expect((await endOf(job.id)).result.plan).toMatchObject({ registryMode: { from: 'none', to: 'local' } });
       const { body: second } = await upgrade(path, { registryMode: 'local' }).expect(202);
       expect(await endOf(second.id)).toMatchObject({ state: 'succeeded' });
-      expect((await api('get', path)).body).toMatchObject({ registryMode: { requested: 'local', effective: 'local' }, fields: registryFields });
+      expect((await api('get', path)).body).toMatchObject({
+        registryMode: { requested: 'local', effective: 'local' },
+        fields: registryFields,
+      });
     });
 
     it('moves no cluster of before in a DU below 5.3, which creates new ones', async () => {
       await service.app.close();
       await startService({ duVersion: 'v-5.2.0-1500000' });
       const path = await created({ existing: true, kubernetesVersion: '1.19.16' });
-      expect((await api('get', path)).body).toMatchObject({ state: 'ready', registryMode: { requested: 'local', effective: 'none' } });
-      expect((await upgrade(path, { kubernetesVersion: '1.20.11' })).body).toMatchObject({ code: 'du_version_unsupported' });
+      expect((await api('get', path)).body).toMatchObject({
+        state: 'ready',
+        registryMode: { requested: 'local', effective: 'none' },
+      });
+      expect((await upgrade(path, { kubernetesVersion: '1.20.11' })).body).toMatchObject({
+        code: 'du_version_unsupported',
+      });
       await created({ name: 'new', nodes: [node(four, 'controlPlane')] });
     });
   });

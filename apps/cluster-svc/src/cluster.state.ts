@@ -3,7 +3,13 @@ import type { StateTable } from '@airdock/platform/state/state-table';
 import { z } from 'zod';
 import { ClusterEntity, ClusterNodeEntity } from './cluster/cluster.entity.js';
 import { PackageFields, RegistryFields } from './cluster-defaults/cluster-defaults.schema.js';
-import { ClusterNetwork, ClusterOptions, clusterName, nodeRole, provisionerNames } from './provisioner/cluster-shape.schema.js';
+import {
+  ClusterNetwork,
+  ClusterOptions,
+  clusterName,
+  nodeRole,
+  provisionerNames,
+} from './provisioner/cluster-shape.schema.js';
 
 const version = z.string().min(1).max(60);
 

@@ -33,7 +33,8 @@ export function lockDataDir(dataDir: string): () => void {
       }
       const holder = read(path);
       const [pid = '', ticks] = holder.trim().split(' ');
-      if (pid && startTicks(Number(pid)) === ticks) throw new AppError('data_dir_in_use', { detail: `${dataDir} by process ${pid}`, pid: Number(pid) });
+      if (pid && startTicks(Number(pid)) === ticks)
+        throw new AppError('data_dir_in_use', { detail: `${dataDir} by process ${pid}`, pid: Number(pid) });
       breakLock(path, holder);
     }
     throw new AppError('data_dir_in_use', { detail: `${dataDir}: many processes start at once` });
@@ -49,7 +50,11 @@ function read(path: string): string {
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (code === 'ENOENT') return '';
-    throw new AppError('data_dir_in_use', { detail: `whether it is in use cannot be told: ${path}: ${code}` }, { cause });
+    throw new AppError(
+      'data_dir_in_use',
+      { detail: `whether it is in use cannot be told: ${path}: ${code}` },
+      { cause },
+    );
   }
 }
 

@@ -23,7 +23,8 @@ export class EmbeddedRedis {
   /** The socket lies in the data folder, which only one DU uses; where that path is longer than a socket's may be, in a temporary folder. */
   constructor(dataDir: string) {
     const folder = join(dataDir, 'redis');
-    this.folder = join(folder, 'redis.sock').length < maxSocketPath ? folder : mkdtempSync(join(tmpdir(), 'airdock-redis-'));
+    this.folder =
+      join(folder, 'redis.sock').length < maxSocketPath ? folder : mkdtempSync(join(tmpdir(), 'airdock-redis-'));
     this.socket = join(this.folder, 'redis.sock');
   }
 
@@ -75,7 +76,10 @@ export class EmbeddedRedis {
         reject(
           new AppError(
             'dependency_unavailable',
-            { detail: 'redis-server could not be run; install the packages redis-server and util-linux, or set REDIS_URL' },
+            {
+              detail:
+                'redis-server could not be run; install the packages redis-server and util-linux, or set REDIS_URL',
+            },
             { cause },
           ),
         ),
@@ -83,7 +87,10 @@ export class EmbeddedRedis {
     });
     child.once('exit', () => {
       if (this.stopped) return;
-      setTimeout(() => void this.spawn().catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`)), restartMs);
+      setTimeout(
+        () => void this.spawn().catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`)),
+        restartMs,
+      );
     });
   }
 

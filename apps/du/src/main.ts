@@ -40,13 +40,21 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
   const unlock = lockDataDir(config.dataDir);
   const redis = config.redisUrl ? undefined : new EmbeddedRedis(config.dataDir);
   const redisUrl = config.redisUrl ?? redis?.socket;
-  const hostWorker = hostWorkerOf(config, { file: config.file, overrides: { ...sources.overrides, redisUrl, 'http.socket': socket }, answersHealth: false });
+  const hostWorker = hostWorkerOf(config, {
+    file: config.file,
+    overrides: { ...sources.overrides, redisUrl, 'http.socket': socket },
+    answersHealth: false,
+  });
   const ending = new AbortController();
   try {
     await redis?.start();
     const host = { register: () => services.host.register(['api']) };
     const stopped = stopSignal();
-    const app = await serve(config, rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']), 'Airdock');
+    const app = await serve(
+      config,
+      rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']),
+      'Airdock',
+    );
     const registry = app.get(RegistryService, { strict: false });
     if (!config.databaseUrl) await releaseDead(app);
     const hostDatabase: ServiceDatabase = app.get(databaseToken('host'), { strict: false });
@@ -57,8 +65,11 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
     await registry.reconcile().catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     // A host that freezes it at once must not keep the API from being ready.
-    if (await hasHostWork(hostDatabase, config)) await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
-    process.stdout.write(`Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`);
+    if (await hasHostWork(hostDatabase, config))
+      await Promise.race([hostWorker.ready, delay(workerStartMs, undefined, { ref: false })]);
+    process.stdout.write(
+      `Airdock is ready on http://${config.http.host}:${config.http.port}\nsocket: ${socket}\ntoken: ${config.tokenFile}\n`,
+    );
     freeStartupMemory();
     await stopped;
     ending.abort();
@@ -86,7 +97,12 @@ async function releaseDead(app: INestApplicationContext): Promise<void> {
 function hostWorkerOf(config: Config, start: HostWorkerOptions['start']): HostWorker {
   const logger = new Logger(HostWorker.name);
   const log: HostWorkerOptions['log'] = (about, message) => logger.error(about, message);
-  return new HostWorker({ dataDir: config.dataDir, start, maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2, log });
+  return new HostWorker({
+    dataDir: config.dataDir,
+    start,
+    maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2,
+    log,
+  });
 }
 
 /** Stops the registry that a DU with this configuration has left running. */
@@ -104,9 +120,11 @@ const common = (command: Command) =>
 common(program.command('up').description('start the embedded DU in the foreground'))
   .option('--port <n>', 'of the API on loopback (default: 5180)', port)
   .option('--stop-registry', 'at the end stop the registry too, for trials and tests')
-  .action(({ dataDir, config: file, port: httpPort, stopRegistry }) => up({ file, overrides: { dataDir, 'http.port': httpPort } }, stopRegistry === true));
-common(program.command('down').description('stop the registry that `up` left running')).action(({ dataDir, config: file }) =>
-  down(loadConfig({ file, overrides: { dataDir } })),
+  .action(({ dataDir, config: file, port: httpPort, stopRegistry }) =>
+    up({ file, overrides: { dataDir, 'http.port': httpPort } }, stopRegistry === true),
+  );
+common(program.command('down').description('stop the registry that `up` left running')).action(
+  ({ dataDir, config: file }) => down(loadConfig({ file, overrides: { dataDir } })),
 );
 
 try {

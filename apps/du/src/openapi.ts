@@ -9,14 +9,20 @@ import { services } from './services.js';
 const folder = process.argv[2];
 if (!folder) throw new Error('usage: openapi.js FOLDER');
 await mkdir(folder, { recursive: true });
-const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { redisUrl: '/nowhere', logLevel: 'silent' } });
+const config = loadConfig({
+  file: '/dev/null',
+  environment: {},
+  overrides: { redisUrl: '/nowhere', logLevel: 'silent' },
+});
 
 const documents: [string, string, Partial<typeof services>][] = [
-  ...(Object.entries(services) as [ServiceName, (typeof services)[ServiceName]][]).map(([name, service]): [string, string, Partial<typeof services>] => [
-    `${name}-svc`,
-    `Airdock ${name}-svc`,
-    { [name]: service },
-  ]),
+  ...(Object.entries(services) as [ServiceName, (typeof services)[ServiceName]][]).map(
+    ([name, service]): [string, string, Partial<typeof services>] => [
+      `${name}-svc`,
+      `Airdock ${name}-svc`,
+      { [name]: service },
+    ],
+  ),
   ['airdock', 'Airdock', services],
 ];
 for (const [file, title, chosen] of documents) {

@@ -12,10 +12,14 @@ const pauseMs = 1_000;
  * Whether there is anything that the host worker has to do with: packages to serve, or what host-svc's database holds, also when that cannot be seen, since to wait for a
  * database is the worker's. A DU without hosts does without the process, and its memory.
  */
-export async function hasHostWork({ dataSource }: ServiceDatabase, { packages }: Pick<Config, 'packages'>): Promise<boolean> {
+export async function hasHostWork(
+  { dataSource }: ServiceDatabase,
+  { packages }: Pick<Config, 'packages'>,
+): Promise<boolean> {
   if (packages.repositories.length > 0) return true;
   try {
-    for (const entity of [HostEntity, JobEntity, OutboxEventEntity]) if (await dataSource.getRepository(entity).exists()) return true;
+    for (const entity of [HostEntity, JobEntity, OutboxEventEntity])
+      if (await dataSource.getRepository(entity).exists()) return true;
     return false;
   } catch {
     return true;
@@ -23,7 +27,11 @@ export async function hasHostWork({ dataSource }: ServiceDatabase, { packages }:
 }
 
 /** Resolves when there is something. Rejects when it is aborted. */
-export async function waitForHostWork(database: ServiceDatabase, config: Pick<Config, 'packages'>, signal: AbortSignal): Promise<void> {
+export async function waitForHostWork(
+  database: ServiceDatabase,
+  config: Pick<Config, 'packages'>,
+  signal: AbortSignal,
+): Promise<void> {
   const quiet = new QuietDatabase(database);
   let isWorkThere = false;
   for (;;) {

@@ -31,12 +31,13 @@ process.on('SIGINT', () => undefined);
 
 try {
   // Loaded while the parent still prepares.
-  const [{ createWorkerApp }, { rootModule, serve, startProcessors }, { HostModule }, { HostService }] = await Promise.all([
-    import('@airdock/platform/worker-app'),
-    import('@airdock/platform/service'),
-    import('./host.module.js'),
-    import('./host/host.service.js'),
-  ]);
+  const [{ createWorkerApp }, { rootModule, serve, startProcessors }, { HostModule }, { HostService }] =
+    await Promise.all([
+      import('@airdock/platform/worker-app'),
+      import('@airdock/platform/service'),
+      import('./host.module.js'),
+      import('./host/host.service.js'),
+    ]);
   const start = await begun;
   noteServedHosts(start.servedFile);
   let heaviest: () => { hostId: string; bytes: number } | undefined = () => undefined;

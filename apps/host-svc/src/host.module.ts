@@ -16,8 +16,15 @@ import { ConfigureFleet, configureHostJobType } from './host-configuration/confi
 import { ConfigureHost } from './host-configuration/configure-host.service.js';
 import { DriftSchedule } from './host-configuration/drift-schedule.js';
 import { HostConfigurationController } from './host-configuration/host-configuration.controller.js';
-import { ConfiguredHostEntity, DriftScheduleEntity, HostConfigurationEntity } from './host-configuration/host-configuration.entity.js';
-import { ConfigureHostProcessor, HostConfigurationProcessor } from './host-configuration/host-configuration.processor.js';
+import {
+  ConfiguredHostEntity,
+  DriftScheduleEntity,
+  HostConfigurationEntity,
+} from './host-configuration/host-configuration.entity.js';
+import {
+  ConfigureHostProcessor,
+  HostConfigurationProcessor,
+} from './host-configuration/host-configuration.processor.js';
 import { HostConfigurationService, hostConfigurationJobType } from './host-configuration/host-configuration.service.js';
 import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
 import { HostImportController } from './host-import/host-import.controller.js';

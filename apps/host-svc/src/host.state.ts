@@ -48,12 +48,24 @@ const hostRow = z.object({
 });
 
 /** That a tunnel is wanted. Where it leads follows from the configuration. */
-const tunnelRow = z.looseObject({ id: z.uuid(), hostId: z.uuid(), hostEnd: z.enum(['port', 'socket']).optional(), createdAt: time });
+const tunnelRow = z.looseObject({
+  id: z.uuid(),
+  hostId: z.uuid(),
+  hostEnd: z.enum(['port', 'socket']).optional(),
+  createdAt: time,
+});
 const tunnelReset = ({ registry, packages }: Config) => ({
   hostPort: registry.port,
   target: '',
   packagePort: packages.repositories.length > 0 ? packages.port : null,
-  ...{ state: 'connecting', since: '1970-01-01T00:00:00.000Z', error: null, session: null, leaseOwner: null, leaseUntil: null },
+  ...{
+    state: 'connecting',
+    since: '1970-01-01T00:00:00.000Z',
+    error: null,
+    session: null,
+    leaseOwner: null,
+    leaseUntil: null,
+  },
   ...{ reconnects: 0, latencyMs: null, bytesSent: '0', bytesPerSecond: 0 },
 });
 
@@ -81,7 +93,9 @@ export const hostState: readonly StateTable[] = [
       name: 'name',
       columns: [...whereAHostIs, 'hostKeySource'],
       needsConfirmation: ({ before, after }, isThere) =>
-        before ? whereAHostIs.some((column) => (before[column] ?? null) !== (after[column] ?? null)) : isThere('ssh_credential', after.credentialId),
+        before
+          ? whereAHostIs.some((column) => (before[column] ?? null) !== (after[column] ?? null))
+          : isThere('ssh_credential', after.credentialId),
     },
   },
   { entity: TunnelEntity, row: tunnelRow, references: { hostId: 'host' }, reset: tunnelReset },

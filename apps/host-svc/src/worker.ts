@@ -10,10 +10,17 @@ try {
   const log = (about: Record<string, unknown>, message: string) =>
     process.stderr.write(`${JSON.stringify({ level: 50, time: Date.now(), ...about, msg: message })}\n`);
   const start = { file: config.file, overrides: {}, answersHealth: true };
-  const worker = new HostWorker({ dataDir: config.dataDir, start, maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2, log });
+  const worker = new HostWorker({
+    dataDir: config.dataDir,
+    start,
+    maxMemoryBytes: config.hosts.workerMemoryMiB * 1024 ** 2,
+    log,
+  });
   const stopped = stopSignal();
   worker.start();
-  void worker.ready.then(() => process.stdout.write(`host-svc worker listens on http://${config.http.host}:${config.http.port}\n`));
+  void worker.ready.then(() =>
+    process.stdout.write(`host-svc worker listens on http://${config.http.host}:${config.http.port}\n`),
+  );
   await stopped;
   await worker.stop();
   process.exit(0);

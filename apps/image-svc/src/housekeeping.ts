@@ -18,7 +18,10 @@ export class Housekeeping extends BackgroundLoop {
   }
 
   protected async round(): Promise<void> {
-    const removed = (await this.uploads.sweep((id) => this.bundles.hasUpload(id))) + (await this.bundles.sweep()) + (await this.pushes.sweep());
+    const removed =
+      (await this.uploads.sweep((id) => this.bundles.hasUpload(id))) +
+      (await this.bundles.sweep()) +
+      (await this.pushes.sweep());
     if (removed > 0) this.logger.log(`${removed} abandoned files removed`);
   }
 }

@@ -34,14 +34,16 @@ describe('image-svc', () => {
   const answers: Record<string, unknown> = {};
   const api = (method: 'get' | 'post' | 'delete' | 'patch' | 'head', path: string) =>
     request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
-  const end = async (job: Job): Promise<Job> => (await api('get', `/v1/jobs/${job.id}?waitSeconds=30`).expect(200)).body as Job;
+  const end = async (job: Job): Promise<Job> =>
+    (await api('get', `/v1/jobs/${job.id}?waitSeconds=30`).expect(200)).body as Job;
   const post = async (path: string, body: object) => end((await api('post', path).send(body).expect(202)).body as Job);
   const idOf = (job: Job) => job.resource.split('/').at(-1) ?? '';
   const inRegistry = async (name: string) => {
     const accept = 'application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json';
     return fetch(`${registry.url}/v2/${name}`, { method: 'HEAD', headers: { accept } });
   };
-  const repositories = async () => ((await (await fetch(`${registry.url}/v2/_catalog`)).json()) as { repositories: string[] }).repositories;
+  const repositories = async () =>
+    ((await (await fetch(`${registry.url}/v2/_catalog`)).json()) as { repositories: string[] }).repositories;
 
   beforeAll(async () => {
     folder = await tempDir('image-svc');
@@ -53,7 +55,11 @@ describe('image-svc', () => {
     registryService = await startJsonServer(answers);
     const others = { 'services.registry': registryService.url, 'services.cluster': registryService.url };
     const overrides = { bundleDirs: [bundleDir], ...others, 'registry.port': registry.port };
-    service = await startComponent('image', ImageModule, { dataDir: join(folder.path, 'data'), redisUrl: redis.url, overrides });
+    service = await startComponent('image', ImageModule, {
+      dataDir: join(folder.path, 'data'),
+      redisUrl: redis.url,
+      overrides,
+    });
   });
   afterAll(async () => {
     await service?.app.close();
@@ -89,12 +95,30 @@ describe('image-svc', () => {
   it('refuses paths outside of the bundle folders, however they are written', async () => {
     await writeFile(join(folder.path, 'outside.tar'), 'x');
     await symlink(join(folder.path, 'outside.tar'), join(bundleDir, 'link.tar'));
-    for (const path of ['/etc/passwd', join(bundleDir, '../outside.tar'), '../outside.tar', join(bundleDir, 'link.tar'), bundleDir])
-      expect((await api('post', '/v1/bundles').send({ path })).body, path).toMatchObject({ status: 422, code: 'bundle_path_forbidden' });
-    expect((await api('post', '/v1/bundles').send({ path: 'a\0b' })).body).toMatchObject({ status: 422, code: 'request_invalid' });
-    expect((await api('post', '/v1/bundles').send({ path: 'nothing.tar' })).body).toMatchObject({ code: 'bundle_not_found' });
-    expect((await api('post', '/v1/bundles').send({ path: 'a', uploadId: '0'.repeat(32) })).body).toMatchObject({ code: 'request_invalid' });
-    expect((await api('post', '/v1/bundles').send({ uploadId: '0'.repeat(32) })).body).toMatchObject({ code: 'upload_not_found' });
+    for (const path of [
+      '/etc/passwd',
+      join(bundleDir, '../outside.tar'),
+      '../outside.tar',
+      join(bundleDir, 'link.tar'),
+      bundleDir,
+    ])
+      expect((await api('post', '/v1/bundles').send({ path })).body, path).toMatchObject({
+        status: 422,
+        code: 'bundle_path_forbidden',
+      });
+    expect((await api('post', '/v1/bundles').send({ path: 'a\0b' })).body).toMatchObject({
+      status: 422,
+      code: 'request_invalid',
+    });
+    expect((await api('post', '/v1/bundles').send({ path: 'nothing.tar' })).body).toMatchObject({
+      code: 'bundle_not_found',
+    });
+    expect((await api('post', '/v1/bundles').send({ path: 'a', uploadId: '0'.repeat(32) })).body).toMatchObject({
+      code: 'request_invalid',
+    });
+    expect((await api('post', '/v1/bundles').send({ uploadId: '0'.repeat(32) })).body).toMatchObject({
+      code: 'upload_not_found',
+    });
   });
 
   it('refuses to push while the registry is off', async () => {
@@ -110,7 +134,10 @@ describe('image-svc', () => {
 
   it('pushes a docker-archive and an OCI archive under all local names, and lists what it pushed', async () => {
     const saved = join(bundleDir, 'saved.tar');
-    await buildDockerArchive(saved, await Promise.all([pause, 'nginx:1.21'].map((name) => makeImage({ name, layers: [base, { files: { name } }] }))));
+    await buildDockerArchive(
+      saved,
+      await Promise.all([pause, 'nginx:1.21'].map((name) => makeImage({ name, layers: [base, { files: { name } }] }))),
+    );
     const savedId = idOf(await post('/v1/bundles', { path: 'saved.tar' }));
     expect(await post('/v1/pushes', { bundleId: savedId })).toMatchObject({
       state: 'succeeded',
@@ -133,22 +160,36 @@ describe('image-svc', () => {
     expect(bundle.images[0]).toMatchObject({
       names: [etcd],
       platforms: ['linux/amd64'],
-      localReferences: [`${registry.host}/etcd-development/etcd:v3.4.14`, `${registry.host}/gcr.io/etcd-development/etcd:v3.4.14`],
+      localReferences: [
+        `${registry.host}/etcd-development/etcd:v3.4.14`,
+        `${registry.host}/gcr.io/etcd-development/etcd:v3.4.14`,
+      ],
     });
     const push = (await api('get', `/v1/pushes/${idOf(await post('/v1/pushes', { bundleId: ociId }))}`)).body;
     expect(push).toMatchObject({ state: 'succeeded', results: [{ digest: bundle.images[0].digest, error: null }] });
-    expect((await inRegistry('etcd-development/etcd/manifests/v3.4.14')).headers.get('docker-content-digest')).toBe(bundle.images[0].digest);
+    expect((await inRegistry('etcd-development/etcd/manifests/v3.4.14')).headers.get('docker-content-digest')).toBe(
+      bundle.images[0].digest,
+    );
 
     const { items } = (await api('get', '/v1/images?search=etcd').expect(200)).body;
     expect(items).toEqual([
-      expect.objectContaining({ upstream: etcd, digest: bundle.images[0].digest, platforms: ['linux/amd64'], sizeBytes: expect.any(Number), bundleId: ociId }),
+      expect.objectContaining({
+        upstream: etcd,
+        digest: bundle.images[0].digest,
+        platforms: ['linux/amd64'],
+        sizeBytes: expect.any(Number),
+        bundleId: ociId,
+      }),
     ]);
     expect((await api('get', '/v1/images')).body.items).toHaveLength(3);
   });
 
   it('pushes again what is there without moving bytes, and only what is selected', async () => {
     const bundleId = idOf(await post('/v1/bundles', { path: 'saved.tar' }));
-    expect(await post('/v1/pushes', { bundleId, images: [pause] })).toMatchObject({ state: 'succeeded', result: { images: 1 } });
+    expect(await post('/v1/pushes', { bundleId, images: [pause] })).toMatchObject({
+      state: 'succeeded',
+      result: { images: 1 },
+    });
     expect((await api('post', '/v1/pushes').send({ bundleId, images: ['quay.io/none:1'] })).body).toMatchObject({
       code: 'image_not_found',
       missing: ['quay.io/none:1'],
@@ -160,13 +201,19 @@ describe('image-svc', () => {
     await buildOciArchive(file, [await makeImage({ name: 'quay.io/pause:3.2', layers: [{ files: { other: 'x' } }] })]);
     const bundleId = idOf(await post('/v1/bundles', { path: file }));
     const refused = await api('post', '/v1/pushes').send({ bundleId }).expect(409);
-    expect(refused.body).toMatchObject({ code: 'image_name_collision', name: 'pause:3.2', sources: [pause, 'quay.io/pause:3.2'] });
+    expect(refused.body).toMatchObject({
+      code: 'image_name_collision',
+      name: 'pause:3.2',
+      sources: [pause, 'quay.io/pause:3.2'],
+    });
     expect((await inRegistry('quay.io/pause/manifests/3.2')).status).toBe(404);
   });
 
   it('guards every local name, not only the first, and writes no tag for an image that has only a digest', async () => {
     const file = join(bundleDir, 'library.tar');
-    await buildOciArchive(file, [await makeImage({ name: 'quay.io/library/nginx:1.21', layers: [{ files: { other: 'y' } }] })]);
+    await buildOciArchive(file, [
+      await makeImage({ name: 'quay.io/library/nginx:1.21', layers: [{ files: { other: 'y' } }] }),
+    ]);
     const bundleId = idOf(await post('/v1/bundles', { path: file }));
     const refused = await api('post', '/v1/pushes').send({ bundleId }).expect(409);
     expect(refused.body).toMatchObject({
@@ -175,8 +222,13 @@ describe('image-svc', () => {
       sources: ['docker.io/library/nginx:1.21', 'quay.io/library/nginx:1.21'],
     });
     const wrong = join(bundleDir, 'digest.tar');
-    await buildOciArchive(wrong, [await makeImage({ name: `quay.io/by/digest@sha256:${'0'.repeat(64)}`, layers: [base] })]);
-    expect(await post('/v1/bundles', { path: wrong })).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch' } });
+    await buildOciArchive(wrong, [
+      await makeImage({ name: `quay.io/by/digest@sha256:${'0'.repeat(64)}`, layers: [base] }),
+    ]);
+    expect(await post('/v1/bundles', { path: wrong })).toMatchObject({
+      state: 'failed',
+      error: { code: 'digest_mismatch' },
+    });
   });
 
   it('says why an image that a push asks for cannot be pushed, however its name is spelt', async () => {
@@ -185,7 +237,13 @@ describe('image-svc', () => {
     await buildOciLayout(dir, [await makeImage({ name: 'docker.io/library/whole:1', layers: [base] }), odd]);
     await rm(join(dir, 'blobs/sha256', digestHex(digestOf(odd.layers[0]?.gzip ?? ''))));
     const bundleId = idOf(await post('/v1/bundles', { path: dir }));
-    for (const asked of ['docker.io/library/odd:1', 'odd:1', 'library/odd:1', 'index.docker.io/library/odd:1', `odd:1@sha256:${'0'.repeat(64)}`])
+    for (const asked of [
+      'docker.io/library/odd:1',
+      'odd:1',
+      'library/odd:1',
+      'index.docker.io/library/odd:1',
+      `odd:1@sha256:${'0'.repeat(64)}`,
+    ])
       expect((await api('post', '/v1/pushes').send({ bundleId, images: [asked] })).body).toMatchObject({
         code: 'bundle_corrupt',
         image: 'docker.io/library/odd:1',
@@ -199,11 +257,17 @@ describe('image-svc', () => {
     const ids: string[] = [];
     for (const registryName of ['k8s.gcr.io', 'quay.io']) {
       const file = join(bundleDir, `${registryName}.tar`);
-      await buildOciArchive(file, [await makeImage({ name: `${registryName}/race:1`, layers: [{ files: { registryName } }] })]);
+      await buildOciArchive(file, [
+        await makeImage({ name: `${registryName}/race:1`, layers: [{ files: { registryName } }] }),
+      ]);
       ids.push(idOf(await post('/v1/bundles', { path: file })));
     }
     const started = await Promise.all(ids.map((bundleId) => api('post', '/v1/pushes').send({ bundleId })));
-    const ends = await Promise.all(started.map(({ body, status }) => (status === 202 ? end(body as Job) : Promise.resolve({ state: 'failed', error: body }))));
+    const ends = await Promise.all(
+      started.map(({ body, status }) =>
+        status === 202 ? end(body as Job) : Promise.resolve({ state: 'failed', error: body }),
+      ),
+    );
     expect(ends.map(({ state }) => state).sort()).toEqual(['failed', 'succeeded']);
     expect(ends.find(({ state }) => state === 'failed')?.error?.code).toBe('image_name_collision');
   });
@@ -213,20 +277,33 @@ describe('image-svc', () => {
     await buildOciArchive(file, [await makeImage({ name: 'quay.io/a/b:1', layers: [base] })]);
     const bundleId = idOf(await post('/v1/bundles', { path: file }));
     await writeFile(file, 'something else');
-    expect(await post('/v1/pushes', { bundleId })).toMatchObject({ state: 'failed', error: { code: 'bundle_changed' } });
+    expect(await post('/v1/pushes', { bundleId })).toMatchObject({
+      state: 'failed',
+      error: { code: 'bundle_changed' },
+    });
   });
 
   it('tells which images of a set the registry cannot serve, by asking it', async () => {
     const set = (
       await api('post', '/v1/image-sets')
-        .send({ name: 'kubernetes-1.20', kubernetesVersion: '1.20.11', images: [pause, 'quay.io/coreos/flannel:v0.14.0', pause] })
+        .send({
+          name: 'kubernetes-1.20',
+          kubernetesVersion: '1.20.11',
+          images: [pause, 'quay.io/coreos/flannel:v0.14.0', pause],
+        })
         .expect(201)
     ).body;
     expect(set.images).toEqual([pause, 'quay.io/coreos/flannel:v0.14.0']);
     expect((await api('get', `/v1/image-sets/${set.id}/missing`)).body).toMatchObject({
       missing: ['quay.io/coreos/flannel:v0.14.0'],
       images: [
-        { upstream: pause, state: 'present', localReference: `${registry.host}/pause:3.2`, platforms: ['linux/amd64'], sizeBytes: expect.any(Number) },
+        {
+          upstream: pause,
+          state: 'present',
+          localReference: `${registry.host}/pause:3.2`,
+          platforms: ['linux/amd64'],
+          sizeBytes: expect.any(Number),
+        },
         { upstream: 'quay.io/coreos/flannel:v0.14.0', state: 'missing', localReference: null, bundles: [] },
       ],
     });
@@ -235,8 +312,12 @@ describe('image-svc', () => {
     const { missing, images } = (await api('get', `/v1/image-sets/${set.id}/missing`)).body;
     expect(missing).toContain(pause);
     expect(images[0].bundles[0]).toMatchObject({ name: expect.any(String), platforms: ['linux/amd64'] });
-    expect((await api('post', '/v1/image-sets').send({ name: 'kubernetes-1.20', images: [pause] })).body.code).toBe('resource_exists');
-    expect((await api('post', '/v1/image-sets').send({ name: 'x', images: ['NOT A NAME'] })).body.code).toBe('reference_invalid');
+    expect((await api('post', '/v1/image-sets').send({ name: 'kubernetes-1.20', images: [pause] })).body.code).toBe(
+      'resource_exists',
+    );
+    expect((await api('post', '/v1/image-sets').send({ name: 'x', images: ['NOT A NAME'] })).body.code).toBe(
+      'reference_invalid',
+    );
     await api('delete', `/v1/image-sets/${set.id}`).expect(204);
     await api('get', `/v1/image-sets/${set.id}`).expect(404);
   });
@@ -268,7 +349,12 @@ describe('image-svc', () => {
     expect((await api('head', location).set(tus)).headers['upload-offset']).toBe('100000');
     expect((await part(100_000, bytes.subarray(100_000))).status).toBe(204);
     const bundleId = idOf(await post('/v1/bundles', { uploadId }));
-    expect((await api('get', `/v1/bundles/${bundleId}`)).body).toMatchObject({ name: 'site.tar', path: null, uploadId, state: 'ready' });
+    expect((await api('get', `/v1/bundles/${bundleId}`)).body).toMatchObject({
+      name: 'site.tar',
+      path: null,
+      uploadId,
+      state: 'ready',
+    });
     await api('delete', `/v1/bundles/${bundleId}`).expect(204);
     await api('head', location).set(tus).expect(404);
     await request(service.url)
@@ -285,13 +371,17 @@ describe('image-svc', () => {
         .buffer(true)
         .parse((response, done) => {
           const chunks: Buffer[] = [];
-          response.on('data', (chunk: Buffer) => chunks.push(chunk)).on('end', () => done(null, Buffer.concat(chunks).toString('latin1')));
+          response
+            .on('data', (chunk: Buffer) => chunks.push(chunk))
+            .on('end', () => done(null, Buffer.concat(chunks).toString('latin1')));
         });
     expect((await get('names=local').expect(200)).body).toContain(`${registry.host}/pause:3.2`);
     const upstream = (await get(`names=upstream&image=${encodeURIComponent(pause)}`).expect(200)).body as string;
     expect(upstream).toContain('"k8s.gcr.io/pause:3.2"');
     expect(upstream).not.toContain('nginx');
-    await api('get', `/v1/bundles/${bundleId}/docker-archive?image=quay.io/none:1`).set('authorization', `Bearer ${service.internalToken}`).expect(404);
+    await api('get', `/v1/bundles/${bundleId}/docker-archive?image=quay.io/none:1`)
+      .set('authorization', `Bearer ${service.internalToken}`)
+      .expect(404);
   });
 
   describe('before and after a push', () => {
@@ -307,19 +397,28 @@ describe('image-svc', () => {
       await buildOciArchive(join(bundleDir, file), await Promise.all(names.map((name) => layered(name, name))));
       return idOf(await post('/v1/bundles', { path: file }));
     };
-    const catalogue = async (search: string) => (await api('get', `/v1/images?search=${encodeURIComponent(search)}`).expect(200)).body.items;
+    const catalogue = async (search: string) =>
+      (await api('get', `/v1/images?search=${encodeURIComponent(search)}`).expect(200)).body.items;
     const digestAt = async (name: string) => (await inRegistry(name)).headers.get('docker-content-digest');
 
     it('tells what a bundle would add, and a dry run what a selection would, without writing', async () => {
       const bundleId = await bundleOf('plan.tar', ['reg.site/plan/a:1', 'reg.site/plan/b:1', 'reg.site/other:1']);
       const bundle = (await api('get', `/v1/bundles/${bundleId}`)).body;
-      expect(bundle.plan.images.map(({ state }: { state: string }) => state)).toEqual(['missing', 'missing', 'missing']);
+      expect(bundle.plan.images.map(({ state }: { state: string }) => state)).toEqual([
+        'missing',
+        'missing',
+        'missing',
+      ]);
       // The shared layer is counted once.
       expect(bundle.plan.missingBytes).toBeLessThan(350_000);
       const job = await post('/v1/pushes', { bundleId, images: ['reg.site/plan/*'], naming: ['flat'], dryRun: true });
       expect(job).toMatchObject({ state: 'succeeded', result: { images: 2, collisions: 0 } });
       const push = (await api('get', `/v1/pushes/${idOf(job)}`)).body;
-      expect(push).toMatchObject({ dryRun: true, results: null, plan: { images: [{ localReferences: [`${registry.host}/plan/a:1`] }, expect.anything()] } });
+      expect(push).toMatchObject({
+        dryRun: true,
+        results: null,
+        plan: { images: [{ localReferences: [`${registry.host}/plan/a:1`] }, expect.anything()] },
+      });
       expect(await repositories()).not.toContain('plan/a');
       expect(await post('/v1/pushes', { bundleId, images: ['reg.site/plan/*'], naming: ['flat'] })).toMatchObject({
         state: 'succeeded',
@@ -331,20 +430,32 @@ describe('image-svc', () => {
         localReferences: [`${registry.host}/plan/a:1`],
         layers: [expect.anything(), expect.anything()],
       });
-      expect((await api('post', '/v1/pushes').send({ bundleId, images: ['reg.site/none/*'] })).body).toMatchObject({ code: 'image_not_found' });
+      expect((await api('post', '/v1/pushes').send({ bundleId, images: ['reg.site/none/*'] })).body).toMatchObject({
+        code: 'image_not_found',
+      });
     });
 
     it('pushes only the platforms asked for', async () => {
       const images = await Promise.all(
         ['amd64', 'arm64'].map((architecture) =>
-          makeImage({ name: [], layers: [{ randomBytes: 1000, seed: architecture }], platform: { os: 'linux', architecture } }),
+          makeImage({
+            name: [],
+            layers: [{ randomBytes: 1000, seed: architecture }],
+            platform: { os: 'linux', architecture },
+          }),
         ),
       );
       await buildOciArchive(join(bundleDir, 'platforms.tar'), [makeIndex('reg.site/multi:1', images)]);
       const bundleId = idOf(await post('/v1/bundles', { path: 'platforms.tar' }));
       expect(await post('/v1/pushes', { bundleId, platforms: ['linux/arm64'] })).toMatchObject({ state: 'succeeded' });
-      expect((await catalogue('reg.site/multi'))[0]).toMatchObject({ platforms: ['linux/arm64'], imageIds: [images[1]?.configDigest] });
-      expect(await post('/v1/pushes', { bundleId, platforms: ['linux/s390x'] })).toMatchObject({ state: 'failed', error: { code: 'image_not_found' } });
+      expect((await catalogue('reg.site/multi'))[0]).toMatchObject({
+        platforms: ['linux/arm64'],
+        imageIds: [images[1]?.configDigest],
+      });
+      expect(await post('/v1/pushes', { bundleId, platforms: ['linux/s390x'] })).toMatchObject({
+        state: 'failed',
+        error: { code: 'image_not_found' },
+      });
     });
 
     it('lists the smallest first, page by page', async () => {
@@ -352,30 +463,41 @@ describe('image-svc', () => {
       const sizes = [90_000, 1_000, 200_000, 1_000, 9_000];
       await buildOciArchive(
         file,
-        await Promise.all(sizes.map((randomBytes, index) => makeImage({ name: `quay.io/sizes/i${index}:1`, layers: [{ randomBytes, seed: `s${index}` }] }))),
+        await Promise.all(
+          sizes.map((randomBytes, index) =>
+            makeImage({ name: `quay.io/sizes/i${index}:1`, layers: [{ randomBytes, seed: `s${index}` }] }),
+          ),
+        ),
       );
       await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: file })) });
       const seen: { id: string; upstream: string; sizeBytes: number }[] = [];
       for (let cursor = ''; ; ) {
-        const { body } = await api('get', `/v1/images?sort=smallest&search=quay.io/sizes&platform=linux/amd64&limit=2${cursor && `&cursor=${cursor}`}`).expect(
-          200,
-        );
+        const { body } = await api(
+          'get',
+          `/v1/images?sort=smallest&search=quay.io/sizes&platform=linux/amd64&limit=2${cursor && `&cursor=${cursor}`}`,
+        ).expect(200);
         seen.push(...body.items);
         cursor = body.nextCursor;
         if (!cursor) break;
         // Somebody deletes the image that the page ended with.
         if (seen.length === 2) await api('delete', `/v1/images/${seen[1]?.id}`).expect(200);
       }
-      expect(seen.map(({ sizeBytes }) => sizeBytes)).toEqual(seen.map(({ sizeBytes }) => sizeBytes).sort((a, b) => a - b));
+      expect(seen.map(({ sizeBytes }) => sizeBytes)).toEqual(
+        seen.map(({ sizeBytes }) => sizeBytes).sort((a, b) => a - b),
+      );
       expect(new Set(seen.map(({ upstream }) => upstream)).size).toBe(5);
       for (const platform of ['linux/amd64/v1', 'linux/x86_64']) {
         const { body } = await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200);
         expect(body.items).toHaveLength(4);
       }
       for (const platform of ['linux/amd6', 'linux/arm', '%25'])
-        expect((await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200)).body.items).toEqual([]);
+        expect(
+          (await api('get', `/v1/images?search=quay.io/sizes&platform=${platform}`).expect(200)).body.items,
+        ).toEqual([]);
       for (const cursor of ['nonsense', '5', `x-${seen[0]?.id}`, `-${seen[0]?.id}`, `1'-${seen[0]?.id}`, seen[0]?.id])
-        expect((await api('get', `/v1/images?sort=smallest&cursor=${cursor}`).expect(422)).body.code).toBe('cursor_invalid');
+        expect((await api('get', `/v1/images?sort=smallest&cursor=${cursor}`).expect(422)).body.code).toBe(
+          'cursor_invalid',
+        );
     });
 
     it('gives a contested name to the winner that the push names, whoever has it', async () => {
@@ -384,18 +506,27 @@ describe('image-svc', () => {
       await post('/v1/pushes', { bundleId: ours });
       const before = await digestAt('contest/manifests/1');
       expect((await api('post', '/v1/pushes').send({ bundleId: theirs })).body.code).toBe('image_name_collision');
-      expect(await post('/v1/pushes', { bundleId: theirs, winners: ['reg.one/contest:1'] })).toMatchObject({ state: 'succeeded' });
+      expect(await post('/v1/pushes', { bundleId: theirs, winners: ['reg.one/contest:1'] })).toMatchObject({
+        state: 'succeeded',
+      });
       expect(await digestAt('contest/manifests/1')).toBe(before);
       expect((await catalogue('reg.two/contest'))[0].localReferences).toEqual([`${registry.host}/reg.two/contest:1`]);
-      expect(await post('/v1/pushes', { bundleId: theirs, winners: ['reg.two/contest:1'] })).toMatchObject({ state: 'succeeded' });
+      expect(await post('/v1/pushes', { bundleId: theirs, winners: ['reg.two/contest:1'] })).toMatchObject({
+        state: 'succeeded',
+      });
       expect(await digestAt('contest/manifests/1')).toBe(await digestAt('reg.two/contest/manifests/1'));
       expect((await catalogue('reg.one/contest'))[0].localReferences).toEqual([`${registry.host}/reg.one/contest:1`]);
     });
 
     it('names images that have no name, and takes image sets from lists inside bundles', async () => {
-      await buildOciArchive(join(bundleDir, 'nameless.tar'), [await layered('reg.site/nameless:7', 'nameless')], { names: 'tag-only' });
+      await buildOciArchive(join(bundleDir, 'nameless.tar'), [await layered('reg.site/nameless:7', 'nameless')], {
+        names: 'tag-only',
+      });
       const refused = await post('/v1/bundles', { path: 'nameless.tar' });
-      expect(refused).toMatchObject({ state: 'failed', error: { code: 'image_name_missing', unnamed: [expect.any(String)] } });
+      expect(refused).toMatchObject({
+        state: 'failed',
+        error: { code: 'image_name_missing', unnamed: [expect.any(String)] },
+      });
       const bundleId = idOf(await post('/v1/bundles', { path: 'nameless.tar', names: { '7': 'reg.site/named:7' } }));
       expect((await api('get', `/v1/bundles/${bundleId}`)).body.images[0].names).toEqual(['reg.site/named:7']);
       const all = (await api('post', '/v1/image-sets').send({ name: 'from-names', bundleId }).expect(201)).body;
@@ -406,7 +537,9 @@ describe('image-svc', () => {
       const listed = idOf(await post('/v1/bundles', { path: 'layout' }));
       const set = (await api('post', '/v1/image-sets').send({ name: 'from-list', bundleId: listed }).expect(201)).body;
       expect(set.images).toEqual(['reg.site/listed:1', 'reg.site/absent:1']);
-      expect((await api('post', '/v1/image-sets').send({ name: 'from-none', bundleId: listed, list: 'x.txt' })).body.code).toBe('image_list_unclear');
+      expect(
+        (await api('post', '/v1/image-sets').send({ name: 'from-none', bundleId: listed, list: 'x.txt' })).body.code,
+      ).toBe('image_list_unclear');
     });
 
     it('removes one name, or a digest with all of its names, and says what that frees', async () => {
@@ -417,7 +550,10 @@ describe('image-svc', () => {
       expect(plan.freedBytes).toBeLessThan(70_000);
       expect(plan.sharedBytes).toBeGreaterThan(150_000);
       expect((await inRegistry('gone/manifests/1')).status).toBe(200);
-      expect((await api('delete', `/v1/images/${gone.id}`).expect(200)).body).toMatchObject({ dryRun: false, freedBytes: plan.freedBytes });
+      expect((await api('delete', `/v1/images/${gone.id}`).expect(200)).body).toMatchObject({
+        dryRun: false,
+        freedBytes: plan.freedBytes,
+      });
       for (const name of ['gone', 'reg.site/gone']) expect((await inRegistry(`${name}/manifests/1`)).status).toBe(404);
       expect((await inRegistry('kept/manifests/1')).status).toBe(200);
       const [kept] = await catalogue('reg.site/kept');
@@ -428,7 +564,9 @@ describe('image-svc', () => {
 
     it('keeps an image that is one platform of another one', async () => {
       const images = await Promise.all(
-        ['amd64', 'arm64'].map((architecture) => makeImage({ name: 'reg.site/both:amd64', layers: [base], platform: { os: 'linux', architecture } })),
+        ['amd64', 'arm64'].map((architecture) =>
+          makeImage({ name: 'reg.site/both:amd64', layers: [base], platform: { os: 'linux', architecture } }),
+        ),
       );
       await buildOciArchive(join(bundleDir, 'both.tar'), [makeIndex('reg.site/both:1', images), ...images.slice(0, 1)]);
       await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: 'both.tar' })) });
@@ -452,9 +590,14 @@ describe('image-svc', () => {
         images: [{ state: 'changed', digest: image.digest }],
       });
       const clusters = [{ id: set.id, name: 'prod' }];
-      answers['/v1/clusters'] = ({ query }: { query: URLSearchParams }) => ({ items: query.get('imageSetId') === set.id ? clusters : [] });
+      answers['/v1/clusters'] = ({ query }: { query: URLSearchParams }) => ({
+        items: query.get('imageSetId') === set.id ? clusters : [],
+      });
       const usedBy = { imageSets: [{ id: set.id, name: 'needing' }], clusters };
-      expect((await api('get', `/v1/images/${image.id}`).expect(200)).body).toMatchObject({ upstream: 'reg.site/needed:1', usedBy });
+      expect((await api('get', `/v1/images/${image.id}`).expect(200)).body).toMatchObject({
+        upstream: 'reg.site/needed:1',
+        usedBy,
+      });
       expect((await api('delete', `/v1/images/${image.id}?dryRun=true`).expect(200)).body).toMatchObject({ usedBy });
       const refused = (await api('delete', `/v1/images/${image.id}`).expect(409)).body;
       expect(refused).toMatchObject({ code: 'image_in_use', detail: 'image set needing, cluster prod', usedBy });
@@ -464,7 +607,13 @@ describe('image-svc', () => {
       });
       expect((await inRegistry('needed/manifests/1')).status).toBe(200);
 
-      answers['/v1/clusters'] = { status: 503, code: 'dependency_unavailable', title: 'stub', type: 'stub', nextStep: 'stub' };
+      answers['/v1/clusters'] = {
+        status: 503,
+        code: 'dependency_unavailable',
+        title: 'stub',
+        type: 'stub',
+        nextStep: 'stub',
+      };
       expect((await api('get', `/v1/images/${image.id}`).expect(200)).body).toMatchObject({ usedBy: null });
       await api('delete', `/v1/images/${image.id}`).expect(503);
       await api('delete', `/v1/images/${image.id}?force=true`).expect(200);
@@ -512,7 +661,10 @@ describe('image-svc', () => {
       };
       const bundleId = await bundleOf('verify.tar', ['reg.site/verified:1']);
       await post('/v1/pushes', { bundleId });
-      expect(await post('/v1/verifications', { images: ['reg.site/verified:*'] })).toMatchObject({ state: 'succeeded', result: { images: 1 } });
+      expect(await post('/v1/verifications', { images: ['reg.site/verified:*'] })).toMatchObject({
+        state: 'succeeded',
+        result: { images: 1 },
+      });
       const [image] = await catalogue('reg.site/verified');
       const hex = (image.layers[1].digest as string).slice(7);
       const blob = join(registry.storageDir, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex, 'data');
@@ -520,20 +672,39 @@ describe('image-svc', () => {
       bytes[1000] = (bytes[1000] ?? 0) ^ 0xff;
       await writeFile(blob, bytes);
       const job = await post('/v1/verifications', { images: ['reg.site/verified:1'] });
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'images_damaged', images: ['reg.site/verified:1'] } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'images_damaged', images: ['reg.site/verified:1'] },
+      });
       expect((await api('get', `/v1/verifications/${idOf(job)}`)).body.problems).toEqual([
-        { upstream: 'reg.site/verified:1', kind: 'part_damaged', subject: `sha256:${hex}`, actual: expect.stringMatching(/^sha256:/) },
+        {
+          upstream: 'reg.site/verified:1',
+          kind: 'part_damaged',
+          subject: `sha256:${hex}`,
+          actual: expect.stringMatching(/^sha256:/),
+        },
       ]);
       bytes[1000] = (bytes[1000] ?? 0) ^ 0xff;
       await writeFile(blob, bytes);
       // All bytes are right, and one of the two repositories does not give them.
       const repository = 'reg.site/verified';
-      const link = join(registry.storageDir, `docker/registry/v2/repositories/${repository}/_layers/sha256/${hex}/link`);
+      const link = join(
+        registry.storageDir,
+        `docker/registry/v2/repositories/${repository}/_layers/sha256/${hex}/link`,
+      );
       await writeFile(link, '');
       expect(await post('/v1/pushes', { bundleId })).toMatchObject({ state: 'succeeded' });
-      expect(await post('/v1/verifications', { images: ['reg.site/verified:1'] })).toMatchObject({ state: 'succeeded' });
+      expect(await post('/v1/verifications', { images: ['reg.site/verified:1'] })).toMatchObject({
+        state: 'succeeded',
+      });
       const manifest = image.digest as string;
-      const data = join(registry.storageDir, 'docker/registry/v2/blobs/sha256', manifest.slice(7, 9), manifest.slice(7), 'data');
+      const data = join(
+        registry.storageDir,
+        'docker/registry/v2/blobs/sha256',
+        manifest.slice(7, 9),
+        manifest.slice(7),
+        'data',
+      );
       for (const [path, subject] of [
         [link, `${repository}@sha256:${hex}`],
         [data, manifest],
@@ -547,7 +718,9 @@ describe('image-svc', () => {
         );
         await writeFile(path, before);
       }
-      expect(await post('/v1/verifications', { images: ['reg.site/verified:1'] })).toMatchObject({ state: 'succeeded' });
+      expect(await post('/v1/verifications', { images: ['reg.site/verified:1'] })).toMatchObject({
+        state: 'succeeded',
+      });
     });
 
     it('takes nothing for damaged or gone while the disk is away, and says how it is when it is back', async () => {
@@ -556,7 +729,14 @@ describe('image-svc', () => {
       await using empty = await startRegistry();
       const before = answers['/v1/registry'];
       const there = { mode: 'local', url: registry.url, host: registry.host };
-      const storageError = { type: 'x', title: 'x', status: 503, code: 'registry_storage_changed', nextStep: 'x', detail: 'away' };
+      const storageError = {
+        type: 'x',
+        title: 'x',
+        status: 503,
+        code: 'registry_storage_changed',
+        nextStep: 'x',
+        detail: 'away',
+      };
       for (const path of ['/v1/verifications', '/v1/images/rebuild']) {
         let asked = 0;
         const isRead = path === '/v1/verifications';
@@ -579,15 +759,25 @@ describe('image-svc', () => {
       await using other = await startComponent('image', ImageModule, {
         dataDir: join(folder.path, 'other'),
         redisUrl: ownRedis.url,
-        overrides: { bundleDirs: [bundleDir], 'services.registry': registryService.url, 'registry.port': registry.port, 'registry.minFreeBytes': 1e15 },
+        overrides: {
+          bundleDirs: [bundleDir],
+          'services.registry': registryService.url,
+          'registry.port': registry.port,
+          'registry.minFreeBytes': 1e15,
+        },
       });
-      const call = (method: 'get' | 'post', path: string) => request(other.url)[method](path).set('authorization', `Bearer ${other.token}`);
-      const done = async (job: Job): Promise<Job> => (await call('get', `/v1/jobs/${job.id}?waitSeconds=30`).expect(200)).body as Job;
+      const call = (method: 'get' | 'post', path: string) =>
+        request(other.url)[method](path).set('authorization', `Bearer ${other.token}`);
+      const done = async (job: Job): Promise<Job> =>
+        (await call('get', `/v1/jobs/${job.id}?waitSeconds=30`).expect(200)).body as Job;
       await buildOciArchive(join(bundleDir, 'space.tar'), [await layered('reg.site/space:1', 'space')]);
       const bundleId = idOf(await done((await call('post', '/v1/bundles').send({ path: 'space.tar' })).body as Job));
       expect((await call('get', `/v1/bundles/${bundleId}`)).body.plan).toMatchObject({ fits: false, freeBytes: 0 });
       const job = await done((await call('post', '/v1/pushes').send({ bundleId })).body as Job);
-      expect(job).toMatchObject({ state: 'failed', error: { code: 'space_insufficient', missingBytes: expect.any(Number), freeBytes: 0 } });
+      expect(job).toMatchObject({
+        state: 'failed',
+        error: { code: 'space_insufficient', missingBytes: expect.any(Number), freeBytes: 0 },
+      });
       expect(await repositories()).not.toContain('space');
     });
 
@@ -597,11 +787,18 @@ describe('image-svc', () => {
         .update(await readFile(path))
         .digest('hex');
       expect(await post('/v1/bundles', { path, sha256 })).toMatchObject({ state: 'succeeded' });
-      for (const text of [sha256.toUpperCase(), `sha256:${sha256}`, `${'0'.repeat(64)} *other.tar\r\n${sha256} *space.tar\r\n`])
+      for (const text of [
+        sha256.toUpperCase(),
+        `sha256:${sha256}`,
+        `${'0'.repeat(64)} *other.tar\r\n${sha256} *space.tar\r\n`,
+      ])
         expect(await post('/v1/bundles', { path, sha256: text })).toMatchObject({ state: 'succeeded' });
       expect((await api('post', '/v1/bundles').send({ path, sha256: 'sha512' })).status).toBe(422);
       const other = await api('post', '/v1/bundles').send({ path, sha256: `SHA3-256 (space.tar) = ${sha256}` });
-      expect(other).toMatchObject({ status: 422, body: { code: 'request_invalid', detail: expect.stringContaining('SHA3-256') } });
+      expect(other).toMatchObject({
+        status: 422,
+        body: { code: 'request_invalid', detail: expect.stringContaining('SHA3-256') },
+      });
       expect(await post('/v1/bundles', { path, sha256: '0'.repeat(64) })).toMatchObject({
         state: 'failed',
         error: { code: 'digest_mismatch', actual: sha256 },
@@ -613,13 +810,19 @@ describe('image-svc', () => {
           'upload-metadata': `sha256 ${Buffer.from(declared).toString('base64')}`,
         });
       expect((await upload('nonsense')).status).toBe(400);
-      expect(await upload(`blake2s256:${sha256}`)).toMatchObject({ status: 400, text: expect.stringContaining('blake2s256') });
+      expect(await upload(`blake2s256:${sha256}`)).toMatchObject({
+        status: 400,
+        text: expect.stringContaining('blake2s256'),
+      });
       const { headers } = await upload('0'.repeat(64));
       await api('patch', headers.location as string)
         .set({ 'tus-resumable': '1.0.0', 'upload-offset': '0', 'content-type': 'application/offset+octet-stream' })
         .send(Buffer.from('abcd'));
       const uploadId = (headers.location as string).split('/').at(-1);
-      expect(await post('/v1/bundles', { uploadId })).toMatchObject({ state: 'failed', error: { code: 'digest_mismatch', expected: '0'.repeat(64) } });
+      expect(await post('/v1/bundles', { uploadId })).toMatchObject({
+        state: 'failed',
+        error: { code: 'digest_mismatch', expected: '0'.repeat(64) },
+      });
     });
   });
 });

@@ -39,7 +39,14 @@ export class ImageModule {
       module: ImageModule,
       name: 'image',
       entities: [BundleEntity, PushEntity, ImageEntity, ImageNameEntity, ImageSetEntity, VerificationEntity],
-      controllers: [UploadController, BundleController, PushController, ImageController, ImageSetController, VerificationController],
+      controllers: [
+        UploadController,
+        BundleController,
+        PushController,
+        ImageController,
+        ImageSetController,
+        VerificationController,
+      ],
       providers: [
         serviceClientsProvider(ServiceClients),
         UploadService,

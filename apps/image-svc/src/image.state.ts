@@ -21,7 +21,14 @@ const imageRow = z.object({
   platforms: z.array(z.string().max(200)).max(10_000),
   zstdPlatforms: z.array(z.string().max(200)).max(10_000).nullish(),
   parts: z
-    .array(z.object({ digest, size: bytes, kind: z.enum(['manifest', 'config', 'layer', 'companion']), platform: z.string().max(200).optional() }))
+    .array(
+      z.object({
+        digest,
+        size: bytes,
+        kind: z.enum(['manifest', 'config', 'layer', 'companion']),
+        platform: z.string().max(200).optional(),
+      }),
+    )
     .max(20_000),
   sizeBytes: z.string().regex(/^\d{1,15}$/),
   firstBundleId: z.uuid().nullish(),
@@ -30,7 +37,11 @@ const imageRow = z.object({
   pushedAt: time,
 });
 
-const imageNameRow = z.object({ name: z.string().min(1).max(400), upstream: reference, identity: z.string().max(800_000) });
+const imageNameRow = z.object({
+  name: z.string().min(1).max(400),
+  upstream: reference,
+  identity: z.string().max(800_000),
+});
 
 const imageSetRow = z.object({
   id: z.uuid(),

@@ -27,11 +27,14 @@ describe('garbage collections', () => {
   let answers: Record<string, unknown>;
   /** What image-svc and backup-svc say is running. */
   let running: { id: string; type: string }[];
-  const api = (method: 'get' | 'post' | 'put', url: string) => request(service.url)[method](url).set('authorization', `Bearer ${service.token}`);
-  const end = async ({ id }: Job): Promise<Job> => (await api('get', `/v1/jobs/${id}?waitSeconds=60`).expect(200)).body as Job;
+  const api = (method: 'get' | 'post' | 'put', url: string) =>
+    request(service.url)[method](url).set('authorization', `Bearer ${service.token}`);
+  const end = async ({ id }: Job): Promise<Job> =>
+    (await api('get', `/v1/jobs/${id}?waitSeconds=60`).expect(200)).body as Job;
   const begin = async (body: object = {}): Promise<Job> => (await api('post', path).send(body).expect(202)).body as Job;
   const collect = async (body: object = {}): Promise<Job> => end(await begin(body));
-  const at = async ({ resource }: Job): Promise<GarbageCollection> => (await api('get', resource).expect(200)).body as GarbageCollection;
+  const at = async ({ resource }: Job): Promise<GarbageCollection> =>
+    (await api('get', resource).expect(200)).body as GarbageCollection;
   const isCollecting = async () => (await api('get', '/v1/registry').expect(200)).body.collecting as boolean;
 
   beforeEach(async () => {
@@ -73,9 +76,15 @@ describe('garbage collections', () => {
     const digests: Digest[] = [];
     for (const seed of seeds) {
       const file = join(folder.path, `${seed}.tar`);
-      await buildOciArchive(file, [await makeImage({ name: 'reg.site/app:1', layers: [{ randomBytes: 100_000, seed }] })]);
+      await buildOciArchive(file, [
+        await makeImage({ name: 'reg.site/app:1', layers: [{ randomBytes: 100_000, seed }] }),
+      ]);
       await using source = await openBundle(file, { workDir: join(folder.path, 'work') });
-      const [copied] = await copyImages({ source, registry, images: source.images.map((image) => ({ image, names: [{ repository: 'app', tag: '1' }] })) });
+      const [copied] = await copyImages({
+        source,
+        registry,
+        images: source.images.map((image) => ({ image, names: [{ repository: 'app', tag: '1' }] })),
+      });
       digests.push(copied?.digest as Digest);
     }
     const then = new Date(Date.now() - 3 * 60 * 60 * 1000);
@@ -92,13 +101,33 @@ describe('garbage collections', () => {
   it('estimates first, frees as much, and remembers it', async () => {
     const [old, current] = await push('old', 'new');
     const dry = await collect({ dryRun: true });
-    expect(dry).toMatchObject({ type: 'registry.collect-garbage', state: 'succeeded', result: { dryRun: true, blobs: 3 } });
+    expect(dry).toMatchObject({
+      type: 'registry.collect-garbage',
+      state: 'succeeded',
+      result: { dryRun: true, blobs: 3 },
+    });
     const { estimate } = await at(dry);
-    expect(estimate).toMatchObject({ blobs: 3, revisions: 1, links: 3, uploads: 0, repositories: [{ repository: 'app' }] });
+    expect(estimate).toMatchObject({
+      blobs: 3,
+      revisions: 1,
+      links: 3,
+      uploads: 0,
+      repositories: [{ repository: 'app' }],
+    });
     expect(await isThere(old)).toBe(true);
     const job = await collect();
-    expect(job).toMatchObject({ state: 'succeeded', result: { blobs: 3, bytes: estimate?.bytes }, progress: { percent: 100, bytesDone: estimate?.bytes } });
-    expect(await at(job)).toMatchObject({ dryRun: false, protectHours: 2, state: 'succeeded', estimate, freed: estimate });
+    expect(job).toMatchObject({
+      state: 'succeeded',
+      result: { blobs: 3, bytes: estimate?.bytes },
+      progress: { percent: 100, bytesDone: estimate?.bytes },
+    });
+    expect(await at(job)).toMatchObject({
+      dryRun: false,
+      protectHours: 2,
+      state: 'succeeded',
+      estimate,
+      freed: estimate,
+    });
     expect([await isThere(old), await isThere(current)]).toEqual([false, true]);
     expect((await registry.headManifest('app', '1'))?.digest).toBe(current);
     const { items } = (await api('get', path).expect(200)).body as { items: GarbageCollection[] };
@@ -115,9 +144,15 @@ describe('garbage collections', () => {
     const images = [
       { upstream: 'reg.site/two:1', digest: byName, companions: [], localReferences },
       { upstream: 'reg.site/three:1', digest: unknown, companions: [], localReferences },
-      { upstream: `reg.site/four@${untagged}`, digest: untagged, companions: [], localReferences: [`localhost:5100/app@${untagged}`] },
+      {
+        upstream: `reg.site/four@${untagged}`,
+        digest: untagged,
+        companions: [],
+        localReferences: [`localhost:5100/app@${untagged}`],
+      },
     ];
-    answers['/v1/images'] = ({ query }: JsonRequest) => (query.get('cursor') ? { items: images.slice(1) } : { items: images.slice(0, 1), nextCursor: 'next' });
+    answers['/v1/images'] = ({ query }: JsonRequest) =>
+      query.get('cursor') ? { items: images.slice(1) } : { items: images.slice(0, 1), nextCursor: 'next' };
     answers['/v1/image-sets'] = { items: [{ id: 'a', images: [`reg.site/one:1@${byDigest}`, 'reg.site/two:1'] }] };
     answers['/v1/clusters'] = { items: [{ imageSetId: null, targetImageSetId: 'gone' }] };
     expect(await collect()).toMatchObject({ state: 'succeeded', result: { blobs: 0 } });
@@ -128,7 +163,9 @@ describe('garbage collections', () => {
 
   it('lets the same image be pushed again, since this registry does not answer from a memory of what it had', async () => {
     const [old] = await push('old');
-    const blobs = JSON.parse((await registry.getManifest('app', '1'))?.bytes.toString() ?? '') as { layers: { digest: Digest }[] };
+    const blobs = JSON.parse((await registry.getManifest('app', '1'))?.bytes.toString() ?? '') as {
+      layers: { digest: Digest }[];
+    };
     const [layer] = blobs.layers;
     expect(await registry.headBlob('app', layer?.digest as Digest)).toBeDefined();
     await push('new');
@@ -149,9 +186,12 @@ describe('garbage collections', () => {
       await writeFile(join(storage, 'airdock-garbage/aside/sweep.json.1.part'), '{');
     };
     await moveAway();
-    await waitFor(async () => (await registry.headManifest('app', '1')) && !(await readdir(storage)).includes('airdock-garbage'), {
-      what: 'the manifest to be back',
-    });
+    await waitFor(
+      async () => (await registry.headManifest('app', '1')) && !(await readdir(storage)).includes('airdock-garbage'),
+      {
+        what: 'the manifest to be back',
+      },
+    );
     await moveAway();
     await end((await api('put', '/v1/registry').send({ mode: 'local' }).expect(202)).body as Job);
     expect((await registry.headManifest('app', '1'))?.digest).toBe(digest);
@@ -161,7 +201,10 @@ describe('garbage collections', () => {
     const [old] = await push('old', 'new');
     answers['/v1/clusters'] = unavailable;
     const job = await begin();
-    await waitFor(async () => (await api('get', `/v1/jobs/${job.id}`)).body.attempt > 1, { what: 'a second try', timeoutMs: 20_000 });
+    await waitFor(async () => (await api('get', `/v1/jobs/${job.id}`)).body.attempt > 1, {
+      what: 'a second try',
+      timeoutMs: 20_000,
+    });
     expect(await isThere(old)).toBe(true);
     expect((await at(job)).estimate).toBeNull();
     answers['/v1/clusters'] = { items: [] };
@@ -171,10 +214,16 @@ describe('garbage collections', () => {
   it('waits for jobs that use the registry, keeps others away while it collects, and gives up without removing anything', async () => {
     const [old] = await push('old', 'new');
     running = [{ id: '1', type: 'image.push' }];
-    expect(await collect({ waitMinutes: 0 })).toMatchObject({ state: 'failed', error: { code: 'registry_busy', jobs: running } });
+    expect(await collect({ waitMinutes: 0 })).toMatchObject({
+      state: 'failed',
+      error: { code: 'registry_busy', jobs: running },
+    });
     expect(await isThere(old)).toBe(true);
     const job = await begin();
-    await waitFor(async () => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase === 'waiting for running jobs', { what: 'the collection to wait' });
+    await waitFor(
+      async () => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase === 'waiting for running jobs',
+      { what: 'the collection to wait' },
+    );
     expect(await isCollecting()).toBe(false);
     const seen: boolean[] = [];
     answers['/v1/jobs'] = async () => {
@@ -207,10 +256,17 @@ describe('garbage collections', () => {
     running = [{ id: '1', type: 'image.verify' }];
     const first = await begin();
     const refused = (await api('post', path).send({ dryRun: true }).expect(409)).body;
-    expect(refused).toMatchObject({ code: 'collection_running', jobId: first.id, collectionId: first.resource.split('/').at(-1) });
-    await waitFor(async () => (await api('get', `/v1/jobs/${first.id}`)).body.progress.phase === 'waiting for running jobs', {
-      what: 'the collection to wait',
+    expect(refused).toMatchObject({
+      code: 'collection_running',
+      jobId: first.id,
+      collectionId: first.resource.split('/').at(-1),
     });
+    await waitFor(
+      async () => (await api('get', `/v1/jobs/${first.id}`)).body.progress.phase === 'waiting for running jobs',
+      {
+        what: 'the collection to wait',
+      },
+    );
     await api('post', `/v1/jobs/${first.id}/cancel`).expect(202);
     expect(await end(first)).toMatchObject({ state: 'cancelled' });
     expect(await isThere(old)).toBe(true);
@@ -227,12 +283,26 @@ describe('garbage collections', () => {
 
   it('names damaged manifests, and refuses registries that are off or not its own', async () => {
     const [, current] = await push('old', 'new');
-    const data = join(storage, 'docker/registry/v2/blobs/sha256', current?.slice(7, 9) ?? '', current?.slice(7) ?? '', 'data');
+    const data = join(
+      storage,
+      'docker/registry/v2/blobs/sha256',
+      current?.slice(7, 9) ?? '',
+      current?.slice(7) ?? '',
+      'data',
+    );
     await truncate(data, 10);
     await utimes(data, new Date(0), new Date(0));
-    expect(await collect()).toMatchObject({ state: 'failed', error: { code: 'registry_damaged', damaged: [expect.stringContaining('app:1')] } });
-    Object.assign(answers, { '/v2/': {}, '/v2/airdock.never-given/manifests/none': { errors: [{ code: 'MANIFEST_UNKNOWN' }] } });
-    await end((await api('put', '/v1/registry').send({ mode: 'external', externalUrl: others.url }).expect(202)).body as Job);
+    expect(await collect()).toMatchObject({
+      state: 'failed',
+      error: { code: 'registry_damaged', damaged: [expect.stringContaining('app:1')] },
+    });
+    Object.assign(answers, {
+      '/v2/': {},
+      '/v2/airdock.never-given/manifests/none': { errors: [{ code: 'MANIFEST_UNKNOWN' }] },
+    });
+    await end(
+      (await api('put', '/v1/registry').send({ mode: 'external', externalUrl: others.url }).expect(202)).body as Job,
+    );
     expect((await api('post', path).send({}).expect(409)).body.code).toBe('registry_external');
     await end((await api('put', '/v1/registry').send({ mode: 'none' }).expect(202)).body as Job);
     expect((await api('post', path).send({}).expect(409)).body.code).toBe('registry_off');

@@ -16,7 +16,8 @@ describe('registry-svc', () => {
   let redis: Awaited<ReturnType<typeof startRedis>>;
   let port: number;
   let service: Service;
-  const api = (method: 'get' | 'put', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'put', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const registry = async () => (await api('get', '/v1/registry').expect(200)).body;
   const put = async (body: object): Promise<Job> => {
     const { body: job } = await api('put', '/v1/registry').send(body).expect(202);
@@ -43,13 +44,25 @@ describe('registry-svc', () => {
   });
 
   it('runs no registry in mode none', async () => {
-    expect(await registry()).toMatchObject({ mode: 'none', host: null, url: null, engine: null, health: null, storage: null });
+    expect(await registry()).toMatchObject({
+      mode: 'none',
+      host: null,
+      url: null,
+      engine: null,
+      health: null,
+      storage: null,
+    });
     expect(await isPortFree(port)).toBe(true);
   });
 
   it('switches the registry on, off and to an external one, as jobs', async () => {
     const job = await put({ mode: 'local' });
-    expect(job).toMatchObject({ type: 'registry.apply', state: 'succeeded', resource: '/v1/registry', result: { mode: 'local' } });
+    expect(job).toMatchObject({
+      type: 'registry.apply',
+      state: 'succeeded',
+      resource: '/v1/registry',
+      result: { mode: 'local' },
+    });
     const on = await registry();
     expect(on).toMatchObject({
       mode: 'local',
@@ -62,7 +75,12 @@ describe('registry-svc', () => {
 
     const other = await startRegistry();
     expect(await put({ mode: 'external', externalUrl: other.url })).toMatchObject({ state: 'succeeded' });
-    expect(await registry()).toMatchObject({ mode: 'external', url: other.url, engine: { kind: 'external' }, health: { ok: true } });
+    expect(await registry()).toMatchObject({
+      mode: 'external',
+      url: other.url,
+      engine: { kind: 'external' },
+      health: { ok: true },
+    });
     expect(await isPortFree(port)).toBe(true);
     await other.stop();
     expect((await registry()).health).toMatchObject({ ok: false, error: 'ECONNREFUSED' });
@@ -92,9 +110,16 @@ describe('registry-svc', () => {
     ];
     for (const externalUrl of urls) {
       const { body } = await api('put', '/v1/registry').send({ mode: 'external', externalUrl }).expect(409);
-      expect(body, externalUrl).toMatchObject({ code: 'registry_external_silent', detail: expect.stringContaining(externalUrl) });
+      expect(body, externalUrl).toMatchObject({
+        code: 'registry_external_silent',
+        detail: expect.stringContaining(externalUrl),
+      });
     }
-    expect(await registry()).toMatchObject({ mode: 'local', error: null, health: { ok: true, readOnlyOk: true, localhostOk: true } });
+    expect(await registry()).toMatchObject({
+      mode: 'local',
+      error: null,
+      health: { ok: true, readOnlyOk: true, localhostOk: true },
+    });
 
     // The same in the configuration file: what is there goes on until the other answers.
     const other = await startRegistry();
@@ -109,10 +134,16 @@ describe('registry-svc', () => {
         overrides: { 'registry.port': port, ...file },
       });
     service = await startExternal();
-    await waitFor(async () => (await registry()).error?.code === 'registry_external_silent', { what: 'the silence to be said', timeoutMs: 30_000 });
+    await waitFor(async () => (await registry()).error?.code === 'registry_external_silent', {
+      what: 'the silence to be said',
+      timeoutMs: 30_000,
+    });
     expect((await fetch(`http://localhost:${port}/v2/`)).status).toBe(200);
     await other.restart();
-    await waitFor(async () => (await registry()).error === null && (await isPortFree(port)), { what: 'the other to be taken', timeoutMs: 40_000 });
+    await waitFor(async () => (await registry()).error === null && (await isPortFree(port)), {
+      what: 'the other to be taken',
+      timeoutMs: 40_000,
+    });
     expect((await registry()).health).toMatchObject({ ok: true });
     await other.stop();
     for (const server of servers) server.closeAllConnections();
@@ -148,7 +179,9 @@ describe('registry-svc', () => {
   });
 
   it('gives each of many that write at once a job, or a refusal', async () => {
-    const answers = await Promise.all(Array.from({ length: 6 }, () => api('put', '/v1/registry').send({ mode: 'none' })));
+    const answers = await Promise.all(
+      Array.from({ length: 6 }, () => api('put', '/v1/registry').send({ mode: 'none' })),
+    );
     for (const { status, body } of answers) {
       if (status === 202) await api('get', `/v1/jobs/${body.id}`).expect(200);
       else expect(body.code).toBe('resource_changed');
@@ -160,13 +193,24 @@ describe('registry-svc', () => {
     await new Promise<void>((resolve) => other.listen(port, '127.0.0.1', resolve));
     expect(await put({ mode: 'local' })).toMatchObject({ state: 'succeeded' });
     expect(await registry()).toMatchObject({
-      ...{ mode: 'local', error: null, localhostError: { code: 'registry_port_taken', port, nextStep: expect.any(String) } },
+      ...{
+        mode: 'local',
+        error: null,
+        localhostError: { code: 'registry_port_taken', port, nextStep: expect.any(String) },
+      },
       health: { ok: true, readOnlyOk: true, localhostOk: false },
     });
-    await waitFor(async () => (await registry()).foreignProcesses.length > 0, { what: 'the other program to be named' });
-    expect((await registry()).foreignProcesses).toMatchObject([{ kind: 'listener', port, pid: process.pid, uid: process.geteuid?.() }]);
+    await waitFor(async () => (await registry()).foreignProcesses.length > 0, {
+      what: 'the other program to be named',
+    });
+    expect((await registry()).foreignProcesses).toMatchObject([
+      { kind: 'listener', port, pid: process.pid, uid: process.geteuid?.() },
+    ]);
     await new Promise((resolve) => other.close(resolve));
-    await waitFor(async () => (await registry()).localhostError === null, { what: 'the supervisor to start the front', timeoutMs: 30_000 });
+    await waitFor(async () => (await registry()).localhostError === null, {
+      what: 'the supervisor to start the front',
+      timeoutMs: 30_000,
+    });
     expect((await fetch(`http://localhost:${port}/v2/`)).status).toBe(200);
   });
 
@@ -176,7 +220,10 @@ describe('registry-svc', () => {
     const other = createHttpServer((_, response) => response.end('{}'));
     await new Promise<void>((resolve) => other.listen(socket, resolve));
     expect(await put({ mode: 'local' })).toMatchObject({ state: 'failed', error: { code: 'registry_socket_taken' } });
-    expect(await registry()).toMatchObject({ mode: 'local', error: { code: 'registry_socket_taken', nextStep: expect.any(String) } });
+    expect(await registry()).toMatchObject({
+      mode: 'local',
+      error: { code: 'registry_socket_taken', nextStep: expect.any(String) },
+    });
     await new Promise((resolve) => other.close(resolve));
     await waitFor(async () => (await registry()).error === null && (await registry()).health.ok, {
       what: 'the supervisor to start the registry',

@@ -26,7 +26,11 @@ import { RegistryProcessor, RegistrySupervisor } from './upkeep/upkeep.processor
 const targets = {
   provide: OutboundTargets,
   inject: [CONFIG],
-  useFactory: ({ registry }: Config) => new OutboundTargets(registry.allowedHosts, { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' }),
+  useFactory: ({ registry }: Config) =>
+    new OutboundTargets(registry.allowedHosts, {
+      code: 'registry_target_forbidden',
+      key: 'airdock.registry.allowedHosts',
+    }),
 };
 
 /** The registry's life: off and on, health, storage, garbage collection, and upgrades of the DU. */
@@ -48,7 +52,15 @@ export class RegistryModule {
         DuUpgradeService,
         SecretsKeyService,
       ],
-      workers: [SecretsKeyProcessor, RegistryProcessor, RegistrySupervisor, DiskReserves, GarbageCollectionProcessor, DuUpgradeProcessor, DuUpgradeRecovery],
+      workers: [
+        SecretsKeyProcessor,
+        RegistryProcessor,
+        RegistrySupervisor,
+        DiskReserves,
+        GarbageCollectionProcessor,
+        DuUpgradeProcessor,
+        DuUpgradeRecovery,
+      ],
       jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
       history: [GarbageCollectionEntity],
       noticeSource: RegistryService,

@@ -26,7 +26,8 @@ describe("the folder of the registry's storage", () => {
   let mounts: string[];
   let canMount: boolean;
 
-  const api = (method: 'get' | 'put' | 'post', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'put' | 'post', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const registry = async (): Promise<Registry> => (await api('get', '/v1/registry').expect(200)).body as Registry;
   const end = async (id: string) => (await api('get', `/v1/jobs/${id}?waitSeconds=30`)).body as Job;
   const adopt = (storageId: unknown) => api('post', '/v1/registry/storage-adoptions').send({ storageId });
@@ -45,7 +46,15 @@ describe("the folder of the registry's storage", () => {
   const umount = () => run('umount', ['--lazy', disk]);
   const writes = async () => {
     const { readWrite } = registrySockets(join(folder.path, 'run/registry'));
-    return run('curl', ['--silent', '--fail', '-X', 'POST', '--unix-socket', readWrite.slice('unix:'.length), 'http://x/v2/a/b/blobs/uploads/']).then(
+    return run('curl', [
+      '--silent',
+      '--fail',
+      '-X',
+      'POST',
+      '--unix-socket',
+      readWrite.slice('unix:'.length),
+      'http://x/v2/a/b/blobs/uploads/',
+    ]).then(
       () => true,
       () => false,
     );
@@ -69,8 +78,16 @@ describe("the folder of the registry's storage", () => {
     expect([address, storage?.id ?? null]).toEqual([sockets?.readOnly, null]);
     const { body } = await request(service.url).get('/readyz').expect(200);
     expect((body as { notices: Record<string, string> }).notices['registry:storage']).toContain(code);
-    expect((await api('post', '/v1/registry/garbage-collections').send({ dryRun: false }).expect(503)).body).toMatchObject({ code });
-    return found as unknown as { detail: string; recordedId: string; foundId: string | null; adoptableId: string | null; folderState: string };
+    expect(
+      (await api('post', '/v1/registry/garbage-collections').send({ dryRun: false }).expect(503)).body,
+    ).toMatchObject({ code });
+    return found as unknown as {
+      detail: string;
+      recordedId: string;
+      foundId: string | null;
+      adoptableId: string | null;
+      folderState: string;
+    };
   };
 
   beforeEach(async () => {
@@ -118,7 +135,11 @@ describe("the folder of the registry's storage", () => {
     await service.app.close();
     await umount();
     await start();
-    expect(await changed()).toMatchObject({ folderState: 'unmarked', foundId: null, adoptableId: expect.any(String) as string });
+    expect(await changed()).toMatchObject({
+      folderState: 'unmarked',
+      foundId: null,
+      adoptableId: expect.any(String) as string,
+    });
     expect(await readdir(disk)).toEqual([]);
     await run('mount', ['--bind', disk2, disk]);
     await well();
@@ -130,24 +151,44 @@ describe("the folder of the registry's storage", () => {
     await umount();
     const { recordedId, adoptableId } = await changed();
     expect(await readdir(disk)).toEqual([]);
-    expect((await adopt('something').expect(409)).body).toMatchObject({ code: 'storage_adoption_refused', adoptableId });
+    expect((await adopt('something').expect(409)).body).toMatchObject({
+      code: 'storage_adoption_refused',
+      adoptableId,
+    });
     expect(await end((await adopt(adoptableId).expect(202)).body.id as string)).toMatchObject({ state: 'succeeded' });
     await well();
     expect((await readFile(mark, 'utf8')).trim()).toBe(adoptableId);
     // The disk of before is another one now.
     await mount();
     await writeFile(mark, `${recordedId}\n`);
-    expect(await changed()).toMatchObject({ folderState: 'marked', foundId: recordedId, adoptableId: recordedId, recordedId: adoptableId });
+    expect(await changed()).toMatchObject({
+      folderState: 'marked',
+      foundId: recordedId,
+      adoptableId: recordedId,
+      recordedId: adoptableId,
+    });
     await adopt(recordedId).expect(202);
     await well();
   });
 
   it.each<[string, () => Promise<unknown>, object]>([
     ['is empty', () => rm(mark), { folderState: 'unmarked', foundId: null }],
-    ['has the id of another', () => writeFile(mark, 'another\n'), { folderState: 'marked', foundId: 'another', adoptableId: 'another' }],
+    [
+      'has the id of another',
+      () => writeFile(mark, 'another\n'),
+      { folderState: 'marked', foundId: 'another', adoptableId: 'another' },
+    ],
     ['has a file of zero bytes for its id', () => truncate(mark), { folderState: 'damaged', foundId: null }],
-    ['has garbage for its id', () => writeFile(mark, Buffer.alloc(5_000, 0xff)), { folderState: 'damaged', foundId: null }],
-    ['has a link for its id', () => rename(mark, `${mark}.x`).then(() => symlink(`${mark}.x`, mark)), { folderState: 'damaged', foundId: null }],
+    [
+      'has garbage for its id',
+      () => writeFile(mark, Buffer.alloc(5_000, 0xff)),
+      { folderState: 'damaged', foundId: null },
+    ],
+    [
+      'has a link for its id',
+      () => rename(mark, `${mark}.x`).then(() => symlink(`${mark}.x`, mark)),
+      { folderState: 'damaged', foundId: null },
+    ],
     ['has a folder for its id', () => rm(mark).then(() => mkdir(mark)), { folderState: 'damaged', foundId: null }],
   ])('that %s is said, until it is as it was', async (_, damage, expected) => {
     const id = (await readFile(mark, 'utf8')).trim();

@@ -2,10 +2,22 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import type { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import { type BackupRecord, isBackupId, maxBackupRecordBytes, parseBackupRecord } from '@airdock/core/oci/backup-record';
+import {
+  type BackupRecord,
+  isBackupId,
+  maxBackupRecordBytes,
+  parseBackupRecord,
+} from '@airdock/core/oci/backup-record';
 import { digestHex, digestOf } from '@airdock/core/oci/digest';
 import type { BackupStorage, StoredFile } from './backup-storage.js';
-import { checkSignature, formatSignature, isTrusted, maxSignatureBytes, type RecordKeys, type RecordSignature } from './record-signature.js';
+import {
+  checkSignature,
+  formatSignature,
+  isTrusted,
+  maxSignatureBytes,
+  type RecordKeys,
+  type RecordSignature,
+} from './record-signature.js';
 
 const maxRecords = 10_000;
 const maxCountedSequence = 1_000_000_000;
@@ -31,7 +43,9 @@ export interface SignedRecord {
 }
 
 /** What `listRecords` found under one id. */
-export type ListedRecord = ({ id: string; error?: undefined } & SignedRecord) | { id: string; record?: undefined; error: AppError };
+export type ListedRecord =
+  | ({ id: string; error?: undefined } & SignedRecord)
+  | { id: string; record?: undefined; error: AppError };
 
 /** Those that lie in a storage now. */
 export class BackupRecords {
@@ -56,7 +70,8 @@ export class BackupRecords {
     const record = parseBackupRecord(bytes, id);
     const { signatures } = this.keys;
     const { importedFrom } = record;
-    if (!signatures || signature.state !== 'own' || importedFrom === undefined || importedFrom === signatures.own.keyId) return { record, signature };
+    if (!signatures || signature.state !== 'own' || importedFrom === undefined || importedFrom === signatures.own.keyId)
+      return { record, signature };
     const isStillTrusted = signatures.trusted.some(({ keyId }) => keyId === importedFrom);
     const ofOrigin: RecordSignature = { state: isStillTrusted ? 'trusted' : 'unknown', keyId: importedFrom };
     if (!allowUnsigned) this.expectSigned(id, ofOrigin);
@@ -66,7 +81,8 @@ export class BackupRecords {
   /** Those of a record, which have their checksum. */
   private async readBytes(id: string): Promise<Buffer> {
     const name = recordName(id);
-    const corrupt = (detail: string) => new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
+    const corrupt = (detail: string) =>
+      new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
     const file = await this.storage.stat(name);
     if (!file) throw new AppError('resource_not_found', { detail: `the store has no backup ${id}` });
     if (file.size > maxBackupRecordBytes) throw corrupt(`has ${file.size} bytes`);
@@ -109,7 +125,8 @@ export class BackupRecords {
     const former = hmacKey && (await readSmall(this.storage, `${name}.hmac`, 1024))?.toString('utf8').trim();
     if (hmacKey && former !== undefined) {
       const expected = hmacOf(bytes, hmacKey);
-      if (former.length === expected.length && timingSafeEqual(Buffer.from(former), Buffer.from(expected))) return { state: 'own', keyId: null };
+      if (former.length === expected.length && timingSafeEqual(Buffer.from(former), Buffer.from(expected)))
+        return { state: 'own', keyId: null };
       throw new AppError('backup_signature_wrong', {
         detail: `the signature of backup ${id} was not made with the key of airdock.backup.signingKeyFile`,
         backupId: id,
@@ -121,7 +138,11 @@ export class BackupRecords {
   private expectSigned(id: string, signature: RecordSignature): void {
     if (!this.keys.signatures || isTrusted(signature)) return;
     if (signature.state === 'unsigned') throw new AppError('backup_unsigned', { detail: `backup ${id}`, backupId: id });
-    throw new AppError('backup_signer_unknown', { detail: `backup ${id} is signed by ${signature.keyId}`, backupId: id, keyId: signature.keyId });
+    throw new AppError('backup_signer_unknown', {
+      detail: `backup ${id} is signed by ${signature.keyId}`,
+      backupId: id,
+      keyId: signature.keyId,
+    });
   }
 
   /** Where a record lies, how large and how old it is; undefined when there is none. */
@@ -135,7 +156,10 @@ export class BackupRecords {
     for await (const { name } of this.storage.list('backups')) {
       const [, id] = /^backups\/([^/]+)\.json$/.exec(name) ?? [];
       if (id && isBackupId(id)) ids.push(id);
-      if (ids.length > maxRecords) throw new AppError('backup_store_unsafe', { detail: `${this.storage.location} has more than ${maxRecords} records` });
+      if (ids.length > maxRecords)
+        throw new AppError('backup_store_unsafe', {
+          detail: `${this.storage.location} has more than ${maxRecords} records`,
+        });
     }
     return ids.sort();
   }
@@ -218,7 +242,8 @@ export async function readAtMost(content: Readable, maxBytes: number): Promise<B
   let size = 0;
   for await (const chunk of content) {
     size += (chunk as Buffer).byteLength;
-    if (size > maxBytes) throw new AppError('backup_corrupt', { detail: `a file of the store has more than ${maxBytes} bytes` });
+    if (size > maxBytes)
+      throw new AppError('backup_corrupt', { detail: `a file of the store has more than ${maxBytes} bytes` });
     chunks.push(chunk as Buffer);
   }
   return Buffer.concat(chunks);

@@ -88,7 +88,11 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   const report = () => options.onProgress?.({ ...progress });
   report();
   const createdAt = new Date().toISOString();
-  const [{ references, lost }, index, sequence] = await Promise.all([readNames(options, limit), store.index(), store.nextSequence()]);
+  const [{ references, lost }, index, sequence] = await Promise.all([
+    readNames(options, limit),
+    store.index(),
+    store.nextSequence(),
+  ]);
   progress.phase = 'reading manifests';
   report();
   const damage = new Map<Digest, string>();
@@ -124,19 +128,31 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
     progress.itemsDone += 1;
     advance(descriptor.size);
   });
-  const complete = roots.filter(({ graph }) => ![...graph.manifests, ...graph.blobs].some(({ digest }) => damage.has(digest)));
+  const complete = roots.filter(
+    ({ graph }) => ![...graph.manifests, ...graph.blobs].some(({ digest }) => damage.has(digest)),
+  );
   const stored = await Promise.all(
     settings.map(async ({ service, bytes }) => {
       const blob = { digest: digestOf(bytes), size: bytes.byteLength };
-      await store.putBlob(index, blob, async () => ({ size: blob.size, open: () => Readable.from([bytes], { objectMode: false }) }), { signal });
+      await store.putBlob(
+        index,
+        blob,
+        async () => ({ size: blob.size, open: () => Readable.from([bytes], { objectMode: false }) }),
+        { signal },
+      );
       return { service, ...blob };
     }),
   );
-  const blobs = new Map<Digest, { digest: Digest; size: number }>(stored.map(({ digest, size }) => [digest, { digest, size }]));
+  const blobs = new Map<Digest, { digest: Digest; size: number }>(
+    stored.map(({ digest, size }) => [digest, { digest, size }]),
+  );
   for (const [digest, { descriptor }] of blobsOf(complete)) blobs.set(digest, descriptor);
   const taken = new Set(complete.flatMap((root) => root.references));
   const reasonOf = new Map(
-    roots.map(({ references: [first], graph }) => [first?.digest, [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean)]),
+    roots.map(({ references: [first], graph }) => [
+      first?.digest,
+      [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean),
+    ]),
   );
   const skipped = references
     .filter((reference) => !taken.has(reference))
@@ -165,12 +181,24 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
 /** Why an image of the registry cannot be backed up, when that is the image's own fault and not the registry's or the store's. */
 function damageOf(error: unknown): string | undefined {
   if (!(error instanceof AppError)) return undefined;
-  const codes = ['image_not_found', 'digest_mismatch', 'bundle_corrupt', 'bundle_too_large', 'digest_unsupported', 'image_unsupported'];
+  const codes = [
+    'image_not_found',
+    'digest_mismatch',
+    'bundle_corrupt',
+    'bundle_too_large',
+    'digest_unsupported',
+    'image_unsupported',
+  ];
   return codes.includes(error.code) ? (error.details.detail ?? error.message) : undefined;
 }
 
 /** Runs all work, stops at the first error, and returns only when nothing is running any more. */
-async function all<T>(items: readonly T[], limit: LimitFunction, signal: AbortSignal | undefined, work: (item: T) => Promise<void>): Promise<void> {
+async function all<T>(
+  items: readonly T[],
+  limit: LimitFunction,
+  signal: AbortSignal | undefined,
+  work: (item: T) => Promise<void>,
+): Promise<void> {
   let failed = false;
   const results = await Promise.allSettled(
     items.map((item) =>
@@ -206,7 +234,9 @@ async function readNames(
   const find = async (repository: string, reference: string) => {
     const seen = await storage?.resolve(repository, reference);
     const bytes = seen && (await readStored(storage, seen));
-    return bytes ? describe(bytes) : lookUp(() => registry.headManifest(repository, reference, { signal }), signal, retry);
+    return bytes
+      ? describe(bytes)
+      : lookUp(() => registry.headManifest(repository, reference, { signal }), signal, retry);
   };
   await all(names, limit, signal, async ({ repository, tag }) => {
     const found = await find(repository, tag);
@@ -258,7 +288,8 @@ async function readRoots(
   damage: Map<Digest, string>,
 ): Promise<Root[]> {
   const byDigest = new Map<Digest, BackupReference[]>();
-  for (const reference of references) byDigest.set(reference.digest, [...(byDigest.get(reference.digest) ?? []), reference]);
+  for (const reference of references)
+    byDigest.set(reference.digest, [...(byDigest.get(reference.digest) ?? []), reference]);
   const roots: Root[] = [];
   await all([...byDigest.entries()], limit, signal, async ([digest, [first, ...others]]) => {
     if (!first) return;
@@ -270,7 +301,10 @@ async function readRoots(
       return manifest.bytes;
     };
     try {
-      roots.push({ references: [first, ...others], graph: await walkImage({ digest, mediaType: first.mediaType, size: first.size }, read) });
+      roots.push({
+        references: [first, ...others],
+        graph: await walkImage({ digest, mediaType: first.mediaType, size: first.size }, read),
+      });
     } catch (error) {
       const reason = damageOf(error);
       if (!reason) throw error;
@@ -284,7 +318,8 @@ async function readRoots(
 function blobsOf(roots: readonly Root[]): Map<Digest, { descriptor: Descriptor; repository: string }> {
   const blobs = new Map<Digest, { descriptor: Descriptor; repository: string }>();
   for (const { references, graph } of roots)
-    for (const descriptor of [...graph.manifests, ...graph.blobs]) blobs.set(descriptor.digest, { descriptor, repository: references[0]?.repository ?? '' });
+    for (const descriptor of [...graph.manifests, ...graph.blobs])
+      blobs.set(descriptor.digest, { descriptor, repository: references[0]?.repository ?? '' });
   return blobs;
 }
 
@@ -330,7 +365,11 @@ export async function openRegistryBlob(
 ): Promise<BlobReader> {
   if (storage && (await storage.hasBlob({ digest, size }))) {
     const path = storage.blobFile(digest);
-    return { size, file: { path, offset: 0 }, open: ({ start } = { start: 0 }) => createReadStream(path, { start, highWaterMark: 1024 * 1024 }) };
+    return {
+      size,
+      file: { path, offset: 0 },
+      open: ({ start } = { start: 0 }) => createReadStream(path, { start, highWaterMark: 1024 * 1024 }),
+    };
   }
   const open: BlobReader['open'] = ({ start } = { start: 0 }) =>
     Readable.from(

@@ -29,27 +29,41 @@ export interface BackupSource extends ImageSource {
  * configuration by digest, and that every blob is there with its size; whoever moves the content verifies it. Throws `resource_not_found`,
  * `backup_corrupt` for its record, `backup_format_unsupported`, `backup_key_missing`, what `readSigned` throws, and the signal's reason.
  */
-export async function openBackup(store: BackupStore, id: string, { filter = () => true, signal, ...reading }: OpenBackupOptions = {}): Promise<BackupSource> {
+export async function openBackup(
+  store: BackupStore,
+  id: string,
+  { filter = () => true, signal, ...reading }: OpenBackupOptions = {},
+): Promise<BackupSource> {
   const { record, signature } = await store.readSigned(id, reading);
   const index = await store.index();
   const sizes = new Map(record.blobs.map(({ digest, size }) => [digest, size]));
   const read = (digest: Digest, maxBytes: number) => {
     const size = sizes.get(digest);
     // A record that forgets a blob would restore an image that cannot be pulled.
-    if (size === undefined) throw new AppError('backup_incomplete', { detail: `the record of ${id} does not list ${digest}`, digest });
+    if (size === undefined)
+      throw new AppError('backup_incomplete', { detail: `the record of ${id} does not list ${digest}`, digest });
     return store.readBlob(index, { digest, size }, maxBytes);
   };
   const open = async (name: string, root: Descriptor): Promise<SourceImage> => {
     const graph = await walkImage(root, async (wanted) => read(wanted, maxManifestBytes));
     const forgotten = [...graph.manifests, ...graph.blobs].find((needed) => sizes.get(needed.digest) !== needed.size);
     if (forgotten)
-      throw new AppError('backup_incomplete', { detail: `the record does not list ${forgotten.digest}, which ${name} needs`, digest: forgotten.digest });
+      throw new AppError('backup_incomplete', {
+        detail: `the record does not list ${forgotten.digest}, which ${name} needs`,
+        digest: forgotten.digest,
+      });
     for (const blob of graph.blobs) store.openBlob(index, blob);
-    return { names: [], root, ...(await describeImage(graph, async (config, maxBytes) => read(config.digest, maxBytes))) };
+    return {
+      names: [],
+      root,
+      ...(await describeImage(graph, async (config, maxBytes) => read(config.digest, maxBytes))),
+    };
   };
   const byRoot = new Map<Digest, SourceImage>();
   const broken: BackupSource['broken'] = [];
-  for (const { repository, tag, digest, mediaType, size } of record.references.filter(({ repository, tag = '' }) => filter({ repository, tag }))) {
+  for (const { repository, tag, digest, mediaType, size } of record.references.filter(({ repository, tag = '' }) =>
+    filter({ repository, tag }),
+  )) {
     signal?.throwIfAborted();
     const name = formatName({ repository, tag, digest });
     try {
@@ -59,7 +73,9 @@ export async function openBackup(store: BackupStore, id: string, { filter = () =
     } catch (error) {
       if (!(error instanceof AppError)) throw error;
       // The words of the first two are about bundles; what is damaged here is the backup.
-      const isDamage = ['bundle_corrupt', 'image_unsupported', 'backup_corrupt', 'backup_incomplete'].includes(error.code);
+      const isDamage = ['bundle_corrupt', 'image_unsupported', 'backup_corrupt', 'backup_incomplete'].includes(
+        error.code,
+      );
       if (!isDamage) throw error;
       broken.push({ name, reason: error.details.detail ?? error.message });
     }

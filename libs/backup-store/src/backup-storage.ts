@@ -7,7 +7,8 @@ import type { PlaceOptions } from '@airdock/registry/folder/blob-placer';
 /** More than any store has; what a listing holds is in memory. */
 export const maxStoredFiles = 1_000_000;
 /** What a listing of more throws: `backup_store_unsafe`. */
-export const tooManyFiles = (location: string) => new AppError('backup_store_unsafe', { detail: `${location} has more than ${maxStoredFiles} files` });
+export const tooManyFiles = (location: string) =>
+  new AppError('backup_store_unsafe', { detail: `${location} has more than ${maxStoredFiles} files` });
 
 /** Names have `/` between their parts, e.g. `backups/ID.json`. */
 export interface StoredFile {
@@ -41,7 +42,12 @@ export interface BackupStorage extends AsyncDisposable {
   /** The file is there in full when the promise resolves, also after a power cut, and not at all before; an older one is replaced. Destroys the stream. */
   write(name: string, content: Readable | Uint8Array, options?: WriteOptions): Promise<void>;
   /** `write` of a blob as it is, verified, where that is faster than a stream. Throws `digest_mismatch`. */
-  place?(name: string, blob: { digest: Digest; size: number }, reader: () => Promise<BlobReader>, options: PlaceOptions): Promise<void>;
+  place?(
+    name: string,
+    blob: { digest: Digest; size: number },
+    reader: () => Promise<BlobReader>,
+    options: PlaceOptions,
+  ): Promise<void>;
   /** Where a file lies on this machine, for readers that are faster without a stream. */
   pathOf?(name: string): string;
   /** Gives a file another name. */

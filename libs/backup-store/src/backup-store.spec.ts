@@ -25,7 +25,8 @@ let dir: TempDir;
 let server: TestRegistry;
 let registry: RegistryClient;
 let store: BackupStore;
-const open = async (folder: string, options?: BackupStoreOptions) => BackupStore.open(await FolderStorage.open(folder), options);
+const open = async (folder: string, options?: BackupStoreOptions) =>
+  BackupStore.open(await FolderStorage.open(folder), options);
 beforeEach(async () => {
   dir = await tempDir('backup');
   server = await startRegistry();
@@ -42,7 +43,10 @@ afterEach(async () => {
 function restore(source: ImageSource, to = registry) {
   const images = source.images.map((image) => ({
     image,
-    names: image.names.map((name) => ({ repository: name.slice(0, name.lastIndexOf(':')), tag: name.slice(name.lastIndexOf(':') + 1) })),
+    names: image.names.map((name) => ({
+      repository: name.slice(0, name.lastIndexOf(':')),
+      tag: name.slice(name.lastIndexOf(':') + 1),
+    })),
   }));
   return copyImages({ source, images, registry: to, retry });
 }
@@ -53,18 +57,27 @@ async function push(images: Parameters<typeof buildOciArchive>[1]): Promise<void
   const source = await openBundle(file, { workDir: join(dir.path, 'work') });
   const toCopy = source.images.map((image) => ({
     image,
-    names: image.names.map((name) => ({ repository: name.replace(/^reg.site\/|:[^:]*$/g, ''), tag: name.replace(/.*:/, '') })),
+    names: image.names.map((name) => ({
+      repository: name.replace(/^reg.site\/|:[^:]*$/g, ''),
+      tag: name.replace(/.*:/, ''),
+    })),
   }));
   for (const { error } of await copyImages({ source, images: toCopy, registry, retry })) if (error) throw error;
 }
 
-const nginx = () => makeImage({ name: ['reg.site/nginx:1', 'reg.site/nginx:latest'], layers: [base, { randomBytes: 200_000, seed: 'nginx' }] });
-const backup = (id: string, more: Partial<Parameters<typeof backupRegistry>[0]> = {}) => backupRegistry({ registry, store, id, retry, ...more });
+const nginx = () =>
+  makeImage({
+    name: ['reg.site/nginx:1', 'reg.site/nginx:latest'],
+    layers: [base, { randomBytes: 200_000, seed: 'nginx' }],
+  });
+const backup = (id: string, more: Partial<Parameters<typeof backupRegistry>[0]> = {}) =>
+  backupRegistry({ registry, store, id, retry, ...more });
 const reading = (content: Uint8Array) => async (): Promise<BlobReader> => ({
   size: content.byteLength,
   open: ({ start } = { start: 0 }) => Readable.from([Buffer.from(content.subarray(start))], { objectMode: false }),
 });
-const put = async (blob: BackupBlob, content: Uint8Array, to = store) => to.putBlob(await to.index(), blob, reading(content));
+const put = async (blob: BackupBlob, content: Uint8Array, to = store) =>
+  to.putBlob(await to.index(), blob, reading(content));
 const has = async (blob: BackupBlob) => (await store.index()).has(blob);
 const prune = async () => {
   await using lock = await store.lock({ kind: 'exclusive', id: 'prune' });
@@ -77,7 +90,8 @@ const blobFile = (image: TestImage, layer = 1): string => {
 const digests = async (client: RegistryClient) => {
   const found: Record<string, string | undefined> = {};
   for (const repository of await client.listRepositories())
-    for (const tag of await client.listTags(repository)) found[`${repository}:${tag}`] = (await client.headManifest(repository, tag))?.digest;
+    for (const tag of await client.listTags(repository))
+      found[`${repository}:${tag}`] = (await client.headManifest(repository, tag))?.digest;
   return found;
 };
 
@@ -94,15 +108,27 @@ describe('a new store', () => {
 describe('a backup', () => {
   it('brings every name back into an empty registry, with the same digests', async () => {
     const platforms = await Promise.all(
-      ['amd64', 'arm64'].map((architecture) => makeImage({ name: [], layers: [base], platform: { os: 'linux', architecture } })),
+      ['amd64', 'arm64'].map((architecture) =>
+        makeImage({ name: [], layers: [base], platform: { os: 'linux', architecture } }),
+      ),
     );
     await push([await nginx(), makeIndex('reg.site/deep/pause:3.9', platforms, { attestation: true })]);
     const before = await digests(registry);
     const progress: BackupProgress[] = [];
     const { record } = await backup('monday', { onProgress: (at) => progress.push(at) });
-    expect(record.references.map(({ repository, tag }) => `${repository}:${tag}`)).toEqual(['deep/pause:3.9', 'nginx:1', 'nginx:latest']);
-    expect(progress.at(-1)).toMatchObject({ bytesDone: record.totalBytes, bytesTotal: record.totalBytes, itemsDone: record.blobs.length });
-    expect(progress.map(({ bytesDone }) => bytesDone)).toEqual(progress.map(({ bytesDone }) => bytesDone).sort((a, b) => a - b));
+    expect(record.references.map(({ repository, tag }) => `${repository}:${tag}`)).toEqual([
+      'deep/pause:3.9',
+      'nginx:1',
+      'nginx:latest',
+    ]);
+    expect(progress.at(-1)).toMatchObject({
+      bytesDone: record.totalBytes,
+      bytesTotal: record.totalBytes,
+      itemsDone: record.blobs.length,
+    });
+    expect(progress.map(({ bytesDone }) => bytesDone)).toEqual(
+      progress.map(({ bytesDone }) => bytesDone).sort((a, b) => a - b),
+    );
 
     const other = await startRegistry();
     const target = new RegistryClient(other.url);
@@ -132,7 +158,9 @@ describe('a backup', () => {
     for (const { error } of await copyImages({ source, images, registry, retry })) if (error) throw error;
     const digest = source.images[0]?.root?.digest ?? digestOf(Buffer.alloc(0));
     const missing = digestOf(Buffer.from('missing'));
-    const { record, skipped } = await backup('one', { untagged: [digest, missing].map((each) => ({ repository: 'by-digest', digest: each })) });
+    const { record, skipped } = await backup('one', {
+      untagged: [digest, missing].map((each) => ({ repository: 'by-digest', digest: each })),
+    });
     expect(record.references).toMatchObject([{ repository: 'by-digest', digest }]);
     expect(skipped).toEqual([{ name: `by-digest@${missing}`, reason: 'its manifest is missing' }]);
     const opened = await openBackup(store, 'one');
@@ -151,7 +179,9 @@ describe('a backup', () => {
     await push([await nginx()]);
     await backup('one');
     const blobs = async () =>
-      (await readdir(join(store.storage.location, 'blobs'), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile()).length;
+      (await readdir(join(store.storage.location, 'blobs'), { recursive: true, withFileTypes: true })).filter((entry) =>
+        entry.isFile(),
+      ).length;
     const first = await blobs();
     await push([await makeImage({ name: 'reg.site/redis:7', layers: [base] })]);
     const { record } = await backup('two', { filter: ({ repository }) => repository === 'redis' });
@@ -165,7 +195,11 @@ describe('a backup', () => {
     await push([await nginx()]);
     await backup('one');
     await run('sh', ['-ec', 'cd backups && sha256sum -c one.json.sha256'], { cwd: store.storage.location });
-    const { stdout } = await run('sh', ['-ec', "cd blobs/sha256 && find . -type f -printf '%f  %p\\n' | sha256sum -c"], { cwd: store.storage.location });
+    const { stdout } = await run(
+      'sh',
+      ['-ec', "cd blobs/sha256 && find . -type f -printf '%f  %p\\n' | sha256sum -c"],
+      { cwd: store.storage.location },
+    );
     expect(stdout.match(/: OK/g)).toHaveLength((await store.readRecord('one')).blobs.length);
   });
 
@@ -220,13 +254,17 @@ describe('a damaged backup', () => {
     await writeFile(blobFile(image), bytes);
     const layer = image.layers[1];
     if (!layer) throw new Error('no layer');
-    await expect(store.verifyBlob(await store.index(), { digest: layer.digest, size: layer.gzip.byteLength })).rejects.toMatchObject({
+    await expect(
+      store.verifyBlob(await store.index(), { digest: layer.digest, size: layer.gzip.byteLength }),
+    ).rejects.toMatchObject({
       code: 'backup_corrupt',
     });
     const other = await startRegistry();
     const target = new RegistryClient(other.url);
     try {
-      expect((await restore(await openBackup(store, 'one'), target))[0]?.error).toMatchObject({ code: 'digest_mismatch' });
+      expect((await restore(await openBackup(store, 'one'), target))[0]?.error).toMatchObject({
+        code: 'digest_mismatch',
+      });
       expect(await digests(target)).toEqual({});
     } finally {
       await target.close();
@@ -246,7 +284,10 @@ describe('a damaged backup', () => {
       join(store.storage.location, 'blobs/sha256', hex.slice(0, 2), hex),
       '{"schemaVersion":2}'.padEnd((await registry.getManifest('nginx', '1'))?.bytes.byteLength ?? 0),
     );
-    expect(await openBackup(store, 'one')).toMatchObject({ images: [], broken: [{ name: 'nginx:1' }, { name: 'nginx:latest' }] });
+    expect(await openBackup(store, 'one')).toMatchObject({
+      images: [],
+      broken: [{ name: 'nginx:1' }, { name: 'nginx:latest' }],
+    });
   });
 });
 
@@ -254,7 +295,8 @@ describe('an encoded blob', () => {
   const text = Buffer.from('What compresses well, compresses well. '.repeat(20_000));
   const random = randomContent(3_000_000);
   const blobOf = (content: Uint8Array): BackupBlob => ({ digest: digestOf(content), size: content.byteLength });
-  const stored = async (content: Uint8Array, from = store) => (await from.index()).blobs.get(digestOf(content))?.name ?? '';
+  const stored = async (content: Uint8Array, from = store) =>
+    (await from.index()).blobs.get(digestOf(content))?.name ?? '';
   const readAll = async (content: Uint8Array, start: number, from = store) =>
     Buffer.concat(
       (await from
@@ -270,8 +312,11 @@ describe('an encoded blob', () => {
     expect(await stored(random)).toMatch(/[0-9a-f]{64}$/);
     expect((await store.storage.stat(await stored(text)))?.size).toBeLessThan(text.byteLength / 10);
     for (const start of [0, 1, 700_000])
-      for (const content of [text, random]) expect((await readAll(content, start)).equals(content.subarray(start))).toBe(true);
-    const { stdout } = await run('sh', ['-c', `zstd -dc < ${await stored(text)} | sha256sum`], { cwd: store.storage.location });
+      for (const content of [text, random])
+        expect((await readAll(content, start)).equals(content.subarray(start))).toBe(true);
+    const { stdout } = await run('sh', ['-c', `zstd -dc < ${await stored(text)} | sha256sum`], {
+      cwd: store.storage.location,
+    });
     expect(stdout).toContain(digestHex(blobOf(text).digest));
   });
 
@@ -286,15 +331,23 @@ describe('an encoded blob', () => {
     for (const content of [text, random]) {
       await put(blobOf(content), content, writer);
       expect(await stored(content)).toMatch(content === text ? /\.zst\.age$/ : /[0-9a-f]{64}\.age$/);
-      await expect(writer.verifyBlob(await writer.index(), blobOf(content))).rejects.toMatchObject({ code: 'backup_key_missing' });
+      await expect(writer.verifyBlob(await writer.index(), blobOf(content))).rejects.toMatchObject({
+        code: 'backup_key_missing',
+      });
       await reader.verifyBlob(await reader.index(), blobOf(content));
       expect((await readAll(content, 10, reader)).equals(content.subarray(10))).toBe(true);
     }
-    const { stdout } = await run('sh', ['-c', `age -d -i ${keyFile} < ${await stored(text)} | zstd -dc | sha256sum`], { cwd: store.storage.location });
+    const { stdout } = await run('sh', ['-c', `age -d -i ${keyFile} < ${await stored(text)} | zstd -dc | sha256sum`], {
+      cwd: store.storage.location,
+    });
     expect(stdout).toContain(digestHex(blobOf(text).digest));
     const { stdout: otherKey } = await run('age-keygen', []);
-    const stranger = await open(store.storage.location, { keys: { recipients: [], identities: [/AGE-SECRET-KEY-1\w+/.exec(otherKey)?.[0] ?? ''] } });
-    await expect(stranger.verifyBlob(await stranger.index(), blobOf(text))).rejects.toMatchObject({ code: 'backup_key_missing' });
+    const stranger = await open(store.storage.location, {
+      keys: { recipients: [], identities: [/AGE-SECRET-KEY-1\w+/.exec(otherKey)?.[0] ?? ''] },
+    });
+    await expect(stranger.verifyBlob(await stranger.index(), blobOf(text))).rejects.toMatchObject({
+      code: 'backup_key_missing',
+    });
   });
 
   it('that is damaged is found, set aside, and stored again', async () => {
@@ -343,13 +396,21 @@ describe('BackupStore', () => {
   });
 
   it('refuses a record without its blobs, another one under the same id, and ids that are paths', async () => {
-    const record = { id: 'one', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [blob] };
+    const record = {
+      id: 'one',
+      createdAt: '2024-01-01T00:00:00.000Z',
+      sequence: 1,
+      references: [],
+      settings: [],
+      blobs: [blob],
+    };
     await expect(store.writeRecord(record)).rejects.toMatchObject({ code: 'backup_incomplete' });
     await put(blob, content);
     await store.writeRecord(record);
     await store.writeRecord(record);
     await expect(store.writeRecord({ ...record, blobs: [] })).rejects.toMatchObject({ code: 'resource_exists' });
-    for (const id of ['../one', 'a/b', '', '.', 'one.json']) await expect(store.readRecord(id)).rejects.toMatchObject({ code: 'resource_not_found' });
+    for (const id of ['../one', 'a/b', '', '.', 'one.json'])
+      await expect(store.readRecord(id)).rejects.toMatchObject({ code: 'resource_not_found' });
   });
 
   it('reads only records that somebody known has signed, when it has keys', async () => {
@@ -362,41 +423,82 @@ describe('BackupStore', () => {
     const friends = await open(location, { signatures: { own: other, trusted: [parsePublicKey(`${own.text} ours`)] } });
     await ours.writeRecord({ ...content, id: 'signed' });
     await expect(ours.readRecord('unsigned')).rejects.toMatchObject({ code: 'backup_unsigned' });
-    await expect(theirs.readRecord('signed')).rejects.toMatchObject({ code: 'backup_signer_unknown', details: { keyId: own.keyId } });
+    await expect(theirs.readRecord('signed')).rejects.toMatchObject({
+      code: 'backup_signer_unknown',
+      details: { keyId: own.keyId },
+    });
     expect((await ours.readSigned('signed')).signature).toEqual({ state: 'own', keyId: own.keyId });
     expect((await friends.readSigned('signed')).signature).toEqual({ state: 'trusted', keyId: own.keyId });
-    expect((await theirs.readSigned('signed', { allowUnsigned: true })).signature).toEqual({ state: 'unknown', keyId: own.keyId });
-    expect((await ours.readSigned('unsigned', { allowUnsigned: true })).signature).toEqual({ state: 'unsigned', keyId: null });
+    expect((await theirs.readSigned('signed', { allowUnsigned: true })).signature).toEqual({
+      state: 'unknown',
+      keyId: own.keyId,
+    });
+    expect((await ours.readSigned('unsigned', { allowUnsigned: true })).signature).toEqual({
+      state: 'unsigned',
+      keyId: null,
+    });
 
     const file = join(location, 'backups/signed.json');
     const changed = (await readFile(file, 'utf8')).replace('2024', '2025');
     await writeFile(file, changed);
     await writeFile(`${file}.sha256`, `${digestHex(digestOf(Buffer.from(changed)))}  signed.json\n`);
     for (const reader of [ours, friends])
-      await expect(reader.readRecord('signed', { allowUnsigned: true })).rejects.toMatchObject({ code: 'backup_signature_wrong' });
+      await expect(reader.readRecord('signed', { allowUnsigned: true })).rejects.toMatchObject({
+        code: 'backup_signature_wrong',
+      });
   });
 
   it('signs so that openssl finds it right, with a key that ssh-keygen calls the same', async () => {
     const own = signingKeyOf(Buffer.alloc(32, 7));
     const signed = await open(store.storage.location, { signatures: { own, trusted: [] } });
-    await signed.writeRecord({ id: 'a', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
+    await signed.writeRecord({
+      id: 'a',
+      createdAt: '2024-01-01T00:00:00.000Z',
+      sequence: 1,
+      references: [],
+      settings: [],
+      blobs: [],
+    });
     const file = join(store.storage.location, 'backups/a.json');
-    const [pem, signature, line] = ['key.pem', 'signature', 'key.pub'].map((name) => join(dir.path, name)) as [string, string, string];
+    const [pem, signature, line] = ['key.pem', 'signature', 'key.pub'].map((name) => join(dir.path, name)) as [
+      string,
+      string,
+      string,
+    ];
     await writeFile(pem, own.key.export({ format: 'pem', type: 'spki' }));
     await writeFile(signature, Buffer.from((await readFile(`${file}.sig`, 'utf8')).split('\n')[2] ?? '', 'base64'));
     await writeFile(line, own.text);
-    const { stdout } = await run('openssl', ['pkeyutl', '-verify', '-pubin', '-inkey', pem, '-rawin', '-in', file, '-sigfile', signature]);
+    const { stdout } = await run('openssl', [
+      'pkeyutl',
+      '-verify',
+      '-pubin',
+      '-inkey',
+      pem,
+      '-rawin',
+      '-in',
+      file,
+      '-sigfile',
+      signature,
+    ]);
     expect(stdout).toContain('Signature Verified Successfully');
     expect((await run('ssh-keygen', ['-lf', line])).stdout).toContain(own.keyId);
   });
 
   it('goes on to read what was signed with a shared secret', async () => {
     const own = signingKeyOf(Buffer.alloc(32, 1));
-    await store.writeRecord({ id: 'old', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
+    await store.writeRecord({
+      id: 'old',
+      createdAt: '2024-01-01T00:00:00.000Z',
+      sequence: 1,
+      references: [],
+      settings: [],
+      blobs: [],
+    });
     const file = join(store.storage.location, 'backups/old.json');
     const { stdout } = await run('openssl', ['dgst', '-sha256', '-mac', 'HMAC', '-macopt', 'hexkey:00ff', file]);
     await writeFile(`${file}.hmac`, `${stdout.trim().split(' ').at(-1)}\n`);
-    const read = async (hmacKey?: Buffer) => (await open(store.storage.location, { signatures: { own, trusted: [] }, hmacKey })).readSigned('old');
+    const read = async (hmacKey?: Buffer) =>
+      (await open(store.storage.location, { signatures: { own, trusted: [] }, hmacKey })).readSigned('old');
     expect((await read(Buffer.from('00ff', 'hex'))).signature).toEqual({ state: 'own', keyId: null });
     await expect(read(Buffer.from('00fe', 'hex'))).rejects.toMatchObject({ code: 'backup_signature_wrong' });
     await expect(read()).rejects.toMatchObject({ code: 'backup_unsigned' });
@@ -409,7 +511,14 @@ describe('BackupStore', () => {
     const left = join(store.storage.location, 'tmp', 'left.part');
     await writeFile(left, '1234567');
     await utimes(left, 0, 0);
-    await store.writeRecord({ id: 'one', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [blob] });
+    await store.writeRecord({
+      id: 'one',
+      createdAt: '2024-01-01T00:00:00.000Z',
+      sequence: 1,
+      references: [],
+      settings: [],
+      blobs: [blob],
+    });
     expect(await store.findUnneeded()).toHaveLength(1);
     expect(await store.findUnneeded(new Set(['one']))).toHaveLength(2);
     expect(await prune()).toEqual({ blobs: 1, bytes: 307 });
@@ -422,7 +531,14 @@ describe('BackupStore', () => {
 
   it('prunes nothing while a record cannot be read', async () => {
     await put(blob, content);
-    await store.writeRecord({ id: 'one', createdAt: '2024-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: [] });
+    await store.writeRecord({
+      id: 'one',
+      createdAt: '2024-01-01T00:00:00.000Z',
+      sequence: 1,
+      references: [],
+      settings: [],
+      blobs: [],
+    });
     await writeFile(join(store.storage.location, 'backups/one.json'), '{}');
     await expect(prune()).rejects.toMatchObject({ code: 'backup_corrupt' });
     expect(await has(blob)).toBe(true);
@@ -432,14 +548,18 @@ describe('BackupStore', () => {
     const first = await store.lock({ kind: 'shared', id: 'first' });
     const second = await store.lock({ kind: 'shared', id: 'second' });
     const waits: string[][] = [];
-    await expect(store.lock({ kind: 'exclusive', id: 'prune', waitMs: 0, pauseMs: 1, onWait: (holders) => waits.push(holders) })).rejects.toMatchObject({
+    await expect(
+      store.lock({ kind: 'exclusive', id: 'prune', waitMs: 0, pauseMs: 1, onWait: (holders) => waits.push(holders) }),
+    ).rejects.toMatchObject({
       code: 'backup_store_busy',
     });
     expect(waits[0]).toEqual(['shared-first', 'shared-second']);
     await first[Symbol.asyncDispose]();
     await second[Symbol.asyncDispose]();
     const pruning = await store.lock({ kind: 'exclusive', id: 'prune' });
-    await expect(store.lock({ kind: 'shared', id: 'third', waitMs: 0, pauseMs: 1 })).rejects.toMatchObject({ code: 'backup_store_busy' });
+    await expect(store.lock({ kind: 'shared', id: 'third', waitMs: 0, pauseMs: 1 })).rejects.toMatchObject({
+      code: 'backup_store_busy',
+    });
     // Who takes the work of a killed process up again has its lock.
     const again = await store.lock({ kind: 'exclusive', id: 'prune' });
     await pruning[Symbol.asyncDispose]();
@@ -449,7 +569,9 @@ describe('BackupStore', () => {
     const old = new Date(Date.now() - 16 * 60_000);
     await utimes(lock, old, old);
     // Only what does not move while it is watched is stale: a clock that jumps makes all locks look old.
-    await expect(store.lock({ kind: 'exclusive', id: 'prune', waitMs: 0, pauseMs: 1 })).rejects.toMatchObject({ code: 'backup_store_busy' });
+    await expect(store.lock({ kind: 'exclusive', id: 'prune', waitMs: 0, pauseMs: 1 })).rejects.toMatchObject({
+      code: 'backup_store_busy',
+    });
     await (await store.lock({ kind: 'exclusive', id: 'prune', pauseMs: 1, watchMs: 20 }))[Symbol.asyncDispose]();
     expect(await readdir(join(store.storage.location, 'locks'))).toEqual([]);
     await third[Symbol.asyncDispose]();
@@ -463,7 +585,9 @@ describe('BackupStore', () => {
     expect(await readdir(storage.location)).not.toContain('blobs');
     await expect(store.index()).rejects.toMatchObject({ code: 'backup_target_unavailable' });
     await rm(storage.location, { recursive: true });
-    await expect(open(storage.location, { expectedId: id })).rejects.toMatchObject({ code: 'backup_target_unavailable' });
+    await expect(open(storage.location, { expectedId: id })).rejects.toMatchObject({
+      code: 'backup_target_unavailable',
+    });
     expect(await readdir(storage.location)).toEqual([]);
     await open(storage.location);
     await expect(open(storage.location, { expectedId: id })).rejects.toMatchObject({ code: 'backup_target_changed' });

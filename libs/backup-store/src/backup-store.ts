@@ -5,11 +5,25 @@
 import { randomUUID } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
-import { type BackupContent, type BackupRecord, formatBackupRecord, maxBackupRecordBytes, parseBackupRecord } from '@airdock/core/oci/backup-record';
+import {
+  type BackupContent,
+  type BackupRecord,
+  formatBackupRecord,
+  maxBackupRecordBytes,
+  parseBackupRecord,
+} from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { createPooledDigest, digestOfFile, hashPieces } from '@airdock/disk/files/hash-pool';
 import type { BlobReader } from '@airdock/oci/image/image-source';
-import { BackupRecords, type ReadOptions, type RecordOptions, readAtMost, readSmall, recordName, signatureFiles } from './backup-records.js';
+import {
+  BackupRecords,
+  type ReadOptions,
+  type RecordOptions,
+  readAtMost,
+  readSmall,
+  recordName,
+  signatureFiles,
+} from './backup-records.js';
 import type { BackupStorage, StoredFile } from './backup-storage.js';
 import { decode, type Encoding, type EncryptionKeys, encode, isCompressible } from './blob-encoding.js';
 import { formatSignature, isTrusted } from './record-signature.js';
@@ -95,24 +109,35 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     const { location } = storage;
     const found = await readSmall(storage, 'VERSION', 1024);
     if (found && found.toString('utf8') !== version)
-      throw new AppError('backup_format_unsupported', { detail: `${location} says ${JSON.stringify(found.toString('utf8').slice(0, 60))}` });
+      throw new AppError('backup_format_unsupported', {
+        detail: `${location} says ${JSON.stringify(found.toString('utf8').slice(0, 60))}`,
+      });
     if (!found && options.expectedId)
-      throw new AppError('backup_target_unavailable', { detail: `${location} is empty: the store ${options.expectedId} is not mounted there` });
-    if (!found && options.create === false) throw new AppError('backup_target_unavailable', { detail: `${location} is no backup store` });
+      throw new AppError('backup_target_unavailable', {
+        detail: `${location} is empty: the store ${options.expectedId} is not mounted there`,
+      });
+    if (!found && options.create === false)
+      throw new AppError('backup_target_unavailable', { detail: `${location} is no backup store` });
     if (!found) {
       // `lost+found` is what a new file system has; the others are of a process that is at this point now, or was killed here.
       for await (const { name } of storage.list('')) {
         if (!/^(lost\+found|blobs|backups|locks|tmp|ID)(\/|$)/.test(name))
-          throw new AppError('backup_format_unsupported', { detail: `${location} is no backup store, and it is not empty: ${name}` });
+          throw new AppError('backup_format_unsupported', {
+            detail: `${location} is no backup store, and it is not empty: ${name}`,
+          });
       }
     }
     // Of those who come at once the last one's id stays; the version is written last, and with it the store exists.
-    if (options.create !== false && !(await storage.stat('ID'))) await storage.write('ID', Buffer.from(`${randomUUID()}\n`));
+    if (options.create !== false && !(await storage.stat('ID')))
+      await storage.write('ID', Buffer.from(`${randomUUID()}\n`));
     if (!found) await storage.write('VERSION', Buffer.from(version));
     const id = (await readSmall(storage, 'ID', 1024))?.toString('utf8').trim() ?? '';
     if (!id) throw new AppError('backup_corrupt', { detail: `${location} has no ID` });
     if (options.expectedId && id !== options.expectedId) {
-      throw new AppError('backup_target_changed', { detail: `${location} has the store ${id}, not ${options.expectedId}`, storeId: id });
+      throw new AppError('backup_target_changed', {
+        detail: `${location} has the store ${id}, not ${options.expectedId}`,
+        storeId: id,
+      });
     }
     return new BackupStore(storage, id, options);
   }
@@ -140,7 +165,12 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
    * Stores a blob, unless it is there. Only bytes with the right digest get a name: `digest_mismatch`. Throws `space_insufficient`, what reading and the storage
    * throw, and the signal's reason.
    */
-  async putBlob(index: BlobIndex, blob: BackupBlob, reader: () => Promise<BlobReader>, options: PutOptions = {}): Promise<void> {
+  async putBlob(
+    index: BlobIndex,
+    blob: BackupBlob,
+    reader: () => Promise<BlobReader>,
+    options: PutOptions = {},
+  ): Promise<void> {
     if (index.has(blob)) return;
     const { keys, compress = true } = this.options;
     const { limit = (work) => work() } = options;
@@ -168,7 +198,11 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     const plain = encoding === '';
     const open: BlobReader['open'] = ({ start } = { start: 0 }) => {
       if (plain) return this.storage.read(name, { start });
-      const content = decode(this.storage.read(name), encoding, this.options.keys ?? { recipients: [], identities: [] });
+      const content = decode(
+        this.storage.read(name),
+        encoding,
+        this.options.keys ?? { recipients: [], identities: [] },
+      );
       return start === 0 ? content : Readable.from(skip(content, start), { objectMode: false });
     };
     const path = plain ? this.storage.pathOf?.(name) : undefined;
@@ -187,7 +221,9 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
   /** Reads a blob to its end. Throws `backup_incomplete` when it is missing, `backup_corrupt` when it is damaged, `backup_key_missing`. */
   async verifyBlob(index: BlobIndex, blob: BackupBlob, { signal, onBytes }: BlobOptions = {}): Promise<void> {
     const { file, open } = this.openBlob(index, blob);
-    const actual = file ? await digestOfFile(file.path, { signal, onBytes }) : await digestOfStream(atMost(open(), blob), { signal, onBytes });
+    const actual = file
+      ? await digestOfFile(file.path, { signal, onBytes })
+      : await digestOfStream(atMost(open(), blob), { signal, onBytes });
     if (actual !== blob.digest) throw corruptBlob(blob.digest, `the digest ${actual}`);
   }
 
@@ -206,7 +242,11 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
    */
   async writeRecord(
     content: BackupContent,
-    { index: known, lock, isSigned = true }: { index?: BlobIndex; lock?: StoreLock | undefined; isSigned?: boolean } = {},
+    {
+      index: known,
+      lock,
+      isSigned = true,
+    }: { index?: BlobIndex; lock?: StoreLock | undefined; isSigned?: boolean } = {},
   ): Promise<BackupRecord> {
     const name = recordName(content.id);
     const signing = isSigned ? this.options.signatures?.own : undefined;
@@ -241,27 +281,41 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     for (const each of names) {
       const file = await this.storage.stat(each);
       if (file) files.push(file);
-      else if (!signatureFiles.some((suffix) => each.endsWith(suffix))) throw new AppError('backup_incomplete', { detail: `${each} is missing` });
+      else if (!signatureFiles.some((suffix) => each.endsWith(suffix)))
+        throw new AppError('backup_incomplete', { detail: `${each} is missing` });
     }
     return files;
   }
 
   /** Takes a backup over from another store, blob by blob, verified. Idempotent. Throws `backup_corrupt`, `backup_incomplete`. */
-  async copyFrom(other: BackupStore, id: string, lock: StoreLock, options: BlobOptions & ReadOptions = {}): Promise<BackupRecord> {
+  async copyFrom(
+    other: BackupStore,
+    id: string,
+    lock: StoreLock,
+    options: BlobOptions & ReadOptions = {},
+  ): Promise<BackupRecord> {
     const { record, signature } = await other.readSigned(id, options);
     const [from, to] = [await other.index(), await this.index()];
     for (const blob of record.blobs) {
       options.signal?.throwIfAborted();
       await this.putBlob(to, blob, async () => other.openBlob(from, blob), options).catch((error: unknown) => {
         // Reading it again would not help.
-        throw error instanceof AppError && error.code === 'digest_mismatch' ? corruptBlob(blob.digest, 'other bytes') : error;
+        throw error instanceof AppError && error.code === 'digest_mismatch'
+          ? corruptBlob(blob.digest, 'other bytes')
+          : error;
       });
     }
     // It is the newest here, however many the other store had.
     const own = await this.readRecord(id, options).catch(() => undefined);
     // Signed by this site from here on, as far as somebody known has signed it; whose it was stays written in it.
     const importedFrom = signature.state === 'trusted' ? (signature.keyId ?? undefined) : record.importedFrom;
-    return own ?? this.writeRecord({ ...record, importedFrom, sequence: await this.nextSequence() }, { lock, isSigned: isTrusted(signature) });
+    return (
+      own ??
+      this.writeRecord(
+        { ...record, importedFrom, sequence: await this.nextSequence() },
+        { lock, isSigned: isTrusted(signature) },
+      )
+    );
   }
 
   /**
@@ -285,13 +339,17 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     const [largest] = (await this.findUnneeded()).sort((a, b) => b.size - a.size);
     if (!largest) return false;
     for await (const { name } of this.storage.list('locks'))
-      if (name.endsWith('.json')) throw new AppError('backup_store_busy', { detail: `there is no room for a lock, and ${name} is there` });
+      if (name.endsWith('.json'))
+        throw new AppError('backup_store_busy', { detail: `there is no room for a lock, and ${name} is there` });
     await this.storage.remove(largest.name);
     return true;
   }
 
   /** Removes blobs that no backup needs, and what killed writers left. The lock must be exclusive. */
-  async prune(lock: StoreLock, { signal, onBlob }: { signal?: AbortSignal | undefined; onBlob?: (done: number, total: number) => void } = {}): Promise<Pruned> {
+  async prune(
+    lock: StoreLock,
+    { signal, onBlob }: { signal?: AbortSignal | undefined; onBlob?: (done: number, total: number) => void } = {},
+  ): Promise<Pruned> {
     const unneeded = await this.findUnneeded();
     const pruned: Pruned = { blobs: 0, bytes: 0 };
     for (const { name, size } of unneeded) {
@@ -315,8 +373,12 @@ export interface Pruned {
 }
 
 const incomplete = ({ digest, size }: { digest: Digest; size?: number }, found?: number) =>
-  new AppError('backup_incomplete', { detail: `blob ${digest} ${found === undefined ? 'is missing' : `has ${found} bytes instead of ${size}`}`, digest });
-const corruptBlob = (digest: Digest, found: string) => new AppError('backup_corrupt', { detail: `blob ${digest} has ${found}`, digest });
+  new AppError('backup_incomplete', {
+    detail: `blob ${digest} ${found === undefined ? 'is missing' : `has ${found} bytes instead of ${size}`}`,
+    digest,
+  });
+const corruptBlob = (digest: Digest, found: string) =>
+  new AppError('backup_corrupt', { detail: `blob ${digest} has ${found}`, digest });
 
 /** What was compressed may go on for ever. */
 async function* atMost(content: Readable, { digest, size }: BackupBlob): AsyncGenerator<Buffer> {
@@ -336,7 +398,11 @@ async function digestOfStream(content: AsyncIterable<Buffer>, options: BlobOptio
 }
 
 /** Fails instead of ending when the bytes are not those of the digest. */
-async function* verifiedChunks({ digest, size }: BackupBlob, content: Readable, options: BlobOptions): AsyncGenerator<Uint8Array> {
+async function* verifiedChunks(
+  { digest, size }: BackupBlob,
+  content: Readable,
+  options: BlobOptions,
+): AsyncGenerator<Uint8Array> {
   const running = createPooledDigest();
   const look = hashPieces(running, options);
   let count = 0;

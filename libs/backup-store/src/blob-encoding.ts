@@ -47,7 +47,10 @@ export async function isCompressible({ size, open }: BlobReader): Promise<boolea
 const through = (content: Readable, stage: Transform): Readable => pipeline(content, stage, () => undefined);
 
 /** Through a web stream. */
-const throughWeb = (content: Readable, work: (input: ReadableStream<Uint8Array>) => Promise<ReadableStream<Uint8Array>>): Readable =>
+const throughWeb = (
+  content: Readable,
+  work: (input: ReadableStream<Uint8Array>) => Promise<ReadableStream<Uint8Array>>,
+): Readable =>
   Readable.from(
     (async function* () {
       yield* await work(ReadableStream.from(content as AsyncIterable<Uint8Array>));
@@ -79,7 +82,9 @@ export function decode(content: Readable, encoding: Encoding, { identities }: En
       const decrypter = new Decrypter();
       for (const identity of identities) decrypter.addIdentity(identity);
       return decrypter.decrypt(input).catch((cause: unknown) => {
-        throw cause instanceof Error && /no identity matched/.test(cause.message) ? new AppError('backup_key_missing', {}, { cause }) : cause;
+        throw cause instanceof Error && /no identity matched/.test(cause.message)
+          ? new AppError('backup_key_missing', {}, { cause })
+          : cause;
       });
     });
   }

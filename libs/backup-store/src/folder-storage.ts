@@ -8,12 +8,29 @@ import { freeBytesOf, syncFolder, writeDurably } from '@airdock/disk/files/durab
 import { readRegularFile } from '@airdock/disk/files/regular-file';
 import { BlobPlacer } from '@airdock/registry/folder/blob-placer';
 import pLimit, { type LimitFunction } from 'p-limit';
-import { type BackupStorage, maxStoredFiles, type StoredFile, tooManyFiles, type WriteOptions } from './backup-storage.js';
+import {
+  type BackupStorage,
+  maxStoredFiles,
+  type StoredFile,
+  tooManyFiles,
+  type WriteOptions,
+} from './backup-storage.js';
 
 const codeOf = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : '');
 
 /** What a disk, an NFS server or a cable that is gone looks like. */
-const awayCodes = new Set(['EIO', 'ENODEV', 'ENXIO', 'ESTALE', 'ENOTCONN', 'EHOSTDOWN', 'EHOSTUNREACH', 'ETIMEDOUT', 'ESHUTDOWN', 'EREMOTEIO']);
+const awayCodes = new Set([
+  'EIO',
+  'ENODEV',
+  'ENXIO',
+  'ESTALE',
+  'ENOTCONN',
+  'EHOSTDOWN',
+  'EHOSTUNREACH',
+  'ETIMEDOUT',
+  'ESHUTDOWN',
+  'EREMOTEIO',
+]);
 
 /** Of writing, where reading goes on. */
 const readOnlyCodes = new Set(['EROFS', 'EACCES', 'EPERM']);
@@ -67,7 +84,9 @@ export class FolderStorage implements BackupStorage {
     const entries = await this.#entries(folder);
     if (found.length + entries.length > maxStoredFiles) throw tooManyFiles(this.location);
     const nameOf = (entry: Dirent) => (folder === '' ? entry.name : `${folder}/${entry.name}`);
-    const files = entries.filter((entry) => entry.isFile()).map((entry) => limit(async () => this.#stat(nameOf(entry))));
+    const files = entries
+      .filter((entry) => entry.isFile())
+      .map((entry) => limit(async () => this.#stat(nameOf(entry))));
     for (const file of await Promise.all(files)) if (file) found.push(file);
     for (const entry of entries) if (entry.isDirectory()) await this.#list(nameOf(entry), found, limit, depth + 1);
   }
@@ -112,8 +131,13 @@ export class FolderStorage implements BackupStorage {
   }
 
   read(name: string, { start }: { start: number } = { start: 0 }): Readable {
-    const file = readRegularFile(join(this.location, name), { inside: this.location, code: 'backup_store_unsafe', start });
-    const explain = async (error: unknown) => away(this.location, awayCodes.has(codeOf(error)) || (await this.#isSame()) ? error : undefined);
+    const file = readRegularFile(join(this.location, name), {
+      inside: this.location,
+      code: 'backup_store_unsafe',
+      start,
+    });
+    const explain = async (error: unknown) =>
+      away(this.location, awayCodes.has(codeOf(error)) || (await this.#isSame()) ? error : undefined);
     return Readable.from(
       (async function* () {
         try {
@@ -139,7 +163,10 @@ export class FolderStorage implements BackupStorage {
     await rename(fresh, path);
   }
 
-  place(name: string, ...[blob, reader, options]: DropFirst<Parameters<NonNullable<BackupStorage['place']>>>): Promise<void> {
+  place(
+    name: string,
+    ...[blob, reader, options]: DropFirst<Parameters<NonNullable<BackupStorage['place']>>>
+  ): Promise<void> {
     const { limit = (work) => work() } = options;
     // Once more when its turn has come, which may be long after.
     const looking: typeof limit = (work) =>
@@ -199,7 +226,8 @@ export class FolderStorage implements BackupStorage {
       if (await this.#isSame()) throw refused(this.location, await reasonOf(error, this.location));
       // What was under way has made folders there. A file might be one of another disk's.
       for (const each of [`tmp/${name}`, name])
-        for (let folder = dirname(each); folder !== '.'; folder = dirname(folder)) await rmdir(join(this.location, folder)).catch(() => undefined);
+        for (let folder = dirname(each); folder !== '.'; folder = dirname(folder))
+          await rmdir(join(this.location, folder)).catch(() => undefined);
       throw away(this.location, awayCodes.has(codeOf(error)) ? error : undefined);
     }
   }
@@ -219,7 +247,8 @@ export class FolderStorage implements BackupStorage {
 
 type DropFirst<T extends unknown[]> = T extends [unknown, ...infer Rest] ? Rest : never;
 
-const unsafe = (name: string, what: string) => new AppError('backup_store_unsafe', { detail: `${name.slice(0, 200)} ${what}` });
+const unsafe = (name: string, what: string) =>
+  new AppError('backup_store_unsafe', { detail: `${name.slice(0, 200)} ${what}` });
 
 async function identify(path: string): Promise<string> {
   const { dev, ino } = await stat(path);
@@ -238,16 +267,27 @@ async function reasonOf(error: unknown, location: string): Promise<unknown> {
 /** Why storage that is there was not written to. */
 function refused(location: string, error: unknown): unknown {
   const code = codeOf(error);
-  if (readOnlyCodes.has(code)) return new AppError('backup_target_read_only', { detail: `${location}: ${code}` }, { cause: error });
-  const isFull = code === 'ENOSPC' || code === 'EDQUOT' || (error instanceof AppError && error.code === 'space_insufficient');
+  if (readOnlyCodes.has(code))
+    return new AppError('backup_target_read_only', { detail: `${location}: ${code}` }, { cause: error });
+  const isFull =
+    code === 'ENOSPC' || code === 'EDQUOT' || (error instanceof AppError && error.code === 'space_insufficient');
   if (!isFull) return away(location, error);
   const detail = `the disk of ${location} is full: delete backups and prune, which needs no room, or make room on it otherwise`;
-  return new AppError('space_insufficient', { ...(error instanceof AppError && error.details), detail, path: location }, { cause: error });
+  return new AppError(
+    'space_insufficient',
+    { ...(error instanceof AppError && error.details), detail, path: location },
+    { cause: error },
+  );
 }
 
 function away(location: string, cause?: unknown): unknown {
   const code = codeOf(cause);
-  if (cause !== undefined && !awayCodes.has(code) && !(code === 'ENOENT' && (cause as NodeJS.ErrnoException).path === location)) return cause;
+  if (
+    cause !== undefined &&
+    !awayCodes.has(code) &&
+    !(code === 'ENOENT' && (cause as NodeJS.ErrnoException).path === location)
+  )
+    return cause;
   const detail = `${location}: ${code || 'another folder is there now: its disk is not mounted any more'}`;
   return new AppError('backup_target_unavailable', { detail }, { cause });
 }

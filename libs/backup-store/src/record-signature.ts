@@ -73,25 +73,39 @@ export function parsePublicKey(text: string): PublicKey {
   const [, encoded = ''] = /^ssh-ed25519 ([A-Za-z0-9+/]{68})(?:\s[^\r\n]*)?$/.exec(text.trim()) ?? [];
   const wire = Buffer.from(encoded, 'base64');
   const prefix = Buffer.concat([field(Buffer.from(kind)), Buffer.from([0, 0, 0, 32])]);
-  if (wire.byteLength !== prefix.byteLength + 32 || !wire.subarray(0, prefix.byteLength).equals(prefix)) throw new AppError('signing_key_invalid');
+  if (wire.byteLength !== prefix.byteLength + 32 || !wire.subarray(0, prefix.byteLength).equals(prefix))
+    throw new AppError('signing_key_invalid');
   return publicKeyOf(wire.subarray(prefix.byteLength));
 }
 
 /** The fingerprint for reading aloud: all of it, as hex digits in groups of four. */
-export const groupsOf = (keyId: KeyId): string => (Buffer.from(keyId.slice('SHA256:'.length), 'base64').toString('hex').match(/.{4}/g) ?? []).join(' ');
+export const groupsOf = (keyId: KeyId): string =>
+  (Buffer.from(keyId.slice('SHA256:'.length), 'base64').toString('hex').match(/.{4}/g) ?? []).join(' ');
 
 /** The content of the file beside a record. */
-export const formatSignature = (key: SigningKey, bytes: Uint8Array): Buffer => Buffer.from(`${header}\n${key.keyId}\n${key.sign(bytes).toString('base64')}\n`);
+export const formatSignature = (key: SigningKey, bytes: Uint8Array): Buffer =>
+  Buffer.from(`${header}\n${key.keyId}\n${key.sign(bytes).toString('base64')}\n`);
 
 /**
  * What the signature beside a record is worth; `signature` is undefined when there is none. Throws `backup_signature_wrong` for one that is not of these bytes, of a
  * key that is known, and for what is no signature.
  */
-export function checkSignature({ own, trusted }: RecordKeys, id: string, bytes: Uint8Array, signature: Buffer | undefined): RecordSignature {
+export function checkSignature(
+  { own, trusted }: RecordKeys,
+  id: string,
+  bytes: Uint8Array,
+  signature: Buffer | undefined,
+): RecordSignature {
   if (!signature) return { state: 'unsigned', keyId: null };
-  const wrong = (detail: string) => new AppError('backup_signature_wrong', { detail: `the signature of backup ${id} ${detail}`, backupId: id });
+  const wrong = (detail: string) =>
+    new AppError('backup_signature_wrong', { detail: `the signature of backup ${id} ${detail}`, backupId: id });
   const [first, keyId = '', encoded = '', rest, ...more] = signature.toString('latin1').split('\n');
-  const isFormed = first === header && /^SHA256:[A-Za-z0-9+/]{43}$/.test(keyId) && /^[A-Za-z0-9+/]{86}==$/.test(encoded) && rest === '' && more.length === 0;
+  const isFormed =
+    first === header &&
+    /^SHA256:[A-Za-z0-9+/]{43}$/.test(keyId) &&
+    /^[A-Za-z0-9+/]{86}==$/.test(encoded) &&
+    rest === '' &&
+    more.length === 0;
   if (!isFormed) throw wrong('is not one of Airdock');
   const known = [own, ...trusted].find((key) => key.keyId === keyId);
   if (!known) return { state: 'unknown', keyId };

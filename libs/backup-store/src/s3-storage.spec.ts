@@ -10,7 +10,16 @@ let server: S3Server;
 const storages: S3Storage[] = [];
 const open = (change: object = {}) => {
   const { url: endpoint, bucket, accessKeyId, secretAccessKey } = server;
-  const storage = new S3Storage({ endpoint, bucket, accessKeyId, secretAccessKey, region: 'us-east-1', prefix: 'site-1/', pathStyle: true, ...change });
+  const storage = new S3Storage({
+    endpoint,
+    bucket,
+    accessKeyId,
+    secretAccessKey,
+    region: 'us-east-1',
+    prefix: 'site-1/',
+    pathStyle: true,
+    ...change,
+  });
   storages.push(storage);
   return storage;
 };
@@ -43,13 +52,22 @@ describe('a store in a bucket', () => {
         open: ({ start } = { start: 0 }) => Readable.from([content.subarray(start)], { objectMode: false }),
       }));
     }
-    await store.writeRecord({ id: 'one', createdAt: '2026-01-01T00:00:00.000Z', sequence: 1, references: [], settings: [], blobs: blobs.slice(0, 2) });
+    await store.writeRecord({
+      id: 'one',
+      createdAt: '2026-01-01T00:00:00.000Z',
+      sequence: 1,
+      references: [],
+      settings: [],
+      blobs: blobs.slice(0, 2),
+    });
     const again = await BackupStore.open(open(), { expectedId: store.id });
     expect(await again.listIds()).toEqual(['one']);
     const seen = await again.index();
     for (const [at, blob] of blobs.entries()) {
       await again.verifyBlob(seen, blob);
-      expect((await readAll(again.openBlob(seen, blob).open({ start: 1 }))).equals((contents[at] as Buffer).subarray(1))).toBe(true);
+      expect(
+        (await readAll(again.openBlob(seen, blob).open({ start: 1 }))).equals((contents[at] as Buffer).subarray(1)),
+      ).toBe(true);
     }
     await using lock = await again.lock({ kind: 'exclusive', id: 'prune' });
     expect(await again.prune(lock)).toEqual({ blobs: 1, bytes: 2 });
@@ -118,26 +136,34 @@ describe('a bucket that refuses', () => {
     [405, 'MethodNotAllowed', 'backup_target_read_only'],
     [403, 'InvalidAccessKeyId', 'backup_target_unavailable'],
     [404, 'NoSuchBucket', 'backup_target_unavailable'],
-  ])('with %i %s says what that means, however it is written to, and shows nothing of it', async (status, code, expected) => {
-    const storage = open();
-    await storage.write('there', Buffer.from('there'));
-    server.refuse = ({ operation }) => (['PUT', 'POST', 'COPY'].includes(operation) ? { status, code } : undefined);
-    await expect(storage.write('bytes', Buffer.from('x'))).rejects.toMatchObject({ code: expected });
-    await expect(storage.write('stream', stream(), { sizeHint: 12_000_000 })).rejects.toMatchObject({ code: expected });
-    await expect(storage.move('there', 'moved')).rejects.toMatchObject({ code: expected });
-    expect(await names(storage)).toEqual(['there']);
-    expect((await readAll(storage.read('there'))).toString()).toBe('there');
-    await storage.remove('there');
-    server.refuse = () => undefined;
-    await storage.write('stream', stream(), { sizeHint: 12_000_000 });
-    expect((await readAll(storage.read('stream'))).equals(bytes)).toBe(true);
-  });
+  ])(
+    'with %i %s says what that means, however it is written to, and shows nothing of it',
+    async (status, code, expected) => {
+      const storage = open();
+      await storage.write('there', Buffer.from('there'));
+      server.refuse = ({ operation }) => (['PUT', 'POST', 'COPY'].includes(operation) ? { status, code } : undefined);
+      await expect(storage.write('bytes', Buffer.from('x'))).rejects.toMatchObject({ code: expected });
+      await expect(storage.write('stream', stream(), { sizeHint: 12_000_000 })).rejects.toMatchObject({
+        code: expected,
+      });
+      await expect(storage.move('there', 'moved')).rejects.toMatchObject({ code: expected });
+      expect(await names(storage)).toEqual(['there']);
+      expect((await readAll(storage.read('there'))).toString()).toBe('there');
+      await storage.remove('there');
+      server.refuse = () => undefined;
+      await storage.write('stream', stream(), { sizeHint: 12_000_000 });
+      expect((await readAll(storage.read('stream'))).equals(bytes)).toBe(true);
+    },
+  );
 
   it('in the middle of an upload says so too', async () => {
     const storage = open();
     let parts = 0;
-    server.refuse = ({ operation }) => (operation === 'PUT' && ++parts > 1 ? { status: 507, code: 'XMinioStorageFull' } : undefined);
-    await expect(storage.write('stream', stream(), { sizeHint: 12_000_000 })).rejects.toMatchObject({ code: 'space_insufficient' });
+    server.refuse = ({ operation }) =>
+      operation === 'PUT' && ++parts > 1 ? { status: 507, code: 'XMinioStorageFull' } : undefined;
+    await expect(storage.write('stream', stream(), { sizeHint: 12_000_000 })).rejects.toMatchObject({
+      code: 'space_insufficient',
+    });
     expect(await names(storage)).toEqual([]);
   });
 });

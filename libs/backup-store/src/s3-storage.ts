@@ -13,7 +13,13 @@ import {
   S3ServiceException,
 } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
-import { type BackupStorage, maxStoredFiles, type StoredFile, tooManyFiles, type WriteOptions } from './backup-storage.js';
+import {
+  type BackupStorage,
+  maxStoredFiles,
+  type StoredFile,
+  tooManyFiles,
+  type WriteOptions,
+} from './backup-storage.js';
 
 export interface S3StorageOptions {
   endpoint: string;
@@ -51,7 +57,10 @@ export class S3Storage implements BackupStorage {
 
   async *list(folder: string): AsyncIterable<StoredFile> {
     const { bucket, prefix } = this.options;
-    const pages = paginateListObjectsV2({ client: this.#client }, { Bucket: bucket, Prefix: `${prefix}${folder === '' ? '' : `${folder}/`}` });
+    const pages = paginateListObjectsV2(
+      { client: this.#client },
+      { Bucket: bucket, Prefix: `${prefix}${folder === '' ? '' : `${folder}/`}` },
+    );
     let count = 0;
     try {
       for await (const { Contents = [] } of pages) {
@@ -88,14 +97,27 @@ export class S3Storage implements BackupStorage {
     return Readable.from(content.call(this), { objectMode: false });
   }
 
-  async write(name: string, content: Readable | Uint8Array, { signal, sizeHint = 0 }: WriteOptions = {}): Promise<void> {
+  async write(
+    name: string,
+    content: Readable | Uint8Array,
+    { signal, sizeHint = 0 }: WriteOptions = {},
+  ): Promise<void> {
     try {
       if (content instanceof Uint8Array) {
-        await this.#client.send(new PutObjectCommand({ ...this.#key(name), Body: content }), signal ? { abortSignal: signal } : {});
+        await this.#client.send(
+          new PutObjectCommand({ ...this.#key(name), Body: content }),
+          signal ? { abortSignal: signal } : {},
+        );
         return;
       }
       const partSize = Math.max(minPartBytes, Math.ceil((sizeHint * 1.1) / maxParts));
-      const upload = new Upload({ client: this.#client, params: { ...this.#key(name), Body: content }, partSize, queueSize: 2, leavePartsOnError: true });
+      const upload = new Upload({
+        client: this.#client,
+        params: { ...this.#key(name), Body: content },
+        partSize,
+        queueSize: 2,
+        leavePartsOnError: true,
+      });
       const abort = () => void upload.abort();
       signal?.addEventListener('abort', abort, { once: true });
       try {
@@ -118,13 +140,16 @@ export class S3Storage implements BackupStorage {
 
   /** Parts of an upload that failed; a prune finds what stays. */
   async #takeBack(name: string, UploadId: string | undefined): Promise<void> {
-    if (UploadId) await this.#client.send(new AbortMultipartUploadCommand({ ...this.#key(name), UploadId })).catch(() => undefined);
+    if (UploadId)
+      await this.#client.send(new AbortMultipartUploadCommand({ ...this.#key(name), UploadId })).catch(() => undefined);
   }
 
   async move(from: string, to: string): Promise<void> {
     const { bucket, prefix } = this.options;
     try {
-      await this.#client.send(new CopyObjectCommand({ ...this.#key(to), CopySource: encodeURI(`${bucket}/${prefix}${from}`) }));
+      await this.#client.send(
+        new CopyObjectCommand({ ...this.#key(to), CopySource: encodeURI(`${bucket}/${prefix}${from}`) }),
+      );
     } catch (error) {
       throw this.#refused(error);
     }
@@ -143,8 +168,11 @@ export class S3Storage implements BackupStorage {
   async sweep(): Promise<number> {
     const { bucket, prefix } = this.options;
     try {
-      const { Uploads = [] } = await this.#client.send(new ListMultipartUploadsCommand({ Bucket: bucket, Prefix: prefix }));
-      for (const { Key, UploadId } of Uploads) await this.#client.send(new AbortMultipartUploadCommand({ Bucket: bucket, Key, UploadId }));
+      const { Uploads = [] } = await this.#client.send(
+        new ListMultipartUploadsCommand({ Bucket: bucket, Prefix: prefix }),
+      );
+      for (const { Key, UploadId } of Uploads)
+        await this.#client.send(new AbortMultipartUploadCommand({ Bucket: bucket, Key, UploadId }));
     } catch (error) {
       // Not every server lists them; then it has to be told to end them by itself.
       if (![400, 404, 405, 501].includes(statusOf(error) ?? 0)) throw this.#away(error);
@@ -169,7 +197,11 @@ export class S3Storage implements BackupStorage {
     const { name } = error as Error;
     const detail = `${this.location}: ${name}`.slice(0, 500);
     if (statusOf(error) === 507 || /StorageFull|QuotaExceeded|InsufficientStorage/.test(name))
-      return new AppError('space_insufficient', { detail: `${detail}: delete backups and prune, or make room there otherwise` }, { cause: error });
+      return new AppError(
+        'space_insufficient',
+        { detail: `${detail}: delete backups and prune, or make room there otherwise` },
+        { cause: error },
+      );
     // A wrong key is refused for reading too, with names of its own.
     if (statusOf(error) === 405 || (statusOf(error) === 403 && /^(?:AccessDenied|AllAccessDisabled)$/.test(name)))
       return new AppError('backup_target_read_only', { detail }, { cause: error });
@@ -180,8 +212,13 @@ export class S3Storage implements BackupStorage {
   #away(error: unknown): unknown {
     if (error instanceof AppError) return error;
     const { name, message } = error as Error;
-    return new AppError('backup_target_unavailable', { detail: `${this.location}: ${name} ${message}`.slice(0, 500) }, { cause: error });
+    return new AppError(
+      'backup_target_unavailable',
+      { detail: `${this.location}: ${name} ${message}`.slice(0, 500) },
+      { cause: error },
+    );
   }
 }
 
-const statusOf = (error: unknown): number | undefined => (error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined);
+const statusOf = (error: unknown): number | undefined =>
+  error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined;

@@ -65,17 +65,30 @@ export class StoreLock implements AsyncDisposable {
   }
 
   #lose(cause?: unknown): void {
-    this.#lost.abort(new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' }, { cause }));
+    this.#lost.abort(
+      new AppError('backup_target_unavailable', { detail: 'the lock of the store could not be renewed' }, { cause }),
+    );
   }
 
   /** Throws `backup_store_busy`, `backup_target_read_only`, `space_insufficient`, what the storage throws, and the signal's reason. */
   static async acquire(
     storage: BackupStorage,
-    { kind, id, isReader = false, waitMs = Number.POSITIVE_INFINITY, pauseMs = 1_000, watchMs = 2 * renewMs, signal, onWait }: LockOptions,
+    {
+      kind,
+      id,
+      isReader = false,
+      waitMs = Number.POSITIVE_INFINITY,
+      pauseMs = 1_000,
+      watchMs = 2 * renewMs,
+      signal,
+      onWait,
+    }: LockOptions,
   ): Promise<StoreLock> {
     const holder = randomUUID();
     let name = `locks/${kind}-${id}.json`;
-    let content = Buffer.from(`${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}/${holder}`, since: new Date().toISOString() })}\n`);
+    let content = Buffer.from(
+      `${JSON.stringify({ kind, id, holder: `${hostname()}/${process.pid}/${holder}`, since: new Date().toISOString() })}\n`,
+    );
     const started = performance.now();
     const seen: Sightings = new Map();
     for (;;) {
@@ -98,8 +111,11 @@ export class StoreLock implements AsyncDisposable {
       if (!missing) await storage.remove(name);
       const holders = others.map((other) => other.slice('locks/'.length, -'.json'.length));
       onWait?.(holders);
-      if (performance.now() - started > waitMs) throw new AppError('backup_store_busy', { detail: `in the way: ${holders.slice(0, 5).join(', ')}` });
-      await delay(pauseMs * (0.5 + Math.random()), undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
+      if (performance.now() - started > waitMs)
+        throw new AppError('backup_store_busy', { detail: `in the way: ${holders.slice(0, 5).join(', ')}` });
+      await delay(pauseMs * (0.5 + Math.random()), undefined, signal ? { signal } : {}).catch(() =>
+        signal?.throwIfAborted(),
+      );
     }
   }
 
@@ -184,4 +200,5 @@ async function findOthers(
   return others;
 }
 
-const takesNothing = (error: unknown): error is AppError => error instanceof AppError && ['space_insufficient', 'backup_target_read_only'].includes(error.code);
+const takesNothing = (error: unknown): error is AppError =>
+  error instanceof AppError && ['space_insufficient', 'backup_target_read_only'].includes(error.code);

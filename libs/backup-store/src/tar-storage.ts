@@ -59,10 +59,16 @@ async function readOnly(): Promise<never> {
 }
 
 /** Makes a tar of files of a storage while it is read. What reading them throws ends it. */
-export function writeTar(storage: BackupStorage, files: readonly StoredFile[], onBytes: (count: number) => void = () => undefined): Readable {
+export function writeTar(
+  storage: BackupStorage,
+  files: readonly StoredFile[],
+  onBytes: (count: number) => void = () => undefined,
+): Readable {
   async function* chunks(): AsyncGenerator<Buffer> {
     const tar = pack();
-    const filled = fill(tar).catch((error: unknown) => tar.destroy(error instanceof Error ? error : new Error(String(error))));
+    const filled = fill(tar).catch((error: unknown) =>
+      tar.destroy(error instanceof Error ? error : new Error(String(error))),
+    );
     try {
       yield* tar as AsyncIterable<Buffer>;
     } finally {
@@ -75,7 +81,8 @@ export function writeTar(storage: BackupStorage, files: readonly StoredFile[], o
       const entry = tar.entry({ name, size, mtime: new Date(modifiedAt), mode: 0o644 });
       for await (const chunk of storage.read(name)) {
         onBytes((chunk as Buffer).byteLength);
-        if (!entry.write(chunk)) await new Promise<void>((resolve) => entry.once('drain', () => resolve()).once('close', () => resolve()));
+        if (!entry.write(chunk))
+          await new Promise<void>((resolve) => entry.once('drain', () => resolve()).once('close', () => resolve()));
         if (entry.destroyed) return;
       }
       entry.end(undefined);

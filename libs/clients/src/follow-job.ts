@@ -4,7 +4,12 @@ import type { Job } from './generated/types.gen.js';
 import type { Client } from './service-clients.js';
 
 /** Waits by long-polls until a job of another service has ended, in whatever way; an abort ends the waiting, not the job. */
-export async function followJob(client: Client, id: string, signal: AbortSignal, onProgress: (job: Job) => void = () => undefined): Promise<Job> {
+export async function followJob(
+  client: Client,
+  id: string,
+  signal: AbortSignal,
+  onProgress: (job: Job) => void = () => undefined,
+): Promise<Job> {
   for (;;) {
     const { data } = await getJob({ client, path: { id }, query: { waitSeconds: 5 }, signal, throwOnError: true });
     onProgress(data);

@@ -15,7 +15,8 @@ export interface ServiceEndpoint {
  * `dependency_unavailable`.
  */
 export function createServiceClient(endpoint: string | ServiceEndpoint, token?: string | (() => string)): Client {
-  const { url: baseUrl, socketPath } = typeof endpoint === 'string' ? { url: endpoint, socketPath: undefined } : endpoint;
+  const { url: baseUrl, socketPath } =
+    typeof endpoint === 'string' ? { url: endpoint, socketPath: undefined } : endpoint;
   const client = createClient(createConfig({ baseUrl, throwOnError: true, fetch: makeDirectFetch({ socketPath }) }));
   if (token !== undefined)
     client.interceptors.request.use((request) => {
@@ -24,9 +25,14 @@ export function createServiceClient(endpoint: string | ServiceEndpoint, token?: 
     });
   client.interceptors.error.use((error, response) => {
     if (error instanceof AppError || (error as Error | undefined)?.name === 'AbortError') return error;
-    if (typeof error === 'object' && error !== null && 'code' in error && 'nextStep' in error) return fromProblem(error as Problem);
+    if (typeof error === 'object' && error !== null && 'code' in error && 'nextStep' in error)
+      return fromProblem(error as Problem);
     const where = socketPath ?? baseUrl;
-    return new AppError('dependency_unavailable', { detail: response ? `${where} answered ${response.status}` : `${where} did not answer` }, { cause: error });
+    return new AppError(
+      'dependency_unavailable',
+      { detail: response ? `${where} answered ${response.status}` : `${where} did not answer` },
+      { cause: error },
+    );
   });
   return client;
 }

@@ -28,7 +28,10 @@ export function parseBoundedJson(bytes: Uint8Array, bounds: JsonBounds): unknown
 }
 
 /** Throws a SyntaxError for what is out of bounds. That it is JSON is for the parser to say. */
-export function assertJsonBounds(bytes: Uint8Array, { maxBytes, maxValues, maxDepth = 32, maxMembers = 1_000 }: JsonBounds): void {
+export function assertJsonBounds(
+  bytes: Uint8Array,
+  { maxBytes, maxValues, maxDepth = 32, maxMembers = 1_000 }: JsonBounds,
+): void {
   if (bytes.byteLength > maxBytes) throw new SyntaxError(`more than ${maxBytes} bytes`);
   /** Of each open object the members so far; of an array nothing that is ever too much. */
   const open: number[] = [];
@@ -43,7 +46,8 @@ export function assertJsonBounds(bytes: Uint8Array, { maxBytes, maxValues, maxDe
       open.push(members);
     } else if (byte === openArray || byte === openObject) {
       values += 1;
-      if (open.push(byte === openObject ? 1 : Number.NEGATIVE_INFINITY) > maxDepth) throw new SyntaxError(`more than ${maxDepth} levels`);
+      if (open.push(byte === openObject ? 1 : Number.NEGATIVE_INFINITY) > maxDepth)
+        throw new SyntaxError(`more than ${maxDepth} levels`);
     } else if (byte === closeArray || byte === closeObject) open.pop();
     else continue;
     if (values > maxValues) throw new SyntaxError(`more than ${maxValues} values`);

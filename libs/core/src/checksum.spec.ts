@@ -21,9 +21,15 @@ describe('findSha256', () => {
       'of Get-FileHash',
       `\r\nAlgorithm       Hash                                                                   Path\r\n---------       ----\r\nSHA256          ${digest.toUpperCase()}       C:\\x\\bundle.tar\r\n\r\n`,
     ],
-    ['of Get-FileHash | Format-List', `Algorithm : SHA256\r\nHash      : ${digest.toUpperCase()}\r\nPath      : C:\\x\\bundle.tar\r\n`],
+    [
+      'of Get-FileHash | Format-List',
+      `Algorithm : SHA256\r\nHash      : ${digest.toUpperCase()}\r\nPath      : C:\\x\\bundle.tar\r\n`,
+    ],
     ['of a file in UTF-16', Buffer.from(`\uFEFF${digest.toUpperCase()}\r\n`, 'utf16le').toString('latin1')],
-    ['of certutil', `SHA256 hash of bundle.tar:\r\n${digest}\r\nCertUtil: -hashfile command completed successfully.\r\n`],
+    [
+      'of certutil',
+      `SHA256 hash of bundle.tar:\r\n${digest}\r\nCertUtil: -hashfile command completed successfully.\r\n`,
+    ],
     ['of an old certutil', `SHA256 hash of file bundle.tar:\r\n${spaced}\r\n`],
     ['with blanks around', `  ${digest} \n`],
     ['one of several files', `${other}  other.tar\n${digest}  bundle.tar\n`],
@@ -33,14 +39,26 @@ describe('findSha256', () => {
     ['one of several, with a name in parentheses', `${digest}  (out)/bundle.tar\n${other}  (out)/bundle.tarx\n`],
     ['the same twice', `${digest}  a\n${digest}  b\n`],
     ['one of several files, the name first', `other.tar: ${other}\nbundle.tar: ${digest}\n`],
-    ['one of several files, the name first and the algorithm too', `other.tar sha256:${other}\nbundle.tar sha256:${digest}\n`],
+    [
+      'one of several files, the name first and the algorithm too',
+      `other.tar sha256:${other}\nbundle.tar sha256:${digest}\n`,
+    ],
     ['one of several files, with one blank and a star', `${other} *other.tar\n${digest} *bundle.tar\n`],
     ['one of several files, with the algorithm', `sha256:${other}  other.tar\nsha256:${digest}  out/bundle.tar\n`],
     ['one of several files in base64', `sha256-${base64(other)} other.tar\nsha256-${base64(digest)} bundle.tar\n`],
-    ['one of several files of cksum --base64', `SHA256 (other.tar) = ${base64(other)}\nSHA256 (bundle.tar) = ${base64(digest)}\n`],
+    [
+      'one of several files of cksum --base64',
+      `SHA256 (other.tar) = ${base64(other)}\nSHA256 (bundle.tar) = ${base64(digest)}\n`,
+    ],
     ['one of several files in JSON', `{"other.tar":"sha256:${other}","bundle.tar":"sha256:${digest}"}`],
-    ['one of several files of Get-FileHash | Format-List', `Hash : ${other}\r\nPath : C:\\other.tar\r\n\r\nHash : ${digest}\r\nPath : C:\\bundle.tar\r\n`],
-    ['one of several files of certutil', `SHA256 hash of other.tar:\r\n${other}\r\nSHA256 hash of bundle.tar:\r\n${digest}\r\n`],
+    [
+      'one of several files of Get-FileHash | Format-List',
+      `Hash : ${other}\r\nPath : C:\\other.tar\r\n\r\nHash : ${digest}\r\nPath : C:\\bundle.tar\r\n`,
+    ],
+    [
+      'one of several files of certutil',
+      `SHA256 hash of other.tar:\r\n${other}\r\nSHA256 hash of bundle.tar:\r\n${digest}\r\n`,
+    ],
     ["one of several files in Debian's lists", `Checksums-Sha256:\n ${other} 5 other.tar\n ${digest} 123 bundle.tar\n`],
     ['below the name of a program', `# sha256sum of everything\n${digest}  bundle.tar\n`],
     ['behind the name of a program', `sha256sum: ${digest}`],
@@ -67,7 +85,9 @@ describe('findSha256', () => {
     ['no digits', 'x'.repeat(64)],
     ['base64 of another length', `sha256-${'A'.repeat(40)}=`],
     ['a word that looks like base64', base64(digest)],
-  ])('none in %s', (_what, text) => expect(() => findSha256(text, 'bundle.tar')).toThrow(expect.objectContaining({ code: 'request_invalid' })));
+  ])('none in %s', (_what, text) =>
+    expect(() => findSha256(text, 'bundle.tar')).toThrow(expect.objectContaining({ code: 'request_invalid' })),
+  );
 
   it.each([
     ['SHA3-256', `SHA3-256 (bundle.tar) = ${digest}`],
@@ -94,7 +114,10 @@ describe('findSha256', () => {
     ['Something-New', `Something-New (bundle.tar) = ${digest}`],
   ])('refuses %s by its name: %#', (algorithm, text) =>
     expect(() => findSha256(text, 'bundle.tar')).toThrow(
-      expect.objectContaining({ code: 'request_invalid', details: { detail: expect.stringContaining(`checksum of ${algorithm},`) } }),
+      expect.objectContaining({
+        code: 'request_invalid',
+        details: { detail: expect.stringContaining(`checksum of ${algorithm},`) },
+      }),
     ),
   );
 

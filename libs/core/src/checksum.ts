@@ -8,7 +8,8 @@ export const maxChecksumLength = 65_536;
 const digestPattern =
   /(?<![0-9a-f][ :-]?)(?:[0-9a-f]{2}[ :-]){31}[0-9a-f]{2}(?![ :-]?[0-9a-f]{2}(?![0-9a-z]))|(?<![0-9a-z+/])[0-9a-z+/]{43}=(?![0-9a-z+/=])|(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])/gi;
 
-const families = 'sha|md|blake|b2|b3|keccak|ripemd|rmd|sm3|streebog|gost|skein|snefru|edon|kangaroo|tiger|whirlpool|crc|xxh';
+const families =
+  'sha|md|blake|b2|b3|keccak|ripemd|rmd|sm3|streebog|gost|skein|snefru|edon|kangaroo|tiger|whirlpool|crc|xxh';
 /** Right before a digest. */
 const labelPattern = new RegExp(
   `(?:^|[^\\w./-])((?:(?:hmac|rsa)[-_ ]?)?(?:${families})[-_/ ]?\\w{0,20}(?:[-_/ ](?:\\d{1,4}|sums?|hash|digest|checksum)){0,3})$`,
@@ -21,7 +22,8 @@ const headingPattern = new RegExp(
 );
 /** As BSD and openssl write it: what stands before the parentheses is the algorithm, whatever it is. */
 const taggedPattern = /^\s*\\?([\w/-]{1,40}(?: [\w/-]{1,40})?)\s*\((.*)\)\s*=\s*$/;
-const isSha256 = (algorithm: string): boolean => /^sha2?256(?:(?:check)?sums?|hash|digest)?$/i.test(algorithm.replaceAll(/[-_ ]/g, ''));
+const isSha256 = (algorithm: string): boolean =>
+  /^sha2?256(?:(?:check)?sums?|hash|digest)?$/i.test(algorithm.replaceAll(/[-_ ]/g, ''));
 
 interface Found {
   digest: string;
@@ -42,12 +44,15 @@ export function findSha256(text: string, fileName?: string): string {
   const digests = new Set(meant.filter(({ algorithm }) => isSha256(algorithm)).map(({ digest }) => digest));
   const [digest] = digests;
   if (digest !== undefined && digests.size === 1) return digest;
-  throw new AppError('request_invalid', { detail: `sha256: ${complaintOf(meant, digests.size, fileName ?? 'the file')}` });
+  throw new AppError('request_invalid', {
+    detail: `sha256: ${complaintOf(meant, digests.size, fileName ?? 'the file')}`,
+  });
 }
 
 function complaintOf([first]: Found[], count: number, fileName: string): string {
   if (!first) return 'it has no SHA-256, which is 64 hex digits or sha256- with base64';
-  if (count === 0) return `it has a checksum of ${first.algorithm}, and Airdock compares SHA-256 only: give that of sha256sum`;
+  if (count === 0)
+    return `it has a checksum of ${first.algorithm}, and Airdock compares SHA-256 only: give that of sha256sum`;
   return `it has ${count} of them, and not one that is of ${fileName}`;
 }
 
@@ -92,7 +97,11 @@ function checksumsIn(text: string): Found[] {
 }
 
 /** What a line says of a digest: a file's name before it or behind it, and perhaps the algorithm. */
-function describe(before: string, after: string, behindOnly: string): { algorithm?: string | undefined; names: string[] } {
+function describe(
+  before: string,
+  after: string,
+  behindOnly: string,
+): { algorithm?: string | undefined; names: string[] } {
   const tagged = taggedPattern.exec(before);
   if (tagged) return { algorithm: tagged[1], names: [baseName(tagged[2])] };
   const lead = before.replace(/[\s:="'-]{1,100}$/, '');
@@ -113,4 +122,5 @@ function baseName(text = ''): string {
   return text.slice(start, end).split(/[\\/]/).at(-1) ?? '';
 }
 
-const hexOf = (base64: string): string => Array.from(atob(base64), (character) => character.charCodeAt(0).toString(16).padStart(2, '0')).join('');
+const hexOf = (base64: string): string =>
+  Array.from(atob(base64), (character) => character.charCodeAt(0).toString(16).padStart(2, '0')).join('');

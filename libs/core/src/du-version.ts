@@ -23,6 +23,9 @@ export function compareDuVersions(a: string, b: string): number {
 
 function parseDuVersion(version: string): { number: string; build: number | undefined } {
   const [, number, build] = /^(?:v-?)?(\d+\.\d+\.\d+)(?:-(\d+))?$/.exec(version) ?? [];
-  if (!number) throw new AppError('configuration_invalid', { detail: `'${version.slice(0, 60)}' is not a version like v-5.3.0-1558488` });
+  if (!number)
+    throw new AppError('configuration_invalid', {
+      detail: `'${version.slice(0, 60)}' is not a version like v-5.3.0-1558488`,
+    });
   return { number, build: build === undefined ? undefined : Number(build) };
 }

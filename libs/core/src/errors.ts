@@ -4,7 +4,14 @@ import { cleanDeep } from './host/host-text.js';
  * What can go wrong, for API and worker alike. The family of a code decides its HTTP status, whether a job tries again,
  * and the log level; nothing else in the code knows any of the three.
  */
-export type ErrorFamily = 'invalid' | 'unauthorized' | 'forbidden' | 'notFound' | 'conflict' | 'unavailable' | 'internal';
+export type ErrorFamily =
+  | 'invalid'
+  | 'unauthorized'
+  | 'forbidden'
+  | 'notFound'
+  | 'conflict'
+  | 'unavailable'
+  | 'internal';
 
 interface ErrorDefinition {
   family: ErrorFamily;
@@ -29,14 +36,28 @@ const definitions = {
     title: 'The request could not be read',
     nextStep: 'Send well-formed JSON with content-type application/json.',
   },
-  media_type_unsupported: { family: 'invalid', status: 415, title: 'The media type is not supported', nextStep: 'Send content-type application/json.' },
-  payload_too_large: { family: 'invalid', status: 413, title: 'The request body is too large', nextStep: 'Send bundles through /v1/uploads, in parts.' },
+  media_type_unsupported: {
+    family: 'invalid',
+    status: 415,
+    title: 'The media type is not supported',
+    nextStep: 'Send content-type application/json.',
+  },
+  payload_too_large: {
+    family: 'invalid',
+    status: 413,
+    title: 'The request body is too large',
+    nextStep: 'Send bundles through /v1/uploads, in parts.',
+  },
   token_missing: {
     family: 'unauthorized',
     title: 'A bearer token is required',
     nextStep: 'Send `Authorization: Bearer <token>`; the first token is in admin.token in the data folder.',
   },
-  token_invalid: { family: 'unauthorized', title: 'The token is not valid', nextStep: 'Use the token in admin.token in the data folder of the DU.' },
+  token_invalid: {
+    family: 'unauthorized',
+    title: 'The token is not valid',
+    nextStep: 'Use the token in admin.token in the data folder of the DU.',
+  },
   route_internal: {
     family: 'forbidden',
     title: 'Only the services of Airdock call this route',
@@ -46,7 +67,8 @@ const definitions = {
     family: 'unavailable',
     status: 429,
     title: 'Too many failed logins from this address',
-    nextStep: 'Use the right token, which is taken at any time; on the DU itself the Unix socket of the API needs none.',
+    nextStep:
+      'Use the right token, which is taken at any time; on the DU itself the Unix socket of the API needs none.',
   },
   request_timeout: {
     family: 'unavailable',
@@ -54,9 +76,24 @@ const definitions = {
     title: 'The request did not arrive in time',
     nextStep: 'Repeat it over a connection that is fast enough; send large files through /v1/uploads, in parts.',
   },
-  header_too_large: { family: 'invalid', status: 431, title: 'The headers of the request are too large', nextStep: 'Send fewer and shorter headers.' },
-  uri_too_long: { family: 'invalid', status: 414, title: 'The URL is too long', nextStep: 'Shorten the ids or the query.' },
-  method_not_allowed: { family: 'invalid', status: 405, title: 'The method is not supported here', nextStep: 'See /docs for the routes and their methods.' },
+  header_too_large: {
+    family: 'invalid',
+    status: 431,
+    title: 'The headers of the request are too large',
+    nextStep: 'Send fewer and shorter headers.',
+  },
+  uri_too_long: {
+    family: 'invalid',
+    status: 414,
+    title: 'The URL is too long',
+    nextStep: 'Shorten the ids or the query.',
+  },
+  method_not_allowed: {
+    family: 'invalid',
+    status: 405,
+    title: 'The method is not supported here',
+    nextStep: 'See /docs for the routes and their methods.',
+  },
   connections_exceeded: {
     family: 'unavailable',
     title: 'Too many connections are open',
@@ -69,8 +106,16 @@ const definitions = {
     nextStep: 'Close some of them, or look at the job with GET /v1/jobs/{id} now and then.',
   },
   route_not_found: { family: 'notFound', title: 'There is no such route', nextStep: 'See /docs for the routes.' },
-  resource_not_found: { family: 'notFound', title: 'There is no such resource', nextStep: 'List the collection to find its id.' },
-  resource_exists: { family: 'conflict', title: 'A resource with this name exists', nextStep: 'Choose another name, or use the existing resource.' },
+  resource_not_found: {
+    family: 'notFound',
+    title: 'There is no such resource',
+    nextStep: 'List the collection to find its id.',
+  },
+  resource_exists: {
+    family: 'conflict',
+    title: 'A resource with this name exists',
+    nextStep: 'Choose another name, or use the existing resource.',
+  },
   resource_in_use: { family: 'conflict', title: 'The resource is in use', nextStep: 'Remove what uses it first.' },
   resource_changed: {
     family: 'conflict',
@@ -78,7 +123,12 @@ const definitions = {
     title: 'The resource was changed by someone else',
     nextStep: 'Read it again and repeat the change with the new ETag.',
   },
-  cursor_invalid: { family: 'invalid', status: 422, title: 'The cursor is not one of ours', nextStep: 'Start again without `cursor`.' },
+  cursor_invalid: {
+    family: 'invalid',
+    status: 422,
+    title: 'The cursor is not one of ours',
+    nextStep: 'Start again without `cursor`.',
+  },
   idempotency_key_reused: {
     family: 'conflict',
     status: 422,
@@ -92,8 +142,16 @@ const definitions = {
     nextStep: 'Repeat the request in a moment.',
   },
   rate_limited: { family: 'unavailable', status: 429, title: 'Too many requests', nextStep: 'Wait and repeat.' },
-  internal_error: { family: 'internal', title: 'Something failed inside Airdock', nextStep: 'Look for the request id in the log and report it.' },
-  configuration_invalid: { family: 'invalid', title: 'The configuration is not valid', nextStep: 'Correct the lines named.' },
+  internal_error: {
+    family: 'internal',
+    title: 'Something failed inside Airdock',
+    nextStep: 'Look for the request id in the log and report it.',
+  },
+  configuration_invalid: {
+    family: 'invalid',
+    title: 'The configuration is not valid',
+    nextStep: 'Correct the lines named.',
+  },
   file_exposed: {
     family: 'conflict',
     title: 'Others can read or change a file that must be private',
@@ -109,7 +167,11 @@ const definitions = {
     title: 'The database holds columns that this version does not know and would remove',
     nextStep: 'Start the version that wrote them, or restore a backup of this version.',
   },
-  data_dir_in_use: { family: 'conflict', title: 'Another DU uses the data folder', nextStep: 'Stop it, or start with another --data-dir.' },
+  data_dir_in_use: {
+    family: 'conflict',
+    title: 'Another DU uses the data folder',
+    nextStep: 'Stop it, or start with another --data-dir.',
+  },
   dependency_unavailable: {
     family: 'unavailable',
     title: 'A service that is needed did not answer',
@@ -128,23 +190,48 @@ const definitions = {
       'Pulls go on, and reads as far as the disk can be read. The kernel mounts a disk read-only when it fails: look at `dmesg` and `findmnt`, check the disk, with Airdock stopped where it has to be unmounted, and mount it for writing. What waits goes on by itself.',
   },
   // Jobs
-  job_finished: { family: 'conflict', title: 'The job has already ended', nextStep: 'Start a new one, or retry it if it failed.' },
-  job_not_retryable: { family: 'conflict', title: 'Only failed and cancelled jobs can be retried', nextStep: 'Wait for the job to end.' },
-  job_cancelled: { family: 'conflict', title: 'The job was cancelled', nextStep: 'Retry the job to continue where it stopped.' },
+  job_finished: {
+    family: 'conflict',
+    title: 'The job has already ended',
+    nextStep: 'Start a new one, or retry it if it failed.',
+  },
+  job_not_retryable: {
+    family: 'conflict',
+    title: 'Only failed and cancelled jobs can be retried',
+    nextStep: 'Wait for the job to end.',
+  },
+  job_cancelled: {
+    family: 'conflict',
+    title: 'The job was cancelled',
+    nextStep: 'Retry the job to continue where it stopped.',
+  },
   worker_lost: {
     family: 'conflict',
     title: 'Three workers died with the job, and it got no further',
-    nextStep: 'Look for the reason in the log and in the memory of the machine; what the job works on may be what ends its workers. Then retry the job.',
+    nextStep:
+      'Look for the reason in the log and in the memory of the machine; what the job works on may be what ends its workers. Then retry the job.',
   },
-  job_stalled: { family: 'unavailable', title: 'The job made no progress for too long', nextStep: 'Check disk and network, then retry the job.' },
+  job_stalled: {
+    family: 'unavailable',
+    title: 'The job made no progress for too long',
+    nextStep: 'Check disk and network, then retry the job.',
+  },
   // Registry
   registry_fenced: {
     family: 'unavailable',
     title: 'The registry takes no pushes while the DU is upgraded',
     nextStep: 'Wait until the upgrade has ended; GET /v1/du tells which one it is. Hosts go on pulling.',
   },
-  registry_off: { family: 'conflict', title: 'The local registry is switched off', nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.' },
-  registry_unavailable: { family: 'unavailable', title: 'The registry did not answer', nextStep: 'See GET /v1/registry for its health.' },
+  registry_off: {
+    family: 'conflict',
+    title: 'The local registry is switched off',
+    nextStep: 'Switch it on: PUT /v1/registry {"mode":"local"}.',
+  },
+  registry_unavailable: {
+    family: 'unavailable',
+    title: 'The registry did not answer',
+    nextStep: 'See GET /v1/registry for its health.',
+  },
   registry_storage_read_only: {
     family: 'unavailable',
     title: "The disk of the registry's storage takes no writes",
@@ -166,7 +253,8 @@ const definitions = {
   storage_adoption_refused: {
     family: 'conflict',
     title: 'There is no such storage to be adopted',
-    nextStep: 'Name the id that GET /v1/registry has as `adoptableId` in `storageError`; without a `storageError` there is nothing to be done.',
+    nextStep:
+      'Name the id that GET /v1/registry has as `adoptableId` in `storageError`; without a `storageError` there is nothing to be done.',
   },
   registry_rejected: {
     family: 'conflict',
@@ -181,17 +269,20 @@ const definitions = {
   registry_external_silent: {
     family: 'conflict',
     title: 'Nothing answers as a registry at the URL of the external registry',
-    nextStep: 'Correct the URL, or start that registry, then repeat the request; until then everything stays as it is. To have no registry, use mode none.',
+    nextStep:
+      'Correct the URL, or start that registry, then repeat the request; until then everything stays as it is. To have no registry, use mode none.',
   },
   registry_damaged: {
     family: 'conflict',
     title: 'The registry holds manifests that cannot be read, so nothing was collected',
-    nextStep: 'Push the images named in `damaged` again, or delete them; POST /v1/verifications finds whatever else is damaged.',
+    nextStep:
+      'Push the images named in `damaged` again, or delete them; POST /v1/verifications finds whatever else is damaged.',
   },
   registry_busy: {
     family: 'conflict',
     title: 'Jobs that use the registry went on for too long, so nothing was collected',
-    nextStep: 'Wait for the jobs named in `jobs`, or cancel them, then retry; `waitMinutes` says how long a collection waits.',
+    nextStep:
+      'Wait for the jobs named in `jobs`, or cancel them, then retry; `waitMinutes` says how long a collection waits.',
   },
   registry_collecting: {
     family: 'unavailable',
@@ -211,7 +302,8 @@ const definitions = {
   registry_socket_taken: {
     family: 'conflict',
     title: "Something else is in the place of the registry's Unix socket",
-    nextStep: 'See what has it with `ss -xlp`, end that, and check that nobody else may write to the folder run/registry of the data folder.',
+    nextStep:
+      'See what has it with `ss -xlp`, end that, and check that nobody else may write to the folder run/registry of the data folder.',
   },
   registry_engine_missing: {
     family: 'conflict',
@@ -236,14 +328,24 @@ const definitions = {
     title: 'The path is outside the bundle folders',
     nextStep: 'Put the file into one of the folders of airdock.bundleDirs, or add its folder there.',
   },
-  bundle_not_found: { family: 'notFound', status: 422, title: 'There is no such file', nextStep: 'Check the path on the DU, or upload the bundle.' },
+  bundle_not_found: {
+    family: 'notFound',
+    status: 422,
+    title: 'There is no such file',
+    nextStep: 'Check the path on the DU, or upload the bundle.',
+  },
   bundle_unreadable: {
     family: 'conflict',
     status: 422,
     title: 'The file cannot be read',
-    nextStep: 'Give the user of the DU the right to read it and its folders; for EIO and ESTALE look at the disk with `dmesg`, or mount it again.',
+    nextStep:
+      'Give the user of the DU the right to read it and its folders; for EIO and ESTALE look at the disk with `dmesg`, or mount it again.',
   },
-  bundle_not_ready: { family: 'conflict', title: 'The bundle has not been read successfully', nextStep: "See the bundle's job for the reason." },
+  bundle_not_ready: {
+    family: 'conflict',
+    title: 'The bundle has not been read successfully',
+    nextStep: "See the bundle's job for the reason.",
+  },
   bundle_format_unknown: {
     family: 'invalid',
     title: 'The file is no image bundle',
@@ -259,7 +361,11 @@ const definitions = {
     title: 'The bundle ends before its content does',
     nextStep: 'Copy the file again and compare its checksum with the source.',
   },
-  bundle_corrupt: { family: 'invalid', title: 'The bundle is damaged', nextStep: 'Copy the file again and compare its checksum with the source.' },
+  bundle_corrupt: {
+    family: 'invalid',
+    title: 'The bundle is damaged',
+    nextStep: 'Copy the file again and compare its checksum with the source.',
+  },
   bundle_unsafe: {
     family: 'invalid',
     title: 'The bundle contains members that no image tool writes',
@@ -268,14 +374,20 @@ const definitions = {
   bundle_too_large: {
     family: 'invalid',
     title: 'The bundle has more in it than can be read',
-    nextStep: 'Split the bundle; when a manifest or configuration is what is too large, no image tool wrote it, and the image has to be made again.',
+    nextStep:
+      'Split the bundle; when a manifest or configuration is what is too large, no image tool wrote it, and the image has to be made again.',
   },
   compression_unsupported: {
     family: 'invalid',
     title: 'The compression is not supported',
-    nextStep: 'Use gzip, zstd (up to --long=27), xz or none for bundles, each only once; gzip or none for the layers of a docker-archive.',
+    nextStep:
+      'Use gzip, zstd (up to --long=27), xz or none for bundles, each only once; gzip or none for the layers of a docker-archive.',
   },
-  bundle_changed: { family: 'conflict', title: 'The bundle file changed since it was registered', nextStep: 'Register the bundle again.' },
+  bundle_changed: {
+    family: 'conflict',
+    title: 'The bundle file changed since it was registered',
+    nextStep: 'Register the bundle again.',
+  },
   platforms_absent: {
     family: 'invalid',
     title: 'The bundle does not have all platforms of the image',
@@ -284,12 +396,14 @@ const definitions = {
   image_name_missing: {
     family: 'invalid',
     title: 'An image in the bundle has no name',
-    nextStep: 'Register the bundle again with `names` for the digests in `unnamed`, or make it with full names, e.g. oci-archive:FILE:k8s.gcr.io/pause:3.2.',
+    nextStep:
+      'Register the bundle again with `names` for the digests in `unnamed`, or make it with full names, e.g. oci-archive:FILE:k8s.gcr.io/pause:3.2.',
   },
   image_name_ambiguous: {
     family: 'invalid',
     title: 'The bundle gives one name to several images',
-    nextStep: 'Register the bundle again with `names` for the digests in `unusable`: a name of its own for each that is wanted.',
+    nextStep:
+      'Register the bundle again with `names` for the digests in `unusable`: a name of its own for each that is wanted.',
   },
   image_name_collision: {
     family: 'conflict',
@@ -305,9 +419,14 @@ const definitions = {
   images_damaged: {
     family: 'conflict',
     title: 'The registry does not hold images as they were pushed',
-    nextStep: 'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again, or restore a backup.',
+    nextStep:
+      'The verification names them. Set damaged blobs aside with `quarantine`, then push their bundles again, or restore a backup.',
   },
-  image_unsupported: { family: 'invalid', title: 'The image uses something that a registry cannot hold', nextStep: 'Rebuild the image without it.' },
+  image_unsupported: {
+    family: 'invalid',
+    title: 'The image uses something that a registry cannot hold',
+    nextStep: 'Rebuild the image without it.',
+  },
   layer_encrypted: {
     family: 'invalid',
     title: 'The image has an encrypted layer',
@@ -316,14 +435,19 @@ const definitions = {
   layer_foreign: {
     family: 'invalid',
     title: 'The image has a layer that only its vendor may distribute',
-    nextStep: 'Fetch the layer from one of the `urls` where the vendor allows it, and rebuild the image with it as an ordinary layer.',
+    nextStep:
+      'Fetch the layer from one of the `urls` where the vendor allows it, and rebuild the image with it as an ordinary layer.',
   },
   digest_unsupported: {
     family: 'invalid',
     title: 'The image uses another digest algorithm than SHA-256',
     nextStep: 'Make the image again with sha256 digests, which all tools use unless told otherwise.',
   },
-  image_not_found: { family: 'notFound', title: 'There is no such image', nextStep: 'List the images with GET /v1/images.' },
+  image_not_found: {
+    family: 'notFound',
+    title: 'There is no such image',
+    nextStep: 'List the images with GET /v1/images.',
+  },
   digest_mismatch: {
     family: 'invalid',
     title: 'The content does not have its digest',
@@ -335,7 +459,11 @@ const definitions = {
     title: 'This is not an image reference',
     nextStep: 'Write it as registry/path:tag, e.g. k8s.gcr.io/pause:3.2.',
   },
-  space_insufficient: { family: 'conflict', title: 'There is not enough disk space', nextStep: 'Free the bytes named, or use a larger disk.' },
+  space_insufficient: {
+    family: 'conflict',
+    title: 'There is not enough disk space',
+    nextStep: 'Free the bytes named, or use a larger disk.',
+  },
   upload_not_found: {
     family: 'notFound',
     status: 422,
@@ -343,11 +471,16 @@ const definitions = {
     nextStep: 'Finish the upload first: HEAD /v1/uploads/{id} tells how far it is.',
   },
   // Hosts
-  host_unreachable: { family: 'unavailable', title: 'The host could not be reached', nextStep: 'Check address, port and firewall: ssh to it from the DU.' },
+  host_unreachable: {
+    family: 'unavailable',
+    title: 'The host could not be reached',
+    nextStep: 'Check address, port and firewall: ssh to it from the DU.',
+  },
   host_key_mismatch: {
     family: 'conflict',
     title: 'The host key is not the pinned one',
-    nextStep: 'Someone may be in between. If the host was reinstalled, compare the fingerprint on its console and PATCH the host with it as hostKey.',
+    nextStep:
+      'Someone may be in between. If the host was reinstalled, compare the fingerprint on its console and PATCH the host with it as hostKey.',
   },
   host_auth_failed: {
     family: 'conflict',
@@ -359,7 +492,8 @@ const definitions = {
     family: 'invalid',
     status: 422,
     title: 'The host cannot be reached through this jump host',
-    nextStep: 'Choose a registered host that does not lead back to this one, with three more hosts before it at the most.',
+    nextStep:
+      'Choose a registered host that does not lead back to this one, with three more hosts before it at the most.',
   },
   label_selector_invalid: {
     family: 'invalid',
@@ -379,11 +513,16 @@ const definitions = {
     title: 'Hosts of the inventory cannot be registered, so nothing was changed',
     nextStep: 'Correct the lines in `refused`, or send `partial: true` to register the others.',
   },
-  host_timeout: { family: 'unavailable', title: 'The host did not answer in time', nextStep: 'Check the load of the host and the network, then retry.' },
+  host_timeout: {
+    family: 'unavailable',
+    title: 'The host did not answer in time',
+    nextStep: 'Check the load of the host and the network, then retry.',
+  },
   host_protocol_error: {
     family: 'conflict',
     title: 'The host broke the rules of SSH, and was disconnected',
-    nextStep: 'No sshd does this: see what answers on the port of the host. If it is a known SSH server, report it with `detail`.',
+    nextStep:
+      'No sshd does this: see what answers on the port of the host. If it is a known SSH server, report it with `detail`.',
   },
   host_flood: {
     family: 'conflict',
@@ -393,7 +532,8 @@ const definitions = {
   host_channels_exceeded: {
     family: 'conflict',
     title: 'The host opened too many connections through its tunnel at a time',
-    nextStep: 'Those above the bound in `detail` were refused, the others go on. See on the host what connects to the port of the registry.',
+    nextStep:
+      'Those above the bound in `detail` were refused, the others go on. See on the host what connects to the port of the registry.',
   },
   host_buffer_exceeded: {
     family: 'conflict',
@@ -416,7 +556,11 @@ const definitions = {
     nextStep:
       'Look at the host: its sshd, its files, who else is root there. The quarantine ends at `until`; DELETE /v1/hosts/{id}/quarantine lifts it before.',
   },
-  host_check_failed: { family: 'conflict', title: 'The host is not ready', nextStep: 'Correct what the failed checks name, then retry.' },
+  host_check_failed: {
+    family: 'conflict',
+    title: 'The host is not ready',
+    nextStep: 'Correct what the failed checks name, then retry.',
+  },
   host_port_taken: {
     family: 'conflict',
     title: 'The registry port is taken on the host',
@@ -431,7 +575,8 @@ const definitions = {
   host_session_refused: {
     family: 'conflict',
     title: 'The sshd of the host refuses sessions',
-    nextStep: 'Set MaxSessions in its sshd_config, and in Match blocks for the user, to 1 at least, 10 as by default; reload sshd, then retry.',
+    nextStep:
+      'Set MaxSessions in its sshd_config, and in Match blocks for the user, to 1 at least, 10 as by default; reload sshd, then retry.',
   },
   host_forwarding_refused: {
     family: 'conflict',
@@ -442,17 +587,20 @@ const definitions = {
   host_sudo_failed: {
     family: 'conflict',
     title: 'The user could not become root with sudo',
-    nextStep: 'As `detail` says: use root, allow sudo without password for the user, or give a credential with the right sudoPassword.',
+    nextStep:
+      'As `detail` says: use root, allow sudo without password for the user, or give a credential with the right sudoPassword.',
   },
   host_runtime_missing: {
     family: 'conflict',
     title: 'The host has no working container runtime',
-    nextStep: 'Install Docker on the host (docker info must work), or name its packages in airdock.packages.docker, then retry.',
+    nextStep:
+      'Install Docker on the host (docker info must work), or name its packages in airdock.packages.docker, then retry.',
   },
   host_runtime_failed: {
     family: 'conflict',
     title: 'The container runtime did not take its new configuration',
-    nextStep: "Look at the runtime's log on the host (journalctl -u docker, or -u containerd), correct what it complains about, then retry.",
+    nextStep:
+      "Look at the runtime's log on the host (journalctl -u docker, or -u containerd), correct what it complains about, then retry.",
   },
   host_cri_unavailable: {
     family: 'conflict',
@@ -483,11 +631,16 @@ const definitions = {
     nextStep:
       'Wait for the end of the process that `detail` names (an upgrade that runs by itself, cloud-init), or see why it hangs; then retry. Nothing was installed.',
   },
-  host_command_failed: { family: 'conflict', title: 'A command on the host failed', nextStep: "The command's own message is in `detail`." },
+  host_command_failed: {
+    family: 'conflict',
+    title: 'A command on the host failed',
+    nextStep: "The command's own message is in `detail`.",
+  },
   host_disk_full: {
     family: 'conflict',
     title: "The host's disk is full",
-    nextStep: "Free space on the host (`df -h`; images are in Docker's or containerd's folder below /var/lib), then retry. What was there before stays usable.",
+    nextStep:
+      "Free space on the host (`df -h`; images are in Docker's or containerd's folder below /var/lib), then retry. What was there before stays usable.",
   },
   host_disk_read_only: {
     family: 'conflict',
@@ -500,7 +653,11 @@ const definitions = {
     title: 'The host could not pull from the registry',
     nextStep: 'See GET /v1/tunnels for the tunnel and GET /v1/images for the image.',
   },
-  host_not_configured: { family: 'conflict', title: 'The host is not configured', nextStep: 'POST /v1/host-configurations for it first.' },
+  host_not_configured: {
+    family: 'conflict',
+    title: 'The host is not configured',
+    nextStep: 'POST /v1/host-configurations for it first.',
+  },
   host_drifted: {
     family: 'conflict',
     title: 'The host is no longer as it was configured',
@@ -512,7 +669,11 @@ const definitions = {
     nextStep:
       'Set GatewayPorts no in its sshd_config, Match blocks too, or take the drop-in off the unit that `detail` names; reload it, then retry. Nothing was answered through it.',
   },
-  tunnel_failed: { family: 'unavailable', title: 'The tunnel is down', nextStep: 'See GET /v1/tunnels for the reason; it is tried again by itself.' },
+  tunnel_failed: {
+    family: 'unavailable',
+    title: 'The tunnel is down',
+    nextStep: 'See GET /v1/tunnels for the reason; it is tried again by itself.',
+  },
   credential_invalid: {
     family: 'invalid',
     status: 422,
@@ -543,18 +704,27 @@ const definitions = {
     title: 'A host has another container runtime than the cluster',
     nextStep: 'Give the one of the hosts as options.containerRuntime, or configure the hosts with the other one.',
   },
-  image_set_missing: { family: 'conflict', title: 'No image set is defined for this Kubernetes version', nextStep: 'Define it with POST /v1/image-sets.' },
+  image_set_missing: {
+    family: 'conflict',
+    title: 'No image set is defined for this Kubernetes version',
+    nextStep: 'Define it with POST /v1/image-sets.',
+  },
   images_missing: {
     family: 'conflict',
     title: 'Images of the set are missing in the registry',
     nextStep: 'Push bundles that contain the images named in `missing`.',
   },
-  host_in_cluster: { family: 'conflict', title: 'A host belongs to another cluster', nextStep: 'Choose other hosts, or delete that cluster first.' },
+  host_in_cluster: {
+    family: 'conflict',
+    title: 'A host belongs to another cluster',
+    nextStep: 'Choose other hosts, or delete that cluster first.',
+  },
   cluster_network_invalid: {
     family: 'invalid',
     status: 422,
     title: 'The networks of the cluster cannot be used',
-    nextStep: 'Choose networks that overlap neither each other nor the addresses of hosts, e.g. 10.20.0.0/16 and 10.21.0.0/16.',
+    nextStep:
+      'Choose networks that overlap neither each other nor the addresses of hosts, e.g. 10.20.0.0/16 and 10.21.0.0/16.',
   },
   du_upgrade_running: {
     family: 'conflict',
@@ -586,7 +756,8 @@ const definitions = {
     family: 'invalid',
     status: 422,
     title: 'A program is installed only by its digest',
-    nextStep: 'Give `engine.digest`: sha256: and what sha256sum says of the program, as its maker publishes it. A dry run without it tells what the file has.',
+    nextStep:
+      'Give `engine.digest`: sha256: and what sha256sum says of the program, as its maker publishes it. A dry run without it tells what the file has.',
   },
   du_engine_digest_wrong: {
     family: 'conflict',
@@ -610,22 +781,33 @@ const definitions = {
     title: 'There is no such upgrade',
     nextStep: 'Choose a later version, at most one minor version ahead.',
   },
-  upgrade_not_running: { family: 'conflict', title: 'The upgrade is not running', nextStep: 'See its job; a failed or cancelled one goes on with a retry.' },
+  upgrade_not_running: {
+    family: 'conflict',
+    title: 'The upgrade is not running',
+    nextStep: 'See its job; a failed or cancelled one goes on with a retry.',
+  },
   cluster_not_ready: {
     family: 'conflict',
     title: 'The cluster would not stand up from the local registry now',
-    nextStep: 'Correct what `problems` names; POST /v1/readiness-checks with fix pushes missing images from registered bundles.',
+    nextStep:
+      'Correct what `problems` names; POST /v1/readiness-checks with fix pushes missing images from registered bundles.',
   },
-  cluster_busy: { family: 'conflict', title: 'Something else is done to the cluster now', nextStep: 'Wait for the job named, or cancel it.' },
+  cluster_busy: {
+    family: 'conflict',
+    title: 'Something else is done to the cluster now',
+    nextStep: 'Wait for the job named, or cancel it.',
+  },
   cluster_diverged: {
     family: 'conflict',
     title: 'The cluster is not as Airdock knows it',
-    nextStep: 'Compare `detail` with the cluster itself; correct it there, or delete the cluster here and register it again with `existing`.',
+    nextStep:
+      'Compare `detail` with the cluster itself; correct it there, or delete the cluster here and register it again with `existing`.',
   },
   node_unhealthy: {
     family: 'conflict',
     title: 'A node is not healthy, so the upgrade has stopped',
-    nextStep: 'Look at the node (kubectl describe node, journalctl -u kubelet), then retry the job: it goes on with this node.',
+    nextStep:
+      'Look at the node (kubectl describe node, journalctl -u kubelet), then retry the job: it goes on with this node.',
   },
   provisioner_unavailable: {
     family: 'conflict',
@@ -641,7 +823,8 @@ const definitions = {
   pmk_unavailable: {
     family: 'unavailable',
     title: 'The PMK control plane did not answer',
-    nextStep: 'Check its URL and that it runs: during a DU upgrade all of its APIs are down. Jobs try again by themselves.',
+    nextStep:
+      'Check its URL and that it runs: during a DU upgrade all of its APIs are down. Jobs try again by themselves.',
   },
   pmk_unauthorized: {
     family: 'conflict',
@@ -679,26 +862,38 @@ const definitions = {
   kubeadm_failed: {
     family: 'conflict',
     title: 'kubeadm failed on the host',
-    nextStep: "kubeadm's own message is in `detail`; correct what it complains about on the host, then retry: what is done already is not done again.",
+    nextStep:
+      "kubeadm's own message is in `detail`; correct what it complains about on the host, then retry: what is done already is not done again.",
   },
   kubernetes_api_failed: {
     family: 'conflict',
     title: 'The API of the Kubernetes cluster gave no proper answer',
-    nextStep: 'Look on the control plane host: `kubectl --kubeconfig /etc/kubernetes/admin.conf get nodes`, and the log of its kubelet; then retry.',
+    nextStep:
+      'Look on the control plane host: `kubectl --kubeconfig /etc/kubernetes/admin.conf get nodes`, and the log of its kubelet; then retry.',
   },
   drain_failed: {
     family: 'conflict',
     title: 'The node could not be drained',
-    nextStep: 'Move or delete the pods named in `detail`, or correct their disruption budgets, then retry. No new pods come to the node until then.',
+    nextStep:
+      'Move or delete the pods named in `detail`, or correct their disruption budgets, then retry. No new pods come to the node until then.',
   },
   node_not_ready: {
     family: 'conflict',
     title: 'The node did not become ready',
-    nextStep: 'Look at the log of the kubelet on the host (`journalctl -u kubelet`) and at the network plugin of the cluster, then retry.',
+    nextStep:
+      'Look at the log of the kubelet on the host (`journalctl -u kubelet`) and at the network plugin of the cluster, then retry.',
   },
   // Backups
-  backup_incomplete: { family: 'conflict', title: 'The backup is not complete', nextStep: 'Use a backup whose state is complete.' },
-  backup_corrupt: { family: 'invalid', title: 'The backup is damaged', nextStep: 'Use another backup; what is damaged is named in `detail`.' },
+  backup_incomplete: {
+    family: 'conflict',
+    title: 'The backup is not complete',
+    nextStep: 'Use a backup whose state is complete.',
+  },
+  backup_corrupt: {
+    family: 'invalid',
+    title: 'The backup is damaged',
+    nextStep: 'Use another backup; what is damaged is named in `detail`.',
+  },
   backup_format_unsupported: {
     family: 'invalid',
     title: 'The backup was written in a format that this version cannot read',
@@ -707,12 +902,14 @@ const definitions = {
   backup_store_unsafe: {
     family: 'invalid',
     title: 'The backup store holds something that no store has',
-    nextStep: 'Do not trust this disk: a link, a pipe, a device or an endless listing is in its place of files. Look at what `detail` names.',
+    nextStep:
+      'Do not trust this disk: a link, a pipe, a device or an endless listing is in its place of files. Look at what `detail` names.',
   },
   backup_unsigned: {
     family: 'conflict',
     title: 'The backup is not signed',
-    nextStep: 'Find out where it comes from. With `allowUnsigned: true` it is taken all the same; first with `dryRun: true`, which shows what it would change.',
+    nextStep:
+      'Find out where it comes from. With `allowUnsigned: true` it is taken all the same; first with `dryRun: true`, which shows what it would change.',
   },
   backup_signer_unknown: {
     family: 'conflict',
@@ -724,7 +921,8 @@ const definitions = {
     family: 'invalid',
     status: 422,
     title: 'This is no public key that signs backups',
-    nextStep: 'Give the `publicKey` that the other site shows at /v1/backup-signing-keys: ssh-ed25519 and what follows it, in one line.',
+    nextStep:
+      'Give the `publicKey` that the other site shows at /v1/backup-signing-keys: ssh-ed25519 and what follows it, in one line.',
   },
   backup_signature_wrong: {
     family: 'forbidden',
@@ -740,7 +938,8 @@ const definitions = {
   state_rows_invalid: {
     family: 'invalid',
     title: 'The state in the backup holds rows that no DU of this version would have written',
-    nextStep: 'Nothing was changed. `detail` names table, row and column; restore with `settings: false`, or from another backup.',
+    nextStep:
+      'Nothing was changed. `detail` names table, row and column; restore with `settings: false`, or from another backup.',
   },
   backup_key_missing: {
     family: 'conflict',
@@ -755,22 +954,26 @@ const definitions = {
   backup_target_read_only: {
     family: 'conflict',
     title: 'Where backups are kept takes no writes',
-    nextStep: 'Mount the disk for writing, or give the user or the S3 key the right to write. Restores, verifications and exports work without it.',
+    nextStep:
+      'Mount the disk for writing, or give the user or the S3 key the right to write. Restores, verifications and exports work without it.',
   },
   backup_target_changed: {
     family: 'conflict',
     title: 'Another backup store is where backups are kept',
-    nextStep: 'Mount the disk with the store that was there. To begin with another one, POST /v1/backup-targets/{name}/adoptions.',
+    nextStep:
+      'Mount the disk with the store that was there. To begin with another one, POST /v1/backup-targets/{name}/adoptions.',
   },
   backup_store_busy: {
     family: 'conflict',
     title: 'Others work in the backup store',
-    nextStep: 'Wait for the jobs that are running, or ask with a larger waitMinutes. Locks of what was killed end after 15 minutes.',
+    nextStep:
+      'Wait for the jobs that are running, or ask with a larger waitMinutes. Locks of what was killed end after 15 minutes.',
   },
   backup_exchange_dir_missing: {
     family: 'conflict',
     title: 'No folder for exported backups is configured',
-    nextStep: 'Set airdock.backup.exchangeDir to a folder, e.g. where the disk is mounted that is carried to the other site.',
+    nextStep:
+      'Set airdock.backup.exchangeDir to a folder, e.g. where the disk is mounted that is carried to the other site.',
   },
   backup_file_not_found: {
     family: 'invalid',
@@ -782,7 +985,8 @@ const definitions = {
     family: 'invalid',
     status: 422,
     title: 'This webhook target is not allowed',
-    nextStep: 'Use an http or https URL without credentials in it, of a host that airdock.webhooks.allowedHosts allows; see docs/webhooks.md.',
+    nextStep:
+      'Use an http or https URL without credentials in it, of a host that airdock.webhooks.allowedHosts allows; see docs/webhooks.md.',
   },
   registry_target_forbidden: {
     family: 'invalid',
@@ -871,7 +1075,14 @@ export const isTransient = (error: unknown): boolean => error instanceof AppErro
 export function toProblem(error: unknown): Problem {
   const known = error instanceof AppError ? error : new AppError('internal_error', {}, { cause: error });
   const { title, nextStep } = definitions[known.code];
-  return { ...known.details, type: `urn:airdock:problem:${known.code}`, title, status: known.status, code: known.code, nextStep };
+  return {
+    ...known.details,
+    type: `urn:airdock:problem:${known.code}`,
+    title,
+    status: known.status,
+    code: known.code,
+    nextStep,
+  };
 }
 
 /** The error again that `toProblem` made a document of, e.g. one stored with a job. */

@@ -21,5 +21,7 @@ describe('event types', () => {
     ['backup.s*', 'backup.stale', false],
     ['(a+)+', 'aaaa', false],
     ['', 'backup.stale', false],
-  ])('the filter %j lets %s through: %s', (filter, type, expected) => expect(matchesEventFilter(filter, type)).toBe(expected));
+  ])('the filter %j lets %s through: %s', (filter, type, expected) =>
+    expect(matchesEventFilter(filter, type)).toBe(expected),
+  );
 });

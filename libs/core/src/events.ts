@@ -33,11 +33,16 @@ const otherEvents = ['host.quarantined', 'backup.stale', 'webhook.disabled'] as 
 /** Sent to one endpoint, whatever it wants to hear of, when it is tried out. */
 export const pingEvent = 'webhook.ping';
 
-export const eventTypes = [...jobTypes.flatMap((type) => jobMoments.map((moment) => `${type}.${moment}` as const)), ...otherEvents, pingEvent] as const;
+export const eventTypes = [
+  ...jobTypes.flatMap((type) => jobMoments.map((moment) => `${type}.${moment}` as const)),
+  ...otherEvents,
+  pingEvent,
+] as const;
 export type EventType = (typeof eventTypes)[number];
 
 /** The event that tells of a job; undefined for job types that nobody is told of. */
-export const jobEvent = (jobType: string, moment: JobMoment): EventType | undefined => eventTypes.find((type) => type === `${jobType}.${moment}`);
+export const jobEvent = (jobType: string, moment: JobMoment): EventType | undefined =>
+  eventTypes.find((type) => type === `${jobType}.${moment}`);
 
 /** Parts of names between dots; `*` stands for one or more of them, at the end or before. */
 export const eventFilterPattern = /^(\*|[a-z-]{1,40})(\.(\*|[a-z-]{1,40})){0,3}$/;

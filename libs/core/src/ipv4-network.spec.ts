@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { assertNetworksApart, parseIpv4Network } from './ipv4-network.js';
 
-const invalid = (detail: string) => expect.objectContaining({ code: 'cluster_network_invalid', message: expect.stringContaining(detail) });
+const invalid = (detail: string) =>
+  expect.objectContaining({ code: 'cluster_network_invalid', message: expect.stringContaining(detail) });
 
 describe('networks of a cluster', () => {
   it('reads networks of every size', () => {
@@ -34,14 +35,18 @@ describe('networks of a cluster', () => {
     ['10.20.0.0/16', '10.20.128.0/17'],
     ['10.20.128.0/17', '10.20.0.0/16'],
     ['10.20.0.0/16', '10.20.0.0/16'],
-  ])('refuses %s for pods with %s for services', (pods, services) => expect(() => assertNetworksApart(pods, services, [])).toThrow(invalid('overlap')));
+  ])('refuses %s for pods with %s for services', (pods, services) =>
+    expect(() => assertNetworksApart(pods, services, [])).toThrow(invalid('overlap')),
+  );
 
   it('refuses a network that holds a host, and cannot tell of names', () => {
     const hosts = [
       { name: 'one', address: '192.168.0.7' },
       { name: 'two', address: 'two.example' },
     ];
-    expect(() => assertNetworksApart('10.20.0.0/16', '192.168.0.0/24', hosts)).toThrow(invalid('services (192.168.0.0/24) holds one, 192.168.0.7'));
+    expect(() => assertNetworksApart('10.20.0.0/16', '192.168.0.0/24', hosts)).toThrow(
+      invalid('services (192.168.0.0/24) holds one, 192.168.0.7'),
+    );
     expect(() => assertNetworksApart('10.20.0.0/16', '10.21.0.0/16', hosts)).not.toThrow();
   });
 });

@@ -30,17 +30,27 @@ export function parseIpv4Network(text: string): Ipv4Network {
  * Throws `cluster_network_invalid` when the networks of pods and services overlap, or one of them holds the address of a host: packets to it would stay in the
  * cluster. Hosts that are given by name cannot be told.
  */
-export function assertNetworksApart(pods: string, services: string, hosts: readonly { name: string; address: string }[]): void {
+export function assertNetworksApart(
+  pods: string,
+  services: string,
+  hosts: readonly { name: string; address: string }[],
+): void {
   const networks = [
     { what: 'pods', text: pods, ...parseIpv4Network(pods) },
     { what: 'services', text: services, ...parseIpv4Network(services) },
   ] as const;
   const [first, second] = networks;
   if (first.first <= second.last && second.first <= first.last)
-    throw new AppError('cluster_network_invalid', { detail: `the networks of pods (${pods}) and services (${services}) overlap` });
+    throw new AppError('cluster_network_invalid', {
+      detail: `the networks of pods (${pods}) and services (${services}) overlap`,
+    });
   for (const { name, address } of hosts) {
     const own = addressOf(address);
-    const holder = own === undefined ? undefined : networks.find((network) => network.first <= own && own <= network.last);
-    if (holder) throw new AppError('cluster_network_invalid', { detail: `the network of ${holder.what} (${holder.text}) holds ${name}, ${address}` });
+    const holder =
+      own === undefined ? undefined : networks.find((network) => network.first <= own && own <= network.last);
+    if (holder)
+      throw new AppError('cluster_network_invalid', {
+        detail: `the network of ${holder.what} (${holder.text}) holds ${name}, ${address}`,
+      });
   }
 }

@@ -8,12 +8,19 @@ describe('Kubernetes versions', () => {
     ['1.20.11-pmk.2038', { major: 1, minor: 20, patch: 11, build: 2038 }],
   ])('reads %s', (text, version) => expect(parseKubernetesVersion(text)).toEqual(version));
 
-  it.each(['1.20', 'latest', '1.20.11-rc.1', '1.20.11-pmk.x', '1.20.11-pmk.1.2', '1.20.11+k3s1', ' 1.20.11', ''])('refuses %s', (text) => {
-    expect(() => parseKubernetesVersion(text)).toThrow(expect.objectContaining({ code: 'kubernetes_version_unsupported' }));
-  });
+  it.each(['1.20', 'latest', '1.20.11-rc.1', '1.20.11-pmk.x', '1.20.11-pmk.1.2', '1.20.11+k3s1', ' 1.20.11', ''])(
+    'refuses %s',
+    (text) => {
+      expect(() => parseKubernetesVersion(text)).toThrow(
+        expect.objectContaining({ code: 'kubernetes_version_unsupported' }),
+      );
+    },
+  );
 
   it('knows which can use a local registry', () => {
-    expect(['1.19.16', '1.20.0', '1.34.1', '2.0.0'].map((text) => supportsLocalRegistry(parseKubernetesVersion(text)))).toEqual([false, true, true, true]);
+    expect(
+      ['1.19.16', '1.20.0', '1.34.1', '2.0.0'].map((text) => supportsLocalRegistry(parseKubernetesVersion(text))),
+    ).toEqual([false, true, true, true]);
   });
 
   it.each([
@@ -30,6 +37,8 @@ describe('Kubernetes versions', () => {
     ['1.19.16', '1.21.3', 'go over 1.20 first'],
     ['1.35.0', '2.0.0', 'major version'],
   ])('refuses to go from %s to %s, since it is or does: %s', (from, to, why) => {
-    expect(() => upgradeKind(from, to)).toThrow(expect.objectContaining({ code: 'upgrade_refused', message: expect.stringContaining(why) }));
+    expect(() => upgradeKind(from, to)).toThrow(
+      expect.objectContaining({ code: 'upgrade_refused', message: expect.stringContaining(why) }),
+    );
   });
 });

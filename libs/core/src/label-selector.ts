@@ -34,11 +34,13 @@ export function parseLabelSelector(text: string): Requirement[] {
   const isNext = (wanted: string) => tokens[at] === wanted && ++at > 0;
   const word = (pattern: RegExp, what: string): string => {
     const found = tokens[at++] ?? '';
-    if (!pattern.test(found)) throw invalid(found === '' ? `a ${what} is missing at the end` : `${found} is no ${what}`);
+    if (!pattern.test(found))
+      throw invalid(found === '' ? `a ${what} is missing at the end` : `${found} is no ${what}`);
     return found;
   };
   /** A value may be missing, which means the empty one. */
-  const value = () => (at === tokens.length || tokens[at] === ',' || tokens[at] === ')' ? '' : word(labelValue, 'label value'));
+  const value = () =>
+    at === tokens.length || tokens[at] === ',' || tokens[at] === ')' ? '' : word(labelValue, 'label value');
   const set = (): string[] => {
     if (!isNext('(')) throw invalid('a ( is missing after in or notin');
     const values = [value()];

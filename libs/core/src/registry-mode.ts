@@ -20,15 +20,22 @@ export type ReadRegistryMode = { mode: RegistryMode; warning?: string } | { erro
 export function readRegistryMode(value: unknown): ReadRegistryMode {
   if (value === undefined || value === null || value === false) return { mode: 'none' };
   if (value === true) return { mode: 'local', warning: warningOf('true') };
-  if (typeof value !== 'string' && typeof value !== 'number') return { error: `must be one of ${registryModes.join(', ')}` };
+  if (typeof value !== 'string' && typeof value !== 'number')
+    return { error: `must be one of ${registryModes.join(', ')}` };
   const text = String(value).trim();
   const word = text.toLowerCase();
   if (word === '' || offWords.includes(word)) return { mode: 'none' };
   if (word === 'local' || word === 'external') return { mode: word };
   // Perhaps in quotes, of which there were two pairs.
   const bare = word.replaceAll(/^["'`.,;]{1,3}|["'`.,;]{1,3}$/g, '');
-  const meant = bare === '' || emptyWords.includes(bare) ? 'none' : word.length <= maxMisspelt ? knownWords.find((known) => looksLike(bare, known)) : undefined;
-  if (meant !== undefined) return { error: `is ${JSON.stringify(text)}: is ${meant} meant? The values are ${registryModes.join(', ')}` };
+  const meant =
+    bare === '' || emptyWords.includes(bare)
+      ? 'none'
+      : word.length <= maxMisspelt
+        ? knownWords.find((known) => looksLike(bare, known))
+        : undefined;
+  if (meant !== undefined)
+    return { error: `is ${JSON.stringify(text)}: is ${meant} meant? The values are ${registryModes.join(', ')}` };
   return { mode: 'local', warning: warningOf(text) };
 }
 
@@ -51,7 +58,10 @@ function distance(a: string, b: string): number {
     rows.push([i]);
     for (let j = 1; j <= b.length; j++) {
       const replaced = at(i - 1, j - 1) + (a[i - 1] === b[j - 1] ? 0 : 1);
-      const swapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1] ? at(i - 2, j - 2) + 1 : Number.POSITIVE_INFINITY;
+      const swapped =
+        i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]
+          ? at(i - 2, j - 2) + 1
+          : Number.POSITIVE_INFINITY;
       rows[i]?.push(Math.min(at(i - 1, j) + 1, at(i, j - 1) + 1, replaced, swapped));
     }
   }

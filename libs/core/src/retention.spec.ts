@@ -2,7 +2,8 @@ import { describe, expect, it } from 'vitest';
 import { type RetainedBackup, type RetentionPolicy, reasonsToKeep } from './retention.js';
 
 const none: RetentionPolicy = { last: 0, daily: 0, weekly: 0, monthly: 0 };
-const taken = (...times: string[]): RetainedBackup[] => times.map((createdAt, index) => ({ id: `${index + 1}`, createdAt, sequence: index + 1 }));
+const taken = (...times: string[]): RetainedBackup[] =>
+  times.map((createdAt, index) => ({ id: `${index + 1}`, createdAt, sequence: index + 1 }));
 const kept = (backups: RetainedBackup[], policy: Partial<RetentionPolicy>) =>
   [...reasonsToKeep(backups, { ...none, ...policy })].filter(([, reasons]) => reasons.length > 0).map(([id]) => id);
 
@@ -36,6 +37,8 @@ describe('retention', () => {
   });
 
   it('knows the newest one although the clock was set back', () => {
-    expect(kept([...backups, { id: '7', createdAt: '2001-01-01T00:00:00.000Z', sequence: 7 }], { last: 1 })).toEqual(['7']);
+    expect(kept([...backups, { id: '7', createdAt: '2001-01-01T00:00:00.000Z', sequence: 7 }], { last: 1 })).toEqual([
+      '7',
+    ]);
   });
 });

@@ -32,7 +32,9 @@ const bucketOf: Record<Period, (at: Date) => string> = {
  * last seven days that have any.
  */
 export function reasonsToKeep(backups: readonly RetainedBackup[], policy: RetentionPolicy): Map<string, string[]> {
-  const newestFirst = backups.toSorted((a, b) => b.sequence - a.sequence || b.createdAt.localeCompare(a.createdAt) || b.id.localeCompare(a.id));
+  const newestFirst = backups.toSorted(
+    (a, b) => b.sequence - a.sequence || b.createdAt.localeCompare(a.createdAt) || b.id.localeCompare(a.id),
+  );
   const reasons = new Map<string, string[]>(newestFirst.map(({ id }) => [id, []]));
   for (const { id } of newestFirst.slice(0, policy.last)) reasons.get(id)?.push('last');
   for (const period of ['daily', 'weekly', 'monthly'] as const) {

@@ -42,8 +42,23 @@ const groupName = /^[^:\]\s]{1,200}$/;
 
 /** The variables that Airdock takes. Others are for Ansible's playbooks, and left alone, but for secrets. */
 const taken = new Set([
-  ...['ansible_host', 'ansible_ssh_host', 'ansible_port', 'ansible_ssh_port', 'ansible_user', 'ansible_ssh_user', 'ansible_connection'],
-  ...['ansible_ssh_common_args', 'ansible_ssh_extra_args', 'ansible_ssh_args', 'airdock_credential', 'airdock_host_key', 'airdock_labels'],
+  ...[
+    'ansible_host',
+    'ansible_ssh_host',
+    'ansible_port',
+    'ansible_ssh_port',
+    'ansible_user',
+    'ansible_ssh_user',
+    'ansible_connection',
+  ],
+  ...[
+    'ansible_ssh_common_args',
+    'ansible_ssh_extra_args',
+    'ansible_ssh_args',
+    'airdock_credential',
+    'airdock_host_key',
+    'airdock_labels',
+  ],
 ]);
 const isTaken = (key: string): boolean => taken.has(key) || isSecret(key);
 
@@ -115,7 +130,8 @@ export class AnsibleInventory {
         throw invalid(line, what);
       });
     const visit = (name: string, value: unknown, path: string[]): void => {
-      if (++visits > maxVisits || path.length > 2 * maxDepth) throw invalid(undefined, `groups more than ${maxDepth} deep, or more than ${maxVisits} of them`);
+      if (++visits > maxVisits || path.length > 2 * maxDepth)
+        throw invalid(undefined, `groups more than ${maxDepth} deep, or more than ${maxVisits} of them`);
       const group = this.group(name);
       if (value === null || value === undefined) return;
       if (!isRecord(value)) return refuse(lineAt(path), 'a group must hold hosts, vars or children');
@@ -128,12 +144,19 @@ export class AnsibleInventory {
       };
       // Only the lines of secrets are told, and finding one takes time.
       const variablesIn = (entries: [string, unknown][], at: string[]): [string, Variable][] =>
-        entries.filter(([key]) => isTaken(key)).map(([key, found]) => [key, { text: scalarText(found), line: isSecret(key) ? lineAt([...at, key]) : 0 }]);
+        entries
+          .filter(([key]) => isTaken(key))
+          .map(([key, found]) => [key, { text: scalarText(found), line: isSecret(key) ? lineAt([...at, key]) : 0 }]);
       for (const [key, variable] of variablesIn(part('vars'), [...path, 'vars'])) group.variables.set(key, variable);
       for (const [pattern, variables] of part('hosts')) {
         const at = [...path, 'hosts', pattern];
         this.tolerate(lineAt(at), () =>
-          this.addHosts(name, pattern, new Map(variablesIn(isRecord(variables) ? Object.entries(variables) : [], at)), lineAt(at)),
+          this.addHosts(
+            name,
+            pattern,
+            new Map(variablesIn(isRecord(variables) ? Object.entries(variables) : [], at)),
+            lineAt(at),
+          ),
         );
       }
       for (const [child, found] of part('children')) {
@@ -147,13 +170,15 @@ export class AnsibleInventory {
   /** All hosts, in the order of the file. Throws `inventory_invalid` when groups are their own children. */
   hosts(): InventoryHost[] {
     const parents = new Map<string, string[]>();
-    for (const [name, { children }] of this.groups) for (const child of children) parents.set(child, [...(parents.get(child) ?? []), name]);
+    for (const [name, { children }] of this.groups)
+      for (const child of children) parents.set(child, [...(parents.get(child) ?? []), name]);
     const depths = new Map<string, number>();
     const depthOf = (name: string, below: number): number => {
       if (below > maxDepth) throw invalid(undefined, `groups more than ${maxDepth} deep, or children of themselves`);
       const known = depths.get(name);
       if (known !== undefined) return known;
-      const depth = name === 'all' ? 0 : 1 + Math.max(0, ...(parents.get(name) ?? []).map((parent) => depthOf(parent, below + 1)));
+      const depth =
+        name === 'all' ? 0 : 1 + Math.max(0, ...(parents.get(name) ?? []).map((parent) => depthOf(parent, below + 1)));
       depths.set(name, depth);
       return depth;
     };
@@ -181,7 +206,10 @@ export class AnsibleInventory {
       if (groups.size === 1) groups.add('ungrouped');
       // The nearer group wins, and the host over all.
       const ordered = [...groups].sort((a, b) => (depths.get(a) ?? 0) - (depths.get(b) ?? 0) || (a < b ? -1 : 1));
-      const all: Variables = new Map([...ordered.flatMap((group) => [...(this.groups.get(group)?.variables ?? [])]), ...variables]);
+      const all: Variables = new Map([
+        ...ordered.flatMap((group) => [...(this.groups.get(group)?.variables ?? [])]),
+        ...variables,
+      ]);
       return toHost(name, line, all, ordered, isWanted);
     });
     return [...hosts, ...this.odd];
@@ -246,10 +274,21 @@ function literal(text: string): string {
 
 const newGroup = (): Group => ({ hosts: new Set(), children: new Set(), variables: new Map() });
 
-function toHost(name: string, line: number, variables: Variables, groups: string[], isWanted: (group: string) => boolean): InventoryHost {
-  const first = (...keys: string[]): string | undefined => keys.map((key) => variables.get(key)?.text).find((text) => text !== undefined && text !== '');
-  const secrets = [...variables].flatMap(([key, variable]) => (variable.text === '' ? [] : (secretProblem(key, variable.line) ?? [])));
-  const isProxied = ['ansible_ssh_common_args', 'ansible_ssh_extra_args', 'ansible_ssh_args'].some((key) => /Proxy(?:Jump|Command)|-J/.test(first(key) ?? ''));
+function toHost(
+  name: string,
+  line: number,
+  variables: Variables,
+  groups: string[],
+  isWanted: (group: string) => boolean,
+): InventoryHost {
+  const first = (...keys: string[]): string | undefined =>
+    keys.map((key) => variables.get(key)?.text).find((text) => text !== undefined && text !== '');
+  const secrets = [...variables].flatMap(([key, variable]) =>
+    variable.text === '' ? [] : (secretProblem(key, variable.line) ?? []),
+  );
+  const isProxied = ['ansible_ssh_common_args', 'ansible_ssh_extra_args', 'ansible_ssh_args'].some((key) =>
+    /Proxy(?:Jump|Command)|-J/.test(first(key) ?? ''),
+  );
   const connection = first('ansible_connection') ?? 'ssh';
   const port = first('ansible_port', 'ansible_ssh_port');
   const problems = [
@@ -257,10 +296,14 @@ function toHost(name: string, line: number, variables: Variables, groups: string
     ...(hostName(nameOf(name)) ? [] : ['this is no name of a host']),
     ...(['ssh', 'smart', 'paramiko'].includes(connection) ? [] : ['ansible_connection is not ssh']),
     ...(port !== undefined && Number.isNaN(portNumber(port)) ? ['its port is no number'] : []),
-    ...(isProxied ? ['its SSH arguments ask for a proxy: take them out, and give the jump host as defaults.jumpHostId'] : []),
+    ...(isProxied
+      ? ['its SSH arguments ask for a proxy: take them out, and give the jump host as defaults.jumpHostId']
+      : []),
   ];
   const own = parseLabelList(first('airdock_labels') ?? '');
-  const wanted = groups.filter((group) => group !== 'all' && group !== 'ungrouped' && isWanted(group)).map((group) => `${groupLabel}${labelName(group)}`);
+  const wanted = groups
+    .filter((group) => group !== 'all' && group !== 'ungrouped' && isWanted(group))
+    .map((group) => `${groupLabel}${labelName(group)}`);
   // The nearest, which are last, where there is not room for all.
   const all = [...new Set(wanted)];
   const kept = all.slice(Math.max(0, all.length - Math.max(0, maxLabels - Object.keys(own).length)));
@@ -279,7 +322,8 @@ function toHost(name: string, line: number, variables: Variables, groups: string
 }
 
 /** IPv6 addresses name hosts too: with `-` in place of `:` they are names here. */
-const nameOf = (name: string): string => (isIPv6(name) ? name.replaceAll(':', '-').replace(/^-+/, '').replace(/-+$/, '') : name);
+const nameOf = (name: string): string =>
+  isIPv6(name) ? name.replaceAll(':', '-').replace(/^-+/, '').replace(/-+$/, '') : name;
 
 /** A group's name as that of a label, which begins and ends with a letter or digit. */
 const labelName = (group: string): string =>
@@ -305,7 +349,8 @@ function rangeOf(text: string, line: number): string[] {
   const isNumber = /^\d+$/.test(from);
   const value = (end: string) => (isNumber ? Number(end) : end.charCodeAt(0));
   const count = Math.floor((value(to) - value(from)) / Number(step)) + 1;
-  if (from === '' || isNumber !== /^\d+$/.test(to) || !(count >= 1) || Number(step) < 1) throw invalid(line, 'no range: write it as [01:10] or [a:f]');
+  if (from === '' || isNumber !== /^\d+$/.test(to) || !(count >= 1) || Number(step) < 1)
+    throw invalid(line, 'no range: write it as [01:10] or [a:f]');
   if (count > maxHosts) throw invalid(line, `more than ${maxHosts} hosts`);
   return Array.from({ length: count }, (_, index) => {
     const at = value(from) + index * Number(step);

@@ -35,9 +35,13 @@ export const groupLabel = 'ansible-group/';
 
 /** `inventory_invalid`, with the line where that is known. */
 export const invalid = (line: number | undefined, detail: string): AppError =>
-  new AppError('inventory_invalid', { detail: line === undefined ? detail : `line ${line}: ${detail}`, ...(line === undefined ? {} : { line }) });
+  new AppError('inventory_invalid', {
+    detail: line === undefined ? detail : `line ${line}: ${detail}`,
+    ...(line === undefined ? {} : { line }),
+  });
 
-const secretKey = /^(?:ansible_)?(?:ssh_|become_|sudo_?|su_|enable_|login_|private_?key_?)*(?:pass|password|passwd|passphrase|secret|private_?key)$/i;
+const secretKey =
+  /^(?:ansible_)?(?:ssh_|become_|sudo_?|su_|enable_|login_|private_?key_?)*(?:pass|password|passwd|passphrase|secret|private_?key)$/i;
 
 export const isSecret = (key: string): boolean => secretKey.test(key);
 
@@ -64,8 +68,13 @@ export const hostName = (text: string): string => (/^[A-Za-z0-9][A-Za-z0-9._-]{0
 /** NaN when the text is no port. */
 export const portNumber = (text: string): number => (/^\d{1,5}$/.test(text) ? Number(text) : Number.NaN);
 
-export const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null && !Array.isArray(value);
+export const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /** The text of a scalar; `[]` for what is none, which no field takes. */
 export const scalarText = (value: unknown): string =>
-  value === null || value === undefined ? '' : typeof value === 'object' ? '[]' : String(value as string | number | boolean);
+  value === null || value === undefined
+    ? ''
+    : typeof value === 'object'
+      ? '[]'
+      : String(value as string | number | boolean);

@@ -36,18 +36,25 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
   async function list(content: string, suffix = 'ini', ...options: string[]): Promise<string> {
     const file = join(folder.path, `hosts.${suffix}`);
     await writeFile(file, content);
-    const env = { ...process.env, HOME: folder.path, ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED: 'true', ANSIBLE_LOCALHOST_WARNING: 'false' };
+    const env = {
+      ...process.env,
+      HOME: folder.path,
+      ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED: 'true',
+      ANSIBLE_LOCALHOST_WARNING: 'false',
+    };
     const { stdout } = await run('ansible-inventory', ['-i', file, '--list', ...options], { env, timeout: 60_000 });
     return stdout;
   }
   /** What Ansible makes of an inventory. */
   async function listed(content: string, suffix?: string): Promise<Map<string, Seen>> {
     const stdout = await list(content, suffix);
-    const { _meta, ...groups } = JSON.parse(stdout) as { _meta: { hostvars: Record<string, Record<string, unknown>> } } & Record<
-      string,
-      { hosts?: string[]; children?: string[] }
-    >;
-    const members = (group: string): string[] => [...(groups[group]?.hosts ?? []), ...(groups[group]?.children ?? []).flatMap(members)];
+    const { _meta, ...groups } = JSON.parse(stdout) as {
+      _meta: { hostvars: Record<string, Record<string, unknown>> };
+    } & Record<string, { hosts?: string[]; children?: string[] }>;
+    const members = (group: string): string[] => [
+      ...(groups[group]?.hosts ?? []),
+      ...(groups[group]?.children ?? []).flatMap(members),
+    ];
     const hosts = new Map<string, Seen>();
     const text = (value: unknown) => (value === undefined ? undefined : String(value as string | number));
     for (const host of members('all')) {
@@ -56,26 +63,55 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
         address: text(vars.ansible_host),
         port: vars.ansible_port === undefined ? undefined : Number(vars.ansible_port),
         user: text(vars.ansible_user),
-        groups: Object.keys(groups).filter((group) => !['all', 'ungrouped'].includes(group) && members(group).includes(host)),
+        groups: Object.keys(groups).filter(
+          (group) => !['all', 'ungrouped'].includes(group) && members(group).includes(host),
+        ),
       });
     }
     return hosts;
   }
 
   it.each([
-    ['comments behind variables', '[web:vars]\nansible_user = root ; the admin\nansible_port=22 # default\n[web]\nw1 ansible_host=10.0.0.1\n'],
-    ['quoted values with comments', '[web:vars]\nansible_user = "ro#ot" # no\nansible_port = "2200"\n[web]\nw1\nw2 ansible_user=\'x y\' ansible_port=22\n'],
-    ['variables of any name', '[nodes]\nn1 ansible_host=10.0.0.1 node-role=worker kubernetes.io/role=x 9=y\n[nodes:vars]\nmy-var = 1\na.b/c=2\n'],
+    [
+      'comments behind variables',
+      '[web:vars]\nansible_user = root ; the admin\nansible_port=22 # default\n[web]\nw1 ansible_host=10.0.0.1\n',
+    ],
+    [
+      'quoted values with comments',
+      '[web:vars]\nansible_user = "ro#ot" # no\nansible_port = "2200"\n[web]\nw1\nw2 ansible_user=\'x y\' ansible_port=22\n',
+    ],
+    [
+      'variables of any name',
+      '[nodes]\nn1 ansible_host=10.0.0.1 node-role=worker kubernetes.io/role=x 9=y\n[nodes:vars]\nmy-var = 1\na.b/c=2\n',
+    ],
     ['IPv6 addresses as names', '[v6]\n[2001:db8::1]:2222 ansible_user=root\n2001:db8::2\nfe80::1\n'],
-    ['comments in the middle', '[g] # a group\nh1 ansible_user=a#b\nh2 ansible_host=10.0.0.2 # x ansible_port=1\n# none\n; none\n'],
-    ['quotes and backslashes', '[g]\nh1 ansible_user="a\\"b"\nh2 ansible_user=\'a b\'\nh3 ansible_user="a\\nb"\nh4 ansible_user=a\\ b\n'],
+    [
+      'comments in the middle',
+      '[g] # a group\nh1 ansible_user=a#b\nh2 ansible_host=10.0.0.2 # x ansible_port=1\n# none\n; none\n',
+    ],
+    [
+      'quotes and backslashes',
+      '[g]\nh1 ansible_user="a\\"b"\nh2 ansible_user=\'a b\'\nh3 ansible_user="a\\nb"\nh4 ansible_user=a\\ b\n',
+    ],
     ['ranges and ports', '[g]\nweb[08:12:2].site:2222 ansible_user=x\ndb-[a:c]\nnode[1:3]\n'],
     ['names of groups with odd characters', '[my-group.1]\nh1\n[über]\nh2\n[a/b:children]\nmy-group.1\n'],
-    ['variables of hosts in no group', 'h1\n[ungrouped]\nh2\n[web]\nh3\nh4 ansible_port=24\n[ungrouped:vars]\nansible_user=nobody\nansible_port=23\n'],
-    ['variables of hosts in no group, of which one is in a group too', '[ungrouped]\nh1\nh2\n[web]\nh2\n[ungrouped:vars]\nansible_user=nobody\n'],
-    ['variables of all, and of hosts in no group', 'h1\n[all:vars]\nansible_user=root\nansible_port=22\n[ungrouped:vars]\nansible_user=nobody\n[web]\nh2\n'],
+    [
+      'variables of hosts in no group',
+      'h1\n[ungrouped]\nh2\n[web]\nh3\nh4 ansible_port=24\n[ungrouped:vars]\nansible_user=nobody\nansible_port=23\n',
+    ],
+    [
+      'variables of hosts in no group, of which one is in a group too',
+      '[ungrouped]\nh1\nh2\n[web]\nh2\n[ungrouped:vars]\nansible_user=nobody\n',
+    ],
+    [
+      'variables of all, and of hosts in no group',
+      'h1\n[all:vars]\nansible_user=root\nansible_port=22\n[ungrouped:vars]\nansible_user=nobody\n[web]\nh2\n',
+    ],
     ['a host in very many groups', crowded],
-    ['groups that are named twice', '[a]\nh1\n[b]\nh1 ansible_port=1\n[a]\nh2\n[a:vars]\nansible_user=x\n[b:vars]\nansible_user=y\n'],
+    [
+      'groups that are named twice',
+      '[a]\nh1\n[b]\nh1 ansible_port=1\n[a]\nh2\n[a:vars]\nansible_user=x\n[b:vars]\nansible_user=y\n',
+    ],
   ])('%s', async (_what, content) => {
     const found = parseInventory('ini', content);
     const expected = await listed(content);
@@ -95,7 +131,10 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
   it.each([
     ['a host twice', 'all:\n  hosts:\n    h1: {ansible_host: 10.0.0.1}\n    h2:\n    h1: {ansible_host: 10.0.0.2}\n'],
     ['a group twice', 'web:\n  hosts:\n    h1:\nweb:\n  hosts:\n    h2:\ndb:\n  hosts:\n    h2:\n'],
-    ['a variable twice', 'all:\n  hosts:\n    h1: {ansible_host: a, "ansible_host": b, ansible_port: 1, ansible_port: 2}\n'],
+    [
+      'a variable twice',
+      'all:\n  hosts:\n    h1: {ansible_host: a, "ansible_host": b, ansible_port: 1, ansible_port: 2}\n',
+    ],
     ['variables of a group twice', 'all:\n  vars: {ansible_user: a}\n  hosts: {h1: }\n  vars: {ansible_port: 22}\n'],
     ['a document that ends', '---\nall:\n  hosts:\n    h1:\n...\n'],
   ])('of YAML with %s', async (_what, content) => {
@@ -113,10 +152,13 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
       );
   });
 
-  it.each(['a:\n  hosts: {x: }\n---\nb:\n  hosts: {y: }\n', 'a:\n  hosts: {x: }\n---\n'])('of YAML with several documents: none %#', async (content) => {
-    await expect(list(content, 'yml')).rejects.toThrow('another document');
-    expect(refusal('yaml', content).message).toContain('second document');
-  });
+  it.each(['a:\n  hosts: {x: }\n---\nb:\n  hosts: {y: }\n', 'a:\n  hosts: {x: }\n---\n'])(
+    'of YAML with several documents: none %#',
+    async (content) => {
+      await expect(list(content, 'yml')).rejects.toThrow('another document');
+      expect(refusal('yaml', content).message).toContain('second document');
+    },
+  );
 
   it.each([
     [
@@ -127,7 +169,8 @@ describe.skipIf(!findProgram('ansible-inventory'))('as ansible-inventory says', 
     ['YAML', 'yml', 'all:\n  hosts: {lone: {ansible_host: x}}\n  children: {a: {children: {b: {hosts: {h1: }}}}}\n'],
     ['nothing but names', 'ini', 'a\nb\n'],
   ])('of what it writes itself, in JSON and YAML: %s', async (_what, suffix, content) => {
-    const seen = (found: ReturnType<typeof parseInventory>) => found.map((host) => ({ ...host, line: 0 })).sort((a, b) => a.name.localeCompare(b.name));
+    const seen = (found: ReturnType<typeof parseInventory>) =>
+      found.map((host) => ({ ...host, line: 0 })).sort((a, b) => a.name.localeCompare(b.name));
     const own = seen(parseInventory(suffix === 'ini' ? 'ini' : 'yaml', content));
     expect(own.length).toBeGreaterThan(0);
     expect(seen(parseInventory('yaml', await list(content, suffix)))).toEqual(own);
@@ -151,10 +194,13 @@ it.each([
   ['hosts without a group', '{"_meta": {"hostvars": {"h1": {"ansible_host": "x"}}}}'],
   ['a group that is a list', '{"_meta": {"hostvars": {"h1": {"ansible_host": "x"}}}, "web": ["h1"]}'],
   ['a host without variables', '{"_meta": {"hostvars": {}}, "web": {"hosts": ["h1"], "vars": {"ansible_host": "x"}}}'],
-])("reads a script's list: %s", (_, content) => expect(parseInventory('yaml', content)).toMatchObject([{ name: 'h1', address: 'x', problem: undefined }]));
+])("reads a script's list: %s", (_, content) =>
+  expect(parseInventory('yaml', content)).toMatchObject([{ name: 'h1', address: 'x', problem: undefined }]),
+);
 
 describe('groups that become labels', () => {
-  const labelsOf = (groupLabels?: string[]) => Object.keys(parseInventory('ini', crowded, { groupLabels })[0]?.labels ?? {});
+  const labelsOf = (groupLabels?: string[]) =>
+    Object.keys(parseInventory('ini', crowded, { groupLabels })[0]?.labels ?? {});
 
   it('are those that are named, also by a part of the name', () => {
     expect(labelsOf(['all-in-one'])).toEqual(['ansible-group/all-in-one']);
@@ -191,7 +237,12 @@ describe('one odd line among many', () => {
     ['ini', `[g]\n${many}\n[g:vars]\nno variable\n[]\nnot-known-where\n[h]\nlast\n`, 203, 201],
     ['ini', `[g]\n${many}\n[h\nnot-one-of-g\n`, 202, 200],
     ['ini', `[g]\n${many}\n[h] x\nnot-one-of-g\n[i]\nlast\n`, 202, 201],
-    ['yaml', `a:\n  hosts:\n${many.replaceAll(/^/gm, '    ').replaceAll(/$/gm, ':')}\nb:\n  hosts: [x, y]\nc: [z]\nd:\n  hosts:\n    last:\n`, 204, 201],
+    [
+      'yaml',
+      `a:\n  hosts:\n${many.replaceAll(/^/gm, '    ').replaceAll(/$/gm, ':')}\nb:\n  hosts: [x, y]\nc: [z]\nd:\n  hosts:\n    last:\n`,
+      204,
+      201,
+    ],
     ['csv', `name,address\n${many.replaceAll('\n', ',\n')},\n"x"y,z\nlast,\n`, 202, 201],
     ['yaml', `all:\n  hosts:\n${many.replaceAll(/^/gm, '    ').replaceAll(/$/gm, ':')}\n    web[9:1]:\n`, 203, 200],
   ] as const)('is refused by itself with partial: %s %#', (format, content, line, count) => {

@@ -14,7 +14,8 @@ const group = (...names: string[]) => Object.fromEntries(names.map((name) => [`a
 
 describe('CSV', () => {
   it('has a header with the names of the columns, in any order and spelling', () => {
-    const content = '\uFEFFAddress, name ,host_key,labels,port\r\n10.0.0.1,node-1,"ssh-ed25519 AAAA, x",role=worker;site=b,\r\n\r\n10.0.0.2,node-2,,,2222\r\n';
+    const content =
+      '\uFEFFAddress, name ,host_key,labels,port\r\n10.0.0.1,node-1,"ssh-ed25519 AAAA, x",role=worker;site=b,\r\n\r\n10.0.0.2,node-2,,,2222\r\n';
     expect(parseInventory('csv', content)).toMatchObject([
       {
         line: 2,
@@ -36,7 +37,9 @@ describe('CSV', () => {
       { line: 2, name: '', problem: expect.stringContaining('name') },
       { port: Number.NaN },
     ]);
-    expect(refusal('csv', `name\n${Array.from({ length: 5001 }, (_, index) => `node-${index}`).join('\n')}`).message).toContain('5000');
+    expect(
+      refusal('csv', `name\n${Array.from({ length: 5001 }, (_, index) => `node-${index}`).join('\n')}`).message,
+    ).toContain('5000');
   });
 });
 
@@ -81,10 +84,20 @@ all:
       'a: &a {children: {x: }}',
       ...Array.from(
         { length: 12 },
-        (_, index) => `b${index}: &b${index} {children: {p: *${index ? `b${index - 1}` : 'a'}, q: *${index ? `b${index - 1}` : 'a'}}}`,
+        (_, index) =>
+          `b${index}: &b${index} {children: {p: *${index ? `b${index - 1}` : 'a'}, q: *${index ? `b${index - 1}` : 'a'}}}`,
       ),
     ].join('\n');
-    for (const content of [bomb, 'a: &a\n  children:\n    b: *a\n', 'a: *b', 'a: [', 'text', 'a: 1', '? [a]\n: 1\n? [b]\n: 2', '['.repeat(100_000)])
+    for (const content of [
+      bomb,
+      'a: &a\n  children:\n    b: *a\n',
+      'a: *b',
+      'a: [',
+      'text',
+      'a: 1',
+      '? [a]\n: 1\n? [b]\n: 2',
+      '['.repeat(100_000),
+    ])
       expect(refusal('yaml', content).code).toBe('inventory_invalid');
   });
 });
@@ -101,7 +114,12 @@ describe('a key that stands there twice', () => {
       [5, 3],
     ],
     ['of a group', 'web:\n  hosts:\n    a:\nweb:\n  hosts:\n    b:\n', [['b', undefined, 6]], [4, 1]],
-    ['of a variable', 'web:\n  hosts:\n    a:\n      ansible_host: x\n      ansible_host: y\n', [['a', 'y', 3]], [5, 4]],
+    [
+      'of a variable',
+      'web:\n  hosts:\n    a:\n      ansible_host: x\n      ansible_host: y\n',
+      [['a', 'y', 3]],
+      [5, 4],
+    ],
     ['of hosts', 'web:\n  hosts:\n    a:\n  hosts:\n    b:\n', [['b', undefined, 5]], [4, 2]],
     ['in another spelling', 'web:\n  hosts: {a: , "a": {ansible_host: y}}\n', [['a', 'y', 2]], [2, 2]],
   ] as const)('%s is its last one, and that is said', (_, content, expected, [line, before]) => {
@@ -112,7 +130,8 @@ describe('a key that stands there twice', () => {
   });
 
   it('in a list of hosts is the problem of that host, which may be two', () => {
-    const content = '- name: a\n- name: b\n  address: 10.0.0.1\n  name: c\n- {name: d, labels: {x: 1, x: 2}}\n- name: e\n';
+    const content =
+      '- name: a\n- name: b\n  address: 10.0.0.1\n  name: c\n- {name: d, labels: {x: 1, x: 2}}\n- name: e\n';
     expect(parseInventory('yaml', content)).toMatchObject([
       { name: 'a' },
       { line: 2, problem: expect.stringContaining('twice') },
@@ -143,7 +162,9 @@ it.each([
   ['ini', '{"_meta": {}}'],
   ['ini', '---\nall:\n'],
   ['csv', '[\n {"name": "x"}]'],
-] as const)('says that JSON or YAML is not %s: %s', (format, content) => expect(refusal(format, content).message).toContain('format yaml'));
+] as const)('says that JSON or YAML is not %s: %s', (format, content) =>
+  expect(refusal(format, content).message).toContain('format yaml'),
+);
 
 describe("Ansible's INI", () => {
   it('has groups, their variables and children, and ranges', () => {
@@ -186,7 +207,9 @@ db
     ] as const)
       expect(refusal('ini', content).details.line ?? `nowhere in ${content}`).toBe(line);
     expect(refusal('ini', '[a:children]\nb\n[b:children]\na\n').message).toContain('children of themselves');
-    expect(parseInventory('ini', 'a ansible_connection=local\nb ansible_ssh_common_args="-o ProxyJump=x"')).toMatchObject([
+    expect(
+      parseInventory('ini', 'a ansible_connection=local\nb ansible_ssh_common_args="-o ProxyJump=x"'),
+    ).toMatchObject([
       { problem: expect.stringContaining('ansible_connection') },
       { problem: expect.stringContaining('jumpHostId') },
     ]);
@@ -197,7 +220,10 @@ describe('secrets', () => {
   it.each([
     ['csv', 'name,address,Sudo_Password\na,b,hunter2\nc,d,\n'],
     ['yaml', '- {name: a, password: hunter2}\n- {name: c}\n'],
-    ['yaml', 'all:\n  children:\n    x:\n      vars:\n        ansible_become_password: !vault |\n          hunter2\n      hosts: {a: }\n  hosts: {c: }\n'],
+    [
+      'yaml',
+      'all:\n  children:\n    x:\n      vars:\n        ansible_become_password: !vault |\n          hunter2\n      hosts: {a: }\n  hosts: {c: }\n',
+    ],
     ['ini', 'a ansible_ssh_pass=hunter2\nc\n'],
     ['ini', '[x]\na\n[x:vars]\nansible_become_pass: hunter2\nansible_password=hunter2\n'],
     ['ini', 'ansible_password=hunter2\n'],

@@ -25,10 +25,15 @@ export const inventoryFormats = ['csv', 'yaml', 'ini'] as const;
 export type InventoryFormat = (typeof inventoryFormats)[number];
 
 /** Throws `inventory_invalid`, with `line` where that is known. */
-export function parseInventory(format: InventoryFormat, content: string, options: InventoryOptions = {}): InventoryHost[] {
+export function parseInventory(
+  format: InventoryFormat,
+  content: string,
+  options: InventoryOptions = {},
+): InventoryHost[] {
   const text = plainText(content);
   // Lists of brackets are sections, but those of objects.
-  if (format !== 'yaml' && /^\s*(?:\{|\[\s*\{|---(?:\s|$))/.test(text.slice(0, 10_000))) throw invalid(1, 'this is JSON or YAML: say so with the format yaml');
+  if (format !== 'yaml' && /^\s*(?:\{|\[\s*\{|---(?:\s|$))/.test(text.slice(0, 10_000)))
+    throw invalid(1, 'this is JSON or YAML: say so with the format yaml');
   const hosts = { csv: parseCsv, yaml: parseYaml, ini: parseIni }[format](text, options);
   if (hosts.length > maxHosts) throw invalid(undefined, `more than ${maxHosts} hosts`);
   return hosts;
@@ -36,7 +41,9 @@ export function parseInventory(format: InventoryFormat, content: string, options
 
 /** What was UTF-16, as Excel and PowerShell write it, and was read as single bytes or as UTF-8: its zeros are of no use, nor what its mark has become. */
 const plainText = (content: string): string =>
-  content.includes('\0') ? content.replace(/^(?:\uFFFD{1,2}|\u00FF\u00FE|\u00FE\u00FF|\uFEFF)/, '').replaceAll('\0', '') : content.replace(/^\uFEFF/, '');
+  content.includes('\0')
+    ? content.replace(/^(?:\uFFFD{1,2}|\u00FF\u00FE|\u00FE\u00FF|\uFEFF)/, '').replaceAll('\0', '')
+    : content.replace(/^\uFEFF/, '');
 
 const fields = ['name', 'address', 'port', 'user', 'credential', 'hostkey', 'labels'] as const;
 const normalized = (key: string) => key.trim().toLowerCase().replaceAll(/[_-]/g, '');
@@ -77,7 +84,8 @@ function delimiterOf(content: string): { delimiter: string; from: number } {
     .slice(0, 20_000)
     .trimStart()
     .split(/[\r\n]/, 1);
-  const namesWith = (one: string) => header.split(one).filter((key) => fields.some((field) => field === normalized(key.replaceAll('"', '')))).length;
+  const namesWith = (one: string) =>
+    header.split(one).filter((key) => fields.some((field) => field === normalized(key.replaceAll('"', '')))).length;
   const [best = ','] = [',', ';', '\t', '|'].sort((a, b) => namesWith(b) - namesWith(a));
   return { delimiter: best, from: 1 };
 }
@@ -89,9 +97,19 @@ interface CsvRecord {
 
 /** The records of a table; with `odd` each line by itself where the whole is none: a quote that is not closed would take all that follows with it. */
 function recordsOf(content: string, delimiter: string, firstLine: number, odd?: InventoryHost[]): CsvRecord[] {
-  const options = { delimiter, info: true, skip_empty_lines: true, trim: true, max_record_size: 20_000, to: maxHosts + 2, relax_column_count: true } as const;
+  const options = {
+    delimiter,
+    info: true,
+    skip_empty_lines: true,
+    trim: true,
+    max_record_size: 20_000,
+    to: maxHosts + 2,
+    relax_column_count: true,
+  } as const;
   const parsed = (text: string, from: number) =>
-    (parse(text, options) as unknown as { info: Info; record: string[] }[]).map(({ info, record }): CsvRecord => ({ line: info.lines + from - 1, record }));
+    (parse(text, options) as unknown as { info: Info; record: string[] }[]).map(
+      ({ info, record }): CsvRecord => ({ line: info.lines + from - 1, record }),
+    );
   try {
     return parsed(content, firstLine);
   } catch (error) {
@@ -129,19 +147,27 @@ function parseCsv(content: string, { partial = false }: InventoryOptions): Inven
     const known = header.record.map(normalized);
     if (!known.includes('name')) throw invalid(1, `the first line must name the columns: ${fields.join(', ')}`);
     // Spreadsheets write the columns that are empty, too.
-    const unknown = header.record.findIndex((key, index) => key !== '' && !fields.some((field) => field === known[index]) && !secretProblem(key, 1));
+    const unknown = header.record.findIndex(
+      (key, index) => key !== '' && !fields.some((field) => field === known[index]) && !secretProblem(key, 1),
+    );
     if (unknown >= 0) throw invalid(1, `column ${unknown + 1} has an unknown name; known are ${fields.join(', ')}`);
     const hosts = rows
       .filter(({ record }) => record.some((text) => text !== ''))
       .map(({ line, record }) => {
         const host = fromFields(
           line,
-          record.flatMap((text, index): [string, string][] => (header.record[index] ? [[header.record[index], text]] : [])),
+          record.flatMap((text, index): [string, string][] =>
+            header.record[index] ? [[header.record[index], text]] : [],
+          ),
         );
         const nameless = record.findIndex((text, index) => text !== '' && !header.record[index]);
         return nameless < 0
           ? host
-          : { ...host, problem: host.problem ?? `column ${nameless + 1} has no name; quote what has the separator of the columns in it` };
+          : {
+              ...host,
+              problem:
+                host.problem ?? `column ${nameless + 1} has no name; quote what has the separator of the columns in it`,
+            };
       });
     return [...hosts, ...odd];
   } catch (error) {
@@ -158,21 +184,26 @@ function parseYaml(content: string, options: InventoryOptions): InventoryHost[] 
     return value.map((item: unknown, index) => {
       const line = lineAt([index]);
       // Two hosts perhaps, with the mark of a list forgotten.
-      if (twice.some(({ entry }) => entry === index)) return { line, name: '', labels: {}, problem: 'it has a key that stands there twice' };
+      if (twice.some(({ entry }) => entry === index))
+        return { line, name: '', labels: {}, problem: 'it has a key that stands there twice' };
       if (!isRecord(item)) return { line, name: '', labels: {}, problem: 'it must hold keys and values' };
       const { labels, ...rest } = item;
       const host = fromFields(
         line,
         Object.entries(rest).map(([key, field]) => [key, scalarText(field)]),
       );
-      if (isRecord(labels)) host.labels = Object.fromEntries(Object.entries(labels).map(([key, field]) => [key, scalarText(field)]));
+      if (isRecord(labels))
+        host.labels = Object.fromEntries(Object.entries(labels).map(([key, field]) => [key, scalarText(field)]));
       else if (labels !== undefined && labels !== null) host.labels = parseLabelList(scalarText(labels));
       return host;
     });
   if (!isRecord(value)) throw invalid(1, 'it must hold a list of hosts, or the groups of Ansible');
   for (const { line, before } of twice.slice(0, maxNamedKeys))
-    options.warn?.(`line ${line}: the key is in line ${before} too, and what that one holds is left out, as Ansible does`);
-  if (twice.length > maxNamedKeys) options.warn?.(`${twice.length - maxNamedKeys} more keys stand there twice, of which the last counts`);
+    options.warn?.(
+      `line ${line}: the key is in line ${before} too, and what that one holds is left out, as Ansible does`,
+    );
+  if (twice.length > maxNamedKeys)
+    options.warn?.(`${twice.length - maxNamedKeys} more keys stand there twice, of which the last counts`);
   const inventory = new AnsibleInventory(options);
   const variables = isRecord(value._meta) ? value._meta.hostvars : undefined;
   if (isRecord(variables)) inventory.addTree(...treeOfList(value, variables, lineAt));
@@ -186,21 +217,33 @@ type LineAt = (path: (string | number)[]) => number;
  * Of the output of `ansible-inventory --list`, or of a script that Ansible takes for one, a tree: groups name their hosts and children, and variables
  * stand by themselves.
  */
-function treeOfList({ _meta, ...groups }: Record<string, unknown>, variables: Record<string, unknown>, lineAt: LineAt): [Record<string, unknown>, LineAt] {
+function treeOfList(
+  { _meta, ...groups }: Record<string, unknown>,
+  variables: Record<string, unknown>,
+  lineAt: LineAt,
+): [Record<string, unknown>, LineAt] {
   const texts = (list: unknown): string[] => (Array.isArray(list) ? list.filter((one) => typeof one === 'string') : []);
-  const keyed = (names: string[], valueOf: (name: string) => unknown) => Object.fromEntries(names.map((name) => [name, valueOf(name)]));
+  const keyed = (names: string[], valueOf: (name: string) => unknown) =>
+    Object.fromEntries(names.map((name) => [name, valueOf(name)]));
   const tree = Object.fromEntries(
     Object.entries(groups).map(([name, group]): [string, unknown] => {
       // The oldest form has nothing but hosts.
       const { hosts, children, vars } = isRecord(group) ? group : { hosts: group };
-      return [name, { hosts: keyed(texts(hosts), (host) => variables[host]), children: keyed(texts(children), () => null), vars }];
+      return [
+        name,
+        { hosts: keyed(texts(hosts), (host) => variables[host]), children: keyed(texts(children), () => null), vars },
+      ];
     }),
   );
   const isTold = new Set(Object.values(groups).flatMap((group) => texts(isRecord(group) ? group.hosts : group)));
   const rest = Object.keys(variables).filter((host) => !isTold.has(host));
   const { all } = tree as { all?: { hosts: Record<string, unknown> } };
   if (rest.length > 0) tree.all = { ...all, hosts: { ...all?.hosts, ...keyed(rest, (host) => variables[host]) } };
-  return [tree, (path) => (path[1] === 'hosts' && path[2] !== undefined ? lineAt(['_meta', 'hostvars', ...path.slice(2)]) : lineAt(path))];
+  return [
+    tree,
+    (path) =>
+      path[1] === 'hosts' && path[2] !== undefined ? lineAt(['_meta', 'hostvars', ...path.slice(2)]) : lineAt(path),
+  ];
 }
 
 const maxNamedKeys = 20;
@@ -218,11 +261,21 @@ function readYaml(content: string): { value: unknown; lineAt: LineAt; twice: Twi
   const counter = new LineCounter();
   try {
     // Ansible's own tags, such as !vault, are no errors. The library compares each key with all others, which takes seconds for thousands of hosts.
-    const document = parseDocument(content, { lineCounter: counter, prettyErrors: false, merge: true, logLevel: 'error', uniqueKeys: false });
+    const document = parseDocument(content, {
+      lineCounter: counter,
+      prettyErrors: false,
+      merge: true,
+      logLevel: 'error',
+      uniqueKeys: false,
+    });
     const [error] = document.errors;
     if (error?.code === 'MULTIPLE_DOCS')
-      throw invalid(counter.linePos(error.pos[0]).line, 'a second document begins, and Ansible reads one: import each of them by itself');
-    if (error) throw invalid(counter.linePos(error.pos[0]).line, `no YAML: ${error.code.toLowerCase().replaceAll('_', ' ')}`);
+      throw invalid(
+        counter.linePos(error.pos[0]).line,
+        'a second document begins, and Ansible reads one: import each of them by itself',
+      );
+    if (error)
+      throw invalid(counter.linePos(error.pos[0]).line, `no YAML: ${error.code.toLowerCase().replaceAll('_', ' ')}`);
     const lineOf = (node: unknown): number => {
       const range = (node as { range?: [number, number, number] | null } | undefined)?.range;
       return range ? counter.linePos(range[0]).line : 1;
@@ -242,17 +295,22 @@ function readYaml(content: string): { value: unknown; lineAt: LineAt; twice: Twi
             twice.push({
               line: lineOf(key),
               before,
-              entry: isSeq(document.contents) ? [...document.contents.items].findIndex((item) => item === path[2] || item === map) : -1,
+              entry: isSeq(document.contents)
+                ? [...document.contents.items].findIndex((item) => item === path[2] || item === map)
+                : -1,
             });
           lines.set(name, lineOf(key));
           last.set(name, pair);
         }
-        map.items = map.items.filter((pair) => isScalar(pair.key) && (pair.key.value === '<<' || last.get(String(pair.key.value)) === pair));
+        map.items = map.items.filter(
+          (pair) => isScalar(pair.key) && (pair.key.value === '<<' || last.get(String(pair.key.value)) === pair),
+        );
         keys.set(map, lines);
       },
     });
     const lineAt: LineAt = (path) =>
-      keys.get(document.getIn(path.slice(0, -1), true) ?? document.contents)?.get(String(path.at(-1))) ?? lineOf(document.getIn(path, true));
+      keys.get(document.getIn(path.slice(0, -1), true) ?? document.contents)?.get(String(path.at(-1))) ??
+      lineOf(document.getIn(path, true));
     return { value: document.toJS({ maxAliasCount: 100 }), lineAt, twice };
   } catch (error) {
     if (error instanceof AppError) throw error;

@@ -11,7 +11,11 @@ const maxHeapMb = 512;
  * `parseInventory` beside the thread that answers the API, with a bound on time and memory: what YAML costs cannot be told from its length. Throws
  * `inventory_invalid`, also for what takes too much of either.
  */
-export async function readInventory(format: InventoryFormat, content: string, { warn, ...options }: InventoryOptions = {}): Promise<InventoryHost[]> {
+export async function readInventory(
+  format: InventoryFormat,
+  content: string,
+  { warn, ...options }: InventoryOptions = {},
+): Promise<InventoryHost[]> {
   // Specs run the source, which a thread cannot load.
   if (import.meta.url.endsWith('.ts')) return parseInventory(format, content, { ...options, warn });
   const worker = new Worker(new URL('./inventory-worker.js', import.meta.url), {
@@ -21,11 +25,14 @@ export async function readInventory(format: InventoryFormat, content: string, { 
   const timer = setTimeout(() => void worker.terminate(), timeoutMs);
   try {
     return await new Promise((resolve, reject) => {
-      worker.once('message', ({ hosts, warnings = [], problem }: { hosts?: InventoryHost[]; warnings?: string[]; problem?: Problem }) => {
-        for (const text of warnings) warn?.(text);
-        if (hosts) resolve(hosts);
-        else reject(problem ? fromProblem(problem) : invalid(undefined, 'it cannot be read'));
-      });
+      worker.once(
+        'message',
+        ({ hosts, warnings = [], problem }: { hosts?: InventoryHost[]; warnings?: string[]; problem?: Problem }) => {
+          for (const text of warnings) warn?.(text);
+          if (hosts) resolve(hosts);
+          else reject(problem ? fromProblem(problem) : invalid(undefined, 'it cannot be read'));
+        },
+      );
       // Its end without an answer: out of memory, or out of time.
       worker.once('error', () => reject(invalid(undefined, 'it takes too much memory to read')));
       worker.once('exit', () => reject(invalid(undefined, `it takes longer than ${timeoutMs / 1000} s to read`)));

@@ -7,7 +7,11 @@ import { Agent, fetch as fetchBy } from 'undici';
 
 /** As `fetch`, by a dispatcher of its own, perhaps over one Unix socket. Answers may take as long as a long-poll or a stream does. */
 export function makeDirectFetch({ socketPath }: { socketPath?: string | undefined } = {}): typeof fetch {
-  const dispatcher = new Agent({ ...(socketPath !== undefined && { connect: { socketPath } }), headersTimeout: 0, bodyTimeout: 0 });
+  const dispatcher = new Agent({
+    ...(socketPath !== undefined && { connect: { socketPath } }),
+    headersTimeout: 0,
+    bodyTimeout: 0,
+  });
   return async (input, init) => {
     const request = new Request(input, init);
     const { method, headers, body, signal, redirect } = request;

@@ -9,7 +9,8 @@ describe('OutboundPost', () => {
   let hits = 0;
   const url = (host: string) => `http://${host}:${(server.address() as AddressInfo).port}/`;
   const { signal } = new AbortController();
-  const post = (outbound: OutboundPost, to: string) => outbound.post(to, { headers: {}, body: '{}', timeoutMs: 5_000, maxAnswerBytes: 100, signal });
+  const post = (outbound: OutboundPost, to: string) =>
+    outbound.post(to, { headers: {}, body: '{}', timeoutMs: 5_000, maxAnswerBytes: 100, signal });
   /** Resolves to the addresses one after the other; the last one stays. */
   const resolving = (...addresses: string[]) => {
     let asked = 0;
@@ -94,7 +95,9 @@ describe('OutboundPost', () => {
     const unknown = () => Promise.reject(new Error('ENOTFOUND'));
     await expect(new OutboundPost([], unknown).check('http://later.site/')).resolves.toBeDefined();
     await expect(new OutboundPost(['*.site'], unknown).check('http://later.site/')).resolves.toBeDefined();
-    await expect(new OutboundPost(['10.0.0.0/8'], unknown).check('http://later.site/')).rejects.toMatchObject({ code: 'webhook_target_forbidden' });
+    await expect(new OutboundPost(['10.0.0.0/8'], unknown).check('http://later.site/')).rejects.toMatchObject({
+      code: 'webhook_target_forbidden',
+    });
   });
 
   it('connects to the address that was checked, and to none that a name resolves to later', async () => {
@@ -105,14 +108,22 @@ describe('OutboundPost', () => {
     expect(await post(outbound, url('rebound.site'))).toEqual({
       error: expect.stringContaining('rebound.site (10.255.255.1) is not in airdock.webhooks.allowedHosts'),
     });
-    expect(await post(new OutboundPost(['10.0.0.0/8']), url('127.0.0.1'))).toEqual({ error: expect.stringContaining('127.0.0.1 is not in') });
-    expect(await post(new OutboundPost([], resolving('169.254.169.254')), url('meta.site'))).toEqual({ error: expect.stringContaining('link-local') });
+    expect(await post(new OutboundPost(['10.0.0.0/8']), url('127.0.0.1'))).toEqual({
+      error: expect.stringContaining('127.0.0.1 is not in'),
+    });
+    expect(await post(new OutboundPost([], resolving('169.254.169.254')), url('meta.site'))).toEqual({
+      error: expect.stringContaining('link-local'),
+    });
     expect(hits).toBe(before);
   });
 
   /** Servers that write to the socket what they like, after the request has come. */
   it.each<[string, (socket: Socket) => void, object]>([
-    ['that never ends its body', (socket) => socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nfine'), { status: 200, body: 'fine', isCut: true }],
+    [
+      'that never ends its body',
+      (socket) => socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nfine'),
+      { status: 200, body: 'fine', isCut: true },
+    ],
     [
       'that sends no byte of its body',
       (socket) => socket.write('HTTP/1.1 202 Accepted\r\ntransfer-encoding: chunked\r\n\r\n'),
@@ -141,7 +152,10 @@ describe('OutboundPost', () => {
     ],
     [
       'that resets the connection after the status',
-      (socket) => void socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n', () => setTimeout(() => socket.resetAndDestroy(), 20)),
+      (socket) =>
+        void socket.write('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n', () =>
+          setTimeout(() => socket.resetAndDestroy(), 20),
+        ),
       { status: 200, isCut: true },
     ],
     [
@@ -149,8 +163,16 @@ describe('OutboundPost', () => {
       (socket) => void socket.end('HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nfi'),
       { status: 200, body: 'fi', isCut: true },
     ],
-    ['that sends a body with 204', (socket) => void socket.write('HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello'), { status: 204 }],
-    ['that has broken chunks', (socket) => void socket.write('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n'), { status: 200, isCut: true }],
+    [
+      'that sends a body with 204',
+      (socket) => void socket.write('HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello'),
+      { status: 204 },
+    ],
+    [
+      'that has broken chunks',
+      (socket) => void socket.write('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n'),
+      { status: 200, isCut: true },
+    ],
     [
       'that redirects and never ends',
       (socket) => void socket.write('HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 9\r\n\r\n'),
@@ -166,8 +188,16 @@ describe('OutboundPost', () => {
       (socket) => void socket.write('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n'),
       { status: 101 },
     ],
-    ['that closes without an answer', (socket) => void socket.end(), { error: expect.stringContaining('no answer') as string }],
-    ['that never gets to a status', (socket) => void socket.write('HTTP/1.1 103 Early Hints\r\n\r\n'), { error: 'no answer within 5 s' }],
+    [
+      'that closes without an answer',
+      (socket) => void socket.end(),
+      { error: expect.stringContaining('no answer') as string },
+    ],
+    [
+      'that never gets to a status',
+      (socket) => void socket.write('HTTP/1.1 103 Early Hints\r\n\r\n'),
+      { error: 'no answer within 5 s' },
+    ],
   ])('takes the status of a receiver %s, and lets go of it', async (_, answer, expected) => {
     const sockets = new Set<Socket>();
     const receiver = createNetServer((socket) => {

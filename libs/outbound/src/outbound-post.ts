@@ -29,7 +29,11 @@ export class OutboundPost {
 
   /** @param allowed as `OutboundTargets` takes it */
   constructor(allowed: readonly string[], resolve?: Resolve) {
-    this.targets = new OutboundTargets(allowed, { code: 'webhook_target_forbidden', key: 'airdock.webhooks.allowedHosts' }, resolve);
+    this.targets = new OutboundTargets(
+      allowed,
+      { code: 'webhook_target_forbidden', key: 'airdock.webhooks.allowedHosts' },
+      resolve,
+    );
   }
 
   /** The URL as it will be used. Throws `webhook_target_forbidden`. */
@@ -43,7 +47,13 @@ export class OutboundPost {
     try {
       const { href, host, isSecure } = this.targets.parse(url);
       this.targets.assertAddress(host);
-      const options = { method: 'POST', headers, agent: false as const, lookup: this.targets.lookup, signal: AbortSignal.any([timeout, signal]) };
+      const options = {
+        method: 'POST',
+        headers,
+        agent: false as const,
+        lookup: this.targets.lookup,
+        signal: AbortSignal.any([timeout, signal]),
+      };
       return await new Promise((resolve, reject) => {
         const request = (isSecure ? httpsRequest : httpRequest)(href, options);
         let fail: (error: Error) => void = reject;
@@ -82,7 +92,12 @@ export class OutboundPost {
       });
     } catch (error) {
       if (timeout.aborted) return { error: `no answer within ${timeoutMs / 1000} s` };
-      return { error: error instanceof AppError ? error.message : `no answer: ${(error as { code?: string }).code ?? rootMessage(error)}` };
+      return {
+        error:
+          error instanceof AppError
+            ? error.message
+            : `no answer: ${(error as { code?: string }).code ?? rootMessage(error)}`,
+      };
     }
   }
 }

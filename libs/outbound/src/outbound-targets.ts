@@ -43,7 +43,8 @@ refused.addSubnet('64:ff9b:1::', 48, 'ipv6');
 const familyOf = (address: string) => (isIP(address) === 6 ? 'ipv6' : 'ipv4');
 
 /** Whether an address, or one that it leads on to, is one that nobody may be sent to unless it is listed. */
-const isRefused = (address: string): boolean => [address, ...embeddedIpv4(address)].some((one) => refused.check(one, familyOf(one)));
+const isRefused = (address: string): boolean =>
+  [address, ...embeddedIpv4(address)].some((one) => refused.check(one, familyOf(one)));
 
 /**
  * Where requests may go whose target others have chosen. `allowed`: names (`hooks.site`), their subdomains (`*.site`), addresses and networks (`10.0.0.5`, `10.0.0.0/8`,
@@ -74,11 +75,15 @@ export class OutboundTargets {
   async check(url: string): Promise<string> {
     const { href, host } = this.parse(url);
     const isNameAllowed = this.isNameAllowed(host);
-    if (!isNameAllowed && this.networks.rules.length === 0) throw this.forbidden(`${host} is not in ${this.policy.key}`);
+    if (!isNameAllowed && this.networks.rules.length === 0)
+      throw this.forbidden(`${host} is not in ${this.policy.key}`);
     const late = new Promise<undefined>((done) => setTimeout(done, resolveMs, undefined).unref());
-    const addresses = isIP(host) ? [asAddress(host)] : await Promise.race([this.resolve(host).catch(() => undefined), late]);
+    const addresses = isIP(host)
+      ? [asAddress(host)]
+      : await Promise.race([this.resolve(host).catch(() => undefined), late]);
     if (addresses) this.choose(host, addresses);
-    else if (!isNameAllowed) throw this.forbidden(`${host} does not resolve, and ${this.policy.key} has only networks for it`);
+    else if (!isNameAllowed)
+      throw this.forbidden(`${host} does not resolve, and ${this.policy.key} has only networks for it`);
     return href;
   }
 
@@ -98,9 +103,19 @@ export class OutboundTargets {
   /** The parts of an http or https URL. Throws the policy's code for any other, and for one with a password in it. */
   parse(url: string): { href: string; host: string; isSecure: boolean } {
     const target = URL.parse(url);
-    if (!target || !['http:', 'https:'].includes(target.protocol) || target.username || target.password || target.hostname === '')
+    if (
+      !target ||
+      !['http:', 'https:'].includes(target.protocol) ||
+      target.username ||
+      target.password ||
+      target.hostname === ''
+    )
       throw this.forbidden('the URL must be http or https, without user and password');
-    return { href: target.href, host: canonical(target.hostname.replace(/^\[|\]$/g, '')), isSecure: target.protocol === 'https:' };
+    return {
+      href: target.href,
+      host: canonical(target.hostname.replace(/^\[|\]$/g, '')),
+      isSecure: target.protocol === 'https:',
+    };
   }
 
   /** Throws the policy's code for a host that is an address and may not be connected to: what is an address already is not looked up. */
@@ -125,13 +140,18 @@ export class OutboundTargets {
     if (first) return [first, ...others];
     const what = isIP(host) ? host : `${host} (${addresses.map(({ address }) => address).join(', ')})`;
     throw this.forbidden(
-      isNameAllowed ? `${what} is this machine, link-local or multicast, and not listed in ${this.policy.key}` : `${what} is not in ${this.policy.key}`,
+      isNameAllowed
+        ? `${what} is this machine, link-local or multicast, and not listed in ${this.policy.key}`
+        : `${what} is not in ${this.policy.key}`,
     );
   }
 
   /** Whether the name is enough, for ordinary addresses. */
   private isNameAllowed(host: string): boolean {
-    return this.allowed.length === 0 || this.names.some((name) => (name.startsWith('*.') ? host.endsWith(name.slice(1)) : host === name));
+    return (
+      this.allowed.length === 0 ||
+      this.names.some((name) => (name.startsWith('*.') ? host.endsWith(name.slice(1)) : host === name))
+    );
   }
 
   private forbidden(detail: string): AppError {

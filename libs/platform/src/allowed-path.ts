@@ -3,7 +3,9 @@ import { join, sep } from 'node:path';
 
 const isInside = (folder: string, file: string) => file.startsWith(folder.endsWith(sep) ? folder : folder + sep);
 
-export type AllowedPath = { path: string; refusal?: undefined } | { path?: undefined; refusal: 'missing' | 'forbidden' | 'unreadable'; why?: string };
+export type AllowedPath =
+  | { path: string; refusal?: undefined }
+  | { path?: undefined; refusal: 'missing' | 'forbidden' | 'unreadable'; why?: string };
 
 const goneCodes = new Set(['ENOENT', 'ENOTDIR', 'ENAMETOOLONG']);
 

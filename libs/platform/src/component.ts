@@ -28,7 +28,16 @@ export async function startComponent(
     file: '/dev/null',
     overrides: { dataDir, redisUrl, logLevel: 'silent', ...overrides },
   });
-  const app: NestFastifyApplication = await createHttpApp(rootModule(config, { [name]: service }, roles), { title: name });
+  const app: NestFastifyApplication = await createHttpApp(rootModule(config, { [name]: service }, roles), {
+    title: name,
+  });
   await listen(app, { port: 'http.port' in overrides ? config.http.port : 0, host: '127.0.0.1' });
-  return { app, config, url: await app.getUrl(), token: apiToken(config), internalToken: internalToken(config), [Symbol.asyncDispose]: () => app.close() };
+  return {
+    app,
+    config,
+    url: await app.getUrl(),
+    token: apiToken(config),
+    internalToken: internalToken(config),
+    [Symbol.asyncDispose]: () => app.close(),
+  };
 }

@@ -41,7 +41,11 @@ const packageRepository = z.strictObject({
       'apt: suites below dists/ in the folder, by codename of the hosts; yum: subfolders, by major release of the hosts. Without any: one flat folder for all',
     ),
   components: z.array(z.string().regex(word)).min(1).max(20).default(['main']).describe('apt with distributions'),
-  gpgKey: z.string().regex(pathInFolder).optional().describe('yum: path of the public key in the folder, which then must have signed the packages'),
+  gpgKey: z
+    .string()
+    .regex(pathInFolder)
+    .optional()
+    .describe('yum: path of the public key in the folder, which then must have signed the packages'),
 });
 /** A folder of packages that the DU serves to its hosts. */
 export type PackageRepositoryConfig = z.output<typeof packageRepository>;
@@ -57,7 +61,10 @@ function isHostPattern(text: string): boolean {
   return rest.length === 0 && (prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= bits));
 }
 
-const hostPatterns = z.array(z.string().refine(isHostPattern, 'must be a name, *.name, an address or a network like 10.0.0.0/8')).max(100).default([]);
+const hostPatterns = z
+  .array(z.string().refine(isHostPattern, 'must be a name, *.name, an address or a network like 10.0.0.0/8'))
+  .max(100)
+  .default([]);
 
 const backupTarget = z.union([
   z.strictObject({ folder: z.string().min(1).describe('A folder, also on NFS') }),
@@ -72,7 +79,10 @@ const backupTarget = z.union([
         .default(''),
       accessKeyId: z.string().min(1),
       secretKeyFile: z.string().min(1).describe('File with the secret access key'),
-      pathStyle: z.boolean().default(true).describe('Whether the bucket is in the path, as most S3 servers on site want it, or in the host name'),
+      pathStyle: z
+        .boolean()
+        .default(true)
+        .describe('Whether the bucket is in the path, as most S3 servers on site want it, or in the host name'),
     }),
   }),
 ]);
@@ -85,35 +95,89 @@ const airdockSchema = z.strictObject({
     .strictObject({
       host: z.string().default('127.0.0.1'),
       port: port.default(5180),
-      socket: z.string().min(1).optional().describe('Path of the Unix socket of the API; default: api.sock in dataDir, where all services are in one process'),
-      socketGroup: z.string().min(1).optional().describe('Name or id of the group that may open the socket; default: the group of the process'),
-      allowPlainHttp: z.boolean().default(false).describe('Whether the API may listen beyond loopback, where everybody on the way reads the token'),
-      maxConnections: z.coerce.number().int().min(8).max(100_000).default(1024).describe('Connections at once, on TCP and on the socket each'),
-      maxConnectionsPerAddress: z.coerce.number().int().min(4).max(100_000).default(256).describe('Connections at once of one address'),
+      socket: z
+        .string()
+        .min(1)
+        .optional()
+        .describe(
+          'Path of the Unix socket of the API; default: api.sock in dataDir, where all services are in one process',
+        ),
+      socketGroup: z
+        .string()
+        .min(1)
+        .optional()
+        .describe('Name or id of the group that may open the socket; default: the group of the process'),
+      allowPlainHttp: z
+        .boolean()
+        .default(false)
+        .describe('Whether the API may listen beyond loopback, where everybody on the way reads the token'),
+      maxConnections: z.coerce
+        .number()
+        .int()
+        .min(8)
+        .max(100_000)
+        .default(1024)
+        .describe('Connections at once, on TCP and on the socket each'),
+      maxConnectionsPerAddress: z.coerce
+        .number()
+        .int()
+        .min(4)
+        .max(100_000)
+        .default(256)
+        .describe('Connections at once of one address'),
       headerTimeoutSeconds: z.coerce.number().min(1).max(600).default(20).describe('For the headers of a request'),
-      bodyTimeoutSeconds: z.coerce.number().min(1).max(600).default(30).describe('For the body of a request; for an upload, how long it may stand still'),
+      bodyTimeoutSeconds: z.coerce
+        .number()
+        .min(1)
+        .max(600)
+        .default(30)
+        .describe('For the body of a request; for an upload, how long it may stand still'),
     })
     .prefault({})
     .describe('Where the API listens'),
   logLevel: z.enum(['fatal', 'error', 'warn', 'info', 'debug', 'silent']).default('info'),
-  tokenFile: z.string().optional().describe('File with the API token; default: admin.token in dataDir, made on the first start'),
+  tokenFile: z
+    .string()
+    .optional()
+    .describe('File with the API token; default: admin.token in dataDir, made on the first start'),
   internalTokenFile: z
     .string()
     .optional()
-    .describe('File with the token of services among themselves; default: internal.token in dataDir, made on the first start'),
-  secretsKeyFile: z.string().optional().describe('File with the key of stored secrets; default: secrets.key in dataDir, made on the first start'),
-  signingKeyFile: z.string().optional().describe('File with the key that backups are signed with; default: signing.key in dataDir, made on the first start'),
+    .describe(
+      'File with the token of services among themselves; default: internal.token in dataDir, made on the first start',
+    ),
+  secretsKeyFile: z
+    .string()
+    .optional()
+    .describe('File with the key of stored secrets; default: secrets.key in dataDir, made on the first start'),
+  signingKeyFile: z
+    .string()
+    .optional()
+    .describe(
+      'File with the key that backups are signed with; default: signing.key in dataDir, made on the first start',
+    ),
   databaseUrl: z.string().optional().describe('postgres://…, a schema per service; default: SQLite files in dataDir'),
   redisUrl: z.string().optional().describe('redis://… or a socket path; default: a redis-server of our own'),
   registry: z
     .strictObject({
       port: port.default(5100).describe('To pull from: on localhost of the DU, and on every host'),
-      localPush: z.boolean().default(false).describe('Whether docker push to localhost works, with the password in registry/local-push.password of dataDir'),
+      localPush: z
+        .boolean()
+        .default(false)
+        .describe(
+          'Whether docker push to localhost works, with the password in registry/local-push.password of dataDir',
+        ),
       readOnlyPort: port.optional().describe('Has no meaning any more: tunnels lead to a Unix socket'),
       storageDir: z.string().optional().describe('default: registry/storage in dataDir'),
-      socketDir: z.string().optional().describe("Folder for the registry's Unix sockets, closed to others; default: run/registry in dataDir"),
+      socketDir: z
+        .string()
+        .optional()
+        .describe("Folder for the registry's Unix sockets, closed to others; default: run/registry in dataDir"),
       binary: z.string().default('docker-registry').describe('The distribution program'),
-      directPlacement: z.boolean().default(true).describe('Whether blobs may be placed in the storage folder past the registry'),
+      directPlacement: z
+        .boolean()
+        .default(true)
+        .describe('Whether blobs may be placed in the storage folder past the registry'),
       minFreeBytes: z.coerce
         .number()
         .int()
@@ -122,14 +186,27 @@ const airdockSchema = z.strictObject({
         .describe("What pushes leave free on the disk of the registry's storage"),
       garbageCollection: z
         .strictObject({
-          protectHours: z.coerce.number().min(0).max(8760).default(2).describe('What was pushed in this time is never collected'),
-          uploadHours: z.coerce.number().min(1).max(8760).default(168).describe('After this time without a byte an unfinished upload is abandoned'),
+          protectHours: z.coerce
+            .number()
+            .min(0)
+            .max(8760)
+            .default(2)
+            .describe('What was pushed in this time is never collected'),
+          uploadHours: z.coerce
+            .number()
+            .min(1)
+            .max(8760)
+            .default(168)
+            .describe('After this time without a byte an unfinished upload is abandoned'),
         })
         .prefault({}),
       allowedHosts: hostPatterns.describe(
         'Where registries of others may be, for mode external by API and restores: names, *.name, addresses, networks; without any: anywhere but on this machine and link-local',
       ),
-      externalUrl: z.url().optional().describe('The registry that someone else runs, for privateRegistryType: external'),
+      externalUrl: z
+        .url()
+        .optional()
+        .describe('The registry that someone else runs, for privateRegistryType: external'),
     })
     .prefault({}),
   packages: z
@@ -142,16 +219,30 @@ const airdockSchema = z.strictObject({
         .default([]),
       install: packagesByFamily.describe('Packages that every host gets from the repositories, e.g. pf9-hostagent'),
       docker: packagesByFamily.describe('Packages that make Docker on a host without it'),
-      kubernetes: z.strictObject({ debian: nodePackages, redhat: nodePackages }).prefault({}).describe('Packages that make a node of a host'),
+      kubernetes: z
+        .strictObject({ debian: nodePackages, redhat: nodePackages })
+        .prefault({})
+        .describe('Packages that make a node of a host'),
     })
     .prefault({})
     .describe('Package repositories for hosts'),
   hosts: z
     .strictObject({
-      workerMemoryMiB: z.coerce.number().int().min(256).max(65_536).default(768).describe('Of the process that serves hosts; at more it is started anew'),
+      workerMemoryMiB: z.coerce
+        .number()
+        .int()
+        .min(256)
+        .max(65_536)
+        .default(768)
+        .describe('Of the process that serves hosts; at more it is started anew'),
       drift: z
         .strictObject({
-          everyMinutes: z.coerce.number().min(0).max(43_200).default(60).describe('Between two looks at all configured hosts; 0: never'),
+          everyMinutes: z.coerce
+            .number()
+            .min(0)
+            .max(43_200)
+            .default(60)
+            .describe('Between two looks at all configured hosts; 0: never'),
           repair: z.boolean().default(false).describe('Whether what has drifted is put right at once'),
         })
         .prefault({}),
@@ -187,7 +278,10 @@ const airdockSchema = z.strictObject({
     .strictObject({
       url: z
         .url({ protocol: /^https?$/ })
-        .refine((url) => /^https:|^http:\/\/(localhost|127\.\d+\.\d+\.\d+|\[::1\])([:/]|$)/.test(url), 'must be https, since the password goes there')
+        .refine(
+          (url) => /^https:|^http:\/\/(localhost|127\.\d+\.\d+\.\d+|\[::1\])([:/]|$)/.test(url),
+          'must be https, since the password goes there',
+        )
         .describe('Of the DU of PMK'),
       project: z.string().min(1).describe('Name of the project (tenant) that clusters are created in'),
       user: z.string().min(1),
@@ -198,17 +292,39 @@ const airdockSchema = z.strictObject({
     .describe('The PMK control plane, for clusters with the provisioner pmk'),
   jobs: z
     .strictObject({
-      keepDays: z.coerce.number().min(1).max(3650).default(90).describe('How long jobs that have ended can be looked up, with their requests'),
-      idempotencyKeepDays: z.coerce.number().min(1).max(3650).default(30).describe('How long a repeated Idempotency-Key gets the first answer again'),
+      keepDays: z.coerce
+        .number()
+        .min(1)
+        .max(3650)
+        .default(90)
+        .describe('How long jobs that have ended can be looked up, with their requests'),
+      idempotencyKeepDays: z.coerce
+        .number()
+        .min(1)
+        .max(3650)
+        .default(30)
+        .describe('How long a repeated Idempotency-Key gets the first answer again'),
     })
     .prefault({})
     .describe('Jobs that have ended'),
   webhooks: z
     .strictObject({
-      allowedHosts: hostPatterns.describe('Where webhooks may go; without any: anywhere but to this machine and link-local addresses'),
+      allowedHosts: hostPatterns.describe(
+        'Where webhooks may go; without any: anywhere but to this machine and link-local addresses',
+      ),
       timeoutSeconds: z.coerce.number().min(0.1).max(60).default(15).describe('For one delivery'),
-      giveUpAfterHours: z.coerce.number().min(0).max(720).default(24).describe('How long a delivery is tried again before its endpoint is disabled'),
-      keepDays: z.coerce.number().min(0.01).max(3650).default(30).describe('How long events and deliveries can be looked up'),
+      giveUpAfterHours: z.coerce
+        .number()
+        .min(0)
+        .max(720)
+        .default(24)
+        .describe('How long a delivery is tried again before its endpoint is disabled'),
+      keepDays: z.coerce
+        .number()
+        .min(0.01)
+        .max(3650)
+        .default(30)
+        .describe('How long events and deliveries can be looked up'),
     })
     .prefault({}),
   backupDir: z.string().optional().describe('Folder of the backup target `default`; default: backups in dataDir'),
@@ -225,19 +341,27 @@ const airdockSchema = z.strictObject({
             .max(20)
             .default([])
             .describe('age recipients: with any of them new blobs are encrypted'),
-          identityFile: z.string().optional().describe('File with the age key that opens encrypted backups: for restores, drills and verifications'),
+          identityFile: z
+            .string()
+            .optional()
+            .describe('File with the age key that opens encrypted backups: for restores, drills and verifications'),
         })
         .prefault({}),
       signingKeyFile: z
         .string()
         .optional()
-        .describe('File with 64 hex digits that records were signed with before airdock.signingKeyFile: those are read with it still'),
+        .describe(
+          'File with 64 hex digits that records were signed with before airdock.signingKeyFile: those are read with it still',
+        ),
       compress: z.boolean().default(true).describe('Whether blobs that get smaller by it are compressed'),
       exchangeDir: z.string().optional().describe('Folder that backups are exported to, and imported from'),
     })
     .prefault({})
     .describe('Backups'),
-  services: z.partialRecord(z.enum(serviceNames), z.url()).default({}).describe('URLs of services that run in processes of their own'),
+  services: z
+    .partialRecord(z.enum(serviceNames), z.url())
+    .default({})
+    .describe('URLs of services that run in processes of their own'),
 });
 
 /** The configuration, checked and complete. */
@@ -319,14 +443,18 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
   }));
   const content: unknown = issues.length === 0 ? document.toJS() : {};
   const root = content === null || content === undefined ? {} : content;
-  const values: Record<string, unknown> = typeof root === 'object' && !Array.isArray(root) ? (root as Record<string, unknown>) : {};
+  const values: Record<string, unknown> =
+    typeof root === 'object' && !Array.isArray(root) ? (root as Record<string, unknown>) : {};
   if (values !== root) issues.push({ key: '', line: 1, message: 'the file must hold keys and values' });
 
   const section: unknown = structuredClone(values.airdock ?? {});
   const airdock: Record<string, unknown> =
-    typeof section === 'object' && section !== null && !Array.isArray(section) ? (section as Record<string, unknown>) : {};
+    typeof section === 'object' && section !== null && !Array.isArray(section)
+      ? (section as Record<string, unknown>)
+      : {};
   if (airdock !== section) issues.push({ key: 'airdock', message: 'must hold keys and values' });
-  for (const [variable, key] of Object.entries(environmentKeys)) if (environment[variable]) setKey(airdock, key, environment[variable]);
+  for (const [variable, key] of Object.entries(environmentKeys))
+    if (environment[variable]) setKey(airdock, key, environment[variable]);
   for (const [key, value] of Object.entries(overrides)) if (value !== undefined) setKey(airdock, key, value);
 
   const parsed = airdockSchema.safeParse(airdock);
@@ -334,11 +462,20 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     const keys = issue.code === 'unrecognized_keys' ? issue.keys.map((key) => [...issue.path, key]) : [issue.path];
     for (const key of keys) {
       const line = lineOf(document, lines, ['airdock', ...key.map(String)]);
-      issues.push({ key: ['airdock', ...key].join('.'), line, message: issue.code === 'unrecognized_keys' ? 'is no key of Airdock' : issue.message });
+      issues.push({
+        key: ['airdock', ...key].join('.'),
+        line,
+        message: issue.code === 'unrecognized_keys' ? 'is no key of Airdock' : issue.message,
+      });
     }
   }
   const type = readRegistryMode(environment.AIRDOCK_PRIVATE_REGISTRY_TYPE || values.privateRegistryType);
-  if ('error' in type) issues.push({ key: 'privateRegistryType', line: lineOf(document, lines, ['privateRegistryType']), message: type.error });
+  if ('error' in type)
+    issues.push({
+      key: 'privateRegistryType',
+      line: lineOf(document, lines, ['privateRegistryType']),
+      message: type.error,
+    });
   const privateRegistryType: RegistryMode = 'error' in type ? 'none' : type.mode;
   if (privateRegistryType === 'external' && parsed.success && !parsed.data.registry.externalUrl)
     issues.push({ key: 'airdock.registry.externalUrl', message: 'is needed with privateRegistryType: external' });
@@ -346,10 +483,13 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     issues.push({
       key: 'airdock.http.host',
       line: lineOf(document, lines, ['airdock', 'http', 'host']),
-      message: 'is no loopback address, and the API speaks plain HTTP: put a TLS proxy before 127.0.0.1, or set airdock.http.allowPlainHttp',
+      message:
+        'is no loopback address, and the API speaks plain HTTP: put a TLS proxy before 127.0.0.1, or set airdock.http.allowPlainHttp',
     });
   if (issues.length > 0 || !parsed.success) {
-    const detail = issues.map(({ key, line, message }) => `${path ?? 'environment'}${line ? `:${line}` : ''}: ${key} ${message}`.trim()).join('\n');
+    const detail = issues
+      .map(({ key, line, message }) => `${path ?? 'environment'}${line ? `:${line}` : ''}: ${key} ${message}`.trim())
+      .join('\n');
     throw new AppError('configuration_invalid', { detail, issues });
   }
   const data = parsed.data;
@@ -365,9 +505,15 @@ export function loadConfig({ file, environment = process.env, overrides = {} }: 
     secretsKeyFile: data.secretsKeyFile ?? join(dataDir, 'secrets.key'),
     signingKeyFile: data.signingKeyFile ?? join(dataDir, 'signing.key'),
     backupDir,
-    backup: { ...data.backup, targets: { ...data.backup.targets, default: data.backup.targets.default ?? { folder: backupDir } } },
+    backup: {
+      ...data.backup,
+      targets: { ...data.backup.targets, default: data.backup.targets.default ?? { folder: backupDir } },
+    },
     bundleDirs: data.bundleDirs.map((folder) => resolve(folder)),
-    packages: { ...data.packages, repositories: data.packages.repositories.map((one) => ({ ...one, folder: resolve(one.folder) })) },
+    packages: {
+      ...data.packages,
+      repositories: data.packages.repositories.map((one) => ({ ...one, folder: resolve(one.folder) })),
+    },
     registry: {
       ...data.registry,
       storageDir: resolve(data.registry.storageDir ?? join(dataDir, 'registry', 'storage')),
@@ -382,7 +528,8 @@ function lineOf(document: Document, lines: LineCounter, key: string[]): number |
   return node?.range ? lines.linePos(node.range[0]).line : undefined;
 }
 
-const isLoopback = (host: string): boolean => host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'));
+const isLoopback = (host: string): boolean =>
+  host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'));
 
 /** Where a service answers, and by which Unix socket, if by one. */
 export interface ServiceEndpoint {
@@ -394,7 +541,9 @@ export interface ServiceEndpoint {
 export function serviceEndpoint({ services, http }: Config, name: ServiceName): ServiceEndpoint {
   const url = services[name];
   if (url !== undefined) return { url: url.replace(/\/$/, '') };
-  return http.socket === undefined ? { url: `http://${reachableHost(http.host)}:${http.port}` } : { url: 'http://localhost', socketPath: http.socket };
+  return http.socket === undefined
+    ? { url: `http://${reachableHost(http.host)}:${http.port}` }
+    : { url: 'http://localhost', socketPath: http.socket };
 }
 
 /** How this process reaches an address that it listens on. */

@@ -2,7 +2,15 @@ import { startPostgres, tempDir } from '@airdock/testing/servers';
 import { Column, type DataSource, Entity, In, PrimaryColumn } from 'typeorm';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { loadConfig } from './config.js';
-import { atomically, columns, connectDatabase, dataSourceOptions, isUniqueViolation, ServiceDatabase, translateDatabaseError } from './database.js';
+import {
+  atomically,
+  columns,
+  connectDatabase,
+  dataSourceOptions,
+  isUniqueViolation,
+  ServiceDatabase,
+  translateDatabaseError,
+} from './database.js';
 import { OutboxEventEntity } from './events/outbox.entity.js';
 import { Outbox } from './events/outbox.js';
 import { IdempotencyKeyEntity } from './http/idempotency.entity.js';
@@ -58,10 +66,18 @@ describe.each(databases)('on %s', (_name, start) => {
   beforeAll(async () => {
     server = await start();
     folder = await tempDir('database');
-    const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir: folder.path, databaseUrl: server.databaseUrl } });
+    const config = loadConfig({
+      environment: {},
+      file: '/dev/null',
+      overrides: { dataDir: folder.path, databaseUrl: server.databaseUrl },
+    });
     // As when API and worker start at the same time on an empty database.
     sources = await Promise.all(
-      [1, 2].map(() => connectDatabase(dataSourceOptions(config, 'image', [...platformEntities, ThingEntity, CheckEntity, ClusterEntity]))),
+      [1, 2].map(() =>
+        connectDatabase(
+          dataSourceOptions(config, 'image', [...platformEntities, ThingEntity, CheckEntity, ClusterEntity]),
+        ),
+      ),
     );
   });
   afterAll(async () => {
@@ -73,7 +89,9 @@ describe.each(databases)('on %s', (_name, start) => {
   it('runs statements all or none', async () => {
     expect(await atomically(sources[0] as DataSource, [insert('a'), change('a', 1)])).toBe(true);
     expect(await things().findOneBy({ name: 'a' })).toMatchObject({ version: 2 });
-    const conflict = await atomically(sources[0] as DataSource, [insert('b'), insert('a')]).catch((error: unknown) => error);
+    const conflict = await atomically(sources[0] as DataSource, [insert('b'), insert('a')]).catch(
+      (error: unknown) => error,
+    );
     expect(isUniqueViolation(conflict)).toBe(true);
     expect(await things().findOneBy({ name: 'b' })).toBeNull();
   });
@@ -87,7 +105,9 @@ describe.each(databases)('on %s', (_name, start) => {
     const source = sources[0] as DataSource;
     const outcomes = await Promise.all(
       Array.from({ length: 40 }, (_, index) =>
-        index % 2 === 0 ? things().insert({ id: newId(), name: `free-${index}`, version: 1 }) : atomically(source, [insert(`bound-${index}`), change('a', 99)]),
+        index % 2 === 0
+          ? things().insert({ id: newId(), name: `free-${index}`, version: 1 })
+          : atomically(source, [insert(`bound-${index}`), change('a', 99)]),
       ),
     );
     expect(outcomes.filter((outcome) => outcome === false)).toHaveLength(20);
@@ -101,7 +121,9 @@ describe.each(databases)('on %s', (_name, start) => {
       const database = new ServiceDatabase(source);
       return new JobsService('image', database, new Map([['image.push', fakeQueue]]), new Outbox(database));
     });
-    const { id } = await (first as JobsService).submit({ type: 'image.push', resource: '/v1/things/1' }, [insert('with-job')]);
+    const { id } = await (first as JobsService).submit({ type: 'image.push', resource: '/v1/things/1' }, [
+      insert('with-job'),
+    ]);
     expect(await things().findOneBy({ name: 'with-job' })).not.toBeNull();
     const claims = await Promise.all([first?.claim(id, 'one'), second?.claim(id, 'two')]);
     expect(claims.filter(Boolean)).toHaveLength(1);
@@ -110,10 +132,14 @@ describe.each(databases)('on %s', (_name, start) => {
     expect(await first?.renew(id, other)).toBe('lost');
     expect(await first?.renew(id, owner)).toBe('held');
     // The owner was killed long ago.
-    await (sources[0] as DataSource).query(`UPDATE ${server.databaseUrl ? 'image.job' : 'job'} SET "leaseUntil" = '2020-01-01T00:00:00.000Z'`);
+    await (sources[0] as DataSource).query(
+      `UPDATE ${server.databaseUrl ? 'image.job' : 'job'} SET "leaseUntil" = '2020-01-01T00:00:00.000Z'`,
+    );
     expect(await second?.claim(id, other)).toMatchObject({ attempt: 2, leaseOwner: other });
     expect(await first?.end(id, { state: 'succeeded', error: null, result: null }, { leaseOwner: owner })).toBe(false);
-    expect(await second?.end(id, { state: 'succeeded', error: null, result: { a: 1 } }, { leaseOwner: other })).toBe(true);
+    expect(await second?.end(id, { state: 'succeeded', error: null, result: { a: 1 } }, { leaseOwner: other })).toBe(
+      true,
+    );
     expect(await first?.get(id)).toMatchObject({ state: 'succeeded', result: { a: 1 }, attempt: 2 });
     expect(await first?.claim(id, owner)).toBeUndefined();
     // Told once, although two workers began it.
@@ -121,7 +147,14 @@ describe.each(databases)('on %s', (_name, start) => {
     expect(told.map(({ type }) => type)).toEqual(['image.push.started', 'image.push.succeeded']);
     expect(JSON.parse(told[1]?.payload ?? '')).toMatchObject({
       type: 'image.push.succeeded',
-      data: { jobId: id, job: `/v1/jobs/${id}`, resource: '/v1/things/1', state: 'succeeded', result: { a: 1 }, error: null },
+      data: {
+        jobId: id,
+        job: `/v1/jobs/${id}`,
+        resource: '/v1/things/1',
+        state: 'succeeded',
+        result: { a: 1 },
+        error: null,
+      },
     });
   });
 
@@ -148,7 +181,10 @@ describe.each(databases)('on %s', (_name, start) => {
     await insert('precious').execute();
     await source.query(`UPDATE ${table} SET "ofLaterVersion" = 'kept'`);
     const start = () => connectDatabase({ ...source.options });
-    await expect(start()).rejects.toMatchObject({ code: 'schema_loses_data', details: { columns: ['thing.ofLaterVersion'] } });
+    await expect(start()).rejects.toMatchObject({
+      code: 'schema_loses_data',
+      details: { columns: ['thing.ofLaterVersion'] },
+    });
     expect(await source.query(`SELECT DISTINCT "ofLaterVersion" AS value FROM ${table}`)).toEqual([{ value: 'kept' }]);
     await source.query(`ALTER TABLE ${table} DROP COLUMN "ofLaterVersion"`);
     await (await start()).destroy();
@@ -198,10 +234,14 @@ describe.each(databases)('on %s', (_name, start) => {
     await keys.insert({ ...key, id: 'unkeyed', requestDigest: 'a'.repeat(64), createdAt: new Date().toISOString() });
     await keys.insert({ ...key, id: 'old', requestDigest: 'k.a', createdAt: old });
     await keys.insert({ ...key, id: 'fresh', requestDigest: 'k.b', createdAt: new Date().toISOString() });
-    const retention = new JobRetention({ keepDays: 90, idempotencyKeepDays: 30 }, new ServiceDatabase(source), [CheckEntity]);
+    const retention = new JobRetention({ keepDays: 90, idempotencyKeepDays: 30 }, new ServiceDatabase(source), [
+      CheckEntity,
+    ]);
     retention.onApplicationBootstrap();
     // Not before its first round is over, which `isStopped` would cut short.
-    await expect.poll(async () => (await keys.find()).length + (await jobs.countBy({ id: ids.old })), { timeout: 10_000 }).toBe(1);
+    await expect
+      .poll(async () => (await keys.find()).length + (await jobs.countBy({ id: ids.old })), { timeout: 10_000 })
+      .toBe(1);
     await retention.beforeApplicationShutdown();
     const left = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
     expect(left.toSorted()).toEqual([ids.fresh, ids.running, ids.named].toSorted());
@@ -229,7 +269,12 @@ describe.each(databases)('on %s', (_name, start) => {
     for (const owner of ['one', 'two', 'three']) await die(owner);
     const [a, b] = await Promise.all([jobs.claim(id, 'four'), jobs.claim(id, 'five')]);
     expect([a, b]).toEqual([undefined, undefined]);
-    expect(await jobs.get(id)).toMatchObject({ state: 'failed', error: { code: 'worker_lost' }, attempt: 11, finishedAt: expect.any(String) });
+    expect(await jobs.get(id)).toMatchObject({
+      state: 'failed',
+      error: { code: 'worker_lost' },
+      attempt: 11,
+      finishedAt: expect.any(String),
+    });
     const told = await source.getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
     expect(told.map(({ type }) => type).slice(-2)).toEqual(['image.push.started', 'image.push.failed']);
     await jobs.retry(id);

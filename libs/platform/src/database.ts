@@ -36,10 +36,15 @@ export class ServiceDatabase {
 }
 
 /** The options of a service's data source: a SQLite file of its own, or a PostgreSQL schema of its own. */
-export function dataSourceOptions(config: Config, service: ServiceName, entities: DataSourceOptions['entities']): DataSourceOptions {
+export function dataSourceOptions(
+  config: Config,
+  service: ServiceName,
+  entities: DataSourceOptions['entities'],
+): DataSourceOptions {
   // The schema is made in connectDatabase, one process at a time.
   const common = { name: service, entities: entities ?? [], synchronize: false };
-  if (config.databaseUrl) return { ...common, type: 'postgres', url: config.databaseUrl, schema: service, extra: { max: 8 } };
+  if (config.databaseUrl)
+    return { ...common, type: 'postgres', url: config.databaseUrl, schema: service, extra: { max: 8 } };
   return {
     ...common,
     type: 'better-sqlite3',
@@ -88,7 +93,8 @@ const retiredColumns = new Set<string>([]);
 /** Brings the schema up to date, unless something would be lost by it. Throws `schema_loses_data` before anything is changed. */
 async function synchronize(dataSource: DataSource): Promise<void> {
   const lost = await unknownColumns(dataSource);
-  if (lost.length > 0) throw new AppError('schema_loses_data', { detail: lost.join(', ').slice(0, 500), columns: lost });
+  if (lost.length > 0)
+    throw new AppError('schema_loses_data', { detail: lost.join(', ').slice(0, 500), columns: lost });
   await dataSource.synchronize();
 }
 
@@ -100,7 +106,9 @@ async function unknownColumns(dataSource: DataSource): Promise<string[]> {
     for (const { tablePath, tableName, columns: known } of dataSource.entityMetadatas) {
       const table = await runner.getTable(tablePath);
       const names = new Set(known.map(({ databaseName }) => databaseName));
-      lost.push(...(table?.columns ?? []).filter(({ name }) => !names.has(name)).map(({ name }) => `${tableName}.${name}`));
+      lost.push(
+        ...(table?.columns ?? []).filter(({ name }) => !names.has(name)).map(({ name }) => `${tableName}.${name}`),
+      );
     }
     const { upQueries } = await dataSource.driver.createSchemaBuilder().log();
     for (const { query } of upQueries) {
@@ -114,7 +122,10 @@ async function unknownColumns(dataSource: DataSource): Promise<string[]> {
 }
 
 /** A statement that has not run yet: an insert, update or delete builder. */
-export type Statement = InsertQueryBuilder<ObjectLiteral> | UpdateQueryBuilder<ObjectLiteral> | DeleteQueryBuilder<ObjectLiteral>;
+export type Statement =
+  | InsertQueryBuilder<ObjectLiteral>
+  | UpdateQueryBuilder<ObjectLiteral>
+  | DeleteQueryBuilder<ObjectLiteral>;
 
 /**
  * Runs statements all or none. Returns false, with nothing changed, when one of them found no row to change (so an update's `where` is a guard).
@@ -168,7 +179,10 @@ export async function atomically(dataSource: DataSource, statements: Statement[]
  * Runs one statement whose loss in a power cut would do no harm, such as progress. Returns how many rows it changed. On SQLite it does not wait for the disk,
  * since all requests would wait with it: while a push keeps the disk busy, that takes a tenth of a second.
  */
-export async function runUnflushed(dataSource: DataSource, statement: UpdateQueryBuilder<ObjectLiteral>): Promise<number> {
+export async function runUnflushed(
+  dataSource: DataSource,
+  statement: UpdateQueryBuilder<ObjectLiteral>,
+): Promise<number> {
   if (dataSource.options.type === 'postgres') return (await statement.execute()).affected ?? 0;
   const database = sqliteOf(dataSource);
   const [sql, parameters] = statement.getQueryAndParameters();
@@ -181,7 +195,8 @@ export async function runUnflushed(dataSource: DataSource, statement: UpdateQuer
   }
 }
 
-const sqliteOf = (dataSource: DataSource) => (dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database }).databaseConnection;
+const sqliteOf = (dataSource: DataSource) =>
+  (dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database }).databaseConnection;
 
 /**
  * Column values for TypeORM's insert and update, checked against the entity. TypeORM's own input type cannot express JSON columns with free keys,
@@ -202,17 +217,24 @@ export function translateDatabaseError(error: unknown): unknown {
   if (code !== undefined && full.has(code)) return new AppError('database_full', {}, { cause: error });
   if (code !== undefined && failedDisk.test(code)) return new AppError('database_disk_failed', {}, { cause: error });
   const isLost =
-    code !== undefined ? lostConnection.test(code) : error instanceof QueryFailedError && /connection terminated|timeout exceeded/i.test(error.message);
+    code !== undefined
+      ? lostConnection.test(code)
+      : error instanceof QueryFailedError && /connection terminated|timeout exceeded/i.test(error.message);
   if (isLost) return new AppError('dependency_unavailable', { detail: 'the database' }, { cause: error });
   if (code !== undefined && unstorable.has(code))
-    return new AppError('request_invalid', { detail: 'a value cannot be stored: a text with a NUL, or a number or text that is too large' }, { cause: error });
+    return new AppError(
+      'request_invalid',
+      { detail: 'a value cannot be stored: a text with a NUL, or a number or text that is too large' },
+      { cause: error },
+    );
   return error;
 }
 
 /** Of PostgreSQL: what no column takes, whichever way it got past the schemas. */
 const unstorable = new Set(['22021', '22P05', '22003', '22001', '54000']);
 
-const errorCode = (error: unknown): string | undefined => (error as { driverError?: { code?: string } }).driverError?.code ?? (error as { code?: string }).code;
+const errorCode = (error: unknown): string | undefined =>
+  (error as { driverError?: { code?: string } }).driverError?.code ?? (error as { code?: string }).code;
 
 /** True when an insert failed because a unique column already holds the value; SQLite and PostgreSQL name it differently. */
 export const isUniqueViolation = (error: unknown): boolean => {

@@ -10,7 +10,10 @@ import { atomically, connectDatabase, dataSourceOptions, runUnflushed, translate
 import { DiskReserve, isMountedReadOnly, whatIsShort } from './disk-reserve.js';
 
 const run = promisify(execFile);
-const thing = new EntitySchema<{ id: number; text: string }>({ name: 'thing', columns: { id: { type: 'integer', primary: true }, text: { type: 'varchar' } } });
+const thing = new EntitySchema<{ id: number; text: string }>({
+  name: 'thing',
+  columns: { id: { type: 'integer', primary: true }, text: { type: 'varchar' } },
+});
 
 /** A real disk, of 80 MiB and 2,000 files. */
 describe('a disk', () => {
@@ -37,27 +40,32 @@ describe('a disk', () => {
   const fill = (what: string) =>
     run(
       'sh',
-      what === 'bytes' ? ['-c', 'cat /dev/zero >"$0/full"', disk] : ['-c', 'mkdir "$0/full"; i=0; while true >"$0/full/$i"; do i=$((i+1)); done', disk],
+      what === 'bytes'
+        ? ['-c', 'cat /dev/zero >"$0/full"', disk]
+        : ['-c', 'mkdir "$0/full"; i=0; while true >"$0/full/$i"; do i=$((i+1)); done', disk],
     ).catch(() => undefined);
 
-  it.each(['bytes', 'files'])('that runs out of %s gets back a part of its reserve at a time, and the whole when there is room', async (what) => {
-    expect(await whatIsShort(disk)).toBeUndefined();
-    expect(await reserve.relieve()).toBe(false);
-    expect(await reserve.isGivenOut()).toBe(false);
-    await reserve.keep();
-    expect([await kept(), await reserve.isGivenOut()]).toEqual([256, false]);
-    await fill(what);
-    expect(await whatIsShort(disk)).toBe(what);
-    await reserve.keep();
-    expect(await kept()).toBe(192);
-    expect([await whatIsShort(disk), await reserve.isGivenOut()]).toEqual([undefined, true]);
-    await writeFile(join(disk, 'row'), Buffer.alloc(1_000_000, 1));
-    await reserve.keep();
-    expect(await kept()).toBe(192);
-    await rm(join(disk, 'full'), { recursive: true });
-    await reserve.keep();
-    expect([await kept(), await reserve.isGivenOut()]).toEqual([256, false]);
-  });
+  it.each(['bytes', 'files'])(
+    'that runs out of %s gets back a part of its reserve at a time, and the whole when there is room',
+    async (what) => {
+      expect(await whatIsShort(disk)).toBeUndefined();
+      expect(await reserve.relieve()).toBe(false);
+      expect(await reserve.isGivenOut()).toBe(false);
+      await reserve.keep();
+      expect([await kept(), await reserve.isGivenOut()]).toEqual([256, false]);
+      await fill(what);
+      expect(await whatIsShort(disk)).toBe(what);
+      await reserve.keep();
+      expect(await kept()).toBe(192);
+      expect([await whatIsShort(disk), await reserve.isGivenOut()]).toEqual([undefined, true]);
+      await writeFile(join(disk, 'row'), Buffer.alloc(1_000_000, 1));
+      await reserve.keep();
+      expect(await kept()).toBe(192);
+      await rm(join(disk, 'full'), { recursive: true });
+      await reserve.keep();
+      expect([await kept(), await reserve.isGivenOut()]).toEqual([256, false]);
+    },
+  );
 
   it('with hardly more room than a reserve takes gets none, and what is no piece stays', async () => {
     await writeFile(join(disk, 'large'), Buffer.alloc(40 * 1024 * 1024, 1));
@@ -96,50 +104,58 @@ describe('a disk', () => {
       undefined,
       'database_disk_failed',
     ],
-  ] as const)('that %s is named by the database on it, which reads, and writes again where it can', async (_, disturb, mend, code) => {
-    await run('umount', [disk]);
-    const make = 'truncate -s 40M "$0" && mkfs.ext4 -q -m 0 "$0" && mount -o loop,errors=remount-ro "$0" "$1"';
-    await run('sh', ['-c', make, join(folder.path, 'image'), disk]);
-    const dataSource: DataSource = await connectDatabase(dataSourceOptions(loadConfig({ overrides: { dataDir: disk } }), 'image', [thing]));
-    try {
-      const rows = dataSource.getRepository(thing);
-      const text = 'x'.repeat(1_000_000);
-      await rows.insert({ id: 1, text });
-      await disturb();
-      const writes: [string, () => Promise<unknown>][] = [
-        ['insert', () => rows.insert({ id: 2, text: text.repeat(5) })],
-        [
-          'atomically',
-          () =>
-            atomically(dataSource, [
-              rows
-                .createQueryBuilder()
-                .insert()
-                .values({ id: 3, text: text.repeat(5) }),
-            ]),
-        ],
-        [
-          'runUnflushed',
-          () =>
-            runUnflushed(
-              dataSource,
-              rows
-                .createQueryBuilder()
-                .update()
-                .set({ text: text.repeat(6) })
-                .where({ id: 1 }),
-            ),
-        ],
-      ];
-      for (const [name, write] of writes)
-        expect(translateDatabaseError(await write().catch((error: unknown) => error)), name).toMatchObject({ code, family: 'unavailable' });
-      expect((await rows.findOneByOrFail({ id: 1 })).text).toBe(text);
-      if (!mend) return;
-      await mend();
-      for (const [, write] of writes) await write();
-      expect(await rows.count()).toBe(3);
-    } finally {
-      await dataSource.destroy();
-    }
-  });
+  ] as const)(
+    'that %s is named by the database on it, which reads, and writes again where it can',
+    async (_, disturb, mend, code) => {
+      await run('umount', [disk]);
+      const make = 'truncate -s 40M "$0" && mkfs.ext4 -q -m 0 "$0" && mount -o loop,errors=remount-ro "$0" "$1"';
+      await run('sh', ['-c', make, join(folder.path, 'image'), disk]);
+      const dataSource: DataSource = await connectDatabase(
+        dataSourceOptions(loadConfig({ overrides: { dataDir: disk } }), 'image', [thing]),
+      );
+      try {
+        const rows = dataSource.getRepository(thing);
+        const text = 'x'.repeat(1_000_000);
+        await rows.insert({ id: 1, text });
+        await disturb();
+        const writes: [string, () => Promise<unknown>][] = [
+          ['insert', () => rows.insert({ id: 2, text: text.repeat(5) })],
+          [
+            'atomically',
+            () =>
+              atomically(dataSource, [
+                rows
+                  .createQueryBuilder()
+                  .insert()
+                  .values({ id: 3, text: text.repeat(5) }),
+              ]),
+          ],
+          [
+            'runUnflushed',
+            () =>
+              runUnflushed(
+                dataSource,
+                rows
+                  .createQueryBuilder()
+                  .update()
+                  .set({ text: text.repeat(6) })
+                  .where({ id: 1 }),
+              ),
+          ],
+        ];
+        for (const [name, write] of writes)
+          expect(translateDatabaseError(await write().catch((error: unknown) => error)), name).toMatchObject({
+            code,
+            family: 'unavailable',
+          });
+        expect((await rows.findOneByOrFail({ id: 1 })).text).toBe(text);
+        if (!mend) return;
+        await mend();
+        for (const [, write] of writes) await write();
+        expect(await rows.count()).toBe(3);
+      } finally {
+        await dataSource.destroy();
+      }
+    },
+  );
 });

@@ -20,7 +20,10 @@ const roomy = 4;
 async function roomOf(folder: string): Promise<{ bytes: number; files: number }> {
   const { blocks, bfree, bavail, bsize, files, ffree } = await statfs(folder);
   const forRoot = bfree - Math.min(blocks * 0.02, 4096);
-  return { bytes: Math.max(process.getuid?.() === 0 ? forRoot : 0, bavail) * bsize, files: files > 0 ? ffree : Number.POSITIVE_INFINITY };
+  return {
+    bytes: Math.max(process.getuid?.() === 0 ? forRoot : 0, bavail) * bsize,
+    files: files > 0 ? ffree : Number.POSITIVE_INFINITY,
+  };
 }
 
 /** What a disk has too little of; undefined where it has room, and where that cannot be told. */
@@ -64,7 +67,8 @@ export class DiskReserve {
     if (there.size === pieces) return;
     await mkdir(this.folder, { recursive: true, mode: 0o700 });
     for (let index = 0; index < pieces; index++)
-      if (!there.has(`piece-${index}`)) await writeFile(join(this.folder, `piece-${index}`), randomBytes(pieceBytes), { flag: 'wx', mode: 0o600 });
+      if (!there.has(`piece-${index}`))
+        await writeFile(join(this.folder, `piece-${index}`), randomBytes(pieceBytes), { flag: 'wx', mode: 0o600 });
   }
 
   /** In the registry's storage somebody who took it over could put a link here. */

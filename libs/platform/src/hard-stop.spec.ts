@@ -15,7 +15,9 @@ it('a process whose threads hang in a pipe ends within its bound after SIGTERM, 
     process.on('SIGTERM', () => { killAfter(1000); process.exit(0); });
     setTimeout(() => console.log('hangs'), 200);
     setInterval(() => undefined, 1000);`;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', program], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
   await once(child.stdout, 'data');
   const exited = once(child, 'exit');
   child.kill('SIGTERM');

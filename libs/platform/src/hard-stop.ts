@@ -9,6 +9,8 @@ export function killAfter(ms: number): void {
   // `$PPID` is this process: it cannot be another one with its number, since with it the killer ends, and the killer's `sleep` with that.
   const script = `trap 'kill "$!"; exit' USR1; sleep ${seconds} & wait "$!" && kill -KILL "$PPID"`;
   const killer = spawn('setpriv', ['--pdeathsig', 'USR1', 'sh', '-c', script], { stdio: 'ignore' });
-  killer.on('error', () => process.stderr.write('airdock: no setpriv, so nobody ends this process if it hangs; install util-linux\n'));
+  killer.on('error', () =>
+    process.stderr.write('airdock: no setpriv, so nobody ends this process if it hangs; install util-linux\n'),
+  );
   killer.unref();
 }

@@ -45,7 +45,8 @@ export class PlatformModule {
       {
         provide: Authentication,
         inject: [ADMIN_TOKEN, INTERNAL_TOKEN, FailedLogins],
-        useFactory: (admin: TokenFile, internal: TokenFile, failures: FailedLogins) => new Authentication(admin, internal, failures),
+        useFactory: (admin: TokenFile, internal: TokenFile, failures: FailedLogins) =>
+          new Authentication(admin, internal, failures),
       },
       FailedLogins,
       Journal,
@@ -62,7 +63,10 @@ export class PlatformModule {
             // Bodies are never logged; these headers hold tokens.
             redact: ['req.headers.authorization', 'req.headers["x-auth-token"]', 'req.headers.cookie'],
             // Middleware sees a shortened `url`.
-            autoLogging: { ignore: (request: { originalUrl?: string }) => request.originalUrl === '/livez' || request.originalUrl === '/readyz' },
+            autoLogging: {
+              ignore: (request: { originalUrl?: string }) =>
+                request.originalUrl === '/livez' || request.originalUrl === '/readyz',
+            },
             customLogLevel: (_request, response) => (response.statusCode >= 500 ? 'warn' : 'debug'),
           },
         }),

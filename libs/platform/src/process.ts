@@ -14,7 +14,9 @@ const killMs = 15_000;
 export const stopSignal = (): Promise<void> =>
   new Promise((resolve) => {
     const end = () => {
-      process.stderr.write(`airdock: closing took longer than ${shutdownMs / 1000} s, perhaps because Redis is away; jobs continue at the next start\n`);
+      process.stderr.write(
+        `airdock: closing took longer than ${shutdownMs / 1000} s, perhaps because Redis is away; jobs continue at the next start\n`,
+      );
       process.exit(0);
     };
     let isEnding = false;
@@ -49,7 +51,8 @@ export function exitWithProblem(error: unknown): never {
     const { message, stack } = error as Error;
     if (error instanceof AppError) return message;
     if (code === 'EADDRINUSE') return `another program listens on port ${port}; set airdock.http.port`;
-    if (code === 'EACCES' || code === 'EPERM') return `${message}; use a folder that you may write, with --data-dir or airdock.dataDir`;
+    if (code === 'EACCES' || code === 'EPERM')
+      return `${message}; use a folder that you may write, with --data-dir or airdock.dataDir`;
     return stack;
   }
 }

@@ -9,7 +9,8 @@ import { QuietDatabase } from './quiet-database.js';
 it('QuietDatabase looks again after a write of its own or of another process, and only then, once it has found nothing', async () => {
   await using folder = await tempDir('quiet');
   const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { dataDir: join(folder.path, 'data') } });
-  const open = async () => new ServiceDatabase(await connectDatabase(dataSourceOptions(config, 'backup', [OutboxEventEntity])));
+  const open = async () =>
+    new ServiceDatabase(await connectDatabase(dataSourceOptions(config, 'backup', [OutboxEventEntity])));
   const [own, other] = [await open(), await open()];
   const quiet = new QuietDatabase(own);
   let looks = 0;
@@ -20,7 +21,9 @@ it('QuietDatabase looks again after a write of its own or of another process, an
       return isEmpty;
     });
   const write = (database: ServiceDatabase, id: string) =>
-    database.dataSource.getRepository(OutboxEventEntity).insert({ id, type: 'x', payload: '{}', createdAt: '2026-01-01T00:00:00.000Z' });
+    database.dataSource
+      .getRepository(OutboxEventEntity)
+      .insert({ id, type: 'x', payload: '{}', createdAt: '2026-01-01T00:00:00.000Z' });
   const seen = async (times: number) => {
     for (let round = 0; round < 3; round++) await look();
     expect(looks).toBe(times);

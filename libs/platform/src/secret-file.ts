@@ -29,8 +29,10 @@ const ownUid = (): number => process.getuid?.() ?? 0;
 
 /** Throws `file_exposed`, with the command that puts it right, as sshd looks at its keys: others may neither own, read nor change the file. */
 function assertPrivate(path: string, { uid, mode }: Stats): void {
-  if (uid !== ownUid() && uid !== 0) throw new AppError('file_exposed', { detail: `${path} belongs to user ${uid}; chown ${ownUid()} ${path}`, path });
-  if ((mode & 0o077) !== 0) throw new AppError('file_exposed', { detail: `${path} has mode ${octal(mode)}; chmod 600 ${path}`, path });
+  if (uid !== ownUid() && uid !== 0)
+    throw new AppError('file_exposed', { detail: `${path} belongs to user ${uid}; chown ${ownUid()} ${path}`, path });
+  if ((mode & 0o077) !== 0)
+    throw new AppError('file_exposed', { detail: `${path} has mode ${octal(mode)}; chmod 600 ${path}`, path });
 }
 
 /** Tells a secret file from what was there before; empty when it is not there, or cannot be looked at. */
@@ -59,7 +61,8 @@ export function readSecretFile(path: string): string {
   const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
   try {
     const stats = fstatSync(fd);
-    if (!stats.isFile() || stats.size > maxSecretBytes) throw new AppError('file_exposed', { detail: `${path} is no file with a secret`, path });
+    if (!stats.isFile() || stats.size > maxSecretBytes)
+      throw new AppError('file_exposed', { detail: `${path} is no file with a secret`, path });
     assertPrivate(path, stats);
     return readFileSync(fd, 'utf8').trim();
   } finally {
@@ -85,7 +88,8 @@ function writeBeside(path: string, text: string, place: (fresh: string) => void)
 }
 
 /** Replaces a secret file, at once and for good: after a power cut it holds the old text or the new one. */
-export const replaceSecretFile = (path: string, text: string): void => writeBeside(path, text, (fresh) => renameSync(fresh, path));
+export const replaceSecretFile = (path: string, text: string): void =>
+  writeBeside(path, text, (fresh) => renameSync(fresh, path));
 
 /**
  * Reads a secret file, making it (0600, with random bytes in `encoding`) if it is not there. Safe when several processes start at once:
@@ -113,8 +117,11 @@ export function readOrCreateSecretFile(path: string, bytes: number, encoding: 'h
  */
 export function securePrivateFolder(path: string): string | undefined {
   mkdirSync(path, { recursive: true, mode: 0o700 });
-  const { uid, mode } = lstatSync(path, { throwIfNoEntry: true }).isSymbolicLink() ? lstatSync(`${path}/.`) : lstatSync(path);
-  if (uid !== ownUid() && uid !== 0) throw new AppError('file_exposed', { detail: `${path} belongs to user ${uid}; chown ${ownUid()} ${path}`, path });
+  const { uid, mode } = lstatSync(path, { throwIfNoEntry: true }).isSymbolicLink()
+    ? lstatSync(`${path}/.`)
+    : lstatSync(path);
+  if (uid !== ownUid() && uid !== 0)
+    throw new AppError('file_exposed', { detail: `${path} belongs to user ${uid}; chown ${ownUid()} ${path}`, path });
   assertSafeParents(path);
   assertSafeParents(realpathSync(path));
   if ((mode & 0o077) === 0 || uid !== ownUid()) return undefined;
@@ -126,7 +133,8 @@ export function securePrivateFolder(path: string): string | undefined {
 export function assertSafeParents(path: string): void {
   for (let at = path; ; at = dirname(at)) {
     if (at !== path) assertSafeFolder(at, path);
-    if (lstatSync(at, { throwIfNoEntry: false })?.isSymbolicLink()) assertSafeParents(resolve(dirname(at), readlinkSync(at)));
+    if (lstatSync(at, { throwIfNoEntry: false })?.isSymbolicLink())
+      assertSafeParents(resolve(dirname(at), readlinkSync(at)));
     if (at === dirname(at)) return;
   }
 }

@@ -40,7 +40,9 @@ describe('readOrCreateSecretFile', () => {
     const folder = await tempDir('secrets');
     const path = join(folder.path, 'token');
     const script = `import('${join(import.meta.dirname, '../dist/secret-file.js')}').then(({ readOrCreateSecretFile }) => console.log(readOrCreateSecretFile('${path}', 32, 'hex')))`;
-    const outputs = await Promise.all(Array.from({ length: 6 }, () => promisify(execFile)(process.execPath, ['-e', script])));
+    const outputs = await Promise.all(
+      Array.from({ length: 6 }, () => promisify(execFile)(process.execPath, ['-e', script])),
+    );
     expect(new Set(outputs.map(({ stdout }) => stdout)).size).toBe(1);
     expect(outputs[0]?.stdout.trim()).toBe(readOrCreateSecretFile(path, 32, 'hex'));
     expect((await stat(path)).mode & 0o777).toBe(0o600);

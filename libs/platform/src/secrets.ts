@@ -1,6 +1,12 @@
 import { createCipheriv, createDecipheriv, createHmac, randomBytes } from 'node:crypto';
 import { AppError } from '@airdock/core/errors';
-import { readOrCreateSecretFile, readSecretFile, replaceSecretFile, secretFileStamp, warnOfSecretFile } from './secret-file.js';
+import {
+  readOrCreateSecretFile,
+  readSecretFile,
+  replaceSecretFile,
+  secretFileStamp,
+  warnOfSecretFile,
+} from './secret-file.js';
 
 /** One key, and the name that sealed texts call it by. */
 interface Key {
@@ -57,7 +63,9 @@ export class SecretBox {
     let cause: unknown = new Error(`no key for ${version} ${keyId ?? ''}`.slice(0, 60));
     for (const { bytes } of keys) {
       try {
-        const decipher = createDecipheriv('aes-256-gcm', bytes, Buffer.from(nonce, 'base64url'), { authTagLength: 16 }).setAAD(Buffer.from(context));
+        const decipher = createDecipheriv('aes-256-gcm', bytes, Buffer.from(nonce, 'base64url'), {
+          authTagLength: 16,
+        }).setAAD(Buffer.from(context));
         decipher.setAuthTag(Buffer.from(tag, 'base64url'));
         return Buffer.concat([decipher.update(Buffer.from(text, 'base64url')), decipher.final()]).toString('utf8');
       } catch (error) {
@@ -128,7 +136,8 @@ export class SecretBox {
   private read(): [Key, ...Key[]] {
     const keys = readSecretFile(this.keyFile).split(/\s+/).map(toKey);
     const [first, ...others] = keys.filter((key) => key !== undefined);
-    if (!first || others.length + 1 !== keys.length) throw new AppError('secrets_key_invalid', { detail: `${this.keyFile} does not hold 64 hex digits` });
+    if (!first || others.length + 1 !== keys.length)
+      throw new AppError('secrets_key_invalid', { detail: `${this.keyFile} does not hold 64 hex digits` });
     return [first, ...others];
   }
 }

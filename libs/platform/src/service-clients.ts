@@ -1,5 +1,12 @@
 import type { FactoryProvider, Type } from '@nestjs/common';
-import { CONFIG, type Config, type ServiceEndpoint, type ServiceName, serviceEndpoint, serviceNames } from './config.js';
+import {
+  CONFIG,
+  type Config,
+  type ServiceEndpoint,
+  type ServiceName,
+  serviceEndpoint,
+  serviceNames,
+} from './config.js';
 import { INTERNAL_TOKEN } from './platform.module.js';
 import type { TokenFile } from './token-file.js';
 
@@ -10,7 +17,10 @@ export const serviceClientsProvider = <T>(
   provide: clients,
   inject: [CONFIG, INTERNAL_TOKEN],
   useFactory: (config: Config, token: TokenFile) => {
-    const endpoints = Object.fromEntries(serviceNames.map((name) => [name, serviceEndpoint(config, name)])) as Record<ServiceName, ServiceEndpoint>;
+    const endpoints = Object.fromEntries(serviceNames.map((name) => [name, serviceEndpoint(config, name)])) as Record<
+      ServiceName,
+      ServiceEndpoint
+    >;
     return new clients(endpoints, () => token.token);
   },
 });

@@ -95,14 +95,19 @@ describe('a service', () => {
   let redis: Awaited<ReturnType<typeof startRedis>>;
   let dataDir: string;
   let token: string;
-  const call = (method: 'get' | 'post', path: string) => request(app.getHttpServer())[method](path).set('authorization', `Bearer ${token}`);
+  const call = (method: 'get' | 'post', path: string) =>
+    request(app.getHttpServer())[method](path).set('authorization', `Bearer ${token}`);
   const ended = async (id: string) => (await call('get', `/v1/jobs/${id}?waitSeconds=20`).expect(200)).body as Job;
   const make = async (name: string) => ((await call('post', '/v1/things').send({ name }).expect(202)).body as Job).id;
 
   beforeAll(async () => {
     dataDir = await mkdtemp(join(tmpdir(), 'airdock-platform-'));
     redis = await startRedis();
-    const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir, redisUrl: redis.url, logLevel: 'silent' } });
+    const config = loadConfig({
+      environment: {},
+      file: '/dev/null',
+      overrides: { dataDir, redisUrl: redis.url, logLevel: 'silent' },
+    });
     app = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), { title: 'test' });
     await listen(app, { port: 0, host: '127.0.0.1' });
     token = apiToken(config);
@@ -164,17 +169,30 @@ describe('a service', () => {
 
   it('runs a job to its end and keeps progress from running backwards', async () => {
     const job = await ended(await make('plain'));
-    expect(job).toMatchObject({ state: 'succeeded', result: { made: 'plain' }, attempt: 1, progress: { percent: 100, bytesDone: 80 } });
+    expect(job).toMatchObject({
+      state: 'succeeded',
+      result: { made: 'plain' },
+      attempt: 1,
+      progress: { percent: 100, bytesDone: 80 },
+    });
   });
 
   it('tries transient failures again, and no others', async () => {
     failuresLeft = 2;
     expect(await ended(await make('flaky'))).toMatchObject({ state: 'succeeded', attempt: 3 });
-    expect(await ended(await make('bad'))).toMatchObject({ state: 'failed', attempt: 1, error: { code: 'bundle_corrupt', detail: 'no good' } });
+    expect(await ended(await make('bad'))).toMatchObject({
+      state: 'failed',
+      attempt: 1,
+      error: { code: 'bundle_corrupt', detail: 'no good' },
+    });
   });
 
   it('gives a job up that makes no progress, also when each try begins with some', async () => {
-    expect(await ended(await make('hopeless'))).toMatchObject({ state: 'failed', error: { code: 'registry_unavailable' }, progress: { percent: 5 } });
+    expect(await ended(await make('hopeless'))).toMatchObject({
+      state: 'failed',
+      error: { code: 'registry_unavailable' },
+      progress: { percent: 5 },
+    });
   });
 
   it('has stored what was reported when it says so, also while that is under way', async () => {
@@ -196,9 +214,15 @@ describe('a service', () => {
   it('hands a running job back when it shuts down, and continues it at the next start', async () => {
     const ownRedis = await startRedis();
     const own = await mkdtemp(join(tmpdir(), 'airdock-platform-'));
-    const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir: own, redisUrl: ownRedis.url, logLevel: 'silent' } });
+    const config = loadConfig({
+      environment: {},
+      file: '/dev/null',
+      overrides: { dataDir: own, redisUrl: ownRedis.url, logLevel: 'silent' },
+    });
     const startOwn = async () => {
-      const started = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), { title: 'test' });
+      const started = await createHttpApp(rootModule(config, { image: ThingModule }, ['api', 'worker']), {
+        title: 'test',
+      });
       await listen(started, { port: 0, host: '127.0.0.1' });
       return started;
     };
@@ -226,12 +250,22 @@ describe('a service', () => {
 
   it('cancels a running job, and a retry continues it', async () => {
     const id = await make('long');
-    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
+    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, {
+      what: 'progress',
+      timeoutMs: 5000,
+    });
     await call('post', `/v1/jobs/${id}/cancel`).set('content-type', 'application/json').expect(202);
-    expect(await ended(id)).toMatchObject({ state: 'cancelled', error: { code: 'job_cancelled' }, progress: { percent: 80 } });
+    expect(await ended(id)).toMatchObject({
+      state: 'cancelled',
+      error: { code: 'job_cancelled' },
+      progress: { percent: 80 },
+    });
     await call('post', `/v1/jobs/${id}/cancel`).expect(409);
     await call('post', `/v1/jobs/${id}/retry`).expect(202);
-    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.attempt === 2, { what: 'the second attempt', timeoutMs: 5000 });
+    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.attempt === 2, {
+      what: 'the second attempt',
+      timeoutMs: 5000,
+    });
     release();
     expect(await ended(id)).toMatchObject({ state: 'succeeded' });
     await call('post', `/v1/jobs/${id}/retry`).expect(409);
@@ -241,7 +275,10 @@ describe('a service', () => {
     const jobs = app.get<JobsService>('jobs:image', { strict: false });
     const [parent, other] = [await ended(await make('parent')), await ended(await make('other'))];
     const child = await jobs.submit({ type: 'image.thing', resource: '/v1/things/long', parentId: parent.id });
-    await waitFor(async () => (await jobs.get(child.id)).progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
+    await waitFor(async () => (await jobs.get(child.id)).progress.percent === 80, {
+      what: 'progress',
+      timeoutMs: 5000,
+    });
     expect(await jobs.remove(parent.id, [])).toBe(false);
     release();
     await ended(child.id);
@@ -254,11 +291,16 @@ describe('a service', () => {
     const url = await app.getUrl();
     const response = await fetch(`${url}/v1/jobs/${id}/events`, { headers: { authorization: `Bearer ${token}` } });
     expect(response.headers.get('content-type')).toContain('text/event-stream');
-    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, { what: 'progress', timeoutMs: 5000 });
+    await waitFor(async () => (await call('get', `/v1/jobs/${id}`)).body.progress.percent === 80, {
+      what: 'progress',
+      timeoutMs: 5000,
+    });
     release();
     const events = (await response.text())
       .split('\n\n')
-      .flatMap((block) => (/^data: (.*)$/m.exec(block)?.[1] ? [JSON.parse(/^data: (.*)$/m.exec(block)?.[1] ?? '') as Job] : []));
+      .flatMap((block) =>
+        /^data: (.*)$/m.exec(block)?.[1] ? [JSON.parse(/^data: (.*)$/m.exec(block)?.[1] ?? '') as Job] : [],
+      );
     expect(events.at(-1)?.state).toBe('succeeded');
     const percents = events.map((event) => event.progress.percent);
     expect(percents).toEqual([...percents].sort((a, b) => a - b));
@@ -273,14 +315,18 @@ describe('a service', () => {
     expect(second.headers['idempotent-replayed']).toBe('true');
     expect((await send('twice').expect(422)).body.code).toBe('idempotency_key_reused');
     // As when the process was killed between the commit and the answer: the job is found by the key.
-    await app.get('imageDataSource').query(`UPDATE idempotency_key SET status = NULL, "createdAt" = '2020-01-01T00:00:00.000Z'`);
+    await app
+      .get('imageDataSource')
+      .query(`UPDATE idempotency_key SET status = NULL, "createdAt" = '2020-01-01T00:00:00.000Z'`);
     expect((await send('once').expect(202)).body.id).toBe(first.body.id);
   });
 
   it('pages through jobs, newest first', async () => {
     const first = (await call('get', '/v1/jobs?limit=2').expect(200)).body;
     const second = (await call('get', `/v1/jobs?limit=2&cursor=${first.nextCursor}`).expect(200)).body;
-    expect([...first.items, ...second.items].map(({ id }: Job) => id)).toEqual([...new Set([...first.items, ...second.items].map(({ id }: Job) => id))]);
+    expect([...first.items, ...second.items].map(({ id }: Job) => id)).toEqual([
+      ...new Set([...first.items, ...second.items].map(({ id }: Job) => id)),
+    ]);
     expect(first.items[0].id > first.items[1].id && first.items[1].id > second.items[0].id).toBe(true);
   });
 
@@ -305,6 +351,10 @@ describe('a service', () => {
     }
     // Everything that the page loads comes from here.
     const page = (await call('get', '/docs')).text;
-    expect([...page.matchAll(/(?:src|href)="([^"]+)"/g)].map(([, url]) => url).filter((url) => /^(https?:)?\/\//.test(url ?? ''))).toEqual([]);
+    expect(
+      [...page.matchAll(/(?:src|href)="([^"]+)"/g)]
+        .map(([, url]) => url)
+        .filter((url) => /^(https?:)?\/\//.test(url ?? '')),
+    ).toEqual([]);
   });
 });

@@ -2,7 +2,14 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
-import { type DynamicModule, type INestApplicationContext, Module, type ModuleMetadata, type Provider, type Type } from '@nestjs/common';
+import {
+  type DynamicModule,
+  type INestApplicationContext,
+  Module,
+  type ModuleMetadata,
+  type Provider,
+  type Type,
+} from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import type { Queue } from 'bullmq';
@@ -12,7 +19,13 @@ import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.
 import { DiskReserve } from './disk-reserve.js';
 import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
-import { HealthController, NOTICE_SOURCES, type NoticeSource, READINESS_CHECKS, type ReadinessCheck } from './http/health.controller.js';
+import {
+  HealthController,
+  NOTICE_SOURCES,
+  type NoticeSource,
+  READINESS_CHECKS,
+  type ReadinessCheck,
+} from './http/health.controller.js';
 import { IdempotencyInterceptor } from './http/idempotency.js';
 import type { LocalSocket } from './http/local-socket.js';
 import { Servers } from './http/servers.js';
@@ -71,7 +84,18 @@ export const databaseToken = (name: ServiceName) => `database:${name}`;
 /** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
 export function defineService(
   roles: Roles,
-  { module, name, entities, controllers, providers, workers, jobTypes, history = [], state = [], noticeSource }: ServiceDefinition,
+  {
+    module,
+    name,
+    entities,
+    controllers,
+    providers,
+    workers,
+    jobTypes,
+    history = [],
+    state = [],
+    noticeSource,
+  }: ServiceDefinition,
 ): DynamicModule {
   const tables = [...platformEntities, ...entities];
   const jobs: Provider = {
@@ -84,7 +108,8 @@ export function defineService(
   const forwarder: Provider = {
     provide: OutboxForwarder,
     inject: [CONFIG, ServiceDatabase, INTERNAL_TOKEN],
-    useFactory: (config: Config, database: ServiceDatabase, token: TokenFile) => new OutboxForwarder(config, database, token),
+    useFactory: (config: Config, database: ServiceDatabase, token: TokenFile) =>
+      new OutboxForwarder(config, database, token),
   };
   const retention: Provider = {
     provide: JobRetention,
@@ -112,15 +137,22 @@ export function defineService(
     ],
     controllers: roles.includes('api') ? controllers : [],
     providers: [
-      { provide: ServiceDatabase, inject: [getDataSourceToken(name)], useFactory: (dataSource: DataSource) => new ServiceDatabase(dataSource) },
+      {
+        provide: ServiceDatabase,
+        inject: [getDataSourceToken(name)],
+        useFactory: (dataSource: DataSource) => new ServiceDatabase(dataSource),
+      },
       { provide: Outbox, inject: [ServiceDatabase], useFactory: (database: ServiceDatabase) => new Outbox(database) },
       { provide: jobsToken(name), useExisting: JobsService },
-      noticeSource ? { provide: noticesToken(name), useExisting: noticeSource } : { provide: noticesToken(name), useValue: { notices: async () => ({}) } },
+      noticeSource
+        ? { provide: noticesToken(name), useExisting: noticeSource }
+        : { provide: noticesToken(name), useValue: { notices: async () => ({}) } },
       { provide: databaseToken(name), useExisting: ServiceDatabase },
       {
         provide: stateToken(name),
         inject: [ServiceDatabase, SecretBox, CONFIG],
-        useFactory: (database: ServiceDatabase, secrets: SecretBox, config: Config) => new StateService(name, state, database, secrets, config),
+        useFactory: (database: ServiceDatabase, secrets: SecretBox, config: Config) =>
+          new StateService(name, state, database, secrets, config),
       },
       {
         provide: sealedToken(name),
@@ -152,7 +184,10 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
   const names = Object.keys(services) as ServiceName[];
   const metadata: ModuleMetadata = {
     imports: [PlatformModule.forRoot(config), ...Object.values(services).map((service) => service.register(roles))],
-    controllers: [HealthController, ...(roles.includes('api') ? [JobsController, StatesController, SecretsKeyController] : [])],
+    controllers: [
+      HealthController,
+      ...(roles.includes('api') ? [JobsController, StatesController, SecretsKeyController] : []),
+    ],
     providers: [
       JobDirectory,
       { provide: STATE_SERVICES, inject: names.map(stateToken), useFactory: (...states: StateService[]) => states },
@@ -161,13 +196,19 @@ export function rootModule(config: Config, services: Partial<Record<ServiceName,
       {
         provide: NOTICE_SOURCES,
         inject: names.map(noticesToken),
-        useFactory: (...sources: NoticeSource[]): NoticeSource[] => [{ notices: async () => noticesOfSecretFiles(config) }, ...sources],
+        useFactory: (...sources: NoticeSource[]): NoticeSource[] => [
+          { notices: async () => noticesOfSecretFiles(config) },
+          ...sources,
+        ],
       },
       {
         provide: READINESS_CHECKS,
         inject: names.map(databaseToken),
         useFactory: (...databases: ServiceDatabase[]): ReadinessCheck[] =>
-          databases.map(({ dataSource }, index) => ({ name: `database:${names[index]}`, check: async () => void (await dataSource.query('SELECT 1')) })),
+          databases.map(({ dataSource }, index) => ({
+            name: `database:${names[index]}`,
+            check: async () => void (await dataSource.query('SELECT 1')),
+          })),
       },
     ],
   };
@@ -193,7 +234,8 @@ export async function listen(app: NestFastifyApplication, { port, host, local }:
 
 /** Begins to take jobs. */
 export function startProcessors(app: INestApplicationContext): void {
-  for (const { processors } of app.get<JobsService[]>(JOB_SERVICES)) for (const processor of processors) processor.start();
+  for (const { processors } of app.get<JobsService[]>(JOB_SERVICES))
+    for (const processor of processors) processor.start();
 }
 
 /** What would keep the next start from reading its secrets, while this process goes on with what it has read. Names no path: everybody may ask. */
@@ -203,7 +245,10 @@ function noticesOfSecretFiles({ tokenFile, internalTokenFile, secretsKeyFile }: 
     try {
       readSecretFile(path);
     } catch (error) {
-      notices[name] = error instanceof AppError ? `${error.code}: the next start is refused until its owner and mode are put right` : 'it cannot be read';
+      notices[name] =
+        error instanceof AppError
+          ? `${error.code}: the next start is refused until its owner and mode are put right`
+          : 'it cannot be read';
     }
   return notices;
 }
@@ -227,7 +272,11 @@ export async function serve(config: Config, module: Type, title: string): Promis
   // Only where there is HTTP: it brings the documents of the API along.
   const { createHttpApp } = await import('./http/app.js');
   const app = await createHttpApp(module, { title, servers });
-  await listen(app, { port, host, local: socket === undefined ? undefined : { servers, socket: { path: socket, group: socketGroup } } });
+  await listen(app, {
+    port,
+    host,
+    local: socket === undefined ? undefined : { servers, socket: { path: socket, group: socketGroup } },
+  });
   return app;
 }
 

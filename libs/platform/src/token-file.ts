@@ -1,7 +1,13 @@
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { AppError } from '@airdock/core/errors';
-import { readOrCreateSecretFile, readSecretFile, replaceSecretFile, secretFileStamp, warnOfSecretFile } from './secret-file.js';
+import {
+  readOrCreateSecretFile,
+  readSecretFile,
+  replaceSecretFile,
+  secretFileStamp,
+  warnOfSecretFile,
+} from './secret-file.js';
 
 const sha256 = (text: string) => createHash('sha256').update(text).digest();
 /** Of hexadecimal digits 128 bits; a token is not guessed. */
@@ -39,7 +45,8 @@ export class TokenFile {
     this.refresh();
     const digest = sha256(token);
     const isCurrent = timingSafeEqual(digest, this.digest);
-    const isPrevious = this.previous !== undefined && this.previous.until > Date.now() && timingSafeEqual(digest, this.previous.digest);
+    const isPrevious =
+      this.previous !== undefined && this.previous.until > Date.now() && timingSafeEqual(digest, this.previous.digest);
     return isCurrent || isPrevious;
   }
 

@@ -17,7 +17,11 @@ afterEach(async () => {
 
 // With what JSON escapes, since servers echo requests.
 const password = 'open "sesame"\\';
-const nodes = ['master', 'worker-1', 'worker-2'].map((name, index) => ({ uuid: randomUUID(), name, primaryIp: `10.0.0.${index + 1}` }));
+const nodes = ['master', 'worker-1', 'worker-2'].map((name, index) => ({
+  uuid: randomUUID(),
+  name,
+  primaryIp: `10.0.0.${index + 1}`,
+}));
 const uuidOf = (name: string): string => nodes.find((node) => node.name === name)?.uuid ?? '';
 const wanted = nodes.map(({ uuid, name }) => ({ uuid, isMaster: name === 'master' }));
 const registries = {
@@ -33,8 +37,13 @@ async function qbert(options: Partial<QbertOptions> = {}): Promise<Qbert> {
   return server;
 }
 
-const connectionTo = ({ url, user, project }: Pick<Qbert, 'url' | 'user' | 'project'>): PmkConnection => ({ url, user, project });
-const clientOf = (server: Qbert, options: PmkHttpOptions = {}): PmkClient => new PmkClient(connectionTo(server), password, options);
+const connectionTo = ({ url, user, project }: Pick<Qbert, 'url' | 'user' | 'project'>): PmkConnection => ({
+  url,
+  user,
+  project,
+});
+const clientOf = (server: Qbert, options: PmkHttpOptions = {}): PmkClient =>
+  new PmkClient(connectionTo(server), password, options);
 
 /** A server that says what no good control plane says. */
 async function server(listener: (incoming: IncomingMessage, outgoing: ServerResponse) => unknown): Promise<string> {
@@ -111,8 +120,12 @@ describe('a cluster', () => {
     const seen = await follow(pmk, uuid);
     expect([...new Set(seen.map(({ taskStatus }) => taskStatus))]).toEqual(['creating', 'converging', 'success']);
     expect(seen.at(-1)).toMatchObject({ status: 'ok', canUpgrade: true });
-    expect(await pmk.listNodes()).toContainEqual(expect.objectContaining({ uuid: uuidOf('worker-2'), status: 'ok', kubeRoleVersion: '1.20.11-pmk.2038' }));
-    expect(server.calls.find(({ method, path }) => method === 'POST' && path.endsWith('/clusters'))?.body).toMatchObject({
+    expect(await pmk.listNodes()).toContainEqual(
+      expect.objectContaining({ uuid: uuidOf('worker-2'), status: 'ok', kubeRoleVersion: '1.20.11-pmk.2038' }),
+    );
+    expect(
+      server.calls.find(({ method, path }) => method === 'POST' && path.endsWith('/clusters'))?.body,
+    ).toMatchObject({
       allowWorkloadsOnMaster: 0,
       privileged: 1,
       ...registries,
@@ -168,12 +181,25 @@ describe('a cluster', () => {
     const pmk = clientOf(server);
     const uuid = await create(pmk);
     await pmk.attachNodes(uuid, wanted);
-    expect((await follow(pmk, uuid)).at(-1)).toMatchObject({ minorUpgradeRoleVersion: '1.21.3-pmk.72', patchUpgradeRoleVersion: '1.20.15-pmk.2100' });
+    expect((await follow(pmk, uuid)).at(-1)).toMatchObject({
+      minorUpgradeRoleVersion: '1.21.3-pmk.72',
+      patchUpgradeRoleVersion: '1.20.15-pmk.2100',
+    });
     await pmk.upgradeCluster(uuid, 'patch', { batchUpgradePercent: 100, containerRuntime: 'containerd' });
     const seen = await follow(pmk, uuid);
     for (const cluster of seen.slice(0, -1))
-      expect(cluster).toMatchObject({ taskStatus: 'upgrading', kubeRoleVersion: '1.20.11-pmk.2038', upgradingTo: '1.20.15-pmk.2100', canUpgrade: false });
-    expect(seen.at(-1)).toMatchObject({ taskStatus: 'success', kubeRoleVersion: '1.20.15-pmk.2100', upgradingTo: null, patchUpgradeRoleVersion: null });
+      expect(cluster).toMatchObject({
+        taskStatus: 'upgrading',
+        kubeRoleVersion: '1.20.11-pmk.2038',
+        upgradingTo: '1.20.15-pmk.2100',
+        canUpgrade: false,
+      });
+    expect(seen.at(-1)).toMatchObject({
+      taskStatus: 'success',
+      kubeRoleVersion: '1.20.15-pmk.2100',
+      upgradingTo: null,
+      patchUpgradeRoleVersion: null,
+    });
     expect((await failure(pmk.upgradeCluster(uuid, 'patch'))).code).toBe('pmk_refused');
   });
 
@@ -220,7 +246,10 @@ describe('a cluster', () => {
 
 it('lists the supported versions, in either of the shapes that the answer may have', async () => {
   for (const versionsShape of ['roles', 'strings'] as const)
-    expect(await clientOf(await qbert({ versionsShape })).supportedVersions()).toEqual(['1.20.11-pmk.2038', '1.21.3-pmk.72']);
+    expect(await clientOf(await qbert({ versionsShape })).supportedVersions()).toEqual([
+      '1.20.11-pmk.2038',
+      '1.21.3-pmk.72',
+    ]);
 });
 
 it("passes PMK's own words on when it refuses", async () => {
@@ -229,7 +258,9 @@ it("passes PMK's own words on when it refuses", async () => {
   expect(error).toMatchObject({ code: 'pmk_refused', family: 'conflict', details: { pmkStatus: 400 } });
   expect(error.details.detail).toContain('kubeRoleVersion 1.19.0-pmk.1 is not supported');
   const uuid = await create(pmk);
-  expect((await failure(pmk.attachNodes(uuid, [{ uuid: 'nobody', isMaster: true }]))).details.detail).toContain('no node nobody');
+  expect((await failure(pmk.attachNodes(uuid, [{ uuid: 'nobody', isMaster: true }]))).details.detail).toContain(
+    'no node nobody',
+  );
 });
 
 describe('the token', () => {
@@ -322,7 +353,10 @@ describe('what may pass by waiting', () => {
     slow.hold('/nodes');
     for (const signal of [undefined, new AbortController().signal]) {
       const error = await failure(clientOf(slow, { requestTimeoutMs: 200 }).listNodes(signal));
-      expect(error).toMatchObject({ code: 'pmk_unavailable', details: { detail: expect.stringContaining('no answer within 200 ms') } });
+      expect(error).toMatchObject({
+        code: 'pmk_unavailable',
+        details: { detail: expect.stringContaining('no answer within 200 ms') },
+      });
     }
     const url = await server((_incoming, outgoing) => outgoing.writeHead(201, { 'content-length': '100' }).write('{'));
     const endless = new PmkClient({ ...connectionTo(slow), url }, password, { requestTimeoutMs: 200 });
@@ -362,7 +396,10 @@ describe('a control plane that is none', () => {
         if (incoming.url?.startsWith(from)) outgoing.writeHead(status, { location: `${elsewhere}/stolen` }).end();
         else outgoing.writeHead(201, { 'x-subject-token': 'secret-token' }).end(token);
       });
-      expect(await failure(clientAt(url).listNodes())).toMatchObject({ code: 'pmk_unexpected', details: { pmkStatus: status } });
+      expect(await failure(clientAt(url).listNodes())).toMatchObject({
+        code: 'pmk_unexpected',
+        details: { pmkStatus: status },
+      });
     }
     expect(seen).toEqual([]);
   });
@@ -384,12 +421,17 @@ describe('a control plane that is none', () => {
     expect(error.message.length).toBeLessThan(1000);
   });
 
-  it.each(['du.example.com', 'ftp://du.example.com', 'https://user:sesame@du.example.com', 'https://du.example.com/?x=1', ''])(
-    'is refused by its URL %j',
-    (url) => {
-      expect(() => clientAt(url)).toThrowError(expect.objectContaining({ code: 'configuration_invalid', message: expect.not.stringContaining('sesame') }));
-    },
-  );
+  it.each([
+    'du.example.com',
+    'ftp://du.example.com',
+    'https://user:sesame@du.example.com',
+    'https://du.example.com/?x=1',
+    '',
+  ])('is refused by its URL %j', (url) => {
+    expect(() => clientAt(url)).toThrowError(
+      expect.objectContaining({ code: 'configuration_invalid', message: expect.not.stringContaining('sesame') }),
+    );
+  });
 });
 
 describe('the password', () => {

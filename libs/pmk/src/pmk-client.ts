@@ -102,7 +102,9 @@ const createdSchema = z.object({ uuid: z.string().min(1) });
 const poolsSchema = z.array(z.object({ name: z.string(), uuid: z.string().min(1) }));
 // The API document does not say what the answer looks like; public clients read `roles`.
 const versionsSchema = z.union([
-  z.object({ roles: z.array(z.object({ roleVersion: z.string().min(1) })) }).transform(({ roles }) => roles.map(({ roleVersion }) => roleVersion)),
+  z
+    .object({ roles: z.array(z.object({ roleVersion: z.string().min(1) })) })
+    .transform(({ roles }) => roles.map(({ roleVersion }) => roleVersion)),
   z.array(z.string().min(1)),
 ]);
 
@@ -130,12 +132,21 @@ export class PmkClient {
    * Attaches those of the nodes that are not attached to this cluster yet. Throws `host_in_cluster`, before anything is changed, when one of them belongs to another
    * cluster. Nodes that are attached already keep the role that they have.
    */
-  async attachNodes(clusterUuid: string, nodes: readonly { uuid: string; isMaster: boolean }[], signal?: AbortSignal): Promise<void> {
+  async attachNodes(
+    clusterUuid: string,
+    nodes: readonly { uuid: string; isMaster: boolean }[],
+    signal?: AbortSignal,
+  ): Promise<void> {
     const attached = new Map((await this.listNodes(signal)).map((node) => [node.uuid, node]));
-    const taken = nodes.flatMap(({ uuid }) => attached.get(uuid) ?? []).filter((node) => node.clusterUuid && node.clusterUuid !== clusterUuid);
+    const taken = nodes
+      .flatMap(({ uuid }) => attached.get(uuid) ?? [])
+      .filter((node) => node.clusterUuid && node.clusterUuid !== clusterUuid);
     if (taken.length > 0) {
       const names = taken.map(({ uuid, name, clusterUuid }) => `${name || uuid} belongs to cluster ${clusterUuid}`);
-      throw new AppError('host_in_cluster', { detail: names.join(', ').slice(0, 700), nodes: taken.map(({ uuid }) => uuid) });
+      throw new AppError('host_in_cluster', {
+        detail: names.join(', ').slice(0, 700),
+        nodes: taken.map(({ uuid }) => uuid),
+      });
     }
     const missing = nodes.filter(({ uuid }) => attached.get(uuid)?.clusterUuid !== clusterUuid);
     if (missing.length === 0) return;
@@ -146,11 +157,15 @@ export class PmkClient {
 
   /** By its name; undefined when there is none. Throws `pmk_unexpected` when there are several: nobody can say which one is meant. */
   async findCluster(name: string, signal?: AbortSignal): Promise<PmkCluster | undefined> {
-    const named = listedSchema.transform((list) => list.filter((cluster) => cluster.name === name)).pipe(z.array(clusterSchema));
+    const named = listedSchema
+      .transform((list) => list.filter((cluster) => cluster.name === name))
+      .pipe(z.array(clusterSchema));
     const [cluster, ...others] = await this.#http.json({ method: 'GET', path: '/clusters', signal }, named);
     if (cluster && others.length > 0) {
       const uuids = [cluster, ...others].map(({ uuid }) => uuid);
-      throw new AppError('pmk_unexpected', { detail: `there are ${uuids.length} clusters named ${name}: ${uuids.join(', ')}`.slice(0, 700) });
+      throw new AppError('pmk_unexpected', {
+        detail: `there are ${uuids.length} clusters named ${name}: ${uuids.join(', ')}`.slice(0, 700),
+      });
     }
     return cluster;
   }
@@ -188,7 +203,12 @@ export class PmkClient {
    * Starts an upgrade to the version that the cluster offers for the type, which callers compare with the one they want first. Not idempotent: callers look at
    * `upgradingTo` and `kubeRoleVersion` first, every time.
    */
-  async upgradeCluster(uuid: string, type: 'minor' | 'patch', body: PmkUpgradeBody = {}, signal?: AbortSignal): Promise<void> {
+  async upgradeCluster(
+    uuid: string,
+    type: 'minor' | 'patch',
+    body: PmkUpgradeBody = {},
+    signal?: AbortSignal,
+  ): Promise<void> {
     await this.#http.send({ method: 'POST', path: `${clusterPath(uuid)}/upgrade?type=${type}`, body, signal });
   }
 

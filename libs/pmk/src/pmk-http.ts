@@ -59,7 +59,11 @@ export class PmkHttp {
   readonly #requestTimeoutMs: number;
   #login: Promise<Session> | undefined;
 
-  constructor(connection: PmkConnection, password: string, { requestTimeoutMs = 60_000, apiVersion = 'v4' }: PmkHttpOptions = {}) {
+  constructor(
+    connection: PmkConnection,
+    password: string,
+    { requestTimeoutMs = 60_000, apiVersion = 'v4' }: PmkHttpOptions = {},
+  ) {
     this.apiVersion = apiVersion;
     this.#base = baseUrl(connection.url);
     this.#connection = connection;
@@ -79,7 +83,11 @@ export class PmkHttp {
         if (this.#login === login) this.#login = undefined;
         continue;
       }
-      if (answer.status === 401) throw new AppError('pmk_unauthorized', { detail: `${request.method} ${path}: a new token is refused`, pmkStatus: 401 });
+      if (answer.status === 401)
+        throw new AppError('pmk_unauthorized', {
+          detail: `${request.method} ${path}: a new token is refused`,
+          pmkStatus: 401,
+        });
       this.#check(request.method, path, answer, session.token);
       return answer.text;
     }
@@ -105,10 +113,20 @@ export class PmkHttp {
   async #logIn(): Promise<Session> {
     const { user, project, domain = 'default' } = this.#connection;
     const path = '/keystone/v3/auth/tokens?nocatalog';
-    const identity = { methods: ['password'], password: { user: { name: user, domain: { id: domain }, password: this.#password } } };
-    const answer = await this.#exchange({ method: 'POST', path, body: { auth: { identity, scope: { project: { name: project, domain: { id: domain } } } } } });
+    const identity = {
+      methods: ['password'],
+      password: { user: { name: user, domain: { id: domain }, password: this.#password } },
+    };
+    const answer = await this.#exchange({
+      method: 'POST',
+      path,
+      body: { auth: { identity, scope: { project: { name: project, domain: { id: domain } } } } },
+    });
     if (answer.status === 401)
-      throw new AppError('pmk_unauthorized', { detail: `keystone does not let user '${user}' into project '${project}'`, pmkStatus: 401 });
+      throw new AppError('pmk_unauthorized', {
+        detail: `keystone does not let user '${user}' into project '${project}'`,
+        pmkStatus: 401,
+      });
     this.#check('POST', path, answer);
     const { token } = parse(`POST ${path}`, answer.text, tokenSchema);
     if (!answer.token) throw new AppError('pmk_unexpected', { detail: 'keystone gave no X-Subject-Token' });
@@ -123,10 +141,17 @@ export class PmkHttp {
         method,
         redirect: 'manual',
         signal: signal ? AbortSignal.any([signal, limit]) : limit,
-        headers: { ...(token ? { 'x-auth-token': token } : {}), ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+        headers: {
+          ...(token ? { 'x-auth-token': token } : {}),
+          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
       });
-      return { status: response.status, text: await readText(response, `${method} ${path}`), token: response.headers.get('x-subject-token') };
+      return {
+        status: response.status,
+        text: await readText(response, `${method} ${path}`),
+        token: response.headers.get('x-subject-token'),
+      };
     } catch (error) {
       if (signal?.aborted) throw signal.reason;
       if (error instanceof AppError) throw error;
@@ -138,10 +163,14 @@ export class PmkHttp {
   #check(method: string, path: string, { status, text }: Answer, token?: string): void {
     if (status >= 200 && status < 300) return;
     const what = `${method} ${path}: ${status}`;
-    if (status < 400) throw new AppError('pmk_unexpected', { detail: `${what}, a redirect, which is not followed`, pmkStatus: status });
+    if (status < 400)
+      throw new AppError('pmk_unexpected', { detail: `${what}, a redirect, which is not followed`, pmkStatus: status });
     const isTransient = status >= 500 || status === 429 || status === 408;
     const words = withoutSecrets(spokenWords(text), [this.#password, token ?? '']);
-    throw new AppError(isTransient ? 'pmk_unavailable' : 'pmk_refused', { detail: `${what} ${words}`.trim().slice(0, 700), pmkStatus: status });
+    throw new AppError(isTransient ? 'pmk_unavailable' : 'pmk_refused', {
+      detail: `${what} ${words}`.trim().slice(0, 700),
+      pmkStatus: status,
+    });
   }
 }
 
@@ -149,7 +178,9 @@ export class PmkHttp {
 function baseUrl(text: string): string {
   const url = URL.parse(text);
   if (!url || !/^https?:$/.test(url.protocol) || url.username || url.password || url.search || url.hash)
-    throw new AppError('configuration_invalid', { detail: 'the URL of PMK must be http(s)://host[:port], without user, query and fragment' });
+    throw new AppError('configuration_invalid', {
+      detail: 'the URL of PMK must be http(s)://host[:port], without user, query and fragment',
+    });
   return url.href.replace(/\/+$/, '');
 }
 
@@ -172,7 +203,8 @@ async function readText(response: Response, what: string): Promise<string> {
   let size = 0;
   for await (const part of response.body ?? []) {
     size += part.byteLength;
-    if (size > maxAnswerBytes) throw new AppError('pmk_unexpected', { detail: `${what}: the answer is larger than ${maxAnswerBytes} bytes` });
+    if (size > maxAnswerBytes)
+      throw new AppError('pmk_unexpected', { detail: `${what}: the answer is larger than ${maxAnswerBytes} bytes` });
     parts.push(part);
   }
   return Buffer.concat(parts).toString('utf8');

@@ -107,18 +107,31 @@ export async function makeImage({
       history: layers.map(() => ({ created: mtime.toISOString(), created_by: 'airdock test' })),
     }),
   );
-  return { names: typeof name === 'string' ? [name] : [...name], platform, config, configDigest: digestOf(config), layers };
+  return {
+    names: typeof name === 'string' ? [name] : [...name],
+    platform,
+    config,
+    configDigest: digestOf(config),
+    layers,
+  };
 }
 
 /** Images for several platforms as one index. */
-export const makeIndex = (name: string | readonly string[], images: readonly TestImage[], options: { attestation?: boolean } = {}): TestIndex => ({
+export const makeIndex = (
+  name: string | readonly string[],
+  images: readonly TestImage[],
+  options: { attestation?: boolean } = {},
+): TestIndex => ({
   names: typeof name === 'string' ? [name] : [...name],
   images: [...images],
   ...options,
 });
 
 /** A tar of these members, in their order. */
-export async function writeTar(file: string, entries: readonly { header: MemberHeader; content?: Buffer }[]): Promise<void> {
+export async function writeTar(
+  file: string,
+  entries: readonly { header: MemberHeader; content?: Buffer }[],
+): Promise<void> {
   await mkdir(dirname(file), { recursive: true });
   const tar = pack();
   const written = pipeline(tar, createWriteStream(file));
@@ -137,7 +150,11 @@ export interface DockerArchiveOptions {
 }
 
 /** A docker-archive as Docker 20 writes it: `<id>/layer.tar`, links for layers that occurred before, `manifest.json` and `repositories`. */
-export async function buildDockerArchive(file: string, images: readonly TestImage[], { gzipLayers = false }: DockerArchiveOptions = {}): Promise<void> {
+export async function buildDockerArchive(
+  file: string,
+  images: readonly TestImage[],
+  { gzipLayers = false }: DockerArchiveOptions = {},
+): Promise<void> {
   const entries: { header: MemberHeader; content?: Buffer }[] = [];
   const firstHome = new Map<Digest, string>();
   const manifest: unknown[] = [];
@@ -147,9 +164,13 @@ export async function buildDockerArchive(file: string, images: readonly TestImag
     const members = layers.map(({ tar, gzip, diffId }, index) => {
       chain = digestHex(digestOf(`${configDigest} ${chain} ${diffId} ${index}`));
       const home = firstHome.get(diffId);
-      entries.push({ header: { name: `${chain}/`, type: 'directory' } }, { header: { name: `${chain}/VERSION` }, content: Buffer.from('1.0') });
+      entries.push(
+        { header: { name: `${chain}/`, type: 'directory' } },
+        { header: { name: `${chain}/VERSION` }, content: Buffer.from('1.0') },
+      );
       entries.push({ header: { name: `${chain}/json` }, content: Buffer.from(JSON.stringify({ id: chain })) });
-      if (home) entries.push({ header: { name: `${chain}/layer.tar`, type: 'symlink', linkname: `../${home}/layer.tar` } });
+      if (home)
+        entries.push({ header: { name: `${chain}/layer.tar`, type: 'symlink', linkname: `../${home}/layer.tar` } });
       else {
         firstHome.set(diffId, chain);
         entries.push({ header: { name: `${chain}/layer.tar` }, content: gzipLayers ? gzip : tar });
@@ -157,7 +178,11 @@ export async function buildDockerArchive(file: string, images: readonly TestImag
       return `${chain}/layer.tar`;
     });
     entries.push({ header: { name: `${digestHex(configDigest)}.json` }, content: config });
-    manifest.push({ Config: `${digestHex(configDigest)}.json`, RepoTags: names.length ? names : null, Layers: members });
+    manifest.push({
+      Config: `${digestHex(configDigest)}.json`,
+      RepoTags: names.length ? names : null,
+      Layers: members,
+    });
     for (const name of names) {
       const colon = name.lastIndexOf(':');
       repositories[name.slice(0, colon)] = { ...repositories[name.slice(0, colon)], [name.slice(colon + 1)]: chain };
@@ -183,7 +208,10 @@ interface Layout {
   roots: Descriptor[];
 }
 
-function layoutOf(images: readonly (TestImage | TestIndex)[], { names = 'ref.name', withDockerManifest = false, omitPlatforms = [] }: OciOptions): Layout {
+function layoutOf(
+  images: readonly (TestImage | TestIndex)[],
+  { names = 'ref.name', withDockerManifest = false, omitPlatforms = [] }: OciOptions,
+): Layout {
   const files = new Map<string, Buffer>([['oci-layout', Buffer.from('{"imageLayoutVersion":"1.0.0"}')]]);
   const roots: Descriptor[] = [];
   const entries: Descriptor[] = [];
@@ -211,20 +239,35 @@ function layoutOf(images: readonly (TestImage | TestIndex)[], { names = 'ref.nam
       const children: Descriptor[] = image.images.map((child) => ({ ...addImage(child), platform: child.platform }));
       const [subject] = children;
       if (image.attestation && subject) {
-        const statement = add(Buffer.from(JSON.stringify({ predicate: subject.digest })), 'application/vnd.in-toto+json');
-        const config = add(Buffer.from('{"architecture":"unknown","os":"unknown","config":{},"rootfs":{"type":"layers","diff_ids":[]}}'), mediaTypes.ociConfig);
+        const statement = add(
+          Buffer.from(JSON.stringify({ predicate: subject.digest })),
+          'application/vnd.in-toto+json',
+        );
+        const config = add(
+          Buffer.from('{"architecture":"unknown","os":"unknown","config":{},"rootfs":{"type":"layers","diff_ids":[]}}'),
+          mediaTypes.ociConfig,
+        );
         const document = { schemaVersion: 2, mediaType: mediaTypes.ociManifest, config, layers: [statement] };
         children.push({
           ...add(Buffer.from(JSON.stringify(document)), mediaTypes.ociManifest),
           platform: { os: 'unknown', architecture: 'unknown' },
-          annotations: { 'vnd.docker.reference.type': 'attestation-manifest', 'vnd.docker.reference.digest': subject.digest },
+          annotations: {
+            'vnd.docker.reference.type': 'attestation-manifest',
+            'vnd.docker.reference.digest': subject.digest,
+          },
         });
       }
-      root = add(Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: children })), mediaTypes.ociIndex);
+      root = add(
+        Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: children })),
+        mediaTypes.ociIndex,
+      );
     } else root = addImage(image);
     roots.push(root);
     for (const name of image.names) entries.push({ ...root, annotations: nameAnnotations(name, names) });
-    const [shown] = 'images' in image ? image.images.filter(({ platform }) => !omitPlatforms.includes(`${platform.os}/${platform.architecture}`)) : [image];
+    const [shown] =
+      'images' in image
+        ? image.images.filter(({ platform }) => !omitPlatforms.includes(`${platform.os}/${platform.architecture}`))
+        : [image];
     if (shown)
       docker.push({
         Config: `blobs/sha256/${digestHex(shown.configDigest)}`,
@@ -232,7 +275,10 @@ function layoutOf(images: readonly (TestImage | TestIndex)[], { names = 'ref.nam
         Layers: shown.layers.map(({ digest }) => `blobs/sha256/${digestHex(digest)}`),
       });
   }
-  files.set('index.json', Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: entries })));
+  files.set(
+    'index.json',
+    Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: entries })),
+  );
   if (withDockerManifest) files.set('manifest.json', Buffer.from(JSON.stringify(docker)));
   return { files, roots };
 }
@@ -246,7 +292,11 @@ function nameAnnotations(name: string, style: NonNullable<OciOptions['names']>):
 }
 
 /** An OCI archive. Returns the roots, in the order of the images. */
-export async function buildOciArchive(file: string, images: readonly (TestImage | TestIndex)[], options: OciOptions = {}): Promise<Descriptor[]> {
+export async function buildOciArchive(
+  file: string,
+  images: readonly (TestImage | TestIndex)[],
+  options: OciOptions = {},
+): Promise<Descriptor[]> {
   const { files, roots } = layoutOf(images, options);
   await writeTar(
     file,
@@ -256,7 +306,11 @@ export async function buildOciArchive(file: string, images: readonly (TestImage 
 }
 
 /** An OCI layout in a folder. Returns the roots, in the order of the images. */
-export async function buildOciLayout(dir: string, images: readonly (TestImage | TestIndex)[], options: OciOptions = {}): Promise<Descriptor[]> {
+export async function buildOciLayout(
+  dir: string,
+  images: readonly (TestImage | TestIndex)[],
+  options: OciOptions = {},
+): Promise<Descriptor[]> {
   const { files, roots } = layoutOf(images, options);
   await mkdir(join(dir, 'blobs', 'sha256'), { recursive: true });
   for (const [name, content] of files) await writeFile(join(dir, name), content);
@@ -273,15 +327,24 @@ export interface ManifestParts {
 }
 
 /** Adds a manifest of any kind to a layout in a folder. Returns its descriptor. */
-export async function addManifest(dir: string, { config, layers, annotations, ...more }: ManifestParts): Promise<Descriptor> {
+export async function addManifest(
+  dir: string,
+  { config, layers, annotations, ...more }: ManifestParts,
+): Promise<Descriptor> {
   const add = async (text: string | Buffer, mediaType: string): Promise<Descriptor> => {
     const content = Buffer.from(text);
     const digest = digestOf(content);
     await writeFile(join(dir, 'blobs/sha256', digestHex(digest)), content);
     return { mediaType, digest, size: content.byteLength };
   };
-  const parts = { config: await add(config.content, config.type), layers: await Promise.all(layers.map(({ content, type }) => add(content, type))) };
-  const root = await add(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, ...more, ...parts }), mediaTypes.ociManifest);
+  const parts = {
+    config: await add(config.content, config.type),
+    layers: await Promise.all(layers.map(({ content, type }) => add(content, type))),
+  };
+  const root = await add(
+    JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, ...more, ...parts }),
+    mediaTypes.ociManifest,
+  );
   const index = JSON.parse(await readFile(join(dir, 'index.json'), 'utf8')) as { manifests: Descriptor[] };
   index.manifests.push({ ...root, ...(annotations ? { annotations } : {}) });
   await writeFile(join(dir, 'index.json'), JSON.stringify(index));
@@ -294,10 +357,20 @@ export async function addManifest(dir: string, { config, layers, annotations, ..
  */
 export function addArtifact(
   dir: string,
-  { type, text, subject, annotations }: { type: string; text: string; subject?: Descriptor; annotations?: Record<string, string> },
+  {
+    type,
+    text,
+    subject,
+    annotations,
+  }: { type: string; text: string; subject?: Descriptor; annotations?: Record<string, string> },
 ): Promise<Descriptor> {
   const config = { type: subject ? 'application/vnd.oci.empty.v1+json' : mediaTypes.ociConfig, content: '{}' };
-  return addManifest(dir, { ...(subject ? { artifactType: type, subject } : {}), config, layers: [{ type, content: text }], annotations });
+  return addManifest(dir, {
+    ...(subject ? { artifactType: type, subject } : {}),
+    config,
+    layers: [{ type, content: text }],
+    annotations,
+  });
 }
 
 /** Cuts a file after so many bytes; negative counts from its end. */

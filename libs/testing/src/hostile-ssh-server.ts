@@ -81,7 +81,19 @@ export class HostileConnection {
 
   /** Opens a channel through the tunnel that listens on a port. */
   open(port: number, sender: number, { window = 2 ** 21, packetSize = 2 ** 15 } = {}): void {
-    this.send(messageOf(sshMessage.channelOpen, 'forwarded-tcpip', sender, window, packetSize, '127.0.0.1', port, '127.0.0.1', 40_000 + sender));
+    this.send(
+      messageOf(
+        sshMessage.channelOpen,
+        'forwarded-tcpip',
+        sender,
+        window,
+        packetSize,
+        '127.0.0.1',
+        port,
+        '127.0.0.1',
+        40_000 + sender,
+      ),
+    );
   }
 
   /** Begins a key exchange. */
@@ -99,7 +111,8 @@ export class HostileConnection {
   confirmWith({ window, packetSize }: { window?: number | undefined; packetSize?: number | undefined }): void {
     const { protocol } = this;
     const confirm = protocol.channelOpenConfirm.bind(protocol);
-    protocol.channelOpenConfirm = (remote, local, usualWindow, usualSize) => confirm(remote, local, window ?? usualWindow, packetSize ?? usualSize);
+    protocol.channelOpenConfirm = (remote, local, usualWindow, usualSize) =>
+      confirm(remote, local, window ?? usualWindow, packetSize ?? usualSize);
   }
 }
 
@@ -147,7 +160,9 @@ export async function startHostileSshServer(options: HostileSshOptions = {}): Pr
     const host = new HostileConnection(connection);
     connections.add(host);
     connection.on('error', () => undefined).once('close', () => connections.delete(host));
-    connection.on('authentication', (context) => (hostile.options.onAuthentication ? hostile.options.onAuthentication(host) : context.accept()));
+    connection.on('authentication', (context) =>
+      hostile.options.onAuthentication ? hostile.options.onAuthentication(host) : context.accept(),
+    );
     connection.on('ready', () => {
       const { window, packetSize, onLogin } = hostile.options;
       host.confirmWith({ window, packetSize });

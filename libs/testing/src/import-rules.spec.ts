@@ -42,17 +42,23 @@ async function violations(files: Record<string, string>): Promise<Violation[]> {
   return (JSON.parse(stdout) as { summary: { violations: Violation[] } }).summary.violations;
 }
 
-const brokenRules = async (files: Record<string, string>): Promise<string[]> => [...new Set((await violations(files)).map(({ rule }) => rule.name))];
+const brokenRules = async (files: Record<string, string>): Promise<string[]> => [
+  ...new Set((await violations(files)).map(({ rule }) => rule.name)),
+];
 
 /** Folders that import each other, each from each, and which of that the rules whose names begin with `prefix` refuse: `a → b`. */
 async function refusedPairs(folders: Record<string, string>, prefix: string): Promise<string[]> {
-  const pairs = Object.keys(folders).flatMap((from) => Object.keys(folders).flatMap((other) => (from === other ? [] : [[from, other] as const])));
+  const pairs = Object.keys(folders).flatMap((from) =>
+    Object.keys(folders).flatMap((other) => (from === other ? [] : [[from, other] as const])),
+  );
   const sources = Object.values(folders).map((folder) => [`${folder}/x.ts`, x]);
   const imports = pairs.map(([from, other]) => {
     const folder = folders[from] as string;
     return [`${folder}/to-${other}.ts`, to(`${relative(folder, folders[other] as string)}/x.js`)];
   });
-  const found = (await violations(Object.fromEntries([...sources, ...imports]))).filter(({ rule }) => rule.name.startsWith(prefix));
+  const found = (await violations(Object.fromEntries([...sources, ...imports]))).filter(({ rule }) =>
+    rule.name.startsWith(prefix),
+  );
   const nameOf = (file: string) => Object.keys(folders).find((name) => dirname(file) === folders[name]);
   return found.map((violation) => `${nameOf(violation.from)} → ${nameOf(violation.to)}`).toSorted();
 }
@@ -60,7 +66,9 @@ async function refusedPairs(folders: Record<string, string>, prefix: string): Pr
 /** What a table of allowed imports refuses. */
 const refusedBy = (table: Table): string[] =>
   Object.entries(table)
-    .flatMap(([from, allowed]) => Object.keys(table).flatMap((other) => (other === from || allowed.includes(other) ? [] : [`${from} → ${other}`])))
+    .flatMap(([from, allowed]) =>
+      Object.keys(table).flatMap((other) => (other === from || allowed.includes(other) ? [] : [`${from} → ${other}`])),
+    )
     .toSorted();
 
 const to = (path: string) => `import { x } from '${path}';\nexport const y = x;\n`;
@@ -68,12 +76,36 @@ const x = 'export const x = 1;\n';
 
 describe('the import rules', () => {
   it.each([
-    ['core using the file system', { 'libs/core/src/a.ts': "import { x } from 'node:fs';\nexport const y = x;\n" }, 'core-is-pure'],
-    ['a library using the framework', { 'libs/oci/src/image/a.ts': to('@nestjs/common') }, 'frameworks-stay-in-platform-and-apps'],
-    ['a library using an app', { 'libs/oci/src/image/a.ts': to('../../../../apps/image-svc/src/b.js'), 'apps/image-svc/src/b.ts': x }, 'libs-oci'],
-    ['a room using a file beside the rooms', { 'libs/oci/src/image/a.ts': to('../b.js'), 'libs/oci/src/b.ts': x }, 'room-oci-image'],
-    ['a service using another service', { 'apps/host-svc/src/a.ts': to('../../image-svc/src/b.js'), 'apps/image-svc/src/b.ts': x }, 'only-du-imports-apps'],
-    ['a test using an app', { 'test/e2e/a.ts': to('../../apps/image-svc/src/b.js'), 'apps/image-svc/src/b.ts': x }, 'tests-use-the-front-door'],
+    [
+      'core using the file system',
+      { 'libs/core/src/a.ts': "import { x } from 'node:fs';\nexport const y = x;\n" },
+      'core-is-pure',
+    ],
+    [
+      'a library using the framework',
+      { 'libs/oci/src/image/a.ts': to('@nestjs/common') },
+      'frameworks-stay-in-platform-and-apps',
+    ],
+    [
+      'a library using an app',
+      { 'libs/oci/src/image/a.ts': to('../../../../apps/image-svc/src/b.js'), 'apps/image-svc/src/b.ts': x },
+      'libs-oci',
+    ],
+    [
+      'a room using a file beside the rooms',
+      { 'libs/oci/src/image/a.ts': to('../b.js'), 'libs/oci/src/b.ts': x },
+      'room-oci-image',
+    ],
+    [
+      'a service using another service',
+      { 'apps/host-svc/src/a.ts': to('../../image-svc/src/b.js'), 'apps/image-svc/src/b.ts': x },
+      'only-du-imports-apps',
+    ],
+    [
+      'a test using an app',
+      { 'test/e2e/a.ts': to('../../apps/image-svc/src/b.js'), 'apps/image-svc/src/b.ts': x },
+      'tests-use-the-front-door',
+    ],
     [
       'a service using the test library',
       { 'apps/host-svc/src/a.ts': to('../../../libs/testing/src/b.js'), 'libs/testing/src/b.ts': x },
@@ -86,7 +118,10 @@ describe('the import rules', () => {
     ],
     [
       'two files that import each other',
-      { 'libs/core/src/a.ts': to('./b.js'), 'libs/core/src/b.ts': "import { y } from './a.js';\nexport const x = 1;\nexport const z = y;\n" },
+      {
+        'libs/core/src/a.ts': to('./b.js'),
+        'libs/core/src/b.ts': "import { y } from './a.js';\nexport const x = 1;\nexport const z = y;\n",
+      },
       'no-cycles',
     ],
     [
@@ -104,14 +139,21 @@ describe('the import rules', () => {
   it('let each library import the libraries of its row, and no other', async () => {
     const folders = Object.fromEntries(Object.keys(libraries).map((name) => [name, `libs/${name}/src`]));
     const { testing: _everybody, ...others } = folders;
-    expect(await refusedPairs(others, 'libs-')).toEqual(refusedBy(libraries).filter((pair) => !pair.includes('testing')));
-    expect((await refusedPairs(folders, 'libs-testing')).length).toBe(Object.keys(others).length - libraries.testing.length);
+    expect(await refusedPairs(others, 'libs-')).toEqual(
+      refusedBy(libraries).filter((pair) => !pair.includes('testing')),
+    );
+    expect((await refusedPairs(folders, 'libs-testing')).length).toBe(
+      Object.keys(others).length - libraries.testing.length,
+    );
   });
 
-  it.each(Object.entries(rooms))('let each room of %s import the rooms of its row, and no other', async (library, table) => {
-    const folders = Object.fromEntries(Object.keys(table).map((name) => [name, `libs/${library}/src/${name}`]));
-    expect(await refusedPairs(folders, 'room-')).toEqual(refusedBy(table));
-  });
+  it.each(Object.entries(rooms))(
+    'let each room of %s import the rooms of its row, and no other',
+    async (library, table) => {
+      const folders = Object.fromEntries(Object.keys(table).map((name) => [name, `libs/${library}/src/${name}`]));
+      expect(await refusedPairs(folders, 'room-')).toEqual(refusedBy(table));
+    },
+  );
 
   it('allow the DU to use every service, and a slice the service of another', async () => {
     const files = {

@@ -2,7 +2,11 @@ import { randomUUID } from 'node:crypto';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type Qbert, type QbertOptions, startQbert } from './qbert.js';
 
-const nodes = ['w1', 'm1', 'w2', 'm2', 'm3', 'w3', 'w4'].map((name) => ({ uuid: randomUUID(), name, primaryIp: '10.0.0.1' }));
+const nodes = ['w1', 'm1', 'w2', 'm2', 'm3', 'w3', 'w4'].map((name) => ({
+  uuid: randomUUID(),
+  name,
+  primaryIp: '10.0.0.1',
+}));
 const attachment = nodes.map(({ uuid, name }) => ({ uuid, isMaster: name.startsWith('m') }));
 
 let qbert: Qbert;
@@ -11,7 +15,10 @@ afterEach(() => qbert.stop());
 
 async function logIn(change: object = {}) {
   const domain = { id: 'default' };
-  const identity = { methods: ['password'], password: { user: { name: qbert.user, domain, password: qbert.password, ...change } } };
+  const identity = {
+    methods: ['password'],
+    password: { user: { name: qbert.user, domain, password: qbert.password, ...change } },
+  };
   const body = JSON.stringify({ auth: { identity, scope: { project: { name: qbert.project, domain } } } });
   return fetch(`${qbert.url}/keystone/v3/auth/tokens?nocatalog`, { method: 'POST', body });
 }
@@ -51,7 +58,8 @@ async function goodBody() {
 async function standingCluster(): Promise<string> {
   const { uuid } = (await call('POST', '/clusters', await goodBody())).json();
   expect((await call('POST', `/clusters/${uuid}/attach`, attachment)).status).toBe(200);
-  for (let looks = 0; looks < 20; looks++) if ((await call('GET', `/clusters/${uuid}`)).json().taskStatus === 'success') return String(uuid);
+  for (let looks = 0; looks < 20; looks++)
+    if ((await call('GET', `/clusters/${uuid}`)).json().taskStatus === 'success') return String(uuid);
   throw new Error('the cluster does not stand');
 }
 
@@ -94,7 +102,8 @@ describe('the control plane refuses', () => {
 
   it('upgrades that the cluster does not offer, or while it is at work', async () => {
     const uuid = await standingCluster();
-    const upgrade = async (query: string, body?: object) => (await call('POST', `/clusters/${uuid}/upgrade${query}`, body)).status;
+    const upgrade = async (query: string, body?: object) =>
+      (await call('POST', `/clusters/${uuid}/upgrade${query}`, body)).status;
     expect(await upgrade('?type=patch')).toBe(400);
     expect(await upgrade('')).toBe(400);
     expect(await upgrade('?type=minor', { batchUpgradePercent: 0 })).toBe(400);
@@ -113,7 +122,9 @@ describe('the control plane refuses', () => {
 
 it('lets a token be used so many times', async () => {
   await start({ callsPerToken: 2 });
-  const statuses = [await call('GET', '/nodes'), await call('GET', '/nodes'), await call('GET', '/nodes')].map(({ status }) => status);
+  const statuses = [await call('GET', '/nodes'), await call('GET', '/nodes'), await call('GET', '/nodes')].map(
+    ({ status }) => status,
+  );
   expect(statuses).toEqual([200, 200, 401]);
 });
 
@@ -153,7 +164,14 @@ describe('an upgrade', () => {
 
   it('takes the workers that are named together', async () => {
     await start();
-    expect(await batches({ batchUpgradeNodes: [nodes[2], nodes[5]].map((node) => node?.uuid) })).toEqual(['m1', 'm2', 'm3', 'w2 w3', 'w1', 'w4']);
+    expect(await batches({ batchUpgradeNodes: [nodes[2], nodes[5]].map((node) => node?.uuid) })).toEqual([
+      'm1',
+      'm2',
+      'm3',
+      'w2 w3',
+      'w1',
+      'w4',
+    ]);
   });
 
   it('leaves the registry fields alone, unless a test assumes that it takes them over', async () => {
@@ -162,7 +180,12 @@ describe('an upgrade', () => {
       await start({ assumeUpgradeTakesOver: assumed });
       await batches();
       const [cluster] = JSON.parse((await call('GET', '/clusters')).text) as Record<string, unknown>[];
-      expect(cluster).toMatchObject({ kubeRoleVersion: '1.21.3-pmk.72', dockerPrivateRegistry: '', k8sPrivateRegistry: 'localhost:5100', ...assumed });
+      expect(cluster).toMatchObject({
+        kubeRoleVersion: '1.21.3-pmk.72',
+        dockerPrivateRegistry: '',
+        k8sPrivateRegistry: 'localhost:5100',
+        ...assumed,
+      });
     }
   });
 });

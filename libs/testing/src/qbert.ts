@@ -73,7 +73,12 @@ export interface Qbert extends TestServer {
   hold(path: string): () => void;
 }
 
-const registryFields = ['dockerPrivateRegistry', 'quayPrivateRegistry', 'gcrPrivateRegistry', 'k8sPrivateRegistry'] as const;
+const registryFields = [
+  'dockerPrivateRegistry',
+  'quayPrivateRegistry',
+  'gcrPrivateRegistry',
+  'k8sPrivateRegistry',
+] as const;
 type RegistryField = (typeof registryFields)[number];
 
 interface Node {
@@ -88,7 +93,13 @@ interface Node {
 }
 
 interface Cluster {
-  row: z.infer<typeof createSchema> & { uuid: string; taskStatus: string; taskError: string; status: string; upgradingTo: string };
+  row: z.infer<typeof createSchema> & {
+    uuid: string;
+    taskStatus: string;
+    taskError: string;
+    status: string;
+    upgradingTo: string;
+  };
   /** What is left of its task; a cluster that was created waits for nodes. */
   steps: (() => void)[];
   /** What the end of its task brings. */
@@ -164,9 +175,11 @@ class ControlPlane {
 
   create(body: unknown): Reply {
     const row = check(createSchema, body);
-    if (!this.versions.includes(row.kubeRoleVersion)) throw new Refusal(400, `kubeRoleVersion ${row.kubeRoleVersion} is not supported`);
+    if (!this.versions.includes(row.kubeRoleVersion))
+      throw new Refusal(400, `kubeRoleVersion ${row.kubeRoleVersion} is not supported`);
     if (row.nodePoolUuid !== this.poolUuid) throw new Refusal(400, `no node pool ${row.nodePoolUuid}`);
-    if (Boolean(row.masterVipIpv4) !== Boolean(row.masterVipIface)) throw new Refusal(400, 'masterVipIpv4 and masterVipIface belong together');
+    if (Boolean(row.masterVipIpv4) !== Boolean(row.masterVipIface))
+      throw new Refusal(400, 'masterVipIpv4 and masterVipIface belong together');
     const uuid = randomUUID();
     // Whether qbert refuses a second cluster of the same name is not public: its public clients look themselves.
     const state = { uuid, taskStatus: 'creating', taskError: '', status: '', upgradingTo: '' };
@@ -175,18 +188,29 @@ class ControlPlane {
   }
 
   attach(cluster: Cluster, body: unknown): Reply {
-    const wanted = check(attachSchema, body).map(({ uuid, isMaster }) => ({ node: this.nodes.get(uuid), uuid, isMaster }));
+    const wanted = check(attachSchema, body).map(({ uuid, isMaster }) => ({
+      node: this.nodes.get(uuid),
+      uuid,
+      isMaster,
+    }));
     for (const { node, uuid } of wanted) {
       if (!node) throw new Refusal(400, `no node ${uuid}`);
       if (node.clusterUuid) throw new Refusal(400, `node ${uuid} is attached to cluster ${node.clusterUuid}`);
     }
     const { uuid: clusterUuid, name: clusterName, kubeRoleVersion, taskStatus } = cluster.row;
-    if (!['creating', 'converging', 'success'].includes(taskStatus)) throw new Refusal(400, `the cluster is ${taskStatus}`);
-    for (const { node, isMaster } of wanted) Object.assign(node ?? {}, { clusterUuid, clusterName, isMaster: isMaster ? 1 : 0, status: 'converging' });
-    const converge = taskStatus === 'creating' ? [() => void Object.assign(cluster.row, { taskStatus: 'converging' })] : [];
+    if (!['creating', 'converging', 'success'].includes(taskStatus))
+      throw new Refusal(400, `the cluster is ${taskStatus}`);
+    for (const { node, isMaster } of wanted)
+      Object.assign(node ?? {}, { clusterUuid, clusterName, isMaster: isMaster ? 1 : 0, status: 'converging' });
+    const converge =
+      taskStatus === 'creating' ? [() => void Object.assign(cluster.row, { taskStatus: 'converging' })] : [];
     const joining = this.nodesOf(cluster).filter(({ status }) => status === 'converging');
-    const joins = joining.map((node) => () => void Object.assign(node, { status: 'ok', actualKubeRoleVersion: kubeRoleVersion }));
-    begin(cluster, taskStatus === 'creating' ? 'creating' : 'converging', [...converge, ...joins], () => succeed(cluster));
+    const joins = joining.map(
+      (node) => () => void Object.assign(node, { status: 'ok', actualKubeRoleVersion: kubeRoleVersion }),
+    );
+    begin(cluster, taskStatus === 'creating' ? 'creating' : 'converging', [...converge, ...joins], () =>
+      succeed(cluster),
+    );
     return ok('OK');
   }
 
@@ -194,7 +218,8 @@ class ControlPlane {
     const { batchUpgradePercent, batchUpgradeNodes = [], containerRuntime } = check(upgradeSchema, body ?? {});
     if (type !== 'minor' && type !== 'patch') throw new Refusal(400, 'type must be minor or patch');
     const target = this.offers(cluster)[type];
-    if (!target || !isIdle(cluster)) throw new Refusal(400, `the cluster cannot be upgraded (${type}), it is ${cluster.row.taskStatus}`);
+    if (!target || !isIdle(cluster))
+      throw new Refusal(400, `the cluster cannot be upgraded (${type}), it is ${cluster.row.taskStatus}`);
     const own = this.nodesOf(cluster);
     const workers = own.filter(({ isMaster }) => !isMaster);
     const stranger = batchUpgradeNodes.find((uuid) => !workers.some((node) => node.uuid === uuid));
@@ -203,7 +228,8 @@ class ControlPlane {
     // What becomes of workers that are not among batchUpgradeNodes is not public; here they follow.
     const batch = workers.filter(({ uuid }) => batchUpgradeNodes.includes(uuid));
     const rest = workers.filter((node) => !batch.includes(node));
-    const size = batchUpgradePercent === undefined ? 1 : Math.max(1, Math.floor((workers.length * batchUpgradePercent) / 100));
+    const size =
+      batchUpgradePercent === undefined ? 1 : Math.max(1, Math.floor((workers.length * batchUpgradePercent) / 100));
     const steps = [...masters, ...chunks(batch, batch.length), ...chunks(rest, size)].flatMap((together) => [
       () => together.forEach((node) => Object.assign(node, { status: 'converging' })),
       () => together.forEach((node) => Object.assign(node, { status: 'ok', actualKubeRoleVersion: target })),
@@ -211,7 +237,12 @@ class ControlPlane {
     cluster.row.upgradingTo = target;
     begin(cluster, 'upgrading', steps, () => {
       const runtime = containerRuntime ? { containerRuntime } : {};
-      Object.assign(cluster.row, { kubeRoleVersion: target, upgradingTo: '', ...runtime, ...this.options.assumeUpgradeTakesOver });
+      Object.assign(cluster.row, {
+        kubeRoleVersion: target,
+        upgradingTo: '',
+        ...runtime,
+        ...this.options.assumeUpgradeTakesOver,
+      });
       succeed(cluster);
     });
     return ok('OK');
@@ -254,7 +285,10 @@ class ControlPlane {
   }
 
   private offers({ row }: Cluster) {
-    return { minor: latest(this.versions, row.kubeRoleVersion, 1), patch: latest(this.versions, row.kubeRoleVersion, 0) };
+    return {
+      minor: latest(this.versions, row.kubeRoleVersion, 1),
+      patch: latest(this.versions, row.kubeRoleVersion, 0),
+    };
   }
 
   private nodesOf({ row }: Cluster): Node[] {
@@ -272,7 +306,12 @@ function begin(cluster: Cluster, taskStatus: string, steps: Cluster['steps'], fi
 
 /** Starts it on loopback. */
 export async function startQbert(options: QbertOptions): Promise<Qbert> {
-  const { user = 'admin@site.example', password = randomBytes(12).toString('base64'), project = 'service', versionsShape = 'roles' } = options;
+  const {
+    user = 'admin@site.example',
+    password = randomBytes(12).toString('base64'),
+    project = 'service',
+    versionsShape = 'roles',
+  } = options;
   const { versions = ['1.20.11-pmk.2038', '1.21.3-pmk.72'], callsPerToken = Number.POSITIVE_INFINITY } = options;
   const projectId = randomUUID().replaceAll('-', '');
   const plane = new ControlPlane(versions, options);
@@ -286,12 +325,18 @@ export async function startQbert(options: QbertOptions): Promise<Qbert> {
   const logIn = (body: unknown): Reply => {
     const credentials = z.object({ user: named(user).extend({ password: z.literal(password) }) });
     const identity = z.object({ methods: z.tuple([z.literal('password')]), password: credentials });
-    if (!z.object({ auth: z.object({ identity, scope: z.object({ project: named(project) }) }) }).safeParse(body).success)
+    if (
+      !z.object({ auth: z.object({ identity, scope: z.object({ project: named(project) }) }) }).safeParse(body).success
+    )
       throw new Refusal(401, 'The request you have made requires authentication.');
     const token = randomBytes(16).toString('hex');
     tokens.set(token, callsPerToken);
     logins++;
-    return { status: 201, headers: { 'x-subject-token': token }, body: { token: { methods: ['password'], project: { id: projectId, name: project } } } };
+    return {
+      status: 201,
+      headers: { 'x-subject-token': token },
+      body: { token: { methods: ['password'], project: { id: projectId, name: project } } },
+    };
   };
   const authorize = (token: unknown, pathProject: string | undefined) => {
     const left = tokens.get(String(token)) ?? 0;
@@ -299,13 +344,21 @@ export async function startQbert(options: QbertOptions): Promise<Qbert> {
     tokens.set(String(token), left - 1);
     if (pathProject !== projectId) throw new Refusal(403, 'Unauthorized to perform this operation');
   };
-  const route = (method: string | undefined, version: string, path: string, query: URLSearchParams, body: unknown): Reply => {
+  const route = (
+    method: string | undefined,
+    version: string,
+    path: string,
+    query: URLSearchParams,
+    body: unknown,
+  ): Reply => {
     if (path === '/clusters/supportedRoleVersions' && method === 'GET')
       return ok(versionsShape === 'roles' ? { roles: versions.map((roleVersion) => ({ roleVersion })) } : versions);
-    if (path === '/clusters' && method === 'GET') return ok([...plane.clusters.values()].map((cluster) => plane.render(cluster)));
+    if (path === '/clusters' && method === 'GET')
+      return ok([...plane.clusters.values()].map((cluster) => plane.render(cluster)));
     if (path === '/clusters' && method === 'POST') return plane.create(body);
     if (path === '/nodes' && method === 'GET') return ok([...plane.nodes.values()]);
-    if (path === '/nodePools' && method === 'GET') return ok([{ name: 'defaultPool', uuid: plane.poolUuid, cloudProviderName: 'local' }]);
+    if (path === '/nodePools' && method === 'GET')
+      return ok([{ name: 'defaultPool', uuid: plane.poolUuid, cloudProviderName: 'local' }]);
     const [, uuid, action = ''] = /^\/clusters\/([^/]+)(\/[^/]+)?$/.exec(path) ?? [];
     if (!uuid) throw new Refusal(404, 'no such route');
     const cluster = plane.clusters.get(uuid);
@@ -321,7 +374,8 @@ export async function startQbert(options: QbertOptions): Promise<Qbert> {
     const [, version, pathProject, path = ''] = /^\/qbert\/(v[34])\/([^/]+)(\/.*)$/.exec(url.pathname) ?? [];
     if (!version) throw new Refusal(404, 'no such route');
     authorize(request.headers['x-auth-token'], pathProject);
-    if (body !== undefined && request.headers['content-type'] !== 'application/json') throw new Refusal(400, 'the body must be application/json');
+    if (body !== undefined && request.headers['content-type'] !== 'application/json')
+      throw new Refusal(400, 'the body must be application/json');
     return route(request.method, version, path, url.searchParams, body);
   };
   const answer = (request: IncomingMessage, url: URL, body: unknown): Reply => {
@@ -331,7 +385,10 @@ export async function startQbert(options: QbertOptions): Promise<Qbert> {
       if (!(error instanceof Refusal)) throw error;
       const { status: code, message } = error;
       // qbert's own form of errors is not public.
-      return { status: code, body: url.pathname.startsWith('/keystone') ? { error: { code, message } } : { code, message } };
+      return {
+        status: code,
+        body: url.pathname.startsWith('/keystone') ? { error: { code, message } } : { code, message },
+      };
     }
   };
   const answerOrFail = (request: IncomingMessage, url: URL, body: unknown): Reply => {
@@ -396,7 +453,13 @@ export async function startQbert(options: QbertOptions): Promise<Qbert> {
 }
 
 /** A node that is known and in no cluster. */
-const unattached = { clusterUuid: null, clusterName: null, isMaster: 0, status: 'ok', actualKubeRoleVersion: '' } as const;
+const unattached = {
+  clusterUuid: null,
+  clusterName: null,
+  isMaster: 0,
+  status: 'ok',
+  actualKubeRoleVersion: '',
+} as const;
 
 function check<T>(schema: z.ZodType<T>, body: unknown): T {
   const parsed = schema.safeParse(body);
@@ -413,7 +476,9 @@ function latest(versions: readonly string[], from: string, minorsUp: 0 | 1): str
   const { major, minor } = parseKubernetesVersion(from);
   const candidates = versions.filter((text) => {
     const version = parseKubernetesVersion(text);
-    return version.major === major && version.minor === minor + minorsUp && (minorsUp > 0 || number(text) > number(from));
+    return (
+      version.major === major && version.minor === minor + minorsUp && (minorsUp > 0 || number(text) > number(from))
+    );
   });
   return candidates.sort((a, b) => number(b) - number(a))[0] ?? '';
 }

@@ -20,7 +20,13 @@ export async function startS3Server(): Promise<S3Server> {
   const started = { refuse: () => undefined } as unknown as S3Server;
   const [port, bucket] = [await freePort(), 'backups'];
   const make = () => {
-    const made = new S3rver({ address: '127.0.0.1', port, silent: true, directory: dir.path, configureBuckets: [{ name: bucket, configs: [] }] });
+    const made = new S3rver({
+      address: '127.0.0.1',
+      port,
+      silent: true,
+      directory: dir.path,
+      configureBuckets: [{ name: bucket, configs: [] }],
+    });
     made.middleware.unshift(async (context, next) => {
       const operation = context.get('x-amz-copy-source') ? 'COPY' : context.method;
       const refused = started.refuse({ operation, key: context.path.slice(`/${bucket}/`.length) });
@@ -45,6 +51,14 @@ export async function startS3Server(): Promise<S3Server> {
     await server.run();
   };
   // The only pair that it knows.
-  Object.assign(started, { url: `http://127.0.0.1:${port}`, bucket, accessKeyId: 'S3RVER', secretAccessKey: 'S3RVER', crash, start, stop });
+  Object.assign(started, {
+    url: `http://127.0.0.1:${port}`,
+    bucket,
+    accessKeyId: 'S3RVER',
+    secretAccessKey: 'S3RVER',
+    crash,
+    start,
+    stop,
+  });
   return Object.assign(started, { [Symbol.asyncDispose]: stop });
 }

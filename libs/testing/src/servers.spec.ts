@@ -24,7 +24,9 @@ describe('waitFor', () => {
 
   it('names what it waited for and the last error', async () => {
     const broken = () => Promise.reject(new Error('not yet'));
-    await expect(waitFor(broken, { timeoutMs: 30, what: 'the impossible' })).rejects.toThrow('waited 30 ms for the impossible: not yet');
+    await expect(waitFor(broken, { timeoutMs: 30, what: 'the impossible' })).rejects.toThrow(
+      'waited 30 ms for the impossible: not yet',
+    );
   });
 });
 
@@ -79,11 +81,21 @@ describe('startRegistry', () => {
 describe('startPostgres', () => {
   it('accepts the superuser on loopback, and leaves nothing', async () => {
     const postgres = await startPostgres();
-    const { stdout } = await run('psql', ['-Atc', 'create database a', '-c', "select current_setting('fsync')", postgres.url]);
+    const { stdout } = await run('psql', [
+      '-Atc',
+      'create database a',
+      '-c',
+      "select current_setting('fsync')",
+      postgres.url,
+    ]);
     expect(stdout).toContain('off');
     await postgres.stop();
     expect(existsSync(postgres.socketDir)).toBe(false);
-    await expect(new Promise((resolve, reject) => connect(postgres.port, '127.0.0.1', () => resolve('open')).once('error', reject))).rejects.toThrow('REFUSED');
+    await expect(
+      new Promise((resolve, reject) =>
+        connect(postgres.port, '127.0.0.1', () => resolve('open')).once('error', reject),
+      ),
+    ).rejects.toThrow('REFUSED');
   });
 });
 
@@ -94,7 +106,13 @@ describe('a test process that is killed', () => {
       await server.start();
       console.log(server.pid);`;
     // Node strips the types itself; parameter properties need the transform.
-    const parent = spawn(process.execPath, ['--experimental-transform-types', '--no-warnings', '--input-type=module', '-e', script]);
+    const parent = spawn(process.execPath, [
+      '--experimental-transform-types',
+      '--no-warnings',
+      '--input-type=module',
+      '-e',
+      script,
+    ]);
     let output = '';
     parent.stdout.on('data', (chunk: Buffer) => {
       output += chunk.toString();

@@ -6,7 +6,12 @@ import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomInt } from 'node:crypto';
 import { existsSync, rmSync } from 'node:fs';
 import { chown, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
-import { createServer as createHttpServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from 'node:http';
+import {
+  createServer as createHttpServer,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+  type ServerResponse,
+} from 'node:http';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
@@ -29,7 +34,9 @@ export async function freePort(): Promise<number> {
 /** Whether nothing listens on a loopback port now. */
 export async function isPortFree(port: number): Promise<boolean> {
   const server = createServer();
-  const isFree = await new Promise<boolean>((resolve) => server.once('error', () => resolve(false)).listen(port, '127.0.0.1', () => resolve(true)));
+  const isFree = await new Promise<boolean>((resolve) =>
+    server.once('error', () => resolve(false)).listen(port, '127.0.0.1', () => resolve(true)),
+  );
   await new Promise((resolve) => server.close(resolve));
   return isFree;
 }
@@ -248,11 +255,27 @@ export interface RedisOptions {
 /** An empty Redis without persistence that never evicts; after `restart` its data is lost. */
 export async function startRedis({ port, socket }: RedisOptions = {}): Promise<CrashableServer> {
   const dir = await tempDir('redis');
-  const common = ['--save', '', '--appendonly', 'no', '--maxmemory-policy', 'noeviction', '--dir', dir.path, '--loglevel', 'warning'];
+  const common = [
+    '--save',
+    '',
+    '--appendonly',
+    'no',
+    '--maxmemory-policy',
+    'noeviction',
+    '--dir',
+    dir.path,
+    '--loglevel',
+    'warning',
+  ];
   const start = async (listen: string[], target: { host: string; port: number } | { path: string }) => {
     const ready = async () => (await exchange(target, 'PING\r\n')).startsWith('+PONG');
     const port = 'port' in target ? { port: target.port } : {};
-    const server = new ServerProcess({ program: findProgram('redis-server') ?? 'redis-server', args: [...listen, ...common], ready, ...port });
+    const server = new ServerProcess({
+      program: findProgram('redis-server') ?? 'redis-server',
+      args: [...listen, ...common],
+      ready,
+      ...port,
+    });
     await server.start();
     return server;
   };
@@ -299,7 +322,12 @@ export async function startRegistry(options: RegistryOptions = {}): Promise<Test
       await writeFile(config, registryConfig(port, storageDir, options.readOnly ?? false));
       const url = `http://127.0.0.1:${port}`;
       const ready = async () => (await fetch(`${url}/v2/`, { signal: AbortSignal.timeout(2000) })).status === 200;
-      const server = new ServerProcess({ program: findProgram('docker-registry') ?? 'docker-registry', args: ['serve', config], port, ready });
+      const server = new ServerProcess({
+        program: findProgram('docker-registry') ?? 'docker-registry',
+        args: ['serve', config],
+        port,
+        ready,
+      });
       await server.start();
       return { ...crashable(server, url, dir.remove), host: `localhost:${port}`, port, storageDir };
     });
@@ -333,16 +361,43 @@ export async function startPostgres(): Promise<TestServer & { socketDir: string;
   try {
     const as = process.getuid?.() === 0 ? await userIds('postgres') : undefined;
     if (as) await chown(dir.path, as.uid, as.gid);
-    await run(program('initdb'), ['-D', data, '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--locale=C', '--no-sync'], { ...as, cwd: '/', timeout: 60_000 });
+    await run(
+      program('initdb'),
+      ['-D', data, '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--locale=C', '--no-sync'],
+      { ...as, cwd: '/', timeout: 60_000 },
+    );
     return await onPort(undefined, async (port) => {
-      const settings = { listen_addresses: '127.0.0.1', unix_socket_directories: dir.path, fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off' };
-      const args = ['-D', data, '-p', `${port}`, ...Object.entries(settings).flatMap(([key, value]) => ['-c', `${key}=${value}`])];
+      const settings = {
+        listen_addresses: '127.0.0.1',
+        unix_socket_directories: dir.path,
+        fsync: 'off',
+        synchronous_commit: 'off',
+        full_page_writes: 'off',
+      };
+      const args = [
+        '-D',
+        data,
+        '-p',
+        `${port}`,
+        ...Object.entries(settings).flatMap(([key, value]) => ['-c', `${key}=${value}`]),
+      ];
       const isReady = ['-q', '-h', '127.0.0.1', '-p', `${port}`];
       const ready = () => run(program('pg_isready'), isReady, { timeout: 5000 }).then(() => true);
       // SIGQUIT: PostgreSQL ends at once, with its children and shared memory; nobody needs the data.
-      const server = new ServerProcess({ program: program('postgres'), args, port, ready, stopSignal: 'SIGQUIT', ...(as ? { as } : {}) });
+      const server = new ServerProcess({
+        program: program('postgres'),
+        args,
+        port,
+        ready,
+        stopSignal: 'SIGQUIT',
+        ...(as ? { as } : {}),
+      });
       await server.start();
-      const { url, stop, [Symbol.asyncDispose]: dispose } = crashable(server, `postgres://postgres@127.0.0.1:${port}/postgres`, dir.remove);
+      const {
+        url,
+        stop,
+        [Symbol.asyncDispose]: dispose,
+      } = crashable(server, `postgres://postgres@127.0.0.1:${port}/postgres`, dir.remove);
       return { url, stop, [Symbol.asyncDispose]: dispose, socketDir: dir.path, port };
     });
   } catch (error) {
@@ -352,7 +407,9 @@ export async function startPostgres(): Promise<TestServer & { socketDir: string;
 }
 
 async function userIds(name: string): Promise<{ uid: number; gid: number }> {
-  const [uid, gid] = await Promise.all(['-u', '-g'].map(async (flag) => Number((await run('id', [flag, name])).stdout)));
+  const [uid, gid] = await Promise.all(
+    ['-u', '-g'].map(async (flag) => Number((await run('id', [flag, name])).stdout)),
+  );
   return { uid: uid ?? 0, gid: gid ?? 0 };
 }
 
@@ -372,18 +429,29 @@ export interface JsonRequest {
 export async function startJsonServer(answers: Record<string, unknown>): Promise<TestServer> {
   const answerTo = async (request: JsonRequest): Promise<unknown> => {
     const { path } = request;
-    const answer = path in answers ? answers[path] : { code: 'resource_not_found', title: 'stub', status: 404, type: 'stub', nextStep: 'stub', detail: path };
+    const answer =
+      path in answers
+        ? answers[path]
+        : { code: 'resource_not_found', title: 'stub', status: 404, type: 'stub', nextStep: 'stub', detail: path };
     return typeof answer === 'function' ? (answer as (asked: JsonRequest) => unknown)(request) : answer;
   };
   const serve = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const { pathname: path, searchParams: query } = new URL(request.url ?? '', 'http://stub');
     const body = await text(request);
-    const answer = await answerTo({ method: request.method ?? '', path, query, headers: request.headers, body: body ? JSON.parse(body) : undefined });
+    const answer = await answerTo({
+      method: request.method ?? '',
+      path,
+      query,
+      headers: request.headers,
+      body: body ? JSON.parse(body) : undefined,
+    });
     const { status, nextStep } = (answer ?? {}) as { status?: number; nextStep?: string };
     response.writeHead(nextStep && status ? status : 200, { 'content-type': 'application/json' });
     response.end(JSON.stringify(answer));
   };
-  const server = createHttpServer((request, response) => void serve(request, response).catch((error: Error) => response.destroy(error)));
+  const server = createHttpServer(
+    (request, response) => void serve(request, response).catch((error: Error) => response.destroy(error)),
+  );
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const address = server.address();
   if (!address || typeof address === 'string') throw new Error('the system gave no port');

@@ -7,8 +7,14 @@ import { findProgram, type TempDir, tempDir } from './servers.js';
 
 const setup = join(import.meta.dirname, '../../../bin/setup.sh');
 // fcntl(2), as apt and dpkg lock: F_SETLK with a write lock on the whole file.
-const holdLock = 'open(F, ">", $ARGV[0]) or die; my $l = pack("s s l! l! i", 1, 0, 0, 0, 0); fcntl(F, 6, $l) or die; $| = 1; print "held\\n"; sleep 600';
-const locks = ['var/lib/dpkg/lock-frontend', 'var/lib/dpkg/lock', 'var/lib/apt/lists/lock', 'var/cache/apt/archives/lock'];
+const holdLock =
+  'open(F, ">", $ARGV[0]) or die; my $l = pack("s s l! l! i", 1, 0, 0, 0, 0); fcntl(F, 6, $l) or die; $| = 1; print "held\\n"; sleep 600';
+const locks = [
+  'var/lib/dpkg/lock-frontend',
+  'var/lib/dpkg/lock',
+  'var/lib/apt/lists/lock',
+  'var/cache/apt/archives/lock',
+];
 
 describe.skipIf(!findProgram('apt-get'))('bin/setup.sh', () => {
   let folder: TempDir;
@@ -50,7 +56,10 @@ describe.skipIf(!findProgram('apt-get'))('bin/setup.sh', () => {
         AIRDOCK_CACHE: join(folder.path, 'cache'),
         AIRDOCK_LOCK_SECONDS: String(seconds),
       };
-      const child = spawn('bash', ['-c', `. "$1"; apt_get ${command}`, 'bash', setup], { env, stdio: ['ignore', 'ignore', 'pipe'] });
+      const child = spawn('bash', ['-c', `. "$1"; apt_get ${command}`, 'bash', setup], {
+        env,
+        stdio: ['ignore', 'ignore', 'pipe'],
+      });
       let said = '';
       child.stderr.on('data', (chunk: Buffer) => {
         said += chunk.toString();

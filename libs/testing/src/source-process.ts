@@ -13,6 +13,12 @@ registerHooks({
  */
 export function spawnSource(module: string): ChildProcessByStdio<null, Readable, null> {
   const flags = ['--experimental-transform-types', '--no-warnings', '--conditions=airdock-source'];
-  const code = ['--import', `data:text/javascript,${encodeURIComponent(hooks)}`, '--input-type=module', '--eval', module];
+  const code = [
+    '--import',
+    `data:text/javascript,${encodeURIComponent(hooks)}`,
+    '--input-type=module',
+    '--eval',
+    module,
+  ];
   return spawn(process.execPath, [...flags, ...code], { stdio: ['ignore', 'pipe', 'inherit'] });
 }

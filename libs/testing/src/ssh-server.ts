@@ -52,13 +52,26 @@ exec "$@"
 
 /** Starts the server. Commands run on this machine as the user that runs the tests, whatever `sudo` says. */
 export async function startSshServer(options: SshServerOptions): Promise<SshServer> {
-  const { user = 'admin', password, asks = 'password', sudo = 'no', shell = ['sh', '-c'], path = process.env.PATH, answer, takesForwards } = options;
+  const {
+    user = 'admin',
+    password,
+    asks = 'password',
+    sudo = 'no',
+    shell = ['sh', '-c'],
+    path = process.env.PATH,
+    answer,
+    takesForwards,
+  } = options;
   const dir = await tempDir('ssh-server');
   const bin = join(dir.path, 'bin');
   await mkdir(bin);
   await writeFile(join(bin, 'sudo'), fakeSudo);
   await chmod(join(bin, 'sudo'), 0o755);
-  const env = { ...process.env, PATH: `${bin}:${path}`, FAKE_SUDO: typeof sudo === 'string' ? sudo : `has ${sudo.password}` };
+  const env = {
+    ...process.env,
+    PATH: `${bin}:${path}`,
+    FAKE_SUDO: typeof sudo === 'string' ? sudo : `has ${sudo.password}`,
+  };
   const key = sshKeyPair();
   const commands: string[] = [];
   const connections = new Set<Connection>();
@@ -109,7 +122,9 @@ export async function startSshServer(options: SshServerOptions): Promise<SshServ
     connections.add(connection);
     connection.on('error', () => undefined).once('close', () => connections.delete(connection));
     connection.on('authentication', authenticate);
-    connection.on('session', (accept) => accept().on('exec', (acceptExec, _reject, { command }) => void execute(command, acceptExec())));
+    connection.on('session', (accept) =>
+      accept().on('exec', (acceptExec, _reject, { command }) => void execute(command, acceptExec())),
+    );
     if (takesForwards) connection.on('request', (acceptRequest) => acceptRequest?.());
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -119,5 +134,11 @@ export async function startSshServer(options: SshServerOptions): Promise<SshServ
     await new Promise<void>((resolve) => server.close(() => resolve()));
     await dir.remove();
   };
-  return { port: (server.address() as AddressInfo).port, hostKey: key.public, commands, stop, [Symbol.asyncDispose]: stop };
+  return {
+    port: (server.address() as AddressInfo).port,
+    hostKey: key.public,
+    commands,
+    stop,
+    [Symbol.asyncDispose]: stop,
+  };
 }

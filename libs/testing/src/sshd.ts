@@ -28,8 +28,19 @@ export interface Sshd extends CrashableServer {
 export async function startSshd(settings: string[] = []): Promise<Sshd> {
   const dir = await tempDir('sshd');
   const keygen = async (name: string, ...args: string[]) => {
-    await run('ssh-keygen', ['-q', '-C', name, '-f', join(dir.path, name), ...(args.includes('-N') ? [] : ['-N', '']), ...args]);
-    return { private: await readFile(join(dir.path, name), 'utf8'), public: (await readFile(join(dir.path, `${name}.pub`), 'utf8')).trim() };
+    await run('ssh-keygen', [
+      '-q',
+      '-C',
+      name,
+      '-f',
+      join(dir.path, name),
+      ...(args.includes('-N') ? [] : ['-N', '']),
+      ...args,
+    ]);
+    return {
+      private: await readFile(join(dir.path, name), 'utf8'),
+      public: (await readFile(join(dir.path, `${name}.pub`), 'utf8')).trim(),
+    };
   };
   const [ed25519, ecdsa, rsa, login, other] = await Promise.all([
     keygen('host-ed25519', '-t', 'ed25519'),

@@ -14,13 +14,25 @@ export class BackupOperationController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createBackupOperation', summary: 'Verify, prune, export or import backups', returns: Job, status: 202 })
-  create(@Body({ schema: CreateBackupOperation }) body: CreateBackupOperation, @JobRequest() request: JobRequest): Promise<Job> {
+  @Operation({
+    id: 'createBackupOperation',
+    summary: 'Verify, prune, export or import backups',
+    returns: Job,
+    status: 202,
+  })
+  create(
+    @Body({ schema: CreateBackupOperation }) body: CreateBackupOperation,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.operations.create(request, body);
   }
 
   @Get()
-  @Operation({ id: 'listBackupOperations', summary: 'Operations on backups, newest first', returns: BackupOperationPage })
+  @Operation({
+    id: 'listBackupOperations',
+    summary: 'Operations on backups, newest first',
+    returns: BackupOperationPage,
+  })
   list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<BackupOperation>> {
     return this.operations.list(query);
   }

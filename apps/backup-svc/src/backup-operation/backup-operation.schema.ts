@@ -21,33 +21,56 @@ const file = z
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.tar$/)
   .describe('A name in airdock.backup.exchangeDir, ending with .tar');
 
-const allowUnsigned = z.boolean().optional().describe('Also what nobody known here has signed; what is signed wrongly is never taken');
+const allowUnsigned = z
+  .boolean()
+  .optional()
+  .describe('Also what nobody known here has signed; what is signed wrongly is never taken');
 
 const actions = {
   verify: z.strictObject({
     action: z.literal('verify'),
     backupId: z.uuid().optional().describe('Only what this backup needs; default: all of the target'),
-    samplePercent: z.coerce.number().min(0.01).max(100).default(100).describe('So much of the bytes, chosen by chance; the rest is looked at by presence only'),
+    samplePercent: z.coerce
+      .number()
+      .min(0.01)
+      .max(100)
+      .default(100)
+      .describe('So much of the bytes, chosen by chance; the rest is looked at by presence only'),
     allowUnsigned,
-    heal: z.boolean().default(true).describe('Whether damaged and missing blobs are brought again from the registry, where it has them'),
+    heal: z
+      .boolean()
+      .default(true)
+      .describe('Whether damaged and missing blobs are brought again from the registry, where it has them'),
   }),
   prune: z.strictObject({
     action: z.literal('prune'),
-    keep: RetentionPolicy.optional().describe('Backups that none of the rules keeps are removed first; without it only blobs that no backup needs go'),
+    keep: RetentionPolicy.optional().describe(
+      'Backups that none of the rules keeps are removed first; without it only blobs that no backup needs go',
+    ),
     scheduleId: z.uuid().optional().describe('The rules are for the backups of this schedule only'),
     dryRun: z.boolean().default(false),
-    waitMinutes: z.coerce.number().min(0).max(10_080).default(60).describe('How long to wait for backups, restores and verifications that run'),
+    waitMinutes: z.coerce
+      .number()
+      .min(0)
+      .max(10_080)
+      .default(60)
+      .describe('How long to wait for backups, restores and verifications that run'),
   }),
   export: z.strictObject({ action: z.literal('export'), backupId: z.uuid(), file }),
   import: z.strictObject({ action: z.literal('import'), file, allowUnsigned }),
 };
 
-export const BackupAction = z.discriminatedUnion('action', [actions.verify, actions.prune, actions.export, actions.import]).meta({ id: 'BackupAction' });
+export const BackupAction = z
+  .discriminatedUnion('action', [actions.verify, actions.prune, actions.export, actions.import])
+  .meta({ id: 'BackupAction' });
 export type BackupAction = z.infer<typeof BackupAction>;
 export type ActionOf<T extends BackupAction['action']> = Extract<BackupAction, { action: T }>;
 
 export const CreateBackupOperation = z
-  .strictObject({ target: targetName.default('default').describe('Ignored where a backup is named: then it is that of the backup'), operation: BackupAction })
+  .strictObject({
+    target: targetName.default('default').describe('Ignored where a backup is named: then it is that of the backup'),
+    operation: BackupAction,
+  })
   .meta({ id: 'CreateBackupOperation' });
 export type CreateBackupOperation = z.infer<typeof CreateBackupOperation>;
 

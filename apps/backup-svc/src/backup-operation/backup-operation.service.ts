@@ -29,9 +29,20 @@ import type { Repository } from 'typeorm';
 import { BackupService } from '../backup/backup.service.js';
 import { BackupTargetService, lockFor, withoutLock } from '../backup-target/backup-target.service.js';
 import { BackupOperationEntity } from './backup-operation.entity.js';
-import type { ActionOf, BackupAction, BackupOperation, BackupOperationResult, CreateBackupOperation } from './backup-operation.schema.js';
+import type {
+  ActionOf,
+  BackupAction,
+  BackupOperation,
+  BackupOperationResult,
+  CreateBackupOperation,
+} from './backup-operation.schema.js';
 
-export const operationJobTypes = { verify: 'backup.verify', prune: 'backup.prune', export: 'backup.export', import: 'backup.import' } as const;
+export const operationJobTypes = {
+  verify: 'backup.verify',
+  prune: 'backup.prune',
+  export: 'backup.export',
+  import: 'backup.import',
+} as const;
 const readsAtOnce = 2;
 /** Where a blob may be in a registry that has to be asked. */
 const maxRepositoriesToAsk = 100;
@@ -48,18 +59,32 @@ export class BackupOperationService {
   ) {}
 
   /** Throws `resource_not_found`, `backup_incomplete`, `backup_exchange_dir_missing`, `backup_file_not_found`, `resource_exists`. */
-  async create(request: JobRequest, { target: wanted, operation }: CreateBackupOperation, together: Statement[] = []): Promise<Job> {
+  async create(
+    request: JobRequest,
+    { target: wanted, operation }: CreateBackupOperation,
+    together: Statement[] = [],
+  ): Promise<Job> {
     this.targets.assertKnown(wanted);
-    const target = 'backupId' in operation && operation.backupId ? (await this.backups.locate(operation.backupId, readingOf(operation))).target : wanted;
+    const target =
+      'backupId' in operation && operation.backupId
+        ? (await this.backups.locate(operation.backupId, readingOf(operation))).target
+        : wanted;
     if (operation.action === 'export' && (await isFile(this.exchangePath(operation.file))))
       throw new AppError('resource_exists', { detail: `there is a file ${operation.file}` });
     if (operation.action === 'import') await this.findFile(operation.file);
     const id = newId();
-    const row = columns<BackupOperationEntity>({ id, target, operation, result: null, jobId: request.id, createdAt: now() });
-    return this.jobs.submit({ ...request, type: operationJobTypes[operation.action], resource: `/v1/backup-operations/${id}` }, [
-      this.operations.createQueryBuilder().insert().values(row),
-      ...together,
-    ]);
+    const row = columns<BackupOperationEntity>({
+      id,
+      target,
+      operation,
+      result: null,
+      jobId: request.id,
+      createdAt: now(),
+    });
+    return this.jobs.submit(
+      { ...request, type: operationJobTypes[operation.action], resource: `/v1/backup-operations/${id}` },
+      [this.operations.createQueryBuilder().insert().values(row), ...together],
+    );
   }
 
   async list(query: PageQuery): Promise<Page<BackupOperation>> {
@@ -88,10 +113,15 @@ export class BackupOperationService {
         ? [{ id: backupId, record: await store.readRecord(backupId, { allowUnsigned }), error: undefined }]
         : await store.listRecords({ allowUnsigned });
       const refused = listed.flatMap(({ id, error }) => (error ? [{ id, error }] : []));
-      const unreadable = refused.map(({ id, error }) => ({ backupId: id, reason: error.details.detail ?? error.message }));
+      const unreadable = refused.map(({ id, error }) => ({
+        backupId: id,
+        reason: error.details.detail ?? error.message,
+      }));
       const records = listed.flatMap(({ record }) => record ?? []);
       const index = await store.index();
-      const blobs = new Map<Digest, BackupBlob>(records.flatMap((record) => record.blobs.map((blob) => [blob.digest, blob])));
+      const blobs = new Map<Digest, BackupBlob>(
+        records.flatMap((record) => record.blobs.map((blob) => [blob.digest, blob])),
+      );
       const sample = [...blobs.values()].filter((blob) => !index.has(blob) || Math.random() * 100 < samplePercent);
       const damaged = await readAll(store, index, sample, signal, progress);
       const healed: Digest[] = [];
@@ -121,7 +151,13 @@ export class BackupOperationService {
           operation,
         });
       if (refused[0]) throw new AppError(refused[0].error.code, { ...refused[0].error.details, operation });
-      return { blobs: sample.length, bytes: result.bytes, damaged: damaged.length, healed: healed.length, ...withoutLock(lock) };
+      return {
+        blobs: sample.length,
+        bytes: result.bytes,
+        damaged: damaged.length,
+        healed: healed.length,
+        ...withoutLock(lock),
+      };
     },
 
     prune: async (row, { keep, scheduleId, dryRun, waitMinutes }, store, context) => {
@@ -133,7 +169,9 @@ export class BackupOperationService {
         if (broken?.error) throw broken.error;
         // What somebody else has put there must not take the place of a backup that is kept, and stays until somebody looks at it.
         const records = listed.flatMap((one) => (one.record && isTrusted(one.signature) ? one.record : []));
-        const mine = scheduleId ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id)) : undefined;
+        const mine = scheduleId
+          ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id))
+          : undefined;
         const judged = mine ? records.filter(({ id }) => mine.has(id)) : records;
         const reasons = keep ? reasonsToKeep(judged, keep) : new Map<string, string[]>();
         reasons.get((await this.backups.heldBackup()) ?? '')?.push('upgrade of the DU');
@@ -223,7 +261,8 @@ export class BackupOperationService {
       const { signal } = lock;
       await using archive = await this.targets.read(await TarStorage.open(path, signal));
       const [id, ...others] = await archive.listIds();
-      if (!id || others.length > 0) throw new AppError('backup_corrupt', { detail: `${file} has ${id ? 'several records' : 'no record'}` });
+      if (!id || others.length > 0)
+        throw new AppError('backup_corrupt', { detail: `${file} has ${id ? 'several records' : 'no record'}` });
       const record = await archive.readRecord(id, { allowUnsigned });
       let bytesDone = 0;
       await store.copyFrom(archive, id, lock, {
@@ -231,7 +270,11 @@ export class BackupOperationService {
         allowUnsigned,
         onBytes: (count) => {
           bytesDone += count;
-          progress({ phase: 'importing', bytesDone: Math.min(bytesDone, record.totalBytes), bytesTotal: record.totalBytes });
+          progress({
+            phase: 'importing',
+            bytesDone: Math.min(bytesDone, record.totalBytes),
+            bytesTotal: record.totalBytes,
+          });
         },
       });
       await this.backups.synchronize(row.target);
@@ -266,11 +309,21 @@ export class BackupOperationService {
       }
       await store.setAside(index, blob);
       const own = references.filter(({ digest }) => digest === blob.digest).map(({ repository }) => repository);
-      const repositories = [...new Set([...own, ...references.map(({ repository }) => repository)])].slice(0, storage ? 1 : maxRepositoriesToAsk);
+      const repositories = [...new Set([...own, ...references.map(({ repository }) => repository)])].slice(
+        0,
+        storage ? 1 : maxRepositoriesToAsk,
+      );
       const kinds = own.length > 0 ? [mediaTypes.ociManifest] : ['application/octet-stream', mediaTypes.ociManifest];
-      for (const [repository, mediaType] of repositories.flatMap((repository) => kinds.map((kind) => [repository, kind] as const))) {
+      for (const [repository, mediaType] of repositories.flatMap((repository) =>
+        kinds.map((kind) => [repository, kind] as const),
+      )) {
         try {
-          await store.putBlob(index, blob, () => openRegistryBlob({ registry, storage, signal }, repository, { ...blob, mediaType }), { signal });
+          await store.putBlob(
+            index,
+            blob,
+            () => openRegistryBlob({ registry, storage, signal }, repository, { ...blob, mediaType }),
+            { signal },
+          );
           healed.push(blob.digest);
           break;
         } catch (error) {
@@ -292,9 +345,12 @@ export class BackupOperationService {
     const path = this.exchangePath(file);
     if (await isFile(path)) return path;
     const isFirstPart = (name: string) =>
-      name.startsWith(`${file}.`) && /^\.(part)?(a+|0*[01]?)$/.test(name.slice(file.length)) && name.length > file.length + 1;
+      name.startsWith(`${file}.`) &&
+      /^\.(part)?(a+|0*[01]?)$/.test(name.slice(file.length)) &&
+      name.length > file.length + 1;
     const [first] = (await readdir(join(path, '..')).catch(goneAs([]))).filter(isFirstPart).sort();
-    if (first === undefined) throw new AppError('backup_file_not_found', { detail: `no ${file} in ${join(path, '..')}` });
+    if (first === undefined)
+      throw new AppError('backup_file_not_found', { detail: `no ${file} in ${join(path, '..')}` });
     return join(path, '..', first);
   }
 
@@ -329,7 +385,14 @@ async function readAll(
   const bytesTotal = sumOf(blobs);
   let bytesDone = 0;
   let itemsDone = 0;
-  const report = () => progress({ phase: 'reading blobs', bytesDone: Math.min(bytesDone, bytesTotal), bytesTotal, itemsDone, itemsTotal: blobs.length });
+  const report = () =>
+    progress({
+      phase: 'reading blobs',
+      bytesDone: Math.min(bytesDone, bytesTotal),
+      bytesTotal,
+      itemsDone,
+      itemsTotal: blobs.length,
+    });
   const onBytes = (count: number) => {
     bytesDone += count;
     report();
@@ -356,10 +419,17 @@ async function readAll(
 
 /** Also what the disk cannot read any more. */
 const isDamage = (error: unknown): boolean =>
-  error instanceof AppError ? ['backup_corrupt', 'backup_incomplete'].includes(error.code) : (error as NodeJS.ErrnoException).code === 'EIO';
+  error instanceof AppError
+    ? ['backup_corrupt', 'backup_incomplete'].includes(error.code)
+    : (error as NodeJS.ErrnoException).code === 'EIO';
 
 /** What needs blobs that are lost: backups, and the images in them. */
-async function describeLost(store: BackupStore, records: readonly BackupRecord[], lost: readonly Digest[], signal: AbortSignal) {
+async function describeLost(
+  store: BackupStore,
+  records: readonly BackupRecord[],
+  lost: readonly Digest[],
+  signal: AbortSignal,
+) {
   const described = lost.map((digest) => ({ digest, backups: [] as string[], images: new Set<string>() }));
   for (const { id, blobs } of lost.length > 0 ? records : []) {
     const needed = described.filter(({ digest }) => blobs.some((blob) => blob.digest === digest));
@@ -377,7 +447,8 @@ async function describeLost(store: BackupStore, records: readonly BackupRecord[]
 function whyNotHealed(error: unknown): string {
   if (!(error instanceof AppError)) throw error;
   if (error.code.startsWith('registry_')) return 'the registry does not have it';
-  if (error.code === 'space_insufficient' || error.code === 'backup_target_read_only') return `cannot be replaced (${error.code})`;
+  if (error.code === 'space_insufficient' || error.code === 'backup_target_read_only')
+    return `cannot be replaced (${error.code})`;
   throw error;
 }
 
@@ -393,6 +464,9 @@ const goneAs =
     throw new AppError('bundle_unreadable', { detail: `${error.path}: ${error.code}` }, { cause: error });
   };
 
-const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({ ...row, state: job?.state ?? 'failed' });
+const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({
+  ...row,
+  state: job?.state ?? 'failed',
+});
 
 const isFull = (error: unknown): boolean => error instanceof AppError && error.code === 'space_insufficient';

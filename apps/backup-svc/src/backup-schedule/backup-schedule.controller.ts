@@ -3,7 +3,12 @@ import { Operation } from '@airdock/platform/http/operation';
 import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Body, Controller, Delete, Get, Param, Patch, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { BackupSchedule, BackupSchedulePage, CreateBackupSchedule, UpdateBackupSchedule } from './backup-schedule.schema.js';
+import {
+  BackupSchedule,
+  BackupSchedulePage,
+  CreateBackupSchedule,
+  UpdateBackupSchedule,
+} from './backup-schedule.schema.js';
 import { BackupScheduleService } from './backup-schedule.service.js';
 
 @ApiTags('backup-schedules')
@@ -32,7 +37,10 @@ export class BackupScheduleController {
 
   @Patch(':id')
   @Operation({ id: 'updateBackupSchedule', summary: 'Change a schedule', returns: BackupSchedule })
-  update(@Param('id') id: string, @Body({ schema: UpdateBackupSchedule }) body: UpdateBackupSchedule): Promise<BackupSchedule> {
+  update(
+    @Param('id') id: string,
+    @Body({ schema: UpdateBackupSchedule }) body: UpdateBackupSchedule,
+  ): Promise<BackupSchedule> {
     return this.schedules.update(id, body);
   }
 

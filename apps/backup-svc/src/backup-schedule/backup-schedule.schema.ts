@@ -6,7 +6,8 @@ import { RetentionPolicy } from '../backup-operation/backup-operation.schema.js'
 import { targetName } from '../backup-target/backup-target.schema.js';
 
 /** The first time after `from`; null when there is none. Throws for what is no pattern or no zone. */
-export const nextTime = (cron: string, timeZone: string, from: Date): Date | null => new Cron(cron, { timezone: timeZone, mode: '5-part' }).nextRun(from);
+export const nextTime = (cron: string, timeZone: string, from: Date): Date | null =>
+  new Cron(cron, { timezone: timeZone, mode: '5-part' }).nextRun(from);
 
 export const scheduleFields = {
   name: z.string().min(1).max(100),
@@ -22,8 +23,15 @@ export const scheduleFields = {
     .describe('That the fields are in'),
   target: targetName,
   repositories: repositoryPatterns.nullable().describe('null: everything, with settings'),
-  keep: RetentionPolicy.nullable().describe('After each backup of the schedule those that no rule keeps are removed; null: all stay'),
-  alertAfterHours: z.number().positive().max(8760).nullable().describe('backup.stale is sent when the newest good backup is older'),
+  keep: RetentionPolicy.nullable().describe(
+    'After each backup of the schedule those that no rule keeps are removed; null: all stay',
+  ),
+  alertAfterHours: z
+    .number()
+    .positive()
+    .max(8760)
+    .nullable()
+    .describe('backup.stale is sent when the newest good backup is older'),
   enabled: z.boolean(),
 };
 

@@ -10,7 +10,12 @@ import { BackupService } from '../backup/backup.service.js';
 import { BackupOperationService } from '../backup-operation/backup-operation.service.js';
 import { BackupTargetService } from '../backup-target/backup-target.service.js';
 import { BackupScheduleEntity } from './backup-schedule.entity.js';
-import { type BackupSchedule, type CreateBackupSchedule, nextTime, type UpdateBackupSchedule } from './backup-schedule.schema.js';
+import {
+  type BackupSchedule,
+  type CreateBackupSchedule,
+  nextTime,
+  type UpdateBackupSchedule,
+} from './backup-schedule.schema.js';
 
 const hourMs = 60 * 60 * 1000;
 
@@ -37,7 +42,9 @@ export class BackupScheduleService {
     try {
       await this.schedules.insert(columns<BackupScheduleEntity>({ id, ...wanted, ...times }));
     } catch (error) {
-      throw isUniqueViolation(error) ? new AppError('resource_exists', { detail: `there is a schedule ${wanted.name}` }) : error;
+      throw isUniqueViolation(error)
+        ? new AppError('resource_exists', { detail: `there is a schedule ${wanted.name}` })
+        : error;
     }
     return this.get(id);
   }
@@ -56,9 +63,14 @@ export class BackupScheduleService {
     if (change.target) this.targets.assertKnown(change.target);
     const { version } = await getRow(this.schedules, id);
     try {
-      await this.schedules.update({ id }, columns<BackupScheduleEntity>({ ...change, lastAt: now(), version: version + 1 }));
+      await this.schedules.update(
+        { id },
+        columns<BackupScheduleEntity>({ ...change, lastAt: now(), version: version + 1 }),
+      );
     } catch (error) {
-      throw isUniqueViolation(error) ? new AppError('resource_exists', { detail: `there is a schedule ${change.name}` }) : error;
+      throw isUniqueViolation(error)
+        ? new AppError('resource_exists', { detail: `there is a schedule ${change.name}` })
+        : error;
     }
     return this.get(id);
   }
@@ -75,11 +87,16 @@ export class BackupScheduleService {
     for (const row of enabled) {
       try {
         // First, since a backup that cannot even be begun will be too old one day. What was changed is read again in the next round.
-        if ((await this.tellOfStale(row)) || (await this.begin(row)) || (await this.pruneAfter(row))) this.failing.delete(row.id);
+        if ((await this.tellOfStale(row)) || (await this.begin(row)) || (await this.pruneAfter(row)))
+          this.failing.delete(row.id);
       } catch (error) {
         // Another worker was faster.
         if (error instanceof AppError && error.code === 'resource_changed') continue;
-        if (!this.failing.has(row.id)) this.logger.error({ err: error, schedule: row.name }, 'a scheduled backup could not be begun; it is tried again');
+        if (!this.failing.has(row.id))
+          this.logger.error(
+            { err: error, schedule: row.name },
+            'a scheduled backup could not be begun; it is tried again',
+          );
         this.failing.add(row.id);
       }
     }
@@ -96,7 +113,11 @@ export class BackupScheduleService {
     const [newest] = await this.backups.ofSchedule(row.id, 1);
     if (newest?.state === 'running') return false;
     const taken = this.guarded(row, { lastAt: at.toISOString() });
-    const wanted = { target: row.target, description: `schedule ${row.name}`, ...(row.repositories && { repositories: row.repositories }) };
+    const wanted = {
+      target: row.target,
+      description: `schedule ${row.name}`,
+      ...(row.repositories && { repositories: row.repositories }),
+    };
     const { resource } = await this.backups.create({ id: newId(), requestKey: null }, wanted, row.id, [taken]);
     await this.schedules.update({ id: row.id }, { lastBackupId: resource.split('/').at(-1) ?? null });
     return true;
@@ -107,8 +128,16 @@ export class BackupScheduleService {
     const [newest] = await this.backups.ofSchedule(row.id, 1);
     // One that lacks images must not push a whole one out.
     if (newest?.state !== 'complete' || newest.skipped?.length || newest.id === row.prunedBackupId) return false;
-    const operation = { action: 'prune' as const, keep: row.keep, scheduleId: row.id, dryRun: false, waitMinutes: 24 * 60 };
-    await this.operations.create({ id: newId(), requestKey: null }, { target: row.target, operation }, [this.guarded(row, { prunedBackupId: newest.id })]);
+    const operation = {
+      action: 'prune' as const,
+      keep: row.keep,
+      scheduleId: row.id,
+      dryRun: false,
+      waitMinutes: 24 * 60,
+    };
+    await this.operations.create({ id: newId(), requestKey: null }, { target: row.target, operation }, [
+      this.guarded(row, { prunedBackupId: newest.id }),
+    ]);
     return true;
   }
 
@@ -119,8 +148,17 @@ export class BackupScheduleService {
     const isStale = Date.now() - Date.parse(since) > row.alertAfterHours * hourMs;
     if (isStale === (row.staleSince !== null)) return false;
     if (!isStale) return this.change(row, { staleSince: null });
-    const data = { schedule: row.name, scheduleId: row.id, target: row.target, newestBackupId: newest?.id ?? null, newestAt: newest?.completedAt ?? null };
-    return this.outbox.together(this.guarded(row, { staleSince: now() }), 'backup.stale', { ...data, alertAfterHours: row.alertAfterHours });
+    const data = {
+      schedule: row.name,
+      scheduleId: row.id,
+      target: row.target,
+      newestBackupId: newest?.id ?? null,
+      newestAt: newest?.completedAt ?? null,
+    };
+    return this.outbox.together(this.guarded(row, { staleSince: now() }), 'backup.stale', {
+      ...data,
+      alertAfterHours: row.alertAfterHours,
+    });
   }
 
   /** Changes nothing where another worker was faster. */

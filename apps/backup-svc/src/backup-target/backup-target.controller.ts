@@ -10,14 +10,25 @@ export class BackupTargetController {
   constructor(private readonly targets: BackupTargetService) {}
 
   @Get()
-  @Operation({ id: 'listBackupTargets', summary: 'Where backups are kept, and whether they can be reached now', returns: BackupTargetList })
+  @Operation({
+    id: 'listBackupTargets',
+    summary: 'Where backups are kept, and whether they can be reached now',
+    returns: BackupTargetList,
+  })
   async list(): Promise<{ items: BackupTarget[] }> {
     return { items: await this.targets.list() };
   }
 
   @Post(':name/adoptions')
-  @Operation({ id: 'adoptBackupTarget', summary: 'Work with the store that is there now from now on, in place of the one before', returns: BackupTarget })
-  adopt(@Param('name') name: string, @Body({ schema: AdoptBackupTarget }) body: AdoptBackupTarget): Promise<BackupTarget> {
+  @Operation({
+    id: 'adoptBackupTarget',
+    summary: 'Work with the store that is there now from now on, in place of the one before',
+    returns: BackupTarget,
+  })
+  adopt(
+    @Param('name') name: string,
+    @Body({ schema: AdoptBackupTarget }) body: AdoptBackupTarget,
+  ): Promise<BackupTarget> {
     return this.targets.adopt(name, body);
   }
 }

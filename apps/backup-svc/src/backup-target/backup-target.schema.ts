@@ -26,7 +26,9 @@ export interface ReadingRecord {
 }
 
 export const AdoptBackupTarget = z
-  .strictObject({ allowUnsigned: z.boolean().default(false).describe('Also when there are backups that nobody known here has signed') })
+  .strictObject({
+    allowUnsigned: z.boolean().default(false).describe('Also when there are backups that nobody known here has signed'),
+  })
   .prefault({})
   .meta({ id: 'AdoptBackupTarget' });
 export type AdoptBackupTarget = z.infer<typeof AdoptBackupTarget>;
@@ -41,7 +43,9 @@ export const BackupTarget = z
     error: ProblemDocument.nullable().describe('Why it cannot be used now'),
     problems: z
       .array(z.object({ backupId: z.string().nullable(), code: z.string(), detail: z.string() }))
-      .describe('What lies there and cannot be used: damaged or hostile records. They are left alone until they change'),
+      .describe(
+        'What lies there and cannot be used: damaged or hostile records. They are left alone until they change',
+      ),
   })
   .meta({ id: 'BackupTarget' });
 export type BackupTarget = z.infer<typeof BackupTarget>;

@@ -48,12 +48,25 @@ export class BackupTargetService {
       this.names.map(async (name) => {
         const row = await this.targets.findOneBy({ name });
         const storeId = row?.storeId ?? null;
-        const problems = (row?.problems ?? []).slice(0, maxProblems).map(({ backupId, code, detail }) => ({ backupId, code, detail }));
-        const shown = { name, location: this.locationOf(name), storeId, encrypted: this.config.backup.encryption.recipients.length > 0, problems };
+        const problems = (row?.problems ?? [])
+          .slice(0, maxProblems)
+          .map(({ backupId, code, detail }) => ({ backupId, code, detail }));
+        const shown = {
+          name,
+          location: this.locationOf(name),
+          storeId,
+          encrypted: this.config.backup.encryption.recipients.length > 0,
+          problems,
+        };
         try {
           await using store = await this.find(name);
           await using storage = store ? undefined : await this.storageOf(name);
-          return { ...shown, storeId: store?.id ?? null, freeBytes: (await (store?.storage ?? storage)?.freeBytes()) ?? null, error: null };
+          return {
+            ...shown,
+            storeId: store?.id ?? null,
+            freeBytes: (await (store?.storage ?? storage)?.freeBytes()) ?? null,
+            error: null,
+          };
         } catch (error) {
           return { ...shown, freeBytes: null, error: toProblem(error) };
         }
@@ -86,7 +99,13 @@ export class BackupTargetService {
       const known = await this.targets.findOneBy({ name });
       const options = { ...(await this.keys()), compress: this.config.backup.compress, expectedId: known?.storeId };
       const store = await BackupStore.open(storage, { ...options, create });
-      if (!known) await this.targets.createQueryBuilder().insert().values({ name, storeId: store.id, takenOverAt: now() }).orIgnore().execute();
+      if (!known)
+        await this.targets
+          .createQueryBuilder()
+          .insert()
+          .values({ name, storeId: store.id, takenOverAt: now() })
+          .orIgnore()
+          .execute();
       return store;
     } catch (error) {
       await storage[Symbol.asyncDispose]();
@@ -135,7 +154,10 @@ export class BackupTargetService {
   private configOf(name: string): BackupTargetConfig {
     // A name such as `constructor` is none of ours.
     const found = Object.hasOwn(this.config.backup.targets, name) ? this.config.backup.targets[name] : undefined;
-    if (!found) throw new AppError('resource_not_found', { detail: `no backup target ${name.slice(0, 60)}; there are ${this.names.join(', ')}` });
+    if (!found)
+      throw new AppError('resource_not_found', {
+        detail: `no backup target ${name.slice(0, 60)}; there are ${this.names.join(', ')}`,
+      });
     return found;
   }
 
@@ -155,19 +177,28 @@ export class BackupTargetService {
 
   private async keys() {
     const { encryption, signingKeyFile } = this.config.backup;
-    const identities = encryption.identityFile ? ((await readKey(encryption.identityFile)).match(/AGE-SECRET-KEY-[A-Z0-9-]+/g) ?? []) : [];
-    if (encryption.identityFile && identities.length === 0) throw invalid(encryption.identityFile, 'holds no AGE-SECRET-KEY');
+    const identities = encryption.identityFile
+      ? ((await readKey(encryption.identityFile)).match(/AGE-SECRET-KEY-[A-Z0-9-]+/g) ?? [])
+      : [];
+    if (encryption.identityFile && identities.length === 0)
+      throw invalid(encryption.identityFile, 'holds no AGE-SECRET-KEY');
     const signingKey = signingKeyFile ? (await readKey(signingKeyFile)).trim() : undefined;
-    if (signingKeyFile && !/^[0-9a-f]{64}$/i.test(signingKey ?? '')) throw invalid(signingKeyFile, 'does not hold 64 hex digits');
+    if (signingKeyFile && !/^[0-9a-f]{64}$/i.test(signingKey ?? ''))
+      throw invalid(signingKeyFile, 'does not hold 64 hex digits');
     const signatures = await this.signingKeys.recordKeys();
-    return { signatures, keys: { recipients: encryption.recipients, identities }, hmacKey: signingKey ? Buffer.from(signingKey, 'hex') : undefined };
+    return {
+      signatures,
+      keys: { recipients: encryption.recipients, identities },
+      hmacKey: signingKey ? Buffer.from(signingKey, 'hex') : undefined,
+    };
   }
 }
 
 /** In an answer. */
 const maxProblems = 20;
 
-const invalid = (file: string, what: string, cause?: unknown) => new AppError('configuration_invalid', { detail: `${file} ${what}` }, { cause });
+const invalid = (file: string, what: string, cause?: unknown) =>
+  new AppError('configuration_invalid', { detail: `${file} ${what}` }, { cause });
 
 /** Throws `configuration_invalid`, and `file_exposed` when others can read it. */
 async function readKey(file: string): Promise<string> {

@@ -11,7 +11,8 @@ export const summaryOf = ({ references, totalBytes, settings }: BackupRecord) =>
 });
 
 /** What the record of a backup says of its selection; null for everything. */
-export const patternsOf = ({ repositories, imageSetId }: BackupEntity): string[] | null => repositories ?? (imageSetId ? [`image set ${imageSetId}`] : null);
+export const patternsOf = ({ repositories, imageSetId }: BackupEntity): string[] | null =>
+  repositories ?? (imageSetId ? [`image set ${imageSetId}`] : null);
 
 /** Whether a record without a signature says what is known of that backup, name by name. */
 export function isAsKnown(record: BackupRecord, row: BackupEntity, known: ReadonlyMap<string, string>): boolean {

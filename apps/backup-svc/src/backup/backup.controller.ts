@@ -14,7 +14,12 @@ export class BackupController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createBackup', summary: "Back the registry's content and Airdock's own state up; pushes may go on", returns: Job, status: 202 })
+  @Operation({
+    id: 'createBackup',
+    summary: "Back the registry's content and Airdock's own state up; pushes may go on",
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateBackup }) body: CreateBackup, @JobRequest() request: JobRequest): Promise<Job> {
     return this.backups.create(request, body);
   }
@@ -32,7 +37,10 @@ export class BackupController {
   }
 
   @Delete(':id')
-  @Operation({ id: 'deleteBackup', summary: 'Remove a backup; its blobs go with the next prune, as far as no other backup needs them' })
+  @Operation({
+    id: 'deleteBackup',
+    summary: 'Remove a backup; its blobs go with the next prune, as far as no other backup needs them',
+  })
   remove(@Param('id') id: string): Promise<void> {
     return this.backups.remove(id);
   }

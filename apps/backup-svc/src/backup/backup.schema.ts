@@ -8,7 +8,10 @@ export const repositoryPatterns = z
     z
       .string()
       .max(300)
-      .refine((text) => isRepository(text.replaceAll(/[*?]+/g, 'x')), 'must be a repository, in which * and ? may stand for others'),
+      .refine(
+        (text) => isRepository(text.replaceAll(/[*?]+/g, 'x')),
+        'must be a repository, in which * and ? may stand for others',
+      ),
   )
   .min(1)
   .max(1_000)
@@ -26,7 +29,9 @@ export const Backup = z
     scheduleId: z.uuid().nullable(),
     state: z
       .enum(['running', 'complete', 'damaged', 'missing', 'failed'])
-      .describe('damaged: the last verification found bytes that are wrong; missing: its record is not in the store any more'),
+      .describe(
+        'damaged: the last verification found bytes that are wrong; missing: its record is not in the store any more',
+      ),
     images: z.number().int().nullable().describe('References that it holds'),
     sizeBytes: z.number().int().nullable().describe('Of all blobs that it needs; blobs are shared between backups'),
     addedBytes: z.number().int().nullable().describe('That the store did not have, before they were compressed'),
@@ -35,7 +40,9 @@ export const Backup = z
       .object({
         state: z
           .enum(['own', 'trusted', 'unknown', 'unsigned'])
-          .describe('own: of this DU; trusted: of a site whose key was added; the others are used only with allowUnsigned'),
+          .describe(
+            'own: of this DU; trusted: of a site whose key was added; the others are used only with allowUnsigned',
+          ),
         keyId: z.string().nullable(),
       })
       .nullable()

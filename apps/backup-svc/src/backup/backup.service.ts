@@ -53,7 +53,12 @@ export class BackupService {
   ) {}
 
   /** Throws `resource_not_found` for the target and the image set, `registry_off`. */
-  async create(request: JobRequest, wanted: CreateBackup, scheduleId: string | null = null, together: Statement[] = []): Promise<Job> {
+  async create(
+    request: JobRequest,
+    wanted: CreateBackup,
+    scheduleId: string | null = null,
+    together: Statement[] = [],
+  ): Promise<Job> {
     this.targets.assertKnown(wanted.target);
     await this.registry('read');
     if (wanted.imageSetId) await this.namesOfSet(wanted.imageSetId);
@@ -73,7 +78,10 @@ export class BackupService {
   }
 
   async list({ target, scheduleId, ...query }: BackupListQuery): Promise<Page<Backup>> {
-    const { items, nextCursor } = await findPage(this.backups, query, { ...(target && { target }), ...(scheduleId && { scheduleId }) });
+    const { items, nextCursor } = await findPage(this.backups, query, {
+      ...(target && { target }),
+      ...(scheduleId && { scheduleId }),
+    });
     return { items: await this.toResources(items), nextCursor };
   }
 
@@ -97,8 +105,10 @@ export class BackupService {
   async remove(id: string): Promise<void> {
     const row = await getRow(this.backups, id);
     const [{ state } = { state: 'failed' }] = await this.toResources([row]);
-    if (state === 'running') throw new AppError('resource_in_use', { detail: 'the backup is being made; cancel its job first' });
-    if ((await this.heldBackup()) === id) throw new AppError('resource_in_use', { detail: 'an upgrade of the DU has begun with it' });
+    if (state === 'running')
+      throw new AppError('resource_in_use', { detail: 'the backup is being made; cancel its job first' });
+    if ((await this.heldBackup()) === id)
+      throw new AppError('resource_in_use', { detail: 'an upgrade of the DU has begun with it' });
     await using store = await this.targets.open(row.target);
     await store.deleteRecord(id);
     await this.backups.delete({ id });
@@ -113,7 +123,9 @@ export class BackupService {
     const client = this.clients.registry;
     try {
       const { upgradeId } = (await getDu({ client, throwOnError: true })).data;
-      return upgradeId ? (await getDuUpgrade({ client, path: { id: upgradeId }, throwOnError: true })).data.backupId : null;
+      return upgradeId
+        ? (await getDuUpgrade({ client, path: { id: upgradeId }, throwOnError: true })).data.backupId
+        : null;
     } catch (error) {
       if (error instanceof AppError && error.code === 'resource_not_found') return null;
       throw error;
@@ -154,8 +166,15 @@ export class BackupService {
   }
 
   /** For a job that reads from it or restores into it, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
-  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, use: RegistryUse): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { use, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
+  registryForJob(
+    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
+    use: RegistryUse,
+  ): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, {
+      use,
+      signal,
+      onWait: () => progress({ phase: 'waiting for a garbage collection' }),
+    });
   }
 
   /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
@@ -168,7 +187,11 @@ export class BackupService {
     const { signal } = lock;
     // A worker that died between the record and the end of its job left a complete backup.
     const done = await readRecord(store, id);
-    if (done) return await this.noteComplete(done, { addedBytes: row.addedBytes === null ? null : Number(row.addedBytes), skipped: row.skipped });
+    if (done)
+      return await this.noteComplete(done, {
+        addedBytes: row.addedBytes === null ? null : Number(row.addedBytes),
+        skipped: row.skipped,
+      });
     const { address, storage } = await this.registryForJob({ signal, progress }, 'read');
     await using registry = new RegistryClient(address);
     const isAll = !row.repositories && !row.imageSetId;
@@ -183,7 +206,10 @@ export class BackupService {
       beforeRecord: async (result) => {
         // Of a disk that went away meanwhile it would be a backup of nothing, or of a part. A garbage collection is not waited for: it waits for us.
         await this.registry('read');
-        await this.backups.update({ id }, columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }));
+        await this.backups.update(
+          { id },
+          columns<BackupEntity>({ skipped: result.skipped, addedBytes: String(result.addedBytes) }),
+        );
       },
       about: {
         duVersion: await this.duVersion(),
@@ -230,7 +256,9 @@ export class BackupService {
       return new Set((await store.listIds()).filter((id) => z.uuid().safeParse(id).success));
     } catch (error) {
       if (!(error instanceof AppError) || error.family === 'unavailable') throw error;
-      await this.targets.noteProblems(target, [{ backupId: null, code: error.code, detail: error.details.detail ?? error.message, fingerprint: '' }]);
+      await this.targets.noteProblems(target, [
+        { backupId: null, code: error.code, detail: error.details.detail ?? error.message, fingerprint: '' },
+      ]);
       return undefined;
     }
   }
@@ -242,7 +270,9 @@ export class BackupService {
    */
   private async takeOver(target: string, store: BackupStore, rows: readonly BackupEntity[]): Promise<void> {
     if ((await this.targets.stateOf(target))?.takenOverAt !== null) return;
-    const candidates = rows.filter(({ jobId, completedAt, signedBy: by }) => jobId !== null && completedAt !== null && by === null);
+    const candidates = rows.filter(
+      ({ jobId, completedAt, signedBy: by }) => jobId !== null && completedAt !== null && by === null,
+    );
     let known: Map<string, string> | undefined;
     for (const row of candidates) {
       try {
@@ -252,7 +282,8 @@ export class BackupService {
       } catch (error) {
         // Of a disk that takes no writes, or is away again, or of image-svc: the next round.
         if (!(error instanceof AppError)) throw error;
-        if (error.family === 'unavailable' || ['backup_target_read_only', 'space_insufficient'].includes(error.code)) return;
+        if (error.family === 'unavailable' || ['backup_target_read_only', 'space_insufficient'].includes(error.code))
+          return;
       }
     }
     await this.targets.noteTakenOver(target);
@@ -268,7 +299,10 @@ export class BackupService {
     if (ids.length > 0) await this.backups.delete({ id: In(ids) });
   }
 
-  private async noteComplete(record: BackupRecord, { addedBytes, skipped }: { addedBytes: number | null; skipped: Backup['skipped'] }) {
+  private async noteComplete(
+    record: BackupRecord,
+    { addedBytes, skipped }: { addedBytes: number | null; skipped: Backup['skipped'] },
+  ) {
     const summary = summaryOf(record);
     await this.backups.update(
       { id: record.id },
@@ -295,7 +329,8 @@ export class BackupService {
   private async readUntagged(): Promise<{ repository: string; digest: Digest }[]> {
     const found: { repository: string; digest: Digest }[] = [];
     for await (const { localReferences, digest } of this.catalogue())
-      for (const { repository, tag } of localReferences.map(parseReference)) if (tag === undefined && isDigest(digest)) found.push({ repository, digest });
+      for (const { repository, tag } of localReferences.map(parseReference))
+        if (tag === undefined && isDigest(digest)) found.push({ repository, digest });
     return found;
   }
 
@@ -303,13 +338,18 @@ export class BackupService {
   private async knownNames(): Promise<Map<string, string>> {
     const known = new Map<string, string>();
     for await (const { localReferences, digest } of this.catalogue())
-      for (const { repository, tag } of localReferences.map(parseReference)) known.set(formatName({ repository, tag, digest: digest as Digest }), digest);
+      for (const { repository, tag } of localReferences.map(parseReference))
+        known.set(formatName({ repository, tag, digest: digest as Digest }), digest);
     return known;
   }
 
   private async *catalogue() {
     for (let cursor: string | undefined; ; ) {
-      const { data: page } = await listImages({ client: this.clients.image, query: { limit: 500, ...(cursor && { cursor }) }, throwOnError: true });
+      const { data: page } = await listImages({
+        client: this.clients.image,
+        query: { limit: 500, ...(cursor && { cursor }) },
+        throwOnError: true,
+      });
       yield* page.items;
       cursor = page.nextCursor;
       if (!cursor) return;
@@ -332,7 +372,12 @@ export class BackupService {
   private async readSettings(signal: AbortSignal): Promise<{ service: string; bytes: Buffer }[]> {
     return Promise.all(
       settingsServices.map(async (service) => {
-        const { data } = await getState({ client: this.clients[service], path: { service }, signal, throwOnError: true });
+        const { data } = await getState({
+          client: this.clients[service],
+          path: { service },
+          signal,
+          throwOnError: true,
+        });
         return { service, bytes: Buffer.from(JSON.stringify(data)) };
       }),
     );
@@ -342,9 +387,17 @@ export class BackupService {
     const jobs = await this.jobs.byIds(rows.flatMap(({ jobId }) => jobId ?? []));
     const { own, trusted } = await this.signingKeys.recordKeys();
     const stateOfKey = (keyId: string) =>
-      keyId === own.keyId || keyId === sharedSecret ? 'own' : trusted.some((key) => key.keyId === keyId) ? 'trusted' : 'unknown';
+      keyId === own.keyId || keyId === sharedSecret
+        ? 'own'
+        : trusted.some((key) => key.keyId === keyId)
+          ? 'trusted'
+          : 'unknown';
     const signatureOf = ({ completedAt, signedBy: keyId }: BackupEntity): Backup['signature'] =>
-      completedAt === null ? null : keyId === null ? { state: 'unsigned', keyId } : { state: stateOfKey(keyId), keyId: keyId === sharedSecret ? null : keyId };
+      completedAt === null
+        ? null
+        : keyId === null
+          ? { state: 'unsigned', keyId }
+          : { state: stateOfKey(keyId), keyId: keyId === sharedSecret ? null : keyId };
     return rows.map((row) => ({
       ...row,
       signature: signatureOf(row),
@@ -362,7 +415,11 @@ export const filterByRepository =
     !patterns || patterns.some((pattern) => matchesPattern(repository, pattern));
 
 /** The record of a complete backup; undefined when the store has none with this id. Throws `backup_corrupt`. */
-async function readRecord(store: BackupStore, id: string, reading: ReadOptions = {}): Promise<BackupRecord | undefined> {
+async function readRecord(
+  store: BackupStore,
+  id: string,
+  reading: ReadOptions = {},
+): Promise<BackupRecord | undefined> {
   try {
     return await store.readRecord(id, reading);
   } catch (error) {
@@ -372,13 +429,34 @@ async function readRecord(store: BackupStore, id: string, reading: ReadOptions =
 }
 
 const emptyRow = (id: string, target: string): BackupEntity => ({
-  ...{ id, target, description: null, repositories: null, imageSetId: null, scheduleId: null, images: null, sizeBytes: null, addedBytes: null, skipped: null },
-  ...{ hasSettings: false, jobId: null, createdAt: now(), completedAt: null, verifiedAt: null, damaged: null, signedBy: null, isMissing: false },
+  ...{
+    id,
+    target,
+    description: null,
+    repositories: null,
+    imageSetId: null,
+    scheduleId: null,
+    images: null,
+    sizeBytes: null,
+    addedBytes: null,
+    skipped: null,
+  },
+  ...{
+    hasSettings: false,
+    jobId: null,
+    createdAt: now(),
+    completedAt: null,
+    verifiedAt: null,
+    damaged: null,
+    signedBy: null,
+    isMissing: false,
+  },
 });
 
 /** Stands for the secret of airdock.backup.signingKeyFile, which has no name. */
 const sharedSecret = 'shared secret';
-const signedBy = ({ state, keyId }: RecordSignature): string | null => (state === 'unsigned' ? null : (keyId ?? sharedSecret));
+const signedBy = ({ state, keyId }: RecordSignature): string | null =>
+  state === 'unsigned' ? null : (keyId ?? sharedSecret);
 
 function stateOf({ completedAt, damaged, isMissing }: BackupEntity, job: JobEntity | undefined): Backup['state'] {
   if (completedAt && isMissing) return 'missing';

@@ -38,7 +38,10 @@ export class RecordFinder {
     for (const id of ids) {
       const file = await this.store.recordFile(id);
       if (!file) continue;
-      const fingerprint = createHash('sha256').update(`${id} ${file.size} ${file.modifiedAt}`).digest('hex').slice(0, 16);
+      const fingerprint = createHash('sha256')
+        .update(`${id} ${file.size} ${file.modifiedAt}`)
+        .digest('hex')
+        .slice(0, 16);
       const before = known.find((problem) => problem.fingerprint === fingerprint);
       if (before) {
         this.problems.push(before);
@@ -57,14 +60,21 @@ export class RecordFinder {
       } catch (error) {
         if (!(error instanceof AppError) || error.family === 'unavailable') throw error;
         if (error.code !== 'resource_not_found')
-          this.problems.push({ backupId: id, fingerprint, code: error.code, detail: (error.details.detail ?? error.message).slice(0, 500) });
+          this.problems.push({
+            backupId: id,
+            fingerprint,
+            code: error.code,
+            detail: (error.details.detail ?? error.message).slice(0, 500),
+          });
       } finally {
         await this.targets.noteReading(this.target, null);
       }
       if (found) yield found;
     }
     // Of those that the round did not come to, what is known stays so.
-    const others = isComplete ? [] : known.filter(({ fingerprint }) => !this.problems.some((problem) => problem.fingerprint === fingerprint));
+    const others = isComplete
+      ? []
+      : known.filter(({ fingerprint }) => !this.problems.some((problem) => problem.fingerprint === fingerprint));
     await this.targets.noteProblems(this.target, [...this.problems, ...others]);
   }
 
@@ -76,7 +86,12 @@ export class RecordFinder {
     if (!reading || reading.reader === reader) return known;
     if (Math.abs(Date.now() - Date.parse(reading.since)) < readingMs) return undefined;
     const { backupId, fingerprint } = reading;
-    known.push({ backupId, fingerprint, code: 'backup_corrupt', detail: 'Airdock ended while it read this record, and reads it no more' });
+    known.push({
+      backupId,
+      fingerprint,
+      code: 'backup_corrupt',
+      detail: 'Airdock ended while it read this record, and reads it no more',
+    });
     await this.targets.noteProblems(this.target, known);
     await this.targets.noteReading(this.target, null);
     return known;

@@ -14,7 +14,12 @@ export class RestoreController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createRestore', summary: 'Bring the content of a backup back into the registry', returns: Job, status: 202 })
+  @Operation({
+    id: 'createRestore',
+    summary: 'Bring the content of a backup back into the registry',
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateRestore }) body: CreateRestore, @JobRequest() request: JobRequest): Promise<Job> {
     return this.restores.create(request, body);
   }

@@ -14,11 +14,16 @@ const shared = {
     .describe(
       'exact: names that the registry has and the backup has not, within the selection, are removed from the registry, and settings that are there get the values of the backup',
     ),
-  onConflict: z.enum(['overwrite', 'keep']).default('overwrite').describe('What happens to a name that leads to something else in the registry'),
+  onConflict: z
+    .enum(['overwrite', 'keep'])
+    .default('overwrite')
+    .describe('What happens to a name that leads to something else in the registry'),
   settings: z
     .boolean()
     .optional()
-    .describe("Whether Airdock's own state is brought back too: catalogue, hosts, clusters, credentials. Default: when everything is restored into this DU"),
+    .describe(
+      "Whether Airdock's own state is brought back too: catalogue, hosts, clusters, credentials. Default: when everything is restored into this DU",
+    ),
   dryRun: z.boolean().default(false),
   allowUnsigned: z
     .boolean()
@@ -31,7 +36,10 @@ const shared = {
     .regex(/^sha256:[0-9a-f]{64}$/)
     .optional()
     .describe('`planDigest` of a report: its changes of where hosts and credentials lead may be made, and no others'),
-  drill: z.boolean().default(false).describe('Restore into a registry that is made for it, check it, and throw it away'),
+  drill: z
+    .boolean()
+    .default(false)
+    .describe('Restore into a registry that is made for it, check it, and throw it away'),
 };
 
 const registry = z.strictObject({
@@ -58,7 +66,9 @@ export const CreateRestore = z
       .optional()
       .describe('Another registry; default: that of this DU'),
   })
-  .refine((body) => !(body.drill && (body.registry || body.dryRun || body.mode === 'exact')), { message: 'a drill takes neither registry, dryRun nor exact' })
+  .refine((body) => !(body.drill && (body.registry || body.dryRun || body.mode === 'exact')), {
+    message: 'a drill takes neither registry, dryRun nor exact',
+  })
   .refine((body) => !(body.settings && (body.drill || body.registry || body.repositories)), {
     path: ['settings'],
     message: 'come back only with everything, into this DU',
@@ -79,9 +89,17 @@ export const RestoreReport = z
     extra: names.describe('Names that the backup does not have; removed with exact'),
     missingBytes: z.number().int(),
     freeBytes: z.number().int().nullable().describe('Where the registry keeps its blobs; null where nobody can tell'),
-    broken: z.array(SkippedName).describe('Names that cannot be restored, since something of them is missing or damaged in the backup'),
-    verified: z.number().int().nullable().describe('Names that lead to the digest of the backup now, by the registry; null before that'),
-    signature: z.object({ state: z.enum(['own', 'trusted', 'unknown', 'unsigned']), keyId: z.string().nullable() }).describe('Who vouches for the backup'),
+    broken: z
+      .array(SkippedName)
+      .describe('Names that cannot be restored, since something of them is missing or damaged in the backup'),
+    verified: z
+      .number()
+      .int()
+      .nullable()
+      .describe('Names that lead to the digest of the backup now, by the registry; null before that'),
+    signature: z
+      .object({ state: z.enum(['own', 'trusted', 'unknown', 'unsigned']), keyId: z.string().nullable() })
+      .describe('Who vouches for the backup'),
     changes: z
       .array(StateChange.extend({ service: z.string(), table: z.string() }))
       .nullable()
@@ -91,7 +109,14 @@ export const RestoreReport = z
     planDigest: z.string().nullable().describe('For `confirm`, when any of the changes needs that'),
     settings: z
       .array(
-        z.object({ service: z.string(), table: z.string(), added: z.number().int(), replaced: z.number().int(), kept: z.number().int(), conflicts: names }),
+        z.object({
+          service: z.string(),
+          table: z.string(),
+          added: z.number().int(),
+          replaced: z.number().int(),
+          kept: z.number().int(),
+          conflicts: names,
+        }),
       )
       .nullable(),
   })

@@ -79,14 +79,21 @@ export class RestoreService {
       request: { ...wanted, ...(registry && { registry: { ...where, url: registry.url } }) },
       sealedPassword: password === undefined ? null : this.secrets.seal(password, id),
     });
-    return this.jobs.submit({ ...request, type: restoreJobType, resource: `/v1/restores/${id}` }, [this.restores.createQueryBuilder().insert().values(row)]);
+    return this.jobs.submit({ ...request, type: restoreJobType, resource: `/v1/restores/${id}` }, [
+      this.restores.createQueryBuilder().insert().values(row),
+    ]);
   }
 
   /** A password does not go over a network in plain, unless somebody has thought of that very registry. Throws `registry_target_forbidden`. */
   private async assertAllowed({ url, username }: { url: string; username?: string | undefined }): Promise<void> {
     await this.targets.check(url);
     if (username === undefined || this.targets.parse(url).isSecure || this.targets.isListed(url)) return;
-    if ((await this.targets.addressesOf(url)).every((address) => loopback.check(address, isIP(address) === 6 ? 'ipv6' : 'ipv4'))) return;
+    if (
+      (await this.targets.addressesOf(url)).every((address) =>
+        loopback.check(address, isIP(address) === 6 ? 'ipv6' : 'ipv4'),
+      )
+    )
+      return;
     throw new AppError('registry_target_forbidden', {
       detail: `${new URL(url).origin} would get the password in plain: use https, or list its name in airdock.registry.allowedHosts`,
     });
@@ -126,7 +133,10 @@ export class RestoreService {
     const images = source.images.map((image) => ({ image, names: image.names.map(parseName) }));
     progress({ phase: 'comparing' });
     const plan = await planCopy({ source, images, registry, storage, repairs, signal });
-    const report: RestoreReport = { ...(await this.compare(images, plan, source, destination, filter, signal)), missingBytes: plan.missingBytes };
+    const report: RestoreReport = {
+      ...(await this.compare(images, plan, source, destination, filter, signal)),
+      missingBytes: plan.missingBytes,
+    };
     // Every row is looked at before anything is written.
     const statePlan = await states.plan();
     Object.assign(report, statePlan.report);
@@ -166,7 +176,8 @@ export class RestoreService {
     const failure = failureOf(copied);
     // Nothing goes while not everything has come.
     if (mode === 'exact' && !failure && source.broken.length === 0)
-      for (const { repository, tag } of report.extra.map(parseName)) if (tag !== undefined) await registry.deleteTag(repository, tag, { signal });
+      for (const { repository, tag } of report.extra.map(parseName))
+        if (tag !== undefined) await registry.deleteTag(repository, tag, { signal });
     progress({ phase: 'verifying' });
     report.verified = await verify(registry, wanted, signal);
     report.settings = settings ? await states.write() : null;
@@ -174,7 +185,9 @@ export class RestoreService {
     if (failure) throw failure;
     if (source.broken.length > 0) {
       const [first] = source.broken;
-      throw new AppError('backup_incomplete', { detail: `${source.broken.length} images are damaged in the backup, first ${first?.name}: ${first?.reason}` });
+      throw new AppError('backup_incomplete', {
+        detail: `${source.broken.length} images are damaged in the backup, first ${first?.name}: ${first?.reason}`,
+      });
     }
     return { ...summaryOf(source, report), ...withoutLock(lock) };
   }
@@ -198,7 +211,9 @@ export class RestoreService {
         const name = nameOf({ image, names }, local);
         wanted.add(name);
         const reference = local.tag ?? image.root?.digest ?? '';
-        const found = isThere ? image.root : await withRetry(() => registry.headManifest(local.repository, reference, { signal }), signal);
+        const found = isThere
+          ? image.root
+          : await withRetry(() => registry.headManifest(local.repository, reference, { signal }), signal);
         if (!found) missing.push(name);
         else if (found.digest !== image.root?.digest) conflicts.push(name);
         else present += 1;
@@ -209,10 +224,20 @@ export class RestoreService {
     const extra: string[] = [];
     for (const repository of await withRetry(() => registry.listRepositories({ signal }), signal))
       for (const tag of await withRetry(() => registry.listTags(repository, { signal }), signal))
-        if (filter({ repository, tag }) && isInBackup({ repository, tag }) && !wanted.has(`${repository}:${tag}`)) extra.push(`${repository}:${tag}`);
+        if (filter({ repository, tag }) && isInBackup({ repository, tag }) && !wanted.has(`${repository}:${tag}`))
+          extra.push(`${repository}:${tag}`);
     const freeBytes = dir ? await freeBytesOf(dir) : null;
     const open = { verified: null, settings: null, changes: null, planDigest: null };
-    return { present, missing, conflicts, extra, freeBytes, broken: source.broken, signature: source.signature, ...open };
+    return {
+      present,
+      missing,
+      conflicts,
+      extra,
+      freeBytes,
+      broken: source.broken,
+      signature: source.signature,
+      ...open,
+    };
   }
 
   private async destinationOf(
@@ -222,10 +247,15 @@ export class RestoreService {
     if (drill) return this.scratchRegistry(id, context.signal);
     if (registry) {
       const auth =
-        registry.username === undefined ? undefined : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
+        registry.username === undefined
+          ? undefined
+          : { username: registry.username, password: sealedPassword ? this.secrets.open(sealedPassword, id) : '' };
       return destination(new RegistryClient(await pinUrl(this.targets, registry.url), { auth }), {}, null);
     }
-    const { address, storage, repairs, storageDir } = await this.backups.registryForJob(context, dryRun ? 'look' : 'write');
+    const { address, storage, repairs, storageDir } = await this.backups.registryForJob(
+      context,
+      dryRun ? 'look' : 'write',
+    );
     return destination(new RegistryClient(address), { storage, repairs }, storageDir);
   }
 
@@ -271,7 +301,10 @@ export class RestoreService {
   }
 
   /** `mismatch` when there are secrets that this DU cannot open. */
-  private async readStates(store: BackupStore, source: BackupSource): Promise<{ states: ServiceState[]; mismatch?: AppError }> {
+  private async readStates(
+    store: BackupStore,
+    source: BackupSource,
+  ): Promise<{ states: ServiceState[]; mismatch?: AppError }> {
     const index = await store.index();
     const states: ServiceState[] = [];
     const sealedElsewhere: string[] = [];
@@ -279,12 +312,19 @@ export class RestoreService {
       const blob = source.record.settings.find((settings) => settings.service === service);
       if (!blob) continue;
       const state = parseState(service, await store.readBlob(index, blob, maxStateBytes));
-      const hasSecrets = state.tables.some(({ rows }) => rows.some((row) => Object.keys(row).some((name) => name.startsWith('sealed'))));
+      const hasSecrets = state.tables.some(({ rows }) =>
+        rows.some((row) => Object.keys(row).some((name) => name.startsWith('sealed'))),
+      );
       if (hasSecrets && state.keyFingerprint !== this.secrets.fingerprint) sealedElsewhere.push(`${service}-svc`);
       states.push(state);
     }
     if (sealedElsewhere.length === 0) return { states };
-    return { states, mismatch: new AppError('secrets_key_mismatch', { detail: `the settings of ${sealedElsewhere.join(' and ')} in this backup` }) };
+    return {
+      states,
+      mismatch: new AppError('secrets_key_mismatch', {
+        detail: `the settings of ${sealedElsewhere.join(' and ')} in this backup`,
+      }),
+    };
   }
 }
 
@@ -326,9 +366,13 @@ const summaryOf = ({ images, record }: BackupSource, { present, missingBytes, ve
   backupId: record.id,
 });
 
-const nameOf = ({ image: { root } }: ImageToCopy, name: LocalName): string => formatName({ ...name, digest: root?.digest });
+const nameOf = ({ image: { root } }: ImageToCopy, name: LocalName): string =>
+  formatName({ ...name, digest: root?.digest });
 
-const toResource = ({ id, backupId, target, request, report, jobId, createdAt }: RestoreEntity, job: JobEntity | undefined): Restore => ({
+const toResource = (
+  { id, backupId, target, request, report, jobId, createdAt }: RestoreEntity,
+  job: JobEntity | undefined,
+): Restore => ({
   ...{ id, backupId, target, request, report, jobId, createdAt },
   state: job?.state ?? 'failed',
 });

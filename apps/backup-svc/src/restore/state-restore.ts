@@ -35,7 +35,8 @@ const stateSchema = z.object({
 
 /** Reads what a backup holds of a service; its rows are for the service to judge. Throws `backup_corrupt`, before it costs memory where it is too much. */
 export function parseState(service: string, bytes: Uint8Array): ServiceState {
-  const corrupt = (what: string, cause?: unknown) => new AppError('backup_corrupt', { detail: `the state of ${service}-svc ${what}` }, { cause });
+  const corrupt = (what: string, cause?: unknown) =>
+    new AppError('backup_corrupt', { detail: `the state of ${service}-svc ${what}` }, { cause });
   let json: unknown;
   try {
     json = parseBoundedJson(bytes, { maxBytes: maxStateBytes, maxValues });
@@ -91,7 +92,14 @@ export class StateRestore {
     const { isTrusted, contentDigest } = this.options;
     const changes: Changes = [];
     for await (const { service, table, result } of this.each(true))
-      changes.push(...result.changes.map((change) => ({ service, table, ...change, needsConfirmation: change.needsConfirmation || !isTrusted })));
+      changes.push(
+        ...result.changes.map((change) => ({
+          service,
+          table,
+          ...change,
+          needsConfirmation: change.needsConfirmation || !isTrusted,
+        })),
+      );
     const guarded = changes.filter(({ needsConfirmation }) => needsConfirmation);
     // What needs it comes first: it must not be hidden behind the rest.
     const shown = [...guarded, ...changes.filter(({ needsConfirmation }) => !needsConfirmation)].slice(0, maxReported);
@@ -121,7 +129,14 @@ export class StateRestore {
         coming[table] = rows.flatMap(({ id }) => (typeof id === 'string' ? [id] : []));
         const result: StateRowsResult = { added: 0, replaced: 0, kept: 0, conflicts: [], changes: [] };
         for (const part of partsOf(rows)) {
-          const body = { keyFingerprint, rows: part, existing: this.options.existing, dryRun, coming: bounded(coming, part), left: bounded(left, part) };
+          const body = {
+            keyFingerprint,
+            rows: part,
+            existing: this.options.existing,
+            dryRun,
+            coming: bounded(coming, part),
+            left: bounded(left, part),
+          };
           const data = await this.put(service, table, body);
           for (const count of ['added', 'replaced', 'kept'] as const) result[count] += data[count];
           result.conflicts.push(...data.conflicts);
@@ -137,10 +152,16 @@ export class StateRestore {
   private async put(service: string, table: string, body: PutStateRows): Promise<StateRowsResult> {
     const client = this.clients[service as (typeof settingsServices)[number]];
     try {
-      return (await putStateRows({ client, path: { service, table }, body, signal: this.options.signal, throwOnError: true })).data;
+      return (
+        await putStateRows({ client, path: { service, table }, body, signal: this.options.signal, throwOnError: true })
+      ).data;
     } catch (error) {
       if (!(error instanceof AppError) || !['request_invalid', 'payload_too_large'].includes(error.code)) throw error;
-      throw new AppError('state_rows_invalid', { detail: `${table} ${error.details.detail ?? ''}`, table }, { cause: error });
+      throw new AppError(
+        'state_rows_invalid',
+        { detail: `${table} ${error.details.detail ?? ''}`, table },
+        { cause: error },
+      );
     }
   }
 }
@@ -152,7 +173,8 @@ export const isWithin = ({ guarded, accepted: { contentDigest } }: StatePlan, be
 };
 
 /** Of what it does, not of who has to confirm it. */
-const digestOfChange = (change: Changes[number]): string => digestOf(Buffer.from(JSON.stringify({ ...change, needsConfirmation: undefined })));
+const digestOfChange = (change: Changes[number]): string =>
+  digestOf(Buffer.from(JSON.stringify({ ...change, needsConfirmation: undefined })));
 
 /** Keys that the rows of a request name: all of them would not fit into it. */
 function bounded(keys: Keys, rows: readonly Record<string, unknown>[]): Keys {

@@ -22,7 +22,12 @@ export class SigningKeyController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createBackupSigningKey', summary: 'Take the backups of another site', returns: SigningKey, status: 201 })
+  @Operation({
+    id: 'createBackupSigningKey',
+    summary: 'Take the backups of another site',
+    returns: SigningKey,
+    status: 201,
+  })
   create(@Body({ schema: CreateSigningKey }) body: CreateSigningKey): Promise<SigningKey> {
     return this.keys.create(body);
   }
@@ -34,7 +39,10 @@ export class SigningKeyController {
   }
 
   @Delete(':id')
-  @Operation({ id: 'deleteBackupSigningKey', summary: 'Take the backups of another site no more, nor those that were imported from it' })
+  @Operation({
+    id: 'deleteBackupSigningKey',
+    summary: 'Take the backups of another site no more, nor those that were imported from it',
+  })
   remove(@Param('id') id: string): Promise<void> {
     return this.keys.remove(id);
   }

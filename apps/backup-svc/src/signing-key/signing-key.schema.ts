@@ -31,7 +31,9 @@ export const CreateSigningKey = z
       .string()
       .regex(/^(SHA256:[A-Za-z0-9+/]{43}|[0-9A-Fa-f]{4}( ?[0-9A-Fa-f]{4}){15})$/)
       .optional()
-      .describe('The fingerprint that somebody there has read out, as `keyId` or as `fingerprint`: the key must have it'),
+      .describe(
+        'The fingerprint that somebody there has read out, as `keyId` or as `fingerprint`: the key must have it',
+      ),
   })
   .meta({ id: 'CreateBackupSigningKey' });
 export type CreateSigningKey = z.infer<typeof CreateSigningKey>;

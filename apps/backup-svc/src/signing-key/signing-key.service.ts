@@ -1,4 +1,10 @@
-import { groupsOf, parsePublicKey, type RecordKeys, type SigningKey as RecordSigningKey, signingKeyOf } from '@airdock/backup-store/record-signature';
+import {
+  groupsOf,
+  parsePublicKey,
+  type RecordKeys,
+  type SigningKey as RecordSigningKey,
+  signingKeyOf,
+} from '@airdock/backup-store/record-signature';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now } from '@airdock/platform/database';
@@ -24,7 +30,8 @@ export class SigningKeyService {
     @InjectRepository(SigningKeyEntity, 'backup') private readonly keys: Repository<SigningKeyEntity>,
   ) {
     const seed = readOrCreateSecretFile(signingKeyFile, 32, 'hex');
-    if (!/^[0-9a-f]{64}$/i.test(seed)) throw new AppError('configuration_invalid', { detail: `${signingKeyFile} does not hold 64 hex digits` });
+    if (!/^[0-9a-f]{64}$/i.test(seed))
+      throw new AppError('configuration_invalid', { detail: `${signingKeyFile} does not hold 64 hex digits` });
     this.own = signingKeyOf(Buffer.from(seed, 'hex'));
   }
 
@@ -58,7 +65,8 @@ export class SigningKeyService {
     try {
       await this.keys.insert(columns<SigningKeyEntity>(row));
     } catch (error) {
-      if (isUniqueViolation(error)) throw new AppError('resource_exists', { detail: `a key ${name}, or with the fingerprint ${key.keyId}` });
+      if (isUniqueViolation(error))
+        throw new AppError('resource_exists', { detail: `a key ${name}, or with the fingerprint ${key.keyId}` });
       throw error;
     }
     return toResource(row);

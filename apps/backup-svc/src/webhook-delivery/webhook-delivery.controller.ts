@@ -4,7 +4,13 @@ import { Operation } from '@airdock/platform/http/operation';
 import type { Page } from '@airdock/platform/http/page';
 import { Body, Controller, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { WebhookDelivery, WebhookDeliveryLog, WebhookDeliveryPage, WebhookDeliveryQuery, WebhookEvent } from './webhook-delivery.schema.js';
+import {
+  WebhookDelivery,
+  WebhookDeliveryLog,
+  WebhookDeliveryPage,
+  WebhookDeliveryQuery,
+  WebhookEvent,
+} from './webhook-delivery.schema.js';
 import { WebhookDeliveryService } from './webhook-delivery.service.js';
 
 @ApiTags('webhook-deliveries')
@@ -19,14 +25,23 @@ export class WebhookDeliveryController {
   }
 
   @Get(':id')
-  @Operation({ id: 'getWebhookDelivery', summary: 'One delivery with its last request and response, and all attempts', returns: WebhookDeliveryLog })
+  @Operation({
+    id: 'getWebhookDelivery',
+    summary: 'One delivery with its last request and response, and all attempts',
+    returns: WebhookDeliveryLog,
+  })
   get(@Param('id') id: string): Promise<WebhookDeliveryLog> {
     return this.deliveries.get(id);
   }
 
   @Post(':id/redeliver')
   @Idempotent()
-  @Operation({ id: 'redeliverWebhook', summary: 'Send an event once more, in a delivery of its own', returns: WebhookDelivery, status: 202 })
+  @Operation({
+    id: 'redeliverWebhook',
+    summary: 'Send an event once more, in a delivery of its own',
+    returns: WebhookDelivery,
+    status: 202,
+  })
   redeliver(@Param('id') id: string): Promise<WebhookDelivery> {
     return this.deliveries.redeliver(id);
   }
@@ -57,7 +72,11 @@ export class WebhookEventController {
 
   @Post()
   @Internal()
-  @Operation({ id: 'createWebhookEvent', summary: 'Tell endpoints of something: for the services of Airdock, which may say it twice', status: 204 })
+  @Operation({
+    id: 'createWebhookEvent',
+    summary: 'Tell endpoints of something: for the services of Airdock, which may say it twice',
+    status: 204,
+  })
   accept(@Body({ schema: WebhookEvent }) body: WebhookEvent): Promise<void> {
     return this.deliveries.accept(body);
   }

@@ -24,13 +24,22 @@ export type WebhookDelivery = z.infer<typeof WebhookDelivery>;
 export const WebhookDeliveryPage = pageOf(WebhookDelivery, 'WebhookDeliveryPage');
 
 export const WebhookAttempt = z
-  .object({ at: z.iso.datetime(), durationMs: z.number().int(), status: z.number().int().nullable(), error: z.string().nullable() })
+  .object({
+    at: z.iso.datetime(),
+    durationMs: z.number().int(),
+    status: z.number().int().nullable(),
+    error: z.string().nullable(),
+  })
   .meta({ id: 'WebhookAttempt' });
 export type WebhookAttempt = z.infer<typeof WebhookAttempt>;
 
 export const WebhookDeliveryLog = WebhookDelivery.extend({
   request: z
-    .object({ url: z.string(), headers: z.record(z.string(), z.string()).describe('Without webhook-signature'), body: z.string() })
+    .object({
+      url: z.string(),
+      headers: z.record(z.string(), z.string()).describe('Without webhook-signature'),
+      body: z.string(),
+    })
     .nullable()
     .describe('Of the last attempt'),
   response: z
@@ -54,6 +63,11 @@ export const WebhookDeliveryQuery = PageQuery.extend({
 export type WebhookDeliveryQuery = z.infer<typeof WebhookDeliveryQuery>;
 
 export const WebhookEvent = z
-  .strictObject({ id: z.uuid(), type: z.enum(eventTypes), payload: z.string().describe('What endpoints get'), createdAt: z.iso.datetime() })
+  .strictObject({
+    id: z.uuid(),
+    type: z.enum(eventTypes),
+    payload: z.string().describe('What endpoints get'),
+    createdAt: z.iso.datetime(),
+  })
   .meta({ id: 'WebhookEvent' });
 export type WebhookEvent = z.infer<typeof WebhookEvent>;

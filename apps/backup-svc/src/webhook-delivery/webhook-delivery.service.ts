@@ -2,7 +2,14 @@ import { AppError } from '@airdock/core/errors';
 import { pingEvent } from '@airdock/core/events';
 import { OutboundPost, type PostOutcome } from '@airdock/outbound/outbound-post';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import { atomically, columns, isUniqueViolation, now, ServiceDatabase, type Statement } from '@airdock/platform/database';
+import {
+  atomically,
+  columns,
+  isUniqueViolation,
+  now,
+  ServiceDatabase,
+  type Statement,
+} from '@airdock/platform/database';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
 import { Inject, Injectable } from '@nestjs/common';
@@ -10,7 +17,12 @@ import { Webhook } from 'standardwebhooks';
 import { LessThan, LessThanOrEqual, Not } from 'typeorm';
 import { WebhookEndpointService, type WebhookTarget } from '../webhook-endpoint/webhook-endpoint.service.js';
 import { WebhookDeliveryEntity, WebhookEventEntity } from './webhook-delivery.entity.js';
-import type { WebhookDelivery, WebhookDeliveryLog, WebhookDeliveryQuery, WebhookEvent } from './webhook-delivery.schema.js';
+import type {
+  WebhookDelivery,
+  WebhookDeliveryLog,
+  WebhookDeliveryQuery,
+  WebhookEvent,
+} from './webhook-delivery.schema.js';
 
 const maxAnswerBytes = 4_096;
 const firstRetryMs = 1_000;
@@ -37,7 +49,9 @@ export class WebhookDeliveryService {
   }
 
   list({ endpointId, eventId, eventType, state, ...page }: WebhookDeliveryQuery): Promise<Page<WebhookDelivery>> {
-    const filters = Object.entries({ endpointId, eventId, eventType, state }).filter(([, value]) => value !== undefined);
+    const filters = Object.entries({ endpointId, eventId, eventType, state }).filter(
+      ([, value]) => value !== undefined,
+    );
     return findPage(this.deliveries, page, Object.fromEntries(filters));
   }
 
@@ -58,7 +72,8 @@ export class WebhookDeliveryService {
     const { eventId, endpointId, eventType, state } = await getRow(this.deliveries, id);
     if (state === 'pending') throw new AppError('webhook_delivery_pending');
     const { enabled, disabledReason } = await this.endpoints.get(endpointId);
-    if (!enabled && eventType !== pingEvent) throw new AppError('webhook_endpoint_disabled', { detail: disabledReason ?? '' });
+    if (!enabled && eventType !== pingEvent)
+      throw new AppError('webhook_endpoint_disabled', { detail: disabledReason ?? '' });
     const row = newDelivery({ eventId, endpointId, eventType, redeliveryOf: id });
     await this.deliveries.insert(columns(row));
     return row;
@@ -72,7 +87,10 @@ export class WebhookDeliveryService {
     const payload = JSON.stringify({ type: pingEvent, timestamp: createdAt, data });
     const event: WebhookEventEntity = { id: newId(), type: pingEvent, payload, createdAt, dispatched: true };
     const row = newDelivery({ eventId: event.id, endpointId, eventType: pingEvent });
-    await atomically(this.database.dataSource, [this.events.createQueryBuilder().insert().values(event), this.insert(row)]);
+    await atomically(this.database.dataSource, [
+      this.events.createQueryBuilder().insert().values(event),
+      this.insert(row),
+    ]);
     return row;
   }
 
@@ -87,11 +105,21 @@ export class WebhookDeliveryService {
 
   /** Makes the deliveries of new events. */
   async dispatch(): Promise<void> {
-    for (const { id: eventId, type, createdAt } of await this.events.find({ where: { dispatched: false }, order: { id: 'ASC' }, take: 100 })) {
+    for (const { id: eventId, type, createdAt } of await this.events.find({
+      where: { dispatched: false },
+      order: { id: 'ASC' },
+      take: 100,
+    })) {
       const subscribed = await this.endpoints.subscribed(type, createdAt);
-      const inserts = subscribed.map(({ id: endpointId }) => this.insert(newDelivery({ eventId, endpointId, eventType: type })));
+      const inserts = subscribed.map(({ id: endpointId }) =>
+        this.insert(newDelivery({ eventId, endpointId, eventType: type })),
+      );
       // Nothing happens where another worker was first.
-      const mark = this.events.createQueryBuilder().update().set({ dispatched: true }).where({ id: eventId, dispatched: false });
+      const mark = this.events
+        .createQueryBuilder()
+        .update()
+        .set({ dispatched: true })
+        .where({ id: eventId, dispatched: false });
       await atomically(this.database.dataSource, [mark, ...inserts]);
     }
   }
@@ -102,13 +130,17 @@ export class WebhookDeliveryService {
 
   /** An event without its deliveries, or a delivery that is not over, whenever it is due. */
   async hasPending(): Promise<boolean> {
-    return (await this.events.existsBy({ dispatched: false })) || (await this.deliveries.existsBy({ state: 'pending' }));
+    return (
+      (await this.events.existsBy({ dispatched: false })) || (await this.deliveries.existsBy({ state: 'pending' }))
+    );
   }
 
   /** The endpoints that something is due for. */
   async dueEndpoints(): Promise<string[]> {
     const due = this.deliveries.createQueryBuilder('delivery').select('DISTINCT delivery.endpointId', 'endpointId');
-    const rows = await due.where({ state: 'pending', nextAttemptAt: LessThanOrEqual(now()) }).getRawMany<{ endpointId: string }>();
+    const rows = await due
+      .where({ state: 'pending', nextAttemptAt: LessThanOrEqual(now()) })
+      .getRawMany<{ endpointId: string }>();
     return rows.map(({ endpointId }) => endpointId);
   }
 
@@ -122,7 +154,10 @@ export class WebhookDeliveryService {
     for (const row of await this.deliveries.find({ where, order: { nextAttemptAt: 'ASC' }, take: limit })) {
       const attempts = row.attempts + 1;
       const nextAttemptAt = new Date(Date.now() + this.timeoutMs + graceMs).toISOString();
-      const { affected } = await this.deliveries.update({ id: row.id, attempts: row.attempts, state: 'pending' }, { attempts, nextAttemptAt });
+      const { affected } = await this.deliveries.update(
+        { id: row.id, attempts: row.attempts, state: 'pending' },
+        { attempts, nextAttemptAt },
+      );
       if (affected) claimed.push({ ...row, attempts });
     }
     return claimed;
@@ -154,7 +189,10 @@ export class WebhookDeliveryService {
       'webhook-id': eventId,
       'webhook-timestamp': String(Math.floor(at.getTime() / 1000)),
     };
-    const outcome = target instanceof AppError ? { error: target.message } : await this.send(target, { at, headers, payload, signal });
+    const outcome =
+      target instanceof AppError
+        ? { error: target.message }
+        : await this.send(target, { at, headers, payload, signal });
     if (signal.aborted && !('status' in outcome)) {
       await this.deliveries.update(held, { attempts: attempts - 1, nextAttemptAt: now() });
       return;
@@ -166,10 +204,16 @@ export class WebhookDeliveryService {
       error,
       request: target instanceof AppError ? null : { url: target.url, headers },
       response: 'status' in outcome ? { body: outcome.body, isCut: outcome.isCut } : null,
-      log: [...(delivery.log ?? []), { at: at.toISOString(), durationMs: Math.round(Date.now() - at.getTime()), status, error }],
+      log: [
+        ...(delivery.log ?? []),
+        { at: at.toISOString(), durationMs: Math.round(Date.now() - at.getTime()), status, error },
+      ],
     };
     if (error === null) {
-      await this.deliveries.update(held, columns<WebhookDeliveryEntity>({ ...made, state: 'delivered', nextAttemptAt: null, deliveredAt: now() }));
+      await this.deliveries.update(
+        held,
+        columns<WebhookDeliveryEntity>({ ...made, state: 'delivered', nextAttemptAt: null, deliveredAt: now() }),
+      );
       return;
     }
     const giveUpAt = Date.parse(createdAt) + this.config.webhooks.giveUpAfterHours * 3_600_000;
@@ -184,16 +228,27 @@ export class WebhookDeliveryService {
       .set(columns<WebhookDeliveryEntity>({ ...made, state: 'failed', nextAttemptAt: null }))
       .where(held);
     const url = target instanceof AppError ? undefined : target.url;
-    const disabling = isPing || !url ? [] : this.endpoints.disabling(endpointId, url, `${eventType} could not be delivered: ${error}`, id);
+    const disabling =
+      isPing || !url
+        ? []
+        : this.endpoints.disabling(endpointId, url, `${eventType} could not be delivered: ${error}`, id);
     // Another delivery may have been the last straw.
-    if (!(await atomically(this.database.dataSource, [failed, ...disabling]))) await atomically(this.database.dataSource, [failed]);
+    if (!(await atomically(this.database.dataSource, [failed, ...disabling])))
+      await atomically(this.database.dataSource, [failed]);
   }
 
   private send(
     { url, secrets }: WebhookTarget,
-    { at, headers, payload, signal }: { at: Date; headers: Record<string, string>; payload: string; signal: AbortSignal },
+    {
+      at,
+      headers,
+      payload,
+      signal,
+    }: { at: Date; headers: Record<string, string>; payload: string; signal: AbortSignal },
   ): Promise<PostOutcome> {
-    const signature = secrets.map((secret) => new Webhook(secret).sign(headers['webhook-id'] ?? '', at, payload)).join(' ');
+    const signature = secrets
+      .map((secret) => new Webhook(secret).sign(headers['webhook-id'] ?? '', at, payload))
+      .join(' ');
     const options = { body: payload, timeoutMs: this.timeoutMs, maxAnswerBytes, signal };
     return this.outbound.post(url, { headers: { ...headers, 'webhook-signature': signature }, ...options });
   }
@@ -202,8 +257,16 @@ export class WebhookDeliveryService {
   async forgetOld(): Promise<void> {
     const createdAt = LessThan(new Date(Date.now() - this.config.webhooks.keepDays * 86_400_000).toISOString());
     await this.deliveries.delete({ createdAt, state: Not('pending') });
-    const left = this.deliveries.createQueryBuilder('delivery').select('1').where(`delivery.eventId = ${this.events.metadata.tablePath}.id`);
-    await this.events.createQueryBuilder().delete().where({ createdAt, dispatched: true }).andWhere(`NOT EXISTS (${left.getQuery()})`).execute();
+    const left = this.deliveries
+      .createQueryBuilder('delivery')
+      .select('1')
+      .where(`delivery.eventId = ${this.events.metadata.tablePath}.id`);
+    await this.events
+      .createQueryBuilder()
+      .delete()
+      .where({ createdAt, dispatched: true })
+      .andWhere(`NOT EXISTS (${left.getQuery()})`)
+      .execute();
     await this.endpoints.forgetSecrets();
   }
 }
@@ -218,9 +281,12 @@ function refusal(status: number): string | null {
 }
 
 /** The pause after that many attempts: 1, 4, 16, 64, 256, 1024 s, then an hour, each more or less by a quarter. */
-const retryWaitMs = (attempts: number): number => Math.min(maxRetryMs, firstRetryMs * 4 ** (attempts - 1)) * (0.75 + Math.random() / 2);
+const retryWaitMs = (attempts: number): number =>
+  Math.min(maxRetryMs, firstRetryMs * 4 ** (attempts - 1)) * (0.75 + Math.random() / 2);
 
-const newDelivery = (of: Pick<WebhookDeliveryEntity, 'eventId' | 'endpointId' | 'eventType'> & { redeliveryOf?: string }): WebhookDeliveryEntity => ({
+const newDelivery = (
+  of: Pick<WebhookDeliveryEntity, 'eventId' | 'endpointId' | 'eventType'> & { redeliveryOf?: string },
+): WebhookDeliveryEntity => ({
   ...{ id: newId(), redeliveryOf: null, ...of },
   ...{ state: 'pending', attempts: 0, createdAt: now(), nextAttemptAt: now(), deliveredAt: null },
   ...{ responseStatus: null, error: null, request: null, response: null, log: null },

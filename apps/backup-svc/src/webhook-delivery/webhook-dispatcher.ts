@@ -44,7 +44,9 @@ export class WebhookDispatcher extends BackgroundLoop {
         const attempt = this.deliveries
           .attempt(delivery, this.stopping.signal)
           // The claim ends by itself, and then it is tried again.
-          .catch((error: unknown) => this.logger.error({ err: error, delivery: delivery.id }, 'an attempt could not be noted'))
+          .catch((error: unknown) =>
+            this.logger.error({ err: error, delivery: delivery.id }, 'an attempt could not be noted'),
+          )
           .finally(() => {
             this.running.delete(attempt);
             this.wake();

@@ -31,7 +31,11 @@ export class WebhookEndpointController {
   }
 
   @Get()
-  @Operation({ id: 'listWebhookEndpoints', summary: 'Endpoints without their secrets, newest first', returns: WebhookEndpointPage })
+  @Operation({
+    id: 'listWebhookEndpoints',
+    summary: 'Endpoints without their secrets, newest first',
+    returns: WebhookEndpointPage,
+  })
   list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<WebhookEndpoint>> {
     return this.endpoints.list(query);
   }
@@ -43,8 +47,15 @@ export class WebhookEndpointController {
   }
 
   @Patch(':id')
-  @Operation({ id: 'patchWebhookEndpoint', summary: 'Change the URL or the events of an endpoint, disable it or enable it again', returns: WebhookEndpoint })
-  patch(@Param('id') id: string, @Body({ schema: PatchWebhookEndpoint }) body: PatchWebhookEndpoint): Promise<WebhookEndpoint> {
+  @Operation({
+    id: 'patchWebhookEndpoint',
+    summary: 'Change the URL or the events of an endpoint, disable it or enable it again',
+    returns: WebhookEndpoint,
+  })
+  patch(
+    @Param('id') id: string,
+    @Body({ schema: PatchWebhookEndpoint }) body: PatchWebhookEndpoint,
+  ): Promise<WebhookEndpoint> {
     return this.endpoints.patch(id, body);
   }
 
@@ -56,7 +67,10 @@ export class WebhookEndpointController {
     returns: CreatedWebhookEndpoint,
     status: 201,
   })
-  rotate(@Param('id') id: string, @Body({ schema: RotateWebhookSecret }) body: RotateWebhookSecret): Promise<CreatedWebhookEndpoint> {
+  rotate(
+    @Param('id') id: string,
+    @Body({ schema: RotateWebhookSecret }) body: RotateWebhookSecret,
+  ): Promise<CreatedWebhookEndpoint> {
     return this.endpoints.rotate(id, body);
   }
 

@@ -10,14 +10,19 @@ export const WebhookEndpoint = z
     enabled: z.boolean(),
     disabledAt: z.iso.datetime().nullable(),
     disabledReason: z.string().nullable(),
-    previousSecretUntil: z.iso.datetime().nullable().describe('Until then the secret before the last rotation signs too'),
+    previousSecretUntil: z.iso
+      .datetime()
+      .nullable()
+      .describe('Until then the secret before the last rotation signs too'),
     createdAt: z.iso.datetime(),
   })
   .meta({ id: 'WebhookEndpoint' });
 export type WebhookEndpoint = z.infer<typeof WebhookEndpoint>;
 export const WebhookEndpointPage = pageOf(WebhookEndpoint, 'WebhookEndpointPage');
 
-export const CreatedWebhookEndpoint = WebhookEndpoint.extend({ secret: z.string().describe('whsec_…; shown this once') }).meta({
+export const CreatedWebhookEndpoint = WebhookEndpoint.extend({
+  secret: z.string().describe('whsec_…; shown this once'),
+}).meta({
   id: 'CreatedWebhookEndpoint',
 });
 export type CreatedWebhookEndpoint = z.infer<typeof CreatedWebhookEndpoint>;
@@ -49,7 +54,9 @@ const secret = z
   .optional()
   .describe('Default: a random one; write-only');
 
-export const CreateWebhookEndpoint = z.strictObject({ url: webhookUrl, events: webhookEvents.default(['*']), secret }).meta({ id: 'CreateWebhookEndpoint' });
+export const CreateWebhookEndpoint = z
+  .strictObject({ url: webhookUrl, events: webhookEvents.default(['*']), secret })
+  .meta({ id: 'CreateWebhookEndpoint' });
 export type CreateWebhookEndpoint = z.infer<typeof CreateWebhookEndpoint>;
 
 export const PatchWebhookEndpoint = z
@@ -62,6 +69,9 @@ export const PatchWebhookEndpoint = z
 export type PatchWebhookEndpoint = z.infer<typeof PatchWebhookEndpoint>;
 
 export const RotateWebhookSecret = z
-  .strictObject({ secret, keepPreviousHours: z.number().min(0).max(720).default(24).describe('How long the secret of now signs too') })
+  .strictObject({
+    secret,
+    keepPreviousHours: z.number().min(0).max(720).default(24).describe('How long the secret of now signs too'),
+  })
   .meta({ id: 'RotateWebhookSecret' });
 export type RotateWebhookSecret = z.infer<typeof RotateWebhookSecret>;

@@ -35,7 +35,12 @@ export class ClusterDefaultsService {
     // A registry of others is reached by its own address, without a tunnel.
     const external = registry.mode === 'external' && registry.url ? new URL(registry.url) : undefined;
     const host = external?.host ?? registry.host ?? '';
-    const fields = { dockerPrivateRegistry: host, quayPrivateRegistry: host, gcrPrivateRegistry: host, k8sPrivateRegistry: host };
+    const fields = {
+      dockerPrivateRegistry: host,
+      quayPrivateRegistry: host,
+      gcrPrivateRegistry: host,
+      k8sPrivateRegistry: host,
+    };
     // Without a tunnel no host reaches the repositories.
     const isServed = registry.sockets !== null;
     const packages = {
@@ -64,21 +69,37 @@ export class ClusterDefaultsService {
    * What the wanted registry mode means for a cluster of this version; without a wish the DU's mode. `isNew` is false for one that joins by its upgrade.
    * Throws `registry_off`, `kubernetes_version_unsupported`, `du_version_unsupported`.
    */
-  async forCluster(wanted: RegistryMode | undefined, kubernetesVersion: string, isNew: boolean): Promise<RegistrySettings & { registryMode: RegistryMode }> {
+  async forCluster(
+    wanted: RegistryMode | undefined,
+    kubernetesVersion: string,
+    isNew: boolean,
+  ): Promise<RegistrySettings & { registryMode: RegistryMode }> {
     const { registryMode, fields, packages, duVersion } = await this.get();
     const mode = wanted ?? registryMode;
     const version = parseKubernetesVersion(kubernetesVersion);
     if (mode === 'none') return { registryMode: mode, fields: noFields, packages };
-    if (mode !== registryMode) throw new AppError('registry_off', { detail: `the DU's registry is ${registryMode}, and the cluster wants ${mode}` });
-    if (!supportsLocalRegistry(version)) throw new AppError('kubernetes_version_unsupported', { detail: `${kubernetesVersion} is older than 1.20` });
+    if (mode !== registryMode)
+      throw new AppError('registry_off', {
+        detail: `the DU's registry is ${registryMode}, and the cluster wants ${mode}`,
+      });
+    if (!supportsLocalRegistry(version))
+      throw new AppError('kubernetes_version_unsupported', { detail: `${kubernetesVersion} is older than 1.20` });
     const { hasRegistry, movesClusters } = duCapabilities(duVersion);
     if (!hasRegistry) throw new AppError('du_version_unsupported', { detail: `${duVersion} has no local registry` });
-    if (!isNew && !movesClusters) throw new AppError('du_version_unsupported', { detail: `${duVersion} has the registry, but moves no cluster to it` });
+    if (!isNew && !movesClusters)
+      throw new AppError('du_version_unsupported', {
+        detail: `${duVersion} has the registry, but moves no cluster to it`,
+      });
     return { registryMode: mode, fields, packages };
   }
 }
 
-export const noFields: RegistryFields = { dockerPrivateRegistry: '', quayPrivateRegistry: '', gcrPrivateRegistry: '', k8sPrivateRegistry: '' };
+export const noFields: RegistryFields = {
+  dockerPrivateRegistry: '',
+  quayPrivateRegistry: '',
+  gcrPrivateRegistry: '',
+  k8sPrivateRegistry: '',
+};
 
 /** The repository of a format that is named for Docker, else its first. */
 function dockerRepository(all: readonly PackageRepository[], format: PackageRepository['format']): string {

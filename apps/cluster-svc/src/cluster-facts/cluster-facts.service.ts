@@ -30,7 +30,11 @@ export class ClusterFacts {
   /** In the order of the ids. Throws `resource_not_found`. */
   async hosts(ids: readonly string[]): Promise<Host[]> {
     const limit = pLimit(requestsAtOnce);
-    return Promise.all(ids.map((id) => limit(async () => (await getHost({ client: this.clients.host, path: { id }, throwOnError: true })).data)));
+    return Promise.all(
+      ids.map((id) =>
+        limit(async () => (await getHost({ client: this.clients.host, path: { id }, throwOnError: true })).data),
+      ),
+    );
   }
 
   /** By the id of the host. */
@@ -50,13 +54,18 @@ export class ClusterFacts {
   /** The set with this id, or the newest one of a version. */
   async imageSetOf(kubernetesVersion: string, id?: string | null): Promise<ImageSet | undefined> {
     if (id) return (await getImageSet({ client: this.clients.image, path: { id }, throwOnError: true })).data;
-    const { data } = await listImageSets({ client: this.clients.image, query: { kubernetesVersion }, throwOnError: true });
+    const { data } = await listImageSets({
+      client: this.clients.image,
+      query: { kubernetesVersion },
+      throwOnError: true,
+    });
     return data.items[0];
   }
 
   /** The images of a set, as the registry has them now. */
   async imagesOf(imageSetId: string): Promise<SetImage[]> {
-    return (await getMissingImages({ client: this.clients.image, path: { id: imageSetId }, throwOnError: true })).data.images;
+    return (await getMissingImages({ client: this.clients.image, path: { id: imageSetId }, throwOnError: true })).data
+      .images;
   }
 
   /** What the images of a set are called on hosts whose registry is `host`, in their order; what was not pushed yet, as a push would call it. */
@@ -81,21 +90,33 @@ export class ClusterFacts {
       body: { hostIds: [...hostIds], pull: [...references] },
       throwOnError: true,
     });
-    const job = await followJob(this.clients.host, started.id, signal, ({ progress: done }) => progress({ itemsDone: done.itemsDone * references.length }));
+    const job = await followJob(this.clients.host, started.id, signal, ({ progress: done }) =>
+      progress({ itemsDone: done.itemsDone * references.length }),
+    );
     // A host that could not be checked is told with its result.
     if (typeof job.error?.host !== 'string') assertSucceeded(job);
-    const { data } = await getHostCheck({ client: this.clients.host, path: { id: started.resource.split('/').at(-1) ?? '' }, throwOnError: true });
+    const { data } = await getHostCheck({
+      client: this.clients.host,
+      path: { id: started.resource.split('/').at(-1) ?? '' },
+      throwOnError: true,
+    });
     return data.results ?? [];
   }
 
   /** Pushes images of a bundle, and waits for it. */
   async push(key: string, bundleId: string, images: readonly string[], signal: AbortSignal): Promise<void> {
     const headers = { 'Idempotency-Key': key };
-    const { data } = await createPush({ client: this.clients.image, headers, body: { bundleId, images: [...images] }, throwOnError: true });
+    const { data } = await createPush({
+      client: this.clients.image,
+      headers,
+      body: { bundleId, images: [...images] },
+      throwOnError: true,
+    });
     assertSucceeded(await followJob(this.clients.image, data.id, signal));
   }
 }
 
 /** A chart, a file, a signature: needed in the registry, and pulled by no host. What was not pushed yet is what bundles say that it is. */
 export const isArtifact = ({ state, platforms, bundles }: Pick<SetImage, 'state' | 'platforms' | 'bundles'>): boolean =>
-  platforms.length === 0 && (state !== 'missing' || (bundles.length > 0 && bundles.every((bundle) => bundle.platforms.length === 0)));
+  platforms.length === 0 &&
+  (state !== 'missing' || (bundles.length > 0 && bundles.every((bundle) => bundle.platforms.length === 0)));

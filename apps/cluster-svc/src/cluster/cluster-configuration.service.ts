@@ -18,7 +18,8 @@ export class ClusterConfigurationService {
   ) {}
 
   async get(id: string): Promise<ClusterConfiguration> {
-    const { name, kubernetesVersion, network, options, fields, packages, imageSetId, registryMode } = await this.clusters.get(id);
+    const { name, kubernetesVersion, network, options, fields, packages, imageSetId, registryMode } =
+      await this.clusters.get(id);
     const set = imageSetId ? await this.facts.imagesOf(imageSetId) : [];
     const references = this.facts.references(set, fields.k8sPrivateRegistry);
     const images = set.map(({ upstream }, index) => ({ upstream, reference: references[index] ?? '' }));
@@ -45,7 +46,8 @@ export function runtimeFiles({
   const localRegistry = `localhost:${port}`;
   const mirrors = { upstreams, localRegistry, port, naming };
   const yaml = renderRegistriesYaml(mirrors);
-  const noFallback = (version: string) => `Start it with --disable-default-registry-endpoint (${version}), or it asks the upstream for what is missing here.`;
+  const noFallback = (version: string) =>
+    `Start it with --disable-default-registry-endpoint (${version}), or it asks the upstream for what is missing here.`;
   return [
     {
       runtime: 'docker',
@@ -63,6 +65,11 @@ export function runtimeFiles({
     ),
     { runtime: 'k3s', path: '/etc/rancher/k3s/registries.yaml', text: yaml, note: noFallback('k3s 1.29 and later') },
     { runtime: 'rke2', path: '/etc/rancher/rke2/registries.yaml', text: yaml, note: noFallback('RKE2 1.29 and later') },
-    { runtime: 'cri-o', path: '/etc/containers/registries.conf.d/airdock.conf', text: renderRegistriesConf(mirrors), note: null },
+    {
+      runtime: 'cri-o',
+      path: '/etc/containers/registries.conf.d/airdock.conf',
+      text: renderRegistriesConf(mirrors),
+      note: null,
+    },
   ];
 }

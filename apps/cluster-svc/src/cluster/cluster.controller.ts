@@ -18,7 +18,12 @@ export class ClusterController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createCluster', summary: 'Create a cluster from configured hosts, or register one that exists', returns: Job, status: 202 })
+  @Operation({
+    id: 'createCluster',
+    summary: 'Create a cluster from configured hosts, or register one that exists',
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateCluster }) body: CreateCluster, @JobRequest() request: JobRequest): Promise<Job> {
     return this.clusters.create(request, body);
   }

@@ -1,7 +1,12 @@
 import { type RegistryMode } from '@airdock/core/registry-mode';
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
 import type { PackageFields, RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';
-import type { ClusterNetwork, ClusterNode, ClusterOptions, ProvisionerName } from '../provisioner/cluster-shape.schema.js';
+import type {
+  ClusterNetwork,
+  ClusterNode,
+  ClusterOptions,
+  ProvisionerName,
+} from '../provisioner/cluster-shape.schema.js';
 
 @Entity('cluster')
 export class ClusterEntity {

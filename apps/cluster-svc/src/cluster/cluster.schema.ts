@@ -2,12 +2,21 @@ import { registryModes } from '@airdock/core/registry-mode';
 import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
 import { PackageFields, RegistryFields } from '../cluster-defaults/cluster-defaults.schema.js';
-import { ClusterNetwork, ClusterNode, ClusterOptions, clusterName, nodeRole, provisionerNames } from '../provisioner/cluster-shape.schema.js';
+import {
+  ClusterNetwork,
+  ClusterNode,
+  ClusterOptions,
+  clusterName,
+  nodeRole,
+  provisionerNames,
+} from '../provisioner/cluster-shape.schema.js';
 
 export const RegistryState = z
   .object({
     requested: z.enum(registryModes).describe("What the cluster was asked for; without a wish the DU's mode of now"),
-    effective: z.enum(registryModes).describe('What it runs with. One from before the registry joins by an upgrade, and no other way'),
+    effective: z
+      .enum(registryModes)
+      .describe('What it runs with. One from before the registry joins by an upgrade, and no other way'),
   })
   .meta({ id: 'RegistryState' });
 export type RegistryState = z.infer<typeof RegistryState>;
@@ -22,7 +31,10 @@ export const Cluster = z
     nodes: z.array(ClusterNode),
     network: ClusterNetwork,
     options: ClusterOptions,
-    imageSetId: z.uuid().nullable().describe('The images of its version; null where the cluster needs none from the registry'),
+    imageSetId: z
+      .uuid()
+      .nullable()
+      .describe('The images of its version; null where the cluster needs none from the registry'),
     targetImageSetId: z.uuid().nullable().describe('Of the version that it is being upgraded to'),
     registryMode: RegistryState,
     fields: RegistryFields.describe('As it was created or last upgraded; a change of the defaults does not change it'),
@@ -30,7 +42,9 @@ export const Cluster = z
     followsDefaults: z
       .boolean()
       .nullable()
-      .describe('false: `cluster-defaults` have other fields now, and the cluster keeps what it has until it is upgraded; null: not known now'),
+      .describe(
+        'false: `cluster-defaults` have other fields now, and the cluster keeps what it has until it is upgraded; null: not known now',
+      ),
     provisioner: z
       .enum(provisionerNames)
       .describe(
@@ -40,7 +54,9 @@ export const Cluster = z
     provisionerId: z.string().nullable().describe('What the provisioner calls it: the uuid of PMK'),
     state: z
       .enum(clusterStates)
-      .describe('paused: between two nodes of an upgrade; upgradeStopped: an upgrade has failed or was cancelled, nodes may have different versions'),
+      .describe(
+        'paused: between two nodes of an upgrade; upgradeStopped: an upgrade has failed or was cancelled, nodes may have different versions',
+      ),
     jobId: z.uuid().describe('Of its creation'),
     upgradeId: z.uuid().nullable().describe('The upgrade that has not been ended with success'),
     createdAt: z.iso.datetime(),
@@ -64,15 +80,23 @@ export const CreateCluster = z
       .max(1000),
     network: ClusterNetwork.prefault({}),
     options: ClusterOptions.prefault({}),
-    registryMode: z.enum(registryModes).optional().describe("Without it the DU's, also when that changes before the next upgrade"),
+    registryMode: z
+      .enum(registryModes)
+      .optional()
+      .describe("Without it the DU's, also when that changes before the next upgrade"),
     imageSetId: z.uuid().optional().describe('Without it the newest set that is defined for the version'),
     provisioner: z.enum(provisionerNames).default('external'),
     existing: z
       .boolean()
       .default(false)
-      .describe('The cluster runs already, from public registries or from warmed caches: it is only registered, and joins the registry by its next upgrade'),
+      .describe(
+        'The cluster runs already, from public registries or from warmed caches: it is only registered, and joins the registry by its next upgrade',
+      ),
   })
-  .refine(({ nodes }) => new Set(nodes.map(({ hostId }) => hostId)).size === nodes.length, { path: ['nodes'], message: 'names a host twice' })
+  .refine(({ nodes }) => new Set(nodes.map(({ hostId }) => hostId)).size === nodes.length, {
+    path: ['nodes'],
+    message: 'names a host twice',
+  })
   .refine(({ nodes }) => nodes.filter((node) => node.role === 'controlPlane').length % 2 === 1, {
     path: ['nodes'],
     message: 'must have an odd number of control planes',
@@ -95,8 +119,12 @@ export const ClusterConfiguration = z
     pmk: z.record(z.string(), z.unknown()).describe('For the create call of PMK'),
     files: z
       .array(RuntimeFile)
-      .describe('What points a runtime at the local registry; none for a registry of others. configure-hosts writes those of Docker and containerd'),
-    images: z.array(z.object({ upstream: z.string(), reference: z.string() })).describe('Every image of the set, and what it is called here'),
+      .describe(
+        'What points a runtime at the local registry; none for a registry of others. configure-hosts writes those of Docker and containerd',
+      ),
+    images: z
+      .array(z.object({ upstream: z.string(), reference: z.string() }))
+      .describe('Every image of the set, and what it is called here'),
   })
   .meta({ id: 'ClusterConfiguration' });
 export type ClusterConfiguration = z.infer<typeof ClusterConfiguration>;

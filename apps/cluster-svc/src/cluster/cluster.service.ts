@@ -50,19 +50,48 @@ export class ClusterService {
     parseKubernetesVersion(kubernetesVersion);
     const hostIds = nodes.map(({ hostId }) => hostId);
     const hosts = await this.facts.hosts(hostIds);
-    const addresses = [...hosts, ...(options.masterVipIpv4 ? [{ name: 'masterVipIpv4', address: options.masterVipIpv4 }] : [])];
+    const addresses = [
+      ...hosts,
+      ...(options.masterVipIpv4 ? [{ name: 'masterVipIpv4', address: options.masterVipIpv4 }] : []),
+    ];
     assertNetworksApart(network.containersCidr, network.servicesCidr, addresses);
     if (!existing) assertRuntime(hosts, options.containerRuntime);
     await this.provisioners.get(provisioner).check({ name, kubernetesVersion, options, existing });
     await this.assertHostsFree(hostIds);
     const settings = existing ? undefined : await this.defaults.forCluster(body.registryMode, kubernetesVersion, true);
-    const { registryMode, fields, packages } = settings ?? { registryMode: 'none' as const, fields: noFields, packages: (await this.defaults.get()).packages };
-    const imageSetId = existing ? null : await this.assertReady({ kubernetesVersion, registryMode, hostIds, imageSetId: body.imageSetId });
+    const { registryMode, fields, packages } = settings ?? {
+      registryMode: 'none' as const,
+      fields: noFields,
+      packages: (await this.defaults.get()).packages,
+    };
+    const imageSetId = existing
+      ? null
+      : await this.assertReady({ kubernetesVersion, registryMode, hostIds, imageSetId: body.imageSetId });
 
     const id = newId();
     const row: ClusterEntity = {
-      ...{ id, name, kubernetesVersion, network, options, imageSetId, wantedMode: body.registryMode ?? null, effectiveMode: registryMode, fields, packages },
-      ...{ provisioner, provisionerId: null, existing, jobId: request.id, upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null },
+      ...{
+        id,
+        name,
+        kubernetesVersion,
+        network,
+        options,
+        imageSetId,
+        wantedMode: body.registryMode ?? null,
+        effectiveMode: registryMode,
+        fields,
+        packages,
+      },
+      ...{
+        provisioner,
+        provisionerId: null,
+        existing,
+        jobId: request.id,
+        upgradeId: null,
+        upgradeJobId: null,
+        targetImageSetId: null,
+        pausedAt: null,
+      },
       createdAt: now(),
     };
     try {
@@ -100,7 +129,9 @@ export class ClusterService {
   }
 
   async list({ imageSetId, ...query }: ClusterListQuery): Promise<Page<Cluster>> {
-    const where = imageSetId ? ([{ imageSetId }, { targetImageSetId: imageSetId }] satisfies FindOptionsWhere<ClusterEntity>[]) : {};
+    const where = imageSetId
+      ? ([{ imageSetId }, { targetImageSetId: imageSetId }] satisfies FindOptionsWhere<ClusterEntity>[])
+      : {};
     const { items, nextCursor } = await findPage(this.clusters, query, where);
     return { items: await this.toResources(items), nextCursor };
   }
@@ -130,7 +161,11 @@ export class ClusterService {
   /** Throws `cluster_busy` while one of these jobs has not ended. */
   async assertIdle(jobIds: string[]): Promise<void> {
     const [running] = [...(await this.jobs.byIds(jobIds)).values()].filter(({ state }) => !isEnded(state));
-    if (running) throw new AppError('cluster_busy', { detail: `${running.type} ${running.id} is ${running.state}`, jobId: running.id });
+    if (running)
+      throw new AppError('cluster_busy', {
+        detail: `${running.type} ${running.id} is ${running.state}`,
+        jobId: running.id,
+      });
   }
 
   /** Whether it was there before Airdock knew of it. */
@@ -167,7 +202,8 @@ export class ClusterService {
   async finishUpgrade(
     id: string,
     upgradeId: string,
-    reached: Pick<ClusterEntity, 'kubernetesVersion' | 'imageSetId' | 'effectiveMode' | 'fields' | 'packages'> & Partial<Pick<ClusterEntity, 'wantedMode'>>,
+    reached: Pick<ClusterEntity, 'kubernetesVersion' | 'imageSetId' | 'effectiveMode' | 'fields' | 'packages'> &
+      Partial<Pick<ClusterEntity, 'wantedMode'>>,
   ): Promise<void> {
     const free = { upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null };
     await this.clusters.update({ id, upgradeId }, columns<ClusterEntity>({ ...reached, ...free }));
@@ -177,7 +213,8 @@ export class ClusterService {
   async setPaused(id: string, upgradeId: string, isPaused: boolean): Promise<void> {
     const row = await getRow(this.clusters, id);
     const job = row.upgradeId === upgradeId && row.upgradeJobId ? await this.jobs.find(row.upgradeJobId) : undefined;
-    if (!job || isEnded(job.state)) throw new AppError('upgrade_not_running', { detail: job ? `its job has ${job.state}` : 'it has ended' });
+    if (!job || isEnded(job.state))
+      throw new AppError('upgrade_not_running', { detail: job ? `its job has ${job.state}` : 'it has ended' });
     await this.clusters.update({ id, upgradeId }, { pausedAt: isPaused ? (row.pausedAt ?? now()) : null });
   }
 
@@ -190,15 +227,27 @@ export class ClusterService {
 
   private async toResources(rows: ClusterEntity[]): Promise<Cluster[]> {
     const ids = rows.map(({ id }) => id);
-    const nodes = ids.length > 0 ? await this.clusterNodes.find({ where: { clusterId: In(ids) }, order: { position: 'ASC' } }) : [];
-    const jobs = await this.jobs.byIds(rows.flatMap(({ jobId, upgradeJobId }) => [jobId, ...(upgradeJobId ? [upgradeJobId] : [])]));
+    const nodes =
+      ids.length > 0 ? await this.clusterNodes.find({ where: { clusterId: In(ids) }, order: { position: 'ASC' } }) : [];
+    const jobs = await this.jobs.byIds(
+      rows.flatMap(({ jobId, upgradeJobId }) => [jobId, ...(upgradeJobId ? [upgradeJobId] : [])]),
+    );
     const defaults = ids.length > 0 ? await this.currentDefaults() : undefined;
     return rows.map((row) => ({
       ...row,
-      nodes: nodes.filter(({ clusterId }) => clusterId === row.id).map(({ hostId, role, kubernetesVersion }) => ({ hostId, role, kubernetesVersion })),
-      registryMode: { requested: row.wantedMode ?? defaults?.registryMode ?? row.effectiveMode, effective: row.effectiveMode },
+      nodes: nodes
+        .filter(({ clusterId }) => clusterId === row.id)
+        .map(({ hostId, role, kubernetesVersion }) => ({ hostId, role, kubernetesVersion })),
+      registryMode: {
+        requested: row.wantedMode ?? defaults?.registryMode ?? row.effectiveMode,
+        effective: row.effectiveMode,
+      },
       followsDefaults: defaults ? isDeepStrictEqual(row.fields, defaults.fields) : null,
-      state: stateOf(jobs.get(row.jobId), row.upgradeJobId ? jobs.get(row.upgradeJobId) : undefined, row.pausedAt !== null),
+      state: stateOf(
+        jobs.get(row.jobId),
+        row.upgradeJobId ? jobs.get(row.upgradeJobId) : undefined,
+        row.pausedAt !== null,
+      ),
     }));
   }
 
@@ -217,7 +266,9 @@ export class ClusterService {
 export function assertUpgrading(cluster: Pick<Cluster, 'upgradeId'>, upgradeId: string): void {
   if (cluster.upgradeId === upgradeId) return;
   throw new AppError('cluster_busy', {
-    detail: cluster.upgradeId ? `upgrade ${cluster.upgradeId} has taken its place` : 'another upgrade has been ended since',
+    detail: cluster.upgradeId
+      ? `upgrade ${cluster.upgradeId} has taken its place`
+      : 'another upgrade has been ended since',
   });
 }
 
@@ -242,7 +293,10 @@ function assertRuntime(hosts: readonly Host[], wanted: CreateCluster['options'][
   const others = hosts.filter(({ configuration }) => (configuration?.containerRuntime ?? wanted) !== wanted);
   if (others.length === 0) return;
   const named = others.slice(0, 20).map(({ name, configuration }) => `${name} has ${configuration?.containerRuntime}`);
-  throw new AppError('runtime_mismatch', { detail: `the cluster wants ${wanted}; ${named.join(', ')}`, hostIds: others.map(({ id }) => id) });
+  throw new AppError('runtime_mismatch', {
+    detail: `the cluster wants ${wanted}; ${named.join(', ')}`,
+    hostIds: others.map(({ id }) => id),
+  });
 }
 
 function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined, isPaused: boolean): Cluster['state'] {

@@ -26,7 +26,12 @@ export class CreateClusterService {
     const provisioner = this.provisioners.get(cluster.provisioner);
     if (await this.clusters.isExisting(id)) return this.register(cluster, context);
     const target = await this.targetOf(cluster, cluster);
-    const imagesPerHost = await this.pullImages(cluster, imageSetId, `cluster-create-${context.jobId}-${context.attempt}`, phaseOf(context, 0, 40));
+    const imagesPerHost = await this.pullImages(
+      cluster,
+      imageSetId,
+      `cluster-create-${context.jobId}-${context.attempt}`,
+      phaseOf(context, 0, 40),
+    );
     const provisioning = phaseOf(context, 40, 99);
     provisioning.progress({ phase: 'provision' });
     await provisioner.create(target, provisioning, (provisionerId) => this.clusters.update(id, { provisionerId }));
@@ -48,7 +53,10 @@ export class CreateClusterService {
   }
 
   /** The cluster as its provisioner should make it. */
-  async targetOf({ nodes, ...cluster }: Cluster, { kubernetesVersion, imageSetId, fields, packages }: Wanted): Promise<Target> {
+  async targetOf(
+    { nodes, ...cluster }: Cluster,
+    { kubernetesVersion, imageSetId, fields, packages }: Wanted,
+  ): Promise<Target> {
     const hosts = await this.facts.hosts(nodes.map(({ hostId }) => hostId));
     const images = imageSetId ? await this.facts.imagesOf(imageSetId) : [];
     const pause = images.filter(({ upstream }) => /\/pause:/.test(upstream)).slice(0, 1);
@@ -64,7 +72,12 @@ export class CreateClusterService {
    * Every node pulls every image of the set that runs on nodes by its local name: afterwards an installer needs no network but the tunnel. Returns how many.
    * Throws `host_pull_failed` with all failures, and what keeps a host from being asked.
    */
-  async pullImages({ nodes, fields }: Pick<Cluster, 'nodes' | 'fields'>, imageSetId: string | null, key: string, context: JobContext): Promise<number> {
+  async pullImages(
+    { nodes, fields }: Pick<Cluster, 'nodes' | 'fields'>,
+    imageSetId: string | null,
+    key: string,
+    context: JobContext,
+  ): Promise<number> {
     if (!imageSetId) return 0;
     const images = (await this.facts.imagesOf(imageSetId)).filter((image) => !isArtifact(image));
     const references = this.facts.references(images, fields.k8sPrivateRegistry);
@@ -83,6 +96,9 @@ export class CreateClusterService {
     const passing = problems.map(({ error }) => fromProblem(error)).find(isTransient);
     if (passing) throw passing;
     const failures = problems.map(({ what, error }) => `${what}: ${error.detail ?? error.title}`);
-    throw new AppError('host_pull_failed', { detail: failures.slice(0, 20).join('; '), failures: failures.slice(0, 200) });
+    throw new AppError('host_pull_failed', {
+      detail: failures.slice(0, 20).join('; '),
+      failures: failures.slice(0, 200),
+    });
   }
 }

@@ -15,7 +15,11 @@ describe('files that point a runtime at the registry', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
   let registry: TestRegistry;
   const filesOf = (naming: ('flat' | 'upstream')[]) =>
-    runtimeFiles({ mirroredUpstreams: ['k8s.gcr.io', 'docker.io', 'harbor.site:8443'], naming, registry: { port: registry.port } as never });
+    runtimeFiles({
+      mirroredUpstreams: ['k8s.gcr.io', 'docker.io', 'harbor.site:8443'],
+      naming,
+      registry: { port: registry.port } as never,
+    });
   const textOf = (runtime: string, naming: ('flat' | 'upstream')[] = ['flat', 'upstream']) =>
     filesOf(naming).find((file) => file.runtime === runtime)?.text ?? '';
 
@@ -23,9 +27,17 @@ describe('files that point a runtime at the registry', () => {
     folder = await tempDir('runtime-files');
     registry = await startRegistry();
     const file = join(folder.path, 'pause.tar');
-    await buildOciArchive(file, [await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [{ files: { pause: 'pause' } }] })]);
+    await buildOciArchive(file, [
+      await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [{ files: { pause: 'pause' } }] }),
+    ]);
     for (const name of ['k8s.gcr.io/pause:3.2', 'harbor.site_8443/team/app:1', 'pause:3.2'])
-      await run('skopeo', ['copy', '--insecure-policy', '--dest-tls-verify=false', `oci-archive:${file}`, `docker://127.0.0.1:${registry.port}/${name}`]);
+      await run('skopeo', [
+        'copy',
+        '--insecure-policy',
+        '--dest-tls-verify=false',
+        `oci-archive:${file}`,
+        `docker://127.0.0.1:${registry.port}/${name}`,
+      ]);
   });
   afterAll(async () => {
     await registry?.stop();
@@ -36,7 +48,9 @@ describe('files that point a runtime at the registry', () => {
   async function inspect(naming: ('flat' | 'upstream')[], name: string): Promise<string> {
     const file = join(folder.path, `${naming.join('-')}.conf`);
     await writeFile(file, textOf('cri-o', naming));
-    return (await run('skopeo', ['--registries-conf', file, 'inspect', '--raw', `docker://${name}`], { timeout: 30_000 })).stdout;
+    return (
+      await run('skopeo', ['--registries-conf', file, 'inspect', '--raw', `docker://${name}`], { timeout: 30_000 })
+    ).stdout;
   }
 
   it.each([

@@ -8,7 +8,10 @@ export class ExternalProvisioner implements Provisioner {
 
   async create(): Promise<void> {}
 
-  async find({ kubernetesVersion, provisionerId }: Pick<Target, 'kubernetesVersion' | 'provisionerId'>): Promise<Found> {
+  async find({
+    kubernetesVersion,
+    provisionerId,
+  }: Pick<Target, 'kubernetesVersion' | 'provisionerId'>): Promise<Found> {
     return { kubernetesVersion, provisionerId, fields: undefined };
   }
 

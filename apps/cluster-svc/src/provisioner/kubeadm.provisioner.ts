@@ -17,7 +17,10 @@ export class KubeadmProvisioner implements Provisioner {
   constructor(private readonly clients: ServiceClients) {}
 
   async check({ kubernetesVersion, options, existing }: WantedCluster): Promise<void> {
-    if (existing) throw new AppError('provisioner_unavailable', { detail: 'a cluster that exists cannot be taken over with kubeadm: register it as external' });
+    if (existing)
+      throw new AppError('provisioner_unavailable', {
+        detail: 'a cluster that exists cannot be taken over with kubeadm: register it as external',
+      });
     criSocketOf(options.containerRuntime, kubernetesVersion);
   }
 
@@ -37,7 +40,8 @@ export class KubeadmProvisioner implements Provisioner {
       progress({ itemsDone: ++done });
     };
     const cluster = clusterOf(target);
-    const join = (node: TargetNode) => operate(node, { action: 'join', role: node.role, controlPlaneHostId: first.hostId, cluster });
+    const join = (node: TargetNode) =>
+      operate(node, { action: 'join', role: node.role, controlPlaneHostId: first.hostId, cluster });
     await operate(first, { action: 'init', cluster });
     for (const node of controlPlanes) await join(node);
     const limit = pLimit(joinsAtOnce);
@@ -47,7 +51,10 @@ export class KubeadmProvisioner implements Provisioner {
     if (failed) throw failed.reason;
   }
 
-  async find({ kubernetesVersion, provisionerId }: Pick<Target, 'kubernetesVersion' | 'provisionerId'>): Promise<Found> {
+  async find({
+    kubernetesVersion,
+    provisionerId,
+  }: Pick<Target, 'kubernetesVersion' | 'provisionerId'>): Promise<Found> {
     return { kubernetesVersion, provisionerId, fields: undefined };
   }
 
@@ -58,7 +65,14 @@ export class KubeadmProvisioner implements Provisioner {
     const cluster = clusterOf(target);
     await this.operate(
       node,
-      { action: 'upgrade', kubernetesVersion: cluster.kubernetesVersion, role: node.role, controlPlaneHostId: first.hostId, isFirst, cluster },
+      {
+        action: 'upgrade',
+        kubernetesVersion: cluster.kubernetesVersion,
+        role: node.role,
+        controlPlaneHostId: first.hostId,
+        isFirst,
+        cluster,
+      },
       key,
       signal,
     );
@@ -85,7 +99,9 @@ function clusterOf({ kubernetesVersion, fields, network, pauseImage }: Target): 
   // Without the registry nodes have what warmed their caches, under its upstream name.
   const pause = pauseImage ?? (fields.k8sPrivateRegistry ? undefined : `${upstreamRepository}/pause:3.2`);
   if (!pause)
-    throw new AppError('provisioner_unavailable', { detail: `the image set of ${kubernetesVersion} has no pause image: name one, e.g. k8s.gcr.io/pause:3.2` });
+    throw new AppError('provisioner_unavailable', {
+      detail: `the image set of ${kubernetesVersion} has no pause image: name one, e.g. k8s.gcr.io/pause:3.2`,
+    });
   return {
     kubernetesVersion: plainVersion(kubernetesVersion),
     imageRepository,

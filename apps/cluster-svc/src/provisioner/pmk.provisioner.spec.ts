@@ -8,7 +8,12 @@ import { PmkProvisioner } from './pmk.provisioner.js';
 import type { Target } from './provisioner.schema.js';
 
 const registry = 'localhost:5100';
-const local = { dockerPrivateRegistry: registry, quayPrivateRegistry: registry, gcrPrivateRegistry: registry, k8sPrivateRegistry: registry };
+const local = {
+  dockerPrivateRegistry: registry,
+  quayPrivateRegistry: registry,
+  gcrPrivateRegistry: registry,
+  k8sPrivateRegistry: registry,
+};
 const none = { dockerPrivateRegistry: '', quayPrivateRegistry: '', gcrPrivateRegistry: '', k8sPrivateRegistry: '' };
 const [old, made, next] = ['1.19.16-pmk.1', '1.20.11-pmk.2038', '1.21.3-pmk.72'] as const;
 const agents = ['a', 'b', 'c'].map((name, index) => ({ uuid: `node-${name}`, name, primaryIp: `10.1.0.${index + 1}` }));
@@ -38,12 +43,15 @@ describe('PmkProvisioner', () => {
     })),
     ...change,
   });
-  const created = () => qbert.calls.filter(({ method, path }) => method === 'POST' && path.endsWith('/clusters')).map(({ body }) => body);
+  const created = () =>
+    qbert.calls.filter(({ method, path }) => method === 'POST' && path.endsWith('/clusters')).map(({ body }) => body);
   const start = async (options: Partial<QbertOptions> = {}) => {
     qbert = await startQbert({ nodes: agents, versions: [old, made, next], ...options });
     const passwordFile = join(folder.path, 'password');
     await writeFile(passwordFile, `${qbert.password}\n`, { mode: 0o600 });
-    provisioner = new PmkProvisioner({ pmk: { url: qbert.url, project: qbert.project, user: qbert.user, domain: 'default', passwordFile } } as never);
+    provisioner = new PmkProvisioner({
+      pmk: { url: qbert.url, project: qbert.project, user: qbert.user, domain: 'default', passwordFile },
+    } as never);
   };
 
   beforeEach(async () => {
@@ -60,7 +68,13 @@ describe('PmkProvisioner', () => {
     await provisioner.check({ name: 'c', kubernetesVersion: made, existing: false });
     await provisioner.create(target(), context(), note);
     expect(created()).toMatchObject([
-      { name: 'c', kubeRoleVersion: made, ...local, dockerUbuntuPackageRepoUrl: 'http://127.0.0.1:5102/docker', privileged: 1 },
+      {
+        name: 'c',
+        kubeRoleVersion: made,
+        ...local,
+        dockerUbuntuPackageRepoUrl: 'http://127.0.0.1:5102/docker',
+        privileged: 1,
+      },
     ]);
     expect(await provisioner.find(target({ provisionerId: noted[0] ?? '' }), AbortSignal.timeout(10_000))).toEqual({
       ...{ provisionerId: noted[0], kubernetesVersion: made, fields: local },
@@ -87,14 +101,21 @@ describe('PmkProvisioner', () => {
 
   it('refuses a version that PMK does not offer, and an upgrade that it does not', async () => {
     await start();
-    await expect(provisioner.check({ name: 'd', kubernetesVersion: '1.22.0-pmk.1', existing: false })).rejects.toMatchObject({
+    await expect(
+      provisioner.check({ name: 'd', kubernetesVersion: '1.22.0-pmk.1', existing: false }),
+    ).rejects.toMatchObject({
       code: 'provisioner_unavailable',
     });
     await provisioner.create(target(), context(), note);
     const cluster = { name: 'c', provisionerId: noted[0] ?? null };
-    await expect(provisioner.checkUpgrade(cluster, '1.21.4-pmk.1')).rejects.toMatchObject({ code: 'upgrade_refused', message: expect.stringContaining(next) });
+    await expect(provisioner.checkUpgrade(cluster, '1.21.4-pmk.1')).rejects.toMatchObject({
+      code: 'upgrade_refused',
+      message: expect.stringContaining(next),
+    });
     await provisioner.checkUpgrade(cluster, next);
-    await expect(provisioner.checkUpgrade({ name: 'unknown', provisionerId: null }, next)).rejects.toMatchObject({ code: 'cluster_diverged' });
+    await expect(provisioner.checkUpgrade({ name: 'unknown', provisionerId: null }, next)).rejects.toMatchObject({
+      code: 'cluster_diverged',
+    });
   });
 
   it('upgrades once, tells which nodes are done, and goes on with an upgrade that runs', async () => {
@@ -103,12 +124,22 @@ describe('PmkProvisioner', () => {
     const upgraded = target({ provisionerId: noted[0] ?? null, kubernetesVersion: next });
     const done: string[][] = [];
     const stop = new AbortController();
-    const first = provisioner.upgradeCluster(upgraded, { nodes: 1, percent: undefined }, context(stop.signal), async (ids) => {
-      done.push(ids);
-      stop.abort(new Error('the worker ends'));
-    });
+    const first = provisioner.upgradeCluster(
+      upgraded,
+      { nodes: 1, percent: undefined },
+      context(stop.signal),
+      async (ids) => {
+        done.push(ids);
+        stop.abort(new Error('the worker ends'));
+      },
+    );
     await expect(first).rejects.toThrow('the worker ends');
-    await provisioner.upgradeCluster(upgraded, { nodes: 1, percent: undefined }, context(), async (ids) => void done.push(ids));
+    await provisioner.upgradeCluster(
+      upgraded,
+      { nodes: 1, percent: undefined },
+      context(),
+      async (ids) => void done.push(ids),
+    );
     expect(done.at(-1)).toEqual(['host-a', 'host-b', 'host-c']);
     expect(done.some((ids) => ids.length > 0 && ids.length < 3)).toBe(true);
     expect(qbert.calls.filter(({ path }) => path.includes('/upgrade?type=minor'))).toHaveLength(1);
@@ -131,6 +162,9 @@ describe('PmkProvisioner', () => {
     await provisioner.create(target({ kubernetesVersion: old, fields: none }), context(), note);
     const upgraded = target({ provisionerId: noted[0] ?? null });
     await provisioner.upgradeCluster(upgraded, { nodes: 1, percent: 50 }, context(), async () => undefined);
-    expect(await provisioner.find(upgraded, AbortSignal.timeout(10_000))).toMatchObject({ kubernetesVersion: made, fields });
+    expect(await provisioner.find(upgraded, AbortSignal.timeout(10_000))).toMatchObject({
+      kubernetesVersion: made,
+      fields,
+    });
   });
 });

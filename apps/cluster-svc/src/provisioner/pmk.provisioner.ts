@@ -24,9 +24,12 @@ export class PmkProvisioner implements Provisioner {
     if (existing) return;
     const offered = await client.supportedVersions();
     if (!offered.includes(kubernetesVersion))
-      throw new AppError('provisioner_unavailable', { detail: `PMK does not offer ${kubernetesVersion}, but ${offered.join(', ').slice(0, 500)}` });
+      throw new AppError('provisioner_unavailable', {
+        detail: `PMK does not offer ${kubernetesVersion}, but ${offered.join(', ').slice(0, 500)}`,
+      });
     // Its name is all that a run after a crash knows of the cluster that the first one has made.
-    if (await client.findCluster(name)) throw new AppError('resource_exists', { detail: `a cluster named ${name} in PMK` });
+    if (await client.findCluster(name))
+      throw new AppError('resource_exists', { detail: `a cluster named ${name} in PMK` });
   }
 
   async checkUpgrade({ name, provisionerId }: Pick<Target, 'name' | 'provisionerId'>, to: string): Promise<void> {
@@ -35,7 +38,11 @@ export class PmkProvisioner implements Provisioner {
   }
 
   /** A cluster of this name that is there is the one that an earlier run has made: who gave its name to another was refused. */
-  async create({ name, ...target }: Target, context: JobContext, note: (provisionerId: string) => Promise<void>): Promise<void> {
+  async create(
+    { name, ...target }: Target,
+    context: JobContext,
+    note: (provisionerId: string) => Promise<void>,
+  ): Promise<void> {
     const client = await this.connect();
     const { signal } = context;
     const nodes = await this.nodesOf(client, target.nodes, signal);
@@ -43,7 +50,10 @@ export class PmkProvisioner implements Provisioner {
     if (!uuid) {
       const { kubernetesVersion: kubeRoleVersion, network, options, fields, packages } = target;
       const nodePoolUuid = await client.defaultNodePool(signal);
-      uuid = await client.createCluster(pmkCreateBody({ name, kubeRoleVersion, nodePoolUuid, network, ...options, registries: fields, ...packages }), signal);
+      uuid = await client.createCluster(
+        pmkCreateBody({ name, kubeRoleVersion, nodePoolUuid, network, ...options, registries: fields, ...packages }),
+        signal,
+      );
     }
     await note(uuid);
     await client.attachNodes(
@@ -61,7 +71,12 @@ export class PmkProvisioner implements Provisioner {
     return { provisionerId: uuid, kubernetesVersion: kubeRoleVersion, fields };
   }
 
-  async upgradeCluster(target: Target, batch: UpgradeBatch, context: JobContext, onNodes: (hostIds: string[]) => Promise<void>): Promise<void> {
+  async upgradeCluster(
+    target: Target,
+    batch: UpgradeBatch,
+    context: JobContext,
+    onNodes: (hostIds: string[]) => Promise<void>,
+  ): Promise<void> {
     const client = await this.connect();
     const cluster = await this.getCluster(target, context.signal);
     const percent = batch.percent ?? percentOf(batch.nodes, target.nodes);
@@ -92,27 +107,49 @@ export class PmkProvisioner implements Provisioner {
       const own = await this.nodesOf(client, nodes, signal);
       const cluster = await client.getCluster(uuid, signal);
       if (!cluster) throw new AppError('cluster_diverged', { detail: `PMK has no cluster ${uuid} any more` });
-      const healthy = own.filter(({ status, kubeRoleVersion = kubernetesVersion }) => status === 'ok' && kubeRoleVersion === kubernetesVersion);
+      const healthy = own.filter(
+        ({ status, kubeRoleVersion = kubernetesVersion }) => status === 'ok' && kubeRoleVersion === kubernetesVersion,
+      );
       await onNodes(healthy.map(({ node }) => node.hostId));
       progress({ itemsDone: healthy.length, phase: cluster.taskStatus });
       const failed = own.filter(({ status }) => status === 'failed').map(({ node }) => node.host.name);
       if (cluster.taskStatus === 'error' || failed.length > 0)
-        throw new AppError('node_unhealthy', { detail: `PMK: ${[cluster.taskError, failed.join(', ')].filter(Boolean).join(': ').slice(0, 500) || 'error'}` });
-      if (cluster.taskStatus === 'success' && cluster.kubeRoleVersion === kubernetesVersion && !cluster.upgradingTo && healthy.length === own.length) return;
-      const now = JSON.stringify([cluster.taskStatus, cluster.upgradingTo, own.map(({ status, kubeRoleVersion }) => [status, kubeRoleVersion])]);
+        throw new AppError('node_unhealthy', {
+          detail: `PMK: ${[cluster.taskError, failed.join(', ')].filter(Boolean).join(': ').slice(0, 500) || 'error'}`,
+        });
+      if (
+        cluster.taskStatus === 'success' &&
+        cluster.kubeRoleVersion === kubernetesVersion &&
+        !cluster.upgradingTo &&
+        healthy.length === own.length
+      )
+        return;
+      const now = JSON.stringify([
+        cluster.taskStatus,
+        cluster.upgradingTo,
+        own.map(({ status, kubeRoleVersion }) => [status, kubeRoleVersion]),
+      ]);
       if (now !== seen) [seen, seenAt] = [now, Date.now()];
-      if (Date.now() - seenAt > stallMs) throw new AppError('node_unhealthy', { detail: `PMK has been ${cluster.taskStatus} for an hour without any change` });
+      if (Date.now() - seenAt > stallMs)
+        throw new AppError('node_unhealthy', {
+          detail: `PMK has been ${cluster.taskStatus} for an hour without any change`,
+        });
       await delay(waitMs, undefined, { signal }).catch(() => signal.throwIfAborted());
       waitMs = Math.min(lookMs, waitMs * 1.5);
     }
   }
 
   /** The nodes of PMK that are our hosts, known by address or name. Throws `provisioner_unavailable` naming hosts without a host agent. */
-  private async nodesOf(client: PmkClient, nodes: readonly TargetNode[], signal: AbortSignal): Promise<(PmkNode & { node: TargetNode })[]> {
+  private async nodesOf(
+    client: PmkClient,
+    nodes: readonly TargetNode[],
+    signal: AbortSignal,
+  ): Promise<(PmkNode & { node: TargetNode })[]> {
     const all = await client.listNodes(signal);
     const found = nodes.map((node) => ({
       node,
-      own: all.find(({ primaryIp }) => primaryIp === node.host.address) ?? all.find(({ name }) => name === node.host.name),
+      own:
+        all.find(({ primaryIp }) => primaryIp === node.host.address) ?? all.find(({ name }) => name === node.host.name),
     }));
     const missing = found.filter(({ own }) => !own).map(({ node }) => node.host.name);
     if (missing.length > 0)
@@ -122,10 +159,16 @@ export class PmkProvisioner implements Provisioner {
     return found.flatMap(({ node, own }) => (own ? [{ ...own, node }] : []));
   }
 
-  private async getCluster({ name, provisionerId }: Pick<Target, 'name' | 'provisionerId'>, signal?: AbortSignal): Promise<PmkCluster> {
+  private async getCluster(
+    { name, provisionerId }: Pick<Target, 'name' | 'provisionerId'>,
+    signal?: AbortSignal,
+  ): Promise<PmkCluster> {
     const client = await this.connect();
-    const cluster = provisionerId ? await client.getCluster(provisionerId, signal) : await client.findCluster(name, signal);
-    if (!cluster) throw new AppError('cluster_diverged', { detail: `PMK has no cluster ${provisionerId ?? `named ${name}`}` });
+    const cluster = provisionerId
+      ? await client.getCluster(provisionerId, signal)
+      : await client.findCluster(name, signal);
+    if (!cluster)
+      throw new AppError('cluster_diverged', { detail: `PMK has no cluster ${provisionerId ?? `named ${name}`}` });
     return cluster;
   }
 
@@ -151,7 +194,11 @@ function readPassword(path: string): string {
     return readSecretFile(path);
   } catch (cause) {
     if (cause instanceof AppError) throw cause;
-    throw new AppError('provisioner_unavailable', { detail: `${path} (airdock.pmk.passwordFile) cannot be read` }, { cause });
+    throw new AppError(
+      'provisioner_unavailable',
+      { detail: `${path} (airdock.pmk.passwordFile) cannot be read` },
+      { cause },
+    );
   }
 }
 
@@ -162,9 +209,14 @@ function percentOf(atOnce: number, nodes: readonly TargetNode[]): number | undef
 }
 
 /** Throws `upgrade_refused`. */
-function offeredKind({ kubeRoleVersion, minorUpgradeRoleVersion, patchUpgradeRoleVersion }: PmkCluster, to: string): 'minor' | 'patch' {
+function offeredKind(
+  { kubeRoleVersion, minorUpgradeRoleVersion, patchUpgradeRoleVersion }: PmkCluster,
+  to: string,
+): 'minor' | 'patch' {
   const kind = upgradeKind(kubeRoleVersion, to);
   const offered = [minorUpgradeRoleVersion, patchUpgradeRoleVersion];
   if (offered[kind === 'minor' ? 0 : 1] === to) return kind;
-  throw new AppError('upgrade_refused', { detail: `PMK offers ${offered.filter(Boolean).join(' and ') || 'no upgrade'}, not ${to}` });
+  throw new AppError('upgrade_refused', {
+    detail: `PMK offers ${offered.filter(Boolean).join(' and ') || 'no upgrade'}, not ${to}`,
+  });
 }

@@ -68,5 +68,10 @@ export interface Provisioner {
    */
   upgradeNode?(target: Target, node: TargetNode, key: string, signal: AbortSignal): Promise<void>;
   /** Upgrades all nodes, in an order of its own. `onNodes` is told which are healthy with the new version. */
-  upgradeCluster?(target: Target, batch: UpgradeBatch, context: JobContext, onNodes: (hostIds: string[]) => Promise<void>): Promise<void>;
+  upgradeCluster?(
+    target: Target,
+    batch: UpgradeBatch,
+    context: JobContext,
+    onNodes: (hostIds: string[]) => Promise<void>,
+  ): Promise<void>;
 }

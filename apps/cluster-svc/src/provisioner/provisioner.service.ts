@@ -13,7 +13,11 @@ export class ProvisionerService {
   private readonly provisioners: Record<ProvisionerName, Provisioner>;
 
   constructor(@Inject(CONFIG) config: Config, clients: ServiceClients) {
-    this.provisioners = { external: new ExternalProvisioner(), kubeadm: new KubeadmProvisioner(clients), pmk: new PmkProvisioner(config) };
+    this.provisioners = {
+      external: new ExternalProvisioner(),
+      kubeadm: new KubeadmProvisioner(clients),
+      pmk: new PmkProvisioner(config),
+    };
   }
 
   get(name: ProvisionerName): Provisioner {

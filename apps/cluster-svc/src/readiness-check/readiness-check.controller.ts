@@ -4,7 +4,13 @@ import { type Page, PageQuery } from '@airdock/platform/http/page';
 import { Job } from '@airdock/platform/jobs/job.schema';
 import { Body, Controller, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { CreateReadinessCheck, Readiness, ReadinessCheck, ReadinessCheckPage, ReadinessQuery } from '../readiness/readiness.schema.js';
+import {
+  CreateReadinessCheck,
+  Readiness,
+  ReadinessCheck,
+  ReadinessCheckPage,
+  ReadinessQuery,
+} from '../readiness/readiness.schema.js';
 import { ReadinessCheckService } from './readiness-check.service.js';
 
 @ApiTags('readiness')
@@ -13,7 +19,11 @@ export class ReadinessController {
   constructor(private readonly checks: ReadinessCheckService) {}
 
   @Get('clusters/:id/readiness')
-  @Operation({ id: 'getClusterReadiness', summary: 'Would this cluster stand up now, with no network: from what is known', returns: Readiness })
+  @Operation({
+    id: 'getClusterReadiness',
+    summary: 'Would this cluster stand up now, with no network: from what is known',
+    returns: Readiness,
+  })
   ofCluster(@Param('id') id: string, @Query({ schema: ReadinessQuery }) query: ReadinessQuery): Promise<Readiness> {
     return this.checks.ofCluster(id, query);
   }
@@ -26,7 +36,10 @@ export class ReadinessController {
     returns: Job,
     status: 202,
   })
-  create(@Body({ schema: CreateReadinessCheck }) body: CreateReadinessCheck, @JobRequest() request: JobRequest): Promise<Job> {
+  create(
+    @Body({ schema: CreateReadinessCheck }) body: CreateReadinessCheck,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.checks.create(request, body);
   }
 
@@ -37,7 +50,11 @@ export class ReadinessController {
   }
 
   @Get('readiness-checks/:id')
-  @Operation({ id: 'getReadinessCheck', summary: 'One readiness check, with its answer when the job has succeeded', returns: ReadinessCheck })
+  @Operation({
+    id: 'getReadinessCheck',
+    summary: 'One readiness check, with its answer when the job has succeeded',
+    returns: ReadinessCheck,
+  })
   get(@Param('id') id: string): Promise<ReadinessCheck> {
     return this.checks.get(id);
   }

@@ -41,7 +41,14 @@ export class ReadinessCheckService {
     await this.facts.hosts(hostIds);
     const id = newId();
     const row: ReadinessCheckEntity = {
-      ...{ id, clusterId: body.clusterId ?? null, kubernetesVersion, registryMode, imageSetId: imageSetId ?? null, hostIds: [...hostIds] },
+      ...{
+        id,
+        clusterId: body.clusterId ?? null,
+        kubernetesVersion,
+        registryMode,
+        imageSetId: imageSetId ?? null,
+        hostIds: [...hostIds],
+      },
       ...{ pull: body.pull, fix: body.fix, result: null, pushed: [], jobId: request.id, createdAt: now() },
     };
     return this.jobs.submit({ ...request, type: readinessCheckJobType, resource: `/v1/readiness-checks/${id}` }, [
@@ -49,14 +56,26 @@ export class ReadinessCheckService {
     ]);
   }
 
-  private async questionOf(asked: Pick<CreateReadinessCheck, 'clusterId' | 'kubernetesVersion' | 'hostIds' | 'imageSetId'>): Promise<ReadinessQuestion> {
+  private async questionOf(
+    asked: Pick<CreateReadinessCheck, 'clusterId' | 'kubernetesVersion' | 'hostIds' | 'imageSetId'>,
+  ): Promise<ReadinessQuestion> {
     const cluster = asked.clusterId ? await this.clusters.get(asked.clusterId) : undefined;
     const kubernetesVersion = asked.kubernetesVersion ?? cluster?.kubernetesVersion ?? '';
     const hostIds = asked.hostIds ?? cluster?.nodes.map(({ hostId }) => hostId) ?? [];
     // Of another version the answer is for the upgrade to it.
     const isOwn = cluster !== undefined && kubernetesVersion === cluster.kubernetesVersion;
-    if (isOwn) return { kubernetesVersion, hostIds, registryMode: cluster.registryMode.effective, imageSetId: asked.imageSetId ?? cluster.imageSetId };
-    const { registryMode } = await this.defaults.forCluster(cluster?.registryMode.requested, kubernetesVersion, cluster?.registryMode.effective !== 'none');
+    if (isOwn)
+      return {
+        kubernetesVersion,
+        hostIds,
+        registryMode: cluster.registryMode.effective,
+        imageSetId: asked.imageSetId ?? cluster.imageSetId,
+      };
+    const { registryMode } = await this.defaults.forCluster(
+      cluster?.registryMode.requested,
+      kubernetesVersion,
+      cluster?.registryMode.effective !== 'none',
+    );
     return { kubernetesVersion, hostIds, registryMode, imageSetId: asked.imageSetId };
   }
 
@@ -83,9 +102,14 @@ export class ReadinessCheckService {
     let pulls: Pulls | undefined;
     if (references.length > 0) {
       context.progress({ phase: 'pull', itemsTotal: row.hostIds.length * references.length });
-      const configured = (await this.facts.hosts(row.hostIds)).filter(({ configuration }) => configuration !== null).map(({ id }) => id);
+      const configured = (await this.facts.hosts(row.hostIds))
+        .filter(({ configuration }) => configuration !== null)
+        .map(({ id }) => id);
       const key = `readiness-${context.jobId}-${context.attempt}`;
-      pulls = { kind: row.pull, results: configured.length > 0 ? await this.facts.pull(key, configured, references, context) : [] };
+      pulls = {
+        kind: row.pull,
+        results: configured.length > 0 ? await this.facts.pull(key, configured, references, context) : [],
+      };
     }
     const result = await this.readiness.answer(row, pulls);
     await this.checks.update({ id: row.id }, columns<ReadinessCheckEntity>({ result }));
@@ -93,4 +117,7 @@ export class ReadinessCheckService {
   }
 }
 
-const toResource = (row: ReadinessCheckEntity, job: JobEntity | undefined): ReadinessCheck => ({ ...row, state: job?.state ?? 'failed' });
+const toResource = (row: ReadinessCheckEntity, job: JobEntity | undefined): ReadinessCheck => ({
+  ...row,
+  state: job?.state ?? 'failed',
+});

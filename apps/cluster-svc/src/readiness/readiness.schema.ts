@@ -9,7 +9,9 @@ export const MissingImage = z
     upstream: z.string(),
     state: z
       .enum(['missing', 'changed', 'wrongPlatform', 'wrongRuntime'])
-      .describe('changed: the name leads to another digest; wrongPlatform: not for every host; wrongRuntime: the Docker of a host is too old for its layers'),
+      .describe(
+        'changed: the name leads to another digest; wrongPlatform: not for every host; wrongRuntime: the Docker of a host is too old for its layers',
+      ),
     platforms: z.array(z.string()).describe('That the hosts need and the registry does not have'),
     bundles: z
       .array(z.object({ id: z.uuid(), name: z.string() }))
@@ -26,7 +28,11 @@ export const ReadyHost = z
     configured: z.boolean(),
     drifted: z.boolean(),
     tunnel: z.enum(['up', 'connecting', 'down', 'none']).describe('none: it has none, or needs none'),
-    pulled: z.number().int().nullable().describe('Images that the host pulled for this answer; null: it was not asked to'),
+    pulled: z
+      .number()
+      .int()
+      .nullable()
+      .describe('Images that the host pulled for this answer; null: it was not asked to'),
     failedPulls: z.array(z.object({ reference: z.string(), error: ProblemDocument })),
   })
   .meta({ id: 'ReadyHost' });
@@ -40,7 +46,11 @@ export const Readiness = z
     imageSet: z.object({ id: z.uuid(), name: z.string(), images: z.number().int() }).nullable(),
     missingImages: z.array(MissingImage),
     hosts: z.array(ReadyHost),
-    problems: z.array(ProblemDocument).describe('Everything that is in the way, each with its next step. Empty: it would stand up, with no network, now'),
+    problems: z
+      .array(ProblemDocument)
+      .describe(
+        'Everything that is in the way, each with its next step. Empty: it would stand up, with no network, now',
+      ),
     pull: z.enum(['none', 'sample', 'all']).describe('Which images each host has pulled for this answer'),
     seenAt: z.iso.datetime(),
   })
@@ -49,7 +59,9 @@ export type Readiness = z.infer<typeof Readiness>;
 
 const version = z.string().max(60);
 
-export const ReadinessQuery = z.strictObject({ kubernetesVersion: version.optional().describe("Another one than the cluster's, e.g. of an upgrade") });
+export const ReadinessQuery = z.strictObject({
+  kubernetesVersion: version.optional().describe("Another one than the cluster's, e.g. of an upgrade"),
+});
 export type ReadinessQuery = z.infer<typeof ReadinessQuery>;
 
 const question = {
@@ -57,15 +69,22 @@ const question = {
   kubernetesVersion: version.optional(),
   hostIds: z.array(z.uuid()).min(1).max(1000).optional(),
   imageSetId: z.uuid().optional().describe('Without it the newest set that is defined for the version'),
-  pull: z.enum(['none', 'sample', 'all']).default('sample').describe('sample: the smallest image of the set, by every host; all: every image'),
+  pull: z
+    .enum(['none', 'sample', 'all'])
+    .default('sample')
+    .describe('sample: the smallest image of the set, by every host; all: every image'),
   fix: z.boolean().default(false).describe('First pushes what is missing from registered bundles, and only that'),
 };
 
 export const CreateReadinessCheck = z
   .strictObject(question)
-  .refine(({ clusterId, kubernetesVersion, hostIds }) => clusterId !== undefined || (kubernetesVersion !== undefined && hostIds !== undefined), {
-    message: 'give clusterId, or kubernetesVersion and hostIds',
-  })
+  .refine(
+    ({ clusterId, kubernetesVersion, hostIds }) =>
+      clusterId !== undefined || (kubernetesVersion !== undefined && hostIds !== undefined),
+    {
+      message: 'give clusterId, or kubernetesVersion and hostIds',
+    },
+  )
   .meta({ id: 'CreateReadinessCheck' });
 export type CreateReadinessCheck = z.infer<typeof CreateReadinessCheck>;
 

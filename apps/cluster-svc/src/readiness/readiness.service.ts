@@ -31,7 +31,10 @@ export class ReadinessService {
   }
 
   /** The answer, and the images of the set as the registry was asked for them. */
-  async look({ kubernetesVersion, registryMode, hostIds, imageSetId }: ReadinessQuestion, pulls?: Pulls): Promise<{ answer: Readiness; images: SetImage[] }> {
+  async look(
+    { kubernetesVersion, registryMode, hostIds, imageSetId }: ReadinessQuestion,
+    pulls?: Pulls,
+  ): Promise<{ answer: Readiness; images: SetImage[] }> {
     const usesRegistry = registryMode !== 'none';
     const [hosts, tunnels, set] = await Promise.all([
       this.facts.hosts(hostIds),
@@ -51,7 +54,8 @@ export class ReadinessService {
       ...setProblems(kubernetesVersion, usesRegistry, set, missingImages, images.length),
       ...readyHosts.flatMap((host) => hostProblems(host, registryMode)),
     ];
-    for (const { hostName, error } of pulls?.results ?? []) if (error) problems.push({ ...error, detail: `${hostName}: ${error.detail ?? error.title}` });
+    for (const { hostName, error } of pulls?.results ?? [])
+      if (error) problems.push({ ...error, detail: `${hostName}: ${error.detail ?? error.title}` });
     const answer: Readiness = {
       ready: problems.length === 0,
       kubernetesVersion,
@@ -67,13 +71,21 @@ export class ReadinessService {
   }
 
   /** References that hosts should pull to prove that they can: the smallest image that is there and runs on all of them, or all images. */
-  async references({ kubernetesVersion, registryMode, imageSetId, hostIds }: ReadinessQuestion, kind: Readiness['pull']): Promise<string[]> {
-    const set = kind !== 'none' && registryMode !== 'none' ? await this.facts.imageSetOf(kubernetesVersion, imageSetId) : undefined;
+  async references(
+    { kubernetesVersion, registryMode, imageSetId, hostIds }: ReadinessQuestion,
+    kind: Readiness['pull'],
+  ): Promise<string[]> {
+    const set =
+      kind !== 'none' && registryMode !== 'none'
+        ? await this.facts.imageSetOf(kubernetesVersion, imageSetId)
+        : undefined;
     if (!set) return [];
     const { fields } = await this.defaults.get();
     const images = await this.facts.imagesOf(set.id);
     const wheres = kind === 'sample' ? (await this.facts.hosts(hostIds)).flatMap(whereOf) : [];
-    const present = images.filter((image) => image.state === 'present' && !isArtifact(image)).sort((a, b) => (a.sizeBytes ?? 0) - (b.sizeBytes ?? 0));
+    const present = images
+      .filter((image) => image.state === 'present' && !isArtifact(image))
+      .sort((a, b) => (a.sizeBytes ?? 0) - (b.sizeBytes ?? 0));
     const sample = present.find((image) => wheres.every((where) => runsOn(image, where))) ?? present[0];
     return this.facts.references(kind === 'sample' ? (sample ? [sample] : []) : present, fields.k8sPrivateRegistry);
   }
@@ -95,12 +107,15 @@ export class ReadinessService {
 }
 
 /** Which bundles to push what from: again and again the bundle that has the most of what is left. */
-export function planPushes(missing: readonly Pick<MissingImage, 'upstream' | 'bundles'>[]): { bundleId: string; images: string[] }[] {
+export function planPushes(
+  missing: readonly Pick<MissingImage, 'upstream' | 'bundles'>[],
+): { bundleId: string; images: string[] }[] {
   const plan: { bundleId: string; images: string[] }[] = [];
   let left = missing.filter(({ bundles }) => bundles.length > 0);
   while (left.length > 0) {
     const byBundle = new Map<string, string[]>();
-    for (const { upstream, bundles } of left) for (const { id } of bundles) byBundle.set(id, [...(byBundle.get(id) ?? []), upstream]);
+    for (const { upstream, bundles } of left)
+      for (const { id } of bundles) byBundle.set(id, [...(byBundle.get(id) ?? []), upstream]);
     const [best] = [...byBundle].sort(([, a], [, b]) => b.length - a.length);
     if (!best) break;
     const [bundleId, images] = best;
@@ -121,7 +136,12 @@ function whereOf({ facts, configuration }: Host): RunsWhere[] {
   if (!facts) return [];
   const isDocker = configuration?.containerRuntime !== 'containerd' && facts.dockerVersion !== null;
   const version = isDocker ? facts.dockerVersion : facts.containerdVersion;
-  return [{ platform: `linux/${facts.architecture}`, ...(version ? { runtime: { name: isDocker ? 'docker' : 'containerd', version } } : {}) }];
+  return [
+    {
+      platform: `linux/${facts.architecture}`,
+      ...(version ? { runtime: { name: isDocker ? 'docker' : 'containerd', version } } : {}),
+    },
+  ];
 }
 
 /** What the registry cannot serve to all these hosts. A chart or a file is needed there, and on no host. */
@@ -132,11 +152,18 @@ function missingFor(images: readonly SetImage[], hosts: readonly RunsWhere[]): M
     const obstacles = isArtifact(image) ? [] : hosts.map((where) => obstacleOn(image, where));
     const lacking = hosts.filter((_, index) => obstacles[index] !== undefined);
     if (state === 'present' && lacking.length === 0) return [];
-    const complete = bundles.filter((bundle) => bundle.platforms.length === 0 || hosts.every((where) => runsOn(bundle, where)));
+    const complete = bundles.filter(
+      (bundle) => bundle.platforms.length === 0 || hosts.every((where) => runsOn(bundle, where)),
+    );
     return [
       {
         upstream,
-        state: state !== 'present' ? state : obstacles.includes('compression') ? ('wrongRuntime' as const) : ('wrongPlatform' as const),
+        state:
+          state !== 'present'
+            ? state
+            : obstacles.includes('compression')
+              ? ('wrongRuntime' as const)
+              : ('wrongPlatform' as const),
         platforms: state === 'present' ? platformsOf(lacking) : platformsOf(hosts),
         bundles: complete.map(({ id, name }) => ({ id, name })),
       },
@@ -157,25 +184,47 @@ function readyHost(host: Host, tunnel: Tunnel | undefined, pulled: HostCheckResu
   };
 }
 
-function setProblems(kubernetesVersion: string, usesRegistry: boolean, set: ImageSet | undefined, missing: readonly MissingImage[], images: number) {
+function setProblems(
+  kubernetesVersion: string,
+  usesRegistry: boolean,
+  set: ImageSet | undefined,
+  missing: readonly MissingImage[],
+  images: number,
+) {
   if (!usesRegistry) return [];
   if (!set) return [toProblem(new AppError('image_set_missing', { detail: kubernetesVersion }))];
   // A set without a version is for whatever it is named for.
   if (set.kubernetesVersion !== null && plainVersion(set.kubernetesVersion) !== plainVersion(kubernetesVersion))
-    return [toProblem(new AppError('image_set_missing', { detail: `${set.name} is for ${set.kubernetesVersion}, not for ${kubernetesVersion}` }))];
+    return [
+      toProblem(
+        new AppError('image_set_missing', {
+          detail: `${set.name} is for ${set.kubernetesVersion}, not for ${kubernetesVersion}`,
+        }),
+      ),
+    ];
   if (missing.length === 0) return [];
   const carried = missing.filter(({ bundles }) => bundles.length > 0).length;
   const detail = `${missing.length} of ${images} images of ${set.name}; registered bundles have ${carried} of them`;
-  return [toProblem(new AppError('images_missing', { detail, missing: missing.slice(0, 100).map(({ upstream }) => upstream) }))];
+  return [
+    toProblem(
+      new AppError('images_missing', { detail, missing: missing.slice(0, 100).map(({ upstream }) => upstream) }),
+    ),
+  ];
 }
 
-function hostProblems({ hostId, name, configured, drifted, tunnel, failedPulls }: ReadyHost, registryMode: RegistryMode) {
+function hostProblems(
+  { hostId, name, configured, drifted, tunnel, failedPulls }: ReadyHost,
+  registryMode: RegistryMode,
+) {
   const about = { hostId };
   const problems = [];
   if (!configured) problems.push(new AppError('host_not_configured', { ...about, detail: name }));
   else if (drifted) problems.push(new AppError('host_drifted', { ...about, detail: name }));
-  if (registryMode === 'local' && configured && tunnel !== 'up') problems.push(new AppError('tunnel_failed', { ...about, detail: `${name}: ${tunnel}` }));
+  if (registryMode === 'local' && configured && tunnel !== 'up')
+    problems.push(new AppError('tunnel_failed', { ...about, detail: `${name}: ${tunnel}` }));
   for (const { reference, error } of failedPulls.slice(0, 5))
-    problems.push(new AppError('host_pull_failed', { ...about, detail: `${name}: ${reference}: ${error.detail ?? error.title}` }));
+    problems.push(
+      new AppError('host_pull_failed', { ...about, detail: `${name}: ${reference}: ${error.detail ?? error.title}` }),
+    );
   return problems.map(toProblem);
 }

@@ -36,9 +36,17 @@ export class UpgradeCluster {
     const upgrade = await this.upgrades.row(context.resourceId);
     const cluster = await this.clusters.get(upgrade.clusterId);
     const { from, to } = upgrade;
-    const ended = (registryMode: UpgradeEntity['registryMode']) => ({ from, to, registryMode, nodes: upgrade.nodes.length });
+    const ended = (registryMode: UpgradeEntity['registryMode']) => ({
+      from,
+      to,
+      registryMode,
+      nodes: upgrade.nodes.length,
+    });
     // A worker may be killed after the upgrade has ended and before its job has.
-    const isOver = cluster.upgradeId === null && cluster.kubernetesVersion === to && upgrade.nodes.every(({ state }) => state === 'done');
+    const isOver =
+      cluster.upgradeId === null &&
+      cluster.kubernetesVersion === to &&
+      upgrade.nodes.every(({ state }) => state === 'done');
     if (isOver) return ended(cluster.registryMode.effective);
     assertUpgrading(cluster, upgrade.id);
     if (!upgrade.pulledAt) await this.bringImages(upgrade, cluster, context);
@@ -69,13 +77,23 @@ export class UpgradeCluster {
     pulling.progress({ phase: 'gate' });
     const answer = await this.readiness.answer(question);
     if (!answer.ready) throw notReady(answer);
-    await this.creation.pullImages({ nodes, fields }, imageSetId, `upgrade-${context.jobId}-${context.attempt}`, pulling);
+    await this.creation.pullImages(
+      { nodes, fields },
+      imageSetId,
+      `upgrade-${context.jobId}-${context.attempt}`,
+      pulling,
+    );
     upgrade.pulledAt = now();
     await this.upgrades.save(upgrade.id, { pulledAt: upgrade.pulledAt });
   }
 
   /** The provisioner has its own order; nobody can hold it between nodes. */
-  private async upgradeAll(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, context: JobContext): Promise<void> {
+  private async upgradeAll(
+    provisioner: Provisioner,
+    upgrade: UpgradeEntity,
+    target: Target,
+    context: JobContext,
+  ): Promise<void> {
     await this.waitWhilePaused(upgrade, context);
     const size = { nodes: batchSize(upgrade.batch, upgrade.nodes), percent: upgrade.batch.percent };
     await provisioner.upgradeCluster?.(target, size, context, async (hostIds) => {
@@ -84,7 +102,12 @@ export class UpgradeCluster {
     });
   }
 
-  private async upgradeNodes(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, context: JobContext): Promise<void> {
+  private async upgradeNodes(
+    provisioner: Provisioner,
+    upgrade: UpgradeEntity,
+    target: Target,
+    context: JobContext,
+  ): Promise<void> {
     // A node that is half way comes first: never are there two.
     const isHalfWay = ({ state }: UpgradedNode) => state === 'upgrading' || state === 'failed';
     const size = batchSize(upgrade.batch, upgrade.nodes);
@@ -104,7 +127,13 @@ export class UpgradeCluster {
   }
 
   /** All of a batch are let end, whatever becomes of one. Throws the first failure. */
-  private async upgradeBatch(provisioner: Provisioner, upgrade: UpgradeEntity, target: Target, batch: UpgradedNode[], context: JobContext): Promise<void> {
+  private async upgradeBatch(
+    provisioner: Provisioner,
+    upgrade: UpgradeEntity,
+    target: Target,
+    batch: UpgradedNode[],
+    context: JobContext,
+  ): Promise<void> {
     await this.advance(upgrade, batch, { state: 'upgrading' }, context);
     // Each writes all nodes: what is written last must be what was known last.
     const oneNote = pLimit(1);
@@ -114,11 +143,18 @@ export class UpgradeCluster {
         const own = target.nodes.find(({ hostId }) => hostId === node.hostId);
         if (!own) throw new AppError('cluster_diverged', { detail: `${node.name} is no longer in the cluster` });
         try {
-          await provisioner.upgradeNode?.(target, own, `upgrade-${upgrade.id}-${node.hostId}-${node.tries}`, nodeSignal);
+          await provisioner.upgradeNode?.(
+            target,
+            own,
+            `upgrade-${upgrade.id}-${node.hostId}-${node.tries}`,
+            nodeSignal,
+          );
         } catch (error) {
           // It goes on by itself, or is asked for again under the same key.
           if (nodeSignal.aborted || isTransient(error)) throw error;
-          await oneNote(() => this.note(upgrade, [node], { state: 'failed', tries: node.tries + 1, error: toProblem(error) }));
+          await oneNote(() =>
+            this.note(upgrade, [node], { state: 'failed', tries: node.tries + 1, error: toProblem(error) }),
+          );
           throw error;
         }
         await oneNote(() => this.advance(upgrade, [node], { state: 'done', error: null }, context));
@@ -130,22 +166,39 @@ export class UpgradeCluster {
   }
 
   /** The job's progress first: a worker that dies after the note must not count as one that got no further. */
-  private async advance(upgrade: UpgradeEntity, nodes: readonly UpgradedNode[], values: Partial<UpgradedNode>, context: JobContext): Promise<void> {
+  private async advance(
+    upgrade: UpgradeEntity,
+    nodes: readonly UpgradedNode[],
+    values: Partial<UpgradedNode>,
+    context: JobContext,
+  ): Promise<void> {
     context.progress(stepsDone(upgrade.nodes.map((node) => (nodes.includes(node) ? { ...node, ...values } : node))));
     await context.saved();
     await this.note(upgrade, nodes, values);
   }
 
-  private async note(upgrade: UpgradeEntity, nodes: readonly UpgradedNode[], values: Partial<UpgradedNode>): Promise<void> {
+  private async note(
+    upgrade: UpgradeEntity,
+    nodes: readonly UpgradedNode[],
+    values: Partial<UpgradedNode>,
+  ): Promise<void> {
     for (const node of nodes) Object.assign(node, values);
     await this.upgrades.save(upgrade.id, { nodes: upgrade.nodes });
   }
 
   /** What the cluster runs with now. PMK may have kept the registry fields of its creation: then the cluster has not joined, whatever was asked for. */
-  private async verify(provisioner: Provisioner, cluster: Cluster, upgrade: UpgradeEntity, target: Target, { signal }: JobContext) {
+  private async verify(
+    provisioner: Provisioner,
+    cluster: Cluster,
+    upgrade: UpgradeEntity,
+    target: Target,
+    { signal }: JobContext,
+  ) {
     const found = await provisioner.find(target, signal);
     if (found.kubernetesVersion !== upgrade.to)
-      throw new AppError('cluster_diverged', { detail: `${cluster.name} runs ${found.kubernetesVersion} after its upgrade to ${upgrade.to}` });
+      throw new AppError('cluster_diverged', {
+        detail: `${cluster.name} runs ${found.kubernetesVersion} after its upgrade to ${upgrade.to}`,
+      });
     const fields = found.fields ?? upgrade.fields;
     const hasJoined = isDeepStrictEqual(fields, upgrade.fields);
     return { registryMode: hasJoined ? upgrade.registryMode : cluster.registryMode.effective, fields };

@@ -20,7 +20,11 @@ export class UpgradeController {
     returns: Job,
     status: 202,
   })
-  create(@Param('clusterId') clusterId: string, @Body({ schema: CreateUpgrade }) body: CreateUpgrade, @JobRequest() request: JobRequest): Promise<Job> {
+  create(
+    @Param('clusterId') clusterId: string,
+    @Body({ schema: CreateUpgrade }) body: CreateUpgrade,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.upgrades.create(clusterId, request, body);
   }
 
@@ -37,7 +41,12 @@ export class UpgradeController {
   }
 
   @Post(':id/pause')
-  @Operation({ id: 'pauseClusterUpgrade', summary: 'Hold the upgrade before its next node', returns: Upgrade, status: 200 })
+  @Operation({
+    id: 'pauseClusterUpgrade',
+    summary: 'Hold the upgrade before its next node',
+    returns: Upgrade,
+    status: 200,
+  })
   pause(@Param('clusterId') clusterId: string, @Param('id') id: string): Promise<Upgrade> {
     return this.upgrades.setPaused(clusterId, id, true);
   }

@@ -23,9 +23,13 @@ export const UpgradePlan = z
     from: z.string(),
     to: z.string(),
     kind: z.enum(['minor', 'patch']),
-    registryMode: z.object({ from: z.enum(registryModes), to: z.enum(registryModes) }).describe('A cluster from before the registry joins it by this'),
+    registryMode: z
+      .object({ from: z.enum(registryModes), to: z.enum(registryModes) })
+      .describe('A cluster from before the registry joins it by this'),
     imagesToPush: z.array(MissingImage).describe('From registered bundles; what no bundle has is among the problems'),
-    imagesToPull: z.array(z.string()).describe('References that every node pulls before the first one is drained; what it has costs nothing'),
+    imagesToPull: z
+      .array(z.string())
+      .describe('References that every node pulls before the first one is drained; what it has costs nothing'),
     batches: z.array(z.array(plannedNode)).describe('In their order'),
     restarts: z.array(z.string()).describe('What restarts on each node'),
     problems: z.array(ProblemDocument).describe('What is in the way now, other than images that will be pushed'),
@@ -70,7 +74,9 @@ export const CreateUpgrade = z
     registryMode: z
       .enum(registryModes)
       .optional()
-      .describe('What the cluster wants from now on, e.g. local for one that was created with none. Without it what it was asked for before'),
+      .describe(
+        'What the cluster wants from now on, e.g. local for one that was created with none. Without it what it was asked for before',
+      ),
     dryRun: z.boolean().default(false).describe('Only tells the plan'),
   })
   .meta({ id: 'CreateUpgrade' });

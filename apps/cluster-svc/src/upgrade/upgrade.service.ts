@@ -50,7 +50,11 @@ export class UpgradeService {
     const cluster = await this.clusters.get(clusterId);
     const last = dryRun ? undefined : await this.assertFree(cluster, to);
     const kind = upgradeKind(cluster.kubernetesVersion, to);
-    const settings = await this.defaults.forCluster(wanted ?? cluster.registryMode.requested, to, cluster.registryMode.effective !== 'none');
+    const settings = await this.defaults.forCluster(
+      wanted ?? cluster.registryMode.requested,
+      to,
+      cluster.registryMode.effective !== 'none',
+    );
     await this.provisioners.get(cluster.provisioner).checkUpgrade(cluster, to);
     const { registryMode, fields, packages } = settings;
     const hostIds = cluster.nodes.map(({ hostId }) => hostId);
@@ -58,20 +62,30 @@ export class UpgradeService {
     const { answer, images } = await this.readiness.look(question);
     const toPush = answer.missingImages.filter(({ bundles }) => bundles.length > 0);
     // Images that bundles have are pushed by the job.
-    const problems = answer.problems.filter((problem) => problem.code !== 'images_missing' || toPush.length < answer.missingImages.length) as Problem[];
+    const problems = answer.problems.filter(
+      (problem) => problem.code !== 'images_missing' || toPush.length < answer.missingImages.length,
+    ) as Problem[];
     if (!dryRun && problems.length > 0) throw notReady({ problems });
 
     const names = new Map(answer.hosts.map(({ hostId, name }) => [hostId, name]));
     const nodes = inOrder(cluster).map(({ hostId, role }) => ({ hostId, name: names.get(hostId) ?? '', role }));
     const plan: UpgradePlan = {
-      ...{ from: cluster.kubernetesVersion, to, kind, registryMode: { from: cluster.registryMode.effective, to: registryMode } },
+      ...{
+        from: cluster.kubernetesVersion,
+        to,
+        kind,
+        registryMode: { from: cluster.registryMode.effective, to: registryMode },
+      },
       imagesToPush: toPush,
       imagesToPull: this.facts.references(
         images.filter((image) => !isArtifact(image)),
         fields.k8sPrivateRegistry,
       ),
       batches: batchesOf(nodes, batchSize(batch, nodes)),
-      restarts: cluster.provisioner === 'external' ? [] : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
+      restarts:
+        cluster.provisioner === 'external'
+          ? []
+          : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
       problems,
       plannedAt: now(),
     };
@@ -79,7 +93,19 @@ export class UpgradeService {
     const reached = new Map(last?.to === to ? last.nodes.map((node) => [node.hostId, node]) : []);
     const id = newId();
     const row: UpgradeEntity = {
-      ...{ id, clusterId, from: cluster.kubernetesVersion, to, dryRun, batch, wantedMode: wanted ?? null, registryMode, fields, packages, plan },
+      ...{
+        id,
+        clusterId,
+        from: cluster.kubernetesVersion,
+        to,
+        dryRun,
+        batch,
+        wantedMode: wanted ?? null,
+        registryMode,
+        fields,
+        packages,
+        plan,
+      },
       ...{ imageSetId: answer.imageSet?.id ?? null, pulledAt: null, jobId: request.id, createdAt: now() },
       nodes: nodes.map((node) => reached.get(node.hostId) ?? { ...node, state: 'waiting', tries: 0, error: null }),
     };
@@ -91,7 +117,8 @@ export class UpgradeService {
         this.upgrades.createQueryBuilder().insert().values(columns(row)),
       ]);
     } catch (error) {
-      if (error instanceof AppError && error.code === 'resource_changed') throw new AppError('cluster_busy', { detail: 'another upgrade was begun, or ended' });
+      if (error instanceof AppError && error.code === 'resource_changed')
+        throw new AppError('cluster_busy', { detail: 'another upgrade was begun, or ended' });
       throw error;
     }
   }
@@ -100,12 +127,15 @@ export class UpgradeService {
   private async assertFree({ jobId, upgradeId, state }: Cluster, to: string): Promise<UpgradeEntity | undefined> {
     await this.clusters.assertIdle([jobId]);
     // The job may have ended after the state was seen.
-    if (state === 'failed' || state === 'creating') throw new AppError('cluster_busy', { detail: 'the cluster was not created: retry that job first', jobId });
+    if (state === 'failed' || state === 'creating')
+      throw new AppError('cluster_busy', { detail: 'the cluster was not created: retry that job first', jobId });
     if (!upgradeId) return undefined;
     const last = await getRow(this.upgrades, upgradeId);
     await this.clusters.assertIdle([last.jobId]);
     if (last.to !== to && last.nodes.some((node) => node.state !== 'waiting'))
-      throw new AppError('upgrade_refused', { detail: `nodes have ${last.to} already: finish the upgrade to it first, by a retry of job ${last.jobId}` });
+      throw new AppError('upgrade_refused', {
+        detail: `nodes have ${last.to} already: finish the upgrade to it first, by a retry of job ${last.jobId}`,
+      });
     return last;
   }
 
@@ -118,7 +148,8 @@ export class UpgradeService {
 
   async get(clusterId: string, id: string): Promise<Upgrade> {
     const row = await this.row(id);
-    if (row.clusterId !== clusterId) throw new AppError('resource_not_found', { detail: `no upgrade with id ${id} of this cluster` });
+    if (row.clusterId !== clusterId)
+      throw new AppError('resource_not_found', { detail: `no upgrade with id ${id} of this cluster` });
     return toResource(row, await this.clusters.get(clusterId), await this.jobs.find(row.jobId));
   }
 
@@ -150,7 +181,10 @@ const inOrder = ({ nodes }: Pick<Cluster, 'nodes'>): Cluster['nodes'] => [
   ...nodes.filter(({ role }) => role === 'worker'),
 ];
 
-export function batchSize({ nodes, percent }: CreateUpgrade['batch'], all: readonly Pick<UpgradedNode, 'role'>[]): number {
+export function batchSize(
+  { nodes, percent }: CreateUpgrade['batch'],
+  all: readonly Pick<UpgradedNode, 'role'>[],
+): number {
   const workers = all.filter(({ role }) => role === 'worker').length;
   return nodes ?? Math.max(1, Math.floor((workers * (percent ?? 0)) / 100));
 }

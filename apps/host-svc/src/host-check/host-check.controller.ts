@@ -14,7 +14,12 @@ export class HostCheckController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createHostCheck', summary: 'Look at hosts, and let them pull; changes nothing', returns: Job, status: 202 })
+  @Operation({
+    id: 'createHostCheck',
+    summary: 'Look at hosts, and let them pull; changes nothing',
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateHostCheck }) body: CreateHostCheck, @JobRequest() request: JobRequest): Promise<Job> {
     return this.hostChecks.create(request, body);
   }

@@ -14,7 +14,11 @@ export const Check = z
 export type Check = z.infer<typeof Check>;
 
 export const Pull = z
-  .object({ reference: z.string(), digest: z.string().nullable().describe('What the host got'), error: ProblemDocument.nullable() })
+  .object({
+    reference: z.string(),
+    digest: z.string().nullable().describe('What the host got'),
+    error: ProblemDocument.nullable(),
+  })
   .meta({ id: 'Pull' });
 export type Pull = z.infer<typeof Pull>;
 
@@ -47,7 +51,11 @@ export const HostCheckPage = pageOf(HostCheck, 'HostCheckPage');
 export const CreateHostCheck = z
   .strictObject({
     hostIds: z.array(z.uuid()).min(1).max(1000),
-    pull: z.array(z.string().max(512)).max(1000).default([]).describe('Local references that each host pulls with its own runtime, comparing digests'),
+    pull: z
+      .array(z.string().max(512))
+      .max(1000)
+      .default([])
+      .describe('Local references that each host pulls with its own runtime, comparing digests'),
   })
   .meta({ id: 'CreateHostCheck' });
 export type CreateHostCheck = z.infer<typeof CreateHostCheck>;

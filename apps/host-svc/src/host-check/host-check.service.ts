@@ -106,27 +106,43 @@ export class HostCheckService {
   }
 
   private async checkHost(host: Host, wanted: WantedDigests, whole: AbortSignal): Promise<HostCheckResult> {
-    const result: HostCheckResult = { hostId: host.id, hostName: host.name, ok: false, checks: [], pulls: [], error: null };
+    const result: HostCheckResult = {
+      hostId: host.id,
+      hostName: host.name,
+      ok: false,
+      checks: [],
+      pulls: [],
+      error: null,
+    };
     const timeMs = wanted.size > 0 ? pullMs : lookMs;
     const late = new AbortController();
-    const timer = setTimeout(() => late.abort(new AppError('host_command_timeout', { detail: `the check after ${timeMs / 1000} s` })), timeMs);
+    const timer = setTimeout(
+      () => late.abort(new AppError('host_command_timeout', { detail: `the check after ${timeMs / 1000} s` })),
+      timeMs,
+    );
     const signal = AbortSignal.any([whole, late.signal]);
     try {
       await using connection = await this.hosts.connect(host, signal);
       const { checks, hasDocker, system: found } = await this.inspect(host, connection, signal);
       const isContainerd =
         host.configuration?.containerRuntime === 'containerd' ||
-        (!hasDocker && (host.configuration !== null || (!found.docker.isInstalled && found.containerd.version !== undefined)));
+        (!hasDocker &&
+          (host.configuration !== null || (!found.docker.isInstalled && found.containerd.version !== undefined)));
       result.checks = isContainerd ? checks.filter(({ name }) => name !== 'docker') : checks;
       const runtime = isContainerd ? new ContainerdHost(connection, signal) : new DockerHost(connection, signal);
       const inForce = await this.inForce(host, isContainerd, connection, signal);
       if (inForce) result.checks.push(inForce);
       const system = new HostSystem(connection, signal);
       if (wanted.size > 0 && (await this.tunnels.find(host.id)) && !(await this.leadsSoon(host.id, system, signal)))
-        throw new AppError('tunnel_failed', { detail: `on the host 127.0.0.1:${this.config.registry.port} gives no answer of the registry` });
+        throw new AppError('tunnel_failed', {
+          detail: `on the host 127.0.0.1:${this.config.registry.port} gives no answer of the registry`,
+        });
       const limit = pLimit(pullsAtOnce);
-      result.pulls = await Promise.all([...wanted.keys()].map((reference) => limit(() => this.pullOne(runtime, reference, wanted))));
-      result.ok = result.checks.every(({ status }) => status !== 'failure') && result.pulls.every(({ error }) => error === null);
+      result.pulls = await Promise.all(
+        [...wanted.keys()].map((reference) => limit(() => this.pullOne(runtime, reference, wanted))),
+      );
+      result.ok =
+        result.checks.every(({ status }) => status !== 'failure') && result.pulls.every(({ error }) => error === null);
     } catch (error) {
       whole.throwIfAborted();
       result.error = toProblem(late.signal.aborted ? late.signal.reason : error);
@@ -137,7 +153,12 @@ export class HostCheckService {
   }
 
   /** Whether the runtime of a configured host runs with what was written for it; undefined where nothing was. */
-  private async inForce({ id, configuration }: Host, isContainerd: boolean, connection: SshConnection, signal: AbortSignal): Promise<Check | undefined> {
+  private async inForce(
+    { id, configuration }: Host,
+    isContainerd: boolean,
+    connection: SshConnection,
+    signal: AbortSignal,
+  ): Promise<Check | undefined> {
     const { naming, registry } = this.config;
     if (!configuration || configuration.skipDockerInstall || !(await this.tunnels.find(id))) return undefined;
     if (!isContainerd && !naming.includes('flat')) return undefined;
@@ -163,12 +184,15 @@ export class HostCheckService {
     const { port } = this.config.registry;
     const wanted = tunnel ?? (await this.tunnels.find(host.id));
     const tries = isTried ? await this.triesFor(wanted) : { ports: [], sockets: false };
-    const look = (ownsPort: boolean) => inspectHost(connection, { port, ownsPort, asksRegistry: ownsPort && asksRegistry, tries, seenAt: now() }, signal);
+    const look = (ownsPort: boolean) =>
+      inspectHost(connection, { port, ownsPort, asksRegistry: ownsPort && asksRegistry, tries, seenAt: now() }, signal);
     let inspection = await look(wanted?.state === 'up');
     // What took the port may be our own tunnel, which came up meanwhile and has yet to say so.
-    if (inspection.isPortTaken && (await this.tunnels.isUpWithin(host.id, signal, ownPortMs))) inspection = await look(true);
+    if (inspection.isPortTaken && (await this.tunnels.isUpWithin(host.id, signal, ownPortMs)))
+      inspection = await look(true);
     // Or another look at this host, which has just tried whether sshd lets us have it.
-    else if (inspection.isPortTaken && tries.ports.length > 0 && (await delay(tryMs, true, { signal }))) inspection = await look(false);
+    else if (inspection.isPortTaken && tries.ports.length > 0 && (await delay(tryMs, true, { signal })))
+      inspection = await look(false);
     await this.hosts.saveFacts(host.id, inspection.facts);
     return inspection;
   }
@@ -178,7 +202,10 @@ export class HostCheckService {
     const asked = await getRegistry({ client: this.clients.registry });
     if (asked.data?.sockets === null) return { ports: [], sockets: false };
     const { hostPort, packagePort } = this.tunnels.ports;
-    return { ports: tunnel ? [] : [hostPort, ...(packagePort === null ? [] : [packagePort])], sockets: tunnel?.state !== 'up' || tunnel.hostEnd !== 'socket' };
+    return {
+      ports: tunnel ? [] : [hostPort, ...(packagePort === null ? [] : [packagePort])],
+      sockets: tunnel?.state !== 'up' || tunnel.hostEnd !== 'socket',
+    };
   }
 
   /** False when the tunnel is down, or is up and the host gets no answer: one that was taken over, or is of a worker that was killed, may be back in a moment. */
@@ -201,7 +228,10 @@ export class HostCheckService {
   /** What the registry holds under these references, or why that is not known. */
   private async digestsOf(references: readonly string[]): Promise<WantedDigests> {
     const wanted: WantedDigests = new Map(
-      references.map((reference) => [reference, new AppError('image_not_found', { detail: `${reference} is not in the registry` })]),
+      references.map((reference) => [
+        reference,
+        new AppError('image_not_found', { detail: `${reference} is not in the registry` }),
+      ]),
     );
     if (references.length === 0) return wanted;
     try {
@@ -230,7 +260,10 @@ export class HostCheckService {
       const wanted = (known ?? (await this.digestsOf([reference]))).get(reference);
       if (wanted instanceof AppError) throw wanted;
       const digest = await runtime.pull(reference);
-      if (digest !== wanted) throw new AppError('host_pull_failed', { detail: `${reference}: the host got ${digest}, the registry holds ${wanted}` });
+      if (digest !== wanted)
+        throw new AppError('host_pull_failed', {
+          detail: `${reference}: the host got ${digest}, the registry holds ${wanted}`,
+        });
       return { reference, digest, error: null };
     } catch (error) {
       if (error instanceof AppError && error.code === 'host_unreachable') throw error;
@@ -248,4 +281,7 @@ export function ofHost(hostName: string, problem: Problem): AppError {
   return new AppError(code, { ...details, detail: `${hostName}: ${details.detail ?? problem.title}`, host: hostName });
 }
 
-const toResource = (row: HostCheckEntity, job: JobEntity | undefined): HostCheck => ({ ...row, state: job?.state ?? 'failed' });
+const toResource = (row: HostCheckEntity, job: JobEntity | undefined): HostCheck => ({
+  ...row,
+  state: job?.state ?? 'failed',
+});

@@ -13,7 +13,13 @@ const seenAt = '2026-01-01T00:00:00.000Z';
 
 async function inspect(options: Partial<SshServerOptions> = {}, port = 5100, asksRegistry = false) {
   await using server = await startSshServer({ user: 'root', password: 'p', ...options });
-  const target = { address: '127.0.0.1', port: server.port, username: options.user ?? 'root', password: 'p', hostKeyFingerprint: parseHostKey(server.hostKey) };
+  const target = {
+    address: '127.0.0.1',
+    port: server.port,
+    username: options.user ?? 'root',
+    password: 'p',
+    hostKeyFingerprint: parseHostKey(server.hostKey),
+  };
   await using connection = await connectSsh(target);
   const inspection = await inspectHost(
     connection,
@@ -77,7 +83,8 @@ describe('inspectHost', () => {
     execFileSync('mkdir', [path]);
     execFileSync(busybox as string, ['--install', '-s', path]);
     const [here, there] = [await inspect(), await inspect({ path, shell: [join(path, 'sh'), '-c'] })];
-    for (const key of ['os', 'osVersion', 'osFamily', 'architecture', 'cpus', 'memoryBytes'] as const) expect(there.facts[key]).toEqual(here.facts[key]);
+    for (const key of ['os', 'osVersion', 'osFamily', 'architecture', 'cpus', 'memoryBytes'] as const)
+      expect(there.facts[key]).toEqual(here.facts[key]);
     for (const name of ['disk', 'disk size', 'disk writes', 'time', 'swap', 'cgroup'])
       expect(there.checkOf(name)).toMatchObject({ status: here.checkOf(name)?.status });
   });
@@ -95,7 +102,13 @@ describe('inspectHost', () => {
     execFileSync('mkdir', [path]);
     await symlink('/bin/sh', join(path, 'sh'));
     const { facts, checkOf } = await inspect({ path, shell: ['/bin/sh', '-c'] });
-    expect(facts).toMatchObject({ architecture: 'unknown', cpus: 0, memoryBytes: 0, packageManager: null, dockerVersion: null });
+    expect(facts).toMatchObject({
+      architecture: 'unknown',
+      cpus: 0,
+      memoryBytes: 0,
+      packageManager: null,
+      dockerVersion: null,
+    });
     for (const name of ['cpu', 'memory', 'disk', 'time', 'swap'])
       expect(checkOf(name)).toMatchObject({ status: 'warning', seen: expect.stringContaining('could not be seen') });
   });
@@ -130,21 +143,28 @@ describe('inspectHost', () => {
     expect(isPortTaken).toBe(true);
     for (const name of ['cpu', 'memory', 'disk size', 'disk space', 'swap', 'ports', 'conflicts', 'firewall'])
       expect(checkOf(name)).toMatchObject({ status: 'warning' });
-    for (const name of ['os', 'packages', 'disk', 'systemd', 'docker', 'runtimes', 'cgroup']) expect(checkOf(name)).toMatchObject({ status: 'pass' });
+    for (const name of ['os', 'packages', 'disk', 'systemd', 'docker', 'runtimes', 'cgroup'])
+      expect(checkOf(name)).toMatchObject({ status: 'pass' });
     expect(checkOf('ports')?.seen).toBe('taken: 443 by nginx, 10250');
     expect(checkOf('port 5100')).toMatchObject({ status: 'failure', seen: 'taken: 5100' });
     expect(checkOf('conflicts')?.seen).toBe('kubelet 1.20.11, k3s');
     expect(checkOf('runtimes')?.seen).toBe('docker 20.10.24, containerd 1.6.20');
   });
 
-  const able = 'systemd=yes\nsystemdVersion=252\nproxyd=/usr/lib/systemd/systemd-socket-proxyd\nuserId=1000\nipv6=yes\nallowstreamlocalforwarding=yes\n';
+  const able =
+    'systemd=yes\nsystemdVersion=252\nproxyd=/usr/lib/systemd/systemd-socket-proxyd\nuserId=1000\nipv6=yes\nallowstreamlocalforwarding=yes\n';
 
   it('knows a port that the host holds for us from one that somebody took', async () => {
     const held = await saying(`${able}listensOn=5100\nprogram=5100 systemd\nholds=registry 5100`);
-    expect(held).toMatchObject({ isPortTaken: false, ports: { holder: { userId: 1000, hasIpv6: true, systemdVersion: 252 }, held: [{ port: 5100 }] } });
+    expect(held).toMatchObject({
+      isPortTaken: false,
+      ports: { holder: { userId: 1000, hasIpv6: true, systemdVersion: 252 }, held: [{ port: 5100 }] },
+    });
     expect(held.checkOf('port holder')).toMatchObject({ status: 'pass' });
     for (const stranger of ['', 'holds=registry 5101', 'holds=packages 5100', 'holds=other 5100'])
-      expect(await saying(`${able}listensOn=5100\nprogram=5100 perl\n${stranger}`)).toMatchObject({ isPortTaken: true });
+      expect(await saying(`${able}listensOn=5100\nprogram=5100 perl\n${stranger}`)).toMatchObject({
+        isPortTaken: true,
+      });
   });
 
   it.each([

@@ -57,7 +57,11 @@ export interface Look {
 /**
  * Looks at a host: how it is reached, what it is, what it has, and what is in the way. Changes nothing. Throws `host_sudo_failed`, `host_timeout`, and what breaks the connection.
  */
-export async function inspectHost(connection: SshConnection, { port, ownsPort, asksRegistry, tries, seenAt }: Look, signal: AbortSignal): Promise<Inspection> {
+export async function inspectHost(
+  connection: SshConnection,
+  { port, ownsPort, asksRegistry, tries, seenAt }: Look,
+  signal: AbortSignal,
+): Promise<Inspection> {
   const elevation = await connection.elevation(signal);
   // Through sudo there is no way to Docker's API, and the script may as well ask.
   const knowsDocker = elevation === 'root';
@@ -65,12 +69,21 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const askedAt = Date.now();
   let answeredAt: number | undefined;
   const silence = new AbortController();
-  const timer = setTimeout(() => silence.abort(new AppError('host_timeout', { detail: `sh did nothing for ${firstCommandMs / 1000} s` })), firstCommandMs);
+  const timer = setTimeout(
+    () => silence.abort(new AppError('host_timeout', { detail: `sh did nothing for ${firstCommandMs / 1000} s` })),
+    firstCommandMs,
+  );
   const onOutput = () => {
     answeredAt ??= Date.now();
     clearTimeout(timer);
   };
-  const options = { stdin: hostScript, sudo: true, deadlineMs: lookMs, onOutput, signal: AbortSignal.any([signal, silence.signal]) };
+  const options = {
+    stdin: hostScript,
+    sudo: true,
+    deadlineMs: lookMs,
+    onOutput,
+    signal: AbortSignal.any([signal, silence.signal]),
+  };
   const [output, dockerVersion] = await Promise.all([
     connection.run(['sh', '-s', '--', asksRegistry ? String(port) : '', knowsDocker ? 'yes' : ''], options),
     knowsDocker ? new DockerHost(connection, signal).version() : undefined,
@@ -81,16 +94,22 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
   const roundTripMs = (answeredAt ?? Date.now()) - askedAt;
   const offset = offsetOf(values.text('time'), askedAt + roundTripMs / 2);
   const facts = factsOf(values, seenAt);
-  const listening = new Set([...values.all('listens').map((hex) => Number.parseInt(hex, 16)), ...values.all('listensOn').map(Number)]);
+  const listening = new Set([
+    ...values.all('listens').map((hex) => Number.parseInt(hex, 16)),
+    ...values.all('listensOn').map(Number),
+  ]);
   const ports = portsOf(values);
-  if (ports.holder && tries.sockets && !(await mayBindSockets(connection, signal))) Object.assign(ports, { holder: undefined, why: noSockets });
+  if (ports.holder && tries.sockets && !(await mayBindSockets(connection, signal)))
+    Object.assign(ports, { holder: undefined, why: noSockets });
   const holdsPort = ports.held.some((held) => held.name === 'registry' && held.port === port);
   const isPortTaken = listening.has(port) && !ownsPort && !holdsPort;
   const exposed = values.all('exposed');
   const refusal = exposed[0]
     ? new AppError('tunnel_exposed', { detail: `${connection.where}: ${exposed[0]}` })
     : await tryPorts(connection, ports, tries.ports, listening);
-  const programOn = new Map(values.all('program').map((line) => [Number(line.split(' ')[0]), line.slice(line.indexOf(' ') + 1)]));
+  const programOn = new Map(
+    values.all('program').map((line) => [Number(line.split(' ')[0]), line.slice(line.indexOf(' ') + 1)]),
+  );
   const byWhom = (taken: number) => `${taken}${programOn.has(taken) ? ` by ${programOn.get(taken)}` : ''}`;
   const taken = pmkPorts.filter((wanted) => listening.has(wanted) && wanted !== port);
   const runtimes = [...(facts.dockerVersion ? [`docker ${facts.dockerVersion}`] : []), ...values.all('runtime')];
@@ -138,39 +157,71 @@ export async function inspectHost(connection: SshConnection, { port, ownsPort, a
       unwritable.join(', ') || 'are taken',
       'Nothing can be configured there: make room (`df -h`, `df -i`), or check the disk (`dmesg`) and mount it for writing.',
     ],
-    systemd: values.text('systemd') ? ['pass', 'runs'] : ['warning', 'does not run', 'The services of a Kubernetes node need systemd as the first process.'],
+    systemd: values.text('systemd')
+      ? ['pass', 'runs']
+      : ['warning', 'does not run', 'The services of a Kubernetes node need systemd as the first process.'],
     time: timeFound(offset, roundTripMs),
     swap:
       swapBytes === undefined
         ? unseen('swap')
-        : [swapBytes === 0 ? 'pass' : 'warning', swapBytes === 0 ? 'off' : inGib(swapBytes), 'Switch swap off for Kubernetes: swapoff -a.'],
+        : [
+            swapBytes === 0 ? 'pass' : 'warning',
+            swapBytes === 0 ? 'off' : inGib(swapBytes),
+            'Switch swap off for Kubernetes: swapoff -a.',
+          ],
     [`port ${port}`]: [
       isPortTaken ? 'failure' : 'pass',
-      isPortTaken ? `taken: ${byWhom(port)}` : holdsPort ? 'held by the host for our tunnel' : ownsPort ? 'our tunnel' : 'free',
+      isPortTaken
+        ? `taken: ${byWhom(port)}`
+        : holdsPort
+          ? 'held by the host for our tunnel'
+          : ownsPort
+            ? 'our tunnel'
+            : 'free',
       `Find the program with \`ss -ltnp sport = :${port}\` on the host and stop it.`,
     ],
     'port holder': holderFound(ports),
     forwarding: refusal
       ? ['failure', String(refusal.details.detail), toProblem(refusal).nextStep]
-      : ['pass', tries.sockets || (!ports.holder && tries.ports.length > 0) ? 'sshd lets the tunnel listen, on the loopback of the host' : 'nothing to try'],
+      : [
+          'pass',
+          tries.sockets || (!ports.holder && tries.ports.length > 0)
+            ? 'sshd lets the tunnel listen, on the loopback of the host'
+            : 'nothing to try',
+        ],
     ports:
       taken.length === 0
         ? ['pass', `those of PMK are free`]
-        : ['warning', `taken: ${taken.map(byWhom).join(', ')}`, 'PMK listens on these ports: stop the programs before the host becomes a node.'],
+        : [
+            'warning',
+            `taken: ${taken.map(byWhom).join(', ')}`,
+            'PMK listens on these ports: stop the programs before the host becomes a node.',
+          ],
     docker: [
       facts.dockerVersion ? 'pass' : 'failure',
       facts.dockerVersion ?? 'no answer from docker',
       'Install Docker, or see why `docker info` fails on the host.',
     ],
-    runtimes: runtimes.length > 0 ? ['pass', runtimes.join(', ')] : ['warning', 'none', 'A Kubernetes node needs Docker or containerd.'],
+    runtimes:
+      runtimes.length > 0
+        ? ['pass', runtimes.join(', ')]
+        : ['warning', 'none', 'A Kubernetes node needs Docker or containerd.'],
     conflicts:
       conflicts.length === 0
         ? ['pass', 'none']
-        : ['warning', conflicts.join(', '), 'Remove these before the host becomes a node: PMK brings its own Kubernetes.'],
+        : [
+            'warning',
+            conflicts.join(', '),
+            'Remove these before the host becomes a node: PMK brings its own Kubernetes.',
+          ],
     firewall:
       firewalls.length === 0
         ? ['pass', 'none']
-        : ['warning', firewalls.join(', '), 'Let SSH from the DU in, and what the nodes of a cluster say to each other; Airdock needs nothing else.'],
+        : [
+            'warning',
+            firewalls.join(', '),
+            'Let SSH from the DU in, and what the nodes of a cluster say to each other; Airdock needs nothing else.',
+          ],
     cgroup: values.text('cgroup')
       ? ['pass', `version ${values.text('cgroup')}`]
       : ['warning', 'not mounted', 'Containers need /sys/fs/cgroup, which systemd mounts.'],
@@ -246,7 +297,8 @@ function osOf({ os, osVersion, architecture }: HostFacts): Found {
   const seen = `${os} ${osVersion}, ${architecture}`;
   const oldest = Object.hasOwn(supportedOs, os) ? supportedOs[os] : undefined;
   const known = Object.entries(supportedOs).map(([name, version]) => `${name} ${version}`);
-  if (oldest === undefined || !(Number.parseFloat(osVersion) >= oldest)) return ['warning', seen, `Supported are these and later: ${known.join(', ')}.`];
+  if (oldest === undefined || !(Number.parseFloat(osVersion) >= oldest))
+    return ['warning', seen, `Supported are these and later: ${known.join(', ')}.`];
   if (!Object.values(architectures).includes(architecture)) return ['warning', seen, 'Supported are amd64 and arm64.'];
   return ['pass', seen];
 }
@@ -279,7 +331,8 @@ function portsOf(values: Values): HostPorts {
   });
   const [proxyd] = /^(?:\/usr)?\/lib\/systemd\/systemd-socket-proxyd$/.exec(values.text('proxyd')) ?? [];
   const userId = values.count('userId');
-  const isForbidden = ['no', 'local'].includes(values.text('allowstreamlocalforwarding')) || values.text('disableforwarding') === 'yes';
+  const isForbidden =
+    ['no', 'local'].includes(values.text('allowstreamlocalforwarding')) || values.text('disableforwarding') === 'yes';
   const why = !values.text('systemd')
     ? 'systemd is not its first process'
     : !proxyd || userId === undefined
@@ -288,7 +341,10 @@ function portsOf(values: Values): HostPorts {
         ? noSockets
         : '';
   const systemdVersion = Number.parseInt(values.text('systemdVersion'), 10) || 0;
-  const holder = why || !proxyd || userId === undefined ? undefined : { proxyd, userId, systemdVersion, hasIpv6: values.text('ipv6') === 'yes' };
+  const holder =
+    why || !proxyd || userId === undefined
+      ? undefined
+      : { proxyd, userId, systemdVersion, hasIpv6: values.text('ipv6') === 'yes' };
   return { holder, why, held };
 }
 
@@ -314,15 +370,28 @@ function timeFound(offset: number | undefined, roundTripMs: number): Found {
   const seen = `${seconds.toFixed(1)} s ${offset < 0 ? 'behind' : 'ahead of'} the DU`;
   // How long the way there took is known only to half of the round trip.
   const certain = seconds - roundTripMs / 2000;
-  const nextStep = 'Let chrony or systemd-timesyncd on host and DU follow one clock: certificates and logs need the same time.';
-  return [certain > timeOffset.failureSeconds ? 'failure' : certain > timeOffset.warningSeconds ? 'warning' : 'pass', seen, nextStep];
+  const nextStep =
+    'Let chrony or systemd-timesyncd on host and DU follow one clock: certificates and logs need the same time.';
+  return [
+    certain > timeOffset.failureSeconds ? 'failure' : certain > timeOffset.warningSeconds ? 'warning' : 'pass',
+    seen,
+    nextStep,
+  ];
 }
 
-const unseen = (what: string): Found => ['warning', `${what} could not be seen`, 'The host lacks a program for it: df, awk, sed and date are needed.'];
+const unseen = (what: string): Found => [
+  'warning',
+  `${what} could not be seen`,
+  'The host lacks a program for it: df, awk, sed and date are needed.',
+];
 
 function atLeast(value: number | undefined, wanted: number, format: (value: number) => string, what: string): Found {
   if (value === undefined) return unseen(what);
-  return [value >= wanted ? 'pass' : 'warning', `${format(value)} ${what}`, `A node of PMK needs at least ${format(wanted)} ${what}.`];
+  return [
+    value >= wanted ? 'pass' : 'warning',
+    `${format(value)} ${what}`,
+    `A node of PMK needs at least ${format(wanted)} ${what}.`,
+  ];
 }
 
 const inGib = (bytes: number): string => `${(bytes / gib).toFixed(1)} GiB`;

@@ -22,38 +22,53 @@ describe('a rollout', () => {
   let broken: Set<string>;
   let gate: Promise<void>;
 
-  const api = (method: 'get' | 'post' | 'patch', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'post' | 'patch', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const jobOf = async (id: string): Promise<Job> => (await api('get', `/v1/jobs/${id}?waitSeconds=40`)).body as Job;
-  const start = async (body: object): Promise<Job> => (await api('post', '/v1/host-configurations').send(body).expect(202)).body as Job;
-  const read = async ({ resource }: Job): Promise<HostConfiguration> => (await api('get', resource).expect(200)).body as HostConfiguration;
+  const start = async (body: object): Promise<Job> =>
+    (await api('post', '/v1/host-configurations').send(body).expect(202)).body as Job;
+  const read = async ({ resource }: Job): Promise<HostConfiguration> =>
+    (await api('get', resource).expect(200)).body as HostConfiguration;
   const states = ({ hosts }: HostConfiguration) => hosts.map(({ state }) => state);
 
   beforeAll(async () => {
     folder = await tempDir('rollout');
     redis = await startRedis();
     service = await startComponent('host', HostModule, { dataDir: folder.path, redisUrl: redis.url, overrides: {} });
-    const credential = await api('post', '/v1/ssh-credentials').send({ name: 'password', username: 'root', password: 'sesame' }).expect(201);
+    const credential = await api('post', '/v1/ssh-credentials')
+      .send({ name: 'password', username: 'root', password: 'sesame' })
+      .expect(201);
     const create = async (_: unknown, index: number) =>
       (
         await api('post', '/v1/hosts')
-          .send({ name: `host-${index}`, address: '127.0.0.1', port: 9, credentialId: credential.body.id, hostKey: `SHA256:${'A'.repeat(43)}` })
+          .send({
+            name: `host-${index}`,
+            address: '127.0.0.1',
+            port: 9,
+            credentialId: credential.body.id,
+            hostKey: `SHA256:${'A'.repeat(43)}`,
+          })
           .expect(201)
       ).body.id as string;
     hostIds = await Promise.all(Array.from({ length: 10 }, create));
-    vi.spyOn(service.app.get(ConfigureHost, { strict: false }), 'run').mockImplementation(async ({ name }, _configuration, result, signal) => {
-      begun.push(name);
-      if (running.has(name)) throw new Error(`${name} is configured twice at the same time`);
-      running.add(name);
-      most = Math.max(most, running.size);
-      const aborted = new Promise<never>((_resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }));
-      try {
-        await Promise.race([gate, aborted]);
-        result.steps.push({ name: 'check', status: 'done', detail: name, changes: [], durationMs: 1 });
-        if (broken.has(name)) throw new AppError('host_unreachable', { detail: name, changes: [] });
-      } finally {
-        running.delete(name);
-      }
-    });
+    vi.spyOn(service.app.get(ConfigureHost, { strict: false }), 'run').mockImplementation(
+      async ({ name }, _configuration, result, signal) => {
+        begun.push(name);
+        if (running.has(name)) throw new Error(`${name} is configured twice at the same time`);
+        running.add(name);
+        most = Math.max(most, running.size);
+        const aborted = new Promise<never>((_resolve, reject) =>
+          signal.addEventListener('abort', () => reject(signal.reason), { once: true }),
+        );
+        try {
+          await Promise.race([gate, aborted]);
+          result.steps.push({ name: 'check', status: 'done', detail: name, changes: [], durationMs: 1 });
+          if (broken.has(name)) throw new AppError('host_unreachable', { detail: name, changes: [] });
+        } finally {
+          running.delete(name);
+        }
+      },
+    );
   });
   beforeEach(() => {
     begun = [];
@@ -78,7 +93,11 @@ describe('a rollout', () => {
     expect(states(await read(job)).sort()).toEqual([...Array(3).fill('running'), ...Array(7).fill('waiting')]);
     open();
     const ended = await jobOf(job.id);
-    expect(ended).toMatchObject({ state: 'succeeded', progress: { itemsDone: 10, itemsTotal: 10 }, result: { hosts: 10 } });
+    expect(ended).toMatchObject({
+      state: 'succeeded',
+      progress: { itemsDone: 10, itemsTotal: 10 },
+      result: { hosts: 10 },
+    });
     expect(ended.children).toHaveLength(10);
     expect(begun.toSorted()).toEqual(Array.from({ length: 10 }, (_, index) => `host-${index}`));
     expect(most).toBe(3);
@@ -94,7 +113,10 @@ describe('a rollout', () => {
     broken.add('host-1');
     const job = await start({ hostIds, rollout: { atOnce: 8, canary: 2 } });
     const failed = await jobOf(job.id);
-    expect(failed).toMatchObject({ state: 'failed', error: { code: 'host_unreachable', host: 'host-1', failed: 1, notBegun: 8 } });
+    expect(failed).toMatchObject({
+      state: 'failed',
+      error: { code: 'host_unreachable', host: 'host-1', failed: 1, notBegun: 8 },
+    });
     expect(begun.sort()).toEqual(['host-0', 'host-1']);
     expect(states(await read(job))).toEqual(['succeeded', 'failed', ...Array(8).fill('waiting')]);
     broken.clear();
@@ -139,7 +161,8 @@ describe('a rollout', () => {
     const job = await start({ labelSelector: 'role in (worker)' });
     expect((await jobOf(job.id)).state).toBe('succeeded');
     expect((await read(job)).hosts.map(({ hostId }) => hostId).sort()).toEqual(chosen);
-    const refused = async (body: object) => (await api('post', '/v1/host-configurations').send(body)).body.code as string;
+    const refused = async (body: object) =>
+      (await api('post', '/v1/host-configurations').send(body)).body.code as string;
     expect(await refused({ labelSelector: 'role=none' })).toBe('resource_not_found');
     expect(await refused({ labelSelector: 'role in' })).toBe('label_selector_invalid');
     expect(await refused({ labelSelector: 'role=worker', hostIds })).toBe('request_invalid');

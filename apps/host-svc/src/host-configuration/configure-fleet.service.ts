@@ -30,7 +30,8 @@ export class ConfigureFleet {
   private readonly totals = new Map<string, { users: number; limit: RateLimit | undefined }>();
 
   constructor(
-    @InjectRepository(HostConfigurationEntity, 'host') private readonly configurations: Repository<HostConfigurationEntity>,
+    @InjectRepository(HostConfigurationEntity, 'host')
+    private readonly configurations: Repository<HostConfigurationEntity>,
     @InjectRepository(ConfiguredHostEntity, 'host') private readonly members: Repository<ConfiguredHostEntity>,
     private readonly hosts: HostService,
     private readonly turn: HostTurn,
@@ -52,7 +53,8 @@ export class ConfigureFleet {
     using watch = new JobWatch(this.jobs, running);
     let seen = await this.jobs.byIds(members.flatMap((member) => member.jobId ?? []));
     if (failedAt) {
-      for (const job of seen.values()) if (job.state === 'failed' || job.state === 'cancelled') await this.jobs.retry(job.id);
+      for (const job of seen.values())
+        if (job.state === 'failed' || job.state === 'cancelled') await this.jobs.retry(job.id);
       await this.configurations.update({ id }, { failedAt: null });
       seen = await this.jobs.byIds([...seen.keys()]);
     }
@@ -67,16 +69,28 @@ export class ConfigureFleet {
         ended.set(job.id, job);
         running.delete(job.id);
       }
-      const failures = [...ended.values()].filter(({ state }) => state !== 'succeeded').sort((a, b) => inOrder(a) - inOrder(b));
+      const failures = [...ended.values()]
+        .filter(({ state }) => state !== 'succeeded')
+        .sort((a, b) => inOrder(a) - inOrder(b));
       const isCanary = ended.size < rollout.canary;
-      const isStopped = failures.length > members.length * rollout.maxFailureShare || failures.some((job) => inOrder(job) < rollout.canary);
+      const isStopped =
+        failures.length > members.length * rollout.maxFailureShare ||
+        failures.some((job) => inOrder(job) < rollout.canary);
       progress({
         itemsDone: ended.size,
         ...(isCanary || dryRun ? {} : { phase: 'configure' }),
-        items: () => [...running.values()].slice(0, 8).map(({ jobId: begun, hostName }) => toItem(hostName, seen.get(begun ?? ''))),
+        items: () =>
+          [...running.values()]
+            .slice(0, 8)
+            .map(({ jobId: begun, hostName }) => toItem(hostName, seen.get(begun ?? ''))),
       });
-      const mayBegin = Math.min(rollout.atOnce - running.size, isCanary ? rollout.canary - ended.size - running.size : waiting.length);
-      if (!isStopped) for (const member of waiting.splice(0, Math.max(0, mayBegin))) running.set(await this.begin(member, jobId), member);
+      const mayBegin = Math.min(
+        rollout.atOnce - running.size,
+        isCanary ? rollout.canary - ended.size - running.size : waiting.length,
+      );
+      if (!isStopped)
+        for (const member of waiting.splice(0, Math.max(0, mayBegin)))
+          running.set(await this.begin(member, jobId), member);
       if (running.size === 0) {
         await this.finish(id, members, failures, waiting.length);
         return { hosts: members.length };
@@ -90,14 +104,23 @@ export class ConfigureFleet {
   /** Returns the id of the child job, which is stored together with its member: one that was begun is never begun again. */
   private async begin(member: ConfiguredHostEntity, parentId: string): Promise<string> {
     const id = newId();
-    const claim = this.members.createQueryBuilder().update().set({ jobId: id }).where({ id: member.id, jobId: IsNull() });
+    const claim = this.members
+      .createQueryBuilder()
+      .update()
+      .set({ jobId: id })
+      .where({ id: member.id, jobId: IsNull() });
     const resource = `/v1/host-configurations/${member.configurationId}/hosts/${member.id}`;
     await this.jobs.submit({ id, type: configureHostJobType, resource, parentId }, [claim]);
     member.jobId = id;
     return id;
   }
 
-  private async finish(id: string, members: ConfiguredHostEntity[], failures: JobEntity[], notBegun: number): Promise<void> {
+  private async finish(
+    id: string,
+    members: ConfiguredHostEntity[],
+    failures: JobEntity[],
+    notBegun: number,
+  ): Promise<void> {
     const [first] = failures;
     if (!first) return;
     await this.configurations.update({ id }, { failedAt: now() });
@@ -107,7 +130,12 @@ export class ConfigureFleet {
   }
 
   /** A cancelled configuration ends when its hosts have; one that only moves to another worker leaves them alone. */
-  private async abort(id: string, running: Map<string, ConfiguredHostEntity>, watch: JobWatch, signal: AbortSignal): Promise<never> {
+  private async abort(
+    id: string,
+    running: Map<string, ConfiguredHostEntity>,
+    watch: JobWatch,
+    signal: AbortSignal,
+  ): Promise<never> {
     if (signal.reason instanceof AppError && signal.reason.code === 'job_cancelled') {
       for (const jobId of running.keys())
         await this.jobs.cancel(jobId).catch((error: unknown) => {
@@ -146,35 +174,61 @@ export class ConfigureFleet {
     }
   }
 
-  private async act(host: Host, configuration: HostConfigurationEntity, result: HostConfigurationResult, signal: AbortSignal): Promise<void> {
+  private async act(
+    host: Host,
+    configuration: HostConfigurationEntity,
+    result: HostConfigurationResult,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { action, dryRun } = configuration;
     if (action === 'unconfigure') return this.unconfigureHost.run(host, dryRun, result, signal);
     const options = action === 'reapply' ? host.configuration : configuration.options;
     if (!options) throw new AppError('host_not_configured');
-    await this.withLimits(configuration, (limits) => this.configureHost.run(host, { ...configuration, options }, result, signal, limits));
+    await this.withLimits(configuration, (limits) =>
+      this.configureHost.run(host, { ...configuration, options }, result, signal, limits),
+    );
   }
 
   /** A `configure` that fails, or is only planned, tells nothing of the configuration that the host has. */
-  private async noteDrift(host: Host, { id, action, dryRun }: HostConfigurationEntity, result: HostConfigurationResult): Promise<void> {
+  private async noteDrift(
+    host: Host,
+    { id, action, dryRun }: HostConfigurationEntity,
+    result: HostConfigurationResult,
+  ): Promise<void> {
     if (action !== 'reapply' && (action !== 'configure' || dryRun || result.error)) return;
     const drift = driftAfter(host.drift, result, dryRun, id);
     await this.hosts.saveDrift(host.id, drift);
     const [before, after] = [driftWord(host.drift), driftWord(drift)];
     if (before === after) return;
-    const about = { hostId: host.id, configurationId: id, targets: drift.changes.map(({ target }) => target), code: drift.error?.code };
+    const about = {
+      hostId: host.id,
+      configurationId: id,
+      targets: drift.changes.map(({ target }) => target),
+      code: drift.error?.code,
+    };
     if (after === 'as configured') this.logger.log(about, `${host.name} is as configured again`);
     else if (after === 'drifted') this.logger.warn(about, `${host.name} has drifted from its configuration`);
     else this.logger.warn(about, `it is not known whether ${host.name} has drifted from its configuration`);
   }
 
   /** The limit of all hosts together is one for all that this process configures. */
-  private async withLimits({ id, bandwidth }: HostConfigurationEntity, work: (limits: RateLimit[]) => Promise<void>): Promise<void> {
+  private async withLimits(
+    { id, bandwidth }: HostConfigurationEntity,
+    work: (limits: RateLimit[]) => Promise<void>,
+  ): Promise<void> {
     const { totalBytesPerSecond, perHostBytesPerSecond } = bandwidth;
-    const total = this.totals.get(id) ?? { users: 0, limit: totalBytesPerSecond ? new RateLimit(totalBytesPerSecond) : undefined };
+    const total = this.totals.get(id) ?? {
+      users: 0,
+      limit: totalBytesPerSecond ? new RateLimit(totalBytesPerSecond) : undefined,
+    };
     this.totals.set(id, total);
     total.users += 1;
     try {
-      await work([total.limit, perHostBytesPerSecond ? new RateLimit(perHostBytesPerSecond) : undefined].filter((limit) => limit !== undefined));
+      await work(
+        [total.limit, perHostBytesPerSecond ? new RateLimit(perHostBytesPerSecond) : undefined].filter(
+          (limit) => limit !== undefined,
+        ),
+      );
     } finally {
       total.users -= 1;
       if (total.users === 0) this.totals.delete(id);

@@ -74,7 +74,8 @@ export class ConfigureHost {
 
     const tunnel = await this.tunnels.settled(host.id, signal);
     // Side by side; the look, which takes longest, first.
-    const provesEarly = !dryRun && hasTunnel && tunnel?.state === 'up' && host.configuration?.containerRuntime === 'docker';
+    const provesEarly =
+      !dryRun && hasTunnel && tunnel?.state === 'up' && host.configuration?.containerRuntime === 'docker';
     const inspecting = this.checks.inspect(host, connection, signal, { tunnel, asksRegistry: !provesEarly });
     const files = new HostFiles(connection, signal);
     files.readAhead([
@@ -85,34 +86,67 @@ export class ConfigureHost {
     const early = provesEarly ? this.verifyEarly(host, connection, signal) : undefined;
     const inspection = await inspecting;
     const leads = inspection.leads ?? (await early) !== undefined;
-    if (inspection.isPortTaken && hasTunnel) throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
+    if (inspection.isPortTaken && hasTunnel)
+      throw new AppError('host_port_taken', { detail: 'another program listens on the registry port' });
     if (inspection.refusal && hasTunnel) throw inspection.refusal;
     // Whether there is a container runtime is the matter of a later step.
     const failures = inspection.checks.filter(({ name, status }) => status === 'failure' && name !== 'docker');
     if (failures.length > 0)
-      throw new AppError('host_check_failed', { detail: failures.map(({ name, seen }) => `${name}: ${seen}`).join('; '), checks: failures });
-    result.warnings.push(...inspection.checks.filter(({ status }) => status === 'warning').map(({ name, seen }) => `${name}: ${seen}`));
-    note('check', { status: 'done', detail: `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`, changes: [] });
+      throw new AppError('host_check_failed', {
+        detail: failures.map(({ name, seen }) => `${name}: ${seen}`).join('; '),
+        checks: failures,
+      });
+    result.warnings.push(
+      ...inspection.checks.filter(({ status }) => status === 'warning').map(({ name, seen }) => `${name}: ${seen}`),
+    );
+    note('check', {
+      status: 'done',
+      detail: `${inspection.facts.os} ${inspection.facts.osVersion}, ${inspection.checks.length} checks`,
+      changes: [],
+    });
     const remember = (brought: Partial<Brought>) => this.hosts.remember(host.id, brought);
-    const steps = new HostSteps(this.config, connection, inspection.system, options, dryRun, hasTunnel, signal, remember, files);
+    const steps = new HostSteps(
+      this.config,
+      connection,
+      inspection.system,
+      options,
+      dryRun,
+      hasTunnel,
+      signal,
+      remember,
+      files,
+    );
     const ports = new HeldPorts(steps, inspection.ports, this.tunnels.ports);
 
     if (!hasTunnel)
-      note('tunnel', skipped(hasRegistry ? 'the registry is external: the host reaches it by itself' : 'no registry: privateRegistryType is none'));
+      note(
+        'tunnel',
+        skipped(
+          hasRegistry
+            ? 'the registry is external: the host reaches it by itself'
+            : 'no registry: privateRegistryType is none',
+        ),
+      );
     else if (dryRun) {
       const isUp = tunnel?.state === 'up' && (leads || (await this.checks.leadsSoon(host.id, steps.system, signal)));
       // Nothing on the host would help.
       if (tunnel?.state === 'up' && !isUp && !registry.health?.readOnlyOk)
         throw new AppError('registry_unavailable', { detail: registry.sockets?.readOnly ?? '' });
       const planned = isUp && tunnel && tunnel.hostEnd === ports.hostEnd ? [] : [this.opened()];
-      note('tunnel', steps.outcome([...(await ports.bring()), ...planned], `127.0.0.1 of the host to ${registry.sockets?.readOnly}`));
+      note(
+        'tunnel',
+        steps.outcome([...(await ports.bring()), ...planned], `127.0.0.1 of the host to ${registry.sockets?.readOnly}`),
+      );
     } else {
       const held = await ports.bring();
       if (ports.isMoved) await this.tunnels.remove(host.id);
       const isKept = held.length === 0 && tunnel && leads && this.tunnels.isUpFor(tunnel, ports.hostEnd);
       const { hostPort, target, since } = isKept ? tunnel : await this.ensureLeads(host.id, steps, ports);
       const isSame = tunnel?.state === 'up' && tunnel.since === since;
-      note('tunnel', steps.outcome([...held, ...(isSame ? [] : [this.opened()])], `127.0.0.1:${hostPort} leads to ${target}`));
+      note(
+        'tunnel',
+        steps.outcome([...held, ...(isSame ? [] : [this.opened()])], `127.0.0.1:${hostPort} leads to ${target}`),
+      );
     }
 
     note('repositories', await configureRepositories(steps, this.packageRepositories));
@@ -122,7 +156,14 @@ export class ConfigureHost {
     const platform = `linux/${inspection.facts.architecture}`;
     const where: RunsWhere = {
       platform,
-      ...(runtime ? { runtime: { name: runtime.name, version: inspection.system[runtime.name].version ?? (await runtime.version()) } } : {}),
+      ...(runtime
+        ? {
+            runtime: {
+              name: runtime.name,
+              version: inspection.system[runtime.name].version ?? (await runtime.version()),
+            },
+          }
+        : {}),
     };
     if (skipsImages) note('images', skipped(options.skipDockerImgImport ? 'skipDockerImgImport' : 'skipDockerInstall'));
     else if (bundleIds.length === 0) note('images', skipped('no bundles were named'));
@@ -150,7 +191,9 @@ export class ConfigureHost {
       await ports.listen();
       if (await this.checks.leads(steps.system)) return tunnel;
       if (Date.now() > deadline)
-        throw new AppError('tunnel_failed', { detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry` });
+        throw new AppError('tunnel_failed', {
+          detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry`,
+        });
       await delay(500, undefined, { signal: steps.signal });
     }
   }
@@ -192,7 +235,11 @@ export class ConfigureHost {
    * The pull of `verify` while the host is looked at. It holds when nothing is changed afterwards. Only of an image that the host has, so that nothing gets there
    * before the checks have passed. Undefined where the host has it not, or could not pull it: `verify` tells what is wrong.
    */
-  private async verifyEarly({ facts }: Host, connection: SshConnection, signal: AbortSignal): Promise<Outcome | undefined> {
+  private async verifyEarly(
+    { facts }: Host,
+    connection: SshConnection,
+    signal: AbortSignal,
+  ): Promise<Outcome | undefined> {
     try {
       if (!facts) return undefined;
       const docker = new DockerHost(connection, signal);
@@ -221,7 +268,9 @@ export class ConfigureHost {
         const { registry, repository } = parseReference(local);
         const count = (ofBundle.get(bundleId ?? '') ?? 0) + 1;
         ofBundle.set(bundleId ?? '', count);
-        (count > maxOfBundle && bundleId ? spare : found).add(formatReference({ registry, repository, digest: digest as Digest }));
+        (count > maxOfBundle && bundleId ? spare : found).add(
+          formatReference({ registry, repository, digest: digest as Digest }),
+        );
       }
       cursor = data.nextCursor;
       if (!cursor) break;
@@ -230,4 +279,8 @@ export class ConfigureHost {
   }
 }
 
-const pulled = (reference: string): Outcome => ({ status: 'done', detail: `the host pulled ${reference}`, changes: [] });
+const pulled = (reference: string): Outcome => ({
+  status: 'done',
+  detail: `the host pulled ${reference}`,
+  changes: [],
+});

@@ -34,7 +34,11 @@ export class DriftSchedule extends BackgroundLoop {
     if (Math.abs(Date.now() - Date.parse(seen.lastAt)) < everyMinutes * 60_000) return;
     if (seen.configurationId && (await this.hostConfigurations.isRunning(seen.configurationId))) return;
     const next = (configurationId: string | null) =>
-      this.schedule.createQueryBuilder().update().set({ lastAt: now(), configurationId }).where({ id: rowId, lastAt: seen.lastAt });
+      this.schedule
+        .createQueryBuilder()
+        .update()
+        .set({ lastAt: now(), configurationId })
+        .where({ id: rowId, lastAt: seen.lastAt });
     const id = await this.hostConfigurations.schedule(!repair, next);
     if (id) await this.hostConfigurations.forgetScheduled();
     // Nothing changes where another worker was faster.

@@ -18,9 +18,19 @@ const list: Change = { kind: 'file', target: '/etc/apt/sources.list.d/airdock.li
 
 describe('driftAfter', () => {
   const problem = toProblem(new AppError('host_unreachable'));
-  const before: Drift = { checkedAt: '2026-01-01T00:00:00.000Z', changes: [mirror], error: null, configurationId: 'old' };
+  const before: Drift = {
+    checkedAt: '2026-01-01T00:00:00.000Z',
+    changes: [mirror],
+    error: null,
+    configurationId: 'old',
+  };
   const after = (found: Change[], error: typeof problem | null, dryRun: boolean) =>
-    driftAfter(before, { steps: [{ name: 'runtime', status: 'done', detail: '', changes: found, durationMs: 1 }], warnings: [], error }, dryRun, 'new').changes;
+    driftAfter(
+      before,
+      { steps: [{ name: 'runtime', status: 'done', detail: '', changes: found, durationMs: 1 }], warnings: [], error },
+      dryRun,
+      'new',
+    ).changes;
 
   it.each([
     ['a look that finds what a repair would do', [list], null, true, [list]],
@@ -46,9 +56,12 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
   let gate: Promise<void>;
 
   const first = () => services[0] as (typeof services)[0];
-  const api = (method: 'get' | 'post' | 'patch' | 'delete', path: string) => request(first().url)[method](path).set('authorization', `Bearer ${first().token}`);
-  const endOf = async ({ id }: { id: string }): Promise<Job> => (await api('get', `/v1/jobs/${id}?waitSeconds=40`)).body as Job;
-  const start = async (body: object): Promise<Job> => (await api('post', '/v1/host-configurations').send(body).expect(202)).body as Job;
+  const api = (method: 'get' | 'post' | 'patch' | 'delete', path: string) =>
+    request(first().url)[method](path).set('authorization', `Bearer ${first().token}`);
+  const endOf = async ({ id }: { id: string }): Promise<Job> =>
+    (await api('get', `/v1/jobs/${id}?waitSeconds=40`)).body as Job;
+  const start = async (body: object): Promise<Job> =>
+    (await api('post', '/v1/host-configurations').send(body).expect(202)).body as Job;
   const reapply = async (body: object): Promise<Job> => endOf(await start({ action: 'reapply', ...body }));
   const hostOf = async (id = ''): Promise<Host> => (await api('get', `/v1/hosts/${id}`).expect(200)).body as Host;
   const listed = async (query: string): Promise<string[]> =>
@@ -60,25 +73,44 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
     postgres = database === 'PostgreSQL' ? await startPostgres() : undefined;
     services = [];
     for (let replica = 0; replica < 2; replica++) {
-      const options = { dataDir: folder.path, redisUrl: redis.url, overrides: postgres ? { databaseUrl: postgres.url } : {} };
+      const options = {
+        dataDir: folder.path,
+        redisUrl: redis.url,
+        overrides: postgres ? { databaseUrl: postgres.url } : {},
+      };
       const service = await startComponent('host', HostModule, options);
       services.push(service);
-      vi.spyOn(service.app.get(ConfigureHost, { strict: false }), 'run').mockImplementation(async ({ name }, configuration, result, signal) => {
-        const { dryRun, options, bundleIds } = configuration;
-        runs.push({ name, dryRun, options, bundleIds });
-        await Promise.race([gate, new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true }))]);
-        result.steps.push({ name: 'runtime', status: 'done', detail: '', changes, durationMs: 1 });
-        if (failure) throw failure;
-      });
+      vi.spyOn(service.app.get(ConfigureHost, { strict: false }), 'run').mockImplementation(
+        async ({ name }, configuration, result, signal) => {
+          const { dryRun, options, bundleIds } = configuration;
+          runs.push({ name, dryRun, options, bundleIds });
+          await Promise.race([
+            gate,
+            new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason), { once: true })),
+          ]);
+          result.steps.push({ name: 'runtime', status: 'done', detail: '', changes, durationMs: 1 });
+          if (failure) throw failure;
+        },
+      );
     }
-    const credential = await api('post', '/v1/ssh-credentials').send({ name: 'password', username: 'root', password: 'sesame' }).expect(201);
+    const credential = await api('post', '/v1/ssh-credentials')
+      .send({ name: 'password', username: 'root', password: 'sesame' })
+      .expect(201);
     ids = [];
     for (const name of ['one', 'two', 'new']) {
-      const body = { name, address: '127.0.0.1', port: 9, credentialId: credential.body.id, hostKey: `SHA256:${'A'.repeat(43)}`, labels: { site: 'a' } };
+      const body = {
+        name,
+        address: '127.0.0.1',
+        port: 9,
+        credentialId: credential.body.id,
+        hostKey: `SHA256:${'A'.repeat(43)}`,
+        labels: { site: 'a' },
+      };
       ids.push((await api('post', '/v1/hosts').send(body).expect(201)).body.id);
     }
     const hosts = first().app.get(HostService, { strict: false });
-    for (const id of ids.slice(0, 2)) await hosts.saveConfigured(id, ConfigurationOptions.parse({ skipYumRepoInstall: id === ids[1] }));
+    for (const id of ids.slice(0, 2))
+      await hosts.saveConfigured(id, ConfigurationOptions.parse({ skipYumRepoInstall: id === ids[1] }));
   });
   beforeEach(() => {
     runs = [];
@@ -94,7 +126,9 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
   });
 
   it('is looked for with the options that each host was configured with, on configured hosts only', async () => {
-    expect((await api('post', '/v1/host-configurations').send({ action: 'reapply', hostIds: ids }).expect(409)).body).toMatchObject({
+    expect(
+      (await api('post', '/v1/host-configurations').send({ action: 'reapply', hostIds: ids }).expect(409)).body,
+    ).toMatchObject({
       code: 'host_not_configured',
       detail: 'new',
       nextStep: expect.stringContaining('host-configurations'),
@@ -104,8 +138,18 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
     const job = await reapply({ labelSelector: 'site=a', dryRun: true, skipDockerInstall: true });
     expect(job).toMatchObject({ state: 'succeeded', result: { hosts: 2 } });
     expect(runs.toSorted((a, b) => a.name.localeCompare(b.name))).toEqual([
-      { name: 'one', dryRun: true, bundleIds: [], options: expect.objectContaining({ skipYumRepoInstall: false, skipDockerInstall: false }) },
-      { name: 'two', dryRun: true, bundleIds: [], options: expect.objectContaining({ skipYumRepoInstall: true, skipDockerInstall: false }) },
+      {
+        name: 'one',
+        dryRun: true,
+        bundleIds: [],
+        options: expect.objectContaining({ skipYumRepoInstall: false, skipDockerInstall: false }),
+      },
+      {
+        name: 'two',
+        dryRun: true,
+        bundleIds: [],
+        options: expect.objectContaining({ skipYumRepoInstall: true, skipDockerInstall: false }),
+      },
     ]);
     expect((await api('get', job.resource)).body).toMatchObject({ action: 'reapply', scheduled: false });
   });
@@ -119,13 +163,20 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
       error: null,
       configurationId: found.resource.split('/').at(-1),
     });
-    expect([await listed('drifted=true'), await listed('drifted=false'), await listed('drifted=true&labelSelector=site=b')]).toEqual([['one'], ['two'], []]);
+    expect([
+      await listed('drifted=true'),
+      await listed('drifted=false'),
+      await listed('drifted=true&labelSelector=site=b'),
+    ]).toEqual([['one'], ['two'], []]);
     expect(await listed('limit=500')).toHaveLength(3);
 
     failure = new AppError('host_unreachable', { detail: 'one: ECONNREFUSED' });
     changes = [];
     expect((await reapply({ hostIds: [ids[0]], dryRun: true })).state).toBe('failed');
-    expect((await hostOf(ids[0])).drift).toMatchObject({ changes: [mirror], error: { code: 'host_unreachable', nextStep: expect.any(String) } });
+    expect((await hostOf(ids[0])).drift).toMatchObject({
+      changes: [mirror],
+      error: { code: 'host_unreachable', nextStep: expect.any(String) },
+    });
 
     // Another configuration that fails, or is only planned, tells nothing of the one that the host has.
     expect((await endOf(await start({ hostIds: [ids[0]] }))).state).toBe('failed');
@@ -156,7 +207,9 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
   describe('is looked for by itself', () => {
     const source = () => first().app.get<DataSource>('hostDataSource');
     const scheduled = async () =>
-      ((await api('get', '/v1/host-configurations?limit=500').expect(200)).body.items as HostConfiguration[]).filter((one) => one.scheduled);
+      ((await api('get', '/v1/host-configurations?limit=500').expect(200)).body.items as HostConfiguration[]).filter(
+        (one) => one.scheduled,
+      );
     const hoursAgo = (hours: number) =>
       source()
         .createQueryBuilder()
@@ -173,7 +226,9 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
       );
 
     it('once by several workers, once after a pause, and not while the look before still runs', async () => {
-      await waitFor(async () => (await source().getRepository('drift_schedule').count()) === 1, { what: 'the schedule to begin' });
+      await waitFor(async () => (await source().getRepository('drift_schedule').count()) === 1, {
+        what: 'the schedule to begin',
+      });
       await look();
       expect(await scheduled()).toEqual([]);
       let open = () => undefined as unknown;
@@ -184,7 +239,12 @@ describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
       await look();
       const [one, ...none] = await scheduled();
       expect(none).toEqual([]);
-      expect(one).toMatchObject({ action: 'reapply', dryRun: true, rollout: { atOnce: 8 }, hosts: [{ hostName: 'two' }, { hostName: 'one' }] });
+      expect(one).toMatchObject({
+        action: 'reapply',
+        dryRun: true,
+        rollout: { atOnce: 8 },
+        hosts: [{ hostName: 'two' }, { hostName: 'one' }],
+      });
       await hoursAgo(2);
       await look();
       expect(await scheduled()).toHaveLength(1);

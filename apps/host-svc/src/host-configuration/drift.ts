@@ -6,7 +6,12 @@ import type { HostConfigurationResult } from './host-configuration.schema.js';
  * What is known of a host's drift after a configuration has ended on it. Where that failed, what was known before and was not put right stays: a host that
  * cannot be reached is not fine for that.
  */
-export function driftAfter(before: Drift | null, { steps, error }: HostConfigurationResult, dryRun: boolean, configurationId: string): Drift {
+export function driftAfter(
+  before: Drift | null,
+  { steps, error }: HostConfigurationResult,
+  dryRun: boolean,
+  configurationId: string,
+): Drift {
   const found = steps.flatMap(({ changes }) => changes);
   const isFound = (known: Change) => found.some(({ kind, target }) => kind === known.kind && target === known.target);
   const rest = error ? (before?.changes ?? []).filter((known) => !isFound(known)) : [];

@@ -20,7 +20,10 @@ export class HostConfigurationController {
     returns: Job,
     status: 202,
   })
-  create(@Body({ schema: CreateHostConfiguration }) body: CreateHostConfiguration, @JobRequest() request: JobRequest): Promise<Job> {
+  create(
+    @Body({ schema: CreateHostConfiguration }) body: CreateHostConfiguration,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.hostConfigurations.create(request, body);
   }
 

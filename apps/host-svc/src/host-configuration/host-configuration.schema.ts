@@ -31,8 +31,19 @@ export type ConfiguredHost = z.infer<typeof ConfiguredHost>;
 export const Rollout = z
   .strictObject({
     atOnce: z.number().int().min(1).max(64).default(4).describe('Hosts that are configured at the same time'),
-    canary: z.number().int().min(0).max(1000).default(0).describe('So many hosts go first; when one of them fails, the others are not begun'),
-    maxFailureShare: z.number().min(0).max(1).default(1).describe('No further host is begun when a larger share of all hosts has failed'),
+    canary: z
+      .number()
+      .int()
+      .min(0)
+      .max(1000)
+      .default(0)
+      .describe('So many hosts go first; when one of them fails, the others are not begun'),
+    maxFailureShare: z
+      .number()
+      .min(0)
+      .max(1)
+      .default(1)
+      .describe('No further host is begun when a larger share of all hosts has failed'),
   })
   .meta({ id: 'Rollout' });
 export type Rollout = z.infer<typeof Rollout>;
@@ -40,7 +51,9 @@ export type Rollout = z.infer<typeof Rollout>;
 const bytesPerSecond = z.number().int().min(100_000).optional();
 export const Bandwidth = z
   .strictObject({
-    totalBytesPerSecond: bytesPerSecond.describe('Of image data to all hosts together; with several workers of host-svc, of each of them'),
+    totalBytesPerSecond: bytesPerSecond.describe(
+      'Of image data to all hosts together; with several workers of host-svc, of each of them',
+    ),
     perHostBytesPerSecond: bytesPerSecond.describe('Of image data to each host'),
   })
   .meta({ id: 'Bandwidth' });
@@ -81,13 +94,22 @@ export const CreateHostConfiguration = z
           'with dryRun it finds drift. The options mean nothing with either',
       ),
     hostIds: z.array(z.uuid()).min(1).max(1000).optional(),
-    labelSelector: z.string().min(1).max(1000).optional().describe('Instead of hostIds: the hosts whose labels match now, e.g. role=worker,!old'),
+    labelSelector: z
+      .string()
+      .min(1)
+      .max(1000)
+      .optional()
+      .describe('Instead of hostIds: the hosts whose labels match now, e.g. role=worker,!old'),
     bundleIds: z.array(z.uuid()).max(100).default([]).describe('Whose images warm the caches of the hosts'),
     rollout: Rollout.prefault({}),
     bandwidth: Bandwidth.default({}),
     dryRun: z.boolean().default(false).describe('Say what would be done, and change nothing'),
   })
-  .refine(({ hostIds, labelSelector }) => (hostIds === undefined) !== (labelSelector === undefined), { message: 'give either hostIds or labelSelector' })
-  .refine(({ action, bundleIds }) => action !== 'reapply' || bundleIds.length === 0, { message: 'reapply brings no images: leave bundleIds out' })
+  .refine(({ hostIds, labelSelector }) => (hostIds === undefined) !== (labelSelector === undefined), {
+    message: 'give either hostIds or labelSelector',
+  })
+  .refine(({ action, bundleIds }) => action !== 'reapply' || bundleIds.length === 0, {
+    message: 'reapply brings no images: leave bundleIds out',
+  })
   .meta({ id: 'CreateHostConfiguration' });
 export type CreateHostConfiguration = z.infer<typeof CreateHostConfiguration>;

@@ -24,7 +24,8 @@ const scheduledAtOnce = 8;
 @Injectable()
 export class HostConfigurationService {
   constructor(
-    @InjectRepository(HostConfigurationEntity, 'host') private readonly configurations: Repository<HostConfigurationEntity>,
+    @InjectRepository(HostConfigurationEntity, 'host')
+    private readonly configurations: Repository<HostConfigurationEntity>,
     @InjectRepository(ConfiguredHostEntity, 'host') private readonly members: Repository<ConfiguredHostEntity>,
     private readonly hosts: HostService,
     private readonly jobs: JobsService,
@@ -49,7 +50,9 @@ export class HostConfigurationService {
     const configured = all.filter(({ configuration }) => configuration !== null);
     const others = all.filter(({ configuration }) => configuration === null).map(({ name }) => name);
     if (configured.length === 0 || (others.length > 0 && !labelSelector))
-      throw new AppError('host_not_configured', { detail: `${others.slice(0, 20).join(', ')}${others.length > 20 ? ` and ${others.length - 20} more` : ''}` });
+      throw new AppError('host_not_configured', {
+        detail: `${others.slice(0, 20).join(', ')}${others.length > 20 ? ` and ${others.length - 20} more` : ''}`,
+      });
     return configured;
   }
 
@@ -60,10 +63,22 @@ export class HostConfigurationService {
   async schedule(dryRun: boolean, claim: (configurationId: string) => Statement): Promise<string | undefined> {
     const hosts = await this.hosts.configured();
     if (hosts.length === 0) return undefined;
-    const asked = { action: 'reapply' as const, bundleIds: [], dryRun, options: ConfigurationOptions.parse({}), bandwidth: {} };
+    const asked = {
+      action: 'reapply' as const,
+      bundleIds: [],
+      dryRun,
+      options: ConfigurationOptions.parse({}),
+      bandwidth: {},
+    };
     const id = newId();
     try {
-      await this.submit({ id: newId(), createdBy: 'schedule' }, hosts, { ...asked, rollout: Rollout.parse({ atOnce: scheduledAtOnce }) }, id, [claim(id)]);
+      await this.submit(
+        { id: newId(), createdBy: 'schedule' },
+        hosts,
+        { ...asked, rollout: Rollout.parse({ atOnce: scheduledAtOnce }) },
+        id,
+        [claim(id)],
+      );
       return id;
     } catch (error) {
       if (error instanceof AppError && error.code === 'resource_changed') return undefined;
@@ -80,7 +95,12 @@ export class HostConfigurationService {
 
   /** Forgets all but the newest scheduled configurations, with their jobs; one that has not ended stays until the next time. */
   async forgetScheduled(): Promise<void> {
-    const old = await this.configurations.find({ where: { scheduled: true }, order: { id: 'DESC' }, skip: keptScheduled, take: 100 });
+    const old = await this.configurations.find({
+      where: { scheduled: true },
+      order: { id: 'DESC' },
+      skip: keptScheduled,
+      take: 100,
+    });
     for (const { id, jobId } of old)
       await this.jobs.remove(jobId, [
         this.members.createQueryBuilder().delete().where({ configurationId: id }),
@@ -95,9 +115,24 @@ export class HostConfigurationService {
     id = newId(),
     claim: Statement[] = [],
   ): Promise<Job> {
-    const row: HostConfigurationEntity = { id, ...asked, scheduled: claim.length > 0, jobId: request.id, failedAt: null, createdAt: now() };
+    const row: HostConfigurationEntity = {
+      id,
+      ...asked,
+      scheduled: claim.length > 0,
+      jobId: request.id,
+      failedAt: null,
+      createdAt: now(),
+    };
     const members = hosts.map((host, position) =>
-      columns<ConfiguredHostEntity>({ id: newId(), configurationId: id, position, hostId: host.id, hostName: host.name, jobId: null, result: null }),
+      columns<ConfiguredHostEntity>({
+        id: newId(),
+        configurationId: id,
+        position,
+        hostId: host.id,
+        hostName: host.name,
+        jobId: null,
+        result: null,
+      }),
     );
     return this.jobs.submit({ ...request, type: hostConfigurationJobType, resource: `/v1/host-configurations/${id}` }, [
       ...claim,
@@ -117,8 +152,14 @@ export class HostConfigurationService {
   }
 
   private async toResources(rows: HostConfigurationEntity[]): Promise<HostConfiguration[]> {
-    const members = await this.members.find({ where: { configurationId: In(rows.map(({ id }) => id)) }, order: { position: 'ASC' } });
-    const jobs = await this.jobs.byIds([...rows.map(({ jobId }) => jobId), ...members.flatMap(({ jobId }) => jobId ?? [])]);
+    const members = await this.members.find({
+      where: { configurationId: In(rows.map(({ id }) => id)) },
+      order: { position: 'ASC' },
+    });
+    const jobs = await this.jobs.byIds([
+      ...rows.map(({ jobId }) => jobId),
+      ...members.flatMap(({ jobId }) => jobId ?? []),
+    ]);
     const stateOf = (jobId: string) => jobs.get(jobId)?.state ?? 'failed';
     return rows.map((row) => ({
       ...row,

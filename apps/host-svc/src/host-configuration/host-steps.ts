@@ -51,7 +51,12 @@ export class HostSteps {
   async takeBack(current: HostFile, text: string | null): Promise<Change | undefined> {
     if (current.text === text) return undefined;
     if (!this.dryRun) await this.files.takeBack(current, text);
-    return { kind: 'file', target: current.path, action: text === null ? 'remove' : 'change', diff: fileDiff(current.path, current.text, text) };
+    return {
+      kind: 'file',
+      target: current.path,
+      action: text === null ? 'remove' : 'change',
+      diff: fileDiff(current.path, current.text, text),
+    };
   }
 
   outcome(changes: Change[], detail: string): Outcome {
@@ -67,4 +72,9 @@ export const fileChange = (before: HostFile, text: string): Change => ({
   diff: fileDiff(before.path, before.text, text),
 });
 
-export const change = (kind: Change['kind'], action: Change['action'], target: string): Change => ({ kind, target, action, diff: null });
+export const change = (kind: Change['kind'], action: Change['action'], target: string): Change => ({
+  kind,
+  target,
+  action,
+  diff: null,
+});

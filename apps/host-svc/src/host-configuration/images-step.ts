@@ -5,7 +5,14 @@ import type { Bundle, BundleImage } from '@airdock/clients/generated/types.gen';
 import type { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
-import { dockerLoad, explainObstacles, type Obstacle, obstacleOn, type RunsWhere, runsOn } from '@airdock/core/oci/runs';
+import {
+  dockerLoad,
+  explainObstacles,
+  type Obstacle,
+  obstacleOn,
+  type RunsWhere,
+  runsOn,
+} from '@airdock/core/oci/runs';
 import { pullsAtOnce, type RuntimeHost } from '@airdock/host/runtime/runtime-host';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { describeRegistryImage } from '@airdock/registry/copy/registry-image';
@@ -50,20 +57,31 @@ export async function warmImages(steps: HostSteps, bundleId: string, warming: Wa
     if (obstacle) left.push({ name: image.names[0] ?? image.digest ?? '', obstacle });
     else runnable.push({ image, names: namesOf(image, rename) });
   }
-  if (left.some(({ obstacle }) => obstacle === 'compression')) warnings.push(`${bundle.name}: left out, ${explainObstacles(left, where)}`);
+  if (left.some(({ obstacle }) => obstacle === 'compression'))
+    warnings.push(`${bundle.name}: left out, ${explainObstacles(left, where)}`);
   const lacking = missingOf(runnable, there);
-  const sources = limits.length === 0 && steps.hasTunnel ? await sourcesOf(clients, lacking, steps.signal) : new Map<Missing, string>();
+  const sources =
+    limits.length === 0 && steps.hasTunnel
+      ? await sourcesOf(clients, lacking, steps.signal)
+      : new Map<Missing, string>();
   const missing = lacking.filter((one) => sources.has(one) || isStreamable(one, where));
   // What only the registry can give, and does not give here.
   const pullable = lacking.filter((one) => !missing.includes(one)).map(({ image }) => image.names[0] ?? '');
   if (pullable.length > 0)
-    warnings.push(`${bundle.name}: left out, since they can only be pulled, and ${whyNotPulled(steps, limits)}: ${pullable.slice(0, 20).join(', ')}`);
-  const rest = [explainObstacles(left, where), pullable.length > 0 ? `${pullable.length} that can only be pulled` : ''].filter(Boolean).join(', ');
+    warnings.push(
+      `${bundle.name}: left out, since they can only be pulled, and ${whyNotPulled(steps, limits)}: ${pullable.slice(0, 20).join(', ')}`,
+    );
+  const rest = [explainObstacles(left, where), pullable.length > 0 ? `${pullable.length} that can only be pulled` : '']
+    .filter(Boolean)
+    .join(', ');
   const what = `${missing.length} of ${bundle.images.length} images of ${bundle.name}, ${rename ? 'local' : 'upstream'} names${rest && `; left out: ${rest}`}`;
   if (missing.length === 0) return steps.outcome([], what);
 
   const streamed = missing.filter((one) => !sources.has(one));
-  const how = [sources.size > 0 ? `${sources.size} pulled through the tunnel` : '', streamed.length > 0 ? `${streamed.length} streamed from the bundle` : ''];
+  const how = [
+    sources.size > 0 ? `${sources.size} pulled through the tunnel` : '',
+    streamed.length > 0 ? `${streamed.length} streamed from the bundle` : '',
+  ];
   const detail = `${what}: ${how.filter(Boolean).join(', ')}`;
   const changes = missing.map((one) => change('image', sources.has(one) ? 'pull' : 'load', one.names[0] ?? ''));
   if (steps.dryRun || !runtime) return { status: 'planned', detail, changes };
@@ -80,18 +98,25 @@ export async function warmImages(steps: HostSteps, bundleId: string, warming: Wa
   const [first] = lost;
   if (first) {
     const more = lost.length > 1 ? ` and ${lost.length - 1} more` : '';
-    throw new AppError('host_pull_failed', { detail: `${first.names[0]}${more} can only be pulled, and could not be: see the warnings` });
+    throw new AppError('host_pull_failed', {
+      detail: `${first.names[0]}${more} can only be pulled, and could not be: see the warnings`,
+    });
   }
   return {
     status: 'done',
-    detail: again.length > streamed.length ? `${detail}; ${again.length - streamed.length} of the pulls failed: streamed` : detail,
+    detail:
+      again.length > streamed.length
+        ? `${detail}; ${again.length - streamed.length} of the pulls failed: streamed`
+        : detail,
     changes,
   };
 }
 
 function whyNotPulled({ hasTunnel }: HostSteps, limits: Warming['limits']): string {
   if (!hasTunnel) return 'the host has no tunnel';
-  return limits.length > 0 ? 'bandwidth is bounded, which pulls are not' : 'the registry does not have them (push them first)';
+  return limits.length > 0
+    ? 'bandwidth is bounded, which pulls are not'
+    : 'the registry does not have them (push them first)';
 }
 
 /** Of what has only a digest the local names: no runtime tags an image with a digest, and no other registry can be asked. */
@@ -109,7 +134,11 @@ const missingOf = (wanted: Missing[], there: Map<string, string> = new Map()): M
   wanted.filter(({ image, names }) => names.some((name) => !image.imageIds.includes(there.get(name) ?? '')));
 
 /** The local references under which the registry has just these images. */
-async function sourcesOf(clients: ServiceClients, missing: Missing[], signal: AbortSignal): Promise<Map<Missing, string>> {
+async function sourcesOf(
+  clients: ServiceClients,
+  missing: Missing[],
+  signal: AbortSignal,
+): Promise<Map<Missing, string>> {
   const { data } = await getRegistry({ client: clients.registry, throwOnError: true });
   const sources = new Map<Missing, string>();
   if (!data.url) return sources;
@@ -137,7 +166,8 @@ async function sourcesOf(clients: ServiceClients, missing: Missing[], signal: Ab
 async function pull(runtime: RuntimeHost, { names }: Missing, source: string): Promise<string | undefined> {
   try {
     await runtime.pull(source);
-    for (const name of names) if (name !== source) await (isDigestOnly(name) ? runtime.pull(name) : runtime.tag(source, name));
+    for (const name of names)
+      if (name !== source) await (isDigestOnly(name) ? runtime.pull(name) : runtime.tag(source, name));
     if (!names.includes(source)) await runtime.remove(source);
     return undefined;
   } catch (error) {
@@ -166,5 +196,7 @@ async function stream(
     throwOnError: true,
   });
   const archive = Readable.fromWeb(data as unknown as ReadableStream);
-  await runtime.load(limits.length === 0 ? archive : Readable.from(limited(archive, limits, signal), { objectMode: false }));
+  await runtime.load(
+    limits.length === 0 ? archive : Readable.from(limited(archive, limits, signal), { objectMode: false }),
+  );
 }

@@ -1,5 +1,14 @@
 import { AppError } from '@airdock/core/errors';
-import { type HeldPort, type HostPorts, renderHeldPorts, socketFolder, socketUnitOf, tmpfilesPath, unitFolder, unitOf } from '@airdock/core/host/held-port';
+import {
+  type HeldPort,
+  type HostPorts,
+  renderHeldPorts,
+  socketFolder,
+  socketUnitOf,
+  tmpfilesPath,
+  unitFolder,
+  unitOf,
+} from '@airdock/core/host/held-port';
 import { isOwn } from '@airdock/core/host/host-file';
 import type { HostFile } from '@airdock/host/system/host-files';
 import { assertHeldLocally } from '@airdock/ssh/tunnel/sshd-look';
@@ -10,7 +19,10 @@ import { change, type HostSteps } from './host-steps.js';
 const names: readonly HeldPort['name'][] = ['registry', 'packages'];
 /** What is read of every host. */
 export const heldPortFiles = (): string[] => [tmpfilesPath, ...names.flatMap(pathsOf)];
-const pathsOf = (name: HeldPort['name']): string[] => [`${unitFolder}/${socketUnitOf({ name })}`, `${unitFolder}/${unitOf({ name })}.service`];
+const pathsOf = (name: HeldPort['name']): string[] => [
+  `${unitFolder}/${socketUnitOf({ name })}`,
+  `${unitFolder}/${unitOf({ name })}.service`,
+];
 
 // `start` fails where somebody else has the port.
 const startScript = `
@@ -63,7 +75,9 @@ export class HeldPorts {
       if (brought?.action === 'change' && path === tmpfilesPath) this.isMoved = true;
     }
     const isChanged = (name: HeldPort['name']) => changed.some(({ target }) => pathsOf(name).includes(target));
-    this.restarts = this.wanted.filter(({ name, port }) => isChanged(name) || !held.some((one) => one.name === name && one.port === port));
+    this.restarts = this.wanted.filter(
+      ({ name, port }) => isChanged(name) || !held.some((one) => one.name === name && one.port === port),
+    );
     changed.push(...this.restarts.map((one) => change('service', 'restart', socketUnitOf(one))));
     if (changed.length > 0 && !dryRun) await this.run(startScript, tmpfilesPath, ...this.wanted.map(socketUnitOf));
     const gone = await this.takeBack(names.filter((name) => !this.wanted.some((one) => one.name === name)));
@@ -81,10 +95,14 @@ export class HeldPorts {
         { sudo: true, signal: this.steps.signal },
       );
       if (exitCode !== 0)
-        throw new AppError('host_port_taken', { detail: `${unit} does not get port ${held.port}: ${stderr.trim().slice(-300)}`, port: held.port });
+        throw new AppError('host_port_taken', {
+          detail: `${unit} does not get port ${held.port}: ${stderr.trim().slice(-300)}`,
+          port: held.port,
+        });
     }
     this.restarts = [];
-    if (this.hostEnd === 'socket') for (const held of this.wanted) await assertHeldLocally(this.steps.connection, held, this.steps.signal);
+    if (this.hostEnd === 'socket')
+      for (const held of this.wanted) await assertHeldLocally(this.steps.connection, held, this.steps.signal);
   }
 
   /** Takes the units off the host, and gives their ports up. */
@@ -100,11 +118,15 @@ export class HeldPorts {
     if (!this.steps.dryRun) await this.run(stopScript, socketFolder, ...which.map((name) => unitOf({ name })));
     const changes: (Change | undefined)[] = [];
     for (const file of own) changes.push(await this.steps.takeBack(file, await this.steps.files.before(file.path)));
-    if (!this.steps.dryRun) await this.run(forgetScript, ...(all ? [socketFolder] : which.map((name) => `${socketFolder}/${name}.sock`)));
+    if (!this.steps.dryRun)
+      await this.run(forgetScript, ...(all ? [socketFolder] : which.map((name) => `${socketFolder}/${name}.sock`)));
     return changes.filter((one) => one !== undefined);
   }
 
   private async run(script: string, ...arguments_: string[]): Promise<void> {
-    await this.steps.connection.run(['sh', '-c', script, 'sh', ...arguments_], { sudo: true, signal: this.steps.signal });
+    await this.steps.connection.run(['sh', '-c', script, 'sh', ...arguments_], {
+      sudo: true,
+      signal: this.steps.signal,
+    });
   }
 }

@@ -1,6 +1,13 @@
 import { AppError } from '@airdock/core/errors';
 import { isOwn } from '@airdock/core/host/host-file';
-import { keyPaths, type PackageFamily, renderAptList, renderYumRepo, repositoriesFor, type ServedRepository } from '@airdock/core/host/package-list';
+import {
+  keyPaths,
+  type PackageFamily,
+  renderAptList,
+  renderYumRepo,
+  repositoriesFor,
+  type ServedRepository,
+} from '@airdock/core/host/package-list';
 import type { PackageRepositoryConfig } from '@airdock/platform/config';
 import type { Change } from '../host/host.schema.js';
 import type { PackageRepositoryService } from '../package-repository/package-repository.service.js';
@@ -55,7 +62,12 @@ export async function configureRepositories(steps: HostSteps, packages: PackageR
 }
 
 /** The public keys that the host needs: the DU's, and those of repositories whose packages are signed themselves. */
-async function keysFor(packages: PackageRepositoryService, family: PackageFamily, all: readonly PackageRepositoryConfig[], own: readonly ServedRepository[]) {
+async function keysFor(
+  packages: PackageRepositoryService,
+  family: PackageFamily,
+  all: readonly PackageRepositoryConfig[],
+  own: readonly ServedRepository[],
+) {
   const keys = [{ path: keyPaths[family], text: (await packages.key()).publicKey }];
   if (family === 'debian') return keys;
   for (const repository of all.filter(({ name }) => own.some((one) => one.name === name))) {
@@ -66,15 +78,24 @@ async function keysFor(packages: PackageRepositoryService, family: PackageFamily
 }
 
 /** Installs packages, and looks whether they are there. Throws `host_packages_failed`. */
-export async function installAndCheck({ facts, system, remember }: HostSteps, names: string[], onlyAirdock: boolean): Promise<void> {
-  if (!facts.family) throw new AppError('host_packages_failed', { detail: 'the operating system is of no known family' });
+export async function installAndCheck(
+  { facts, system, remember }: HostSteps,
+  names: string[],
+  onlyAirdock: boolean,
+): Promise<void> {
+  if (!facts.family)
+    throw new AppError('host_packages_failed', { detail: 'the operating system is of no known family' });
   await system.bring(facts.family, names, onlyAirdock, (packages) => remember({ packages }));
 }
 
 /** Takes Airdock's package list off a host. */
-export async function unconfigureRepositories(steps: HostSteps, { baseUrl }: PackageRepositoryService): Promise<Outcome> {
+export async function unconfigureRepositories(
+  steps: HostSteps,
+  { baseUrl }: PackageRepositoryService,
+): Promise<Outcome> {
   const { family } = steps.facts;
-  if (!family) return { status: 'skipped', detail: 'the operating system uses neither apt nor yum repositories', changes: [] };
+  if (!family)
+    return { status: 'skipped', detail: 'the operating system uses neither apt nor yum repositories', changes: [] };
   const list = await steps.files.read(listPaths[family]);
   if (!isOwn(list.text)) return steps.outcome([], `${list.path} is not of Airdock`);
   // dnf finds what it has of a repository by the list.
@@ -82,7 +103,8 @@ export async function unconfigureRepositories(steps: HostSteps, { baseUrl }: Pac
   const changes: Change[] = [];
   const removed = await steps.takeBack(list, await steps.files.before(list.path));
   if (removed) changes.push(removed);
-  const vendors = family === 'redhat' ? steps.config.packages.repositories.map(({ name }) => keyPaths.vendor(name)) : [];
+  const vendors =
+    family === 'redhat' ? steps.config.packages.repositories.map(({ name }) => keyPaths.vendor(name)) : [];
   for (const key of await steps.files.readAll([keyPaths[family], ...vendors])) {
     const gone = await steps.takeBack(key, null);
     if (gone) changes.push(gone);

@@ -1,5 +1,10 @@
 import { renderHostsToml, setHostsDir } from '@airdock/core/container-runtime/containerd-config';
-import { hasMirror, isFirstMirror, mergeDaemonJson, unmergeDaemonJson } from '@airdock/core/container-runtime/daemon-json';
+import {
+  hasMirror,
+  isFirstMirror,
+  mergeDaemonJson,
+  unmergeDaemonJson,
+} from '@airdock/core/container-runtime/daemon-json';
 import { AppError } from '@airdock/core/errors';
 import { isOwn } from '@airdock/core/host/host-file';
 import { repositoriesFor } from '@airdock/core/host/package-list';
@@ -31,8 +36,16 @@ export async function configureRuntime(steps: HostSteps): Promise<RuntimeOutcome
   const name = chooseRuntime(steps);
   const version = facts[name].version;
   if (options.skipDockerInstall) {
-    if (!version) throw new AppError('host_runtime_missing', { detail: `${name} gives no answer, and skipDockerInstall expects it` });
-    return { status: 'skipped', detail: `skipDockerInstall; ${name} ${version} of the host`, changes: [], runtime: runtimeOf(steps, name) };
+    if (!version)
+      throw new AppError('host_runtime_missing', {
+        detail: `${name} gives no answer, and skipDockerInstall expects it`,
+      });
+    return {
+      status: 'skipped',
+      detail: `skipDockerInstall; ${name} ${version} of the host`,
+      changes: [],
+      runtime: runtimeOf(steps, name),
+    };
   }
   return name === 'docker' ? configureDocker(steps) : configureContainerd(steps);
 }
@@ -43,7 +56,10 @@ export function chooseRuntime({ facts, options }: Pick<HostSteps, 'facts' | 'opt
 }
 
 /** The runtime of a host that is as it should be, or is only looked at. */
-export function runtimeOf({ connection, signal }: Pick<HostSteps, 'connection' | 'signal'>, name: RuntimeName): RuntimeHost {
+export function runtimeOf(
+  { connection, signal }: Pick<HostSteps, 'connection' | 'signal'>,
+  name: RuntimeName,
+): RuntimeHost {
   return name === 'docker' ? new DockerHost(connection, signal) : new ContainerdHost(connection, signal);
 }
 
@@ -58,12 +74,17 @@ async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
     changes.push(change('service', 'start', 'docker'));
     if (!dryRun) {
       const complaint = await system.service('start', 'docker');
-      if (!(await isTrueWithin(complaint === undefined ? startMs : 0, async () => (await docker.mirrors()) !== undefined)))
-        throw new AppError('host_runtime_missing', { detail: `docker does not start: ${complaint ?? 'it gives no answer'}` });
+      if (
+        !(await isTrueWithin(complaint === undefined ? startMs : 0, async () => (await docker.mirrors()) !== undefined))
+      )
+        throw new AppError('host_runtime_missing', {
+          detail: `docker does not start: ${complaint ?? 'it gives no answer'}`,
+        });
     }
   }
   // Without flat names nothing in the local registry has the names that Docker asks a mirror for.
-  const mirror = steps.hasTunnel && config.naming.includes('flat') ? `http://127.0.0.1:${config.registry.port}` : undefined;
+  const mirror =
+    steps.hasTunnel && config.naming.includes('flat') ? `http://127.0.0.1:${config.registry.port}` : undefined;
   if (mirror) {
     const before = await files.read(daemonJson);
     const text = mergeDaemonJson(before.text, mirror);
@@ -86,7 +107,10 @@ async function configureDocker(steps: HostSteps): Promise<RuntimeOutcome> {
     }
   }
   const version = isThere ? `Docker ${facts.docker.version} of the host` : 'Docker';
-  return { ...steps.outcome(changes, mirror ? `${version}, with ${mirror} as its first mirror` : version), runtime: isThere || !dryRun ? docker : undefined };
+  return {
+    ...steps.outcome(changes, mirror ? `${version}, with ${mirror} as its first mirror` : version),
+    runtime: isThere || !dryRun ? docker : undefined,
+  };
 }
 
 /** Installs the packages that the configuration says make Docker. Throws `host_runtime_missing` where it says none. */
@@ -94,11 +118,15 @@ async function installDocker(steps: HostSteps): Promise<Change[]> {
   const { config, facts, options, system, dryRun } = steps;
   const { family, distribution } = facts;
   const names = family ? config.packages.docker[family] : [];
-  const missing = (why: string) => new AppError('host_runtime_missing', { detail: `docker gives no answer, and it cannot be installed: ${why}` });
+  const missing = (why: string) =>
+    new AppError('host_runtime_missing', { detail: `docker gives no answer, and it cannot be installed: ${why}` });
   if (!family) throw missing('the operating system is of no known family');
   if (names.length === 0) throw missing(`airdock.packages.docker.${family} names no packages`);
   const onlyAirdock = !options.skipYumRepoInstall;
-  if (onlyAirdock && (!steps.hasTunnel || repositoriesFor(config.packages.repositories, family, distribution).length === 0))
+  if (
+    onlyAirdock &&
+    (!steps.hasTunnel || repositoriesFor(config.packages.repositories, family, distribution).length === 0)
+  )
     throw missing(`the DU has no package repository for this host (${family} ${distribution})`);
   const absent = await system.missingPackages(family, names);
   if (absent.length > 0 && !dryRun) {
@@ -130,7 +158,8 @@ async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
   const { version } = facts.containerd;
   if (!version) throw new AppError('host_runtime_missing', { detail: 'containerd gives no answer to ctr' });
   const detail = `containerd ${version} of the host`;
-  if (!steps.hasTunnel) return { ...steps.outcome([], detail), runtime: new ContainerdHost(steps.connection, steps.signal) };
+  if (!steps.hasTunnel)
+    return { ...steps.outcome([], detail), runtime: new ContainerdHost(steps.connection, steps.signal) };
   const before = await files.read(configToml);
   const { text, hostsDir } = setHostsDir(before.text, majorOf(version));
   const containerd = new ContainerdHost(steps.connection, steps.signal, hostsDir);
@@ -172,7 +201,8 @@ export async function unconfigureRuntime(steps: HostSteps, name: RuntimeName, is
   let main: Change | undefined;
   if (name === 'docker') {
     const file = await files.read(daemonJson);
-    if (file.text !== null) main = await steps.takeBack(file, unmergeDaemonJson(file.text, await files.before(daemonJson), mirror));
+    if (file.text !== null)
+      main = await steps.takeBack(file, unmergeDaemonJson(file.text, await files.before(daemonJson), mirror));
     makeKnown = () => takeOver(docker, (mirrors) => !hasMirror(mirrors, mirror));
   } else {
     const file = await files.read(configToml);
@@ -192,7 +222,10 @@ export async function unconfigureRuntime(steps: HostSteps, name: RuntimeName, is
     changes.push(main, change('service', action, name));
     if (!steps.dryRun && !(await makeKnown?.())) {
       const complaint = await steps.system.service('restart', name);
-      if (complaint !== undefined) throw new AppError('host_runtime_failed', { detail: `${name} did not start with its old ${main.target}: ${complaint}` });
+      if (complaint !== undefined)
+        throw new AppError('host_runtime_failed', {
+          detail: `${name} did not start with its old ${main.target}: ${complaint}`,
+        });
     }
   } else changes.push(main);
   return steps.outcome(
@@ -201,6 +234,11 @@ export async function unconfigureRuntime(steps: HostSteps, name: RuntimeName, is
   );
 }
 
-async function activate({ files, system }: HostSteps, before: HostFile, text: string, activation: Activation): Promise<Change> {
+async function activate(
+  { files, system }: HostSteps,
+  before: HostFile,
+  text: string,
+  activation: Activation,
+): Promise<Change> {
   return change('service', await activateFile(files, system, before, text, activation), activation.service);
 }

@@ -42,8 +42,12 @@ export class UnconfigureHost {
     const runtime = facts[name].version ? runtimeOf(steps, name) : undefined;
     note('images', await this.removeImages(steps, runtime, left, result.warnings));
     note('packages', await this.removePackages(steps, left, result.warnings));
-    const goesWithPackages = facts.family !== undefined && this.config.packages.docker[facts.family].some((one) => left.packages.includes(one));
-    const stays = dryRun ? name !== 'docker' || !goesWithPackages : (await steps.system.facts())[name].version !== undefined;
+    const goesWithPackages =
+      facts.family !== undefined &&
+      this.config.packages.docker[facts.family].some((one) => left.packages.includes(one));
+    const stays = dryRun
+      ? name !== 'docker' || !goesWithPackages
+      : (await steps.system.facts())[name].version !== undefined;
     note('runtime', await unconfigureRuntime(steps, name, runtime !== undefined && stays));
     note('repositories', await unconfigureRepositories(steps, this.packageRepositories));
     const hasTunnel = (await this.tunnels.find(host.id)) !== undefined;
@@ -57,17 +61,28 @@ export class UnconfigureHost {
   }
 
   /** Its owner closes it at its next look, which a configuration that follows must not overtake: the port would be taken. */
-  private async closeTunnel(host: Host, connection: SshConnection, warnings: string[], signal: AbortSignal): Promise<void> {
+  private async closeTunnel(
+    host: Host,
+    connection: SshConnection,
+    warnings: string[],
+    signal: AbortSignal,
+  ): Promise<void> {
     await this.tunnels.remove(host.id);
     const deadline = Date.now() + closeMs;
     while ((await this.checks.inspect(host, connection, signal, { tries: false })).isPortTaken) {
-      if (Date.now() > deadline) return void warnings.push(`something still listens on the registry port after ${closeMs / 1000} s`);
+      if (Date.now() > deadline)
+        return void warnings.push(`something still listens on the registry port after ${closeMs / 1000} s`);
       await delay(200, undefined, { signal });
     }
   }
 
   /** Leaves in `left.images` what is in use. */
-  private async removeImages(steps: HostSteps, runtime: RuntimeHost | undefined, left: Brought, warnings: string[]): Promise<Outcome> {
+  private async removeImages(
+    steps: HostSteps,
+    runtime: RuntimeHost | undefined,
+    left: Brought,
+    warnings: string[],
+  ): Promise<Outcome> {
     const names = left.images;
     if (names.length > 0 && !runtime) return { status: 'skipped', detail: 'the runtime gives no answer', changes: [] };
     if (steps.dryRun || !runtime)

@@ -12,7 +12,12 @@ export class HostImportController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'importHosts', summary: 'Register the hosts of an inventory, all or none unless `partial`', returns: HostImport, status: 200 })
+  @Operation({
+    id: 'importHosts',
+    summary: 'Register the hosts of an inventory, all or none unless `partial`',
+    returns: HostImport,
+    status: 200,
+  })
   create(@Body({ schema: CreateHostImport }) body: CreateHostImport): Promise<HostImport> {
     return this.imports.create(body);
   }

@@ -24,7 +24,10 @@ export const CreateHostImport = z
       .prefault({})
       .describe('Of new hosts, where the inventory says nothing. Hosts that are there keep what it does not say'),
     dryRun: z.boolean().default(false).describe('Say what would be done, and change nothing'),
-    partial: z.boolean().default(false).describe('Register the hosts that can be, and leave out the others, lines that cannot be read too'),
+    partial: z
+      .boolean()
+      .default(false)
+      .describe('Register the hosts that can be, and leave out the others, lines that cannot be read too'),
   })
   .meta({ id: 'CreateHostImport' });
 export type CreateHostImport = z.infer<typeof CreateHostImport>;

@@ -38,7 +38,8 @@ export class HostImportService {
       const there = await this.hosts.byNames(found.map(({ name }) => name));
       const entries = found.map((entry) => fitted(entry, there.get(entry.name)?.labels ?? defaults.labels));
       const ofHosts = new Map<string, SshCredential>();
-      for (const id of new Set([...there.values()].map((host) => host.credentialId))) ofHosts.set(id, await this.credentials.get(id));
+      for (const id of new Set([...there.values()].map((host) => host.credentialId)))
+        ofHosts.set(id, await this.credentials.get(id));
       const lines = new Map<string, number>();
       const plans = entries.map((entry): Plan => {
         const earlier = lines.get(entry.name);
@@ -46,9 +47,12 @@ export class HostImportService {
         if (entry.problem) return { problem: entry.problem };
         if (earlier !== undefined) return { problem: `line ${earlier} has a host of this name already` };
         const named = entry.credential === undefined ? undefined : credentials.get(entry.credential);
-        if (entry.credential !== undefined && !named) return { problem: 'there is no credential with the name that is given' };
+        if (entry.credential !== undefined && !named)
+          return { problem: 'there is no credential with the name that is given' };
         const host = there.get(entry.name);
-        return host ? planUpdate(entry, host, named ?? ofHosts.get(host.credentialId)) : planInsert(entry, defaults, named ?? credential);
+        return host
+          ? planUpdate(entry, host, named ?? ofHosts.get(host.credentialId))
+          : planInsert(entry, defaults, named ?? credential);
       });
       const refused = plans.flatMap((plan, index) => ('problem' in plan ? [toItem(entries[index], plan)] : []));
       if (refused.length > 0 && !partial && !dryRun)
@@ -65,7 +69,8 @@ export class HostImportService {
           [...warnings, ...warningsOf(entries)],
         );
       // Someone registered or removed one of the hosts meanwhile.
-      if (attempt === maxAttempts) throw new AppError('dependency_unavailable', { detail: 'the hosts change too fast' });
+      if (attempt === maxAttempts)
+        throw new AppError('dependency_unavailable', { detail: 'the hosts change too fast' });
     }
   }
 }
@@ -75,7 +80,8 @@ const otherUser = { problem: 'its user is not that of the credential' };
 function planInsert(entry: InventoryHost, defaults: Defaults, credential: SshCredential | undefined): Plan {
   if (!credential) return { problem: 'no credential: name one for the host, or give defaults.credentialId' };
   if (entry.user !== undefined && entry.user !== credential.username) return otherUser;
-  if (entry.hostKey === undefined && !defaults.trustOnFirstUse) return { problem: 'no host key: give one for the host, or defaults.trustOnFirstUse' };
+  if (entry.hostKey === undefined && !defaults.trustOnFirstUse)
+    return { problem: 'no host key: give one for the host, or defaults.trustOnFirstUse' };
   const { data, error } = CreateHost.safeParse({
     name: entry.name,
     address: entry.address ?? entry.name,
@@ -86,7 +92,9 @@ function planInsert(entry: InventoryHost, defaults: Defaults, credential: SshCre
     labels: { ...defaults.labels, ...entry.labels },
   });
   if (!data) return { problem: issuesOf(error) };
-  return fingerprintOf(entry) === null ? { problem: 'its host key is none: give SHA256:… or a public key line' } : { insert: data };
+  return fingerprintOf(entry) === null
+    ? { problem: 'its host key is none: give SHA256:… or a public key line' }
+    : { insert: data };
 }
 
 function planUpdate(entry: InventoryHost, host: Host, credential: SshCredential | undefined): Plan {
@@ -112,7 +120,9 @@ function planUpdate(entry: InventoryHost, host: Host, credential: SshCredential 
     wanted.address === host.address &&
     wanted.port === host.port &&
     wanted.credentialId === host.credentialId &&
-    Object.entries(wanted.labels).every(([key, value]) => Object.hasOwn(host.labels, key) && host.labels[key] === value);
+    Object.entries(wanted.labels).every(
+      ([key, value]) => Object.hasOwn(host.labels, key) && host.labels[key] === value,
+    );
   return isSame ? { unchanged: host.id } : { id: host.id, update: wanted };
 }
 
@@ -131,7 +141,9 @@ interface Issues {
 
 /** Our schemas' messages do not repeat what they refuse. Keys of labels do come from the inventory. */
 const issuesOf = ({ issues }: Issues, field?: string): string =>
-  [...new Set(issues.map(({ path, message }) => `${field ?? String(path[0] ?? 'host')}: ${message}`))].join('; ').slice(0, 500);
+  [...new Set(issues.map(({ path, message }) => `${field ?? String(path[0] ?? 'host')}: ${message}`))]
+    .join('; ')
+    .slice(0, 500);
 
 function toItem(entry: InventoryHost | undefined, plan: Plan, ids = new Map<string, string>()): ImportedHost {
   const { line = 0, name = '' } = entry ?? {};
@@ -144,7 +156,9 @@ function toItem(entry: InventoryHost | undefined, plan: Plan, ids = new Map<stri
 /** With as many labels of groups as there is room for beside those that the host has, or gets in any case; the nearest groups, which are last. */
 function fitted(entry: InventoryHost, base: Record<string, string>): InventoryHost {
   const excess = new Set([...Object.keys(base), ...Object.keys(entry.labels)]).size - maxLabels;
-  const groups = Object.keys(entry.labels).filter((label) => label.startsWith(groupLabel) && !Object.hasOwn(base, label));
+  const groups = Object.keys(entry.labels).filter(
+    (label) => label.startsWith(groupLabel) && !Object.hasOwn(base, label),
+  );
   const left = groups.slice(0, Math.max(0, excess));
   if (left.length === 0) return entry;
   const labels = Object.fromEntries(Object.entries(entry.labels).filter(([label]) => !left.includes(label)));
@@ -164,5 +178,13 @@ function warningsOf(entries: InventoryHost[]): string[] {
 
 function toResource(dryRun: boolean, hosts: ImportedHost[], warnings: string[]): HostImport {
   const count = (wanted: ImportedHost['outcome']) => hosts.filter(({ outcome }) => outcome === wanted).length;
-  return { dryRun, created: count('created'), updated: count('updated'), unchanged: count('unchanged'), refused: count('refused'), hosts, warnings };
+  return {
+    dryRun,
+    created: count('created'),
+    updated: count('updated'),
+    unchanged: count('unchanged'),
+    refused: count('refused'),
+    hosts,
+    warnings,
+  };
 }

@@ -41,23 +41,36 @@ describe('HostWorker', () => {
     const main = join(folder.path, 'main.mjs');
     await writeFile(main, program(join(folder.path, 'lived'), deed));
     const options = { file: undefined, overrides: {}, answersHealth: false };
-    worker = new HostWorker({ dataDir: folder.path, start: options, maxMemoryBytes: 300 * 1024 ** 2, log: () => undefined, main });
+    worker = new HostWorker({
+      dataDir: folder.path,
+      start: options,
+      maxMemoryBytes: 300 * 1024 ** 2,
+      log: () => undefined,
+      main,
+    });
     worker.start();
     await worker.ready;
     return worker.pid ?? 0;
   }
   const another = (pid: number) =>
-    waitFor(() => worker?.pid !== undefined && worker.pid !== pid && findVerdicts(join(folder.path, 'run')).length > 0, {
-      what: 'another life',
-      timeoutMs: 30_000,
-    });
+    waitFor(
+      () => worker?.pid !== undefined && worker.pid !== pid && findVerdicts(join(folder.path, 'run')).length > 0,
+      {
+        what: 'another life',
+        timeoutMs: 30_000,
+      },
+    );
   const verdict = () => findVerdicts(join(folder.path, 'run'))[0]?.value;
 
   it.each([
     ['stands still', 'serve(); for (;;);', { reason: 'silent', hostId: served }],
     ['crashes', 'serve(); process.abort();', { reason: 'crashed', hostId: served }],
     ['throws', 'serve(); throw new Error("x");', { reason: 'crashed', hostId: served }],
-    ['takes too much memory', 'serve(); globalThis.kept = Buffer.alloc(400 * 1024 ** 2, 1);', { reason: 'memory', hostId: heavy }],
+    [
+      'takes too much memory',
+      'serve(); globalThis.kept = Buffer.alloc(400 * 1024 ** 2, 1);',
+      { reason: 'memory', hostId: heavy },
+    ],
     ['stands still and serves nobody', 'for (;;);', { reason: 'silent', hostId: null }],
   ])('that %s is started anew, and it is known whom it died of', async (_what, deed, expected) => {
     const pid = await start(deed);
@@ -83,14 +96,21 @@ describe('verdicts that nobody acts on', () => {
   it('are the newest of each host, and not without bound', async () => {
     await using folder = await tempDir('verdicts');
     const leave = (hostId: string | null, second: number) =>
-      leaveVerdict(folder.path, { owner: `du/${second}/`, hostId, reason: 'crashed', at: new Date(second * 1000).toISOString() });
+      leaveVerdict(folder.path, {
+        owner: `du/${second}/`,
+        hostId,
+        reason: 'crashed',
+        at: new Date(second * 1000).toISOString(),
+      });
     for (let second = 1; second <= 150; second++) for (const hostId of [served, heavy, null]) leave(hostId, second);
     // The clock was set back.
     leave(served, 7);
     const found = findVerdicts(folder.path).map(({ value }) => value);
     expect(await readdir(folder.path)).toHaveLength(102);
     const named = found.filter(({ hostId }) => hostId !== null);
-    expect(named.map(({ hostId, owner }) => `${hostId} ${owner}`).toSorted()).toEqual([`${served} du/7/`, `${heavy} du/150/`].toSorted());
+    expect(named.map(({ hostId, owner }) => `${hostId} ${owner}`).toSorted()).toEqual(
+      [`${served} du/7/`, `${heavy} du/150/`].toSorted(),
+    );
     const unnamed = found.filter(({ hostId }) => hostId === null).map(({ owner }) => Number(owner.split('/')[1]));
     expect([unnamed.length, Math.min(...unnamed)]).toEqual([100, 51]);
   });

@@ -114,7 +114,10 @@ export class HostWorker {
     // `bin/airdock` sets these for a process that mostly waits; this one moves the bytes of tunnels.
     const { MALLOC_ARENA_MAX: _arenas, MALLOC_MMAP_THRESHOLD_: _threshold, ...env } = process.env;
     // Dies with this process, also when it is frozen and that is killed: setpriv is part of util-linux.
-    const child = spawn('setpriv', ['--pdeathsig', 'KILL', process.execPath, ...flags, main], { env, stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
+    const child = spawn('setpriv', ['--pdeathsig', 'KILL', process.execPath, ...flags, main], {
+      env,
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+    });
     const startedAt = performance.now();
     this.child = child;
     this.verdict = undefined;
@@ -141,14 +144,25 @@ export class HostWorker {
   private onExit({ pid }: ChildProcess, startedAt: number, code: number | null, signal: NodeJS.Signals | null): void {
     if (this.isStopping) return;
     // Whoever kills it from outside blames nobody.
-    const isCrash = signal ? ['SIGABRT', 'SIGSEGV', 'SIGBUS', 'SIGILL', 'SIGFPE', 'SIGTRAP'].includes(signal) : code !== 0;
+    const isCrash = signal
+      ? ['SIGABRT', 'SIGSEGV', 'SIGBUS', 'SIGILL', 'SIGFPE', 'SIGTRAP'].includes(signal)
+      : code !== 0;
     const reason = this.verdict ?? 'crashed';
-    const hostId = reason === 'memory' ? this.heavyHost() : this.verdict || isCrash ? servedHostOf(this.servedFile) : undefined;
+    const hostId =
+      reason === 'memory' ? this.heavyHost() : this.verdict || isCrash ? servedHostOf(this.servedFile) : undefined;
     const lived = performance.now() - startedAt;
     if (lived > settledMs) this.pauseMs = firstPauseMs;
-    this.options.log({ pid, code, signal, reason: this.verdict, hostId }, 'the host worker has ended, and is started anew');
+    this.options.log(
+      { pid, code, signal, reason: this.verdict, hostId },
+      'the host worker has ended, and is started anew',
+    );
     try {
-      leaveVerdict(this.runDir, { owner: `${hostname()}/${pid}/`, hostId: hostId ?? null, reason, at: new Date().toISOString() });
+      leaveVerdict(this.runDir, {
+        owner: `${hostname()}/${pid}/`,
+        hostId: hostId ?? null,
+        reason,
+        at: new Date().toISOString(),
+      });
     } catch (error) {
       this.options.log({ err: error }, 'what ended the host worker could not be noted');
     }

@@ -30,7 +30,9 @@ export function leaveVerdict(runDir: string, value: WorkerVerdict): void {
   // This one, whatever the clock says.
   const kept = new Map([[value.hostId, 1]]);
   const others = findVerdicts(runDir).filter((found) => found.path !== path);
-  for (const { value: found, done } of others.toSorted((one, other) => Date.parse(other.value.at) - Date.parse(one.value.at))) {
+  for (const { value: found, done } of others.toSorted(
+    (one, other) => Date.parse(other.value.at) - Date.parse(one.value.at),
+  )) {
     const count = (kept.get(found.hostId) ?? 0) + 1;
     kept.set(found.hostId, count);
     if (count > (found.hostId === null ? maxUnnamed : 1)) done();

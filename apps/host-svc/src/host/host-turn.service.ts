@@ -26,7 +26,10 @@ export class HostTurn {
         using watch = new JobWatch(this.jobs, new Set([other.id]));
         await watch.wait(signal);
       } else {
-        const { affected } = await this.hosts.update({ id: hostId, turnJobId: turnJobId ?? IsNull() }, { turnJobId: jobId });
+        const { affected } = await this.hosts.update(
+          { id: hostId, turnJobId: turnJobId ?? IsNull() },
+          { turnJobId: jobId },
+        );
         if (affected) return;
       }
     }

@@ -17,7 +17,12 @@ export class HostController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createHost', summary: 'Register a host with its credential and its host key', returns: Host, status: 201 })
+  @Operation({
+    id: 'createHost',
+    summary: 'Register a host with its credential and its host key',
+    returns: Host,
+    status: 201,
+  })
   create(@Body({ schema: CreateHost }) body: CreateHost): Promise<Host> {
     return this.hosts.create(body);
   }
@@ -41,7 +46,11 @@ export class HostController {
   }
 
   @Delete(':id/quarantine')
-  @Operation({ id: 'liftHostQuarantine', summary: 'Let a host that is quarantined be connected to again, at once', returns: Host })
+  @Operation({
+    id: 'liftHostQuarantine',
+    summary: 'Let a host that is quarantined be connected to again, at once',
+    returns: Host,
+  })
   liftQuarantine(@Param('id') id: string): Promise<Host> {
     return this.hosts.liftQuarantine(id);
   }

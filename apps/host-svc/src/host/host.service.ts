@@ -1,7 +1,15 @@
 import { AppError } from '@airdock/core/errors';
 import { matchesLabels, parseLabelSelector } from '@airdock/core/label-selector';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import { atomically, chunks, columns, isUniqueViolation, now, runUnflushed, type Statement } from '@airdock/platform/database';
+import {
+  atomically,
+  chunks,
+  columns,
+  isUniqueViolation,
+  now,
+  runUnflushed,
+  type Statement,
+} from '@airdock/platform/database';
 import { Outbox } from '@airdock/platform/events/outbox';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
@@ -84,7 +92,9 @@ export class HostService implements CredentialUsersService {
         .insert()
         .values(some.map((row) => columns<HostEntity>(row))),
     );
-    for (const change of changes) if ('update' in change) statements.push(this.hosts.createQueryBuilder().update().set(change.update).where({ id: change.id }));
+    for (const change of changes)
+      if ('update' in change)
+        statements.push(this.hosts.createQueryBuilder().update().set(change.update).where({ id: change.id }));
     try {
       if (statements.length > 0 && !(await atomically(this.hosts.manager.dataSource, statements))) return false;
     } catch (error) {
@@ -101,7 +111,9 @@ export class HostService implements CredentialUsersService {
       const { items, nextCursor } = await findPage(this.hosts, query);
       return { items: items.map(toResource), nextCursor };
     }
-    const isWanted = (host: Host) => matchesLabels(requirements, host.labels) && (drifted === undefined || (host.drift && hasDrifted(host.drift)) === drifted);
+    const isWanted = (host: Host) =>
+      matchesLabels(requirements, host.labels) &&
+      (drifted === undefined || (host.drift && hasDrifted(host.drift)) === drifted);
     const found = await this.matching(isWanted, query.limit + 1, query.cursor);
     const items = found.slice(0, query.limit);
     return { items, nextCursor: found.length > query.limit ? items.at(-1)?.id : undefined };
@@ -111,7 +123,8 @@ export class HostService implements CredentialUsersService {
   async select(labelSelector: string): Promise<Host[]> {
     const requirements = parseLabelSelector(labelSelector);
     const found = await this.matching(({ labels }) => matchesLabels(requirements, labels));
-    if (found.length === 0) throw new AppError('resource_not_found', { detail: `no host has labels that match ${labelSelector}` });
+    if (found.length === 0)
+      throw new AppError('resource_not_found', { detail: `no host has labels that match ${labelSelector}` });
     return found;
   }
 
@@ -121,7 +134,11 @@ export class HostService implements CredentialUsersService {
   }
 
   /** Labels are JSON, which the two databases search in different ways; a fleet of thousands is read in a few milliseconds. */
-  private async matching(isWanted: (host: Host) => boolean, limit = Number.POSITIVE_INFINITY, start?: string): Promise<Host[]> {
+  private async matching(
+    isWanted: (host: Host) => boolean,
+    limit = Number.POSITIVE_INFINITY,
+    start?: string,
+  ): Promise<Host[]> {
     const found: Host[] = [];
     let cursor = start;
     do {
@@ -149,7 +166,8 @@ export class HostService implements CredentialUsersService {
   /** Those with one of these names; what is no name of one is left out. */
   async byNames(names: string[]): Promise<Map<string, Host>> {
     const found = new Map<string, Host>();
-    for (const chunk of chunks(names)) for (const row of await this.hosts.findBy({ name: In(chunk) })) found.set(row.name, toResource(row));
+    for (const chunk of chunks(names))
+      for (const row of await this.hosts.findBy({ name: In(chunk) })) found.set(row.name, toResource(row));
     return found;
   }
 
@@ -191,17 +209,27 @@ export class HostService implements CredentialUsersService {
     const path = await this.pathTo(host);
     for (const { name, quarantine } of path)
       if (quarantine)
-        throw new AppError('host_quarantined', { detail: `${name} until ${quarantine.until} (${quarantine.reason})`, until: quarantine.until, host: name });
+        throw new AppError('host_quarantined', {
+          detail: `${name} until ${quarantine.until} (${quarantine.reason})`,
+          until: quarantine.until,
+          host: name,
+        });
     const targets = await Promise.all(path.map((hop) => this.targetOf(hop)));
     let via: SshConnection | undefined;
     for (const [index, target] of targets.entries()) {
       const hop = path[index] as Host;
       const { id: hopId } = hop;
       const onServed = () => serveHost(hopId);
-      via = await connectSsh(target, { signal, via, onServed, buffers: this.buffersOf(hopId) }).catch((error: unknown) => {
-        if (!(error instanceof AppError) || hop === host) throw error;
-        throw new AppError(error.code, { ...error.details, detail: `jump host ${hop.name}: ${error.details.detail}`, jumpHost: hop.name }, { cause: error });
-      });
+      via = await connectSsh(target, { signal, via, onServed, buffers: this.buffersOf(hopId) }).catch(
+        (error: unknown) => {
+          if (!(error instanceof AppError) || hop === host) throw error;
+          throw new AppError(
+            error.code,
+            { ...error.details, detail: `jump host ${hop.name}: ${error.details.detail}`, jumpHost: hop.name },
+            { cause: error },
+          );
+        },
+      );
     }
     return via as SshConnection;
   }
@@ -230,8 +258,16 @@ export class HostService implements CredentialUsersService {
     const forMs = Math.min(maxQuarantineMs, firstQuarantineMs * 2 ** (strikes - 1));
     const quarantine: Quarantine = { until: new Date(Date.now() + forMs).toISOString(), since: at, strikes, reason };
     const change = this.hosts.createQueryBuilder().update().set(columns<HostEntity>({ quarantine })).where({ id });
-    await this.outbox.together(change, 'host.quarantined', { hostId: id, host: `/v1/hosts/${id}`, name: row.name, ...quarantine });
-    this.logger.error({ hostId: id, ...quarantine }, `${row.name} stopped the process that serves hosts, and is quarantined`);
+    await this.outbox.together(change, 'host.quarantined', {
+      hostId: id,
+      host: `/v1/hosts/${id}`,
+      name: row.name,
+      ...quarantine,
+    });
+    this.logger.error(
+      { hostId: id, ...quarantine },
+      `${row.name} stopped the process that serves hosts, and is quarantined`,
+    );
   }
 
   /** Ends a quarantine, and forgets its strikes. */
@@ -243,7 +279,10 @@ export class HostService implements CredentialUsersService {
 
   /** What was seen may be lost in a power cut: it is seen again. */
   async saveFacts(id: string, facts: HostFacts): Promise<void> {
-    await runUnflushed(this.hosts.manager.dataSource, this.hosts.createQueryBuilder().update().set({ facts }).where({ id }));
+    await runUnflushed(
+      this.hosts.manager.dataSource,
+      this.hosts.createQueryBuilder().update().set({ facts }).where({ id }),
+    );
   }
 
   async brought(id: string): Promise<Brought> {
@@ -254,13 +293,19 @@ export class HostService implements CredentialUsersService {
   async remember(id: string, { packages = [], images = [] }: Partial<Brought>): Promise<void> {
     const known = await this.brought(id);
     const union = (a: string[], b: string[]) => [...new Set([...a, ...b])];
-    await this.hosts.update({ id }, { brought: { packages: union(known.packages, packages), images: union(known.images, images) } });
+    await this.hosts.update(
+      { id },
+      { brought: { packages: union(known.packages, packages), images: union(known.images, images) } },
+    );
   }
 
   /** The host is as it was before it was configured, but for what is `left`. */
   async saveUnconfigured(id: string, left: Brought): Promise<void> {
     const isClean = left.packages.length === 0 && left.images.length === 0;
-    await this.hosts.update({ id }, { configuration: null, configuredAt: null, drift: null, brought: isClean ? null : left });
+    await this.hosts.update(
+      { id },
+      { configuration: null, configuredAt: null, drift: null, brought: isClean ? null : left },
+    );
   }
 
   async saveDrift(id: string, drift: Drift): Promise<void> {
@@ -284,7 +329,10 @@ export class HostService implements CredentialUsersService {
 
   /** Pins the key that a host shows first. Of two first connections one pins; the other is held to it. Returns the key that is pinned now. */
   private async pinFirst(id: string, seen: string): Promise<string> {
-    await this.hosts.update({ id, hostKeyFingerprint: IsNull(), hostKeySource: 'firstUse' }, { hostKeyFingerprint: seen });
+    await this.hosts.update(
+      { id, hostKeyFingerprint: IsNull(), hostKeySource: 'firstUse' },
+      { hostKeyFingerprint: seen },
+    );
     const { name, hostKeyFingerprint } = await getRow(this.hosts, id);
     if (!hostKeyFingerprint) throw new AppError('resource_changed', { detail: `host ${name}` });
     return hostKeyFingerprint;
@@ -295,7 +343,8 @@ export class HostService implements CredentialUsersService {
     const path = [host];
     for (let at = host; at.jumpHostId; ) {
       // Two changes at the same time may have closed a circle.
-      if (path.length > maxJumps) throw new AppError('jump_host_invalid', { detail: `${host.name} has more than ${maxJumps} jump hosts` });
+      if (path.length > maxJumps)
+        throw new AppError('jump_host_invalid', { detail: `${host.name} has more than ${maxJumps} jump hosts` });
       at = await this.get(at.jumpHostId);
       path.unshift(at);
     }
@@ -305,14 +354,19 @@ export class HostService implements CredentialUsersService {
   /** Throws `resource_not_found`, or `jump_host_invalid` when some host could no longer be reached if this one had the jump host. */
   async assertJumpsLead(id: string, jumpHostId: string): Promise<void> {
     const jumpHost = await this.get(jumpHostId);
-    const using = await this.hosts.find({ select: { id: true, name: true, jumpHostId: true }, where: { jumpHostId: Not(IsNull()) } });
+    const using = await this.hosts.find({
+      select: { id: true, name: true, jumpHostId: true },
+      where: { jumpHostId: Not(IsNull()) },
+    });
     const next = new Map(using.map((row) => [row.id, row.jumpHostId]));
     next.set(id, jumpHostId);
     for (const start of next.keys()) {
       let jumps = 0;
       for (let at = next.get(start); at; at = next.get(at)) {
-        if (at === start) throw new AppError('jump_host_invalid', { detail: `${jumpHost.name} is itself reached through this host` });
-        if (++jumps > maxJumps) throw new AppError('jump_host_invalid', { detail: `more than ${maxJumps} jump hosts one after the other` });
+        if (at === start)
+          throw new AppError('jump_host_invalid', { detail: `${jumpHost.name} is itself reached through this host` });
+        if (++jumps > maxJumps)
+          throw new AppError('jump_host_invalid', { detail: `more than ${maxJumps} jump hosts one after the other` });
       }
     }
   }
@@ -343,7 +397,9 @@ function toResource(row: HostEntity): Host {
 
 /** As a JSON merge patch (RFC 7396). Throws `request_invalid` when there would be too many. */
 function mergeLabels(labels: Record<string, string>, change: Record<string, string | null>): Record<string, string> {
-  const merged = Object.entries({ ...labels, ...change }).filter((entry): entry is [string, string] => entry[1] !== null);
+  const merged = Object.entries({ ...labels, ...change }).filter(
+    (entry): entry is [string, string] => entry[1] !== null,
+  );
   const { data, error } = Labels.safeParse(Object.fromEntries(merged));
   if (!data) throw new AppError('request_invalid', { detail: `labels: ${error.issues[0]?.message}` });
   return data;

@@ -27,10 +27,12 @@ describe('operations on nodes', () => {
   let answer: (command: string, input: string) => string | undefined;
   let inputs: string[];
 
-  const api = (method: 'get' | 'post', path: string) => request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
+  const api = (method: 'get' | 'post', path: string) =>
+    request(service.url)[method](path).set('authorization', `Bearer ${service.token}`);
   const post = (body: object) => api('post', '/v1/node-operations').send(body);
   const end = async (job: Job): Promise<Job> => (await api('get', `/v1/jobs/${job.id}?waitSeconds=40`)).body as Job;
-  const read = async ({ resource }: Job): Promise<NodeOperation> => (await api('get', resource).expect(200)).body as NodeOperation;
+  const read = async ({ resource }: Job): Promise<NodeOperation> =>
+    (await api('get', resource).expect(200)).body as NodeOperation;
   const operate = async (body: object): Promise<Job> => end((await post(body).expect(202)).body as Job);
   const hosts = () => service.app.get(HostService, { strict: false });
   let count = 0;
@@ -38,7 +40,12 @@ describe('operations on nodes', () => {
     const body = { name: `Node-${++count}`, address: '127.0.0.1', port, credentialId, hostKey: ssh.hostKey };
     const id = (await api('post', '/v1/hosts').send(body).expect(201)).body.id as string;
     if (runtime) {
-      const flags = { skipDockerImgImport: false, skipDockerInstall: false, skipImageRenaming: false, skipYumRepoInstall: false };
+      const flags = {
+        skipDockerImgImport: false,
+        skipDockerInstall: false,
+        skipImageRenaming: false,
+        skipYumRepoInstall: false,
+      };
       await hosts().saveConfigured(id, { ...flags, containerRuntime: runtime });
     }
     return id;
@@ -56,7 +63,9 @@ describe('operations on nodes', () => {
   beforeAll(async () => {
     folder = await tempDir('node-operations');
     redis = await startRedis();
-    others = await startJsonServer({ '/v1/registry': { mode: 'local', host: 'localhost:5100', url: 'http://127.0.0.1:9', sockets: null } });
+    others = await startJsonServer({
+      '/v1/registry': { mode: 'local', host: 'localhost:5100', url: 'http://127.0.0.1:9', sockets: null },
+    });
     ssh = await startSshServer({
       user: 'root',
       password: 'sesame',
@@ -70,7 +79,9 @@ describe('operations on nodes', () => {
       redisUrl: redis.url,
       overrides: { 'services.registry': others.url, 'registry.port': await freePort() },
     });
-    credentialId = (await api('post', '/v1/ssh-credentials').send({ name: 'root', username: 'root', password: 'sesame' }).expect(201)).body.id as string;
+    credentialId = (
+      await api('post', '/v1/ssh-credentials').send({ name: 'root', username: 'root', password: 'sesame' }).expect(201)
+    ).body.id as string;
   });
   beforeEach(() => {
     vi.restoreAllMocks();
@@ -83,18 +94,27 @@ describe('operations on nodes', () => {
     await folder?.remove();
   });
   /** The tunnels of these tests lead nowhere. */
-  const withTunnel = () => vi.spyOn(service.app.get(TunnelService, { strict: false }), 'ensureUp').mockResolvedValue({} as never);
+  const withTunnel = () =>
+    vi.spyOn(service.app.get(TunnelService, { strict: false }), 'ensureUp').mockResolvedValue({} as never);
 
   it('are refused for hosts that are not configured, and for versions and runtimes that do not go together', async () => {
     const codeOf = async (body: object) => (await post(body)).body.code as string;
     const [bare, docker, containerd] = [await addHost(null), await addHost(), await addHost('containerd')];
     expect(await codeOf({ hostId: bare, operation: init() })).toBe('host_not_configured');
-    expect(await codeOf({ hostId: docker, operation: init({ kubernetesVersion: '1.19.16' }) })).toBe('kubernetes_version_unsupported');
-    expect(await codeOf({ hostId: docker, operation: init({ kubernetesVersion: '1.24.0' }) })).toBe('runtime_unsupported');
+    expect(await codeOf({ hostId: docker, operation: init({ kubernetesVersion: '1.19.16' }) })).toBe(
+      'kubernetes_version_unsupported',
+    );
+    expect(await codeOf({ hostId: docker, operation: init({ kubernetesVersion: '1.24.0' }) })).toBe(
+      'runtime_unsupported',
+    );
     expect(await codeOf({ hostId: containerd, operation: init({ pauseImage: 'UPPER:' }) })).toBe('reference_invalid');
-    expect(await codeOf({ hostId: '01900000-0000-7000-8000-000000000001', operation: init() })).toBe('resource_not_found');
+    expect(await codeOf({ hostId: '01900000-0000-7000-8000-000000000001', operation: init() })).toBe(
+      'resource_not_found',
+    );
     const join = { action: 'join', role: 'worker', cluster };
-    expect(await codeOf({ hostId: docker, operation: { ...join, controlPlaneHostId: bare } })).toBe('host_not_configured');
+    expect(await codeOf({ hostId: docker, operation: { ...join, controlPlaneHostId: bare } })).toBe(
+      'host_not_configured',
+    );
     for (const operation of [
       { ...join, controlPlaneHostId: docker },
       { action: 'inspect', controlPlaneHostId: containerd },
@@ -102,7 +122,14 @@ describe('operations on nodes', () => {
       init({ podSubnet: 'everything' }),
       init({ imageRepository: 'http://localhost:5100' }),
       { ...init(), token },
-      { action: 'upgrade', kubernetesVersion: '1.21.14', role: 'worker', isFirst: true, controlPlaneHostId: docker, cluster },
+      {
+        action: 'upgrade',
+        kubernetesVersion: '1.21.14',
+        role: 'worker',
+        isFirst: true,
+        controlPlaneHostId: docker,
+        cluster,
+      },
     ])
       expect(await codeOf({ hostId: docker, operation })).toBe('request_invalid');
   });
@@ -123,7 +150,9 @@ describe('operations on nodes', () => {
 
   it('tell of the nodes as the cluster does', async () => {
     answer = (command) =>
-      command.includes('kubectl') ? 'a v1.20.11 ready=True unschedulable=\nb v1.21.14 ready=Unknown unschedulable=true\nrubbish\n' : undefined;
+      command.includes('kubectl')
+        ? 'a v1.20.11 ready=True unschedulable=\nb v1.21.14 ready=Unknown unschedulable=true\nrubbish\n'
+        : undefined;
     const hostId = await addHost();
     const job = await operate({ hostId, operation: { action: 'inspect', controlPlaneHostId: hostId } });
     expect(job.state).toBe('succeeded');
@@ -138,19 +167,25 @@ describe('operations on nodes', () => {
     let hasJoined = false;
     answer = (command, input) => {
       if (input.includes('os-release')) return facts;
-      if (command.includes('dpkg-query')) return 'installed kubeadm 1.20.11-00\ninstalled kubelet 1.20.11-00\ninstalled kubectl 1.20.11-00\n';
-      if (command.includes('token create')) return `kubeadm join 10.0.0.1:6443 --token ${token}     --discovery-token-ca-cert-hash sha256:${'a'.repeat(64)} \n`;
+      if (command.includes('dpkg-query'))
+        return 'installed kubeadm 1.20.11-00\ninstalled kubelet 1.20.11-00\ninstalled kubectl 1.20.11-00\n';
+      if (command.includes('token create'))
+        return `kubeadm join 10.0.0.1:6443 --token ${token}     --discovery-token-ca-cert-hash sha256:${'a'.repeat(64)} \n`;
       if (command.includes('upload-certs')) return `[upload-certs] Using certificate key:\n${key}\n`;
       if (command.includes('config.yaml') && command.endsWith(' join')) hasJoined = true;
       // Both hosts are one here: the control plane's state is that of a member, which the other has not become yet.
       if (command.includes('authority=')) return states.shift() ?? '';
-      if (command.includes('get node ')) return hasJoined ? JSON.stringify({ status: { nodeInfo: { kubeletVersion: 'v1.20.11' } } }) : '';
+      if (command.includes('get node '))
+        return hasJoined ? JSON.stringify({ status: { nodeInfo: { kubeletVersion: 'v1.20.11' } } }) : '';
       if (command.includes('limit=$1')) return 'settled not absent\n';
       return undefined;
     };
     const states = ['file=admin.conf\nfile=kubelet.conf\nauthority=123\n', ''];
     const controlPlaneHostId = await addHost();
-    const job = await operate({ hostId: await addHost(), operation: { action: 'join', role: 'controlPlane', controlPlaneHostId, cluster } });
+    const job = await operate({
+      hostId: await addHost(),
+      operation: { action: 'join', role: 'controlPlane', controlPlaneHostId, cluster },
+    });
     expect(job).toMatchObject({ state: 'succeeded', error: null });
     const sent = inputs.filter((input) => input.includes('JoinConfiguration') && !input.includes('***'));
     expect(sent).toHaveLength(1);
@@ -190,9 +225,15 @@ describe('operations on nodes', () => {
         .expect(202)
     ).body as Job;
     await waitFor(() => begun.length === 1, { what: 'the configuration to have the host' });
-    const [first, second] = [(await post(inspect).expect(202)).body as Job, (await post(inspect).expect(202)).body as Job];
-    const isWaiting = async (job: Job) => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase === 'wait for the host';
-    await waitFor(async () => (await isWaiting(first)) && (await isWaiting(second)), { what: 'both operations to wait' });
+    const [first, second] = [
+      (await post(inspect).expect(202)).body as Job,
+      (await post(inspect).expect(202)).body as Job,
+    ];
+    const isWaiting = async (job: Job) =>
+      (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase === 'wait for the host';
+    await waitFor(async () => (await isWaiting(first)) && (await isWaiting(second)), {
+      what: 'both operations to wait',
+    });
     expect(begun).toEqual(['configuration']);
     open();
     expect((await end(configuration)).state).toBe('succeeded');
@@ -205,7 +246,8 @@ describe('operations on nodes', () => {
     vi.spyOn(service.app.get(ConfigureHost, { strict: false }), 'run').mockImplementation(
       (_host, _configuration, _result, signal) =>
         new Promise((_, reject) => {
-          for (const one of [signal, gate.signal]) one.addEventListener('abort', () => reject(new AppError('host_unreachable')), { once: true });
+          for (const one of [signal, gate.signal])
+            one.addEventListener('abort', () => reject(new AppError('host_unreachable')), { once: true });
         }),
     );
     const hostId = await addHost();
@@ -214,15 +256,20 @@ describe('operations on nodes', () => {
         .send({ hostIds: [hostId] })
         .expect(202)
     ).body as Job;
-    const turnOf = async () => (await service.app.get('hostDataSource').query(`SELECT "turnJobId" FROM host WHERE id = '${hostId}'`))[0].turnJobId as string;
+    const turnOf = async () =>
+      (await service.app.get('hostDataSource').query(`SELECT "turnJobId" FROM host WHERE id = '${hostId}'`))[0]
+        .turnJobId as string;
     await waitFor(turnOf, { what: 'the configuration to have the host' });
-    const waiting = (await post({ hostId, operation: { action: 'inspect', controlPlaneHostId: hostId } }).expect(202)).body as Job;
+    const waiting = (await post({ hostId, operation: { action: 'inspect', controlPlaneHostId: hostId } }).expect(202))
+      .body as Job;
     await waitFor(async () => (await read(waiting)).state === 'running', { what: 'the operation to wait' });
     await api('post', `/v1/jobs/${waiting.id}/cancel`).expect(202);
     expect((await end(waiting)).state).toBe('cancelled');
     expect(await turnOf()).not.toBe(waiting.id);
     gate.abort();
     await end(configuration);
-    expect((await operate({ hostId, operation: { action: 'inspect', controlPlaneHostId: hostId } })).state).toBe('succeeded');
+    expect((await operate({ hostId, operation: { action: 'inspect', controlPlaneHostId: hostId } })).state).toBe(
+      'succeeded',
+    );
   });
 });

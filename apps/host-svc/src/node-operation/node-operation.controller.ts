@@ -14,8 +14,16 @@ export class NodeOperationController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createNodeOperation', summary: 'Make a Kubernetes node of a host, upgrade it, look at it, or take it apart', returns: Job, status: 202 })
-  create(@Body({ schema: CreateNodeOperation }) body: CreateNodeOperation, @JobRequest() request: JobRequest): Promise<Job> {
+  @Operation({
+    id: 'createNodeOperation',
+    summary: 'Make a Kubernetes node of a host, upgrade it, look at it, or take it apart',
+    returns: Job,
+    status: 202,
+  })
+  create(
+    @Body({ schema: CreateNodeOperation }) body: CreateNodeOperation,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.nodeOperations.create(request, body);
   }
 
@@ -26,7 +34,11 @@ export class NodeOperationController {
   }
 
   @Get(':id')
-  @Operation({ id: 'getNodeOperation', summary: 'One operation with its steps, and the nodes of the cluster after it', returns: NodeOperation })
+  @Operation({
+    id: 'getNodeOperation',
+    summary: 'One operation with its steps, and the nodes of the cluster after it',
+    returns: NodeOperation,
+  })
   get(@Param('id') id: string): Promise<NodeOperation> {
     return this.nodeOperations.get(id);
   }

@@ -11,14 +11,19 @@ const subnet = z
   .regex(/^[0-9A-Fa-f.:]+\/[0-9]{1,3}(?:,[0-9A-Fa-f.:]+\/[0-9]{1,3})?$/, 'must be a subnet like 10.20.0.0/16')
   .max(100);
 const role = z.enum(['controlPlane', 'worker']);
-const controlPlaneHostId = z.uuid().describe('The host of a control plane that is a node already: tokens are made, and kubectl runs, there');
+const controlPlaneHostId = z
+  .uuid()
+  .describe('The host of a control plane that is a node already: tokens are made, and kubectl runs, there');
 
 export const NodeCluster = z
   .strictObject({
     kubernetesVersion: version,
     imageRepository: z
       .string()
-      .regex(/^[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?(?:\/[a-z0-9._-]+)*$/, 'must be a registry, perhaps with a path')
+      .regex(
+        /^[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?(?:\/[a-z0-9._-]+)*$/,
+        'must be a registry, perhaps with a path',
+      )
       .max(200)
       .describe('What nodes pull the images of Kubernetes from, e.g. localhost:5100'),
     podSubnet: subnet,
@@ -28,15 +33,25 @@ export const NodeCluster = z
       .string()
       .regex(/^(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$/, 'must be address:port')
       .optional()
-      .describe('Where all nodes reach the API, e.g. a balancer before several control planes. Default: port 6443 of the first control plane'),
+      .describe(
+        'Where all nodes reach the API, e.g. a balancer before several control planes. Default: port 6443 of the first control plane',
+      ),
   })
   .meta({ id: 'NodeCluster' });
 export type NodeCluster = z.infer<typeof NodeCluster>;
 
 export const NodeAction = z
   .discriminatedUnion('action', [
-    z.strictObject({ action: z.literal('init').describe('The host becomes the first control plane'), cluster: NodeCluster }),
-    z.strictObject({ action: z.literal('join').describe('The host joins a cluster'), role, controlPlaneHostId, cluster: NodeCluster }),
+    z.strictObject({
+      action: z.literal('init').describe('The host becomes the first control plane'),
+      cluster: NodeCluster,
+    }),
+    z.strictObject({
+      action: z.literal('join').describe('The host joins a cluster'),
+      role,
+      controlPlaneHostId,
+      cluster: NodeCluster,
+    }),
     z.strictObject({
       action: z.literal('upgrade').describe('The node is upgraded, drained for its new kubelet, and takes pods again'),
       kubernetesVersion: version.describe('The new one'),
@@ -51,7 +66,9 @@ export const NodeAction = z
     }),
     z.strictObject({
       action: z.literal('reset').describe('The host is no node any more'),
-      controlPlaneHostId: controlPlaneHostId.optional().describe('Of a cluster that goes on: the node is taken out of it'),
+      controlPlaneHostId: controlPlaneHostId
+        .optional()
+        .describe('Of a cluster that goes on: the node is taken out of it'),
     }),
   ])
   .meta({ id: 'NodeAction' });
@@ -69,7 +86,12 @@ export const NodeStep = z
 export type NodeStep = z.infer<typeof NodeStep>;
 
 export const SeenNode = z
-  .object({ name: z.string(), ready: z.boolean(), version: z.string().describe('Of its kubelet, e.g. 1.20.11'), schedulable: z.boolean() })
+  .object({
+    name: z.string(),
+    ready: z.boolean(),
+    version: z.string().describe('Of its kubelet, e.g. 1.20.11'),
+    schedulable: z.boolean(),
+  })
   .meta({ id: 'SeenNode' });
 
 export const NodeOperationResult = z
@@ -108,9 +130,12 @@ export const CreateNodeOperation = z
     path: ['operation', 'controlPlaneHostId'],
     message: 'must be hostId',
   })
-  .refine(({ operation }) => operation.action !== 'upgrade' || !operation.isFirst || operation.role === 'controlPlane', {
-    path: ['operation', 'isFirst'],
-    message: 'only a control plane is the first',
-  })
+  .refine(
+    ({ operation }) => operation.action !== 'upgrade' || !operation.isFirst || operation.role === 'controlPlane',
+    {
+      path: ['operation', 'isFirst'],
+      message: 'only a control plane is the first',
+    },
+  )
   .meta({ id: 'CreateNodeOperation' });
 export type CreateNodeOperation = z.infer<typeof CreateNodeOperation>;

@@ -45,12 +45,21 @@ export class NodeOperationService {
     const [host] = (await this.hosts.getAll([hostId, controlPlaneOf(hostId, operation)])).map(assertConfigured);
     if ('cluster' in operation) {
       const version = versionOf(operation);
-      if (!supportsLocalRegistry(parseKubernetesVersion(version))) throw new AppError('kubernetes_version_unsupported', { detail: version });
+      if (!supportsLocalRegistry(parseKubernetesVersion(version)))
+        throw new AppError('kubernetes_version_unsupported', { detail: version });
       criSocketOf(runtimeOf(host as Host), version);
       parseReference(operation.cluster.pauseImage);
     }
     const id = newId();
-    const row: NodeOperationEntity = { id, hostId, operation, dryRun, result: null, jobId: request.id, createdAt: now() };
+    const row: NodeOperationEntity = {
+      id,
+      hostId,
+      operation,
+      dryRun,
+      result: null,
+      jobId: request.id,
+      createdAt: now(),
+    };
     return this.jobs.submit({ ...request, type: operateNodeJobType, resource: `/v1/node-operations/${id}` }, [
       this.operations.createQueryBuilder().insert().values(columns(row)),
     ]);
@@ -98,7 +107,9 @@ export class NodeOperationService {
     note: NodeWork['note'],
     signal: AbortSignal,
   ): Promise<void> {
-    const [host, controlPlaneHost] = (await this.hosts.getAll([hostId, controlPlaneOf(hostId, operation)])).map(assertConfigured) as [Host, Host];
+    const [host, controlPlaneHost] = (await this.hosts.getAll([hostId, controlPlaneOf(hostId, operation)])).map(
+      assertConfigured,
+    ) as [Host, Host];
     if ('cluster' in operation) await this.assertTunnel(host, dryRun, signal);
     await using connection = await this.hosts.connect(host, signal);
     await using other = hostId === controlPlaneHost.id ? undefined : await this.hosts.connect(controlPlaneHost, signal);
@@ -126,7 +137,8 @@ export class NodeOperationService {
   private async assertTunnel({ id, name }: Host, dryRun: boolean, signal: AbortSignal): Promise<void> {
     if (!dryRun) return void (await this.tunnels.ensureUp(id, signal));
     const tunnel = await this.tunnels.settled(id, signal);
-    if (tunnel?.state !== 'up') throw new AppError('tunnel_failed', { detail: `${name}: ${tunnel?.error?.detail ?? 'there is no tunnel'}` });
+    if (tunnel?.state !== 'up')
+      throw new AppError('tunnel_failed', { detail: `${name}: ${tunnel?.error?.detail ?? 'there is no tunnel'}` });
   }
 }
 
@@ -143,7 +155,8 @@ function operate(operation: Exclude<NodeAction, { action: 'inspect' }>, work: No
   }
 }
 
-const controlPlaneOf = (hostId: string, operation: NodeAction): string => ('controlPlaneHostId' in operation && operation.controlPlaneHostId) || hostId;
+const controlPlaneOf = (hostId: string, operation: NodeAction): string =>
+  ('controlPlaneHostId' in operation && operation.controlPlaneHostId) || hostId;
 
 const versionOf = (operation: Extract<NodeAction, { cluster: unknown }>): string =>
   operation.action === 'upgrade' ? operation.kubernetesVersion : operation.cluster.kubernetesVersion;

@@ -7,7 +7,10 @@ import { openRegularFile } from '@airdock/disk/files/regular-file';
  * Opens a file of a package repository; the caller closes it. Links may lead to other files of the folder, as those of mirrors do, but not out of it: what was opened is
  * looked at, so that one that is changed meanwhile leads nowhere else. Undefined for what is no such file, or cannot be read. `realPath` is below the folder.
  */
-export async function openPackageFile(folder: string, path: string): Promise<{ handle: FileHandle; status: Stats; realPath: string } | undefined> {
+export async function openPackageFile(
+  folder: string,
+  path: string,
+): Promise<{ handle: FileHandle; status: Stats; realPath: string } | undefined> {
   if (path.includes('\0')) return undefined;
   try {
     const root = await realpath(folder);
@@ -19,7 +22,11 @@ export async function openPackageFile(folder: string, path: string): Promise<{ h
 }
 
 /** What `openPackageFile` opens, if it has no more than so many bytes. */
-export async function readPackageFile(folder: string, path: string, maxBytes: number): Promise<{ content: Buffer; status: Stats } | undefined> {
+export async function readPackageFile(
+  folder: string,
+  path: string,
+  maxBytes: number,
+): Promise<{ content: Buffer; status: Stats } | undefined> {
   const file = await openPackageFile(folder, path);
   if (!file) return undefined;
   try {

@@ -13,8 +13,15 @@ describe('PackageRepositoryService', () => {
   it('says of each folder whether hosts can use it, and what to do if not', async () => {
     await using folder = await tempDir('repositories');
     const at = (path: string) => join(folder.path, path);
-    for (const path of ['flat', 'suites/dists/bookworm', 'el/9/repodata', 'bare', 'bare-el']) await mkdir(at(path), { recursive: true });
-    for (const path of ['flat/Packages', 'suites/dists/bookworm/Release', 'el/9/repodata/repomd.xml', 'bare/a_1_all.deb', 'bare-el/a.rpm'])
+    for (const path of ['flat', 'suites/dists/bookworm', 'el/9/repodata', 'bare', 'bare-el'])
+      await mkdir(at(path), { recursive: true });
+    for (const path of [
+      'flat/Packages',
+      'suites/dists/bookworm/Release',
+      'el/9/repodata/repomd.xml',
+      'bare/a_1_all.deb',
+      'bare-el/a.rpm',
+    ])
       await writeFile(at(path), '');
     const repositories = [
       { name: 'flat', format: 'apt' },
@@ -25,10 +32,19 @@ describe('PackageRepositoryService', () => {
       { name: 'nowhere', format: 'yum' },
       { name: 'other-suite', format: 'apt', folder: at('suites'), distributions: ['bookworm', 'trixie'] },
     ].map((one) => ({ folder: at(one.name), ...one }));
-    const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { dataDir: at('data'), 'packages.repositories': repositories } });
+    const config = loadConfig({
+      file: '/dev/null',
+      environment: {},
+      overrides: { dataDir: at('data'), 'packages.repositories': repositories },
+    });
     const service = new PackageRepositoryService(config);
     const states = async () => Object.fromEntries((await service.list()).map(({ name, state }) => [name, state]));
-    const unusable = { bare: 'metadata_missing', 'bare-el': 'metadata_missing', nowhere: 'folder_unreadable', 'other-suite': 'metadata_missing' };
+    const unusable = {
+      bare: 'metadata_missing',
+      'bare-el': 'metadata_missing',
+      nowhere: 'folder_unreadable',
+      'other-suite': 'metadata_missing',
+    };
     expect(await states()).toEqual({ flat: 'not_served', suites: 'not_served', el: 'not_served', ...unusable });
 
     const server = new PackageServer(config, service);
@@ -55,7 +71,11 @@ describe('PackageRepositoryService', () => {
     await writeFile(at('flat/Packages'), '');
     await symlink(at('flat/Packages'), at('linked/Packages'));
     const repositories = ['flat', 'linked'].map((name) => ({ name, format: 'apt', folder: at(name) }));
-    const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { dataDir: at('data'), 'packages.repositories': repositories } });
+    const config = loadConfig({
+      file: '/dev/null',
+      environment: {},
+      overrides: { dataDir: at('data'), 'packages.repositories': repositories },
+    });
     const service = new PackageRepositoryService(config);
     const states = async () => (await service.list()).map(({ state }) => state);
 

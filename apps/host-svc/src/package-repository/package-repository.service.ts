@@ -48,7 +48,9 @@ export class PackageRepositoryService {
     const path = join(folder, gpgKey);
     const text = (await readPackageFile(folder, gpgKey, maxKeyLength))?.content.toString('utf8') ?? '';
     if (!text.includes('-----BEGIN PGP PUBLIC KEY BLOCK-----'))
-      throw new AppError('configuration_invalid', { detail: `airdock.packages.repositories: gpgKey of ${name}: ${path} is no armored public key` });
+      throw new AppError('configuration_invalid', {
+        detail: `airdock.packages.repositories: gpgKey of ${name}: ${path} is no armored public key`,
+      });
     return text;
   }
 
@@ -64,7 +66,14 @@ export class PackageRepositoryService {
       repositories.map(async (repository) => {
         const seen = await look(repository);
         const { name, format, folder, distributions } = repository;
-        return { name, format, folder, distributions, url: `${this.baseUrl}/${name}`, ...(seen.state !== 'ready' || isServed ? seen : this.notServed()) };
+        return {
+          name,
+          format,
+          folder,
+          distributions,
+          url: `${this.baseUrl}/${name}`,
+          ...(seen.state !== 'ready' || isServed ? seen : this.notServed()),
+        };
       }),
     );
   }
@@ -87,10 +96,13 @@ export class PackageRepositoryService {
 /** Whether the server behind a socket answers; a connection alone also comes about with one that hangs. */
 const isAnswering = (socketPath: string): Promise<boolean> =>
   new Promise((resolve) => {
-    const asked = request({ socketPath, path: '/', method: 'HEAD', agent: false, signal: AbortSignal.timeout(answerMs) }, (answer) => {
-      answer.resume();
-      resolve(true);
-    });
+    const asked = request(
+      { socketPath, path: '/', method: 'HEAD', agent: false, signal: AbortSignal.timeout(answerMs) },
+      (answer) => {
+        answer.resume();
+        resolve(true);
+      },
+    );
     asked.once('error', () => resolve(false)).end();
   });
 

@@ -49,30 +49,45 @@ export class PackageServer extends BackgroundLoop {
 async function removeStaleSockets(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
     const pid = Number(/^(\d+)\.sock$/.exec(name)?.[1] ?? Number.NaN);
-    const isGone = pid === process.pid || (pid > 0 && !existsSync(`/proc/${pid}`) && !(await isAnswering(join(folder, name))));
+    const isGone =
+      pid === process.pid || (pid > 0 && !existsSync(`/proc/${pid}`) && !(await isAnswering(join(folder, name))));
     if (isGone) await rm(join(folder, name), { force: true });
   }
 }
 
 /** The files of the repositories, and their metadata signed with the key. */
-export async function packageServer(repositories: readonly PackageRepositoryConfig[], key: () => Promise<RepositoryKey>): Promise<FastifyInstance> {
-  const byName = new Map(repositories.map((repository) => [repository.name, { folder: repository.folder, metadata: new SignedMetadata(repository, key) }]));
+export async function packageServer(
+  repositories: readonly PackageRepositoryConfig[],
+  key: () => Promise<RepositoryKey>,
+): Promise<FastifyInstance> {
+  const byName = new Map(
+    repositories.map((repository) => [
+      repository.name,
+      { folder: repository.folder, metadata: new SignedMetadata(repository, key) },
+    ]),
+  );
   const server = fastify({ forceCloseConnections: true });
   await server.register(fastifyStatic, { serve: false, index: false, cacheControl: false });
   server.addHook('onRequest', async (request, reply) => {
-    if (request.method !== 'GET' && request.method !== 'HEAD') await reply.code(405).header('allow', 'GET, HEAD').send();
+    if (request.method !== 'GET' && request.method !== 'HEAD')
+      await reply.code(405).header('allow', 'GET, HEAD').send();
   });
   server.setNotFoundHandler((_, reply) => reply.code(404).send());
-  server.setErrorHandler(({ statusCode = 500 }: { statusCode?: number }, _, reply) => reply.code(statusCode < 500 ? statusCode : 500).send());
+  server.setErrorHandler(({ statusCode = 500 }: { statusCode?: number }, _, reply) =>
+    reply.code(statusCode < 500 ? statusCode : 500).send(),
+  );
   server.get('/', (_, reply) => reply.code(204).send());
-  server.get<{ Params: { name: string; '*': string } }>('/:name/*', async ({ params }, reply): Promise<FastifyReply> => {
-    const repository = byName.get(params.name);
-    // apt asks a flat folder for `./InRelease`.
-    const signed = await repository?.metadata.find(posix.normalize(params['*']));
-    if (signed !== undefined) return reply.type('text/plain').send(signed);
-    if (repository && (await sendFile(repository.folder, params['*'], reply))) return reply;
-    return reply.code(404).send();
-  });
+  server.get<{ Params: { name: string; '*': string } }>(
+    '/:name/*',
+    async ({ params }, reply): Promise<FastifyReply> => {
+      const repository = byName.get(params.name);
+      // apt asks a flat folder for `./InRelease`.
+      const signed = await repository?.metadata.find(posix.normalize(params['*']));
+      if (signed !== undefined) return reply.type('text/plain').send(signed);
+      if (repository && (await sendFile(repository.folder, params['*'], reply))) return reply;
+      return reply.code(404).send();
+    },
+  );
   return server;
 }
 

@@ -21,7 +21,12 @@ export class RepositoryKey {
   static async open(path: string): Promise<RepositoryKey> {
     const openpgp = await import('openpgp');
     const armoredKey = await readOrMakeOnce(path, async () => {
-      const { privateKey } = await openpgp.generateKey({ type: 'rsa', rsaBits, userIDs: [{ name: 'Airdock package repositories' }], format: 'armored' });
+      const { privateKey } = await openpgp.generateKey({
+        type: 'rsa',
+        rsaBits,
+        userIDs: [{ name: 'Airdock package repositories' }],
+        format: 'armored',
+      });
       return privateKey;
     });
     const key = await openpgp.readPrivateKey({ armoredKey });
@@ -37,6 +42,10 @@ export class RepositoryKey {
   /** The signature alone, armored, as `Release.gpg` and `repomd.xml.asc` are. */
   async signDetached(content: Uint8Array): Promise<string> {
     const openpgp = await import('openpgp');
-    return openpgp.sign({ message: await openpgp.createMessage({ binary: content }), signingKeys: this.key, detached: true });
+    return openpgp.sign({
+      message: await openpgp.createMessage({ binary: content }),
+      signingKeys: this.key,
+      detached: true,
+    });
   }
 }

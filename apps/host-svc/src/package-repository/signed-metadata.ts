@@ -22,7 +22,8 @@ export class SignedMetadata {
   /** The content of a file below the repository; undefined for one that is not made here, or whose source is missing. */
   async find(path: string): Promise<string | undefined> {
     const { format, distributions } = this.repository;
-    const isDistribution = (name: string | undefined) => (distributions.length === 0 ? name === undefined : name !== undefined && distributions.includes(name));
+    const isDistribution = (name: string | undefined) =>
+      distributions.length === 0 ? name === undefined : name !== undefined && distributions.includes(name);
     if (format === 'yum') {
       const [file, release] = /^(?:([^/]+)\/)?repodata\/repomd\.xml\.asc$/.exec(path) ?? [];
       return file && isDistribution(release) ? this.ofRepomd(path.slice(0, -'.asc'.length)) : undefined;
@@ -63,7 +64,9 @@ export class SignedMetadata {
         files.push({ path, sizeBytes: content.byteLength, sha256: createHash('sha256').update(content).digest('hex') });
         newest = Math.max(newest, status.mtimeMs);
       }
-      return files.length === 0 ? undefined : this.sign(renderRelease(this.repository.name, files, new Date(newest)), name);
+      return files.length === 0
+        ? undefined
+        : this.sign(renderRelease(this.repository.name, files, new Date(newest)), name);
     });
   }
 
@@ -73,7 +76,11 @@ export class SignedMetadata {
     return name === 'InRelease' ? key.clearSign(release) : key.signDetached(Buffer.from(release));
   }
 
-  private async signed(name: string, sources: string[], make: () => Promise<string | undefined>): Promise<string | undefined> {
+  private async signed(
+    name: string,
+    sources: string[],
+    make: () => Promise<string | undefined>,
+  ): Promise<string | undefined> {
     const of = JSON.stringify(await Promise.all(sources.map((path) => this.stampOf(path))));
     const known = this.made.get(name);
     if (known?.of === of) return known.content;

@@ -17,13 +17,22 @@ export class SshCredentialController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createSshCredential', summary: 'Store an SSH key or password; it is never returned', returns: SshCredential, status: 201 })
+  @Operation({
+    id: 'createSshCredential',
+    summary: 'Store an SSH key or password; it is never returned',
+    returns: SshCredential,
+    status: 201,
+  })
   create(@Body({ schema: CreateSshCredential }) body: CreateSshCredential): Promise<SshCredential> {
     return this.credentials.create(body);
   }
 
   @Get()
-  @Operation({ id: 'listSshCredentials', summary: 'Credentials without their secrets, newest first', returns: SshCredentialPage })
+  @Operation({
+    id: 'listSshCredentials',
+    summary: 'Credentials without their secrets, newest first',
+    returns: SshCredentialPage,
+  })
   list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<SshCredential>> {
     return this.credentials.list(query);
   }
@@ -35,8 +44,15 @@ export class SshCredentialController {
   }
 
   @Patch(':id')
-  @Operation({ id: 'patchSshCredential', summary: 'Give a credential another key, password, user or name; hosts keep it', returns: SshCredential })
-  patch(@Param('id') id: string, @Body({ schema: PatchSshCredential }) body: PatchSshCredential): Promise<SshCredential> {
+  @Operation({
+    id: 'patchSshCredential',
+    summary: 'Give a credential another key, password, user or name; hosts keep it',
+    returns: SshCredential,
+  })
+  patch(
+    @Param('id') id: string,
+    @Body({ schema: PatchSshCredential }) body: PatchSshCredential,
+  ): Promise<SshCredential> {
     return this.credentials.patch(id, body);
   }
 

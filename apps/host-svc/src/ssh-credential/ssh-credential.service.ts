@@ -41,11 +41,20 @@ export class SshCredentialService {
    */
   async patch(id: string, { name, username, sudoPassword, ...login }: PatchSshCredential): Promise<SshCredential> {
     const row = await getRow(this.credentials, id);
-    const set: Partial<SshCredentialEntity> = { ...(name === undefined ? {} : { name }), ...(username === undefined ? {} : { username }) };
+    const set: Partial<SshCredentialEntity> = {
+      ...(name === undefined ? {} : { name }),
+      ...(username === undefined ? {} : { username }),
+    };
     const isLoginNew = login.privateKey !== undefined || login.password !== undefined;
     if (isLoginNew || sudoPassword !== undefined) {
       const { username: _, sudoPassword: known, ...old } = this.openRow(row);
-      Object.assign(set, this.seal(id, { ...(isLoginNew ? login : old), sudoPassword: sudoPassword === undefined ? known : (sudoPassword ?? undefined) }));
+      Object.assign(
+        set,
+        this.seal(id, {
+          ...(isLoginNew ? login : old),
+          sudoPassword: sudoPassword === undefined ? known : (sudoPassword ?? undefined),
+        }),
+      );
     }
     if (Object.keys(set).length > 0) {
       const unchanged = set.sealed === undefined ? {} : { sealed: row.sealed };
@@ -76,7 +85,8 @@ export class SshCredentialService {
   /** Those with one of these names; what is no name of one is left out. */
   async byNames(names: string[]): Promise<Map<string, SshCredential>> {
     const found = new Map<string, SshCredential>();
-    for (const chunk of chunks(names)) for (const row of await this.credentials.findBy({ name: In(chunk) })) found.set(row.name, row);
+    for (const chunk of chunks(names))
+      for (const row of await this.credentials.findBy({ name: In(chunk) })) found.set(row.name, row);
     return found;
   }
 
@@ -91,7 +101,10 @@ export class SshCredentialService {
   }
 
   private openRow(row: SshCredentialEntity): SshSecrets {
-    return { username: row.username, ...(JSON.parse(this.secrets.open(row.sealed, row.id)) as Omit<SshSecrets, 'username'>) };
+    return {
+      username: row.username,
+      ...(JSON.parse(this.secrets.open(row.sealed, row.id)) as Omit<SshSecrets, 'username'>),
+    };
   }
 }
 

@@ -54,7 +54,12 @@ export class TunnelService implements HostTunnelService {
   }
 
   /** The tunnel as it is when `isEnough`, or after `timeoutMs`. */
-  private async watch(hostId: string, isEnough: (tunnel: Tunnel | undefined) => boolean, signal: AbortSignal, timeoutMs: number): Promise<Tunnel | undefined> {
+  private async watch(
+    hostId: string,
+    isEnough: (tunnel: Tunnel | undefined) => boolean,
+    signal: AbortSignal,
+    timeoutMs: number,
+  ): Promise<Tunnel | undefined> {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       signal.throwIfAborted();
@@ -68,9 +73,17 @@ export class TunnelService implements HostTunnelService {
    * Wants a tunnel for a host, and waits until it is up. Which end it has there is left as it is where none is named. Throws why it is not up, e.g. `host_port_taken`,
    * `tunnel_failed`.
    */
-  async ensureUp(hostId: string, signal: AbortSignal, hostEnd?: Tunnel['hostEnd'], timeoutMs = 30_000): Promise<Tunnel> {
+  async ensureUp(
+    hostId: string,
+    signal: AbortSignal,
+    hostEnd?: Tunnel['hostEnd'],
+    timeoutMs = 30_000,
+  ): Promise<Tunnel> {
     const { readOnlyAddress } = await requireRegistry(this.clients.registry, { waits: false, use: 'look' });
-    if (!readOnlyAddress) throw new AppError('tunnel_failed', { detail: 'the registry has no read-only endpoint that a tunnel may lead to' });
+    if (!readOnlyAddress)
+      throw new AppError('tunnel_failed', {
+        detail: 'the registry has no read-only endpoint that a tunnel may lead to',
+      });
     const wanted = { ...this.ports, ...(hostEnd ? { hostEnd } : {}) };
     const fresh = { state: 'connecting' as const, since: now(), error: null };
     try {
@@ -92,15 +105,19 @@ export class TunnelService implements HostTunnelService {
       if (!isUniqueViolation(error)) throw error;
       // One that is up stays up. One that is down forgets its old error, so that what we see next is new; its owner goes on trying.
       const row = await this.tunnels.findOneByOrFail({ hostId });
-      if (!isSame(row, wanted)) await this.tunnels.update({ hostId }, { ...wanted, ...fresh, leaseOwner: null, leaseUntil: null });
+      if (!isSame(row, wanted))
+        await this.tunnels.update({ hostId }, { ...wanted, ...fresh, leaseOwner: null, leaseUntil: null });
       else if (row.state !== 'up') await this.tunnels.update({ hostId }, fresh);
     }
     for (const listener of this.wanted) listener();
-    const hasEnded = (tunnel: Tunnel | undefined) => tunnel?.state === 'up' || (tunnel?.state === 'down' && tunnel.error !== null);
+    const hasEnded = (tunnel: Tunnel | undefined) =>
+      tunnel?.state === 'up' || (tunnel?.state === 'down' && tunnel.error !== null);
     const tunnel = await this.watch(hostId, hasEnded, signal, timeoutMs);
     if (tunnel?.state === 'up') return tunnel;
     if (tunnel?.state === 'down' && tunnel.error) throw fromProblem(tunnel.error);
-    throw new AppError('tunnel_failed', { detail: `not up after ${timeoutMs / 1000} s; no worker of host-svc may be running` });
+    throw new AppError('tunnel_failed', {
+      detail: `not up after ${timeoutMs / 1000} s; no worker of host-svc may be running`,
+    });
   }
 
   /** The tunnel is up, and leads where `ensureUp` would have it lead. */
@@ -140,15 +157,25 @@ export class TunnelService implements HostTunnelService {
 
   /** Gives all tunnels of this owner up, so that another may take them at once. */
   async release(owner: string): Promise<void> {
-    await this.tunnels.update({ leaseOwner: owner }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
+    await this.tunnels.update(
+      { leaseOwner: owner },
+      { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() },
+    );
   }
 
   /** Of owners that are known to be dead. */
   async releaseDead(owners: FindOperator<string>): Promise<void> {
-    await this.tunnels.update({ leaseOwner: owners }, { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() });
+    await this.tunnels.update(
+      { leaseOwner: owners },
+      { leaseOwner: null, leaseUntil: null, state: 'connecting', since: now() },
+    );
   }
 
-  async report(id: string, owner: string, seen: { state: TunnelEntity['state']; error?: Problem | null; reconnects?: number }): Promise<void> {
+  async report(
+    id: string,
+    owner: string,
+    seen: { state: TunnelEntity['state']; error?: Problem | null; reconnects?: number },
+  ): Promise<void> {
     await this.note(id, owner, columns<TunnelEntity>({ error: null, ...seen, since: now() }));
   }
 
@@ -174,14 +201,19 @@ export class TunnelService implements HostTunnelService {
 
   /** What was seen may be lost in a power cut, which ends the tunnel as well; two hundred must not keep the disk busy. */
   private async note(id: string, owner: string, seen: QueryDeepPartialEntity<TunnelEntity>): Promise<void> {
-    await runUnflushed(this.tunnels.manager.dataSource, this.tunnels.createQueryBuilder().update().set(seen).where({ id, leaseOwner: owner }));
+    await runUnflushed(
+      this.tunnels.manager.dataSource,
+      this.tunnels.createQueryBuilder().update().set(seen).where({ id, leaseOwner: owner }),
+    );
   }
 }
 
 export type Ends = Pick<TunnelEntity, 'hostPort' | 'packagePort' | 'hostEnd'>;
 /** Both have the same ends on their host, as far as the second says. */
-export const isSame = (a: Ends, { hostPort, packagePort, hostEnd = a.hostEnd }: Omit<Ends, 'hostEnd'> & Partial<Ends>): boolean =>
-  a.hostPort === hostPort && a.packagePort === packagePort && a.hostEnd === hostEnd;
+export const isSame = (
+  a: Ends,
+  { hostPort, packagePort, hostEnd = a.hostEnd }: Omit<Ends, 'hostEnd'> & Partial<Ends>,
+): boolean => a.hostPort === hostPort && a.packagePort === packagePort && a.hostEnd === hostEnd;
 
 export type Measured = Pick<TunnelEntity, 'latencyMs' | 'bytesSent' | 'bytesPerSecond'>;
 const unmeasured: Measured = { latencyMs: null, bytesSent: '0', bytesPerSecond: 0 };

@@ -7,7 +7,14 @@ import { newId } from '@airdock/platform/ids';
 import { maxChannels } from '@airdock/ssh/connection/connect';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { assertHeldLocally } from '@airdock/ssh/tunnel/sshd-look';
-import { endSession, type Tunnel as OpenTunnel, openTunnel, publishMs, sessionOf, type TunnelOptions } from '@airdock/ssh/tunnel/tunnel';
+import {
+  endSession,
+  type Tunnel as OpenTunnel,
+  openTunnel,
+  publishMs,
+  sessionOf,
+  type TunnelOptions,
+} from '@airdock/ssh/tunnel/tunnel';
 import { Injectable } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
 import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
@@ -82,7 +89,9 @@ export class TunnelSupervisor extends BackgroundLoop {
     let retryMs = firstRetryMs;
     let session = lastSession;
     let count = reconnects;
-    const stopping = new Promise<'stopped'>((resolve) => stop.addEventListener('abort', () => resolve('stopped'), { once: true }));
+    const stopping = new Promise<'stopped'>((resolve) =>
+      stop.addEventListener('abort', () => resolve('stopped'), { once: true }),
+    );
     while (!stop.aborted) {
       try {
         // What goes through a tunnel ends with its connection, however that ends: see `openTunnel`.
@@ -119,7 +128,10 @@ export class TunnelSupervisor extends BackgroundLoop {
     const socket = (name: HeldPort['name']) => (hostEnd === 'socket' ? hostSocketOf({ name }) : undefined);
     const registry = { hostPort, hostSocket: socket('registry'), target: { path: this.tunnels.target }, onServed };
     if (packagePort === null) return [registry];
-    return [registry, { hostPort: packagePort, hostSocket: socket('packages'), target: { path: this.packages.socketPath }, onServed }];
+    return [
+      registry,
+      { hostPort: packagePort, hostSocket: socket('packages'), target: { path: this.packages.socketPath }, onServed },
+    ];
   }
 
   /** The host's sockets lead here from now on, if the tunnel is still ours: of two workers only one may do that. What our last connection still serves ends. */
@@ -132,19 +144,26 @@ export class TunnelSupervisor extends BackgroundLoop {
   ): Promise<void> {
     await assertHeldLocally(connection, { name: 'registry', port: hostPort }, stop);
     if (packagePort !== null) await assertHeldLocally(connection, { name: 'packages', port: packagePort }, stop);
-    if (!(await this.tunnels.isHeldFor(id, this.owner, publishMs))) throw new AppError('tunnel_failed', { detail: 'another worker keeps the tunnel now' });
+    if (!(await this.tunnels.isHeldFor(id, this.owner, publishMs)))
+      throw new AppError('tunnel_failed', { detail: 'another worker keeps the tunnel now' });
     for (const forward of forwards) await forward.publish(stop);
     if (last && last !== own) await endSession(connection, last, stop);
   }
 
   /** Opens a tunnel; where the port is still held for our last connection, that is ended. */
-  private async open(connection: SshConnection, options: TunnelOptions, session: string | null, stop: AbortSignal): Promise<OpenTunnel> {
+  private async open(
+    connection: SshConnection,
+    options: TunnelOptions,
+    session: string | null,
+    stop: AbortSignal,
+  ): Promise<OpenTunnel> {
     const deadline = Date.now() + releaseMs;
     for (let hasEnded = false; ; await delay(100, undefined, { signal: stop })) {
       try {
         return await openTunnel(connection, options);
       } catch (error) {
-        if (!session || !(error instanceof AppError) || error.code !== 'host_port_taken' || Date.now() > deadline) throw error;
+        if (!session || !(error instanceof AppError) || error.code !== 'host_port_taken' || Date.now() > deadline)
+          throw error;
         if (!hasEnded) await endSession(connection, session, stop);
         hasEnded = true;
       }
@@ -153,18 +172,29 @@ export class TunnelSupervisor extends BackgroundLoop {
 
   /** The tunnel goes on; the host has to know what is missing. */
   private async noteRefused(id: string, refused: number): Promise<void> {
-    const error = new AppError('host_channels_exceeded', { detail: `${refused} were refused; ${maxChannels} may be open at a time` });
+    const error = new AppError('host_channels_exceeded', {
+      detail: `${refused} were refused; ${maxChannels} may be open at a time`,
+    });
     this.logger.warn({ tunnelId: id, err: error }, 'connections through the tunnel were refused');
     await this.tunnels.warn(id, this.owner, toProblem(error));
   }
 
   /** Latency and throughput of a tunnel that is up, until `stop`. */
-  private measure(id: string, connection: SshConnection, tunnel: OpenTunnel, all: OpenTunnel[]): { stop(): Promise<void> } {
+  private measure(
+    id: string,
+    connection: SshConnection,
+    tunnel: OpenTunnel,
+    all: OpenTunnel[],
+  ): { stop(): Promise<void> } {
     const stop = new AbortController();
     const loop = async () => {
       let bytesBefore = 0;
       let refusedBefore = 0;
-      for (let since = performance.now(); !stop.signal.aborted; await delay(measureMs, undefined, { signal: stop.signal })) {
+      for (
+        let since = performance.now();
+        !stop.signal.aborted;
+        await delay(measureMs, undefined, { signal: stop.signal })
+      ) {
         const latencyMs = Math.round((await connection.roundTrip()) * 100) / 100;
         const [bytes, at] = [tunnel.bytesSent(), performance.now()];
         const bytesPerSecond = Math.round(((bytes - bytesBefore) / Math.max(1, at - since)) * 1000);

@@ -15,7 +15,12 @@ export class BundleController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createBundle', summary: 'Register a bundle by path or upload, and read what is inside', returns: Job, status: 202 })
+  @Operation({
+    id: 'createBundle',
+    summary: 'Register a bundle by path or upload, and read what is inside',
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateBundle }) body: CreateBundle, @JobRequest() request: JobRequest): Promise<Job> {
     return this.bundles.create(request, body);
   }
@@ -45,7 +50,10 @@ export class BundleController {
     id: 'getBundleDockerArchive',
     summary: 'The images of one platform as a tar that `docker load` takes: for host-svc, which streams it to hosts',
   })
-  @ApiOkResponse({ description: 'The tar', content: { 'application/x-tar': { schema: { type: 'string', format: 'binary' } } } })
+  @ApiOkResponse({
+    description: 'The tar',
+    content: { 'application/x-tar': { schema: { type: 'string', format: 'binary' } } },
+  })
   async dockerArchive(
     @Param('id') id: string,
     @Query({ schema: DockerArchiveQuery }) query: DockerArchiveQuery,

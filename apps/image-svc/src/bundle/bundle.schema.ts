@@ -7,12 +7,21 @@ import { UnusableImage } from './unusable-image.schema.js';
 export const BundleImage = z
   .object({
     names: z.array(z.string()).describe('Upstream references'),
-    digest: z.string().nullable().describe('What the registry will answer; null until the layers of a docker-archive are compressed'),
-    imageIds: z.array(z.string()).describe('Digests of the configurations, one per platform: what `docker images` calls the image ID'),
-    platforms: z.array(z.string()).describe('Where it runs; empty: a chart, file or other artifact, which runs nowhere'),
+    digest: z
+      .string()
+      .nullable()
+      .describe('What the registry will answer; null until the layers of a docker-archive are compressed'),
+    imageIds: z
+      .array(z.string())
+      .describe('Digests of the configurations, one per platform: what `docker images` calls the image ID'),
+    platforms: z
+      .array(z.string())
+      .describe('Where it runs; empty: a chart, file or other artifact, which runs nowhere'),
     zstdPlatforms: z
       .array(z.string())
-      .describe('Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5'),
+      .describe(
+        'Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5',
+      ),
     sizeBytes: z.number().int(),
     localReferences: z.array(z.string()),
   })
@@ -30,8 +39,12 @@ export const Bundle = z
     state: z.enum(['reading', 'ready', 'invalid']).describe('invalid: the job tells why'),
     images: z.array(BundleImage),
     unusable: z.array(UnusableImage).describe('What else is in the bundle and cannot be pushed, or not as it was made'),
-    lists: z.array(z.object({ name: z.string(), images: z.array(z.string()) })).describe('Lists of images that came inside, e.g. images.txt'),
-    plan: PushPlan.nullable().describe('What a push of all would do: compared with the registry when the bundle was read; null while the registry was off'),
+    lists: z
+      .array(z.object({ name: z.string(), images: z.array(z.string()) }))
+      .describe('Lists of images that came inside, e.g. images.txt'),
+    plan: PushPlan.nullable().describe(
+      'What a push of all would do: compared with the registry when the bundle was read; null while the registry was off',
+    ),
     sha256: z.string().nullable().describe('As declared; the file was found to have it'),
     jobId: z.uuid(),
     createdAt: z.iso.datetime(),
@@ -42,7 +55,12 @@ export const BundlePage = pageOf(Bundle, 'BundlePage');
 
 export const CreateBundle = z
   .strictObject({
-    path: z.string().min(1).max(4096).optional().describe('A file, the first part of one, or a folder, inside the configured bundle folders'),
+    path: z
+      .string()
+      .min(1)
+      .max(4096)
+      .optional()
+      .describe('A file, the first part of one, or a folder, inside the configured bundle folders'),
     uploadId: z
       .string()
       .regex(/^[0-9a-f]{32}$/)
@@ -58,10 +76,19 @@ export const CreateBundle = z
     names: z
       .record(z.string().min(1).max(128), z.union([z.string().max(512), z.array(z.string().max(512)).min(1).max(100)]))
       .optional()
-      .describe('Names for images that have none in the bundle: full references by manifest digest, image ID, or the bare tag that the bundle has'),
-    strict: z.boolean().default(false).describe('Refuses the bundle when anything in it cannot be pushed; otherwise `unusable` names it and the rest can be'),
+      .describe(
+        'Names for images that have none in the bundle: full references by manifest digest, image ID, or the bare tag that the bundle has',
+      ),
+    strict: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Refuses the bundle when anything in it cannot be pushed; otherwise `unusable` names it and the rest can be',
+      ),
   })
-  .refine((body) => (body.path === undefined) !== (body.uploadId === undefined), { message: 'give either path or uploadId' })
+  .refine((body) => (body.path === undefined) !== (body.uploadId === undefined), {
+    message: 'give either path or uploadId',
+  })
   .meta({ id: 'CreateBundle' });
 export type CreateBundle = z.infer<typeof CreateBundle>;
 
@@ -79,5 +106,10 @@ export const DockerArchiveQuery = z.strictObject({
 });
 export type DockerArchiveQuery = z.infer<typeof DockerArchiveQuery>;
 
-export const ContainingBundle = z.object({ id: z.uuid(), name: z.string(), platforms: z.array(z.string()), zstdPlatforms: z.array(z.string()) });
+export const ContainingBundle = z.object({
+  id: z.uuid(),
+  name: z.string(),
+  platforms: z.array(z.string()),
+  zstdPlatforms: z.array(z.string()),
+});
 export type ContainingBundle = z.infer<typeof ContainingBundle>;

@@ -78,7 +78,9 @@ export class BundleService {
       jobId: request.id,
       createdAt: now(),
     });
-    return this.jobs.submit({ ...request, type: readBundleJobType, resource: `/v1/bundles/${id}` }, [this.bundles.createQueryBuilder().insert().values(row)]);
+    return this.jobs.submit({ ...request, type: readBundleJobType, resource: `/v1/bundles/${id}` }, [
+      this.bundles.createQueryBuilder().insert().values(row),
+    ]);
   }
 
   /** Real path of a file inside the bundle folders; links that lead out of them are not followed. */
@@ -141,7 +143,10 @@ export class BundleService {
   async containing(upstreams: readonly string[]): Promise<Map<string, ContainingBundle[]>> {
     const wanted = new Map(upstreams.map((upstream) => [withoutDigest(upstream), upstream]));
     const found = new Map<string, ContainingBundle[]>();
-    for (const { id, name, images } of await this.bundles.find({ select: { id: true, name: true, images: true }, order: { id: 'DESC' } }))
+    for (const { id, name, images } of await this.bundles.find({
+      select: { id: true, name: true, images: true },
+      order: { id: 'DESC' },
+    }))
       for (const { names, platforms, zstdPlatforms = [] } of images ?? [])
         for (const imageName of names) {
           const upstream = wanted.get(imageName);
@@ -154,7 +159,10 @@ export class BundleService {
    * Reads names, platforms and sizes, and keeps them. Everything that can be wrong with a bundle without reading its layers is found here, and a declared
    * checksum that its bytes do not have. What was found is compared with the registry.
    */
-  async read(id: string, { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<{ images: number; unusable: number }> {
+  async read(
+    id: string,
+    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
+  ): Promise<{ images: number; unusable: number }> {
     const row = await getRow(this.bundles, id);
     if (row.sha256) await this.checkSha256(row, row.sha256, { signal, progress });
     progress({ phase: 'read', itemsTotal: 1 });
@@ -163,12 +171,22 @@ export class BundleService {
     const plan = (await this.plans.preview(source, signal)) ?? null;
     await this.bundles.update(
       { id: row.id },
-      columns<BundleEntity>({ images, unusable: [...source.unusable], format: source.format, lists: [...(source.lists ?? [])], plan }),
+      columns<BundleEntity>({
+        images,
+        unusable: [...source.unusable],
+        format: source.format,
+        lists: [...(source.lists ?? [])],
+        plan,
+      }),
     );
     return { images: images.length, unusable: source.unusable.length };
   }
 
-  private async checkSha256({ path, sizeBytes }: BundleEntity, sha256: string, { signal, progress }: Pick<JobContext, 'signal' | 'progress'>): Promise<void> {
+  private async checkSha256(
+    { path, sizeBytes }: BundleEntity,
+    sha256: string,
+    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
+  ): Promise<void> {
     await using file = await openParts(path);
     const bytesTotal = Number(sizeBytes);
     const digest = createPooledDigest();
@@ -181,14 +199,19 @@ export class BundleService {
     }
     const actual = digestHex(await digest.value());
     if (actual === sha256) return;
-    throw new AppError('digest_mismatch', { detail: `the file has the sha256 ${actual}, and was declared with ${sha256}`, expected: sha256, actual });
+    throw new AppError('digest_mismatch', {
+      detail: `the file has the sha256 ${actual}, and was declared with ${sha256}`,
+      expected: sha256,
+      actual,
+    });
   }
 
   /** Opens a bundle for reading; the caller disposes the source. Throws `bundle_changed` and whatever is wrong with the file. */
   async open(id: string, signal?: AbortSignal): Promise<ImageSource> {
     const row = await getRow(this.bundles, id);
     // A folder on the way may have become a link since it was registered.
-    if (!row.uploadId && (await this.resolvePath(row.path)) !== row.path) throw new AppError('bundle_changed', { detail: row.path });
+    if (!row.uploadId && (await this.resolvePath(row.path)) !== row.path)
+      throw new AppError('bundle_changed', { detail: row.path });
     const current = await fingerprintOf(row.path).catch((cause: unknown) => {
       throw cause instanceof AppError ? cause : new AppError('bundle_not_found', { detail: row.path }, { cause });
     });
@@ -197,14 +220,20 @@ export class BundleService {
   }
 
   /** The images as `docker load` takes them, for a host without a copy on any disk. */
-  async dockerArchive(id: string, { platform, names, image: wanted }: DockerArchiveQuery, signal: AbortSignal): Promise<Readable> {
+  async dockerArchive(
+    id: string,
+    { platform, names, image: wanted }: DockerArchiveQuery,
+    signal: AbortSignal,
+  ): Promise<Readable> {
     await this.images(id);
     const source = await this.open(id, signal);
     try {
       const [os = '', architecture = '', variant] = platform.split('/');
       const where = { platform, runtime: dockerLoad };
       // What is asked for by name is there or an error; of the whole bundle comes what runs there.
-      const images = source.images.filter((image) => (wanted ? image.names.some((name) => wanted.includes(name)) : runsOn(toSeenImage(image), where)));
+      const images = source.images.filter((image) =>
+        wanted ? image.names.some((name) => wanted.includes(name)) : runsOn(toSeenImage(image), where),
+      );
       const localNames = (await this.names.assign(images.map(toSeenImage))).names;
       const named = images.map((image, index) => ({
         image,
@@ -214,7 +243,9 @@ export class BundleService {
       const chosen = wanted ? named : named.filter(({ repoTags }) => repoTags.length > 0);
       if (chosen.length === 0)
         throw new AppError('image_not_found', {
-          detail: wanted ? `none of ${wanted.join(', ')} is in the bundle` : `nothing in the bundle runs on ${platform}`,
+          detail: wanted
+            ? `none of ${wanted.join(', ')} is in the bundle`
+            : `nothing in the bundle runs on ${platform}`,
         });
       for (const { image } of chosen) await source.prepare(image, { signal });
       const stream = writeDockerArchive(source, chosen, { os, architecture, variant }, signal);
@@ -279,7 +310,9 @@ async function openParts(path: string): Promise<JoinedFile> {
 /** Size and time of change, of all parts of a file that was split. */
 async function fingerprintOf(path: string): Promise<{ size: number; fingerprint: string; isAllowed: boolean }> {
   const first = await stat(path);
-  const infos = first.isFile() ? await Promise.all((await findParts(path)).map((part) => statRegularFile(part))) : [first];
+  const infos = first.isFile()
+    ? await Promise.all((await findParts(path)).map((part) => statRegularFile(part)))
+    : [first];
   return {
     size: infos.reduce((sum, { size }) => sum + size, 0),
     fingerprint: infos.map(({ size, mtimeMs, ino }) => `${size}-${mtimeMs}-${ino}`).join(','),

@@ -3,7 +3,14 @@ import { Operation } from '@airdock/platform/http/operation';
 import type { Page } from '@airdock/platform/http/page';
 import { Body, Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
-import { CreateImageSet, DeleteImageSetQuery, ImageSet, ImageSetListQuery, ImageSetPage, MissingImages } from './image-set.schema.js';
+import {
+  CreateImageSet,
+  DeleteImageSetQuery,
+  ImageSet,
+  ImageSetListQuery,
+  ImageSetPage,
+  MissingImages,
+} from './image-set.schema.js';
 import { ImageSetService } from './image-set.service.js';
 
 @ApiTags('image-sets')
@@ -13,7 +20,12 @@ export class ImageSetController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createImageSet', summary: 'Define which images a Kubernetes version or an add-on needs', returns: ImageSet, status: 201 })
+  @Operation({
+    id: 'createImageSet',
+    summary: 'Define which images a Kubernetes version or an add-on needs',
+    returns: ImageSet,
+    status: 201,
+  })
   create(@Body({ schema: CreateImageSet }) body: CreateImageSet): Promise<ImageSet> {
     return this.imageSets.create(body);
   }

@@ -14,7 +14,13 @@ import type { ImageUsers } from '../image/image.schema.js';
 import { ImageService } from '../image/image.service.js';
 import type { ImageUsersService } from '../image/image-users.service.js';
 import { ImageSetEntity } from './image-set.entity.js';
-import type { CreateImageSet, DeleteImageSetQuery, ImageSet, ImageSetListQuery, MissingImages } from './image-set.schema.js';
+import type {
+  CreateImageSet,
+  DeleteImageSetQuery,
+  ImageSet,
+  ImageSetListQuery,
+  MissingImages,
+} from './image-set.schema.js';
 
 /** Which images something needs: a Kubernetes version, or an add-on. Lists are the site's data, never code. */
 @Injectable()
@@ -31,7 +37,13 @@ export class ImageSetService implements ImageUsersService {
     if (kubernetesVersion !== undefined) parseKubernetesVersion(kubernetesVersion);
     const wanted = images ?? (await this.bundles.listOf(bundleId ?? '', list));
     const references = [...new Set(wanted.map((text) => formatReference(parseReference(text))))];
-    const row: ImageSetEntity = { id: newId(), name, kubernetesVersion: kubernetesVersion ?? null, images: references, createdAt: now() };
+    const row: ImageSetEntity = {
+      id: newId(),
+      name,
+      kubernetesVersion: kubernetesVersion ?? null,
+      images: references,
+      createdAt: now(),
+    };
     try {
       await this.imageSets.insert(row);
     } catch (error) {
@@ -42,7 +54,10 @@ export class ImageSetService implements ImageUsersService {
   }
 
   list({ kubernetesVersion, name, ...query }: ImageSetListQuery): Promise<Page<ImageSet>> {
-    return findPage(this.imageSets, query, { ...(kubernetesVersion ? { kubernetesVersion } : {}), ...(name ? { name } : {}) });
+    return findPage(this.imageSets, query, {
+      ...(kubernetesVersion ? { kubernetesVersion } : {}),
+      ...(name ? { name } : {}),
+    });
   }
 
   get(id: string): Promise<ImageSet> {
@@ -54,7 +69,10 @@ export class ImageSetService implements ImageUsersService {
     const { name } = await getRow(this.imageSets, id);
     const clusters = force ? [] : await this.clustersOf([id]);
     if (clusters.length > 0)
-      throw new AppError('resource_in_use', { detail: `${name}: clusters ${clusters.map((cluster) => cluster.name).join(', ')} need it`, clusters });
+      throw new AppError('resource_in_use', {
+        detail: `${name}: clusters ${clusters.map((cluster) => cluster.name).join(', ')} need it`,
+        clusters,
+      });
     await this.imageSets.delete({ id });
   }
 
@@ -68,8 +86,13 @@ export class ImageSetService implements ImageUsersService {
 
   async usersOf(upstreams: readonly string[]): Promise<ImageUsers> {
     const names = new Set(upstreams);
-    const sets = (await this.imageSets.find()).filter(({ images }) => images.some((image) => names.has(image) || names.has(withoutDigest(image))));
-    return { imageSets: sets.map(({ id, name }) => ({ id, name })), clusters: await this.clustersOf(sets.map(({ id }) => id)) };
+    const sets = (await this.imageSets.find()).filter(({ images }) =>
+      images.some((image) => names.has(image) || names.has(withoutDigest(image))),
+    );
+    return {
+      imageSets: sets.map(({ id, name }) => ({ id, name })),
+      clusters: await this.clustersOf(sets.map(({ id }) => id)),
+    };
   }
 
   private async clustersOf(imageSetIds: readonly string[]): Promise<ImageUsers['clusters']> {

@@ -68,23 +68,37 @@ export class CatalogueService {
   /** Throws `image_in_use`. The registry first: a row without an image can be removed again, an image without a row would be forgotten. */
   private async removeRows(rows: readonly ImageEntity[], { dryRun, force }: DeleteImageQuery): Promise<ImageDeletion> {
     const usedBy = force ? null : await this.users.usersOf(rows.map(({ upstream }) => upstream));
-    const users = Object.entries(usedBy ?? {}).flatMap(([kind, list]) => list.map(({ name }) => `${kind === 'clusters' ? 'cluster' : 'image set'} ${name}`));
+    const users = Object.entries(usedBy ?? {}).flatMap(([kind, list]) =>
+      list.map(({ name }) => `${kind === 'clusters' ? 'cluster' : 'image set'} ${name}`),
+    );
     if (users.length > 0 && !dryRun) throw new AppError('image_in_use', { detail: users.join(', '), usedBy });
     const others = (await this.rows.find()).filter(({ id }) => !rows.some((row) => row.id === id));
     const kept = new Set(others.flatMap(({ parts }) => parts.map(({ digest }) => digest)));
     const parts = new Map(rows.flatMap((row) => row.parts).map((part) => [part.digest, part]));
     const sum = (list: ImagePart[]) => list.reduce((total, { size }) => total + size, 0);
-    const [freed, shared] = [[...parts.values()].filter(({ digest }) => !kept.has(digest)), [...parts.values()].filter(({ digest }) => kept.has(digest))];
+    const [freed, shared] = [
+      [...parts.values()].filter(({ digest }) => !kept.has(digest)),
+      [...parts.values()].filter(({ digest }) => kept.has(digest)),
+    ];
     // A name that another upstream shares, because it is the same image, still leads somewhere.
     const keptNames = new Set(others.flatMap(({ localReferences }) => localReferences));
-    const localReferences = [...new Set(rows.flatMap((row) => row.localReferences))].filter((reference) => !keptNames.has(reference));
+    const localReferences = [...new Set(rows.flatMap((row) => row.localReferences))].filter(
+      (reference) => !keptNames.has(reference),
+    );
     if (!dryRun) {
       const { address } = await this.images.openRegistry();
       await using registry = new RegistryClient(address);
       for (const row of rows) await this.removeFromRegistry(registry, row, localReferences, others);
       await this.forget(rows.map(({ upstream }) => upstream));
     }
-    return { dryRun, upstreams: rows.map(({ upstream }) => upstream), localReferences, freedBytes: sum(freed), sharedBytes: sum(shared), usedBy };
+    return {
+      dryRun,
+      upstreams: rows.map(({ upstream }) => upstream),
+      localReferences,
+      freedBytes: sum(freed),
+      sharedBytes: sum(shared),
+      usedBy,
+    };
   }
 
   private async forget(upstreams: readonly string[]): Promise<void> {
@@ -94,7 +108,12 @@ export class CatalogueService {
     }
   }
 
-  private async removeFromRegistry(registry: RegistryClient, row: ImageEntity, removed: readonly string[], others: readonly ImageEntity[]): Promise<void> {
+  private async removeFromRegistry(
+    registry: RegistryClient,
+    row: ImageEntity,
+    removed: readonly string[],
+    others: readonly ImageEntity[],
+  ): Promise<void> {
     const { digest } = row;
     if (!isDigest(digest)) return;
     // Also as one platform of another image.
@@ -103,9 +122,12 @@ export class CatalogueService {
         .filter((other) => other.parts.some((part) => part.digest === digest))
         .flatMap((other) => other.localReferences.map((name) => parseReference(name).repository)),
     );
-    for (const { repository, tag } of row.localReferences.filter((name) => removed.includes(name)).map(parseReference)) {
+    for (const { repository, tag } of row.localReferences
+      .filter((name) => removed.includes(name))
+      .map(parseReference)) {
       // Someone else may have pushed something else under the name.
-      if (tag && (await registry.headManifest(repository, tag))?.digest === digest) await registry.deleteTag(repository, tag);
+      if (tag && (await registry.headManifest(repository, tag))?.digest === digest)
+        await registry.deleteTag(repository, tag);
       if (inUse.has(repository)) continue;
       const own = new Set(row.parts.filter(({ kind }) => kind === 'manifest').map((part) => part.digest));
       for (const other of await registry.listTags(repository)) {
@@ -154,19 +176,25 @@ export class CatalogueService {
       [...upstreams].map(([upstream, tags]) =>
         limit(async () => {
           const [first] = tags as [FoundTag, ...FoundTag[]];
-          const image = await describeRegistryImage(registry, first.repository, first.root, tagsOf.get(first.repository) ?? [], signal).catch(
-            (error: unknown) => {
-              // One damaged image must not hide all others.
-              if (error instanceof AppError && error.family !== 'unavailable') return undefined;
-              throw error;
-            },
-          );
+          const image = await describeRegistryImage(
+            registry,
+            first.repository,
+            first.root,
+            tagsOf.get(first.repository) ?? [],
+            signal,
+          ).catch((error: unknown) => {
+            // One damaged image must not hide all others.
+            if (error instanceof AppError && error.family !== 'unavailable') return undefined;
+            throw error;
+          });
           progress({ phase: 'describe', itemsDone: ++itemsDone, itemsTotal: upstreams.size });
           if (!image) return void broken.push(upstream);
           const row = known.find((each) => each.upstream === upstream);
           recorded.push({
             upstream,
-            localReferences: tags.map(({ repository, tag }) => formatReference({ registry: this.names.localRegistry, repository, tag })),
+            localReferences: tags.map(({ repository, tag }) =>
+              formatReference({ registry: this.names.localRegistry, repository, tag }),
+            ),
             digest: image.root.digest,
             mediaType: image.root.mediaType,
             imageIds: image.configDigests,
@@ -182,14 +210,19 @@ export class CatalogueService {
     await this.images.record(recorded);
     await this.names.adopt(recorded);
     const gone: string[] = [];
-    for (const row of known) if (!upstreams.has(row.upstream) && !(await this.isThereByDigest(registry, row, signal))) gone.push(row.upstream);
+    for (const row of known)
+      if (!upstreams.has(row.upstream) && !(await this.isThereByDigest(registry, row, signal))) gone.push(row.upstream);
     if (gone.length > 0) await this.images.assertStorage();
     await this.forget(gone);
     return { images: recorded.length, removed: gone.length, broken: broken.slice(0, 100) };
   }
 
   /** No list tells of what was pushed without a tag. */
-  private async isThereByDigest(registry: RegistryClient, { localReferences, digest }: ImageEntity, signal: AbortSignal): Promise<boolean> {
+  private async isThereByDigest(
+    registry: RegistryClient,
+    { localReferences, digest }: ImageEntity,
+    signal: AbortSignal,
+  ): Promise<boolean> {
     for (const { repository, tag } of localReferences.map(parseReference))
       if (tag === undefined && (await registry.headManifest(repository, digest, { signal }))) return true;
     return false;
@@ -212,10 +245,14 @@ export class CatalogueService {
       const upstream = upstreamOf(each);
       if (upstream) claim(formatReference(upstream), each.root.digest);
     }
-    for (const { upstream, digest } of known) if (!upstreams.has(withoutDigest(upstream))) claim(withoutDigest(upstream), digest);
+    for (const { upstream, digest } of known)
+      if (!upstreams.has(withoutDigest(upstream))) claim(withoutDigest(upstream), digest);
     for (const each of found) {
       if (taken.has(each)) continue;
-      upstreams.set(formatReference({ registry: this.names.localRegistry, repository: each.repository, tag: each.tag }), [each]);
+      upstreams.set(
+        formatReference({ registry: this.names.localRegistry, repository: each.repository, tag: each.tag }),
+        [each],
+      );
     }
     return upstreams;
   }

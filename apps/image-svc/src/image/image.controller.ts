@@ -5,7 +5,15 @@ import { Job } from '@airdock/platform/jobs/job.schema';
 import { Controller, Delete, Get, Param, Post, Query } from '@nestjs/common';
 import { ApiTags } from '@nestjs/swagger';
 import { CatalogueService } from './catalogue.service.js';
-import { DeleteImageQuery, DigestParameter, type Image, ImageDeletion, ImageInUse, ImageListQuery, ImagePage } from './image.schema.js';
+import {
+  DeleteImageQuery,
+  DigestParameter,
+  type Image,
+  ImageDeletion,
+  ImageInUse,
+  ImageListQuery,
+  ImagePage,
+} from './image.schema.js';
 import { ImageService } from './image.service.js';
 
 @ApiTags('images')
@@ -24,7 +32,12 @@ export class ImageController {
 
   @Post('rebuild')
   @Idempotent()
-  @Operation({ id: 'rebuildCatalogue', summary: 'Make the catalogue anew from what the registry holds', returns: Job, status: 202 })
+  @Operation({
+    id: 'rebuildCatalogue',
+    summary: 'Make the catalogue anew from what the registry holds',
+    returns: Job,
+    status: 202,
+  })
   rebuild(@JobRequest() request: JobRequest): Promise<Job> {
     return this.catalogue.start(request);
   }
@@ -36,7 +49,11 @@ export class ImageController {
   }
 
   @Delete('by-digest/:digest')
-  @Operation({ id: 'deleteImagesByDigest', summary: 'Remove a digest from the registry, with all names that lead to it', returns: ImageDeletion })
+  @Operation({
+    id: 'deleteImagesByDigest',
+    summary: 'Remove a digest from the registry, with all names that lead to it',
+    returns: ImageDeletion,
+  })
   removeDigest(
     @Param('digest', { schema: DigestParameter }) digest: string,
     @Query({ schema: DeleteImageQuery }) query: DeleteImageQuery,
@@ -45,8 +62,15 @@ export class ImageController {
   }
 
   @Delete(':id')
-  @Operation({ id: 'deleteImage', summary: 'Remove the names of one upstream reference from the registry', returns: ImageDeletion })
-  remove(@Param('id') id: string, @Query({ schema: DeleteImageQuery }) query: DeleteImageQuery): Promise<ImageDeletion> {
+  @Operation({
+    id: 'deleteImage',
+    summary: 'Remove the names of one upstream reference from the registry',
+    returns: ImageDeletion,
+  })
+  remove(
+    @Param('id') id: string,
+    @Query({ schema: DeleteImageQuery }) query: DeleteImageQuery,
+  ): Promise<ImageDeletion> {
     return this.catalogue.remove(id, query);
   }
 }

@@ -4,7 +4,11 @@ import { z } from 'zod';
 const digest = z.string().regex(/^sha256:[0-9a-f]{64}$/);
 
 export const ImageLayer = z
-  .object({ digest: z.string(), sizeBytes: z.number().int(), platform: z.string().nullable().describe('Of an image for several platforms') })
+  .object({
+    digest: z.string(),
+    sizeBytes: z.number().int(),
+    platform: z.string().nullable().describe('Of an image for several platforms'),
+  })
   .meta({ id: 'ImageLayer' });
 
 export const Image = z
@@ -15,14 +19,23 @@ export const Image = z
     digest: z.string(),
     mediaType: z.string(),
     imageIds: z.array(z.string()),
-    platforms: z.array(z.string()).describe('Where it runs; empty: a chart, file or other artifact, which runs nowhere'),
+    platforms: z
+      .array(z.string())
+      .describe('Where it runs; empty: a chart, file or other artifact, which runs nowhere'),
     zstdPlatforms: z
       .array(z.string())
-      .describe('Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5'),
+      .describe(
+        'Of `platforms`, those with layers compressed by zstd: Docker pulls them from version 23 on, containerd from 1.5',
+      ),
     layers: z.array(ImageLayer),
-    companions: z.array(z.string()).describe('Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of'),
+    companions: z
+      .array(z.string())
+      .describe('Digests of signatures, attestations and SBOMs that are stored beside it, with what they consist of'),
     sizeBytes: z.number().int(),
-    firstBundleId: z.uuid().nullable().describe('The bundle that it came with first; null when the catalogue was rebuilt from the registry'),
+    firstBundleId: z
+      .uuid()
+      .nullable()
+      .describe('The bundle that it came with first; null when the catalogue was rebuilt from the registry'),
     bundleId: z.uuid().nullable().describe('The bundle that it came with last'),
     firstPushedAt: z.iso.datetime(),
     pushedAt: z.iso.datetime(),
@@ -32,7 +45,10 @@ export type Image = z.infer<typeof Image>;
 
 const user = z.object({ id: z.uuid(), name: z.string() });
 export const ImageUsers = z
-  .object({ imageSets: z.array(user).describe('Sets that name it'), clusters: z.array(user).describe('Clusters that need those sets') })
+  .object({
+    imageSets: z.array(user).describe('Sets that name it'),
+    clusters: z.array(user).describe('Clusters that need those sets'),
+  })
   .meta({ id: 'ImageUsers' });
 export type ImageUsers = z.infer<typeof ImageUsers>;
 
@@ -67,7 +83,9 @@ export const ImageDeletion = z
     localReferences: z.array(z.string()).describe('Names that lead nowhere now'),
     freedBytes: z.number().int().describe('What no other image uses: the next garbage collection gives it back'),
     sharedBytes: z.number().int().describe('What other images use too: it stays'),
-    usedBy: ImageUsers.nullable().describe('Who needs it: without force nothing is removed then; null with force, which does not ask'),
+    usedBy: ImageUsers.nullable().describe(
+      'Who needs it: without force nothing is removed then; null with force, which does not ask',
+    ),
   })
   .meta({ id: 'ImageDeletion' });
 export type ImageDeletion = z.infer<typeof ImageDeletion>;
@@ -77,7 +95,9 @@ export const ImageState = z.object({
   upstream: z.string(),
   state: z
     .enum(['present', 'changed', 'missing'])
-    .describe('As the registry answers now. changed: the name leads to something else than what was pushed, or than the digest that the set names'),
+    .describe(
+      'As the registry answers now. changed: the name leads to something else than what was pushed, or than the digest that the set names',
+    ),
   localReference: z.string().nullable().describe('The one that PMK rewrites to; null until it was pushed'),
   digest: z.string().nullable(),
   platforms: z.array(z.string()).describe('Where it runs; empty while it is missing, and of what runs nowhere'),

@@ -20,11 +20,22 @@ const checksAtOnce = 8;
 /** What is known of an image that is complete in the registry. */
 export type RecordedImage = Pick<
   ImageEntity,
-  'upstream' | 'localReferences' | 'digest' | 'mediaType' | 'imageIds' | 'platforms' | 'zstdPlatforms' | 'parts' | 'sizeBytes' | 'bundleId'
+  | 'upstream'
+  | 'localReferences'
+  | 'digest'
+  | 'mediaType'
+  | 'imageIds'
+  | 'platforms'
+  | 'zstdPlatforms'
+  | 'parts'
+  | 'sizeBytes'
+  | 'bundleId'
 >;
 
 /** As others work with it. */
-export type CatalogueImage = Pick<ImageEntity, 'upstream' | 'localReferences' | 'digest' | 'parts'> & { names: string[] };
+export type CatalogueImage = Pick<ImageEntity, 'upstream' | 'localReferences' | 'digest' | 'parts'> & {
+  names: string[];
+};
 
 /** The catalogue: what was pushed, and whether it is still there. */
 @Injectable()
@@ -40,8 +51,15 @@ export class ImageService {
   }
 
   /** For a job that relies on what it finds there, and writes unless its `use` is another; after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
-  registryForJob({ signal, progress }: Pick<JobContext, 'signal' | 'progress'>, use: RegistryUse = 'write'): Promise<RequiredRegistry> {
-    return requireRegistry(this.clients.registry, { use, signal, onWait: () => progress({ phase: 'waiting for a garbage collection' }) });
+  registryForJob(
+    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
+    use: RegistryUse = 'write',
+  ): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, {
+      use,
+      signal,
+      onWait: () => progress({ phase: 'waiting for a garbage collection' }),
+    });
   }
 
   /**
@@ -62,7 +80,12 @@ export class ImageService {
   async list({ search, digest, platform, bundleId, sort, limit, cursor }: ImageListQuery): Promise<Page<Image>> {
     const query = this.images.createQueryBuilder('image').take(limit + 1);
     // Sizes are decimal text: of two the shorter is the smaller one.
-    if (sort === 'smallest') query.addSelect('LENGTH(image.sizeBytes)', 'digits').orderBy('digits').addOrderBy('image.sizeBytes').addOrderBy('image.id');
+    if (sort === 'smallest')
+      query
+        .addSelect('LENGTH(image.sizeBytes)', 'digits')
+        .orderBy('digits')
+        .addOrderBy('image.sizeBytes')
+        .addOrderBy('image.id');
     else query.orderBy('image.id', 'DESC');
     const part = (text: string) => `%${text.replaceAll(/[%_\\]/g, '')}%`;
     if (cursor && sort === 'smallest') {
@@ -70,19 +93,28 @@ export class ImageService {
         'LENGTH(image.sizeBytes) > LENGTH(:size) OR LENGTH(image.sizeBytes) = LENGTH(:size) AND (image.sizeBytes > :size OR image.sizeBytes = :size AND image.id > :id)';
       query.andWhere(`(${isAfter})`, sizeCursor(cursor));
     } else if (cursor) query.andWhere('image.id < :id', { id: cursorId(cursor) });
-    if (search) query.andWhere('(image.upstream LIKE :search OR image.localReferences LIKE :search)', { search: part(search) });
+    if (search)
+      query.andWhere('(image.upstream LIKE :search OR image.localReferences LIKE :search)', { search: part(search) });
     if (digest) query.andWhere('image.digest = :digest', { digest });
     if (platform) {
       // A list of texts, each in quotes.
-      const texts = platformTexts(platform).map((text) => `%"${text.replaceAll(/[%_"\\]/g, '')}${text.endsWith('/') ? '' : '"'}%`);
+      const texts = platformTexts(platform).map(
+        (text) => `%"${text.replaceAll(/[%_"\\]/g, '')}${text.endsWith('/') ? '' : '"'}%`,
+      );
       const conditions = texts.map((_, index) => `image.platforms LIKE :platform${index}`);
-      query.andWhere(`(${conditions.join(' OR ')})`, Object.fromEntries(texts.map((text, index) => [`platform${index}`, text])));
+      query.andWhere(
+        `(${conditions.join(' OR ')})`,
+        Object.fromEntries(texts.map((text, index) => [`platform${index}`, text])),
+      );
     }
     if (bundleId) query.andWhere('(image.bundleId = :bundleId OR image.firstBundleId = :bundleId)', { bundleId });
     const found = await query.getMany();
     const items = found.slice(0, limit);
     const last = found.length > limit ? items.at(-1) : undefined;
-    return { items: items.map(toResource), nextCursor: last && (sort === 'smallest' ? `${last.sizeBytes}-${last.id}` : last.id) };
+    return {
+      items: items.map(toResource),
+      nextCursor: last && (sort === 'smallest' ? `${last.sizeBytes}-${last.id}` : last.id),
+    };
   }
 
   async get(id: string): Promise<Image> {
@@ -91,8 +123,16 @@ export class ImageService {
 
   /** The whole catalogue. */
   async all(): Promise<CatalogueImage[]> {
-    const rows = await this.images.find({ select: { upstream: true, localReferences: true, digest: true, parts: true } });
-    return rows.map(({ upstream, localReferences, digest, parts }) => ({ upstream, names: [upstream], localReferences, digest, parts }));
+    const rows = await this.images.find({
+      select: { upstream: true, localReferences: true, digest: true, parts: true },
+    });
+    return rows.map(({ upstream, localReferences, digest, parts }) => ({
+      upstream,
+      names: [upstream],
+      localReferences,
+      digest,
+      parts,
+    }));
   }
 
   /** Notes images that are complete in the registry, in parts of 50, each all or none. */
@@ -100,7 +140,11 @@ export class ImageService {
     for (const chunk of chunks(images, 50)) {
       // Another push may note the same image at the same time.
       for (let attempt = 1; ; attempt++) {
-        const known = new Set((await this.images.findBy({ upstream: In(chunk.map(({ upstream }) => upstream)) })).map(({ upstream }) => upstream));
+        const known = new Set(
+          (await this.images.findBy({ upstream: In(chunk.map(({ upstream }) => upstream)) })).map(
+            ({ upstream }) => upstream,
+          ),
+        );
         const statements = chunk.map((image) => {
           const row = columns<ImageEntity>({ ...image, pushedAt: now() });
           const first = columns<ImageEntity>({ id: newId(), firstBundleId: image.bundleId, firstPushedAt: now() });
@@ -120,7 +164,11 @@ export class ImageService {
       }
       // A name with tag and digest was an upstream of its own once.
       await this.images.delete({
-        upstream: In(chunk.filter(({ upstream }) => !upstream.includes('@')).map(({ upstream, digest }) => `${upstream}@${digest}`)),
+        upstream: In(
+          chunk
+            .filter(({ upstream }) => !upstream.includes('@'))
+            .map(({ upstream, digest }) => `${upstream}@${digest}`),
+        ),
       });
     }
   }
@@ -132,7 +180,8 @@ export class ImageService {
   async states(upstreams: readonly string[]): Promise<ImageState[]> {
     const names = upstreams.map(withoutDigest);
     const known = new Map<string, ImageEntity>();
-    for (const chunk of chunks(names)) for (const row of await this.images.findBy({ upstream: In(chunk) })) known.set(row.upstream, row);
+    for (const chunk of chunks(names))
+      for (const row of await this.images.findBy({ upstream: In(chunk) })) known.set(row.upstream, row);
     const { address } = await this.registry();
     await using registry = new RegistryClient(address);
     const limit = pLimit(checksAtOnce);
@@ -141,7 +190,16 @@ export class ImageService {
         limit(async (): Promise<ImageState> => {
           const row = known.get(names[index] ?? '');
           const [first] = row?.localReferences ?? [];
-          if (!row || !first) return { upstream, state: 'missing', localReference: null, digest: null, platforms: [], zstdPlatforms: [], sizeBytes: null };
+          if (!row || !first)
+            return {
+              upstream,
+              state: 'missing',
+              localReference: null,
+              digest: null,
+              platforms: [],
+              zstdPlatforms: [],
+              sizeBytes: null,
+            };
           const { repository, tag } = parseReference(first);
           const digest = (await registry.headManifest(repository, tag ?? row.digest))?.digest;
           const wanted = parseReference(upstream).digest ?? row.digest;
@@ -173,6 +231,8 @@ const toResource = ({ parts, ...row }: ImageEntity): Image => ({
   ...row,
   zstdPlatforms: row.zstdPlatforms ?? [],
   sizeBytes: Number(row.sizeBytes),
-  layers: parts.filter(({ kind }) => kind === 'layer').map(({ digest, size, platform }) => ({ digest, sizeBytes: size, platform: platform ?? null })),
+  layers: parts
+    .filter(({ kind }) => kind === 'layer')
+    .map(({ digest, size, platform }) => ({ digest, sizeBytes: size, platform: platform ?? null })),
   companions: parts.filter(({ kind }) => kind === 'companion').map(({ digest }) => digest),
 });

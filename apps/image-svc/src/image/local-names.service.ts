@@ -1,5 +1,12 @@
 import { AppError } from '@airdock/core/errors';
-import { formatName, formatReference, localReferences, type NameKind, parseReference, type Reference } from '@airdock/core/oci/reference';
+import {
+  formatName,
+  formatReference,
+  localReferences,
+  type NameKind,
+  parseReference,
+  type Reference,
+} from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { atomically, chunks, columns } from '@airdock/platform/database';
 import { Inject, Injectable } from '@nestjs/common';
@@ -68,7 +75,10 @@ export class LocalNamesService {
    * The names that each image would get, in the order of the images, and those that two want. A name that another image has, or wants too, goes to the
    * winner that the rule names; the same image under two upstreams may share one.
    */
-  async assign(images: readonly NamedImage[], rule: NamingRule = {}): Promise<{ names: LocalName[][]; collisions: Collision[] }> {
+  async assign(
+    images: readonly NamedImage[],
+    rule: NamingRule = {},
+  ): Promise<{ names: LocalName[][]; collisions: Collision[] }> {
     const { granted, collisions } = await this.decide(images, rule);
     return { names: images.map((image) => this.pick(image, granted, rule)), collisions };
   }
@@ -82,7 +92,8 @@ export class LocalNamesService {
     refuseCollisions(first.collisions);
     const rows = [...first.granted.values()].map(({ name, upstream, identity }) => ({ name, upstream, identity }));
     const absent = rows.filter(({ name }) => !first.held.has(name));
-    for (const chunk of chunks(absent)) await this.imageNames.createQueryBuilder().insert().values(chunk).orIgnore().execute();
+    for (const chunk of chunks(absent))
+      await this.imageNames.createQueryBuilder().insert().values(chunk).orIgnore().execute();
     // Another push may have been faster.
     const { granted, held, collisions } = await this.decide(images, rule);
     refuseCollisions(collisions);
@@ -114,13 +125,23 @@ export class LocalNamesService {
         .set(columns<ImageEntity>({ localReferences: left }))
         .where({ id: loser.id });
     if (!(await atomically(this.images.manager.dataSource, loses ? [...statements, loses] : statements)))
-      throw new AppError('image_name_collision', { detail: `${row.name} changed hands`, name: row.name, sources: [holder.upstream, row.upstream] });
+      throw new AppError('image_name_collision', {
+        detail: `${row.name} changed hands`,
+        name: row.name,
+        sources: [holder.upstream, row.upstream],
+      });
   }
 
   /** Writes down who has which names, as the registry says it. */
-  async adopt(images: readonly Pick<ImageEntity, 'upstream' | 'localReferences' | 'imageIds' | 'digest'>[]): Promise<void> {
+  async adopt(
+    images: readonly Pick<ImageEntity, 'upstream' | 'localReferences' | 'imageIds' | 'digest'>[],
+  ): Promise<void> {
     const rows = images.flatMap(({ upstream, localReferences: references, ...image }) =>
-      references.map((reference) => ({ name: toLocalName(parseReference(reference)).name, upstream, identity: identityOf(image) })),
+      references.map((reference) => ({
+        name: toLocalName(parseReference(reference)).name,
+        upstream,
+        identity: identityOf(image),
+      })),
     );
     for (const chunk of chunks(rows)) await this.imageNames.upsert(chunk, ['name']);
   }
@@ -128,14 +149,18 @@ export class LocalNamesService {
   /** Gives the names of images back that did not get into the registry. */
   async release(upstreams: readonly string[]): Promise<void> {
     const kept = new Set<string>();
-    for (const chunk of chunks(upstreams)) for (const { upstream } of await this.images.findBy({ upstream: In(chunk) })) kept.add(upstream);
-    for (const chunk of chunks(upstreams.filter((upstream) => !kept.has(upstream)))) await this.imageNames.delete({ upstream: In(chunk) });
+    for (const chunk of chunks(upstreams))
+      for (const { upstream } of await this.images.findBy({ upstream: In(chunk) })) kept.add(upstream);
+    for (const chunk of chunks(upstreams.filter((upstream) => !kept.has(upstream))))
+      await this.imageNames.delete({ upstream: In(chunk) });
   }
 
   /** Who gets each name. */
   private async decide(images: readonly NamedImage[], rule: NamingRule) {
     const wishes = images.flatMap((image) =>
-      image.names.flatMap((upstream) => this.namesOf(upstream, rule).map((local): Wish => ({ ...local, upstream, identity: identityOf(image) }))),
+      image.names.flatMap((upstream) =>
+        this.namesOf(upstream, rule).map((local): Wish => ({ ...local, upstream, identity: identityOf(image) })),
+      ),
     );
     const held = new Map<string, ImageNameEntity>();
     for (const chunk of chunks([...new Set(wishes.map(({ name }) => name))]))
@@ -177,7 +202,8 @@ export class LocalNamesService {
  * The same image saved by two tools has the same configurations, whatever its layers are compressed with. An artifact is its manifest: its configuration is often the
  * empty one that all share. Source: https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor
  */
-const identityOf = ({ imageIds, digest }: Pick<NamedImage, 'imageIds' | 'digest'>): string => [...imageIds].sort().join() || (digest ?? '');
+const identityOf = ({ imageIds, digest }: Pick<NamedImage, 'imageIds' | 'digest'>): string =>
+  [...imageIds].sort().join() || (digest ?? '');
 
 const toLocalName = (reference: Reference): LocalName => {
   const { repository, tag, digest } = reference;

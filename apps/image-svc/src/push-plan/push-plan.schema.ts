@@ -18,8 +18,15 @@ export const PushPlan = z
     collisions: z
       .array(z.object({ name: z.string(), sources: z.array(z.string()) }))
       .describe('Names in the local registry that different images want; a push needs `winners` for them'),
-    missingBytes: z.number().int().describe('What the push would write; of layers that have to be compressed first their size before that'),
-    freeBytes: z.number().int().nullable().describe("Of the registry's disk, less airdock.registry.minFreeBytes; null for a registry of others"),
+    missingBytes: z
+      .number()
+      .int()
+      .describe('What the push would write; of layers that have to be compressed first their size before that'),
+    freeBytes: z
+      .number()
+      .int()
+      .nullable()
+      .describe("Of the registry's disk, less airdock.registry.minFreeBytes; null for a registry of others"),
     fits: z.boolean().nullable(),
     comparedAt: z.iso.datetime(),
   })

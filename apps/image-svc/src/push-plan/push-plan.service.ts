@@ -47,7 +47,14 @@ export class PushPlanService {
   async plan({ source, images, rule, target, registry }: PushTask, signal: AbortSignal): Promise<PushPlan> {
     const { names, collisions } = await this.names.assign(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: names[index] as LocalName[] }));
-    const planned = await planCopy({ source, images: toCopy, registry, storage: target.storage, repairs: target.repairs, signal });
+    const planned = await planCopy({
+      source,
+      images: toCopy,
+      registry,
+      storage: target.storage,
+      repairs: target.repairs,
+      signal,
+    });
     const freeBytes = target.storageDir === null ? null : await this.freeBytes(target.storageDir);
     return {
       images: images.map(({ names: upstreams, platforms, sizeBytes }, index) => ({

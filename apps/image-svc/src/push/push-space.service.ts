@@ -25,7 +25,9 @@ export class PushSpaceService {
     const jobs = await this.jobs.byIds(earlier.map(({ jobId }) => jobId));
     const promisedBytes = earlier.reduce((sum, { jobId, reservedBytes }) => {
       const job = jobs.get(jobId);
-      return job && !isEnded(job.state) ? sum + Math.ceil(Number(reservedBytes) * (1 - job.progress.percent / 100)) : sum;
+      return job && !isEnded(job.state)
+        ? sum + Math.ceil(Number(reservedBytes) * (1 - job.progress.percent / 100))
+        : sum;
     }, 0);
     const freeBytes = await this.plans.freeBytes(folder);
     if (missingBytes + promisedBytes <= freeBytes) return;

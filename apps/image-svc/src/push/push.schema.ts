@@ -32,7 +32,9 @@ export const Push = z
     state: z.enum(jobStates),
     plan: PushPlan.nullable().describe('What was to do when it began'),
     results: z.array(PushedImage).nullable(),
-    leftOut: z.array(UnusableImage).describe('What of the selection is in the bundle and stays behind, or does not travel as it was made'),
+    leftOut: z
+      .array(UnusableImage)
+      .describe('What of the selection is in the bundle and stays behind, or does not travel as it was made'),
     jobId: z.uuid(),
     createdAt: z.iso.datetime(),
   })
@@ -48,19 +50,28 @@ export const CreatePush = z
       .min(1)
       .max(10_000)
       .optional()
-      .describe('Upstream references as the bundle lists them, or patterns: `*` stands for any characters, `?` for one. All without it'),
+      .describe(
+        'Upstream references as the bundle lists them, or patterns: `*` stands for any characters, `?` for one. All without it',
+      ),
     platforms: z
       .array(z.string().regex(/^[a-z0-9]+\/[a-z0-9_]+(\/[a-z0-9]+)?$/))
       .min(1)
       .max(50)
       .optional()
       .describe('e.g. linux/amd64. An image that loses platforms gets another digest. All without it'),
-    naming: z.array(z.enum(nameKinds)).min(1).max(2).optional().describe('Which names the images get; without it as airdock.naming says'),
+    naming: z
+      .array(z.enum(nameKinds))
+      .min(1)
+      .max(2)
+      .optional()
+      .describe('Which names the images get; without it as airdock.naming says'),
     winners: z
       .array(z.string().min(1).max(512))
       .max(10_000)
       .optional()
-      .describe('Upstream references that get a name which another image wants or has too; that one keeps its other names'),
+      .describe(
+        'Upstream references that get a name which another image wants or has too; that one keeps its other names',
+      ),
     dryRun: z.boolean().default(false).describe('Only tells the plan'),
   })
   .meta({ id: 'CreatePush' });

@@ -53,7 +53,10 @@ export class PushService {
   ) {}
 
   /** Throws `bundle_not_ready`, `image_not_found`, `image_name_collision`, `registry_off`. */
-  async create(request: JobRequest, { bundleId, images, platforms, naming, winners, dryRun }: CreatePush): Promise<Job> {
+  async create(
+    request: JobRequest,
+    { bundleId, images, platforms, naming, winners, dryRun }: CreatePush,
+  ): Promise<Job> {
     const seen = await this.bundles.images(bundleId);
     const leftOut = unusableOf(await this.bundles.unusable(bundleId), seen, images);
     const isWanted = (own: string) => platforms?.some((platform) => isPlatformWanted(own, platform)) ?? true;
@@ -80,7 +83,9 @@ export class PushService {
       jobId: request.id,
       createdAt: now(),
     });
-    return this.jobs.submit({ ...request, type: pushJobType, resource: `/v1/pushes/${id}` }, [this.pushes.createQueryBuilder().insert().values(row)]);
+    return this.jobs.submit({ ...request, type: pushJobType, resource: `/v1/pushes/${id}` }, [
+      this.pushes.createQueryBuilder().insert().values(row),
+    ]);
   }
 
   async list(query: PageQuery): Promise<Page<Push>> {
@@ -116,7 +121,12 @@ export class PushService {
     if (push.dryRun) {
       const plan = await this.plans.plan(task, signal);
       await this.pushes.update({ id: push.id }, columns<PushEntity>({ plan }));
-      return { images: plan.images.length, missingBytes: plan.missingBytes, collisions: plan.collisions.length, ...leftOutOf(push) };
+      return {
+        images: plan.images.length,
+        missingBytes: plan.missingBytes,
+        collisions: plan.collisions.length,
+        ...leftOutOf(push),
+      };
     }
     const localNames = await this.names.reserve(images.map(toSeenImage), rule);
     const toCopy = images.map((image, index) => ({ image, names: localNames[index] as LocalName[] }));
@@ -148,7 +158,8 @@ export class PushService {
     if (old.length === 0) return 0;
     const { address, storageDir } = await this.images.openRegistry();
     await using registry = new RegistryClient(address);
-    for (const path of old) await new UploadSessions(path, storageDir ?? undefined).discard((session) => registry.cancelUpload(session));
+    for (const path of old)
+      await new UploadSessions(path, storageDir ?? undefined).discard((session) => registry.cancelUpload(session));
     return old.length;
   }
 
@@ -192,7 +203,8 @@ export class PushService {
         present,
         images: toCopy,
         signal,
-        onProgress: ({ active, ...done }) => progress({ phase: 'push', ...done, items: () => active(shownItems, shownParts) }),
+        onProgress: ({ active, ...done }) =>
+          progress({ phase: 'push', ...done, items: () => active(shownItems, shownParts) }),
         onImage: (image) => {
           if (!image.error && complete.push(image) >= recordAtOnce) void record();
         },
@@ -256,17 +268,28 @@ export class PushService {
   }
 }
 
-const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({ ...row, leftOut: row.leftOut ?? [], state: job?.state ?? 'failed' });
+const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({
+  ...row,
+  leftOut: row.leftOut ?? [],
+  state: job?.state ?? 'failed',
+});
 
 /** For the result of a job, which webhooks carry. */
-const leftOutOf = ({ leftOut }: PushEntity) => (leftOut?.length ? { leftOut: leftOut.slice(0, shownItems), leftOutCount: leftOut.length } : {});
+const leftOutOf = ({ leftOut }: PushEntity) =>
+  leftOut?.length ? { leftOut: leftOut.slice(0, shownItems), leftOutCount: leftOut.length } : {};
 
 /** What a selection would have taken too. Throws the reason of the first that it names in full. */
-function unusableOf(unusable: readonly UnusableImage[], seen: readonly { names: string[] }[], selection: readonly string[] | undefined): UnusableImage[] {
+function unusableOf(
+  unusable: readonly UnusableImage[],
+  seen: readonly { names: string[] }[],
+  selection: readonly string[] | undefined,
+): UnusableImage[] {
   if (!selection) return [...unusable];
   const [whole, wanted] = [new Set(seen.flatMap((image) => image.names)), new Set(selection.map(selectedName))];
   const isAsked = (name: string | null): name is string => name !== null && wanted.has(selectedName(name));
   const asked = unusable.find(({ name }) => isAsked(name) && !whole.has(selectedName(name)));
   if (asked) throw new AppError(asked.code, { detail: `${asked.name}: ${asked.detail}`, image: asked.name });
-  return unusable.filter(({ name }) => isAsked(name) || (name !== null && selection.some((pattern) => matchesPattern(name, pattern))));
+  return unusable.filter(
+    ({ name }) => isAsked(name) || (name !== null && selection.some((pattern) => matchesPattern(name, pattern))),
+  );
 }

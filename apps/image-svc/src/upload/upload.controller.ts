@@ -3,7 +3,19 @@ import { AppError, type ErrorCode } from '@airdock/core/errors';
 import { StreamedBody } from '@airdock/platform/http/access';
 import { RawOperation } from '@airdock/platform/http/operation';
 import { sendProblem } from '@airdock/platform/http/problem.filter';
-import { Controller, Delete, Head, Logger, type OnModuleInit, Options, Param, Patch, Post, Req, Res } from '@nestjs/common';
+import {
+  Controller,
+  Delete,
+  Head,
+  Logger,
+  type OnModuleInit,
+  Options,
+  Param,
+  Patch,
+  Post,
+  Req,
+  Res,
+} from '@nestjs/common';
 import { HttpAdapterHost } from '@nestjs/core';
 import { ApiHeader, ApiResponse, ApiTags } from '@nestjs/swagger';
 import { UploadService } from './upload.service.js';
@@ -34,7 +46,10 @@ export class UploadController implements OnModuleInit {
   /** The bytes of an upload are streamed to its file, not parsed. */
   onModuleInit(): void {
     const fastify = this.adapterHost.httpAdapter?.getInstance();
-    fastify?.addContentTypeParser('application/offset+octet-stream', (_request: unknown, _payload: unknown, done: (error: null) => void) => done(null));
+    fastify?.addContentTypeParser(
+      'application/offset+octet-stream',
+      (_request: unknown, _payload: unknown, done: (error: null) => void) => done(null),
+    );
   }
 
   @Post()
@@ -80,7 +95,13 @@ export class UploadController implements OnModuleInit {
   private async answer(request: TusRequest, reply: TusReply): Promise<void> {
     const { raw } = request;
     if (raw.headers['upload-concat'] !== undefined)
-      return sendProblem(request, reply, new AppError('request_malformed', { detail: 'uploads are not put together from others: send one upload, in order' }));
+      return sendProblem(
+        request,
+        reply,
+        new AppError('request_malformed', {
+          detail: 'uploads are not put together from others: send one upload, in order',
+        }),
+      );
     const hasBody = raw.method === 'PATCH' || raw.method === 'POST';
     const sent = new Request(`http://localhost${raw.url}`, {
       method: raw.method ?? 'GET',

@@ -21,7 +21,11 @@ export class UploadService {
   constructor(@Inject(CONFIG) config: Config) {
     this.directory = join(config.dataDir, 'image', 'uploads');
     this.states = new FileConfigstore(this.directory);
-    this.store = new FileStore({ directory: this.directory, configstore: this.states, expirationPeriodInMilliseconds: expiryMs });
+    this.store = new FileStore({
+      directory: this.directory,
+      configstore: this.states,
+      expirationPeriodInMilliseconds: expiryMs,
+    });
     this.server = new Server({
       path: '/v1/uploads',
       relativeLocation: true,
@@ -57,7 +61,9 @@ export class UploadService {
   async finishedPath(id: string): Promise<string> {
     const upload = await this.find(id);
     if (upload.size === undefined || upload.offset !== upload.size)
-      throw new AppError('upload_not_found', { detail: `upload ${id} has ${upload.offset} of ${upload.size ?? 'an unknown number of'} bytes` });
+      throw new AppError('upload_not_found', {
+        detail: `upload ${id} has ${upload.offset} of ${upload.size ?? 'an unknown number of'} bytes`,
+      });
     return join(this.directory, id);
   }
 

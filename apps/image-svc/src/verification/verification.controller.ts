@@ -14,8 +14,16 @@ export class VerificationController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createVerification', summary: 'Read and hash everything of a selection of images in the registry again', returns: Job, status: 202 })
-  create(@Body({ schema: CreateVerification }) body: CreateVerification, @JobRequest() request: JobRequest): Promise<Job> {
+  @Operation({
+    id: 'createVerification',
+    summary: 'Read and hash everything of a selection of images in the registry again',
+    returns: Job,
+    status: 202,
+  })
+  create(
+    @Body({ schema: CreateVerification }) body: CreateVerification,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.verifications.create(request, body);
   }
 

@@ -8,8 +8,12 @@ export const VerificationProblem = z
     /** What is wrong, most of it first. */
     kind: z
       .enum(['name_missing', 'name_changed', 'part_missing', 'part_damaged'])
-      .describe('A name leads nowhere, or elsewhere; a manifest or blob is not there, or has other bytes than its digest'),
-    subject: z.string().describe('The local reference, the digest, or repository@digest for what one repository alone does not give'),
+      .describe(
+        'A name leads nowhere, or elsewhere; a manifest or blob is not there, or has other bytes than its digest',
+      ),
+    subject: z
+      .string()
+      .describe('The local reference, the digest, or repository@digest for what one repository alone does not give'),
     actual: z.string().nullable().describe('What was found instead'),
   })
   .meta({ id: 'VerificationProblem' });
@@ -33,11 +37,15 @@ export const VerificationPage = pageOf(Verification, 'VerificationPage');
 
 export const CreateVerification = z
   .strictObject({
-    images: images.optional().describe('Upstream references in the catalogue, or patterns with `*` and `?`. All without it'),
+    images: images
+      .optional()
+      .describe('Upstream references in the catalogue, or patterns with `*` and `?`. All without it'),
     quarantine: z
       .boolean()
       .default(false)
-      .describe("Sets damaged blobs aside in the registry's own folder, so that the next push brings them again; until then their images cannot be pulled"),
+      .describe(
+        "Sets damaged blobs aside in the registry's own folder, so that the next push brings them again; until then their images cannot be pulled",
+      ),
   })
   .meta({ id: 'CreateVerification' });
 export type CreateVerification = z.infer<typeof CreateVerification>;

@@ -40,7 +40,14 @@ export class VerificationService {
     selectImages(await this.images.all(), images);
     await this.images.registry();
     const id = newId();
-    const row = columns<VerificationEntity>({ id, images: images ?? null, quarantine, problems: null, jobId: request.id, createdAt: now() });
+    const row = columns<VerificationEntity>({
+      id,
+      images: images ?? null,
+      quarantine,
+      problems: null,
+      jobId: request.id,
+      createdAt: now(),
+    });
     return this.jobs.submit({ ...request, type: verifyJobType, resource: `/v1/verifications/${id}` }, [
       this.verifications.createQueryBuilder().insert().values(row),
     ]);
@@ -68,7 +75,10 @@ export class VerificationService {
     const problems: VerificationProblem[] = [];
     const parts = new Map(
       images.flatMap((image) =>
-        image.parts.map((part) => [part.digest, { ...part, image, repository: parseReference(image.localReferences[0] ?? image.upstream).repository }]),
+        image.parts.map((part) => [
+          part.digest,
+          { ...part, image, repository: parseReference(image.localReferences[0] ?? image.upstream).repository },
+        ]),
       ),
     );
     const bytesTotal = [...parts.values()].reduce((sum, { size }) => sum + size, 0);
@@ -81,11 +91,21 @@ export class VerificationService {
           signal.throwIfAborted();
           const actual = await this.digestOf(registry, target, repository, digest, signal, (bytes) => {
             bytesDone += bytes;
-            progress({ phase: 'read', bytesDone: Math.min(bytesDone, bytesTotal), bytesTotal, itemsDone, itemsTotal: parts.size });
+            progress({
+              phase: 'read',
+              bytesDone: Math.min(bytesDone, bytesTotal),
+              bytesTotal,
+              itemsDone,
+              itemsTotal: parts.size,
+            });
           });
           itemsDone += 1;
           if (actual === digest) return;
-          found.set(digest, { kind: actual ? 'part_damaged' : 'part_missing', subject: digest, actual: actual ?? null });
+          found.set(digest, {
+            kind: actual ? 'part_damaged' : 'part_missing',
+            subject: digest,
+            actual: actual ?? null,
+          });
           if (actual && row.quarantine) await target.repairs?.setAside({ digest, size });
         }),
       ),
@@ -93,7 +113,12 @@ export class VerificationService {
     for (const image of images) {
       problems.push(
         ...(await this.namesOf(registry, image, signal)),
-        ...(await this.linksOf(registry, target, { ...image, parts: image.parts.filter(({ digest }) => !found.has(digest)) }, signal)),
+        ...(await this.linksOf(
+          registry,
+          target,
+          { ...image, parts: image.parts.filter(({ digest }) => !found.has(digest)) },
+          signal,
+        )),
       );
       for (const { digest } of image.parts) {
         const problem = found.get(digest);
@@ -131,18 +156,25 @@ export class VerificationService {
         onBytes((chunk as Buffer).byteLength);
       }
     } catch (error) {
-      if (error instanceof AppError && error.code === 'image_not_found') return this.manifestDigest(registry, repository, digest, signal);
+      if (error instanceof AppError && error.code === 'image_not_found')
+        return this.manifestDigest(registry, repository, digest, signal);
       throw error;
     }
     return actual.value();
   }
 
   /** Registries do not serve manifests as blobs. */
-  private async manifestDigest(registry: RegistryClient, repository: string, digest: Digest, signal: AbortSignal): Promise<Digest | undefined> {
+  private async manifestDigest(
+    registry: RegistryClient,
+    repository: string,
+    digest: Digest,
+    signal: AbortSignal,
+  ): Promise<Digest | undefined> {
     try {
       return (await lookUp(() => registry.getManifest(repository, digest, { signal }), signal))?.digest;
     } catch (error) {
-      if (error instanceof AppError && error.code === 'digest_mismatch' && isDigest(error.details.actual)) return error.details.actual;
+      if (error instanceof AppError && error.code === 'digest_mismatch' && isDigest(error.details.actual))
+        return error.details.actual;
       throw error;
     }
   }
@@ -160,29 +192,46 @@ export class VerificationService {
       (await repairs?.resolve(repository, digest)) !== undefined ||
       (await lookUp(() => registry.headManifest(repository, digest, { signal }), signal)) !== undefined;
     const isBlob = async (repository: string, digest: Digest) =>
-      repairs ? repairs.isLinked(repository, digest) : (await lookUp(() => registry.headBlob(repository, digest, { signal }), signal)) !== undefined;
+      repairs
+        ? repairs.isLinked(repository, digest)
+        : (await lookUp(() => registry.headBlob(repository, digest, { signal }), signal)) !== undefined;
     for (const repository of new Set(localReferences.map((reference) => parseReference(reference).repository)))
       await Promise.all(
         parts.map(({ digest, kind }) =>
           limit(async () => {
-            const isThere = (kind !== 'manifest' && (await isBlob(repository, digest))) || (kind !== 'layer' && (await isManifest(repository, digest)));
-            if (!isThere) problems.push({ upstream, kind: 'part_missing', subject: `${repository}@${digest}`, actual: null });
+            const isThere =
+              (kind !== 'manifest' && (await isBlob(repository, digest))) ||
+              (kind !== 'layer' && (await isManifest(repository, digest)));
+            if (!isThere)
+              problems.push({ upstream, kind: 'part_missing', subject: `${repository}@${digest}`, actual: null });
           }),
         ),
       );
     return problems;
   }
 
-  private async namesOf(registry: RegistryClient, { upstream, digest, localReferences }: CatalogueImage, signal: AbortSignal): Promise<VerificationProblem[]> {
+  private async namesOf(
+    registry: RegistryClient,
+    { upstream, digest, localReferences }: CatalogueImage,
+    signal: AbortSignal,
+  ): Promise<VerificationProblem[]> {
     const problems: VerificationProblem[] = [];
     for (const reference of localReferences) {
       const { repository, tag } = parseReference(reference);
       const found = await lookUp(() => registry.headManifest(repository, tag ?? digest, { signal }), signal);
       if (found?.digest === digest) continue;
-      problems.push({ upstream, kind: found ? 'name_changed' : 'name_missing', subject: reference, actual: found?.digest ?? null });
+      problems.push({
+        upstream,
+        kind: found ? 'name_changed' : 'name_missing',
+        subject: reference,
+        actual: found?.digest ?? null,
+      });
     }
     return problems;
   }
 }
 
-const toResource = (row: VerificationEntity, job: JobEntity | undefined): Verification => ({ ...row, state: job?.state ?? 'failed' });
+const toResource = (row: VerificationEntity, job: JobEntity | undefined): Verification => ({
+  ...row,
+  state: job?.state ?? 'failed',
+});

@@ -20,7 +20,12 @@ export class DuUpgradeController {
 
   @Post('upgrades')
   @Idempotent()
-  @Operation({ id: 'createDuUpgrade', summary: 'Carry the registry and all data over an upgrade of the DU, or prepare for one', returns: Job, status: 202 })
+  @Operation({
+    id: 'createDuUpgrade',
+    summary: 'Carry the registry and all data over an upgrade of the DU, or prepare for one',
+    returns: Job,
+    status: 202,
+  })
   create(@Body({ schema: CreateDuUpgrade }) body: CreateDuUpgrade, @JobRequest() request: JobRequest): Promise<Job> {
     return this.upgrades.create(request, body);
   }
@@ -32,15 +37,28 @@ export class DuUpgradeController {
   }
 
   @Get('upgrades/:id')
-  @Operation({ id: 'getDuUpgrade', summary: 'One upgrade: its phase, what the preflight found, and what was compared', returns: DuUpgrade })
+  @Operation({
+    id: 'getDuUpgrade',
+    summary: 'One upgrade: its phase, what the preflight found, and what was compared',
+    returns: DuUpgrade,
+  })
   get(@Param('id') id: string): Promise<DuUpgrade> {
     return this.upgrades.get(id);
   }
 
   @Post('upgrades/:id/finish')
   @Idempotent()
-  @Operation({ id: 'finishDuUpgrade', summary: 'Go on with a prepared upgrade: engine, data, comparison, and pushes again', returns: Job, status: 202 })
-  finish(@Param('id') id: string, @Body({ schema: FinishDuUpgrade }) body: FinishDuUpgrade, @JobRequest() request: JobRequest): Promise<Job> {
+  @Operation({
+    id: 'finishDuUpgrade',
+    summary: 'Go on with a prepared upgrade: engine, data, comparison, and pushes again',
+    returns: Job,
+    status: 202,
+  })
+  finish(
+    @Param('id') id: string,
+    @Body({ schema: FinishDuUpgrade }) body: FinishDuUpgrade,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.upgrades.finish(request, id, body);
   }
 

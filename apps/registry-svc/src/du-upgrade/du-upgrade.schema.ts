@@ -38,7 +38,9 @@ const digest = z
   .string()
   .regex(/^sha256:[0-9a-f]{64}$/)
   .optional()
-  .describe('Of the program, as sha256sum shows it, also where it is in an image. Nothing else is installed; only a dry run does without, and then tells it');
+  .describe(
+    'Of the program, as sha256sum shows it, also where it is in an image. Nothing else is installed; only a dry run does without, and then tells it',
+  );
 
 export const NewEngine = z
   .union([z.strictObject({ binary: path, digest }), z.strictObject({ image: path, digest })])
@@ -46,12 +48,18 @@ export const NewEngine = z
   .meta({ id: 'NewEngine' });
 export type NewEngine = z.infer<typeof NewEngine>;
 
-const allowUnsigned = z.boolean().describe('Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key');
+const allowUnsigned = z
+  .boolean()
+  .describe(
+    'Whether data may come back from a backup that this DU has not signed: of one that has lost its signing.key',
+  );
 
 const confirm = z
   .string()
   .regex(/^sha256:[0-9a-f]{64}$/)
-  .describe('`planDigest` of `restore_unconfirmed`: where hosts, credentials and webhooks may lead that come back from a backup which this DU has not signed');
+  .describe(
+    '`planDigest` of `restore_unconfirmed`: where hosts, credentials and webhooks may lead that come back from a backup which this DU has not signed',
+  );
 
 export const CreateDuUpgrade = z
   .strictObject({
@@ -59,7 +67,9 @@ export const CreateDuUpgrade = z
     step: z
       .enum(['all', 'prepare', 'finish'])
       .default('all')
-      .describe('prepare: up to the backup, and pushes stay away until it is finished; finish: on a DU that has lost everything, from a backup'),
+      .describe(
+        'prepare: up to the backup, and pushes stay away until it is finished; finish: on a DU that has lost everything, from a backup',
+      ),
     engine: NewEngine.optional(),
     backupTarget: z.string().max(50).default('default'),
     backupId: z.uuid().optional().describe('Needed with finish'),
@@ -67,7 +77,10 @@ export const CreateDuUpgrade = z
     allowUnsigned: allowUnsigned.default(false),
     confirm: confirm.optional(),
   })
-  .refine((body) => (body.step === 'finish') === (body.backupId !== undefined), { path: ['backupId'], message: 'belongs to finish, and only there' })
+  .refine((body) => (body.step === 'finish') === (body.backupId !== undefined), {
+    path: ['backupId'],
+    message: 'belongs to finish, and only there',
+  })
   .meta({ id: 'CreateDuUpgrade' });
 export type CreateDuUpgrade = z.infer<typeof CreateDuUpgrade>;
 
@@ -121,7 +134,9 @@ export const Du = z
   .object({
     version: z
       .string()
-      .describe('That of the upgrade which was finished last, until airdock.duVersion says something new; without one, as airdock.duVersion says'),
+      .describe(
+        'That of the upgrade which was finished last, until airdock.duVersion says something new; without one, as airdock.duVersion says',
+      ),
     hasRegistry: z.boolean().describe('Whether a DU of this version has a local registry (5.2 and later)'),
     movesClusters: z.boolean().describe('Whether clusters that exist can be moved to it (5.3 and later)'),
     upgradeId: z.uuid().nullable().describe('Of the upgrade that has begun and not ended'),

@@ -2,7 +2,16 @@ import { createHash } from 'node:crypto';
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { assertSucceeded, followJob } from '@airdock/clients/follow-job';
-import { createBackup, createRestore, getBackup, getRestore, listBackups, listBackupTargets, listJobs, retryJob } from '@airdock/clients/generated/sdk.gen';
+import {
+  createBackup,
+  createRestore,
+  getBackup,
+  getRestore,
+  listBackups,
+  listBackupTargets,
+  listJobs,
+  retryJob,
+} from '@airdock/clients/generated/sdk.gen';
 import type { Restore } from '@airdock/clients/generated/types.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { compareDuVersions, duCapabilities } from '@airdock/core/du-version';
@@ -70,7 +79,11 @@ export class DuUpgradeService {
   /** An upgrade that was finished has changed it; one that was refused, rolled back, or only tried, has not. */
   private async version(): Promise<string> {
     const { duVersion } = this.config;
-    const [last] = await this.upgrades.find({ where: { phase: 'done', dryRun: false }, order: { finishedAt: 'DESC', id: 'DESC' }, take: 1 });
+    const [last] = await this.upgrades.find({
+      where: { phase: 'done', dryRun: false },
+      order: { finishedAt: 'DESC', id: 'DESC' },
+      take: 1,
+    });
     return last && (last.configuredVersion ?? last.fromVersion) === duVersion ? last.toVersion : duVersion;
   }
 
@@ -82,7 +95,11 @@ export class DuUpgradeService {
     // What a file tells of and no table is an upgrade too.
     if (!dryRun) await this.recover();
     const [open] = await this.open();
-    if (open && !dryRun) throw new AppError('du_upgrade_running', { detail: `/v1/du/upgrades/${open.id} is at ${open.phase}`, upgradeId: open.id });
+    if (open && !dryRun)
+      throw new AppError('du_upgrade_running', {
+        detail: `/v1/du/upgrades/${open.id} is at ${open.phase}`,
+        upgradeId: open.id,
+      });
     const engine = wanted ? await this.found(wanted, dryRun) : null;
     const id = newId();
     const row: DuUpgradeEntity = {
@@ -118,7 +135,11 @@ export class DuUpgradeService {
   }
 
   /** Throws `du_upgrade_state` unless it is prepared, or stopped on its way from there. */
-  async finish(request: JobRequest, id: string, { engine: wanted, allowUnsigned, confirm }: FinishDuUpgrade): Promise<Job> {
+  async finish(
+    request: JobRequest,
+    id: string,
+    { engine: wanted, allowUnsigned, confirm }: FinishDuUpgrade,
+  ): Promise<Job> {
     const engine = wanted && (await this.found(wanted, false));
     const row = await getRow(this.upgrades, id);
     // Another engine has to be put in, also when one was already.
@@ -143,11 +164,14 @@ export class DuUpgradeService {
     if (job && !isEnded(job.state)) throw refuse(`its job ${job.id} is ${job.state}`);
     // Asked for once more, since the data could not be brought back: pushes are let in again all the same, and the report says what is missing.
     const isStuck = change.goal === 'rolledBack' && row.phase === 'rollBackData' && row.error !== null;
-    if (change.goal === 'done' && (rollingBack.includes(row.phase) || row.phase === 'preflight')) throw refuse(`it is at ${row.phase}`);
+    if (change.goal === 'done' && (rollingBack.includes(row.phase) || row.phase === 'preflight'))
+      throw refuse(`it is at ${row.phase}`);
     const update = this.upgrades
       .createQueryBuilder()
       .update()
-      .set(columns<DuUpgradeEntity>({ ...change, ...(isStuck && { phase: 'rollBackOpen' }), jobId: request.id }) as never)
+      .set(
+        columns<DuUpgradeEntity>({ ...change, ...(isStuck && { phase: 'rollBackOpen' }), jobId: request.id }) as never,
+      )
       .where({ id: row.id, jobId: row.jobId });
     return this.jobs.submit({ ...request, type: upgradeJobType, resource: `/v1/du/upgrades/${row.id}` }, [update]);
   }
@@ -161,16 +185,24 @@ export class DuUpgradeService {
   }
 
   private open(): Promise<DuUpgradeEntity[]> {
-    return this.upgrades.find({ where: { phase: Not(In([...endedPhases])), dryRun: false }, order: { id: 'DESC' }, take: 1 });
+    return this.upgrades.find({
+      where: { phase: Not(In([...endedPhases])), dryRun: false },
+      order: { id: 'DESC' },
+      take: 1,
+    });
   }
 
   /** Goes from phase to phase until the goal is reached. */
   async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.upgrades, resourceId);
-    if (row.goal === 'rolledBack' && !rollingBack.includes(row.phase)) await this.moveTo(row, harmless.includes(row.phase) ? 'rolledBack' : 'rollBackEngine');
+    if (row.goal === 'rolledBack' && !rollingBack.includes(row.phase))
+      await this.moveTo(row, harmless.includes(row.phase) ? 'rolledBack' : 'rollBackEngine');
     // A prepared upgrade that is to be finished goes on from there.
     if (row.goal === 'done' && row.phase === 'prepared') await this.moveTo(row, 'engine');
-    let failure = row.error && [...rollingBack, 'rolledBack'].includes(row.phase) && row.goal !== 'rolledBack' ? fromProblem(row.error) : undefined;
+    let failure =
+      row.error && [...rollingBack, 'rolledBack'].includes(row.phase) && row.goal !== 'rolledBack'
+        ? fromProblem(row.error)
+        : undefined;
     while (row.phase !== row.goal && !endedPhases.includes(row.phase)) {
       progress({ phase: row.phase });
       try {
@@ -184,7 +216,11 @@ export class DuUpgradeService {
           if (!rollingBack.includes(row.phase)) await this.save(row, { error: problem });
           throw error;
         }
-        if (rollingBack.includes(row.phase) || row.goal === 'rolledBack' || (needsSomebody(error) && !harmless.includes(row.phase))) {
+        if (
+          rollingBack.includes(row.phase) ||
+          row.goal === 'rolledBack' ||
+          (needsSomebody(error) && !harmless.includes(row.phase))
+        ) {
           // The state stays as it is; somebody has to look.
           await this.save(row, { error: problem });
           throw error;
@@ -202,7 +238,12 @@ export class DuUpgradeService {
     }
     if (failure) throw failure;
     if (row.dryRun) await this.save(row, { finishedAt: now() });
-    return { phase: row.phase, backupId: row.backupId, images: row.report?.images ?? null, restored: row.report?.restored ?? null };
+    return {
+      phase: row.phase,
+      backupId: row.backupId,
+      images: row.report?.images ?? null,
+      restored: row.report?.restored ?? null,
+    };
   }
 
   /** A row for what the file tells of, after the tables were lost. Throws `du_upgrade_file_unreadable`: that it cannot be read says nothing of there being none. */
@@ -213,17 +254,24 @@ export class DuUpgradeService {
     } catch (cause) {
       const { code } = cause as NodeJS.ErrnoException;
       if (code === 'ENOENT') return;
-      throw new AppError('du_upgrade_file_unreadable', { detail: `${this.stateFile}: ${code ?? 'it holds no upgrade'}` }, { cause });
+      throw new AppError(
+        'du_upgrade_file_unreadable',
+        { detail: `${this.stateFile}: ${code ?? 'it holds no upgrade'}` },
+        { cause },
+      );
     }
     await this.upgrades.createQueryBuilder().insert().values(columns<DuUpgradeEntity>(saved)).orIgnore().execute();
   }
 
-  private readonly steps: Partial<Record<DuUpgradePhase, (row: DuUpgradeEntity, signal: AbortSignal) => Promise<DuUpgradePhase | undefined>>> = {
+  private readonly steps: Partial<
+    Record<DuUpgradePhase, (row: DuUpgradeEntity, signal: AbortSignal) => Promise<DuUpgradePhase | undefined>>
+  > = {
     preflight: async (row, signal) => {
       const problems = await this.preflight(row, signal);
       await this.save(row, { problems });
       const failures = problems.filter(({ severity }) => severity === 'failure');
-      if (failures.length > 0) throw new AppError('du_upgrade_preflight_failed', { detail: failures.map(({ detail }) => detail).join('; ') });
+      if (failures.length > 0)
+        throw new AppError('du_upgrade_preflight_failed', { detail: failures.map(({ detail }) => detail).join('; ') });
       return row.dryRun ? undefined : 'backup';
     },
     // The large one, while pushes go on; the one behind the fence has little to add.
@@ -240,14 +288,20 @@ export class DuUpgradeService {
     finalBackup: async (row, signal) => {
       if (await this.hasRegistry()) {
         const skipped = await this.backUp(row, 'finalBackup', signal);
-        const warning: UpgradeProblem[] = skipped.map((name) => ({ check: 'backup', severity: 'warning', detail: `${name} was not complete in the registry` }));
+        const warning: UpgradeProblem[] = skipped.map((name) => ({
+          check: 'backup',
+          severity: 'warning',
+          detail: `${name} was not complete in the registry`,
+        }));
         await this.save(row, { problems: [...(row.problems ?? []), ...warning] });
       }
       return row.goal === 'prepared' ? 'prepared' : 'engine';
     },
     engine: async (row, signal) => {
       if (row.backupId && !(await this.hasRegistry()))
-        throw new AppError('registry_off', { detail: 'the registry was on before the upgrade: set privateRegistryType' });
+        throw new AppError('registry_off', {
+          detail: 'the registry was on before the upgrade: set privateRegistryType',
+        });
       // A DU that has lost its tables has lost its fence too.
       if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
       if (row.engine) {
@@ -292,16 +346,24 @@ export class DuUpgradeService {
 
   private async preflight(row: DuUpgradeEntity, signal: AbortSignal): Promise<UpgradeProblem[]> {
     const problems: UpgradeProblem[] = [];
-    const add = (check: string, severity: UpgradeProblem['severity'], detail: string) => problems.push({ check, severity, detail });
-    if (compareDuVersions(row.toVersion, row.fromVersion) < 0) add('version', 'failure', `${row.toVersion} is older than ${row.fromVersion}`);
+    const add = (check: string, severity: UpgradeProblem['severity'], detail: string) =>
+      problems.push({ check, severity, detail });
+    if (compareDuVersions(row.toVersion, row.fromVersion) < 0)
+      add('version', 'failure', `${row.toVersion} is older than ${row.fromVersion}`);
     const capabilities = duCapabilities(row.toVersion);
     if (!capabilities.hasRegistry) add('version', 'failure', `a DU of version ${row.toVersion} has no local registry`);
     else if (capabilities.movesClusters && !duCapabilities(row.fromVersion).movesClusters)
       add('version', 'info', 'from 5.3 on clusters that exist can be switched to local mode, by being upgraded');
     const { mode, error } = await this.registry.load();
-    if (mode === 'none') add('registry', 'info', 'the registry is off: there is nothing to carry over; set privateRegistryType to have one afterwards');
+    if (mode === 'none')
+      add(
+        'registry',
+        'info',
+        'the registry is off: there is nothing to carry over; set privateRegistryType to have one afterwards',
+      );
     else if (mode === 'external') add('registry', 'info', 'the registry is run by someone else, and is not touched');
-    else if (error || !(await registryEngine(this.config, await this.registry.load()).isHealthy())) add('registry', 'failure', 'the registry does not answer');
+    else if (error || !(await registryEngine(this.config, await this.registry.load()).isHealthy()))
+      add('registry', 'failure', 'the registry does not answer');
     await this.registry.assertStorage().catch((changed: AppError) => add('registry', 'failure', changed.message));
     if (mode === 'local') problems.push(...(await this.spaceProblems(row, signal)));
     const { registry, image, host, cluster, backup } = this.clients;
@@ -309,16 +371,23 @@ export class DuUpgradeService {
       for (const state of ['running', 'queued'] as const) {
         const { data } = await listJobs({ client, query: { state, limit: 500 }, signal, throwOnError: true });
         for (const { id, type } of data.items)
-          if (busyTypes.test(type) && !problems.some(({ detail }) => detail.includes(id))) add('jobs', 'failure', `${type} is ${state}: /v1/jobs/${id}`);
+          if (busyTypes.test(type) && !problems.some(({ detail }) => detail.includes(id)))
+            add('jobs', 'failure', `${type} is ${state}: /v1/jobs/${id}`);
       }
     if (row.engine) {
       try {
         const { digest, version } = await inspectEngine(engineFile(row.engine), { folder: this.enginesDir, signal });
         if (row.engine.digest !== undefined && row.engine.digest !== digest)
-          throw new AppError('du_engine_digest_wrong', { detail: `the program of the new engine has ${digest}, not ${row.engine.digest}` });
+          throw new AppError('du_engine_digest_wrong', {
+            detail: `the program of the new engine has ${digest}, not ${row.engine.digest}`,
+          });
         add('engine', 'info', `the registry becomes ${version ?? 'one of unknown version'}: ${digest}`);
       } catch (cause) {
-        add('engine', 'failure', cause instanceof AppError ? (cause.details.detail ?? cause.message) : 'the engine cannot be read');
+        add(
+          'engine',
+          'failure',
+          cause instanceof AppError ? (cause.details.detail ?? cause.message) : 'the engine cannot be read',
+        );
       }
     }
     return problems;
@@ -331,12 +400,23 @@ export class DuUpgradeService {
     const target = targets.items.find(({ name }) => name === row.target);
     if (!target) return [{ check: 'space', severity: 'failure', detail: `there is no backup target ${row.target}` }];
     if (target.error)
-      return [{ check: 'space', severity: 'failure', detail: `the backup target ${row.target} cannot be used: ${target.error.detail ?? target.error.title}` }];
+      return [
+        {
+          check: 'space',
+          severity: 'failure',
+          detail: `the backup target ${row.target} cannot be used: ${target.error.detail ?? target.error.title}`,
+        },
+      ];
     // What was measured last may be from before a push.
     await this.registry.measure();
     const usedBytes = (await this.registry.load()).storage?.usedBytes ?? 0;
     if (target.freeBytes === null || target.freeBytes >= usedBytes) return [];
-    const { data: backups } = await listBackups({ client, query: { target: row.target, limit: 1 }, signal, throwOnError: true });
+    const { data: backups } = await listBackups({
+      client,
+      query: { target: row.target, limit: 1 },
+      signal,
+      throwOnError: true,
+    });
     const detail = `the registry has ${usedBytes} bytes, and ${target.freeBytes} are free at the backup target ${row.target}`;
     // What an earlier backup has is not copied again.
     return [{ check: 'space', severity: backups.items.length > 0 ? 'warning' : 'failure', detail }];
@@ -373,12 +453,20 @@ export class DuUpgradeService {
     // With them the fence was lost too: what was pushed meanwhile stays.
     const options = row.hasLostTables ? { onConflict: 'keep' } : { settings: false };
     const seen = await this.restoreJob(row, { ...options, dryRun: true }, signal);
-    const isGone = (seen.report?.missing.length ?? 0) + (seen.report?.conflicts.length ?? 0) + (seen.report?.missingBytes ?? 0) > 0;
+    const isGone =
+      (seen.report?.missing.length ?? 0) + (seen.report?.conflicts.length ?? 0) + (seen.report?.missingBytes ?? 0) > 0;
     // What this DU has signed is its own settings: where an attempt before this one has brought half of them, nobody has to confirm the rest.
     const confirm = seen.report?.signature.state === 'own' ? seen.report.planDigest : row.confirm;
     await this.restoreJob(row, { ...options, ...(confirm && { confirm }) }, signal);
     await this.save(row, {
-      report: { images: 0, present: 0, missing: [], changed: [], engineVersion: null, restored: isGone || (row.report?.restored ?? false) },
+      report: {
+        images: 0,
+        present: 0,
+        missing: [],
+        changed: [],
+        engineVersion: null,
+        restored: isGone || (row.report?.restored ?? false),
+      },
     });
   }
 
@@ -388,11 +476,22 @@ export class DuUpgradeService {
     const key = createHash('sha256')
       .update(`${row.id} ${row.restores} ${JSON.stringify(body)}`)
       .digest('hex');
-    const { data: begun } = await createRestore({ client, headers: { 'Idempotency-Key': key }, body, signal, throwOnError: true });
+    const { data: begun } = await createRestore({
+      client,
+      headers: { 'Idempotency-Key': key },
+      body,
+      signal,
+      throwOnError: true,
+    });
     const ended = await followJob(client, begun.id, signal);
     await this.save(row, { restores: row.restores + 1 });
     assertSucceeded(ended);
-    const { data } = await getRestore({ client, path: { id: begun.resource.split('/').at(-1) ?? '' }, signal, throwOnError: true });
+    const { data } = await getRestore({
+      client,
+      path: { id: begun.resource.split('/').at(-1) ?? '' },
+      signal,
+      throwOnError: true,
+    });
     return data;
   }
 
@@ -400,11 +499,26 @@ export class DuUpgradeService {
   private async compare(row: DuUpgradeEntity, signal: AbortSignal): Promise<void> {
     if (!row.backupId || !(await this.hasRegistry())) return;
     const { report } = await this.restoreJob(row, { dryRun: true }, signal);
-    const { data: backup } = await getBackup({ client: this.clients.backup, path: { id: row.backupId }, signal, throwOnError: true });
-    const [missing, changed] = [[...(report?.missing ?? []), ...(report?.broken ?? []).map(({ name }) => name)], report?.conflicts ?? []];
+    const { data: backup } = await getBackup({
+      client: this.clients.backup,
+      path: { id: row.backupId },
+      signal,
+      throwOnError: true,
+    });
+    const [missing, changed] = [
+      [...(report?.missing ?? []), ...(report?.broken ?? []).map(({ name }) => name)],
+      report?.conflicts ?? [],
+    ];
     const { engineVersion } = await this.registry.load();
     await this.save(row, {
-      report: { images: backup.images ?? 0, present: report?.present ?? 0, missing, changed, restored: row.report?.restored ?? false, engineVersion },
+      report: {
+        images: backup.images ?? 0,
+        present: report?.present ?? 0,
+        missing,
+        changed,
+        restored: row.report?.restored ?? false,
+        engineVersion,
+      },
     });
     if (missing.length + (row.hasLostTables ? 0 : changed.length + (report?.missingBytes ?? 0)) > 0) {
       throw new AppError('du_upgrade_incomplete', {
@@ -415,9 +529,15 @@ export class DuUpgradeService {
 
   /** A copy of the program, checked before it runs for the first time, that nobody changes or removes. */
   private async installEngine(row: DuUpgradeEntity, engine: NewEngine, signal: AbortSignal): Promise<string> {
-    if (engine.digest === undefined) throw new AppError('du_engine_digest_missing', { detail: engineFile(engine).path });
+    if (engine.digest === undefined)
+      throw new AppError('du_engine_digest_missing', { detail: engineFile(engine).path });
     // Another program has another path: that is how the engine sees that it has to be started anew.
-    const installed = await installEngine(engineFile(engine), { folder: this.enginesDir, name: row.id, digest: engine.digest as Digest, signal });
+    const installed = await installEngine(engineFile(engine), {
+      folder: this.enginesDir,
+      name: row.id,
+      digest: engine.digest as Digest,
+      signal,
+    });
     await registryEngine(this.config, { engineBinary: installed }).version();
     return installed;
   }
@@ -431,7 +551,8 @@ export class DuUpgradeService {
     const { path: wanted } = engineFile(engine);
     const { path, refusal, why } = { why: undefined, ...(await allowedPath(this.config.bundleDirs, wanted)) };
     if (refusal === 'unreadable') throw new AppError('bundle_unreadable', { detail: `${wanted}: ${why}` });
-    if (path === undefined) throw new AppError(refusal === 'missing' ? 'bundle_not_found' : 'bundle_path_forbidden', { detail: wanted });
+    if (path === undefined)
+      throw new AppError(refusal === 'missing' ? 'bundle_not_found' : 'bundle_path_forbidden', { detail: wanted });
     if (engine.digest === undefined && !dryRun) throw new AppError('du_engine_digest_missing', { detail: wanted });
     return 'binary' in engine ? { ...engine, binary: path } : { ...engine, image: path };
   }
@@ -452,11 +573,15 @@ export class DuUpgradeService {
 }
 
 const engineFile = (engine: NewEngine) =>
-  'binary' in engine ? ({ kind: 'program', path: engine.binary } as const) : ({ kind: 'image', path: engine.image } as const);
+  'binary' in engine
+    ? ({ kind: 'program', path: engine.binary } as const)
+    : ({ kind: 'image', path: engine.image } as const);
 
 /** What rolling back would fail with too: a key, a disk, a store that somebody has to bring. Then the job is retried. */
 const needsSomebody = (error: unknown): boolean =>
-  error instanceof AppError && /^(registry_off|restore_unconfirmed|secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);
+  error instanceof AppError &&
+  /^(registry_off|restore_unconfirmed|secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);
 
 /** What waiting may cure; a program that does not run now will not do so later. */
-const isWorthRetrying = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable' && !error.code.startsWith('registry_start');
+const isWorthRetrying = (error: unknown): boolean =>
+  error instanceof AppError && error.family === 'unavailable' && !error.code.startsWith('registry_start');

@@ -14,19 +14,35 @@ export class GarbageCollectionController {
 
   @Post()
   @Idempotent()
-  @Operation({ id: 'createGarbageCollection', summary: 'Free what nothing in the registry needs, or tell what that would be', returns: Job, status: 202 })
-  create(@Body({ schema: CreateGarbageCollection }) body: CreateGarbageCollection, @JobRequest() request: JobRequest): Promise<Job> {
+  @Operation({
+    id: 'createGarbageCollection',
+    summary: 'Free what nothing in the registry needs, or tell what that would be',
+    returns: Job,
+    status: 202,
+  })
+  create(
+    @Body({ schema: CreateGarbageCollection }) body: CreateGarbageCollection,
+    @JobRequest() request: JobRequest,
+  ): Promise<Job> {
     return this.collections.create(request, body);
   }
 
   @Get()
-  @Operation({ id: 'listGarbageCollections', summary: 'Garbage collections with what they freed, newest first', returns: GarbageCollectionPage })
+  @Operation({
+    id: 'listGarbageCollections',
+    summary: 'Garbage collections with what they freed, newest first',
+    returns: GarbageCollectionPage,
+  })
   list(@Query({ schema: PageQuery }) query: PageQuery): Promise<Page<GarbageCollection>> {
     return this.collections.list(query);
   }
 
   @Get(':id')
-  @Operation({ id: 'getGarbageCollection', summary: 'One garbage collection: estimate, and what was freed', returns: GarbageCollection })
+  @Operation({
+    id: 'getGarbageCollection',
+    summary: 'One garbage collection: estimate, and what was freed',
+    returns: GarbageCollection,
+  })
   get(@Param('id') id: string): Promise<GarbageCollection> {
     return this.collections.get(id);
   }

@@ -3,7 +3,10 @@ import { jobStates } from '@airdock/platform/jobs/job.schema';
 import { z } from 'zod';
 
 const count = z.number().int().nonnegative();
-const repository = z.string().nullable().describe('A blob counts where it was linked first; null: it is linked nowhere');
+const repository = z
+  .string()
+  .nullable()
+  .describe('A blob counts where it was linked first; null: it is linked nowhere');
 
 export const Garbage = z
   .object({
@@ -15,7 +18,9 @@ export const Garbage = z
     repositories: z
       .array(z.object({ repository, bytes: count, revisions: count, links: count, uploads: count }))
       .describe('The most bytes first, at most a thousand'),
-    largest: z.array(z.object({ repository, digest: z.string().nullable().describe('null: an upload'), bytes: count })).describe('The twenty largest'),
+    largest: z
+      .array(z.object({ repository, digest: z.string().nullable().describe('null: an upload'), bytes: count }))
+      .describe('The twenty largest'),
   })
   .meta({ id: 'Garbage' });
 export type Garbage = z.infer<typeof Garbage>;
@@ -27,7 +32,9 @@ export const GarbageCollection = z
     protectHours: z.number(),
     waitMinutes: z.number(),
     state: z.enum(jobStates),
-    estimate: Garbage.nullable().describe('What it would free, looked up before anything else; null until that is known'),
+    estimate: Garbage.nullable().describe(
+      'What it would free, looked up before anything else; null until that is known',
+    ),
     freed: Garbage.nullable().describe('What it has freed; null when nothing was removed'),
     jobId: z.uuid(),
     createdAt: z.iso.datetime(),
@@ -47,7 +54,12 @@ export const CreateGarbageCollection = z
       .describe(
         'What was pushed within this time is not touched. Without it airdock.registry.garbageCollection.protectHours. With 0 a push by others that runs now is refused at its end, and has to be repeated',
       ),
-    waitMinutes: z.number().min(0).max(1440).default(60).describe('How long to wait for pushes, verifications, backups and restores that run'),
+    waitMinutes: z
+      .number()
+      .min(0)
+      .max(1440)
+      .default(60)
+      .describe('How long to wait for pushes, verifications, backups and restores that run'),
   })
   .meta({ id: 'CreateGarbageCollection' });
 export type CreateGarbageCollection = z.infer<typeof CreateGarbageCollection>;

@@ -10,7 +10,12 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
-import { type CollectOptions, RegistryCollector, type Sweep, type SweepStep } from '@airdock/registry/folder/registry-collector';
+import {
+  type CollectOptions,
+  RegistryCollector,
+  type Sweep,
+  type SweepStep,
+} from '@airdock/registry/folder/registry-collector';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -43,7 +48,8 @@ export class GarbageCollectionService {
 
   constructor(
     @Inject(CONFIG) private readonly config: Config,
-    @InjectRepository(GarbageCollectionEntity, 'registry') private readonly collections: Repository<GarbageCollectionEntity>,
+    @InjectRepository(GarbageCollectionEntity, 'registry')
+    private readonly collections: Repository<GarbageCollectionEntity>,
     private readonly registry: RegistryService,
     private readonly users: RegistryUsers,
     private readonly jobs: JobsService,
@@ -63,10 +69,10 @@ export class GarbageCollectionService {
     };
     const claim = await this.registry.claimCollection(request.id);
     try {
-      return await this.jobs.submit({ ...request, type: collectJobType, resource: `/v1/registry/garbage-collections/${id}` }, [
-        claim,
-        this.collections.createQueryBuilder().insert().values(columns(row)),
-      ]);
+      return await this.jobs.submit(
+        { ...request, type: collectJobType, resource: `/v1/registry/garbage-collections/${id}` },
+        [claim, this.collections.createQueryBuilder().insert().values(columns(row))],
+      );
     } catch (error) {
       if (!(error instanceof AppError && error.code === 'resource_changed')) throw error;
       // Says which.
@@ -125,7 +131,12 @@ export class GarbageCollectionService {
   /** Puts right what collections have left that were cut short, unless one will do that itself. */
   async recover(): Promise<void> {
     // What lies in another folder is another registry's.
-    if (!(await this.registry.hasItsStorage()) || !(await this.collector.hasLeftovers()) || (await this.registry.openCollection())) return;
+    if (
+      !(await this.registry.hasItsStorage()) ||
+      !(await this.collector.hasLeftovers()) ||
+      (await this.registry.openCollection())
+    )
+      return;
     if (this.isRunning) return;
     this.recovering ??= this.collector
       .recover((sweep) => this.note(sweep))
@@ -136,7 +147,12 @@ export class GarbageCollectionService {
   }
 
   /** True when there is more to sweep. */
-  private async sweep(row: GarbageCollectionEntity, jobId: string, options: CollectOptions, progress: JobContext['progress']): Promise<boolean> {
+  private async sweep(
+    row: GarbageCollectionEntity,
+    jobId: string,
+    options: CollectOptions,
+    progress: JobContext['progress'],
+  ): Promise<boolean> {
     let isPartial: boolean;
     try {
       await this.keepOthersAway(row, jobId, options.signal, progress);
@@ -166,7 +182,12 @@ export class GarbageCollectionService {
    * Returns when no job of another service relies on the registry, and none will before `setCollecting(…, false)`: first the mark, then the look at them; they
    * are marked as running first, and then look at the mark. While some run there is no mark, or those that wait for it would be waited for. Throws `registry_busy`.
    */
-  private async keepOthersAway({ waitMinutes }: GarbageCollectionEntity, jobId: string, signal: AbortSignal | undefined, progress: JobContext['progress']) {
+  private async keepOthersAway(
+    { waitMinutes }: GarbageCollectionEntity,
+    jobId: string,
+    signal: AbortSignal | undefined,
+    progress: JobContext['progress'],
+  ) {
     const deadline = Date.now() + waitMinutes * 60_000;
     for (;;) {
       let running = await this.users.runningJobs();
@@ -178,7 +199,10 @@ export class GarbageCollectionService {
       }
       const names = running.map(({ id, type }) => `${type} ${id}`);
       if (Date.now() >= deadline)
-        throw new AppError('registry_busy', { detail: `${names.slice(0, 5).join(', ')} after ${waitMinutes} minutes`, jobs: running });
+        throw new AppError('registry_busy', {
+          detail: `${names.slice(0, 5).join(', ')} after ${waitMinutes} minutes`,
+          jobs: running,
+        });
       progress({ phase: 'waiting for running jobs' });
       await delay(lookMs, undefined, { signal });
     }
@@ -186,7 +210,11 @@ export class GarbageCollectionService {
 
   private async note({ id, owner, freed }: Sweep): Promise<void> {
     const row = await this.collections.findOneBy({ id: owner });
-    if (row) await this.collections.update({ id: owner }, columns<GarbageCollectionEntity>({ sweeps: { ...row.sweeps, [id]: freed } }));
+    if (row)
+      await this.collections.update(
+        { id: owner },
+        columns<GarbageCollectionEntity>({ sweeps: { ...row.sweeps, [id]: freed } }),
+      );
   }
 }
 

@@ -25,19 +25,28 @@ export class RegistryUsers {
       all((query) => listImages({ client: this.clients.image, query, throwOnError: true })),
     ]);
     const known = new Set(imageSets.map(({ id }) => id));
-    const isUnclear = clusters.some(({ imageSetId, targetImageSetId }) => [imageSetId, targetImageSetId].some((id) => id !== null && !known.has(id)));
+    const isUnclear = clusters.some(({ imageSetId, targetImageSetId }) =>
+      [imageSetId, targetImageSetId].some((id) => id !== null && !known.has(id)),
+    );
     const references = imageSets.flatMap((imageSet) => imageSet.images);
     const wanted = new Set(references.map(withoutDigest));
     const digests = images
-      .filter(({ upstream, localReferences }) => isUnclear || wanted.has(withoutDigest(upstream)) || localReferences.some(hasNoTag))
+      .filter(
+        ({ upstream, localReferences }) =>
+          isUnclear || wanted.has(withoutDigest(upstream)) || localReferences.some(hasNoTag),
+      )
       .flatMap(({ digest, companions }) => [digest, ...companions])
       .concat(references.map((reference) => parseReference(reference).digest ?? ''));
     return new Set(digests.filter((digest) => isDigest(digest)));
   }
 
   async runningJobs(): Promise<Pick<Job, 'id' | 'type'>[]> {
-    const of = (client: Client) => (type: string) => listJobs({ client, query: { state: 'running', type, limit: 100 }, throwOnError: true });
-    const pages = await Promise.all([...imageJobTypes.map(of(this.clients.image)), ...backupJobTypes.map(of(this.clients.backup))]);
+    const of = (client: Client) => (type: string) =>
+      listJobs({ client, query: { state: 'running', type, limit: 100 }, throwOnError: true });
+    const pages = await Promise.all([
+      ...imageJobTypes.map(of(this.clients.image)),
+      ...backupJobTypes.map(of(this.clients.backup)),
+    ]);
     return pages.flatMap(({ data }) => data.items.map(({ id, type }) => ({ id, type })));
   }
 }
@@ -45,7 +54,9 @@ export class RegistryUsers {
 const hasNoTag = (reference: string): boolean => parseReference(reference).tag === undefined;
 
 /** Every page of a list. */
-async function all<T>(page: (query: { limit: number; cursor?: string }) => Promise<{ data: { items: T[]; nextCursor?: string } }>): Promise<T[]> {
+async function all<T>(
+  page: (query: { limit: number; cursor?: string }) => Promise<{ data: { items: T[]; nextCursor?: string } }>,
+): Promise<T[]> {
   const items: T[] = [];
   let cursor: string | undefined;
   do {

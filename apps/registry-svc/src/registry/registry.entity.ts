@@ -35,7 +35,11 @@ export class RegistryEntity {
   @Column('varchar', { nullable: true }) offeredStorageId!: string | null;
   /** Why nothing is written to the storage folder. */
   @Column('simple-json', { nullable: true }) storageError!: Problem | null;
-  @Column('simple-json', { nullable: true }) storage!: { usedBytes: number; freeBytes: number; measuredAt: string } | null;
+  @Column('simple-json', { nullable: true }) storage!: {
+    usedBytes: number;
+    freeBytes: number;
+    measuredAt: string;
+  } | null;
   /** The program, when a DU upgrade has brought another one than is configured. */
   @Column('varchar', { nullable: true }) engineBinary!: string | null;
   /** Pushes are kept away. */

@@ -16,7 +16,13 @@ import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { dataReserve } from '@airdock/platform/service';
 import { localPushCredential } from '@airdock/registry/engine/local-push';
-import { describe, ProcessRegistryEngine, probeRegistry, registrySockets, storageUsage } from '@airdock/registry/engine/process-engine';
+import {
+  describe,
+  ProcessRegistryEngine,
+  probeRegistry,
+  registrySockets,
+  storageUsage,
+} from '@airdock/registry/engine/process-engine';
 import { RegistryStorage } from '@airdock/registry/folder/registry-storage';
 import { Inject, Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -35,7 +41,10 @@ const externalTimeoutMs = 10_000;
 export const applyJobType = 'registry.apply';
 
 /** The engine that a DU with this configuration runs, whichever process asks. */
-export const registryEngine = ({ dataDir, registry }: Config, { engineBinary }: Partial<Pick<RegistryEntity, 'engineBinary'>> = {}): ProcessRegistryEngine =>
+export const registryEngine = (
+  { dataDir, registry }: Config,
+  { engineBinary }: Partial<Pick<RegistryEntity, 'engineBinary'>> = {},
+): ProcessRegistryEngine =>
   new ProcessRegistryEngine({
     stateDir: join(dataDir, 'registry'),
     storageDir: registry.storageDir,
@@ -52,7 +61,8 @@ async function diskNotice(name: string, folder: string, reserve: DiskReserve): P
   return (await isMountedReadOnly(folder)) ? { [`disk:${name}`]: 'mounted read-only' } : {};
 }
 
-const probe = async (address: string | null) => (address === null ? { ok: false, latencyMs: 0 } : probeRegistry(address, 1_000));
+const probe = async (address: string | null) =>
+  address === null ? { ok: false, latencyMs: 0 } : probeRegistry(address, 1_000);
 
 /** The registry's wanted state, and the engine that follows it. */
 @Injectable()
@@ -109,7 +119,19 @@ export class RegistryService implements NoticeSource {
 
   async get(): Promise<Registry> {
     const row = await this.load();
-    const { mode, externalUrl, engineVersion, storageId, storage, fence, error, localhostError, foreignProcesses, version, collectingJobId } = row;
+    const {
+      mode,
+      externalUrl,
+      engineVersion,
+      storageId,
+      storage,
+      fence,
+      error,
+      localhostError,
+      foreignProcesses,
+      version,
+      collectingJobId,
+    } = row;
     const changed = await this.storage.look(row);
     // Until it was settled that it is back nothing writes there.
     const storageError = mode === 'local' ? (changed ? toProblem(changed) : row.storageError) : null;
@@ -123,16 +145,32 @@ export class RegistryService implements NoticeSource {
       foreignProcesses: (mode === 'local' && foreignProcesses) || [],
     };
     if (mode === 'none')
-      return { mode, host: null, url: null, sockets: null, address: null, engine: null, health: null, storage: null, ...changes, error, version };
+      return {
+        mode,
+        host: null,
+        url: null,
+        sockets: null,
+        address: null,
+        engine: null,
+        health: null,
+        storage: null,
+        ...changes,
+        error,
+        version,
+      };
     const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
     // Tunnels must not lead to an endpoint that takes pushes, and an external registry has no other that we know of.
     const sockets = mode === 'local' ? registrySockets(this.config.registry.socketDir) : null;
-    const { address, refusal } = sockets ? { address: storageError ? sockets.readOnly : sockets.readWrite, refusal: null } : await this.reachExternal(url);
+    const { address, refusal } = sockets
+      ? { address: storageError ? sockets.readOnly : sockets.readWrite, refusal: null }
+      : await this.reachExternal(url);
     const problem = error ?? refusal;
     const [readWrite, readOnly] = await Promise.all([probe(address), probe(sockets?.readOnly ?? address)]);
     const seen = { ...readWrite, readOnlyOk: readOnly.ok, localhostOk: !localhostError };
     const withStorage = storageError ? { ...seen, ok: false, error: storageError.code } : seen;
-    const health = problem ? { ...seen, ok: false, error: problem.code, readOnlyOk: false, localhostOk: false } : withStorage;
+    const health = problem
+      ? { ...seen, ok: false, error: problem.code, readOnlyOk: false, localhostOk: false }
+      : withStorage;
     return {
       mode,
       // What image-svc begins local references with, in every mode; in mode external no tunnel leads there yet.
@@ -145,7 +183,10 @@ export class RegistryService implements NoticeSource {
           ? { kind: 'process', version: engineVersion, isSandboxed: whyNoSandbox() === undefined }
           : { kind: 'external', version: null, isSandboxed: null },
       health,
-      storage: mode === 'local' && storage ? { path: storageDir, id: storageError ? null : storageId, recordedId: row.recordedStorageId, ...storage } : null,
+      storage:
+        mode === 'local' && storage
+          ? { path: storageDir, id: storageError ? null : storageId, recordedId: row.recordedStorageId, ...storage }
+          : null,
       ...changes,
       error: problem,
       version,
@@ -161,7 +202,11 @@ export class RegistryService implements NoticeSource {
     } catch (error) {
       return {
         address: null,
-        refusal: toProblem(error instanceof AppError ? error : new AppError('registry_unavailable', { detail: 'its name does not resolve' })),
+        refusal: toProblem(
+          error instanceof AppError
+            ? error
+            : new AppError('registry_unavailable', { detail: 'its name does not resolve' }),
+        ),
       };
     }
   }
@@ -171,8 +216,10 @@ export class RegistryService implements NoticeSource {
     const row = await this.load();
     const { version, fence } = row;
     if (fence) throw new AppError('registry_fenced', { detail: `upgrade ${fence.upgradeId}` });
-    if (ifMatch !== undefined && ifMatch !== version) throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
-    if (mode === 'external' && externalUrl !== undefined && externalUrl !== this.config.registry.externalUrl) await this.targets.check(externalUrl);
+    if (ifMatch !== undefined && ifMatch !== version)
+      throw new AppError('resource_changed', { detail: `the registry is at version ${version}` });
+    if (mode === 'external' && externalUrl !== undefined && externalUrl !== this.config.registry.externalUrl)
+      await this.targets.check(externalUrl);
     // Where there is none nothing is lost by one that is not there yet.
     const isKept = row.mode === 'none' || (row.mode === 'external' && row.externalUrl === externalUrl);
     if (mode === 'external' && externalUrl !== undefined && !isKept) await this.assertAnswering(externalUrl);
@@ -187,7 +234,8 @@ export class RegistryService implements NoticeSource {
   /** Throws `registry_external_silent`. */
   private async assertAnswering(url: string): Promise<void> {
     const { address, refusal } = await this.reachExternal(url);
-    const why = address === null ? (refusal?.detail ?? refusal?.title) : await whyNoRegistry(address, externalTimeoutMs);
+    const why =
+      address === null ? (refusal?.detail ?? refusal?.title) : await whyNoRegistry(address, externalTimeoutMs);
     if (why !== undefined) throw new AppError('registry_external_silent', { detail: `${new URL(url).origin}: ${why}` });
   }
 
@@ -235,18 +283,34 @@ export class RegistryService implements NoticeSource {
         const { changed: repaired, failed } = repair;
         if (frontError) {
           localhostError = toProblem(frontError);
-          if (!row.localhostError) this.logger.warn(`nothing of Airdock on localhost:${this.config.registry.port}: ${frontError.message}`);
+          if (!row.localhostError)
+            this.logger.warn(`nothing of Airdock on localhost:${this.config.registry.port}: ${frontError.message}`);
         }
-        if (repaired.length > 0) this.logger.warn(`the registry had not written to the end, now completed or removed: ${repaired.slice(0, 20).join(', ')}`);
-        if (failed.length > 0) this.logger.error(`the registry has not written to the end, and that could not be repaired: ${failed.slice(0, 20).join(', ')}`);
+        if (repaired.length > 0)
+          this.logger.warn(
+            `the registry had not written to the end, now completed or removed: ${repaired.slice(0, 20).join(', ')}`,
+          );
+        if (failed.length > 0)
+          this.logger.error(
+            `the registry has not written to the end, and that could not be repaired: ${failed.slice(0, 20).join(', ')}`,
+          );
       } else {
         // Pulls go on from what is there until the other answers.
-        if (row.mode === 'external' && row.externalUrl && (await engine.pids()).length > 0) await this.assertAnswering(row.externalUrl);
+        if (row.mode === 'external' && row.externalUrl && (await engine.pids()).length > 0)
+          await this.assertAnswering(row.externalUrl);
         await engine.stop();
       }
       const engineVersion = row.mode === 'local' ? await engine.version() : null;
-      const storageId = row.mode === 'local' && this.config.registry.directPlacement && !changed ? await this.enablePlacement(row) : null;
-      if (row.error || row.engineVersion !== engineVersion || row.storageId !== storageId || row.localhostError?.detail !== localhostError?.detail)
+      const storageId =
+        row.mode === 'local' && this.config.registry.directPlacement && !changed
+          ? await this.enablePlacement(row)
+          : null;
+      if (
+        row.error ||
+        row.engineVersion !== engineVersion ||
+        row.storageId !== storageId ||
+        row.localhostError?.detail !== localhostError?.detail
+      )
         await this.registries.update({ id }, columns({ engineVersion, storageId, error: null, localhostError }));
     } catch (error) {
       signal?.throwIfAborted();
@@ -258,15 +322,21 @@ export class RegistryService implements NoticeSource {
 
   private warnOfNoSandbox(): void {
     const reason = whyNoSandbox();
-    if (reason && !this.hasWarned) this.logger.warn(`the registry's engine and decompressors run without a sandbox: ${reason}`);
+    if (reason && !this.hasWarned)
+      this.logger.warn(`the registry's engine and decompressors run without a sandbox: ${reason}`);
     this.hasWarned = true;
   }
 
   /** Id of the storage folder, when the registry that runs now keeps its blobs as we know it. A push over HTTP is always possible. */
   private async enablePlacement({ recordedStorageId }: RegistryEntity): Promise<string | null> {
     await using registry = new RegistryClient(registrySockets(this.config.registry.socketDir).readWrite);
-    const storageId = await RegistryStorage.enable(this.config.registry.storageDir, registry, recordedStorageId ?? undefined);
-    if (!storageId) this.logger.warn('this registry keeps its blobs in a layout that is not known here: pushes go over HTTP');
+    const storageId = await RegistryStorage.enable(
+      this.config.registry.storageDir,
+      registry,
+      recordedStorageId ?? undefined,
+    );
+    if (!storageId)
+      this.logger.warn('this registry keeps its blobs in a layout that is not known here: pushes go over HTTP');
     return storageId ?? null;
   }
 
@@ -299,7 +369,9 @@ export class RegistryService implements NoticeSource {
       ...data,
       ...(await diskNotice('storage', this.config.registry.storageDir, await this.storage.reserve())),
       ...(storageError ? { 'registry:storage': `${storageError}: nothing is written to it` } : {}),
-      ...(localhostError || has('listener') ? { [`registry:localhost:${this.config.registry.port}`]: 'another program has the port, or part of it' } : {}),
+      ...(localhostError || has('listener')
+        ? { [`registry:localhost:${this.config.registry.port}`]: 'another program has the port, or part of it' }
+        : {}),
       ...(has('decoy') ? { 'registry:processes': 'another program shows the arguments of the registry' } : {}),
     };
   }
@@ -310,8 +382,20 @@ export class RegistryService implements NoticeSource {
     if (row.mode !== 'local') return;
     const engine = registryEngine(this.config, row);
     const found: ForeignProcess[] = [
-      ...(await engine.squatters()).map(({ port, pid, uid, program }) => ({ kind: 'listener' as const, port, pid, uid, program })),
-      ...(await engine.decoys()).map(({ pid, uid, program }) => ({ kind: 'decoy' as const, port: null, pid, uid, program })),
+      ...(await engine.squatters()).map(({ port, pid, uid, program }) => ({
+        kind: 'listener' as const,
+        port,
+        pid,
+        uid,
+        program,
+      })),
+      ...(await engine.decoys()).map(({ pid, uid, program }) => ({
+        kind: 'decoy' as const,
+        port: null,
+        pid,
+        uid,
+        program,
+      })),
     ].slice(0, maxForeignProcesses);
     const known = row.foreignProcesses ?? [];
     const fresh = found.filter((one) => !known.some((other) => isDeepStrictEqual(one, other)));
@@ -321,16 +405,21 @@ export class RegistryService implements NoticeSource {
           ? `${describe(one)} listens on port ${one.port} of localhost`
           : `${describe(one)} shows the arguments of the registry, and is not it`,
       );
-    if (found.length !== known.length || fresh.length > 0) await this.registries.update({ id }, columns({ foreignProcesses: found }));
+    if (found.length !== known.length || fresh.length > 0)
+      await this.registries.update({ id }, columns({ foreignProcesses: found }));
   }
 
   /** Keeps pushes away from now on, or lets them in again; idempotent for one upgrade. Throws `registry_fenced` when another upgrade has it. */
   async setFence(upgradeId: string, isUp: boolean, signal?: AbortSignal): Promise<void> {
     const row = await this.load();
-    if (row.fence && row.fence.upgradeId !== upgradeId) throw new AppError('registry_fenced', { detail: `upgrade ${row.fence.upgradeId} has it` });
+    if (row.fence && row.fence.upgradeId !== upgradeId)
+      throw new AppError('registry_fenced', { detail: `upgrade ${row.fence.upgradeId} has it` });
     if (isUp !== (row.fence !== null)) {
       const fence = isUp ? { upgradeId, since: now() } : null;
-      const { affected } = await this.registries.update({ id, version: row.version }, columns({ fence, version: row.version + 1 }));
+      const { affected } = await this.registries.update(
+        { id, version: row.version },
+        columns({ fence, version: row.version + 1 }),
+      );
       if (affected === 0) return this.setFence(upgradeId, isUp, signal);
     }
     await this.reconcile(signal);
@@ -389,7 +478,11 @@ export class RegistryService implements NoticeSource {
     const { collectionJobId: last } = await this.load();
     if (last !== null && (await this.isOpen(last))) {
       const { resource } = await this.jobs.get(last);
-      throw new AppError('collection_running', { detail: resource, jobId: last, collectionId: resource.split('/').at(-1) });
+      throw new AppError('collection_running', {
+        detail: resource,
+        jobId: last,
+        collectionId: resource.split('/').at(-1),
+      });
     }
     const { sql, parameters } = this.jobs.noneOpen(last === null ? [] : [last]);
     return this.registries

@@ -3,7 +3,13 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError, type Problem, toProblem } from '@airdock/core/errors';
-import { ensureFolderMark, type FolderMark, readFolderMark, whyNotSame, writeFolderMark } from '@airdock/disk/files/folder-mark';
+import {
+  ensureFolderMark,
+  type FolderMark,
+  readFolderMark,
+  whyNotSame,
+  writeFolderMark,
+} from '@airdock/disk/files/folder-mark';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns } from '@airdock/platform/database';
 import { DiskReserve, isMountedReadOnly } from '@airdock/platform/disk-reserve';
@@ -38,7 +44,9 @@ export class StorageService {
     const mark = await this.mark();
     const why = whyNotSame(recordedStorageId, mark);
     if (why === undefined)
-      return (await this.isReadOnly()) ? new AppError('registry_storage_read_only', { detail: `${this.folder} is mounted read-only` }) : undefined;
+      return (await this.isReadOnly())
+        ? new AppError('registry_storage_read_only', { detail: `${this.folder} is mounted read-only` })
+        : undefined;
     const foundId = mark.state === 'marked' ? mark.id : null;
     // What has no id gets the one that is offered, so that the old disk is not taken for it when it comes back.
     const adoptableId = mark.state === 'unreadable' ? null : (foundId ?? offeredStorageId);
@@ -55,7 +63,10 @@ export class StorageService {
     this.looking ??= readFolderMark(this.folder, storageMarker).finally(() => {
       this.looking = undefined;
     });
-    return Promise.race([this.looking, delay(lookTimeoutMs, { state: 'unreadable', why: 'its disk does not answer' } as const, { ref: false })]);
+    return Promise.race([
+      this.looking,
+      delay(lookTimeoutMs, { state: 'unreadable', why: 'its disk does not answer' } as const, { ref: false }),
+    ]);
   }
 
   /** What is kept free on its disk: that of the data folder where both are on one. */
@@ -74,12 +85,16 @@ export class StorageService {
     if (row.recordedStorageId === null) {
       // An Airdock of before noted it where it placed blobs.
       row.recordedStorageId = row.storageId ?? (await ensureFolderMark(this.folder, storageMarker));
-      await this.registries.update({ id: row.id, recordedStorageId: IsNull() }, { recordedStorageId: row.recordedStorageId });
+      await this.registries.update(
+        { id: row.id, recordedStorageId: IsNull() },
+        { recordedStorageId: row.recordedStorageId },
+      );
       this.logger.log(`the registry's storage is ${row.recordedStorageId}, in ${this.folder}`);
     }
     const changed = await this.look(row);
     if (changed?.details.detail !== row.storageError?.detail) {
-      if (changed) this.logger.error(`${changed.code}: ${changed.details.detail}; nothing is written there until that is over`);
+      if (changed)
+        this.logger.error(`${changed.code}: ${changed.details.detail}; nothing is written there until that is over`);
       else this.logger.warn(`the registry's storage ${row.recordedStorageId} is there again`);
       const storageError: Problem | null = changed ? toProblem(changed) : null;
       await this.registries.update({ id: row.id }, columns<RegistryEntity>({ storageError }));
@@ -96,11 +111,18 @@ export class StorageService {
     const changed = await this.look(row);
     const isSame = !changed || changed.code === 'registry_storage_read_only';
     if (isSame && storageId === row.recordedStorageId) return undefined;
-    if (isSame) throw new AppError('storage_adoption_refused', { detail: `the registry has its storage, ${row.recordedStorageId ?? 'which has no id yet'}` });
+    if (isSame)
+      throw new AppError('storage_adoption_refused', {
+        detail: `the registry has its storage, ${row.recordedStorageId ?? 'which has no id yet'}`,
+      });
     const { folderState, foundId, adoptableId } = changed.details;
     if (folderState === 'unreadable') throw changed;
     const isAccepted = storageId === adoptableId || (foundId === null && storageId === row.recordedStorageId);
-    if (!isAccepted) throw new AppError('storage_adoption_refused', { detail: `what is there can be adopted as ${String(adoptableId)}`, adoptableId });
+    if (!isAccepted)
+      throw new AppError('storage_adoption_refused', {
+        detail: `what is there can be adopted as ${String(adoptableId)}`,
+        adoptableId,
+      });
     if (foundId === null) await writeFolderMark(this.folder, storageMarker, storageId);
     this.logger.warn(`${this.folder} is adopted as ${storageId}, in place of ${row.recordedStorageId}`);
     return this.registries

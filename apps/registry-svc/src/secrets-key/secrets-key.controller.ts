@@ -12,14 +12,23 @@ export class SecretsKeyController {
   constructor(private readonly secretsKey: SecretsKeyService) {}
 
   @Get()
-  @Operation({ id: 'getSecretsKey', summary: 'Which key stored secrets are sealed with, and whether it is being exchanged', returns: SecretsKey })
+  @Operation({
+    id: 'getSecretsKey',
+    summary: 'Which key stored secrets are sealed with, and whether it is being exchanged',
+    returns: SecretsKey,
+  })
   get(): SecretsKey {
     return this.secretsKey.get();
   }
 
   @Post('rotations')
   @Idempotent()
-  @Operation({ id: 'rotateSecretsKey', summary: 'Exchange the key, and seal all stored secrets anew', returns: Job, status: 202 })
+  @Operation({
+    id: 'rotateSecretsKey',
+    summary: 'Exchange the key, and seal all stored secrets anew',
+    returns: Job,
+    status: 202,
+  })
   rotate(@JobRequest() request: JobRequest): Promise<Job> {
     return this.secretsKey.rotate(request);
   }

@@ -45,7 +45,11 @@ export class SecretsKeyService {
       unreadable = 0;
       for (const name of serviceNames) {
         progress({ phase: `sealing ${name}` });
-        const { data } = await resealSecrets({ client: this.clients[name satisfies ServiceName], signal, throwOnError: true });
+        const { data } = await resealSecrets({
+          client: this.clients[name satisfies ServiceName],
+          signal,
+          throwOnError: true,
+        });
         ofRound += data.resealed;
         unreadable += data.unreadable;
       }

@@ -2,7 +2,13 @@ import fc from 'fast-check';
 import { parse } from 'smol-toml';
 import { describe, expect, it } from 'vitest';
 import type { AppError } from '../errors.js';
-import { ineffectiveHostsDir, renderHostsToml, sandboxImageOf, setHostsDir, setSandboxImage } from './containerd-config.js';
+import {
+  ineffectiveHostsDir,
+  renderHostsToml,
+  sandboxImageOf,
+  setHostsDir,
+  setSandboxImage,
+} from './containerd-config.js';
 
 const dir = '/etc/containerd/certs.d';
 const refusal = (action: () => unknown): string => {
@@ -90,8 +96,14 @@ describe('setHostsDir', () => {
   });
 
   it('writes a file that is not there, or has comments only, as the containerd of the host wants it', () => {
-    expect(parse(setHostsDir(null, 1).text)).toEqual({ version: 2, plugins: { 'io.containerd.grpc.v1.cri': { registry: { config_path: dir } } } });
-    expect(parse(setHostsDir(null, 2).text)).toEqual({ version: 3, plugins: { 'io.containerd.cri.v1.images': { registry: { config_path: dir } } } });
+    expect(parse(setHostsDir(null, 1).text)).toEqual({
+      version: 2,
+      plugins: { 'io.containerd.grpc.v1.cri': { registry: { config_path: dir } } },
+    });
+    expect(parse(setHostsDir(null, 2).text)).toEqual({
+      version: 3,
+      plugins: { 'io.containerd.cri.v1.images': { registry: { config_path: dir } } },
+    });
     expect(setHostsDir(null, 1).text).toMatch(/^# Written by Airdock/);
     expect(setHostsDir('# kept', 1).text).toMatch(/^# kept\nversion = 2\n/);
   });
@@ -111,9 +123,12 @@ describe('setHostsDir', () => {
 
   it('refuses what it cannot change safely, and says why', () => {
     expect(refusal(() => setHostsDir('version = ', 1))).toContain('not valid TOML');
-    const mirrors = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]\nendpoint = ["https://m"]\n';
+    const mirrors =
+      'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]\nendpoint = ["https://m"]\n';
     expect(refusal(() => setHostsDir(mirrors, 1))).toContain('registry.mirrors');
-    expect(refusal(() => setHostsDir('version = 2\nplugins = {"io.containerd.grpc.v1.cri" = {sandbox_image = "x"}}\n', 1))).toContain('config_path');
+    expect(
+      refusal(() => setHostsDir('version = 2\nplugins = {"io.containerd.grpc.v1.cri" = {sandbox_image = "x"}}\n', 1)),
+    ).toContain('config_path');
     expect(refusal(() => setHostsDir('version = 2\n[[plugins]]\nx = 1\n', 1))).toContain('config_path');
   });
 
@@ -159,7 +174,9 @@ describe('setHostsDir', () => {
       '"g.h" = 1979-05-27T07:32:00Z',
     );
     const table = fc.constantFrom('[x]', '[ "y" . z ]', '[[w]]', "['plugins'.other]");
-    const block = fc.tuple(table, fc.uniqueArray(piece, { maxLength: 5 })).map(([name, lines]) => [name, ...lines].join('\n'));
+    const block = fc
+      .tuple(table, fc.uniqueArray(piece, { maxLength: 5 }))
+      .map(([name, lines]) => [name, ...lines].join('\n'));
     fc.assert(
       fc.property(
         fc.uniqueArray(block, { maxLength: 4, selector: (text) => text.split('\n')[0] }),
@@ -199,7 +216,9 @@ describe('ineffectiveHostsDir', () => {
     expect(wrong(dump('io.containerd.grpc.v1.cri', `config_path = "${dir}.old"`))).toContain('.old');
     expect(wrong(dump('io.containerd.grpc.v1.cri', `config_path = "/srv/certs.d:${dir}"`))).toContain('"/srv/certs.d:');
     expect(wrong(dump('io.containerd.other', 'x = 1'))).toContain('has no CRI plugin');
-    expect(ineffectiveHostsDir({ file: '/opt/c.toml', text: 'version = 2' }, dir)).toBe('containerd runs with /opt/c.toml and has no CRI plugin');
+    expect(ineffectiveHostsDir({ file: '/opt/c.toml', text: 'version = 2' }, dir)).toBe(
+      'containerd runs with /opt/c.toml and has no CRI plugin',
+    );
     expect(refusal(() => wrong('oops'))).toContain('not valid TOML');
   });
 
@@ -222,11 +241,14 @@ describe('ineffectiveHostsDir', () => {
     [transfers.replace('= 3', '= 10'), several],
     [transfers.replace('= true', '= false'), several],
     [transfers, `${several}\n[plugins.'io.containerd.cri.v1.images'.registry.configs.'r.site'.auth]\nusername = 'u'`],
-  ])('is content with several folders where containerd does without it: %s', (more, registry) => expect(wrong(images(more, registry))).toBeUndefined());
+  ])('is content with several folders where containerd does without it: %s', (more, registry) =>
+    expect(wrong(images(more, registry))).toBeUndefined(),
+  );
 });
 
 describe('renderHostsToml', () => {
-  const of = (upstream: string, naming: ('flat' | 'upstream')[] = ['flat', 'upstream']) => parse(renderHostsToml(upstream, 'localhost:5100', 5100, naming));
+  const of = (upstream: string, naming: ('flat' | 'upstream')[] = ['flat', 'upstream']) =>
+    parse(renderHostsToml(upstream, 'localhost:5100', 5100, naming));
 
   it('leads an upstream to its own path, and nowhere else', () => {
     const server = 'http://127.0.0.1:5100/v2/k8s.gcr.io';
@@ -250,7 +272,10 @@ describe('the pause image', () => {
     expect(setSandboxImage(edited, 1, image)).toBe(edited);
     expect(setSandboxImage(generated1, 1, image)).toBe(generated1.replace('registry.k8s.io/pause:3.6', image));
     const third = setSandboxImage('version = 3\n', 2, image);
-    expect(parse(third)).toEqual({ version: 3, plugins: { 'io.containerd.cri.v1.images': { pinned_images: { sandbox: image } } } });
+    expect(parse(third)).toEqual({
+      version: 3,
+      plugins: { 'io.containerd.cri.v1.images': { pinned_images: { sandbox: image } } },
+    });
     expect(sandboxImageOf(third, 2)).toBe(image);
   });
 

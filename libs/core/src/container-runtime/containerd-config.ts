@@ -11,7 +11,12 @@ const defaultHostsDir = '/etc/containerd/certs.d';
  * upstream. Images are asked for below their upstream where they have such names (`override_path`), else under their flat names.
  * Format: https://github.com/containerd/containerd/blob/main/docs/hosts.md
  */
-export function renderHostsToml(upstream: string, localRegistry: string, port: number, naming: readonly NameKind[]): string {
+export function renderHostsToml(
+  upstream: string,
+  localRegistry: string,
+  port: number,
+  naming: readonly NameKind[],
+): string {
   const isBelow = upstream !== localRegistry && naming.includes('upstream');
   const server = `http://127.0.0.1:${port}/v2${isBelow ? `/${upstream.toLowerCase().replaceAll(':', '_')}` : ''}`;
   const settings = ['capabilities = ["pull", "resolve"]', 'override_path = true'];
@@ -29,7 +34,8 @@ export function setHostsDir(text: string | null, major: number): { text: string;
   const table = ['plugins', pluginOf(version), 'registry'];
   const registry = tableOf(content, table);
   const present = registry?.config_path;
-  if (typeof present === 'string' && present !== '') return { text: text ?? '', hostsDir: present.split(':')[0] ?? present };
+  if (typeof present === 'string' && present !== '')
+    return { text: text ?? '', hostsDir: present.split(':')[0] ?? present };
   // containerd would start without its CRI plugin. Credentials (`auths`, `configs.*.auth`) may stay; version 2 no longer knows `configs.*.tls`.
   // Source: https://github.com/containerd/containerd/blob/v1.6.0/pkg/cri/config/config.go#L337
   const configs = Object.values((registry?.configs as Record<string, Record<string, unknown>> | undefined) ?? {});
@@ -54,15 +60,26 @@ export function setHostsDir(text: string | null, major: number): { text: string;
  * of a plugin that it names. Undefined where images are pulled by `hostsDir`. Throws `host_file_refused` when the text is no TOML.
  * Source: https://github.com/containerd/containerd/blob/v1.6.0/services/server/config/config.go#L299
  */
-export function ineffectiveHostsDir({ file, text }: { file: string; text: string }, hostsDir: string): string | undefined {
+export function ineffectiveHostsDir(
+  { file, text }: { file: string; text: string },
+  hostsDir: string,
+): string | undefined {
   const content = read(text);
-  const plugin = ['io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'cri'].find((name) => tableOf(content, ['plugins', name, 'registry']));
+  const plugin = ['io.containerd.cri.v1.images', 'io.containerd.grpc.v1.cri', 'cri'].find((name) =>
+    tableOf(content, ['plugins', name, 'registry']),
+  );
   const effective = plugin === undefined ? undefined : tableOf(content, ['plugins', plugin, 'registry'])?.config_path;
   // What a folder before it has for an upstream, or for all of them, counts in place of ours.
   const folders = typeof effective === 'string' ? effective.split(':') : [];
-  const isOnePath = folders.length > 1 && folders.includes(hostsDir) && plugin !== undefined && usesTransferService(tableOf(content, ['plugins', plugin]));
+  const isOnePath =
+    folders.length > 1 &&
+    folders.includes(hostsDir) &&
+    plugin !== undefined &&
+    usesTransferService(tableOf(content, ['plugins', plugin]));
   if (folders[0] === hostsDir && !isOnePath) return undefined;
-  const imports = Array.isArray(content.imports) ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10) : [];
+  const imports = Array.isArray(content.imports)
+    ? content.imports.filter((one) => typeof one === 'string' && one !== file).slice(0, 10)
+    : [];
   const path = JSON.stringify(effective ?? '').slice(0, 200);
   const seen =
     plugin === undefined
@@ -110,7 +127,10 @@ export function sandboxImageOf(text: string | null, major: number): string | und
 const sandboxTable = (version: number) => ['plugins', pluginOf(version), ...(version >= 3 ? ['pinned_images'] : [])];
 const sandboxKey = (version: number) => (version >= 3 ? 'sandbox' : 'sandbox_image');
 
-function readConfig(text: string | null, major: number): { content: Record<string, unknown>; isEmpty: boolean; version: number } {
+function readConfig(
+  text: string | null,
+  major: number,
+): { content: Record<string, unknown>; isEmpty: boolean; version: number } {
   const content = read(text ?? '');
   const isEmpty = Object.keys(content).length === 0;
   const version = isEmpty ? (major >= 2 ? 3 : 2) : typeof content.version === 'number' ? content.version : 1;
@@ -118,7 +138,9 @@ function readConfig(text: string | null, major: number): { content: Record<strin
 }
 
 const tableOf = (content: Record<string, unknown>, table: readonly string[]) =>
-  table.reduce<unknown>((at, key) => (at as Record<string, unknown> | undefined)?.[key], content) as Record<string, unknown> | undefined;
+  table.reduce<unknown>((at, key) => (at as Record<string, unknown> | undefined)?.[key], content) as
+    | Record<string, unknown>
+    | undefined;
 
 /** The plugin that pulls images, by the version of the configuration format. */
 function pluginOf(version: number): string {
@@ -131,7 +153,9 @@ function read(text: string): Record<string, unknown> {
     // containerd 1.x reads past a byte order mark.
     return parse(text.replace(/^\ufeff/, ''));
   } catch (error) {
-    throw new AppError('host_file_refused', { detail: `config.toml is not valid TOML: ${(error as Error).message.split('\n')[0]}` });
+    throw new AppError('host_file_refused', {
+      detail: `config.toml is not valid TOML: ${(error as Error).message.split('\n')[0]}`,
+    });
   }
 }
 

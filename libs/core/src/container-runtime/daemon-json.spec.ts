@@ -21,19 +21,47 @@ describe('mergeDaemonJson', () => {
   );
 
   it.each([
-    ['a number that JavaScript cannot hold', '{\n  "default-shm-size": 9223372036854775807\n}', `{\n  "default-shm-size": 9223372036854775807,\n  ${own}\n}`],
+    [
+      'a number that JavaScript cannot hold',
+      '{\n  "default-shm-size": 9223372036854775807\n}',
+      `{\n  "default-shm-size": 9223372036854775807,\n  ${own}\n}`,
+    ],
     ['line ends of Windows', '{\r\n    "debug": true\r\n}\r\n', `{\r\n    "debug": true,\r\n    ${own}\r\n}\r\n`],
     ['tabs', '{\n\t"debug":true\n}\n', `{\n\t"debug":true,\n\t${own}\n}\n`],
     ['a byte order mark', '\ufeff{\n  "debug": true\n}', `\ufeff{\n  "debug": true,\n  ${own}\n}`],
     ['what looks like such a mark in a value', '{"a":"\ufeffb"}', `{"a":"\ufeffb",${own}}`],
-    ['one line', '{"debug":true, "log-opts":{"max-size":"10m"}}', `{"debug":true, "log-opts":{"max-size":"10m"}, ${own}}`],
-    ['escapes and strange blanks', '{ "a" : "\\u00e9\\/" ,\n\n "b":1.0e+2 }', `{ "a" : "\\u00e9\\/" ,\n\n "b":1.0e+2,\n\n ${own} }`],
+    [
+      'one line',
+      '{"debug":true, "log-opts":{"max-size":"10m"}}',
+      `{"debug":true, "log-opts":{"max-size":"10m"}, ${own}}`,
+    ],
+    [
+      'escapes and strange blanks',
+      '{ "a" : "\\u00e9\\/" ,\n\n "b":1.0e+2 }',
+      `{ "a" : "\\u00e9\\/" ,\n\n "b":1.0e+2,\n\n ${own} }`,
+    ],
     ['a key that is there twice, of which Docker takes the last', '{"a":1,"a":2}', `{"a":1,"a":2,${own}}`],
-    ['mirrors of others, behind ours', '{"registry-mirrors": ["https://m.site"], "b": 1}', `{"registry-mirrors": ["${mirror}", "https://m.site"], "b": 1}`],
-    ['mirrors one below the other', '{"registry-mirrors": [\n    "https://m"\n  ]}', `{"registry-mirrors": [\n    "${mirror}",\n    "https://m"\n  ]}`],
+    [
+      'mirrors of others, behind ours',
+      '{"registry-mirrors": ["https://m.site"], "b": 1}',
+      `{"registry-mirrors": ["${mirror}", "https://m.site"], "b": 1}`,
+    ],
+    [
+      'mirrors one below the other',
+      '{"registry-mirrors": [\n    "https://m"\n  ]}',
+      `{"registry-mirrors": [\n    "${mirror}",\n    "https://m"\n  ]}`,
+    ],
     ['an empty list', '{"registry-mirrors": [ ]}', `{"registry-mirrors": ["${mirror}"]}`],
-    ['a list that is null, as Go writes it', '{"registry-mirrors":null,"b":1}', `{"registry-mirrors":["${mirror}"],"b":1}`],
-    ['ours behind another one', `{"registry-mirrors": ["https://m", "${mirror}"]}`, `{"registry-mirrors": ["${mirror}", "https://m"]}`],
+    [
+      'a list that is null, as Go writes it',
+      '{"registry-mirrors":null,"b":1}',
+      `{"registry-mirrors":["${mirror}"],"b":1}`,
+    ],
+    [
+      'ours behind another one',
+      `{"registry-mirrors": ["https://m", "${mirror}"]}`,
+      `{"registry-mirrors": ["${mirror}", "https://m"]}`,
+    ],
     [
       'ours with a slash, as the last of three',
       `{"registry-mirrors":["https://m","https://n","${mirror}/"]}`,
@@ -57,7 +85,8 @@ describe('mergeDaemonJson', () => {
   });
 
   it('gives the text itself back when it has the mirror', () => {
-    for (const written of [mergeDaemonJson('{"a":1}', mirror), `{ "registry-mirrors":["${mirror}/"] }`]) expect(mergeDaemonJson(written, mirror)).toBe(written);
+    for (const written of [mergeDaemonJson('{"a":1}', mirror), `{ "registry-mirrors":["${mirror}/"] }`])
+      expect(mergeDaemonJson(written, mirror)).toBe(written);
   });
 
   it.each([
@@ -80,8 +109,9 @@ describe('mergeDaemonJson', () => {
 });
 
 describe('unmergeDaemonJson', () => {
-  it.each([[null], ['{}'], [''], ['\ufeff'], ['{\n\t"a": 1,\n\t"registry-mirrors": ["https://mirror.site"]\n}']])('gives back %j as it was', (before) =>
-    expect(unmergeDaemonJson(mergeDaemonJson(before, mirror), before, mirror)).toBe(before),
+  it.each([[null], ['{}'], [''], ['\ufeff'], ['{\n\t"a": 1,\n\t"registry-mirrors": ["https://mirror.site"]\n}']])(
+    'gives back %j as it was',
+    (before) => expect(unmergeDaemonJson(mergeDaemonJson(before, mirror), before, mirror)).toBe(before),
   );
 
   it('keeps what was changed since, to the byte', () => {
@@ -89,12 +119,13 @@ describe('unmergeDaemonJson', () => {
     expect(unmergeDaemonJson(merged, '{"a": 1}', mirror)).toBe('{"a":\t9223372036854775807, "c": []}');
     expect(unmergeDaemonJson('{"a": 3}', '{"a": 1}', mirror)).toBe('{"a": 3}');
     expect(unmergeDaemonJson(`{${own}, "b": 1}`, null, mirror)).toBe('{"b": 1}');
-    expect(unmergeDaemonJson(`{"registry-mirrors": ["https://a", "${mirror}", "https://b", "${mirror}/"]}`, null, mirror)).toBe(
-      '{"registry-mirrors": ["https://a", "https://b"]}',
-    );
+    expect(
+      unmergeDaemonJson(`{"registry-mirrors": ["https://a", "${mirror}", "https://b", "${mirror}/"]}`, null, mirror),
+    ).toBe('{"registry-mirrors": ["https://a", "https://b"]}');
   });
 
-  it('is refused for what became no JSON since', () => expect(refusal(() => unmergeDaemonJson(`{${own},}`, null, mirror))).toContain('line 1'));
+  it('is refused for what became no JSON since', () =>
+    expect(refusal(() => unmergeDaemonJson(`{${own},}`, null, mirror))).toContain('line 1'));
 });
 
 it('what is merged means what was there with the mirror before it, and without it is what was there, whatever that is', () => {
@@ -115,7 +146,10 @@ it('what is merged means what was there with the mirror before it, and without i
       const listed = (before['registry-mirrors'] as string[] | undefined) ?? [];
       const isOurs = (one: string | undefined) => one === mirror || one === `${mirror}/`;
       const foreign = listed.filter((one) => !isOurs(one));
-      expect(JSON.parse(merged)).toEqual({ ...before, 'registry-mirrors': isOurs(listed[0]) ? listed : [mirror, ...foreign] });
+      expect(JSON.parse(merged)).toEqual({
+        ...before,
+        'registry-mirrors': isOurs(listed[0]) ? listed : [mirror, ...foreign],
+      });
       expect(unmergeDaemonJson(merged, text, mirror)).toBe(text);
       before['registry-mirrors'] = foreign;
       // Of a file whose first version is gone every other member stays.

@@ -54,10 +54,12 @@ export function unmergeDaemonJson(text: string, before: string | null, mirror: s
 }
 
 /** Docker shows mirrors with a slash at their end. */
-export const hasMirror = (mirrors: readonly string[], mirror: string): boolean => mirrors.some((one) => one.replace(/\/$/, '') === mirror);
+export const hasMirror = (mirrors: readonly string[], mirror: string): boolean =>
+  mirrors.some((one) => one.replace(/\/$/, '') === mirror);
 
 /** Docker asks mirrors one after the other, and waits for each that does not answer. */
-export const isFirstMirror = (mirrors: readonly string[], mirror: string): boolean => hasMirror(mirrors.slice(0, 1), mirror);
+export const isFirstMirror = (mirrors: readonly string[], mirror: string): boolean =>
+  hasMirror(mirrors.slice(0, 1), mirror);
 
 function isMergeOf(before: string | null, text: string, mirror: string): boolean {
   try {
@@ -84,7 +86,8 @@ function without(text: string, siblings: readonly Node[], removed: readonly Node
 
 /** A byte order mark elsewhere is part of a value. */
 const withoutMark = (text: string): string => (text.startsWith(bom) ? text.slice(bom.length) : text);
-const spliced = (text: string, offset: number, length: number, content: string): string => text.slice(0, offset) + content + text.slice(offset + length);
+const spliced = (text: string, offset: number, length: number, content: string): string =>
+  text.slice(0, offset) + content + text.slice(offset + length);
 const endOf = ({ offset, length }: Node): number => offset + length;
 const valueOf = ({ value }: Node): string => String(value);
 /** The blanks and line ends before a value. */
@@ -107,8 +110,10 @@ function read(whole: string): Mirrors {
   const errors: ParseError[] = [];
   const root = parseTree(text, errors, { disallowComments: true });
   const [error] = errors;
-  if (error) throw refuse(`is not valid JSON: ${complaintOf(error)} in line ${text.slice(0, error.offset).split('\n').length}`);
-  if (root?.type !== 'object' || !isJson(text)) throw refuse(root && isJson(text) ? 'is not a JSON object' : 'is not valid JSON');
+  if (error)
+    throw refuse(`is not valid JSON: ${complaintOf(error)} in line ${text.slice(0, error.offset).split('\n').length}`);
+  if (root?.type !== 'object' || !isJson(text))
+    throw refuse(root && isJson(text) ? 'is not a JSON object' : 'is not valid JSON');
   const [property, second] = (root.children ?? []).filter(({ children }) => children?.[0]?.value === key);
   if (second) throw refuse(`says ${key} twice, and Docker takes the last`);
   const list = property?.children?.[1];
@@ -130,6 +135,7 @@ function isJson(text: string): boolean {
 function complaintOf({ error }: ParseError): string {
   const name = printParseErrorCode(error);
   if (name === 'InvalidCommentToken') return 'a comment, which Docker does not take,';
-  if (name === 'PropertyNameExpected' || name === 'ValueExpected') return 'a comma, colon or bracket that nothing follows';
+  if (name === 'PropertyNameExpected' || name === 'ValueExpected')
+    return 'a comma, colon or bracket that nothing follows';
   return name.replaceAll(/(?<=[a-z])[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
 }

@@ -13,7 +13,8 @@ export interface Mirrors {
 }
 
 /** The path below which the images of an upstream are: its own where they have such names, else none, where flat names are. */
-const pathOf = (upstream: string, naming: readonly NameKind[]): string => (naming.includes('upstream') ? upstream.toLowerCase().replaceAll(':', '_') : '');
+const pathOf = (upstream: string, naming: readonly NameKind[]): string =>
+  naming.includes('upstream') ? upstream.toLowerCase().replaceAll(':', '_') : '';
 
 /**
  * `/etc/rancher/k3s/registries.yaml`, or `/etc/rancher/rke2/registries.yaml`. Only `--disable-default-registry-endpoint` keeps k3s (1.29 and later) and RKE2
@@ -26,7 +27,10 @@ export function renderRegistriesYaml({ upstreams, localRegistry, port, naming }:
     `      - "http://127.0.0.1:${port}"`,
     ...(path ? ['    rewrite:', `      "^(.*)$": "${path}/$1"`] : []),
   ];
-  const lines = [...upstreams.flatMap((upstream) => mirror(upstream, pathOf(upstream, naming))), ...mirror(localRegistry, '')];
+  const lines = [
+    ...upstreams.flatMap((upstream) => mirror(upstream, pathOf(upstream, naming))),
+    ...mirror(localRegistry, ''),
+  ];
   return `${[ownHeader, 'mirrors:', ...lines].join('\n')}\n`;
 }
 

@@ -32,7 +32,9 @@ export function setTomlString(text: string, table: readonly string[], key: strin
   } catch (error) {
     if (error instanceof AppError) throw error;
   }
-  throw new AppError('host_file_refused', { detail: `${[...table, key].map(formatKey).join('.')} cannot be set without changing more of the file` });
+  throw new AppError('host_file_refused', {
+    detail: `${[...table, key].map(formatKey).join('.')} cannot be set without changing more of the file`,
+  });
 }
 
 function edit(text: string, table: readonly string[], key: string, value: string): string {
@@ -49,7 +51,8 @@ function edit(text: string, table: readonly string[], key: string, value: string
   return `${text}${gap}${formatTable(table)}${newline}  ${key} = ${value}${newline}`;
 }
 
-const isSame = (a: readonly string[], b: readonly string[]) => a.length === b.length && a.every((key, index) => key === b[index]);
+const isSame = (a: readonly string[], b: readonly string[]) =>
+  a.length === b.length && a.every((key, index) => key === b[index]);
 const formatKey = (key: string): string => (/^[A-Za-z0-9_-]+$/.test(key) ? key : JSON.stringify(key));
 
 /** `[a."b.c".d]` */
@@ -151,8 +154,15 @@ function scan(text: string): { entries: Entry[]; tables: Table[] } {
   return { entries, tables };
 }
 
-function withValue(content: Record<string, unknown>, [key = '', ...rest]: readonly string[], value: string): Record<string, unknown> {
-  return { ...content, [key]: rest.length === 0 ? value : withValue((content[key] ?? {}) as Record<string, unknown>, rest, value) };
+function withValue(
+  content: Record<string, unknown>,
+  [key = '', ...rest]: readonly string[],
+  value: string,
+): Record<string, unknown> {
+  return {
+    ...content,
+    [key]: rest.length === 0 ? value : withValue((content[key] ?? {}) as Record<string, unknown>, rest, value),
+  };
 }
 
 /** Equal for equal content, whatever the order of the keys. */

@@ -12,7 +12,12 @@ export interface ReleaseFile {
  */
 export function renderRelease(name: string, files: readonly ReleaseFile[], date: Date): string {
   const sums = files.map(({ path, sizeBytes, sha256 }) => ` ${sha256} ${sizeBytes} ${path}`);
-  const fields = [`Origin: Airdock`, `Label: airdock-${name}`, `Date: ${date.toUTCString().replace('GMT', 'UTC')}`, 'SHA256:'];
+  const fields = [
+    `Origin: Airdock`,
+    `Label: airdock-${name}`,
+    `Date: ${date.toUTCString().replace('GMT', 'UTC')}`,
+    'SHA256:',
+  ];
   return `${[...fields, ...sums].join('\n')}\n`;
 }
 

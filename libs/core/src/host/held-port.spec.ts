@@ -8,13 +8,19 @@ it('renders a socket and a service for each port, and the folder of the login us
   const files = renderHeldPorts([registry, { name: 'packages', port: 5102 }], holder);
   expect([...files.keys()]).toEqual([
     '/etc/tmpfiles.d/airdock.conf',
-    ...['registry', 'packages'].flatMap((name) => ['socket', 'service'].map((kind) => `/etc/systemd/system/airdock-${name}.${kind}`)),
+    ...['registry', 'packages'].flatMap((name) =>
+      ['socket', 'service'].map((kind) => `/etc/systemd/system/airdock-${name}.${kind}`),
+    ),
   ]);
   for (const text of files.values()) expect(text).toMatch(/^# Written by Airdock/);
   expect(files.get('/etc/tmpfiles.d/airdock.conf')).toContain('d /run/airdock 0700 1000 0 -');
-  expect(files.get('/etc/systemd/system/airdock-packages.socket')).toContain('ListenStream=127.0.0.1:5102\nListenStream=[::1]:5102\n');
+  expect(files.get('/etc/systemd/system/airdock-packages.socket')).toContain(
+    'ListenStream=127.0.0.1:5102\nListenStream=[::1]:5102\n',
+  );
   const service = files.get('/etc/systemd/system/airdock-registry.service');
-  expect(service).toContain('ExecStart=/lib/systemd/systemd-socket-proxyd --connections-max=1024 /run/airdock/registry.sock\nUser=1000\n');
+  expect(service).toContain(
+    'ExecStart=/lib/systemd/systemd-socket-proxyd --connections-max=1024 /run/airdock/registry.sock\nUser=1000\n',
+  );
   expect(service).toContain('Requires=airdock-registry.socket');
 });
 

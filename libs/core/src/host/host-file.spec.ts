@@ -3,7 +3,9 @@ import { fileDiff, isOwn, maskSecrets, ownHeader } from './host-file.js';
 
 describe('fileDiff', () => {
   it('is a unified diff, with /dev/null for a file that is not there', () => {
-    expect(fileDiff('/etc/x', null, 'a\n')).toMatch(/^--- \/dev\/null\t?\n\+\+\+ \/etc\/x\t?\n@@ -0,0 \+1,1 @@\n\+a\n$/);
+    expect(fileDiff('/etc/x', null, 'a\n')).toMatch(
+      /^--- \/dev\/null\t?\n\+\+\+ \/etc\/x\t?\n@@ -0,0 \+1,1 @@\n\+a\n$/,
+    );
     expect(fileDiff('/etc/x', 'a\nb\n', 'a\nc\n')).toContain('\n a\n-b\n+c\n');
   });
 
@@ -17,12 +19,21 @@ describe('fileDiff', () => {
 });
 
 describe('fileDiff of what a host has made long', () => {
-  const lines = (count: number, of: (index: number) => string) => Array.from({ length: count }, (_, index) => of(index)).join('\n');
+  const lines = (count: number, of: (index: number) => string) =>
+    Array.from({ length: count }, (_, index) => of(index)).join('\n');
   it.each([
-    ['every line differs', lines(20_000, (index) => `"a${index}": ${index},`), lines(20_000, (index) => `"b${index}": ${index},`)],
+    [
+      'every line differs',
+      lines(20_000, (index) => `"a${index}": ${index},`),
+      lines(20_000, (index) => `"b${index}": ${index},`),
+    ],
     ['a hundred thousand empty lines', '\n'.repeat(500_000), '{}\n'],
     ['one long line', 'x'.repeat(500_000), 'y'.repeat(500_000)],
-    ['every second line differs', lines(50_000, (index) => `${index}`), lines(50_000, (index) => `${index % 2 ? index : -index}`)],
+    [
+      'every second line differs',
+      lines(50_000, (index) => `${index}`),
+      lines(50_000, (index) => `${index % 2 ? index : -index}`),
+    ],
   ])('is bounded where %s', (_what, before, after) => {
     const started = performance.now();
     const diff = fileDiff('/etc/docker/daemon.json', before, after);

@@ -18,17 +18,26 @@ const diffBounds = { maxEditLength: 1_000, timeout: 200 };
 export function fileDiff(path: string, before: string | null, after: string | null): string {
   const [from, to] = [before === null ? '/dev/null' : path, after === null ? '/dev/null' : path];
   const patch =
-    createTwoFilesPatch(from, to, before ?? '', after ?? '', undefined, undefined, { context: 3, ...diffBounds })?.replace(/^=+\n/, '') ??
+    createTwoFilesPatch(from, to, before ?? '', after ?? '', undefined, undefined, {
+      context: 3,
+      ...diffBounds,
+    })?.replace(/^=+\n/, '') ??
     `--- ${from}\n+++ ${to}\nToo different to be shown: ${sizeOf(before)} become ${sizeOf(after)}\n`;
   const masked = cleanText(maskSecrets(patch), Number.POSITIVE_INFINITY);
-  return masked.length > maxDiffLength ? `${masked.slice(0, maxDiffLength)}\n… ${masked.length - maxDiffLength} more characters` : masked;
+  return masked.length > maxDiffLength
+    ? `${masked.slice(0, maxDiffLength)}\n… ${masked.length - maxDiffLength} more characters`
+    : masked;
 }
 
-const sizeOf = (text: string | null): string => (text === null ? 'no file' : `${text.length} characters in ${text.split('\n').length} lines`);
+const sizeOf = (text: string | null): string =>
+  text === null ? 'no file' : `${text.length} characters in ${text.split('\n').length} lines`;
 
 /** Hides passwords in URLs, and values of keys that sound like a secret. */
 export function maskSecrets(text: string): string {
   return text
     .replace(/(\w:\/\/)[^\s/@"']+@/g, '$1***@')
-    .replace(/((?:password|passwd|secret|token|auth|key_?data)["']?\s*[=:]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',]+)/gi, '$1***');
+    .replace(
+      /((?:password|passwd|secret|token|auth|key_?data)["']?\s*[=:]\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',]+)/gi,
+      '$1***',
+    );
 }

@@ -35,7 +35,10 @@ it('cleanDeep cleans keys and values, and bounds the depth', () => {
 });
 
 it('an error says nothing that a terminal would act on', () => {
-  const error = new AppError('host_command_failed', { detail: 'x\u001b]0;owned\u0007\u202ey', offered: ['\u009b31m1.2'] });
+  const error = new AppError('host_command_failed', {
+    detail: 'x\u001b]0;owned\u0007\u202ey',
+    offered: ['\u009b31m1.2'],
+  });
   expect(error.message).toMatch(/: xy$/);
   expect(toProblem(error)).toMatchObject({ detail: 'xy', offered: ['1.2'] });
 });

@@ -23,7 +23,8 @@ export function cleanDeep(value: unknown, depth = 8): unknown {
   return Object.fromEntries(Object.entries(value).map(([key, one]) => [cleanText(key), cleanDeep(one, depth - 1)]));
 }
 
-const characters = '\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb';
+const characters =
+  '\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb';
 const unsafe = new RegExp(`[${characters}]`);
 const unsafeAll = new RegExp(`[${characters}]`, 'g');
 // CSI … final byte; OSC, DCS, SOS, PM and APC up to their end; other sequences of two characters. Each part ends where the next can begin.

@@ -38,7 +38,11 @@ describe('repositoriesFor', () => {
 });
 
 it('renderAptList writes flat repositories and suites', () => {
-  const text = renderAptList([repository({}), repository({ name: 'pf9', distributions: ['bookworm'], components: ['main', 'extra'] })], url, 'bookworm');
+  const text = renderAptList(
+    [repository({}), repository({ name: 'pf9', distributions: ['bookworm'], components: ['main', 'extra'] })],
+    url,
+    'bookworm',
+  );
   expect(text.split('\n').slice(1)).toEqual([
     'deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:5102/docker ./',
     'deb [signed-by=/etc/apt/keyrings/airdock.asc] http://127.0.0.1:5102/pf9 bookworm main extra',
@@ -49,11 +53,16 @@ it('renderAptList writes flat repositories and suites', () => {
 
 it('renderYumRepo checks the metadata always, packages where there is a key for them, and never uses a proxy', () => {
   const text = renderYumRepo(
-    [repository({ format: 'yum' }), repository({ name: 'pf9', format: 'yum', distributions: ['9'], gpgKey: 'RPM-GPG-KEY' })],
+    [
+      repository({ format: 'yum' }),
+      repository({ name: 'pf9', format: 'yum', distributions: ['9'], gpgKey: 'RPM-GPG-KEY' }),
+    ],
     url,
     '9',
   );
-  expect(text).toContain('[airdock-docker]\nname=docker, served by Airdock\nbaseurl=http://127.0.0.1:5102/docker/\nenabled=1\nrepo_gpgcheck=1\ngpgcheck=0\n');
+  expect(text).toContain(
+    '[airdock-docker]\nname=docker, served by Airdock\nbaseurl=http://127.0.0.1:5102/docker/\nenabled=1\nrepo_gpgcheck=1\ngpgcheck=0\n',
+  );
   expect(text).toContain('baseurl=http://127.0.0.1:5102/pf9/9/\nenabled=1\nrepo_gpgcheck=1\ngpgcheck=1\n');
   const own = 'file:///etc/pki/rpm-gpg/RPM-GPG-KEY-airdock';
   expect(text.match(/^gpgkey=.*$/gm)).toEqual([`gpgkey=${own}`, `gpgkey=${own} ${own}-pf9`]);

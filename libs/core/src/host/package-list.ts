@@ -24,9 +24,15 @@ export function packageFamily(id: string, idLike: string): PackageFamily | undef
 }
 
 /** What a host of this kind can use: those of its package format that are flat, or have its distribution. */
-export function repositoriesFor(repositories: readonly ServedRepository[], family: PackageFamily, distribution: string): ServedRepository[] {
+export function repositoriesFor(
+  repositories: readonly ServedRepository[],
+  family: PackageFamily,
+  distribution: string,
+): ServedRepository[] {
   const format = family === 'debian' ? 'apt' : 'yum';
-  return repositories.filter((one) => one.format === format && (one.distributions.length === 0 || one.distributions.includes(distribution)));
+  return repositories.filter(
+    (one) => one.format === format && (one.distributions.length === 0 || one.distributions.includes(distribution)),
+  );
 }
 
 /** Where hosts keep the public key of the DU, and those of repositories whose packages are signed themselves. */

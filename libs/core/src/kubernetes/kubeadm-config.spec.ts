@@ -22,8 +22,13 @@ const settings: InitSettings = {
   serviceSubnet: '10.21.0.0/16',
   controlPlaneEndpoint: '10.0.0.11:6443',
 };
-const init = (change: Partial<InitSettings> = {}) => parseAllDocuments(renderInitConfig({ ...settings, ...change })).map((document) => document.toJS());
-const secrets = { apiServerEndpoint: '10.0.0.11:6443', token: 'abcdef.0123456789abcdef', caCertHash: `sha256:${'a'.repeat(64)}` };
+const init = (change: Partial<InitSettings> = {}) =>
+  parseAllDocuments(renderInitConfig({ ...settings, ...change })).map((document) => document.toJS());
+const secrets = {
+  apiServerEndpoint: '10.0.0.11:6443',
+  token: 'abcdef.0123456789abcdef',
+  caCertHash: `sha256:${'a'.repeat(64)}`,
+};
 const join = (certificateKey?: string, change: Partial<InitSettings> = {}) =>
   parse(renderJoinConfig({ ...settings, ...secrets, certificateKey, ...change })) as Record<string, unknown>;
 
@@ -70,19 +75,30 @@ describe('the configuration of kubeadm join', () => {
     expect(join()).toEqual({
       apiVersion: 'kubeadm.k8s.io/v1beta2',
       kind: 'JoinConfiguration',
-      discovery: { bootstrapToken: { apiServerEndpoint: '10.0.0.11:6443', token: secrets.token, caCertHashes: [secrets.caCertHash] } },
+      discovery: {
+        bootstrapToken: {
+          apiServerEndpoint: '10.0.0.11:6443',
+          token: secrets.token,
+          caCertHashes: [secrets.caCertHash],
+        },
+      },
       nodeRegistration: expect.objectContaining({ name: 'node-1' }),
     });
   });
 
   it('has the key of the certificates for a control plane', () => {
-    expect(join('f'.repeat(64)).controlPlane).toEqual({ certificateKey: 'f'.repeat(64), localAPIEndpoint: { advertiseAddress: '10.0.0.11' } });
+    expect(join('f'.repeat(64)).controlPlane).toEqual({
+      certificateKey: 'f'.repeat(64),
+      localAPIEndpoint: { advertiseAddress: '10.0.0.11' },
+    });
   });
 
   it('gives the arguments of the kubelet as a list where v1beta4 wants one', () => {
     const { apiVersion, nodeRegistration } = join(undefined, { kubernetesVersion: '1.31.6' });
     expect(apiVersion).toBe('kubeadm.k8s.io/v1beta4');
-    expect(nodeRegistration).toMatchObject({ kubeletExtraArgs: [{ name: 'pod-infra-container-image', value: 'localhost:5100/pause:3.2' }] });
+    expect(nodeRegistration).toMatchObject({
+      kubeletExtraArgs: [{ name: 'pod-infra-container-image', value: 'localhost:5100/pause:3.2' }],
+    });
   });
 });
 
@@ -118,5 +134,7 @@ it('versions of PMK are plain ones for kubeadm', () => {
 
 it('secrets are masked wherever kubeadm says them', () => {
   const said = `kubeadm join 10.0.0.1:6443 --token ${secrets.token} --discovery-token-ca-cert-hash ${secrets.caCertHash} --certificate-key ${'0f'.repeat(32)}`;
-  expect(maskKubeadmSecrets(said)).toBe('kubeadm join 10.0.0.1:6443 --token *** --discovery-token-ca-cert-hash sha256:*** --certificate-key ***');
+  expect(maskKubeadmSecrets(said)).toBe(
+    'kubeadm join 10.0.0.1:6443 --token *** --discovery-token-ca-cert-hash sha256:*** --certificate-key ***',
+  );
 });

@@ -63,7 +63,8 @@ export function kubeadmApiVersion(kubernetesVersion: string): 'v1beta2' | 'v1bet
 export function criSocketOf(runtime: 'docker' | 'containerd', kubernetesVersion: string): string {
   const hasShim = !isFrom(parseKubernetesVersion(kubernetesVersion), 24);
   if (runtime === 'docker') {
-    if (!hasShim) throw new AppError('runtime_unsupported', { detail: `Kubernetes ${kubernetesVersion} has no dockershim` });
+    if (!hasShim)
+      throw new AppError('runtime_unsupported', { detail: `Kubernetes ${kubernetesVersion} has no dockershim` });
     return dockerShim;
   }
   return `${hasShim ? '' : 'unix://'}/run/containerd/containerd.sock`;
@@ -87,7 +88,8 @@ export function dnsRepositoryOf(imageRepository: string, kubernetesVersion: stri
  * here it only hears that it is good for 15 minutes, not 24 hours.
  */
 export function renderInitConfig(settings: InitSettings): string {
-  const { kubernetesVersion, imageRepository, podSubnet, serviceSubnet, controlPlaneEndpoint, advertiseAddress } = settings;
+  const { kubernetesVersion, imageRepository, podSubnet, serviceSubnet, controlPlaneEndpoint, advertiseAddress } =
+    settings;
   const apiVersion = `kubeadm.k8s.io/${kubeadmApiVersion(kubernetesVersion)}`;
   const dnsRepository = dnsRepositoryOf(imageRepository, kubernetesVersion);
   return renderDocuments([
@@ -116,7 +118,9 @@ export function renderJoinConfig(settings: JoinSettings): string {
     {
       ...{ apiVersion: `kubeadm.k8s.io/${kubeadmApiVersion(kubernetesVersion)}`, kind: 'JoinConfiguration' },
       discovery: { bootstrapToken: { apiServerEndpoint, token, caCertHashes: [caCertHash] } },
-      ...(certificateKey ? { controlPlane: { certificateKey, ...(advertiseAddress ? { localAPIEndpoint: { advertiseAddress } } : {}) } } : {}),
+      ...(certificateKey
+        ? { controlPlane: { certificateKey, ...(advertiseAddress ? { localAPIEndpoint: { advertiseAddress } } : {}) } }
+        : {}),
       nodeRegistration: nodeRegistration(settings),
     },
   ]);
@@ -139,7 +143,8 @@ interface Fields {
   [key: string]: Value;
 }
 
-const renderDocuments = (documents: Fields[]): string => documents.map((fields) => `---\n${render(fields, '')}`).join('');
+const renderDocuments = (documents: Fields[]): string =>
+  documents.map((fields) => `---\n${render(fields, '')}`).join('');
 
 /** As YAML in block style. All strings are quoted as in JSON, which YAML 1.2 contains: none can be taken for something else, nor end early. */
 function render(fields: Fields, indent: string): string {

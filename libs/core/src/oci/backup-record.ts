@@ -99,7 +99,10 @@ const headSchema = z.object({
 const order = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
 /** The bytes of a record: the same content gives the same bytes. */
-export function formatBackupRecord({ id, createdAt, sequence, references, settings, blobs, ...about }: BackupContent, formatVersion: 1 | 2 = 1): Buffer {
+export function formatBackupRecord(
+  { id, createdAt, sequence, references, settings, blobs, ...about }: BackupContent,
+  formatVersion: 1 | 2 = 1,
+): Buffer {
   const { repositories, duVersion, description, importedFrom } = about;
   const record: BackupRecord = {
     formatVersion,
@@ -112,8 +115,12 @@ export function formatBackupRecord({ id, createdAt, sequence, references, settin
     repositories,
     references: references
       .map(({ repository, tag, digest, mediaType, size }) => ({ repository, tag, digest, mediaType, size }))
-      .sort((a, b) => order(a.repository, b.repository) || order(a.tag ?? '', b.tag ?? '') || order(a.digest, b.digest)),
-    settings: settings.map(({ service, digest, size }) => ({ service, digest, size })).sort((a, b) => order(a.service, b.service)),
+      .sort(
+        (a, b) => order(a.repository, b.repository) || order(a.tag ?? '', b.tag ?? '') || order(a.digest, b.digest),
+      ),
+    settings: settings
+      .map(({ service, digest, size }) => ({ service, digest, size }))
+      .sort((a, b) => order(a.service, b.service)),
     blobs: blobs.map(({ digest, size }) => ({ digest, size })).sort((a, b) => order(a.digest, b.digest)),
     totalBytes: blobs.reduce((sum, blob) => sum + blob.size, 0),
   };
@@ -122,7 +129,8 @@ export function formatBackupRecord({ id, createdAt, sequence, references, settin
 
 /** Reads a record that has its checksum already checked. Throws `backup_format_unsupported` and `backup_corrupt`. */
 export function parseBackupRecord(bytes: Uint8Array, id: string): BackupRecord {
-  const corrupt = (detail: string) => new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
+  const corrupt = (detail: string) =>
+    new AppError('backup_corrupt', { detail: `the record of backup ${id} ${detail}` });
   let json: unknown;
   try {
     json = parseBoundedJson(bytes, { maxBytes: maxBackupRecordBytes, maxValues, maxDepth: 8 });
@@ -132,13 +140,20 @@ export function parseBackupRecord(bytes: Uint8Array, id: string): BackupRecord {
   if (typeof json !== 'object' || json === null) throw corrupt('is no object');
   const { references: names, settings: states = [], blobs: contents, ...head } = json as Record<string, unknown>;
   if (typeof head.formatVersion === 'number' && ![1, 2].includes(head.formatVersion))
-    throw new AppError('backup_format_unsupported', { detail: `backup ${id} has format version ${head.formatVersion}` });
+    throw new AppError('backup_format_unsupported', {
+      detail: `backup ${id} has format version ${head.formatVersion}`,
+    });
   /** Says what is wrong first, and looks no further: of a million wrong elements each would cost a description. */
   const check = <T>(schema: z.ZodType<T>, value: unknown, where: string): T => {
     const parsed = schema.safeParse(value);
     if (parsed.success) return parsed.data;
     const [issue] = parsed.error.issues;
-    throw corrupt(`is not valid: ${[where, ...(issue?.path ?? []).map(String)].join('.').slice(0, 100)} ${issue?.message ?? ''}`.slice(0, 300));
+    throw corrupt(
+      `is not valid: ${[where, ...(issue?.path ?? []).map(String)].join('.').slice(0, 100)} ${issue?.message ?? ''}`.slice(
+        0,
+        300,
+      ),
+    );
   };
   const list = <T>(schema: z.ZodType<T>, value: unknown, where: string, max: number): T[] => {
     if (!Array.isArray(value)) throw corrupt(`has no ${where}`);
@@ -154,11 +169,13 @@ export function parseBackupRecord(bytes: Uint8Array, id: string): BackupRecord {
   if (record.id !== id) throw corrupt(`says it is ${record.id}`);
   const sizes = new Map(record.blobs.map((blob) => [blob.digest, blob.size]));
   if (sizes.size !== record.blobs.length) throw corrupt('lists a blob twice');
-  if (record.blobs.reduce((sum, blob) => sum + blob.size, 0) !== record.totalBytes) throw corrupt('does not have the bytes that it says');
+  if (record.blobs.reduce((sum, blob) => sum + blob.size, 0) !== record.totalBytes)
+    throw corrupt('does not have the bytes that it says');
   if (!Number.isSafeInteger(record.totalBytes)) throw corrupt('speaks of more bytes than there are');
   const stray = record.references.find((reference) => sizes.get(reference.digest) !== reference.size);
   if (stray) throw corrupt(`does not list ${stray.digest}, which ${stray.repository} names`);
   if (record.settings.some((one) => sizes.get(one.digest) !== one.size)) throw corrupt('does not list its settings');
-  if (new Set(record.settings.map(({ service }) => service)).size !== record.settings.length) throw corrupt('has two states of one service');
+  if (new Set(record.settings.map(({ service }) => service)).size !== record.settings.length)
+    throw corrupt('has two states of one service');
   return record;
 }

@@ -8,7 +8,8 @@ const pattern = /^sha256:[0-9a-f]{64}$/;
 export const isDigest = (text: unknown): text is Digest => typeof text === 'string' && pattern.test(text);
 
 /** The digest of bytes held in memory; streams use `createDigest`. */
-export const digestOf = (bytes: Uint8Array | string): Digest => `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
+export const digestOf = (bytes: Uint8Array | string): Digest =>
+  `sha256:${createHash('sha256').update(bytes).digest('hex')}`;
 
 /** A running digest. `value()` may be called once. */
 export function createDigest(): { update(chunk: Uint8Array): void; value(): Digest } {

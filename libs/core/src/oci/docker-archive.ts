@@ -36,7 +36,12 @@ export function parseDockerArchive(bytes: Uint8Array): { images: DockerArchiveIm
   for (const entry of entries) {
     const { data, error: cause } = imageSchema.safeParse(entry);
     if (data) images.push(data);
-    else odd.push({ name: nameOf(entry), digest: null, error: refuse(entry, 'an entry of manifest.json is not what docker save writes', cause) });
+    else
+      odd.push({
+        name: nameOf(entry),
+        digest: null,
+        error: refuse(entry, 'an entry of manifest.json is not what docker save writes', cause),
+      });
   }
   if (images.reduce((sum, { Layers }) => sum + (Layers?.length ?? 0), 0) > maxLayers) {
     throw new AppError('bundle_too_large', { detail: `manifest.json lists more than ${maxLayers} layers` });
@@ -63,7 +68,11 @@ function parseList(bytes: Uint8Array): unknown[] {
 function refuse(json: unknown, detail: string, cause: unknown): AppError {
   const keys = otherKeys(json);
   if (keys)
-    return new AppError('bundle_format_unknown', { detail: `manifest.json is the list of another tool than docker save: ${keys.join(', ')}` }, { cause });
+    return new AppError(
+      'bundle_format_unknown',
+      { detail: `manifest.json is the list of another tool than docker save: ${keys.join(', ')}` },
+      { cause },
+    );
   return new AppError('bundle_corrupt', { detail }, { cause });
 }
 
@@ -77,5 +86,7 @@ function nameOf(entry: unknown): string | null {
 function otherKeys(json: unknown): string[] | undefined {
   if (typeof json !== 'object' || json === null || Array.isArray(json)) return undefined;
   const keys = Object.keys(json);
-  return keys.length > 0 && !keys.some((key) => /^(?:Config|RepoTags|Layers)$/i.test(key)) ? keys.slice(0, 5).map((key) => key.slice(0, 50)) : undefined;
+  return keys.length > 0 && !keys.some((key) => /^(?:Config|RepoTags|Layers)$/i.test(key))
+    ? keys.slice(0, 5).map((key) => key.slice(0, 50))
+    : undefined;
 }

@@ -19,7 +19,12 @@ export const mediaTypes = {
 } as const;
 
 /** Every kind of manifest that Airdock moves, for the `Accept` header. */
-export const manifestMediaTypes: readonly string[] = [mediaTypes.ociIndex, mediaTypes.ociManifest, mediaTypes.dockerList, mediaTypes.dockerManifest];
+export const manifestMediaTypes: readonly string[] = [
+  mediaTypes.ociIndex,
+  mediaTypes.ociManifest,
+  mediaTypes.dockerList,
+  mediaTypes.dockerManifest,
+];
 
 /** A manifest larger than this is refused; the registry's own limit is the same. */
 export const maxManifestBytes = 4 * 1024 * 1024;
@@ -78,7 +83,8 @@ const platformSchema = z.looseObject({
   variant: optional(z.string()),
 });
 const otherAlgorithm = 'a digest of another algorithm than sha256';
-const isOtherDigest = (value: unknown) => typeof value === 'string' && /^(?!sha256:)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[\w=-]+$/.test(value);
+const isOtherDigest = (value: unknown) =>
+  typeof value === 'string' && /^(?!sha256:)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[\w=-]+$/.test(value);
 
 /** Go's decoder takes `Layers` for `layers`; JavaScript does not, and would not see what the registry sees. */
 function exactKeys<T extends z.ZodRawShape>(schema: z.ZodObject<T, z.core.$loose>) {
@@ -92,7 +98,9 @@ function exactKeys<T extends z.ZodRawShape>(schema: z.ZodObject<T, z.core.$loose
 const descriptorSchema = exactKeys(
   z.looseObject({
     mediaType: z.string().max(255),
-    digest: z.custom<Digest>(isDigest, { error: ({ input }) => (isOtherDigest(input) ? otherAlgorithm : 'not a sha256 digest') }),
+    digest: z.custom<Digest>(isDigest, {
+      error: ({ input }) => (isOtherDigest(input) ? otherAlgorithm : 'not a sha256 digest'),
+    }),
     size: z.number().int().nonnegative(),
     platform: optional(platformSchema),
     annotations: optional(z.record(z.string(), z.string())),
@@ -131,7 +139,8 @@ const configSchema = z.looseObject({
  */
 export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManifest | ImageIndex {
   const corrupt = (detail: string, cause?: unknown) => new AppError('bundle_corrupt', { detail }, { cause });
-  if (bytes.byteLength > maxManifestBytes) throw corrupt(`a manifest of ${bytes.byteLength} bytes; at most ${maxManifestBytes} are allowed`);
+  if (bytes.byteLength > maxManifestBytes)
+    throw corrupt(`a manifest of ${bytes.byteLength} bytes; at most ${maxManifestBytes} are allowed`);
   let json: unknown;
   try {
     json = parseStrictJson(bytes);
@@ -141,10 +150,13 @@ export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManif
   const isIndex = typeof json === 'object' && json !== null && 'manifests' in json;
   const parsed = (isIndex ? indexSchema : manifestSchema).safeParse(json);
   if (parsed.error?.issues.some(({ message }) => message === otherAlgorithm)) {
-    throw new AppError('digest_unsupported', { detail: 'a manifest refers to something by another digest than sha256' });
+    throw new AppError('digest_unsupported', {
+      detail: 'a manifest refers to something by another digest than sha256',
+    });
   }
   // An index that is a manifest too is one of them to each reader. Source: https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh
-  if (isIndex && ['layers', 'config'].some((key) => key in (json as object))) throw corrupt('a manifest is an index too');
+  if (isIndex && ['layers', 'config'].some((key) => key in (json as object)))
+    throw corrupt('a manifest is an index too');
   if (!parsed.success) throw corrupt(`a manifest is not valid: ${z.prettifyError(parsed.error).slice(0, 500)}`);
   const declared = parsed.data.mediaType || mediaType;
   const fallback = isIndex ? mediaTypes.ociIndex : mediaTypes.ociManifest;
@@ -181,9 +193,15 @@ export function parseEntries(bytes: Uint8Array): { manifests: Descriptor[]; odd:
     const odd: OddEntry[] = [];
     for (const entry of entries as unknown[]) {
       try {
-        manifests.push(...(parseManifest(Buffer.from(JSON.stringify({ schemaVersion: 2, manifests: [entry] }))) as ImageIndex).manifests);
+        manifests.push(
+          ...(parseManifest(Buffer.from(JSON.stringify({ schemaVersion: 2, manifests: [entry] }))) as ImageIndex)
+            .manifests,
+        );
       } catch (error) {
-        const { digest, annotations } = (entry ?? {}) as { digest?: unknown; annotations?: Record<string, unknown> | null };
+        const { digest, annotations } = (entry ?? {}) as {
+          digest?: unknown;
+          annotations?: Record<string, unknown> | null;
+        };
         const name = annotations?.['io.containerd.image.name'] ?? annotations?.['org.opencontainers.image.ref.name'];
         const said = (value: unknown) => (typeof value === 'string' && value !== '' ? value.slice(0, 512) : null);
         odd.push({ name: said(name), digest: said(digest), error });
@@ -214,7 +232,8 @@ export interface ManifestReferences {
   subject?: Digest | undefined;
 }
 
-const digestsIn = (value: unknown): Digest[] => [...new Set(JSON.stringify(value).match(/sha256:[0-9a-f]{64}/g) ?? [])] as Digest[];
+const digestsIn = (value: unknown): Digest[] =>
+  [...new Set(JSON.stringify(value).match(/sha256:[0-9a-f]{64}/g) ?? [])] as Digest[];
 
 /**
  * What has to stay for a manifest to be complete, read with as little understanding as possible: also kinds that Airdock does not move, such as Docker's
@@ -227,11 +246,15 @@ export function manifestReferences(bytes: Uint8Array): ManifestReferences {
   } catch (cause) {
     throw new AppError('bundle_corrupt', { detail: 'a manifest is not JSON' }, { cause });
   }
-  if (typeof document !== 'object' || document === null || Array.isArray(document)) throw new AppError('bundle_corrupt', { detail: 'a manifest is no object' });
+  if (typeof document !== 'object' || document === null || Array.isArray(document))
+    throw new AppError('bundle_corrupt', { detail: 'a manifest is no object' });
   const entries = Object.entries(document);
   const isKey = (wanted: string) => (entry: [string, unknown]) => entry[0].toLowerCase() === wanted;
-  const children = entries.filter(isKey('manifests')).flatMap(([, list]) => (Array.isArray(list) ? (list as unknown[]) : []));
-  const ofChild = (child: unknown) => (typeof child === 'object' && child !== null ? Object.entries(child).filter(isKey('digest')) : []);
+  const children = entries
+    .filter(isKey('manifests'))
+    .flatMap(([, list]) => (Array.isArray(list) ? (list as unknown[]) : []));
+  const ofChild = (child: unknown) =>
+    typeof child === 'object' && child !== null ? Object.entries(child).filter(isKey('digest')) : [];
   return {
     manifests: digestsIn(children.flatMap(ofChild)),
     mentioned: digestsIn(entries.filter((entry) => !isKey('subject')(entry))),
@@ -245,16 +268,22 @@ export function filterIndex(bytes: Uint8Array, keep: (digest: Digest) => boolean
   return Buffer.from(JSON.stringify({ ...index, manifests: index.manifests.filter(({ digest }) => keep(digest)) }));
 }
 
-export const isIndexMediaType = (mediaType: string): boolean => mediaType === mediaTypes.ociIndex || mediaType === mediaTypes.dockerList;
+export const isIndexMediaType = (mediaType: string): boolean =>
+  mediaType === mediaTypes.ociIndex || mediaType === mediaTypes.dockerList;
 export const isManifestMediaType = (mediaType: string): boolean => manifestMediaTypes.includes(mediaType);
 
 /**
  * Platform and layer identities of an image configuration; no identities when it does not speak of layers. With `strict` it must be JSON that every
  * reader understands alike. Throws `bundle_corrupt`.
  */
-export function parseImageConfig(bytes: Uint8Array, { strict = false } = {}): { platform: Platform; diffIds: string[] | undefined } {
+export function parseImageConfig(
+  bytes: Uint8Array,
+  { strict = false } = {},
+): { platform: Platform; diffIds: string[] | undefined } {
   try {
-    const { os, architecture, variant, rootfs } = configSchema.parse(strict ? parseStrictJson(bytes) : parseBoundedJson(bytes, documentBounds));
+    const { os, architecture, variant, rootfs } = configSchema.parse(
+      strict ? parseStrictJson(bytes) : parseBoundedJson(bytes, documentBounds),
+    );
     return { platform: { os, architecture, variant }, diffIds: rootfs && (rootfs.diff_ids ?? []) };
   } catch (cause) {
     throw new AppError('bundle_corrupt', { detail: 'an image configuration is not valid' }, { cause });
@@ -262,4 +291,5 @@ export function parseImageConfig(bytes: Uint8Array, { strict = false } = {}): { 
 }
 
 /** `linux/arm64/v8`, as Docker writes platforms. */
-export const formatPlatform = ({ os, architecture, variant }: Platform): string => [os, architecture, variant].filter(Boolean).join('/');
+export const formatPlatform = ({ os, architecture, variant }: Platform): string =>
+  [os, architecture, variant].filter(Boolean).join('/');

@@ -17,10 +17,21 @@ describe('parseReference', () => {
     [`quay.io/a@sha256:${'0'.repeat(64)}`, `quay.io/a@sha256:${'0'.repeat(64)}`],
   ])('reads %s as %s', (text, full) => expect(formatReference(parseReference(text))).toBe(full));
 
-  it.each(['', '[::::]/x', '[1:2]/x', 'UPPER/x', 'a b', 'x:', 'x:ta g', 'x@sha256:12', '../x', 'a//b', 'registry.io/', '-x.io/a', 'x:y\u0000z'])(
-    'refuses %j',
-    (text) => expect(() => parseReference(text)).toThrowError(AppError),
-  );
+  it.each([
+    '',
+    '[::::]/x',
+    '[1:2]/x',
+    'UPPER/x',
+    'a b',
+    'x:',
+    'x:ta g',
+    'x@sha256:12',
+    '../x',
+    'a//b',
+    'registry.io/',
+    '-x.io/a',
+    'x:y\u0000z',
+  ])('refuses %j', (text) => expect(() => parseReference(text)).toThrowError(AppError));
 
   it('reads back what it formats, and never throws anything but its own error', () => {
     fc.assert(
@@ -37,14 +48,17 @@ describe('parseReference', () => {
 });
 
 describe('localReferences', () => {
-  it.each(['[fd00::10]:5000/a/x:1', '[::1]/x:1', '[2001:db8:1:2:3:4:5:6]:443/x:1', 'example.com:5000/x:1', 'k8s.gcr.io/pause:3.2'])(
-    'give %s a path that leads back to it',
-    (text) => {
-      const [, below] = localReferences(parseReference(text), 'localhost:5100');
-      expect(parseReference(formatReference(below as Reference))).toEqual(below);
-      expect(formatReference(upstreamOf(below as Reference) as Reference)).toBe(text);
-    },
-  );
+  it.each([
+    '[fd00::10]:5000/a/x:1',
+    '[::1]/x:1',
+    '[2001:db8:1:2:3:4:5:6]:443/x:1',
+    'example.com:5000/x:1',
+    'k8s.gcr.io/pause:3.2',
+  ])('give %s a path that leads back to it', (text) => {
+    const [, below] = localReferences(parseReference(text), 'localhost:5100');
+    expect(parseReference(formatReference(below as Reference))).toEqual(below);
+    expect(formatReference(upstreamOf(below as Reference) as Reference)).toBe(text);
+  });
 
   it('replaces only the host, and adds the name below the upstream', () => {
     expect(local('k8s.gcr.io/pause:3.2')).toEqual(['localhost:5100/pause:3.2', 'localhost:5100/k8s.gcr.io/pause:3.2']);
@@ -53,6 +67,10 @@ describe('localReferences', () => {
   });
 
   it('gives official images both of their names', () => {
-    expect(local('nginx:1.21')).toEqual(['localhost:5100/nginx:1.21', 'localhost:5100/library/nginx:1.21', 'localhost:5100/docker.io/library/nginx:1.21']);
+    expect(local('nginx:1.21')).toEqual([
+      'localhost:5100/nginx:1.21',
+      'localhost:5100/library/nginx:1.21',
+      'localhost:5100/docker.io/library/nginx:1.21',
+    ]);
   });
 });

@@ -14,7 +14,8 @@ export interface Reference {
   digest?: Digest | undefined;
 }
 
-const registryPattern = /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$/;
+const registryPattern =
+  /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$/;
 const repositoryPattern = /^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:\/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$/;
 const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/;
 
@@ -28,7 +29,8 @@ export const isRepository = (text: string): boolean => text.length <= 255 && rep
 export const isTag = (text: string): boolean => tagPattern.test(text);
 
 /** An IPv6 address in its shortest form, e.g. `[fd00::10]:5000`; anything else as it is. */
-const canonicalRegistry = (registry: string): string => registry.replace(/^\[.+\]/, (address) => new URL(`http://${address}`).hostname);
+const canonicalRegistry = (registry: string): string =>
+  registry.replace(/^\[.+\]/, (address) => new URL(`http://${address}`).hostname);
 
 /**
  * Reads a reference the way Docker does: without a registry it is Docker Hub's, a one-word Docker Hub name is in `library/`,
@@ -101,28 +103,42 @@ export type NameKind = (typeof nameKinds)[number];
  * `library/nginx` as flat names. The first is where the bytes go; the others are mounts. An upstream's port is written with `_`, and an IPv6 address as
  * `ipv6-fd00-0-0-0-0-0-0-10`, since `:` cannot stand in a path.
  */
-export function localReferences(upstream: Reference, localRegistry: string, kinds: readonly NameKind[] = nameKinds): Reference[] {
+export function localReferences(
+  upstream: Reference,
+  localRegistry: string,
+  kinds: readonly NameKind[] = nameKinds,
+): Reference[] {
   const { registry, repository, tag, digest } = upstream;
-  const official = registry === 'docker.io' && repository.startsWith('library/') ? [repository.slice('library/'.length)] : [];
+  const official =
+    registry === 'docker.io' && repository.startsWith('library/') ? [repository.slice('library/'.length)] : [];
   const paths = { flat: [...official, repository], upstream: [`${pathOfRegistry(registry)}/${repository}`] };
-  return nameKinds.flatMap((kind) => (kinds.includes(kind) ? paths[kind] : [])).map((path) => ({ registry: localRegistry, repository: path, tag, digest }));
+  return nameKinds
+    .flatMap((kind) => (kinds.includes(kind) ? paths[kind] : []))
+    .map((path) => ({ registry: localRegistry, repository: path, tag, digest }));
 }
 
 function pathOfRegistry(registry: string): string {
   const [, address, port = ''] = /^\[(.+)\](?::(\d+))?$/.exec(registry.toLowerCase()) ?? [];
   if (address === undefined) return registry.toLowerCase().replaceAll(':', '_');
   const [before = [], after] = address.split('::').map((half) => half.split(':').filter((group) => group !== ''));
-  const groups = after === undefined ? before : [...before, ...Array<string>(8 - before.length - after.length).fill('0'), ...after];
+  const groups =
+    after === undefined ? before : [...before, ...Array<string>(8 - before.length - after.length).fill('0'), ...after];
   return `ipv6-${groups.map((group) => Number.parseInt(group, 16).toString(16)).join('-')}${port && `_${port}`}`;
 }
 
 /** The upstream whose name below its upstream this is: `k8s.gcr.io/pause` → `k8s.gcr.io`, `pause`. Undefined for a flat name. */
-export function upstreamOf({ repository, tag, digest }: Pick<Reference, 'repository' | 'tag' | 'digest'>): Reference | undefined {
+export function upstreamOf({
+  repository,
+  tag,
+  digest,
+}: Pick<Reference, 'repository' | 'tag' | 'digest'>): Reference | undefined {
   const slash = repository.indexOf('/');
   const registry = repository
     .slice(0, Math.max(slash, 0))
     .replace(/_(\d+)$/, ':$1')
-    .replace(/^ipv6-([\da-f]{1,4}(?:-[\da-f]{1,4}){7})(?=:|$)/, (_, groups: string) => canonicalRegistry(`[${groups.replaceAll('-', ':')}]`));
+    .replace(/^ipv6-([\da-f]{1,4}(?:-[\da-f]{1,4}){7})(?=:|$)/, (_, groups: string) =>
+      canonicalRegistry(`[${groups.replaceAll('-', ':')}]`),
+    );
   if (!/[.:]/.test(registry) && registry !== 'localhost') return undefined;
   return { registry, repository: repository.slice(slash + 1), tag, digest };
 }

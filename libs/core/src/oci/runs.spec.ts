@@ -1,7 +1,16 @@
 import { describe, expect, it } from 'vitest';
 import { digestOf } from './digest.js';
 import { mediaTypes } from './manifest.js';
-import { explainObstacles, hasImageTypes, hasZstdLayers, isPlatformWanted, matchesPlatform, obstacleOn, platformTexts, runsOn } from './runs.js';
+import {
+  explainObstacles,
+  hasImageTypes,
+  hasZstdLayers,
+  isPlatformWanted,
+  matchesPlatform,
+  obstacleOn,
+  platformTexts,
+  runsOn,
+} from './runs.js';
 
 describe('matchesPlatform', () => {
   it.each([
@@ -52,13 +61,21 @@ it('a selection without a variant takes every variant, one with a variant what r
 it('finds in texts what a selection takes', () => {
   expect(platformTexts('linux/arm64')).toEqual(['linux/arm64', 'linux/arm64/']);
   expect(platformTexts('linux/armv7l')).toEqual(['linux/arm', 'linux/arm/']);
-  expect(new Set(platformTexts('linux/arm64/v8'))).toEqual(new Set(['linux/arm64', ...Array.from({ length: 8 }, (_, index) => `linux/arm64/v${index + 1}`)]));
+  expect(new Set(platformTexts('linux/arm64/v8'))).toEqual(
+    new Set(['linux/arm64', ...Array.from({ length: 8 }, (_, index) => `linux/arm64/v${index + 1}`)]),
+  );
   expect(platformTexts('linux/arm/v6')).not.toContain('linux/arm');
 });
 
 describe('runsOn', () => {
-  const docker = (version: string | undefined) => ({ platform: 'linux/amd64', runtime: { name: 'docker' as const, version } });
-  const containerd = (version: string) => ({ platform: 'linux/amd64', runtime: { name: 'containerd' as const, version } });
+  const docker = (version: string | undefined) => ({
+    platform: 'linux/amd64',
+    runtime: { name: 'docker' as const, version },
+  });
+  const containerd = (version: string) => ({
+    platform: 'linux/amd64',
+    runtime: { name: 'containerd' as const, version },
+  });
   const zstd = { platforms: ['linux/amd64', 'linux/arm64'], zstdPlatforms: ['linux/amd64'] };
 
   it('asks for the platform, and whether it is an image at all', () => {
@@ -69,9 +86,21 @@ describe('runsOn', () => {
   });
 
   it('knows who reads zstd; who does not say his version does not', () => {
-    for (const where of [docker('20.10.24+dfsg1'), docker('19.03.15'), docker(undefined), docker('dev'), containerd('1.4.13')])
+    for (const where of [
+      docker('20.10.24+dfsg1'),
+      docker('19.03.15'),
+      docker(undefined),
+      docker('dev'),
+      containerd('1.4.13'),
+    ])
       expect(obstacleOn(zstd, where)).toBe('compression');
-    for (const where of [docker('23.0.0'), docker('29.1.2'), containerd('1.6.20~ds1'), containerd('v2.1.0'), { platform: 'linux/amd64' }])
+    for (const where of [
+      docker('23.0.0'),
+      docker('29.1.2'),
+      containerd('1.6.20~ds1'),
+      containerd('v2.1.0'),
+      { platform: 'linux/amd64' },
+    ])
       expect(runsOn(zstd, where)).toBe(true);
     expect(runsOn(zstd, { ...docker('20.10'), platform: 'linux/arm64' })).toBe(true);
     expect(runsOn({ ...zstd, platforms: [...zstd.platforms, 'linux/amd64/v1'] }, docker('20.10'))).toBe(true);
@@ -90,8 +119,16 @@ describe('runsOn', () => {
 });
 
 describe('an image by the types in its manifest', () => {
-  const descriptor = (mediaType: string, urls?: string[]) => ({ mediaType, digest: digestOf(mediaType), size: 1, urls });
-  const manifest = (config: string, ...layers: string[]) => ({ config: descriptor(config), layers: layers.map((type) => descriptor(type)) });
+  const descriptor = (mediaType: string, urls?: string[]) => ({
+    mediaType,
+    digest: digestOf(mediaType),
+    size: 1,
+    urls,
+  });
+  const manifest = (config: string, ...layers: string[]) => ({
+    config: descriptor(config),
+    layers: layers.map((type) => descriptor(type)),
+  });
 
   it.each([
     [manifest(mediaTypes.ociConfig, mediaTypes.ociLayer, mediaTypes.ociLayerGzip, mediaTypes.ociLayerZstd)],
@@ -101,7 +138,10 @@ describe('an image by the types in its manifest', () => {
   ])('is one: %j', (image) => expect(hasImageTypes(image)).toBe(true));
 
   it.each([
-    ['a chart', manifest('application/vnd.cncf.helm.config.v1+json', 'application/vnd.cncf.helm.chart.content.v1.tar+gzip')],
+    [
+      'a chart',
+      manifest('application/vnd.cncf.helm.config.v1+json', 'application/vnd.cncf.helm.chart.content.v1.tar+gzip'),
+    ],
     ['an artifact with the empty configuration', manifest('application/vnd.oci.empty.v1+json', 'text/plain')],
     ['a policy with the configuration of an image', manifest(mediaTypes.ociConfig, 'application/vnd.example.policy')],
     ['a signature', manifest(mediaTypes.ociConfig, 'application/vnd.dev.cosign.simplesigning.v1+json')],
@@ -110,12 +150,17 @@ describe('an image by the types in its manifest', () => {
     ['encrypted layers', manifest(mediaTypes.ociConfig, `${mediaTypes.ociLayerGzip}+encrypted`)],
     ['layers of another compression', manifest(mediaTypes.ociConfig, `${mediaTypes.ociLayer}+lz4`)],
     ['layers of a vendor', manifest(mediaTypes.dockerConfig, mediaTypes.dockerForeignLayer)],
-    ['layers that lie elsewhere', { config: descriptor(mediaTypes.ociConfig), layers: [descriptor(mediaTypes.ociLayerGzip, ['https://v.site/l'])] }],
+    [
+      'layers that lie elsewhere',
+      { config: descriptor(mediaTypes.ociConfig), layers: [descriptor(mediaTypes.ociLayerGzip, ['https://v.site/l'])] },
+    ],
   ])('is none: %s', (_, artifact) => expect(hasImageTypes(artifact)).toBe(false));
 
   it('tells what is compressed with zstd', () => {
     expect(hasZstdLayers(manifest(mediaTypes.ociConfig, mediaTypes.ociLayerGzip, mediaTypes.ociLayerZstd))).toBe(true);
-    expect(hasZstdLayers(manifest(mediaTypes.dockerConfig, 'application/vnd.docker.image.rootfs.diff.tar.zstd'))).toBe(true);
+    expect(hasZstdLayers(manifest(mediaTypes.dockerConfig, 'application/vnd.docker.image.rootfs.diff.tar.zstd'))).toBe(
+      true,
+    );
     expect(hasZstdLayers(manifest(mediaTypes.ociConfig, mediaTypes.ociLayerGzip))).toBe(false);
   });
 });

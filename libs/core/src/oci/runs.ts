@@ -32,24 +32,42 @@ export type Obstacle = 'artifact' | 'platform' | 'compression';
 export const runsOn = (image: Runnable, where: RunsWhere): boolean => obstacleOn(image, where) === undefined;
 
 /** Undefined where the image runs. */
-export function obstacleOn({ platforms, zstdPlatforms }: Runnable, { platform, runtime }: RunsWhere): Obstacle | undefined {
+export function obstacleOn(
+  { platforms, zstdPlatforms }: Runnable,
+  { platform, runtime }: RunsWhere,
+): Obstacle | undefined {
   if (platforms.length === 0) return 'artifact';
   const fitting = platforms.filter((own) => matchesPlatform(own, platform));
   if (fitting.length === 0) return 'platform';
-  return runtime && !knowsZstd(runtime) && fitting.every((own) => zstdPlatforms?.includes(own)) ? 'compression' : undefined;
+  return runtime && !knowsZstd(runtime) && fitting.every((own) => zstdPlatforms?.includes(own))
+    ? 'compression'
+    : undefined;
 }
 
 /** For people: `a, b (no image: needed in the registry only), c (not for linux/arm64)`; of each kind the first few. */
-export function explainObstacles(left: readonly { name: string; obstacle: Obstacle }[], { platform, runtime }: RunsWhere): string {
+export function explainObstacles(
+  left: readonly { name: string; obstacle: Obstacle }[],
+  { platform, runtime }: RunsWhere,
+): string {
   const reasons: Record<Obstacle, string> = {
     artifact: 'no image: needed in the registry only',
     platform: `not for ${platform}`,
-    compression: `layers compressed with zstd, which ${runtime?.name ?? 'the runtime'} ${runtime?.version ?? ''} does not read`.replace(/ +/g, ' '),
+    compression:
+      `layers compressed with zstd, which ${runtime?.name ?? 'the runtime'} ${runtime?.version ?? ''} does not read`.replace(
+        / +/g,
+        ' ',
+      ),
   };
   return Object.entries(reasons)
-    .map(([obstacle, reason]) => ({ reason, names: left.filter((one) => one.obstacle === obstacle).map(({ name }) => name) }))
+    .map(([obstacle, reason]) => ({
+      reason,
+      names: left.filter((one) => one.obstacle === obstacle).map(({ name }) => name),
+    }))
     .filter(({ names }) => names.length > 0)
-    .map(({ reason, names }) => `${names.slice(0, 5).join(', ')}${names.length > 5 ? ` and ${names.length - 5} more` : ''} (${reason})`)
+    .map(
+      ({ reason, names }) =>
+        `${names.slice(0, 5).join(', ')}${names.length > 5 ? ` and ${names.length - 5} more` : ''} (${reason})`,
+    )
     .join(', ');
 }
 
@@ -66,7 +84,9 @@ export function matchesPlatform(own: string, platform: string): boolean {
 /** For selections, which come before the hosts are known: a platform without a variant stands for all of its variants, one with a variant for what runs there. */
 export function isPlatformWanted(own: string, wanted: string): boolean {
   const [made, asked] = [parsePlatform(own), parsePlatform(wanted)];
-  return wanted.split('/').length < 3 ? made.os === asked.os && made.architecture === asked.architecture : matchesPlatform(own, wanted);
+  return wanted.split('/').length < 3
+    ? made.os === asked.os && made.architecture === asked.architecture
+    : matchesPlatform(own, wanted);
 }
 
 /**
@@ -77,7 +97,9 @@ export function platformTexts(wanted: string): string[] {
   const { os, architecture } = parsePlatform(wanted);
   const base = `${os}/${architecture}`;
   if (wanted.split('/').length < 3) return [base, `${base}/`];
-  return [base, ...Array.from({ length: 9 }, (_, index) => `${base}/v${index + 1}`), wanted].filter((text) => isPlatformWanted(text, wanted));
+  return [base, ...Array.from({ length: 9 }, (_, index) => `${base}/v${index + 1}`), wanted].filter((text) =>
+    isPlatformWanted(text, wanted),
+  );
 }
 
 /** Names that mean the same as others, as Go, dpkg and the kernel have them. Source: https://github.com/containerd/platforms/blob/main/database.go */
@@ -98,12 +120,17 @@ const otherNames: Record<string, [architecture: string, variant?: string]> = {
 /** Of an architecture that has variants: what it is without one. */
 const defaultVariants: Record<string, string> = { arm64: 'v8', arm: 'v7', amd64: 'v1' };
 
-const own = <T>(table: Record<string, T>, key: string): T | undefined => (Object.hasOwn(table, key) ? table[key] : undefined);
+const own = <T>(table: Record<string, T>, key: string): T | undefined =>
+  Object.hasOwn(table, key) ? table[key] : undefined;
 
 function parsePlatform(text: string): Platform {
   const [os = '', name = '', said = ''] = text.toLowerCase().split('/');
   const [architecture, implied] = own(otherNames, name) ?? [name];
-  return { os, architecture, variant: (/^\d/.test(said) ? `v${said}` : said) || implied || own(defaultVariants, architecture) };
+  return {
+    os,
+    architecture,
+    variant: (/^\d/.test(said) ? `v${said}` : said) || implied || own(defaultVariants, architecture),
+  };
 }
 
 const knowsZstd = ({ name, version = '' }: NonNullable<RunsWhere['runtime']>): boolean => {
@@ -111,7 +138,8 @@ const knowsZstd = ({ name, version = '' }: NonNullable<RunsWhere['runtime']>): b
   return name === 'docker' ? Number(major) >= 23 : Number(major) > 1 || (Number(major) === 1 && Number(minor) >= 5);
 };
 
-export const isImageConfig = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.ociConfig || mediaType === mediaTypes.dockerConfig;
+export const isImageConfig = ({ mediaType }: Descriptor): boolean =>
+  mediaType === mediaTypes.ociConfig || mediaType === mediaTypes.dockerConfig;
 
 /** Layers that a runtime unpacks: with the compression that is said, if any. */
 const layerPattern =
@@ -122,4 +150,5 @@ export const hasImageTypes = ({ config, layers }: Pick<ImageManifest, 'config' |
   // What lies elsewhere is out of reach behind an air gap.
   isImageConfig(config) && layers.every(({ mediaType, urls }) => layerPattern.test(mediaType) && !urls?.length);
 
-export const hasZstdLayers = ({ layers }: Pick<ImageManifest, 'layers'>): boolean => layers.some(({ mediaType }) => /[+.]zstd$/.test(mediaType));
+export const hasZstdLayers = ({ layers }: Pick<ImageManifest, 'layers'>): boolean =>
+  layers.some(({ mediaType }) => /[+.]zstd$/.test(mediaType));

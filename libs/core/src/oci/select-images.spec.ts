@@ -1,7 +1,9 @@
 import { describe, expect, it } from 'vitest';
 import { selectImages } from './select-images.js';
 
-const images = ['k8s.gcr.io/pause:3.2', 'docker.io/calico/node:v3.18.1', 'docker.io/calico/cni:v3.18.1'].map((name) => ({ names: [name] }));
+const images = ['k8s.gcr.io/pause:3.2', 'docker.io/calico/node:v3.18.1', 'docker.io/calico/cni:v3.18.1'].map(
+  (name) => ({ names: [name] }),
+);
 const select = (...patterns: string[]) => selectImages(images, patterns).flatMap(({ names }) => names);
 
 describe('selectImages', () => {
@@ -21,7 +23,10 @@ describe('selectImages', () => {
 
   it('refuses what names nothing, a dot being a dot', () => {
     expect(() => select('k8sxgcr.io/*', 'docker.io/*')).toThrow(
-      expect.objectContaining({ code: 'image_not_found', details: expect.objectContaining({ missing: ['k8sxgcr.io/*'] }) }),
+      expect.objectContaining({
+        code: 'image_not_found',
+        details: expect.objectContaining({ missing: ['k8sxgcr.io/*'] }),
+      }),
     );
   });
 

@@ -13,11 +13,15 @@ interface Selectable {
  * The images that a selection names, in their own order. A pattern has `*` for any characters and `?` for one; anything else is a reference as Docker reads it, whose
  * digest, if it has one beside its tag, must be that of the image. Throws `image_not_found` with everything that names nothing.
  */
-export function selectImages<T extends Selectable>(images: readonly T[], selection: readonly string[] | undefined): T[] {
+export function selectImages<T extends Selectable>(
+  images: readonly T[],
+  selection: readonly string[] | undefined,
+): T[] {
   if (!selection) return [...images];
   const matchers = selection.map((text) => ({ text, matches: matcherOf(text) }));
   const missing = matchers.filter(({ matches }) => !images.some(matches)).map(({ text }) => text);
-  if (missing.length > 0) throw new AppError('image_not_found', { detail: `not in the bundle: ${missing.slice(0, 20).join(', ')}`, missing });
+  if (missing.length > 0)
+    throw new AppError('image_not_found', { detail: `not in the bundle: ${missing.slice(0, 20).join(', ')}`, missing });
   return images.filter((image) => matchers.some(({ matches }) => matches(image)));
 }
 

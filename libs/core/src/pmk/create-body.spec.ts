@@ -24,7 +24,9 @@ const failure = (change: Partial<PmkClusterRequest>): AppError => {
 describe('pmkCreateBody', () => {
   it('fills in the network of PMK, writes booleans as 0 and 1, and leaves out what is empty', () => {
     const registries = { dockerPrivateRegistry: '', k8sPrivateRegistry: undefined };
-    expect(pmkCreateBody({ ...request, registries, dockerCentosPackageRepoUrl: '', masterVipIpv4: '', masterVipIface: '' })).toEqual({
+    expect(
+      pmkCreateBody({ ...request, registries, dockerCentosPackageRepoUrl: '', masterVipIpv4: '', masterVipIface: '' }),
+    ).toEqual({
       name: 'site-a',
       kubeRoleVersion: '1.20.11-pmk.2038',
       nodePoolUuid: 'pool',
@@ -46,21 +48,38 @@ describe('pmkCreateBody', () => {
       dockerCentosPackageRepoUrl: 'http://127.0.0.1:5102/docker-el',
       dockerUbuntuPackageRepoUrl: 'http://127.0.0.1:5102/docker-deb',
     };
-    const network = { containersCidr: '10.30.0.0/16', servicesCidr: '10.31.0.0/16', mtuSize: 9000, networkPlugin: 'flannel' };
-    expect(pmkCreateBody({ ...request, registries, network, ...rest })).toMatchObject({ ...registries, ...network, ...rest });
+    const network = {
+      containersCidr: '10.30.0.0/16',
+      servicesCidr: '10.31.0.0/16',
+      mtuSize: 9000,
+      networkPlugin: 'flannel',
+    };
+    expect(pmkCreateBody({ ...request, registries, network, ...rest })).toMatchObject({
+      ...registries,
+      ...network,
+      ...rest,
+    });
   });
 
-  it.each(['localhost', 'localhost:5100', 'registry.site.example:443', '10.0.0.1:5000', '[::1]:5100'])('takes the registry %s', (value) => {
-    expect(pmkCreateBody({ ...request, registries: { quayPrivateRegistry: value } }).quayPrivateRegistry).toBe(value);
-  });
-
-  it.each(['http://localhost:5100', 'localhost:5100/', 'localhost:5100/quay.io', 'user@localhost:5100', 'local host', 'localhost:port', ' '])(
-    'refuses the registry %j by the name of its field',
+  it.each(['localhost', 'localhost:5100', 'registry.site.example:443', '10.0.0.1:5000', '[::1]:5100'])(
+    'takes the registry %s',
     (value) => {
-      const error = failure({ registries: { dockerPrivateRegistry: 'localhost:5100', gcrPrivateRegistry: value } });
-      expect(error).toMatchObject({ code: 'pmk_field_invalid', status: 422, details: { field: 'gcrPrivateRegistry' } });
+      expect(pmkCreateBody({ ...request, registries: { quayPrivateRegistry: value } }).quayPrivateRegistry).toBe(value);
     },
   );
+
+  it.each([
+    'http://localhost:5100',
+    'localhost:5100/',
+    'localhost:5100/quay.io',
+    'user@localhost:5100',
+    'local host',
+    'localhost:port',
+    ' ',
+  ])('refuses the registry %j by the name of its field', (value) => {
+    const error = failure({ registries: { dockerPrivateRegistry: 'localhost:5100', gcrPrivateRegistry: value } });
+    expect(error).toMatchObject({ code: 'pmk_field_invalid', status: 422, details: { field: 'gcrPrivateRegistry' } });
+  });
 
   it('refuses half of a virtual IP', () => {
     expect(failure({ masterVipIpv4: '10.0.0.9' }).details.field).toBe('masterVipIface');

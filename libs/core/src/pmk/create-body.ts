@@ -5,7 +5,12 @@
 import { AppError } from '../errors.js';
 import { isRegistry } from '../oci/reference.js';
 
-export const pmkRegistryFields = ['dockerPrivateRegistry', 'quayPrivateRegistry', 'gcrPrivateRegistry', 'k8sPrivateRegistry'] as const;
+export const pmkRegistryFields = [
+  'dockerPrivateRegistry',
+  'quayPrivateRegistry',
+  'gcrPrivateRegistry',
+  'k8sPrivateRegistry',
+] as const;
 export type PmkRegistryField = (typeof pmkRegistryFields)[number];
 
 export type PmkContainerRuntime = 'docker' | 'containerd';
@@ -64,13 +69,25 @@ export interface PmkCreateBody extends Partial<Record<PmkRegistryField, string>>
  * as its delimiter), and for one half of a virtual IP. All else is left to PMK to judge.
  */
 export function pmkCreateBody(request: PmkClusterRequest): PmkCreateBody {
-  const { name, kubeRoleVersion, nodePoolUuid, network = {}, containerRuntime, masterVipIpv4, masterVipIface, registries = {} } = request;
+  const {
+    name,
+    kubeRoleVersion,
+    nodePoolUuid,
+    network = {},
+    containerRuntime,
+    masterVipIpv4,
+    masterVipIface,
+    registries = {},
+  } = request;
   for (const field of pmkRegistryFields) {
     const value = registries[field];
-    if (value && !isRegistry(value)) throw invalid(field, `${field} must be host or host:port, without scheme, user and path`);
+    if (value && !isRegistry(value))
+      throw invalid(field, `${field} must be host or host:port, without scheme, user and path`);
   }
-  if (masterVipIpv4 && !masterVipIface) throw invalid('masterVipIface', 'masterVipIpv4 needs masterVipIface, the interface that has the address');
-  if (masterVipIface && !masterVipIpv4) throw invalid('masterVipIpv4', 'masterVipIface needs masterVipIpv4, the address that the interface gets');
+  if (masterVipIpv4 && !masterVipIface)
+    throw invalid('masterVipIface', 'masterVipIpv4 needs masterVipIface, the interface that has the address');
+  if (masterVipIface && !masterVipIpv4)
+    throw invalid('masterVipIpv4', 'masterVipIface needs masterVipIpv4, the address that the interface gets');
   const { dockerCentosPackageRepoUrl, dockerUbuntuPackageRepoUrl } = request;
   const fields = Object.fromEntries(pmkRegistryFields.map((field) => [field, registries[field]]));
   const optional = { ...fields, masterVipIpv4, masterVipIface, dockerCentosPackageRepoUrl, dockerUbuntuPackageRepoUrl };

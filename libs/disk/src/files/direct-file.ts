@@ -1,6 +1,15 @@
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import { alignedMemory, blockBytes, giveBack, ordinaryMemory, type Piece, pieceBytes, settledLater, toPieces } from './piece-memory.js';
+import {
+  alignedMemory,
+  blockBytes,
+  giveBack,
+  ordinaryMemory,
+  type Piece,
+  pieceBytes,
+  settledLater,
+  toPieces,
+} from './piece-memory.js';
 import { type FileSpan, type OnPiece, SourceFile } from './read-pieces.js';
 
 /**
@@ -56,7 +65,11 @@ export class DirectFile {
       if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
     }
     // A new file was made before the file system refused the flag.
-    const handle = await open(path, constants.O_WRONLY | constants.O_NOFOLLOW | (isNew ? constants.O_CREAT | constants.O_TRUNC : 0), 0o644);
+    const handle = await open(
+      path,
+      constants.O_WRONLY | constants.O_NOFOLLOW | (isNew ? constants.O_CREAT | constants.O_TRUNC : 0),
+      0o644,
+    );
     return new DirectFile(path, handle, toPieces([ordinaryMemory(), ordinaryMemory()]), false, position);
   }
 

@@ -16,7 +16,11 @@ export interface DurableOptions {
  * folder. Destroys the stream. Removes the temporary file when it fails; a killed process leaves a `.part` file. Throws `space_insufficient`,
  * the signal's reason, and what the stream throws.
  */
-export async function writeDurably(path: string, content: Readable | Uint8Array, { signal, tmpDir = dirname(path) }: DurableOptions = {}): Promise<void> {
+export async function writeDurably(
+  path: string,
+  content: Readable | Uint8Array,
+  { signal, tmpDir = dirname(path) }: DurableOptions = {},
+): Promise<void> {
   await mkdir(dirname(path), { recursive: true });
   await mkdir(tmpDir, { recursive: true });
   const tmp = join(tmpDir, `${basename(path)}.${randomUUID()}.part`);
@@ -72,8 +76,13 @@ export async function freeBytesOf(folder: string): Promise<number> {
 export function diskError(error: unknown, path: string): unknown {
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
-  return new AppError('space_insufficient', { detail: `the disk of ${dirname(path)} is full`, path: dirname(path) }, { cause: error });
+  return new AppError(
+    'space_insufficient',
+    { detail: `the disk of ${dirname(path)} is full`, path: dirname(path) },
+    { cause: error },
+  );
 }
 
 /** False for failures after which an unfinished file is of no use, or in the way: wrong content, and a full disk. */
-export const isWorthKeeping = (error: unknown): boolean => !(error instanceof AppError && ['digest_mismatch', 'space_insufficient'].includes(error.code));
+export const isWorthKeeping = (error: unknown): boolean =>
+  !(error instanceof AppError && ['digest_mismatch', 'space_insufficient'].includes(error.code));

@@ -10,7 +10,9 @@ import { writeDurably } from './durable-file.js';
 import { openRegularFile } from './regular-file.js';
 
 /** absent: no such folder; unmarked: no such file in it; damaged: the file holds no id; unreadable: neither could be told. */
-export type FolderMark = { state: 'marked'; id: string } | { state: 'absent' | 'unmarked' | 'damaged' | 'unreadable'; why: string };
+export type FolderMark =
+  | { state: 'marked'; id: string }
+  | { state: 'absent' | 'unmarked' | 'damaged' | 'unreadable'; why: string };
 
 const idPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const maxMarkBytes = 128;
@@ -38,7 +40,10 @@ export async function readFolderMark(folder: string, name: string): Promise<Fold
   }
 }
 
-const unreadable = (error: unknown): FolderMark => ({ state: 'unreadable', why: `it cannot be looked at (${codeOf(error) || 'unknown error'})` });
+const unreadable = (error: unknown): FolderMark => ({
+  state: 'unreadable',
+  why: `it cannot be looked at (${codeOf(error) || 'unknown error'})`,
+});
 const codeOf = (error: unknown): string => (error as NodeJS.ErrnoException).code ?? '';
 
 /** Why a folder is not the one with the id; undefined when it is. */

@@ -9,15 +9,18 @@ import { describe, expect, it } from 'vitest';
 import { createPooledDigest, digestOfFile } from './hash-pool.js';
 
 describe('createPooledDigest', () => {
-  it.each([0, 1, 262_144, 262_145, 5_000_000])('hashes %d bytes as they are, whatever pieces they come in', async (size) => {
-    const bytes = randomBytes(size);
-    const digest = createPooledDigest();
-    const half = Math.floor(size / 2);
-    void digest.update(bytes.subarray(0, half));
-    expect(await digest.prefix()).toBe(digestOf(bytes.subarray(0, half)));
-    await digest.update(bytes.subarray(half));
-    expect(await digest.value()).toBe(digestOf(bytes));
-  });
+  it.each([0, 1, 262_144, 262_145, 5_000_000])(
+    'hashes %d bytes as they are, whatever pieces they come in',
+    async (size) => {
+      const bytes = randomBytes(size);
+      const digest = createPooledDigest();
+      const half = Math.floor(size / 2);
+      void digest.update(bytes.subarray(0, half));
+      expect(await digest.prefix()).toBe(digestOf(bytes.subarray(0, half)));
+      await digest.update(bytes.subarray(half));
+      expect(await digest.value()).toBe(digestOf(bytes));
+    },
+  );
 
   it('keeps many digests apart, in memory that is shared and in memory that is not', async () => {
     const contents = Array.from({ length: 20 }, (_, index) => {
@@ -42,7 +45,9 @@ describe('createPooledDigest', () => {
     const before = eventLoopUtilization();
     await digest.update(bytes);
     expect(eventLoopUtilization(before).utilization).toBeLessThan(0.5);
-    expect(await digest.value()).toBe(`sha256:${createHash('sha256').update(bytes.subarray(0, 1_000_000)).update(bytes).digest('hex')}`);
+    expect(await digest.value()).toBe(
+      `sha256:${createHash('sha256').update(bytes.subarray(0, 1_000_000)).update(bytes).digest('hex')}`,
+    );
   });
 
   it('neither keeps a process alive nor lets it end before an answer', async () => {
@@ -66,7 +71,10 @@ describe('digestOfFile', () => {
     };
     expect(await digestOfFile(path, { onBytes })).toBe(digestOf(bytes));
     expect(count).toBe(bytes.length);
-    for (const offset of [512, 1000]) expect(await digestOfFile(path, { offset, size: 8_400_000 })).toBe(digestOf(bytes.subarray(offset, offset + 8_400_000)));
+    for (const offset of [512, 1000])
+      expect(await digestOfFile(path, { offset, size: 8_400_000 })).toBe(
+        digestOf(bytes.subarray(offset, offset + 8_400_000)),
+      );
     await expect(digestOfFile(path, { signal: AbortSignal.abort(new Error('enough')) })).rejects.toThrow('enough');
     await expect(digestOfFile(join(folder.path, 'none'))).rejects.toMatchObject({ code: 'ENOENT' });
   });

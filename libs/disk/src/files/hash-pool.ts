@@ -37,7 +37,10 @@ class HashThread {
   #gone: AppError | undefined;
   readonly #waiting = new Map<number, Waiting>();
   // From source the file is TypeScript, which Node.js takes as it is.
-  readonly #worker = new Worker(new URL(import.meta.url.endsWith('.ts') ? './hash-worker.ts' : './hash-worker.js', import.meta.url), { execArgv: [] });
+  readonly #worker = new Worker(
+    new URL(import.meta.url.endsWith('.ts') ? './hash-worker.ts' : './hash-worker.js', import.meta.url),
+    { execArgv: [] },
+  );
 
   constructor() {
     this.#worker.unref();
@@ -64,7 +67,10 @@ class HashThread {
     const answer = new Promise<HashAnswer>((resolve, reject) => {
       if (this.#waiting.size === 0) this.#worker.ref();
       this.#waiting.set(call, { resolve, reject });
-      this.#worker.postMessage({ ...request, call, ...(copy && { bytes: copy }) } satisfies HashRequest, copy ? [copy.buffer] : []);
+      this.#worker.postMessage(
+        { ...request, call, ...(copy && { bytes: copy }) } satisfies HashRequest,
+        copy ? [copy.buffer] : [],
+      );
     });
     // Whoever does not wait hears of it by the next call.
     answer.catch(() => undefined);
@@ -124,7 +130,9 @@ export function createPooledDigest(): PooledDigest {
       await remote.thread.ask({ hash: remote.hash, bytes: chunk });
     },
     async prefix() {
-      return toDigest(remote ? (await remote.thread.ask({ hash: remote.hash, ask: 'prefix' })).hex : inline.copy().digest('hex'));
+      return toDigest(
+        remote ? (await remote.thread.ask({ hash: remote.hash, ask: 'prefix' })).hex : inline.copy().digest('hex'),
+      );
     },
     async value() {
       abandoned.unregister(digest);
@@ -136,7 +144,10 @@ export function createPooledDigest(): PooledDigest {
 
 /** Hands pieces to a digest, and their sizes to `onBytes`; stops with the signal's reason. */
 export const hashPieces =
-  (digest: PooledDigest, { signal, onBytes }: { signal?: AbortSignal | undefined; onBytes?: ((count: number) => void) | undefined } = {}): OnPiece =>
+  (
+    digest: PooledDigest,
+    { signal, onBytes }: { signal?: AbortSignal | undefined; onBytes?: ((count: number) => void) | undefined } = {},
+  ): OnPiece =>
   (bytes) => {
     signal?.throwIfAborted();
     const hashed = digest.update(bytes);
@@ -155,7 +166,10 @@ export interface DigestFileOptions {
 }
 
 /** The digest of a file, or of that part of it which is there. Throws what opening and reading throw, and the signal's reason. */
-export async function digestOfFile(path: string, { offset = 0, size = Number.POSITIVE_INFINITY, ...options }: DigestFileOptions = {}): Promise<Digest> {
+export async function digestOfFile(
+  path: string,
+  { offset = 0, size = Number.POSITIVE_INFINITY, ...options }: DigestFileOptions = {},
+): Promise<Digest> {
   const digest = createPooledDigest();
   await readPieces({ path, offset, size }, hashPieces(digest, options));
   return digest.value();

@@ -14,7 +14,8 @@ export async function writeBelow<T>(root: string, path: string, write: (path: st
   const handle = await open(folder, constants.O_DIRECTORY | constants.O_NOFOLLOW);
   try {
     const opened = `/proc/self/fd/${handle.fd}`;
-    if ((await readlink(opened)) !== join(await realpath(root), relative(root, folder))) throw new Error(`${folder} is reached through a link`);
+    if ((await readlink(opened)) !== join(await realpath(root), relative(root, folder)))
+      throw new Error(`${folder} is reached through a link`);
     return await write(join(opened, basename(path)));
   } finally {
     await handle.close();

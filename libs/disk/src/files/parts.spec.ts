@@ -43,7 +43,12 @@ it('never takes a part from a process that lives, and gives it to one of several
 it('takes a number that is used again for another process, and leaves other machines and containers alone', async () => {
   const mine = basename(newPart(dir.path, 'blob'));
   const [, boot, namespace, pid, started, id] = /^blob\.(\w+)-(\d+)-(\d+)-(\d+)\.(.+)\.part$/.exec(mine) ?? [];
-  for (const owner of [`${boot}-${namespace}-${pid}-${started}`, `00000000-${namespace}-${pid}-1`, `${boot}-1-${pid}-1`, 'nonsense']) {
+  for (const owner of [
+    `${boot}-${namespace}-${pid}-${started}`,
+    `00000000-${namespace}-${pid}-1`,
+    `${boot}-1-${pid}-1`,
+    'nonsense',
+  ]) {
     await writeFile(join(dir.path, `blob.${owner}.${id}.part`), '');
   }
   expect(await takePart(dir.path, 'blob')).toBeUndefined();

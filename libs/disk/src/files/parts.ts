@@ -60,10 +60,12 @@ function parsePart(name: string): { subject: string; owner: string; id: string }
   return subject !== undefined && of !== undefined && id !== undefined ? { subject, owner: of, id } : undefined;
 }
 
-const partPath = (folder: string, subject: string, of: string, id: string): string => join(folder, `${subject}.${of}.${id}.part`);
+const partPath = (folder: string, subject: string, of: string, id: string): string =>
+  join(folder, `${subject}.${of}.${id}.part`);
 
 /** A path for a part of this process. */
-export const newPart = (folder: string, subject: string): string => partPath(folder, subject, owner?.name ?? 'unknown', randomUUID());
+export const newPart = (folder: string, subject: string): string =>
+  partPath(folder, subject, owner?.name ?? 'unknown', randomUUID());
 
 /** Takes over a part of `subject` that was given up, or whose process is dead. Of several who try, one gets it. Undefined when there is none. */
 export async function takePart(folder: string, subject: string): Promise<string | undefined> {

@@ -55,7 +55,8 @@ export async function alignedMemory(handle: FileHandle, by: 'read' | 'write'): P
       if ((error as NodeJS.ErrnoException).code === 'EINVAL') continue;
       throw error;
     }
-    for (let index = 1; index < slabPieces; index++) alignedPool.push(Buffer.from(slab, offset + index * pieceBytes, pieceBytes));
+    for (let index = 1; index < slabPieces; index++)
+      alignedPool.push(Buffer.from(slab, offset + index * pieceBytes, pieceBytes));
     return piece;
   }
   return undefined;

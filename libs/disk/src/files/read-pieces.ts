@@ -1,6 +1,15 @@
 import { constants } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
-import { alignedMemory, blockBytes, giveBack, ordinaryMemory, type Piece, pieceBytes, settledLater, toPieces } from './piece-memory.js';
+import {
+  alignedMemory,
+  blockBytes,
+  giveBack,
+  ordinaryMemory,
+  type Piece,
+  pieceBytes,
+  settledLater,
+  toPieces,
+} from './piece-memory.js';
 import { openRegularFile } from './regular-file.js';
 
 /** Direct reads begin at multiples of this; members of tars do. */

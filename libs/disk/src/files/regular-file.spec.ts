@@ -38,7 +38,9 @@ describe('openRegularFile', () => {
     execFileSync('mkfifo', [join(folder, 'pipe')]);
     for (const name of ['link', 'out', 'pipe', 'inner', 'up/secret', '../secret'])
       await expect(read(join(folder, name), { inside: folder }), name).rejects.toMatchObject({ code: 'bundle_unsafe' });
-    await expect(read('/dev/zero', { inside: '/dev', code: 'backup_store_unsafe' })).rejects.toMatchObject({ code: 'backup_store_unsafe' });
+    await expect(read('/dev/zero', { inside: '/dev', code: 'backup_store_unsafe' })).rejects.toMatchObject({
+      code: 'backup_store_unsafe',
+    });
   });
 
   it('sees that another file has the name, or another folder', async () => {
@@ -46,9 +48,13 @@ describe('openRegularFile', () => {
     await handle.close();
     await writeFile(join(folder, 'new'), 'other');
     await rename(join(folder, 'new'), join(folder, 'file'));
-    await expect(read(join(folder, 'file'), { identity: identityOf(status) })).rejects.toMatchObject({ code: 'bundle_unsafe' });
+    await expect(read(join(folder, 'file'), { identity: identityOf(status) })).rejects.toMatchObject({
+      code: 'bundle_unsafe',
+    });
     await rm(join(folder, 'inner'), { recursive: true });
     await symlink(dir.path, join(folder, 'inner'));
-    await expect(read(join(folder, 'inner/secret'), { inside: folder })).rejects.toMatchObject({ code: 'bundle_unsafe' });
+    await expect(read(join(folder, 'inner/secret'), { inside: folder })).rejects.toMatchObject({
+      code: 'bundle_unsafe',
+    });
   });
 });

@@ -34,7 +34,8 @@ export async function openRegularFile(
   path: string,
   { inside, code = 'bundle_unsafe', flags = 0, identity }: RegularFileOptions = {},
 ): Promise<{ handle: FileHandle; status: Stats }> {
-  const refuse = (what: string, cause?: unknown) => new AppError(code, { detail: `${basename(path)} ${what}` }, { cause });
+  const refuse = (what: string, cause?: unknown) =>
+    new AppError(code, { detail: `${basename(path)} ${what}` }, { cause });
   // The folder may be reached through links of the site's own; from there on there are none.
   const folder = await realpath(inside ?? dirname(path));
   // Opening a device may already do something.
@@ -60,7 +61,8 @@ export async function openRegularFile(
 /** As `lstat`, for what must be a regular file: throws as `openRegularFile`, and does not open it. */
 export async function statRegularFile(path: string, code: ErrorCode = 'bundle_unsafe'): Promise<Stats> {
   const status = await lstat(path);
-  if (!status.isFile()) throw new AppError(code, { detail: `${basename(path)} is a link, a pipe, a device or a folder` });
+  if (!status.isFile())
+    throw new AppError(code, { detail: `${basename(path)} is a link, a pipe, a device or a folder` });
   return status;
 }
 
@@ -72,6 +74,10 @@ export async function* readRegularFile(
   if (end !== undefined && end <= start) return;
   const { handle } = await openRegularFile(path, options);
   // Closes the handle at its end.
-  const content: Readable = handle.createReadStream({ start, ...(end !== undefined && { end: end - 1 }), highWaterMark: 1024 * 1024 });
+  const content: Readable = handle.createReadStream({
+    start,
+    ...(end !== undefined && { end: end - 1 }),
+    highWaterMark: 1024 * 1024,
+  });
   yield* content as AsyncIterable<Buffer>;
 }

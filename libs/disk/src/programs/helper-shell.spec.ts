@@ -19,7 +19,9 @@ describe('the helper shell', () => {
   it('waits for all that it has started: none stays a zombie', async () => {
     startHelperShell();
     for (let round = 0; round < 25; round++) await runProgram('true', []);
-    const ends = await Promise.allSettled(Array.from({ length: 25 }, (_, index) => runProgram(index % 2 ? 'false' : 'true', [])));
+    const ends = await Promise.allSettled(
+      Array.from({ length: 25 }, (_, index) => runProgram(index % 2 ? 'false' : 'true', [])),
+    );
     expect(ends.filter(({ status }) => status === 'rejected')).toHaveLength(12);
     const all = processes();
     const own = new Set(all.filter(({ parent }) => parent === process.pid).map(({ pid }) => pid));
@@ -32,6 +34,8 @@ describe('the helper shell', () => {
       code: 'internal_error',
       details: { detail: 'sh ended with 3: why' },
     });
-    await expect(runProgram('/no/such/program', [])).rejects.toMatchObject({ details: { detail: expect.stringContaining('127') as string } });
+    await expect(runProgram('/no/such/program', [])).rejects.toMatchObject({
+      details: { detail: expect.stringContaining('127') as string },
+    });
   });
 });

@@ -22,10 +22,15 @@ class HelperShell {
 
   constructor() {
     // In a group of its own: a Ctrl-C is for us, who let what runs come to its end.
-    this.#child = spawn('sh', [], { stdio: ['pipe', 'pipe', 'ignore'], detached: true }) as ChildProcessByStdio<Socket, Socket, null>;
+    this.#child = spawn('sh', [], { stdio: ['pipe', 'pipe', 'ignore'], detached: true }) as ChildProcessByStdio<
+      Socket,
+      Socket,
+      null
+    >;
     const gone = (cause?: unknown) => {
       this.#isGone = true;
-      for (const { program, reject } of this.#waiting.values()) reject(new AppError('internal_error', { detail: `${program}: its shell ended` }, { cause }));
+      for (const { program, reject } of this.#waiting.values())
+        reject(new AppError('internal_error', { detail: `${program}: its shell ended` }, { cause }));
       this.#waiting.clear();
     };
     this.#child.on('error', gone).on('exit', () => gone());
@@ -47,7 +52,9 @@ class HelperShell {
       this.#hold(true);
       // One `printf`, so that answers of several programs do not mix.
       // Started by a shell in between that ends at once, which this one waits for: one that runs in the background itself would stay a zombie, since no shell waits for those unasked.
-      this.#child.stdin.write(`( (said=$( { ${command} ${redirections}; } 2>&1 ); code=$?; set -- $said; printf '%s\\n' "${id} $code $*") < /dev/null & )\n`);
+      this.#child.stdin.write(
+        `( (said=$( { ${command} ${redirections}; } 2>&1 ); code=$?; set -- $said; printf '%s\\n' "${id} $code $*") < /dev/null & )\n`,
+      );
     });
   }
 
@@ -57,7 +64,12 @@ class HelperShell {
     this.#waiting.delete(Number(id));
     if (this.#waiting.size === 0) this.#hold(false);
     if (code === '0') waiting?.resolve();
-    else waiting?.reject(new AppError('internal_error', { detail: `${waiting.program} ended with ${code}: ${words.join(' ').slice(0, 500)}` }));
+    else
+      waiting?.reject(
+        new AppError('internal_error', {
+          detail: `${waiting.program} ended with ${code}: ${words.join(' ').slice(0, 500)}`,
+        }),
+      );
   }
 
   #hold(isNeeded: boolean): void {
@@ -78,6 +90,10 @@ export function startHelperShell(): HelperShell {
 }
 
 /** Runs a program, with files as its input and output; without them it gets and says nothing. Throws `internal_error` with its words when it fails. */
-export function runProgram(program: string, args: readonly string[], { input, output }: { input?: string; output?: string } = {}): Promise<void> {
+export function runProgram(
+  program: string,
+  args: readonly string[],
+  { input, output }: { input?: string; output?: string } = {},
+): Promise<void> {
   return startHelperShell().run(program, args, `< ${quote(input ?? '/dev/null')} > ${quote(output ?? '/dev/null')}`);
 }

@@ -12,7 +12,9 @@ const run = promisify(execFile);
 /** What a shell prints that was taken over, and how it ends. */
 async function shell(script: string, sandbox: Sandbox = {}): Promise<string> {
   const [program, ...args] = inSandbox(['/bin/sh', '-c', `{ ${script}; } 2>&1`], sandbox);
-  return (await run(program, args).catch((error: { stdout: string }) => ({ stdout: `failed: ${error.stdout}` }))).stdout.trim();
+  return (
+    await run(program, args).catch((error: { stdout: string }) => ({ stdout: `failed: ${error.stdout}` }))
+  ).stdout.trim();
 }
 
 describe.skipIf(whyNoSandbox())('a sandbox', () => {
@@ -26,7 +28,13 @@ describe.skipIf(whyNoSandbox())('a sandbox', () => {
     const sandbox = { writable: [at('storage')], readable: [at('config.yml')] };
     expect(await shell(`cat ${at('config.yml')}; echo x >${at('storage/blob')}`, sandbox)).toBe('config');
     expect(await readFile(at('storage/blob'), 'utf8')).toBe('x\n');
-    for (const path of [at('secrets.key'), '/etc/shadow', '/root/.bashrc', '/proc/1/root/etc/shadow', `/proc/${process.pid}/environ`])
+    for (const path of [
+      at('secrets.key'),
+      '/etc/shadow',
+      '/root/.bashrc',
+      '/proc/1/root/etc/shadow',
+      `/proc/${process.pid}/environ`,
+    ])
       expect(await shell(`cat ${path}`, sandbox), path).toMatch(/^failed:.*No such file/s);
     expect(await shell(`echo x >${at('config.yml')}`, sandbox)).toMatch(/^failed:.*Read-only/s);
     expect(await shell('echo x >/usr/bin/true', sandbox)).toMatch(/^failed:.*Read-only/s);
@@ -41,7 +49,9 @@ describe.skipIf(whyNoSandbox())('a sandbox', () => {
     expect(await shell(connect)).toMatch(/^failed:.*(refused|unreachable)/s);
     expect(await shell(connect, { hasNetwork: true })).toBe('hello');
     await new Promise((resolve) => server.close(resolve));
-    expect(await shell('grep -E "CapEff|CapBnd|NoNewPrivs" /proc/self/status')).toMatch(/^CapEff:\s0+\nCapBnd:\s0+\nNoNewPrivs:\s1$/);
+    expect(await shell('grep -E "CapEff|CapBnd|NoNewPrivs" /proc/self/status')).toMatch(
+      /^CapEff:\s0+\nCapBnd:\s0+\nNoNewPrivs:\s1$/,
+    );
   });
 });
 

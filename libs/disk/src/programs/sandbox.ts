@@ -23,7 +23,15 @@ export const wrapper = 'bwrap';
 /** Where programs and their libraries are. */
 const systemFolders = ['/bin', '/sbin', '/lib', '/lib32', '/lib64', '/libx32'];
 /** Names of users and services, and certificates, which are no secrets. */
-const systemFiles = ['/etc/ld.so.cache', '/etc/ld.so.conf', '/etc/ld.so.conf.d', '/etc/ssl/certs', '/etc/nsswitch.conf', '/etc/localtime', '/etc/alternatives'];
+const systemFiles = [
+  '/etc/ld.so.cache',
+  '/etc/ld.so.conf',
+  '/etc/ld.so.conf.d',
+  '/etc/ssl/certs',
+  '/etc/nsswitch.conf',
+  '/etc/localtime',
+  '/etc/alternatives',
+];
 
 /** The command that runs a program in a sandbox, or the plain one where this machine allows none: see `whyNoSandbox`. */
 export function inSandbox([program, ...args]: readonly [string, ...string[]], sandbox: Sandbox): [string, ...string[]] {
@@ -67,7 +75,10 @@ export function whyNoSandbox(): string | undefined {
       execFileSync(program, args, { timeout: 10_000, stdio: ['ignore', 'ignore', 'pipe'] });
     } catch (error) {
       const { code, stderr } = error as NodeJS.ErrnoException & { stderr?: Buffer };
-      reason = code === 'ENOENT' ? 'bubblewrap is not installed' : `bubblewrap: ${stderr?.toString('utf8').trim().slice(0, 300) || code}`;
+      reason =
+        code === 'ENOENT'
+          ? 'bubblewrap is not installed'
+          : `bubblewrap: ${stderr?.toString('utf8').trim().slice(0, 300) || code}`;
     }
   }
   return reason === false ? undefined : reason;

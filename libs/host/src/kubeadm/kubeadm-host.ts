@@ -127,9 +127,16 @@ export class KubeadmHost {
   }
 
   private async look(script: string): Promise<NodeState> {
-    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', script], { sudo: true, signal: this.signal, stallTimeoutMs: 660_000 });
-    if (exitCode !== 0) throw new AppError('kubeadm_failed', { detail: `${this.hostName}: ${stderr.trim().slice(-500)}` });
-    const lines = stdout.split('\n', maxLines).map((line) => [line.slice(0, line.indexOf('=')), cleanLine(line.slice(line.indexOf('=') + 1))] as const);
+    const { exitCode, stdout, stderr } = await this.connection.exec(['sh', '-c', script], {
+      sudo: true,
+      signal: this.signal,
+      stallTimeoutMs: 660_000,
+    });
+    if (exitCode !== 0)
+      throw new AppError('kubeadm_failed', { detail: `${this.hostName}: ${stderr.trim().slice(-500)}` });
+    const lines = stdout
+      .split('\n', maxLines)
+      .map((line) => [line.slice(0, line.indexOf('=')), cleanLine(line.slice(line.indexOf('=') + 1))] as const);
     const valueOf = (wanted: string) => lines.find(([key]) => key === wanted)?.[1] || undefined;
     return {
       files: new Set(lines.flatMap(([key, value]) => (key === 'file' ? value : []))),
@@ -150,16 +157,27 @@ export class KubeadmHost {
    * Runs kubeadm with a configuration, if one is given, that nobody else can read and that is gone afterwards. It goes on when the connection breaks. Returns
    * standard output where `output` is `kept`. Throws `kubeadm_failed` with the end of what it complains about, `host_timeout`, `host_unreachable`.
    */
-  async kubeadm(argv: string[], { config = '', output = 'dropped', timeoutMs = 900_000 }: KubeadmOptions = {}): Promise<string> {
+  async kubeadm(
+    argv: string[],
+    { config = '', output = 'dropped', timeoutMs = 900_000 }: KubeadmOptions = {},
+  ): Promise<string> {
     const command = ['sh', '-c', kubeadmScript, 'sh', String(Buffer.byteLength(config)), output, ...argv];
-    const { exitCode, stdout, stderr } = await this.connection.exec(command, { sudo: true, stdin: config, signal: this.signal, stallTimeoutMs: timeoutMs });
+    const { exitCode, stdout, stderr } = await this.connection.exec(command, {
+      sudo: true,
+      stdin: config,
+      signal: this.signal,
+      stallTimeoutMs: timeoutMs,
+    });
     if (exitCode === 0) return stdout;
     const words = maskKubeadmSecrets((stderr || `it ended with ${exitCode}`).trim()).slice(-500);
     throw new AppError('kubeadm_failed', { detail: `${this.hostName}: kubeadm ${argv.join(' ')}: ${words}`, exitCode });
   }
 
   /** Runs kubectl as the administrator of the cluster. Throws `code` with its words. */
-  async kubectl(argv: string[], { stdin = '', timeoutMs = 60_000, code = 'kubernetes_api_failed' }: KubectlOptions = {}): Promise<string> {
+  async kubectl(
+    argv: string[],
+    { stdin = '', timeoutMs = 60_000, code = 'kubernetes_api_failed' }: KubectlOptions = {},
+  ): Promise<string> {
     const { exitCode, stdout, stderr } = await this.connection.exec(['kubectl', '--kubeconfig', adminConf, ...argv], {
       sudo: true,
       stdin,
@@ -174,15 +192,22 @@ export class KubeadmHost {
   /** True when the API answers that it is ready. */
   async isApiReady(): Promise<boolean> {
     const argv = ['kubectl', '--kubeconfig', adminConf, '--request-timeout=10s', 'get', '--raw=/readyz'];
-    return (await this.connection.exec(argv, { sudo: true, signal: this.signal, stallTimeoutMs: 30_000 })).exitCode === 0;
+    return (
+      (await this.connection.exec(argv, { sudo: true, signal: this.signal, stallTimeoutMs: 30_000 })).exitCode === 0
+    );
   }
 
   /** All nodes of the cluster. Throws `kubernetes_api_failed`. */
   async nodes(): Promise<ClusterNode[]> {
-    const lines = (await this.kubectl(['get', 'nodes', '-o', `jsonpath=${jsonPath}`])).split('\n', maxLines).map((line) => cleanLine(line, 500));
+    const lines = (await this.kubectl(['get', 'nodes', '-o', `jsonpath=${jsonPath}`]))
+      .split('\n', maxLines)
+      .map((line) => cleanLine(line, 500));
     return lines.flatMap((line) => {
-      const [, name, version, ready, unschedulable] = /^(\S+) v?(\S*) ready=(\w*) unschedulable=(\w*)$/.exec(line) ?? [];
-      return name === undefined || version === undefined ? [] : { name, version, ready: ready === 'True', schedulable: unschedulable !== 'true' };
+      const [, name, version, ready, unschedulable] =
+        /^(\S+) v?(\S*) ready=(\w*) unschedulable=(\w*)$/.exec(line) ?? [];
+      return name === undefined || version === undefined
+        ? []
+        : { name, version, ready: ready === 'True', schedulable: unschedulable !== 'true' };
     });
   }
 
@@ -194,7 +219,9 @@ export class KubeadmHost {
     try {
       node = nodeDocument.parse(JSON.parse(output));
     } catch {
-      throw new AppError('kubernetes_api_failed', { detail: `${this.hostName}: kubectl get node ${name} gave what is no node` });
+      throw new AppError('kubernetes_api_failed', {
+        detail: `${this.hostName}: kubectl get node ${name} gave what is no node`,
+      });
     }
     return {
       name,
@@ -208,16 +235,27 @@ export class KubeadmHost {
 
   /** What another host needs to join, good for 15 minutes; `config` is a file of `kubeadm init`. Never to be stored, logged, or an argument of a command. */
   async createJoinSecrets(config: string, isControlPlane: boolean): Promise<JoinSecrets> {
-    const said = await this.kubeadm(['token', 'create', '--print-join-command'], { config, output: 'kept', timeoutMs: 120_000 });
+    const said = await this.kubeadm(['token', 'create', '--print-join-command'], {
+      config,
+      output: 'kept',
+      timeoutMs: 120_000,
+    });
     const [, apiServerEndpoint] = /kubeadm join (\S+:\d+)/.exec(said) ?? [];
     const [token] = /\b[a-z0-9]{6}\.[a-z0-9]{16}\b/.exec(said) ?? [];
     const [caCertHash] = /\bsha256:[0-9a-f]{64}\b/.exec(said) ?? [];
     if (!apiServerEndpoint || !token || !caCertHash)
-      throw new AppError('kubeadm_failed', { detail: `${this.hostName}: kubeadm token create printed no join command` });
+      throw new AppError('kubeadm_failed', {
+        detail: `${this.hostName}: kubeadm token create printed no join command`,
+      });
     if (!isControlPlane) return { apiServerEndpoint, token, caCertHash, certificateKey: undefined };
-    const uploaded = await this.kubeadm(['init', 'phase', 'upload-certs', '--upload-certs'], { config, output: 'kept', timeoutMs: 120_000 });
+    const uploaded = await this.kubeadm(['init', 'phase', 'upload-certs', '--upload-certs'], {
+      config,
+      output: 'kept',
+      timeoutMs: 120_000,
+    });
     const [certificateKey] = /\b[0-9a-f]{64}\b/.exec(uploaded) ?? [];
-    if (!certificateKey) throw new AppError('kubeadm_failed', { detail: `${this.hostName}: kubeadm upload-certs printed no key` });
+    if (!certificateKey)
+      throw new AppError('kubeadm_failed', { detail: `${this.hostName}: kubeadm upload-certs printed no key` });
     return { apiServerEndpoint, token, caCertHash, certificateKey };
   }
 
@@ -247,7 +285,12 @@ interface KubectlOptions {
 }
 
 const nodeDocument = z.object({
-  metadata: z.object({ labels: z.record(z.string(), z.string()).nullish(), annotations: z.record(z.string(), z.string()).nullish() }).optional(),
+  metadata: z
+    .object({
+      labels: z.record(z.string(), z.string()).nullish(),
+      annotations: z.record(z.string(), z.string()).nullish(),
+    })
+    .optional(),
   spec: z.object({ unschedulable: z.boolean().optional() }).optional(),
   status: z
     .object({

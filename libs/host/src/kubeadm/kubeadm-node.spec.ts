@@ -35,17 +35,21 @@ function hostWith({ state = [], hasApi = true, node, complaint }: Scene) {
       if (text.includes('/readyz')) return hasApi || isMade ? 'ok' : new Error('refused');
       if (text.includes(' get node ')) return node || isMade ? JSON.stringify(node ?? {}) : '';
       if (text.includes('kubeadm-config'))
-        return JSON.stringify({ data: { ClusterConfiguration: 'kubernetesVersion: v1.20.11\nimageRepository: k8s.gcr.io\n' } });
+        return JSON.stringify({
+          data: { ClusterConfiguration: 'kubernetesVersion: v1.20.11\nimageRepository: k8s.gcr.io\n' },
+        });
       commands.push(argv.filter((word) => !word.includes('kube')).join(' '));
       return '';
     }
     if (text.includes('authority=')) return state.join('\n');
-    if (text.includes('dpkg-query')) return ['kubeadm', 'kubelet', 'kubectl'].map((name) => `installed ${name} 1.20.11-00`).join('\n');
+    if (text.includes('dpkg-query'))
+      return ['kubeadm', 'kubelet', 'kubectl'].map((name) => `installed ${name} 1.20.11-00`).join('\n');
     if (text.includes('limit=$1')) return 'settled not absent';
     if (text.includes('bytes=$1')) {
       // Behind `sh -c SCRIPT sh BYTES OUTPUT`.
       const words = argv.slice(6).join(' ');
-      if (words.startsWith('token create')) return `kubeadm join 10.0.0.1:6443 --token ${token} --discovery-token-ca-cert-hash sha256:${'a'.repeat(64)}`;
+      if (words.startsWith('token create'))
+        return `kubeadm join 10.0.0.1:6443 --token ${token} --discovery-token-ca-cert-hash sha256:${'a'.repeat(64)}`;
       if (words.includes('upload-certs')) return certificateKey;
       commands.push(words);
       if (complaint) return new Error(complaint);
@@ -55,21 +59,40 @@ function hostWith({ state = [], hasApi = true, node, complaint }: Scene) {
   };
   const exec = async (argv: string[]) => {
     const said = answer(argv);
-    return said instanceof Error ? { exitCode: 1, stdout: '', stderr: said.message } : { exitCode: 0, stdout: said, stderr: '' };
+    return said instanceof Error
+      ? { exitCode: 1, stdout: '', stderr: said.message }
+      : { exitCode: 0, stdout: said, stderr: '' };
   };
   const run = async (argv: string[]) => (await exec(argv)).stdout;
-  return { host: new KubeadmHost({ exec, run } as unknown as SshConnection, new AbortController().signal, 'Node-1', 'docker'), commands };
+  return {
+    host: new KubeadmHost({ exec, run } as unknown as SshConnection, new AbortController().signal, 'Node-1', 'docker'),
+    commands,
+  };
 }
 
 const controlPlaneState = ['file=admin.conf', 'file=kubelet.conf', 'authority=1'];
 
 /** What was run: on the host, and, after a bar, by kubectl on the control plane. */
-async function told(scene: Scene, action: (work: NodeWork) => Promise<void>, controlPlane?: ReturnType<typeof hostWith>): Promise<string[]> {
+async function told(
+  scene: Scene,
+  action: (work: NodeWork) => Promise<void>,
+  controlPlane?: ReturnType<typeof hostWith>,
+): Promise<string[]> {
   const { host, commands } = hostWith(scene);
   const changes: string[] = [];
   const work: NodeWork = {
-    ...{ host, controlPlane: controlPlane?.host ?? host, family: 'debian', packages: ['kubeadm', 'kubelet', 'kubectl'], dryRun: false },
-    ...{ note: (step) => changes.push(...step.changes.map(({ target }) => target)), warn: () => undefined, remember: async () => undefined },
+    ...{
+      host,
+      controlPlane: controlPlane?.host ?? host,
+      family: 'debian',
+      packages: ['kubeadm', 'kubelet', 'kubectl'],
+      dryRun: false,
+    },
+    ...{
+      note: (step) => changes.push(...step.changes.map(({ target }) => target)),
+      warn: () => undefined,
+      remember: async () => undefined,
+    },
   };
   const code = await action(work).then(
     () => undefined,
@@ -82,7 +105,13 @@ async function told(scene: Scene, action: (work: NodeWork) => Promise<void>, con
 describe('a first control plane', () => {
   const init = 'init --skip-token-print --skip-certificate-key-print';
   const reset = 'reset --force --cri-socket /var/run/dockershim.sock';
-  const phases = ['upload-config all', 'mark-control-plane', 'bootstrap-token --skip-token-print', 'kubelet-finalize all', 'addon all'];
+  const phases = [
+    'upload-config all',
+    'mark-control-plane',
+    'bootstrap-token --skip-token-print',
+    'kubelet-finalize all',
+    'addon all',
+  ];
   const of = (scene: Scene) => told(scene, (work) => initNode(work, cluster));
   const made = ['file=admin.conf', 'file=kubelet.conf'];
 
@@ -100,7 +129,9 @@ describe('a first control plane', () => {
   });
 
   it('is finished when it is a member whose init was cut short', async () => {
-    expect(await of({ state: [...made, 'unfinished=yes'], node: {} })).toEqual(phases.map((phase) => `init phase ${phase}`));
+    expect(await of({ state: [...made, 'unfinished=yes'], node: {} })).toEqual(
+      phases.map((phase) => `init phase ${phase}`),
+    );
   });
 
   it('is made anew when it is half made', async () => {
@@ -110,7 +141,9 @@ describe('a first control plane', () => {
   });
 
   it('is no success when kubeadm complains, whose words are masked and bounded', async () => {
-    const { host } = hostWith({ complaint: `${'x'.repeat(1000)} --token ${token} sha256:${'0'.repeat(64)} ${certificateKey}` });
+    const { host } = hostWith({
+      complaint: `${'x'.repeat(1000)} --token ${token} sha256:${'0'.repeat(64)} ${certificateKey}`,
+    });
     const error = (await host.kubeadm(['init']).catch((thrown: unknown) => thrown)) as AppError;
     expect(error.code).toBe('kubeadm_failed');
     expect(error.details.detail).toMatch(/^Node-1: kubeadm init: x+ --token \*{3} sha256:\*{3} \*{3}$/);
@@ -121,7 +154,11 @@ describe('a first control plane', () => {
 describe('a host that joins', () => {
   const reset = 'reset --force --cri-socket /var/run/dockershim.sock';
   const of = (scene: Scene, role: 'worker' | 'controlPlane' = 'worker') =>
-    told(scene, (work) => joinNode(work, role, cluster), hostWith({ state: controlPlaneState, node: scene.node ?? (scene.state?.length ? undefined : {}) }));
+    told(
+      scene,
+      (work) => joinNode(work, role, cluster),
+      hostWith({ state: controlPlaneState, node: scene.node ?? (scene.state?.length ? undefined : {}) }),
+    );
   const member = { metadata: { labels: { 'node-role.kubernetes.io/master': '' } } };
   const files = ['file=kubelet.conf', 'authority=1'];
 
@@ -144,7 +181,11 @@ describe('a host that joins', () => {
   });
 
   it('is made anew when it is half made', async () => {
-    expect(await of({ state: [...files, 'unfinished=yes'], node: {} }, 'controlPlane')).toEqual([reset, 'join', '| delete node node-1 --ignore-not-found']);
+    expect(await of({ state: [...files, 'unfinished=yes'], node: {} }, 'controlPlane')).toEqual([
+      reset,
+      'join',
+      '| delete node node-1 --ignore-not-found',
+    ]);
     const left = await of({ state: ['file=kubelet.conf', 'authority=2', 'unfinished=yes'], node: {} });
     expect(left).toEqual([reset, 'join', '| delete node node-1 --ignore-not-found']);
   });
@@ -154,7 +195,11 @@ describe('an upgrade', () => {
   const of = (kubernetesVersion: string, isFirst: boolean, kubelet: string) => {
     const node = { status: { nodeInfo: { kubeletVersion: kubelet } } };
     const role = isFirst ? 'controlPlane' : 'worker';
-    return told({}, (work) => upgradeNode(work, { kubernetesVersion, isFirst, role }, cluster), hostWith({ state: controlPlaneState, node }));
+    return told(
+      {},
+      (work) => upgradeNode(work, { kubernetesVersion, isFirst, role }, cluster),
+      hostWith({ state: controlPlaneState, node }),
+    );
   };
 
   it.each([
@@ -164,6 +209,8 @@ describe('an upgrade', () => {
     ['to the next major version', '2.0.0', true, 'v1.20.11'],
     ['of a node that was left behind', '1.20.11', false, 'v1.18.9'],
   ])('is refused before anything is done: %s', async (_, version, isFirst, kubelet) => {
-    expect(await of(version, isFirst, kubelet)).toEqual([version.startsWith('2') ? 'runtime_unsupported' : 'kubernetes_version_skew']);
+    expect(await of(version, isFirst, kubelet)).toEqual([
+      version.startsWith('2') ? 'runtime_unsupported' : 'kubernetes_version_skew',
+    ]);
   });
 });

@@ -42,7 +42,13 @@ cd /etc/kubernetes 2>/dev/null && [ -e .airdock-created ] || exit 0
 rmdir pki/etcd pki manifests 2>/dev/null
 [ "$(ls -A)" != .airdock-created ] || { rm .airdock-created && rmdir /etc/kubernetes; }`;
 // A member whose init was not seen to end gets what comes last in one. All of them may be done twice.
-const lastPhases = [['upload-config', 'all'], ['mark-control-plane'], ['bootstrap-token', '--skip-token-print'], ['kubelet-finalize', 'all'], ['addon', 'all']];
+const lastPhases = [
+  ['upload-config', 'all'],
+  ['mark-control-plane'],
+  ['bootstrap-token', '--skip-token-print'],
+  ['kubelet-finalize', 'all'],
+  ['addon', 'all'],
+];
 
 /**
  * The host becomes the first control plane of a cluster. One that is already is left as it is, whatever its version; what an earlier init left half made is
@@ -67,7 +73,12 @@ export async function initNode(work: NodeWork, cluster: ClusterSettings): Promis
       changes.push(await runKubeadm(work, ['init', '--skip-token-print', '--skip-certificate-key-print'], config));
     }
   }
-  noteStep(work, 'kubeadm', changes, `the first control plane of a cluster of Kubernetes ${plainVersion(cluster.kubernetesVersion)}`);
+  noteStep(
+    work,
+    'kubeadm',
+    changes,
+    `the first control plane of a cluster of Kubernetes ${plainVersion(cluster.kubernetesVersion)}`,
+  );
   if (dryRun) return;
   if (standing !== 'member') await finish(work);
   await registered(work);
@@ -94,16 +105,39 @@ export async function joinNode(work: NodeWork, role: NodeRole, cluster: ClusterS
     if (node) changes.push(await runKubectl(work, ['delete', 'node', host.nodeName, '--ignore-not-found']));
   }
   if (standing === 'unfinished')
-    changes.push(await runKubectl(work, ['annotate', 'node', host.nodeName, `${annotatedSocket}=${settings.criSocket}`, '--overwrite']));
+    changes.push(
+      await runKubectl(work, [
+        'annotate',
+        'node',
+        host.nodeName,
+        `${annotatedSocket}=${settings.criSocket}`,
+        '--overwrite',
+      ]),
+    );
   if (standing === 'new' || standing === 'half made') {
     const isControlPlane = role === 'controlPlane';
-    const masked = { apiServerEndpoint: '***', token: '***', caCertHash: '***', certificateKey: isControlPlane ? '***' : undefined };
+    const masked = {
+      apiServerEndpoint: '***',
+      token: '***',
+      caCertHash: '***',
+      certificateKey: isControlPlane ? '***' : undefined,
+    };
     changes.push(await begin(work, renderJoinConfig({ ...settings, ...masked })));
     // Made as late as can be: it is good for 15 minutes.
-    const secrets = dryRun ? masked : await controlPlane.createJoinSecrets(renderInitConfig(await initSettings(controlPlane, cluster)), isControlPlane);
+    const secrets = dryRun
+      ? masked
+      : await controlPlane.createJoinSecrets(
+          renderInitConfig(await initSettings(controlPlane, cluster)),
+          isControlPlane,
+        );
     changes.push(await runKubeadm(work, ['join'], renderJoinConfig({ ...settings, ...secrets })));
   }
-  noteStep(work, 'kubeadm', changes, `a ${role === 'worker' ? 'worker' : 'control plane'} of the cluster of ${controlPlane.hostName}`);
+  noteStep(
+    work,
+    'kubeadm',
+    changes,
+    `a ${role === 'worker' ? 'worker' : 'control plane'} of the cluster of ${controlPlane.hostName}`,
+  );
   if (dryRun) return;
   if (standing !== 'member') await finish(work);
   await registered(work);
@@ -114,17 +148,26 @@ export async function joinNode(work: NodeWork, role: NodeRole, cluster: ClusterS
  * written, the node is drained, the kubelet is exchanged, and the node takes pods again when it is ready. Throws `kubernetes_version_skew` before anything is
  * changed, `drain_failed`, `node_not_ready`, and as `initNode`.
  */
-export async function upgradeNode(work: NodeWork, { kubernetesVersion, isFirst, role }: Upgrade, cluster: ClusterSettings): Promise<void> {
+export async function upgradeNode(
+  work: NodeWork,
+  { kubernetesVersion, isFirst, role }: Upgrade,
+  cluster: ClusterSettings,
+): Promise<void> {
   const { host, controlPlane, dryRun, warn } = work;
   const version = plainVersion(kubernetesVersion);
   criSocketOf(host.runtime, version);
   const state = await host.state();
   const node = await controlPlane.node(host.nodeName);
-  if (!node) throw new AppError('kubernetes_api_failed', { detail: `the cluster of ${controlPlane.hostName} has no node ${host.nodeName}` });
+  if (!node)
+    throw new AppError('kubernetes_api_failed', {
+      detail: `the cluster of ${controlPlane.hostName} has no node ${host.nodeName}`,
+    });
   const clusterConfig = await readClusterConfig(controlPlane);
   if (isFirst) assertStep(clusterConfig.version, version, 'the cluster');
   else if (clusterConfig.version !== version)
-    throw new AppError('kubernetes_version_skew', { detail: `the cluster is at ${clusterConfig.version}, so ${host.nodeName} cannot go to ${version} yet` });
+    throw new AppError('kubernetes_version_skew', {
+      detail: `the cluster is at ${clusterConfig.version}, so ${host.nodeName} cannot go to ${version} yet`,
+    });
   assertStep(node.version, version, host.nodeName);
   const isOldControlPlane = role === 'controlPlane' && state.apiServerVersion !== version;
   const isOldKubelet = node.version !== version || (await packagesToInstall(work, version)).length > 0;
@@ -138,15 +181,29 @@ export async function upgradeNode(work: NodeWork, { kubernetesVersion, isFirst, 
     changes.push(...(await setClusterRepository(work, clusterConfig, cluster.imageRepository, version)));
     changes.push(await runKubeadm(work, ['upgrade', 'apply', `v${version}`, '--yes']));
   } else if (isOldControlPlane || (isOldKubelet && !isFirst)) changes.push(await runKubeadm(work, ['upgrade', 'node']));
-  noteStep(work, 'kubeadm', changes, isFirst ? `the cluster is upgraded to ${version}` : `${host.nodeName} is upgraded to ${version}`);
+  noteStep(
+    work,
+    'kubeadm',
+    changes,
+    isFirst ? `the cluster is upgraded to ${version}` : `${host.nodeName} is upgraded to ${version}`,
+  );
 
   // A node that somebody else has cordoned is drained, too, but stays cordoned.
   const isOurs = drainedFor in node.annotations;
   const drain: NodeChange[] = [];
   if (isDue) {
-    if (node.schedulable) drain.push(await runKubectl(work, ['annotate', 'node', host.nodeName, `${drainedFor}=${version}`, '--overwrite']));
+    if (node.schedulable)
+      drain.push(
+        await runKubectl(work, ['annotate', 'node', host.nodeName, `${drainedFor}=${version}`, '--overwrite']),
+      );
     else if (!isOurs) warn(`${host.nodeName} was cordoned before, and stays so`);
-    const argv = ['drain', host.nodeName, '--ignore-daemonsets', '--delete-emptydir-data', `--timeout=${drainSeconds}s`];
+    const argv = [
+      'drain',
+      host.nodeName,
+      '--ignore-daemonsets',
+      '--delete-emptydir-data',
+      `--timeout=${drainSeconds}s`,
+    ];
     drain.push(await runKubectl(work, argv, { timeoutMs: (drainSeconds + 60) * 1000, code: 'drain_failed' }));
   }
   noteStep(work, 'drain', drain, host.nodeName);
@@ -201,14 +258,20 @@ function check(work: NodeWork, standing: Standing): void {
     work,
     'check',
     [],
-    { new: 'no node yet', 'half made': 'an init or join was cut short', unfinished: 'a member, not to the end', member: 'a member' }[standing],
+    {
+      new: 'no node yet',
+      'half made': 'an init or join was cut short',
+      unfinished: 'a member, not to the end',
+      member: 'a member',
+    }[standing],
   );
 }
 
 async function standingOfFirst(host: KubeadmHost, { files, isUnfinished }: NodeState): Promise<Standing> {
   if (files.size === 0) return 'new';
   if (!files.has('admin.conf')) {
-    if (files.has('kubelet.conf') && !isUnfinished) throw new AppError('host_in_cluster', { detail: `${host.hostName} is a worker of a cluster` });
+    if (files.has('kubelet.conf') && !isUnfinished)
+      throw new AppError('host_in_cluster', { detail: `${host.hostName} is a worker of a cluster` });
     return 'half made';
   }
   // Its API may just be starting.
@@ -221,12 +284,20 @@ async function standingOfFirst(host: KubeadmHost, { files, isUnfinished }: NodeS
   });
 }
 
-function standingOfJoining(host: KubeadmHost, state: NodeState, node: ClusterNodeDetails | undefined, role: NodeRole, authority: string): Standing {
+function standingOfJoining(
+  host: KubeadmHost,
+  state: NodeState,
+  node: ClusterNodeDetails | undefined,
+  role: NodeRole,
+  authority: string,
+): Standing {
   const { files, isUnfinished } = state;
   if (files.size === 0) return 'new';
   const isForeign = state.authority !== undefined && state.authority !== authority;
   if (!isUnfinished && files.has('kubelet.conf') && isForeign)
-    throw new AppError('host_in_cluster', { detail: `${host.hostName} is a node of a cluster with another certificate authority` });
+    throw new AppError('host_in_cluster', {
+      detail: `${host.hostName} is a node of a cluster with another certificate authority`,
+    });
   if (!node || isForeign || !files.has('kubelet.conf')) return 'half made';
   if (role === 'worker' || node.isControlPlane) return isUnfinished ? 'unfinished' : 'member';
   if (isUnfinished) return 'half made';
@@ -235,20 +306,36 @@ function standingOfJoining(host: KubeadmHost, state: NodeState, node: ClusterNod
 
 async function authorityOf(controlPlane: KubeadmHost): Promise<string> {
   const { files, authority } = await controlPlane.currentState();
-  if (!authority || !files.has('admin.conf')) throw new AppError('kubernetes_api_failed', { detail: `${controlPlane.hostName} is no control plane` });
+  if (!authority || !files.has('admin.conf'))
+    throw new AppError('kubernetes_api_failed', { detail: `${controlPlane.hostName} is no control plane` });
   return authority;
 }
 
-async function nodeSettings(host: KubeadmHost, { kubernetesVersion, imageRepository, pauseImage }: ClusterSettings): Promise<NodeSettings> {
+async function nodeSettings(
+  host: KubeadmHost,
+  { kubernetesVersion, imageRepository, pauseImage }: ClusterSettings,
+): Promise<NodeSettings> {
   const criSocket = criSocketOf(host.runtime, kubernetesVersion);
-  return { kubernetesVersion, imageRepository, pauseImage, criSocket, nodeName: host.nodeName, advertiseAddress: await host.address() };
+  return {
+    kubernetesVersion,
+    imageRepository,
+    pauseImage,
+    criSocket,
+    nodeName: host.nodeName,
+    advertiseAddress: await host.address(),
+  };
 }
 
 async function initSettings(host: KubeadmHost, cluster: ClusterSettings): Promise<InitSettings> {
   const settings = await nodeSettings(host, cluster);
   const address = settings.advertiseAddress ?? host.nodeName;
   const own = address.includes(':') ? `[${address}]:6443` : `${address}:6443`;
-  return { ...settings, podSubnet: cluster.podSubnet, serviceSubnet: cluster.serviceSubnet, controlPlaneEndpoint: cluster.controlPlaneEndpoint ?? own };
+  return {
+    ...settings,
+    podSubnet: cluster.podSubnet,
+    serviceSubnet: cluster.serviceSubnet,
+    controlPlaneEndpoint: cluster.controlPlaneEndpoint ?? own,
+  };
 }
 
 /** Only its name is known of a host that is to be reset: the socket of a runtime is where it is in all versions. */
@@ -284,7 +371,9 @@ async function registered(work: NodeWork): Promise<void> {
     return node !== undefined;
   };
   if (!(await host.isWithin(registeredMs, isThere)))
-    throw new AppError('node_not_ready', { detail: `${host.nodeName} did not register within ${registeredMs / 1000} s` });
+    throw new AppError('node_not_ready', {
+      detail: `${host.nodeName} did not register within ${registeredMs / 1000} s`,
+    });
   noteStep(
     work,
     'node',
@@ -302,11 +391,17 @@ async function becomesReady({ host, controlPlane }: NodeWork, version: string): 
     seen = node ? `it is ${node.ready ? 'ready' : 'not ready'} with ${node.version}` : 'the cluster does not know it';
     return node?.ready === true && node.version === version;
   };
-  if (!(await host.isWithin(readyMs, isReady))) throw new AppError('node_not_ready', { detail: `${host.nodeName} after ${readyMs / 1000} s: ${seen}` });
+  if (!(await host.isWithin(readyMs, isReady)))
+    throw new AppError('node_not_ready', { detail: `${host.nodeName} after ${readyMs / 1000} s: ${seen}` });
 }
 
 /** Leaves packages alone when all is as it should be, so that a second run needs no repository. */
-async function installPackages(work: NodeWork, kubernetesVersion: string, isSettled: boolean, isMeant = (_name: string) => true): Promise<void> {
+async function installPackages(
+  work: NodeWork,
+  kubernetesVersion: string,
+  isSettled: boolean,
+  isMeant = (_name: string) => true,
+): Promise<void> {
   const changes = isSettled ? [] : await bringPackages(work, kubernetesVersion, isMeant);
   noteStep(work, 'packages', changes, `${work.packages.filter(isMeant).join(', ')} ${plainVersion(kubernetesVersion)}`);
 }
@@ -314,18 +409,29 @@ async function installPackages(work: NodeWork, kubernetesVersion: string, isSett
 async function prepareRuntime(work: NodeWork, { pauseImage }: ClusterSettings, isSettled: boolean): Promise<void> {
   const isContainerd = work.host.runtime === 'containerd';
   const changes = isContainerd && !isSettled ? await setPauseImage(work, pauseImage) : [];
-  noteStep(work, 'runtime', changes, isContainerd ? `containerd, with ${pauseImage}` : 'Docker; the kubelet names the pause image');
+  noteStep(
+    work,
+    'runtime',
+    changes,
+    isContainerd ? `containerd, with ${pauseImage}` : 'Docker; the kubelet names the pause image',
+  );
 }
 
 /** The rest of the packages, and the kubelet started anew with them. */
-async function exchangeKubelet(work: NodeWork, version: string, { pauseImage }: ClusterSettings, isSettled: boolean): Promise<void> {
+async function exchangeKubelet(
+  work: NodeWork,
+  version: string,
+  { pauseImage }: ClusterSettings,
+  isSettled: boolean,
+): Promise<void> {
   const { host, dryRun } = work;
   const changes: NodeChange[] = [];
   if (!isSettled) {
     changes.push(...(await bringPackages(work, version, (name) => !isKubeadm(name))));
     if (host.runtime === 'docker') changes.push(...(await setKubeletPauseImage(work, pauseImage)));
     const complaint = dryRun ? undefined : await toolsOf(host).system.service('restart', 'kubelet');
-    if (complaint !== undefined) throw new AppError('node_not_ready', { detail: `${host.hostName}: the kubelet does not start: ${complaint}` });
+    if (complaint !== undefined)
+      throw new AppError('node_not_ready', { detail: `${host.hostName}: the kubelet does not start: ${complaint}` });
     changes.push({ kind: 'service', action: 'restart', target: 'kubelet', diff: null });
   }
   noteStep(work, 'kubelet', changes, `the kubelet of ${version}`);
@@ -343,19 +449,36 @@ interface ClusterConfig {
 
 /** What kubeadm has stored of the cluster. Throws `kubernetes_api_failed`. */
 async function readClusterConfig(controlPlane: KubeadmHost): Promise<ClusterConfig> {
-  const output = await controlPlane.kubectl(['--namespace', 'kube-system', 'get', 'configmap', 'kubeadm-config', '-o', 'json']);
+  const output = await controlPlane.kubectl([
+    '--namespace',
+    'kube-system',
+    'get',
+    'configmap',
+    'kubeadm-config',
+    '-o',
+    'json',
+  ]);
   try {
     const configMap = JSON.parse(output) as ClusterConfig['configMap'];
     if (configMap.data.ClusterConfiguration.length > maxClusterConfiguration) throw new Error('it is too long');
     const version: unknown = parseDocument(configMap.data.ClusterConfiguration).get('kubernetesVersion');
     return { configMap, version: plainVersion(String(version)) };
   } catch (cause) {
-    throw new AppError('kubernetes_api_failed', { detail: `${controlPlane.hostName}: the ConfigMap kubeadm-config cannot be read` }, { cause });
+    throw new AppError(
+      'kubernetes_api_failed',
+      { detail: `${controlPlane.hostName}: the ConfigMap kubeadm-config cannot be read` },
+      { cause },
+    );
   }
 }
 
 /** An upgrade takes the names of images from what is stored: a cluster that had them elsewhere gets them from here from now on. */
-async function setClusterRepository(work: NodeWork, { configMap }: ClusterConfig, imageRepository: string, version: string): Promise<NodeChange[]> {
+async function setClusterRepository(
+  work: NodeWork,
+  { configMap }: ClusterConfig,
+  imageRepository: string,
+  version: string,
+): Promise<NodeChange[]> {
   const before = configMap.data.ClusterConfiguration;
   const document = parseDocument(before);
   const dnsRepository = dnsRepositoryOf(imageRepository, version);
@@ -365,7 +488,12 @@ async function setClusterRepository(work: NodeWork, { configMap }: ClusterConfig
   if (after === parseDocument(before).toString()) return [];
   const changed = { ...configMap, data: { ...configMap.data, ClusterConfiguration: after } };
   return [
-    { kind: 'file', action: 'change', target: 'ConfigMap kubeadm-config', diff: fileDiff('kubeadm-config', before, after) },
+    {
+      kind: 'file',
+      action: 'change',
+      target: 'ConfigMap kubeadm-config',
+      diff: fileDiff('kubeadm-config', before, after),
+    },
     await runKubectl(work, ['replace', '--filename', '-'], { stdin: JSON.stringify(changed) }),
   ];
 }

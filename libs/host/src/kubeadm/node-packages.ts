@@ -7,8 +7,14 @@ import { type NodeChange, type NodeWork, toolsOf } from './node-work.js';
 const hasKubernetesVersion = (name: string): boolean => /^(?:kubeadm|kubelet|kubectl)/.test(name);
 
 /** Those of the packages that are not there, or in another version. Throws `host_packages_failed`. */
-export async function packagesToInstall({ host, family, packages }: NodeWork, kubernetesVersion: string): Promise<string[]> {
-  if (!family) throw new AppError('host_packages_failed', { detail: `${host.hostName}: the operating system is of no known family` });
+export async function packagesToInstall(
+  { host, family, packages }: NodeWork,
+  kubernetesVersion: string,
+): Promise<string[]> {
+  if (!family)
+    throw new AppError('host_packages_failed', {
+      detail: `${host.hostName}: the operating system is of no known family`,
+    });
   const version = plainVersion(kubernetesVersion);
   const installed = await toolsOf(host).system.installedVersions(family, packages);
   return packages.filter((name) => {
@@ -18,7 +24,11 @@ export async function packagesToInstall({ host, family, packages }: NodeWork, ku
 }
 
 /** Brings the packages in exactly this version, those of which `isMeant`. Throws `host_packages_failed`, with the versions that there are. */
-export async function bringPackages(work: NodeWork, kubernetesVersion: string, isMeant: (name: string) => boolean): Promise<NodeChange[]> {
+export async function bringPackages(
+  work: NodeWork,
+  kubernetesVersion: string,
+  isMeant: (name: string) => boolean,
+): Promise<NodeChange[]> {
   const { host, family, dryRun, remember } = work;
   const names = (await packagesToInstall(work, kubernetesVersion)).filter(isMeant);
   if (names.length === 0 || !family) return [];
@@ -40,5 +50,10 @@ export async function bringPackages(work: NodeWork, kubernetesVersion: string, i
     await system.bring(family, chosen, true, remember);
     await system.hold(family, names, true);
   }
-  return chosen.map((one) => ({ kind: 'package', action: 'install', target: typeof one === 'string' ? one : `${one.name} ${one.version}`, diff: null }));
+  return chosen.map((one) => ({
+    kind: 'package',
+    action: 'install',
+    target: typeof one === 'string' ? one : `${one.name} ${one.version}`,
+    diff: null,
+  }));
 }

@@ -12,7 +12,16 @@ export interface NodeChange {
   diff: string | null;
 }
 
-export const nodeStepNames = ['check', 'packages', 'runtime', 'kubeadm', 'drain', 'kubelet', 'node', 'uncordon'] as const;
+export const nodeStepNames = [
+  'check',
+  'packages',
+  'runtime',
+  'kubeadm',
+  'drain',
+  'kubelet',
+  'node',
+  'uncordon',
+] as const;
 export interface NodeStep {
   name: (typeof nodeStepNames)[number];
   status: 'done' | 'unchanged' | 'planned';
@@ -38,20 +47,37 @@ export interface NodeWork {
   remember: (packages: string[]) => Promise<void>;
 }
 
-export const toolsOf = ({ connection, signal }: KubeadmHost) => ({ system: new HostSystem(connection, signal), files: new HostFiles(connection, signal) });
+export const toolsOf = ({ connection, signal }: KubeadmHost) => ({
+  system: new HostSystem(connection, signal),
+  files: new HostFiles(connection, signal),
+});
 
-export function noteStep({ note, dryRun }: NodeWork, name: NodeStep['name'], changes: NodeChange[], detail: string): void {
+export function noteStep(
+  { note, dryRun }: NodeWork,
+  name: NodeStep['name'],
+  changes: NodeChange[],
+  detail: string,
+): void {
   note({ name, status: changes.length === 0 ? 'unchanged' : dryRun ? 'planned' : 'done', detail, changes });
 }
 
 /** Unless this is a dry run; see `KubeadmHost.kubeadm`. */
 export async function runKubeadm({ host, dryRun }: NodeWork, argv: string[], config?: string): Promise<NodeChange> {
   if (!dryRun) await host.kubeadm(argv, config === undefined ? {} : { config });
-  return { kind: 'command', action: 'run', target: `kubeadm ${argv.join(' ')}${config === undefined ? '' : ' --config FILE'}`, diff: null };
+  return {
+    kind: 'command',
+    action: 'run',
+    target: `kubeadm ${argv.join(' ')}${config === undefined ? '' : ' --config FILE'}`,
+    diff: null,
+  };
 }
 
 /** Unless this is a dry run; see `KubeadmHost.kubectl`. */
-export async function runKubectl({ controlPlane, dryRun }: NodeWork, argv: string[], options: Parameters<KubeadmHost['kubectl']>[1] = {}): Promise<NodeChange> {
+export async function runKubectl(
+  { controlPlane, dryRun }: NodeWork,
+  argv: string[],
+  options: Parameters<KubeadmHost['kubectl']>[1] = {},
+): Promise<NodeChange> {
   if (!dryRun) await controlPlane.kubectl(argv, options);
   return { kind: 'command', action: 'run', target: `kubectl ${argv.join(' ')}`, diff: null };
 }

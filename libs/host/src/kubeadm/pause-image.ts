@@ -43,7 +43,14 @@ export async function takeBackPauseImage(work: NodeWork): Promise<NodeChange[]> 
 
 async function activate({ host, dryRun }: NodeWork, before: HostFile, text: string): Promise<NodeChange[]> {
   const { files, system } = toolsOf(host);
-  if (!dryRun) await activateFile(files, system, before, text, await containerdActivation(new ContainerdHost(host.connection, host.signal)));
+  if (!dryRun)
+    await activateFile(
+      files,
+      system,
+      before,
+      text,
+      await containerdActivation(new ContainerdHost(host.connection, host.signal)),
+    );
   return [
     { kind: 'file', action: 'change', target: before.path, diff: fileDiff(before.path, before.text, text) },
     { kind: 'service', action: 'restart', target: 'containerd', diff: null },

@@ -57,7 +57,8 @@ export async function activateFile(
   }
   await files.restore(before);
   const second = await restart();
-  const back = second === undefined ? `${service} runs with it again` : `${service} does not start with it either (${second})`;
+  const back =
+    second === undefined ? `${service} runs with it again` : `${service} does not start with it either (${second})`;
   throw new AppError('host_runtime_failed', {
     detail: `${service} did not start with the new ${before.path} (${complaint}); the old file is back, and ${back}`,
     file: before.path,

@@ -15,13 +15,19 @@ import type { RuntimeHost } from './runtime-host.js';
 const manifest = z.object({
   config: z.object({ digest: z.string().optional() }).optional(),
   manifests: z
-    .array(z.object({ digest: z.string().optional(), platform: z.object({ os: z.string().optional(), architecture: z.string().optional() }).optional() }))
+    .array(
+      z.object({
+        digest: z.string().optional(),
+        platform: z.object({ os: z.string().optional(), architecture: z.string().optional() }).optional(),
+      }),
+    )
     .optional(),
 });
 type Manifest = z.infer<typeof manifest>;
 
 export const configToml = '/etc/containerd/config.toml';
-export const majorOf = (version: string | undefined): number => Number.parseInt((version ?? '').replace(/^v/, ''), 10) || 1;
+export const majorOf = (version: string | undefined): number =>
+  Number.parseInt((version ?? '').replace(/^v/, ''), 10) || 1;
 
 /** Kubernetes sees the images of this namespace only. */
 const ctr = ['ctr', '--namespace', 'k8s.io'];
@@ -85,7 +91,10 @@ export class ContainerdHost implements RuntimeHost {
   }
 
   async version(): Promise<string | undefined> {
-    const { exitCode, stdout } = await this.connection.exec(['ctr', '--connect-timeout', '5s', 'version'], { sudo: true, signal: this.signal });
+    const { exitCode, stdout } = await this.connection.exec(['ctr', '--connect-timeout', '5s', 'version'], {
+      sudo: true,
+      signal: this.signal,
+    });
     const [, version] = /^Server:[^]*?^ *Version: *([\w.+~-]{1,100})$/m.exec(stdout.slice(0, 10_000)) ?? [];
     return exitCode === 0 ? version : undefined;
   }
@@ -95,8 +104,13 @@ export class ContainerdHost implements RuntimeHost {
     const manifests = await this.manifests([...new Set(targets.values())]);
     const [os, architecture] = platform.split('/');
     const chosen = (digest: string) =>
-      manifests.get(digest)?.manifests?.find((child) => child.platform?.os === os && child.platform?.architecture === architecture)?.digest;
-    const children = await this.manifests([...new Set([...targets.values()].map(chosen).filter((digest) => digest !== undefined))]);
+      manifests
+        .get(digest)
+        ?.manifests?.find((child) => child.platform?.os === os && child.platform?.architecture === architecture)
+        ?.digest;
+    const children = await this.manifests([
+      ...new Set([...targets.values()].map(chosen).filter((digest) => digest !== undefined)),
+    ]);
     const images = new Map<string, string>();
     for (const [name, digest] of targets) {
       const id = (manifests.get(digest)?.config ?? children.get(chosen(digest) ?? '')?.config)?.digest;
@@ -106,7 +120,12 @@ export class ContainerdHost implements RuntimeHost {
   }
 
   async load(archive: Readable): Promise<void> {
-    await this.connection.run([...ctr, 'images', 'import', '-'], { sudo: true, stdin: archive, signal: this.signal, stallTimeoutMs: 600_000 });
+    await this.connection.run([...ctr, 'images', 'import', '-'], {
+      sudo: true,
+      stdin: archive,
+      signal: this.signal,
+      stallTimeoutMs: 600_000,
+    });
   }
 
   async pull(reference: string): Promise<string> {
@@ -115,11 +134,20 @@ export class ContainerdHost implements RuntimeHost {
       await this.assertCri();
       this.isBesideCri = true;
       const argv = [...ctr, 'images', 'pull', '--hosts-dir', this.hostsDir, name];
-      const { exitCode, stdout, stderr } = await this.connection.exec(argv, { sudo: true, signal: this.signal, stallTimeoutMs: 900_000 });
-      if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
+      const { exitCode, stdout, stderr } = await this.connection.exec(argv, {
+        sudo: true,
+        signal: this.signal,
+        stallTimeoutMs: 900_000,
+      });
+      if (exitCode !== 0)
+        throw commandError('host_pull_failed', {
+          detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`,
+          reference,
+        });
     }
     const digest = (await this.list()).get(name);
-    if (!digest) throw new AppError('host_pull_failed', { detail: `${reference}: containerd knows no digest of it`, reference });
+    if (!digest)
+      throw new AppError('host_pull_failed', { detail: `${reference}: containerd knows no digest of it`, reference });
     return digest;
   }
 
@@ -143,17 +171,25 @@ export class ContainerdHost implements RuntimeHost {
     const { registry, repository, tag, digest } = parseReference(reference);
     const name = formatReference({ registry, repository, tag, digest });
     const all = await this.listAll();
-    const others = [...all].filter(([other, target]) => other !== name && target === all.get(name)).map(([other]) => other);
+    const others = [...all]
+      .filter(([other, target]) => other !== name && target === all.get(name))
+      .map(([other]) => other);
     const isTagged = others.some((other) => other.startsWith(`${registry}/${repository}:`));
     const byDigest = isTagged ? [] : others.filter((other) => other.startsWith(`${registry}/${repository}@`));
     const ids = others.every((other) => isDigest(other) || byDigest.includes(other)) ? others.filter(isDigest) : [];
-    await this.connection.run([...ctr, 'images', 'rm', '--sync', name, ...byDigest, ...ids], { sudo: true, signal: this.signal });
+    await this.connection.run([...ctr, 'images', 'rm', '--sync', name, ...byDigest, ...ids], {
+      sudo: true,
+      signal: this.signal,
+    });
     return true;
   }
 
   /** `ok`, `error` or `skip` as containerd says of the plugin that Kubernetes speaks to; undefined when containerd does not answer. */
   async criState(): Promise<string | undefined> {
-    const { exitCode, stdout } = await this.connection.exec(['ctr', 'plugins', 'list'], { sudo: true, signal: this.signal });
+    const { exitCode, stdout } = await this.connection.exec(['ctr', 'plugins', 'list'], {
+      sudo: true,
+      signal: this.signal,
+    });
     if (exitCode !== 0) return undefined;
     // In containerd 2 the service has plugins of its own for images and for containers.
     const states = stdout
@@ -161,16 +197,22 @@ export class ContainerdHost implements RuntimeHost {
       .map((line) => line.trim().split(/\s+/))
       .filter(([type = '', id]) => id === 'cri' || type.startsWith('io.containerd.cri.'))
       .map((columns) => [columns[1], columns.at(-1)]);
-    return states.some(([, state]) => state === 'error') ? 'error' : (states.find(([id]) => id === 'cri')?.[1] ?? 'skip');
+    return states.some(([, state]) => state === 'error')
+      ? 'error'
+      : (states.find(([id]) => id === 'cri')?.[1] ?? 'skip');
   }
 
   /** Throws `host_cri_unavailable` unless Kubernetes can use this containerd. */
   async assertCri(): Promise<void> {
     const state = await this.criState();
-    if (state === undefined) throw new AppError('host_runtime_missing', { detail: 'containerd gives no answer to ctr' });
+    if (state === undefined)
+      throw new AppError('host_runtime_missing', { detail: 'containerd gives no answer to ctr' });
     if (state === 'ok') return;
     throw new AppError('host_cri_unavailable', {
-      detail: state === 'skip' ? 'its CRI plugin is not loaded: see disabled_plugins' : `containerd says of its CRI plugin: ${cleanLine(state, 30)}`,
+      detail:
+        state === 'skip'
+          ? 'its CRI plugin is not loaded: see disabled_plugins'
+          : `containerd says of its CRI plugin: ${cleanLine(state, 30)}`,
     });
   }
 
@@ -185,7 +227,9 @@ export class ContainerdHost implements RuntimeHost {
     const wrong = ineffectiveHostsDir({ file, text: dump }, this.hostsDir);
     if (wrong !== undefined) throw new AppError('host_config_ineffective', { detail: wrong });
     if (changed !== undefined)
-      throw new AppError('host_config_ineffective', { detail: `${changed} was changed after containerd had read it: restart containerd` });
+      throw new AppError('host_config_ineffective', {
+        detail: `${changed} was changed after containerd had read it: restart containerd`,
+      });
   }
 
   /** Whether a restart makes it read something new. Throws `host_command_failed`. */
@@ -221,9 +265,13 @@ export class ContainerdHost implements RuntimeHost {
   private async manifests(digests: string[]): Promise<Map<string, Manifest>> {
     const found = new Map<string, Manifest>();
     for (let index = 0; index < digests.length; index += manifestsAtOnce) {
-      const script = 'for digest; do printf "%s " "$digest"; ctr --namespace k8s.io content get "$digest" 2>/dev/null | tr -d "\\n"; echo; done';
+      const script =
+        'for digest; do printf "%s " "$digest"; ctr --namespace k8s.io content get "$digest" 2>/dev/null | tr -d "\\n"; echo; done';
       const some = digests.slice(index, index + manifestsAtOnce);
-      const output = await this.connection.run(['sh', '-c', script, 'sh', ...some], { sudo: true, signal: this.signal });
+      const output = await this.connection.run(['sh', '-c', script, 'sh', ...some], {
+        sudo: true,
+        signal: this.signal,
+      });
       for (const line of output.split('\n')) {
         const at = line.indexOf(' ');
         try {

@@ -40,7 +40,10 @@ describe('pullByCri', () => {
   } as unknown as SshConnection;
   const pull = (signal = AbortSignal.timeout(10_000)) => pullByCri(connection, reference, signal);
   const trailersOnly = (stream: ServerHttp2Stream, code: number, message: string) =>
-    stream.respond({ ...grpc, 'grpc-status': String(code), 'grpc-message': encodeURIComponent(message) }, { endStream: true });
+    stream.respond(
+      { ...grpc, 'grpc-status': String(code), 'grpc-message': encodeURIComponent(message) },
+      { endStream: true },
+    );
   const succeed = (stream: ServerHttp2Stream) => {
     stream.respond(grpc, { waitForTrailers: true });
     stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0' }));
@@ -71,25 +74,43 @@ describe('pullByCri', () => {
     });
     expect(await pull()).toBe(true);
     expect(paths).toEqual(['/runtime.v1.ImageService/PullImage', '/runtime.v1alpha2.ImageService/PullImage']);
-    server?.removeAllListeners('stream').on('stream', (stream: ServerHttp2Stream) => trailersOnly(stream, 12, 'unknown service'));
+    server
+      ?.removeAllListeners('stream')
+      .on('stream', (stream: ServerHttp2Stream) => trailersOnly(stream, 12, 'unknown service'));
     await expect(pull()).rejects.toMatchObject({ code: 'host_cri_unavailable' });
   });
 
   it.each([
-    ['the reason of a refusal, without control characters', 'not found\u001b[31m: x', 'host_pull_failed', 'not found: x'],
+    [
+      'the reason of a refusal, without control characters',
+      'not found\u001b[31m: x',
+      'host_pull_failed',
+      'not found: x',
+    ],
     ['a full disk', 'write /var/lib: no space left on device', 'host_disk_full', 'no space left'],
     ['what is badly encoded', '100%', 'host_pull_failed', '100%'],
   ])('tells %s', async (_, message, code, detail) => {
     await listen((stream) =>
-      stream.respond({ ...grpc, 'grpc-status': '2', 'grpc-message': message === '100%' ? message : encodeURIComponent(message) }, { endStream: true }),
+      stream.respond(
+        { ...grpc, 'grpc-status': '2', 'grpc-message': message === '100%' ? message : encodeURIComponent(message) },
+        { endStream: true },
+      ),
     );
     await expect(pull()).rejects.toMatchObject({ code, message: expect.stringContaining(detail) as string });
   });
 
   it.each([
-    ['says more than an answer has', (stream: ServerHttp2Stream) => void (stream.respond(grpc), stream.end(Buffer.alloc(1_000_000))), 'host_output_exceeded'],
+    [
+      'says more than an answer has',
+      (stream: ServerHttp2Stream) => void (stream.respond(grpc), stream.end(Buffer.alloc(1_000_000))),
+      'host_output_exceeded',
+    ],
     ['breaks off', (stream: ServerHttp2Stream) => stream.session?.destroy(), 'host_pull_failed'],
-    ['ends without a status', (stream: ServerHttp2Stream) => void (stream.respond(grpc), stream.end()), 'host_pull_failed'],
+    [
+      'ends without a status',
+      (stream: ServerHttp2Stream) => void (stream.respond(grpc), stream.end()),
+      'host_pull_failed',
+    ],
   ])('bears a host that %s', async (_, answer, code) => {
     await listen(answer);
     await expect(pull()).rejects.toMatchObject({ code });

@@ -42,33 +42,52 @@ exit 69`;
 export async function pullByCri(connection: SshConnection, reference: string, signal: AbortSignal): Promise<boolean> {
   for (const version of versions) {
     const path = `/runtime.${version}.ImageService/PullImage`;
-    const status = (await callByChannel(connection, path, reference, signal)) ?? (await callByProgram(connection, path, reference, signal));
+    const status =
+      (await callByChannel(connection, path, reference, signal)) ??
+      (await callByProgram(connection, path, reference, signal));
     if (!status) return false;
     if (status.code === 0) return true;
     if (status.code !== unimplemented)
-      throw commandError('host_pull_failed', { detail: `${reference}: ${cleanLine(status.message, 2000).slice(-500)}`, reference });
+      throw commandError('host_pull_failed', {
+        detail: `${reference}: ${cleanLine(status.message, 2000).slice(-500)}`,
+        reference,
+      });
   }
   throw new AppError('host_cri_unavailable', { detail: 'containerd answers, and has no CRI' });
 }
 
 /** Through an SSH channel to containerd's socket. Undefined where there is no such way. */
-async function callByChannel(connection: SshConnection, path: string, reference: string, signal: AbortSignal): Promise<CallStatus | undefined> {
+async function callByChannel(
+  connection: SshConnection,
+  path: string,
+  reference: string,
+  signal: AbortSignal,
+): Promise<CallStatus | undefined> {
   if ((await connection.elevation(signal)) !== 'root') return undefined;
   const channel = await connection.forwardToSocket(containerdSocket);
   if (!channel) return undefined;
   const session = connect('http://localhost', { createConnection: () => channel });
-  const late = setTimeout(() => session.destroy(new AppError('host_command_timeout', { detail: `the CRI after ${pullMs / 1000} s` })), pullMs);
+  const late = setTimeout(
+    () => session.destroy(new AppError('host_command_timeout', { detail: `the CRI after ${pullMs / 1000} s` })),
+    pullMs,
+  );
   const abort = () => session.destroy(signal.reason as Error);
   signal.addEventListener('abort', abort, { once: true });
   try {
     return await new Promise<CallStatus>((resolve, reject) => {
       session.once('error', reject).once('close', () => reject(new Error('the connection was closed')));
-      const headers = { [constants.HTTP2_HEADER_METHOD]: 'POST', [constants.HTTP2_HEADER_PATH]: path, 'content-type': 'application/grpc', te: 'trailers' };
+      const headers = {
+        [constants.HTTP2_HEADER_METHOD]: 'POST',
+        [constants.HTTP2_HEADER_PATH]: path,
+        'content-type': 'application/grpc',
+        te: 'trailers',
+      };
       const call = session.request(headers);
       let answered = 0;
       // Of a call that fails at once the status is in the headers.
       const onStatus = ({ 'grpc-status': code, 'grpc-message': words }: Record<string, unknown>) => {
-        if (code !== undefined) resolve({ code: Number(code), message: typeof words === 'string' ? decoded(words) : '' });
+        if (code !== undefined)
+          resolve({ code: Number(code), message: typeof words === 'string' ? decoded(words) : '' });
       };
       call
         .on('response', onStatus)
@@ -77,7 +96,10 @@ async function callByChannel(connection: SshConnection, path: string, reference:
         .once('close', () => reject(new Error('an answer without a status')));
       call.on('data', (chunk: Buffer) => {
         answered += chunk.length;
-        if (answered > maxAnswerBytes) session.destroy(new AppError('host_output_exceeded', { detail: `the CRI: more than ${maxAnswerBytes} bytes` }));
+        if (answered > maxAnswerBytes)
+          session.destroy(
+            new AppError('host_output_exceeded', { detail: `the CRI: more than ${maxAnswerBytes} bytes` }),
+          );
       });
       call.end(message(reference));
     });
@@ -86,7 +108,11 @@ async function callByChannel(connection: SshConnection, path: string, reference:
     if (cause instanceof AppError) throw cause;
     // Tells a connection that broke from a containerd that did.
     await connection.roundTrip();
-    throw new AppError('host_pull_failed', { detail: `${reference}: containerd's CRI: ${cleanLine((cause as Error).message)}`, reference }, { cause });
+    throw new AppError(
+      'host_pull_failed',
+      { detail: `${reference}: containerd's CRI: ${cleanLine((cause as Error).message)}`, reference },
+      { cause },
+    );
   } finally {
     clearTimeout(late);
     signal.removeEventListener('abort', abort);
@@ -95,16 +121,28 @@ async function callByChannel(connection: SshConnection, path: string, reference:
   }
 }
 
-async function callByProgram(connection: SshConnection, path: string, reference: string, signal: AbortSignal): Promise<CallStatus | undefined> {
+async function callByProgram(
+  connection: SshConnection,
+  path: string,
+  reference: string,
+  signal: AbortSignal,
+): Promise<CallStatus | undefined> {
   const stdin = Readable.from([message(reference)]);
   const options = { sudo: true, stdin, signal, stallTimeoutMs: pullMs, kind: 'work' as const };
-  const { exitCode, stdout, stderr } = await connection.exec(['sh', '-c', callScript, 'sh', containerdSocket, reference, path], options);
+  const { exitCode, stdout, stderr } = await connection.exec(
+    ['sh', '-c', callScript, 'sh', containerdSocket, reference, path],
+    options,
+  );
   if (exitCode === 69) return undefined;
   const [, code] = /^grpc-status: *(\d{1,3})\r?$/im.exec(stdout) ?? [];
-  if (code !== undefined) return { code: Number(code), message: decoded(/^grpc-message: *([^\r\n]{0,4000})/im.exec(stdout)?.[1] ?? '') };
+  if (code !== undefined)
+    return { code: Number(code), message: decoded(/^grpc-message: *([^\r\n]{0,4000})/im.exec(stdout)?.[1] ?? '') };
   if (exitCode === 0 && !/^HTTP\//.test(stdout)) return { code: 0, message: '' };
   const words = (stderr || stdout).trim().slice(-2000);
-  return { code: /code = Unimplemented|unknown service/.test(words) ? unimplemented : 2, message: words || `no answer (${exitCode})` };
+  return {
+    code: /code = Unimplemented|unknown service/.test(words) ? unimplemented : 2,
+    message: words || `no answer (${exitCode})`,
+  };
 }
 
 /** `PullImageRequest { ImageSpec image = 1 { string image = 1 } }`, behind the five bytes that gRPC puts before a message. */
@@ -117,7 +155,9 @@ function message(reference: string): Buffer {
 }
 
 function varint(value: number): Buffer {
-  return value < 0x80 ? Buffer.from([value]) : Buffer.concat([Buffer.from([(value & 0x7f) | 0x80]), varint(value >>> 7)]);
+  return value < 0x80
+    ? Buffer.from([value])
+    : Buffer.concat([Buffer.from([(value & 0x7f) | 0x80]), varint(value >>> 7)]);
 }
 
 /** Percent-encoded, as far as it is. */

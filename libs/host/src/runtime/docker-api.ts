@@ -40,9 +40,15 @@ export async function askDocker(
   const channel = await connection.forwardToSocket(dockerSocket);
   if (!channel) return undefined;
   const silence = new AbortController();
-  const timer = setTimeout(() => silence.abort(new AppError('host_timeout', { detail: `Docker did nothing for ${stallTimeoutMs / 1000} s` })), stallTimeoutMs);
+  const timer = setTimeout(
+    () => silence.abort(new AppError('host_timeout', { detail: `Docker did nothing for ${stallTimeoutMs / 1000} s` })),
+    stallTimeoutMs,
+  );
   const timeMs = deadlineOf(stallTimeoutMs);
-  const deadline = setTimeout(() => silence.abort(new AppError('host_command_timeout', { detail: `Docker after ${timeMs / 1000} s` })), timeMs);
+  const deadline = setTimeout(
+    () => silence.abort(new AppError('host_command_timeout', { detail: `Docker after ${timeMs / 1000} s` })),
+    timeMs,
+  );
   const kept = new BoundedOutput(connection.buffers, maxAnswerBytes);
   try {
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
@@ -64,7 +70,11 @@ export async function askDocker(
     if (cause instanceof AppError) throw cause;
     // Tells a connection that broke from a Docker that did.
     await connection.roundTrip();
-    throw new AppError('host_command_failed', { detail: `Docker's API, ${path.split('?')[0]}: ${(cause as Error).message}` }, { cause });
+    throw new AppError(
+      'host_command_failed',
+      { detail: `Docker's API, ${path.split('?')[0]}: ${(cause as Error).message}` },
+      { cause },
+    );
   } finally {
     clearTimeout(timer);
     clearTimeout(deadline);
@@ -83,7 +93,9 @@ async function readLines(response: IncomingMessage, onLine: (line: string) => vo
     for (const [index, piece] of lines.entries()) {
       length += piece.length;
       if (length > maxLineLength || pieces.length > maxLineLength / 16)
-        throw new AppError('host_output_exceeded', { detail: `Docker: a line of more than ${maxLineLength} characters` });
+        throw new AppError('host_output_exceeded', {
+          detail: `Docker: a line of more than ${maxLineLength} characters`,
+        });
       pieces.push(piece);
       if (index === lines.length - 1) break;
       onLine(pieces.join(''));

@@ -11,7 +11,9 @@ import { askDocker, type DockerRequest } from './docker-api.js';
 import type { RuntimeHost } from './runtime-host.js';
 
 // What a host answers, which may be anything.
-const images = z.array(z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish(), RepoDigests: z.array(z.string()).nullish() }));
+const images = z.array(
+  z.object({ Id: z.string(), RepoTags: z.array(z.string()).nullish(), RepoDigests: z.array(z.string()).nullish() }),
+);
 const info = z.object({ RegistryConfig: z.object({ Mirrors: z.array(z.string()).nullish() }) });
 const errorLine = z.object({ error: z.string() });
 const refusal = z.object({ message: z.string() });
@@ -32,12 +34,16 @@ export class DockerHost implements RuntimeHost {
   async version(): Promise<string | undefined> {
     // `/version` looks at all the programs that Docker uses; the header of a ping says the same.
     const answer = await this.ask('GET', '/_ping', { stallTimeoutMs: 20_000 }).catch((error: unknown) => {
-      if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed')) throw error;
+      if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed'))
+        throw error;
       return undefined;
     });
     const [, version] = /^Docker\/([\w.+~-]{1,100})/.exec(String(answer?.headers.server)) ?? [];
     if (version) return version;
-    const { stdout } = await this.connection.exec(['sh', '-c', `${scriptFunctions}\n${dockerVersionScript}`], { sudo: true, signal: this.signal });
+    const { stdout } = await this.connection.exec(['sh', '-c', `${scriptFunctions}\n${dockerVersionScript}`], {
+      sudo: true,
+      signal: this.signal,
+    });
     return /^docker=([\w.+~-]{1,100})$/m.exec(stdout)?.[1];
   }
 
@@ -45,13 +51,24 @@ export class DockerHost implements RuntimeHost {
     const answer = await this.ask('GET', '/images/json');
     if (answer?.status === 200) {
       const found = images.safeParse(parseJson(answer.body)).data;
-      if (!found) throw new AppError('host_command_failed', { detail: "Docker's API answers what is no list of images" });
+      if (!found)
+        throw new AppError('host_command_failed', { detail: "Docker's API answers what is no list of images" });
       return namesToIds(
-        found.flatMap(({ Id, RepoTags, RepoDigests }) => [...(RepoTags ?? []), ...(RepoDigests ?? [])].map((name): [string, string] => [name, Id])),
+        found.flatMap(({ Id, RepoTags, RepoDigests }) =>
+          [...(RepoTags ?? []), ...(RepoDigests ?? [])].map((name): [string, string] => [name, Id]),
+        ),
       );
     }
     const output = await this.connection.run(
-      ['docker', 'image', 'ls', '--no-trunc', '--digests', '--format', '{{.Repository}}:{{.Tag}} {{.ID}}\\n{{.Repository}}@{{.Digest}} {{.ID}}'],
+      [
+        'docker',
+        'image',
+        'ls',
+        '--no-trunc',
+        '--digests',
+        '--format',
+        '{{.Repository}}:{{.Tag}} {{.ID}}\\n{{.Repository}}@{{.Digest}} {{.ID}}',
+      ],
       {
         sudo: true,
         signal: this.signal,
@@ -61,7 +78,12 @@ export class DockerHost implements RuntimeHost {
   }
 
   async load(archive: Readable): Promise<void> {
-    await this.connection.run(['docker', 'load', '--quiet'], { sudo: true, stdin: archive, signal: this.signal, stallTimeoutMs: 600_000 });
+    await this.connection.run(['docker', 'load', '--quiet'], {
+      sudo: true,
+      stdin: archive,
+      signal: this.signal,
+      stallTimeoutMs: 600_000,
+    });
   }
 
   /** False also where there is no way to the API. */
@@ -78,7 +100,8 @@ export class DockerHost implements RuntimeHost {
         const parsed = parseReference(name);
         return parsed.registry === registry && parsed.repository === repository;
       });
-    if (!own?.[1]) throw new AppError('host_pull_failed', { detail: `${reference}: Docker knows no digest of it`, reference });
+    if (!own?.[1])
+      throw new AppError('host_pull_failed', { detail: `${reference}: Docker knows no digest of it`, reference });
     return own[1];
   }
 
@@ -90,15 +113,24 @@ export class DockerHost implements RuntimeHost {
       if (line.includes('"error"')) problem = errorLine.safeParse(parseJson(line)).data?.error ?? problem;
     };
     const query = new URLSearchParams({ fromImage: `${registry}/${repository}`, tag: digest ?? tag ?? 'latest' });
-    const pulled = await this.ask('POST', `/images/create?${query}`, { stallTimeoutMs: 900_000, onLine }).catch((error: unknown) => {
-      if (!(error instanceof AppError) || error.code !== 'host_command_failed') throw error;
-      throw new AppError('host_pull_failed', { detail: `${reference}: ${error.message}`, reference }, { cause: error });
-    });
+    const pulled = await this.ask('POST', `/images/create?${query}`, { stallTimeoutMs: 900_000, onLine }).catch(
+      (error: unknown) => {
+        if (!(error instanceof AppError) || error.code !== 'host_command_failed') throw error;
+        throw new AppError(
+          'host_pull_failed',
+          { detail: `${reference}: ${error.message}`, reference },
+          { cause: error },
+        );
+      },
+    );
     if (!pulled) return undefined;
     if (pulled.status !== 200) problem = messageOf(pulled.body);
     const image = problem === undefined ? await this.ask('GET', `/images/${reference}/json`) : undefined;
     if (image?.status !== 200)
-      throw commandError('host_pull_failed', { detail: `${reference}: ${(problem ?? messageOf(image?.body ?? '')).trim().slice(-500)}`, reference });
+      throw commandError('host_pull_failed', {
+        detail: `${reference}: ${(problem ?? messageOf(image?.body ?? '')).trim().slice(-500)}`,
+        reference,
+      });
     return digestsOf((parseJson(image.body) as { RepoDigests?: unknown } | null)?.RepoDigests);
   }
 
@@ -108,7 +140,11 @@ export class DockerHost implements RuntimeHost {
       signal: this.signal,
       stallTimeoutMs: 900_000,
     });
-    if (exitCode !== 0) throw commandError('host_pull_failed', { detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`, reference });
+    if (exitCode !== 0)
+      throw commandError('host_pull_failed', {
+        detail: `${reference}: ${(stderr || stdout).trim().slice(-500)}`,
+        reference,
+      });
     return digestsOf(parseJson(stdout));
   }
 
@@ -117,23 +153,33 @@ export class DockerHost implements RuntimeHost {
   }
 
   async remove(reference: string): Promise<boolean> {
-    const { exitCode, stderr } = await this.connection.exec(['docker', 'image', 'rm', reference], { sudo: true, signal: this.signal });
+    const { exitCode, stderr } = await this.connection.exec(['docker', 'image', 'rm', reference], {
+      sudo: true,
+      signal: this.signal,
+    });
     if (exitCode === 0 || /no such image/i.test(stderr)) return true;
     if (/conflict|in use|is using/i.test(stderr)) return false;
-    throw new AppError('host_command_failed', { detail: `docker image rm ${reference}: ${stderr.trim().slice(-300)}`, exitCode });
+    throw new AppError('host_command_failed', {
+      detail: `docker image rm ${reference}: ${stderr.trim().slice(-300)}`,
+      exitCode,
+    });
   }
 
   /** The registry mirrors that the running daemon knows; undefined when it does not answer. */
   async mirrors(): Promise<string[] | undefined> {
     const answer = await this.ask('GET', '/info', { stallTimeoutMs: 20_000 }).catch((error: unknown) => {
-      if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed')) throw error;
+      if (!(error instanceof AppError) || (error.code !== 'host_timeout' && error.code !== 'host_command_failed'))
+        throw error;
       return undefined;
     });
     if (answer?.status === 200) return info.safeParse(parseJson(answer.body)).data?.RegistryConfig.Mirrors ?? [];
-    const { exitCode, stdout } = await this.connection.exec(['docker', 'info', '--format', '{{json .RegistryConfig.Mirrors}}'], {
-      sudo: true,
-      signal: this.signal,
-    });
+    const { exitCode, stdout } = await this.connection.exec(
+      ['docker', 'info', '--format', '{{json .RegistryConfig.Mirrors}}'],
+      {
+        sudo: true,
+        signal: this.signal,
+      },
+    );
     try {
       const mirrors: unknown = JSON.parse(stdout);
       return exitCode === 0 && (mirrors === null || Array.isArray(mirrors)) ? (mirrors ?? []).map(String) : undefined;
@@ -157,7 +203,10 @@ export class DockerHost implements RuntimeHost {
 
   /** Lets the daemon read its configuration again. It takes over what it can without a restart, mirrors among it, soon after; or tells its log why not. */
   async reload(): Promise<void> {
-    await this.connection.exec(['sh', '-c', 'kill -HUP "$(cat /var/run/docker.pid)"'], { sudo: true, signal: this.signal });
+    await this.connection.exec(['sh', '-c', 'kill -HUP "$(cat /var/run/docker.pid)"'], {
+      sudo: true,
+      signal: this.signal,
+    });
   }
 
   private ask(method: 'GET' | 'POST', path: string, options: DockerRequest = {}) {
@@ -167,7 +216,8 @@ export class DockerHost implements RuntimeHost {
 
 function namesToIds(pairs: string[][]): Map<string, string> {
   const images = new Map<string, string>();
-  for (const [name = '', id = ''] of pairs) if (name && !name.includes('<none>')) images.set(formatReference(parseReference(name)), id);
+  for (const [name = '', id = ''] of pairs)
+    if (name && !name.includes('<none>')) images.set(formatReference(parseReference(name)), id);
   return images;
 }
 
@@ -175,9 +225,14 @@ function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw new AppError('host_command_failed', { detail: `Docker's API answers what is no JSON: ${text.slice(0, 200)}` }, { cause });
+    throw new AppError(
+      'host_command_failed',
+      { detail: `Docker's API answers what is no JSON: ${text.slice(0, 200)}` },
+      { cause },
+    );
   }
 }
 
 /** What Docker complains of. */
-const messageOf = (body: string): string => (body.startsWith('{') ? (refusal.safeParse(parseJson(body)).data?.message ?? body) : body);
+const messageOf = (body: string): string =>
+  body.startsWith('{') ? (refusal.safeParse(parseJson(body)).data?.message ?? body) : body;

@@ -19,7 +19,13 @@ let count = 0;
 beforeAll(async () => {
   [sshd, folder] = await Promise.all([startSshd(), tempDir('host-files')]);
   const { port, user: username, privateKey } = sshd;
-  connection = await connectSsh({ address: '127.0.0.1', port, username, privateKey, hostKeyFingerprint: parseHostKey(sshd.hostKeys.ed25519) });
+  connection = await connectSsh({
+    address: '127.0.0.1',
+    port,
+    username,
+    privateKey,
+    hostKeyFingerprint: parseHostKey(sshd.hostKeys.ed25519),
+  });
   files = new HostFiles(connection, new AbortController().signal);
 });
 beforeEach(() => {
@@ -135,10 +141,18 @@ describe('HostFiles', () => {
     await chmod(path, 0o640);
     await files.write(await files.read(path), 'new', { hasHeader: false });
     await files.takeBack(await files.read(path), await files.before(path));
-    expect([await around(), await readFile(path, 'utf8'), (await stat(path)).mode & 0o777]).toEqual([['x.conf'], 'old', 0o640]);
+    expect([await around(), await readFile(path, 'utf8'), (await stat(path)).mode & 0o777]).toEqual([
+      ['x.conf'],
+      'old',
+      0o640,
+    ]);
     await files.write(await files.read(path), 'new', { hasHeader: false });
     await files.takeBack(await files.read(path), 'changed');
-    expect([await around(), await readFile(path, 'utf8'), (await stat(path)).mode & 0o777]).toEqual([['x.conf'], 'changed', 0o640]);
+    expect([await around(), await readFile(path, 'utf8'), (await stat(path)).mode & 0o777]).toEqual([
+      ['x.conf'],
+      'changed',
+      0o640,
+    ]);
     const seen = await files.read(path);
     await writeFile(path, 'theirs');
     await expect(files.takeBack(seen, null)).rejects.toMatchObject({ code: 'host_file_refused' });

@@ -155,7 +155,10 @@ export class HostFiles {
   }
 
   private async lines(paths: readonly string[]): Promise<string[]> {
-    const output = await this.connection.run(['sh', '-c', readScript, 'sh', String(maxBytes), ...paths], { sudo: true, signal: this.signal });
+    const output = await this.connection.run(['sh', '-c', readScript, 'sh', String(maxBytes), ...paths], {
+      sudo: true,
+      signal: this.signal,
+    });
     return output.split('\n');
   }
 
@@ -163,26 +166,39 @@ export class HostFiles {
    * Replaces a file in one step, keeping its mode and owner. Throws `host_file_refused` when it is no longer as `before` says, and then changes nothing.
    */
   async write(before: HostFile, text: string, { hasHeader, pending = false }: WriteOptions): Promise<void> {
-    const flags = [before.text !== null && !isOwn(before.text), before.text === null && !hasHeader, pending].map((flag) => (flag ? 'yes' : 'no'));
+    const flags = [before.text !== null && !isOwn(before.text), before.text === null && !hasHeader, pending].map(
+      (flag) => (flag ? 'yes' : 'no'),
+    );
     const digests = [before.text === null ? 'absent' : sha256Of(before.text), sha256Of(text)];
-    const { exitCode, stderr } = await this.connection.exec(['sh', '-c', writeScript, 'sh', before.path, ...flags, ...digests], {
-      sudo: true,
-      stdin: text,
-      signal: this.signal,
-    });
-    if (exitCode === 75) throw new AppError('host_file_refused', { detail: stderr.trim().slice(-300), file: before.path });
-    if (exitCode !== 0) throw commandError('host_command_failed', { detail: `writing ${before.path}: ${stderr.trim().slice(-300)}`, exitCode });
+    const { exitCode, stderr } = await this.connection.exec(
+      ['sh', '-c', writeScript, 'sh', before.path, ...flags, ...digests],
+      {
+        sudo: true,
+        stdin: text,
+        signal: this.signal,
+      },
+    );
+    if (exitCode === 75)
+      throw new AppError('host_file_refused', { detail: stderr.trim().slice(-300), file: before.path });
+    if (exitCode !== 0)
+      throw commandError('host_command_failed', {
+        detail: `writing ${before.path}: ${stderr.trim().slice(-300)}`,
+        exitCode,
+      });
   }
 
   /** Takes back a `write`, as if it had not been; `before` is what was read before it. Of a pending file what was there before Airdock comes back. */
   async restore(before: HostFile): Promise<void> {
     const state = before.isPending ? 'pending' : before.text === null ? 'absent' : 'present';
     const text = before.text ?? '';
-    await this.connection.run(['sh', '-c', restoreScript, 'sh', before.path, state, before.isKept ? 'no' : 'yes', sha256Of(text)], {
-      sudo: true,
-      stdin: text,
-      signal: this.signal,
-    });
+    await this.connection.run(
+      ['sh', '-c', restoreScript, 'sh', before.path, state, before.isKept ? 'no' : 'yes', sha256Of(text)],
+      {
+        sudo: true,
+        stdin: text,
+        signal: this.signal,
+      },
+    );
   }
 
   /** What was there before Airdock changed the file; null where there was none, or nothing is kept. */
@@ -202,7 +218,11 @@ export class HostFiles {
       signal: this.signal,
     });
     if (exitCode === 75) throw new AppError('host_file_refused', { detail: stderr.trim().slice(-300), file: path });
-    if (exitCode !== 0) throw commandError('host_command_failed', { detail: `taking back ${path}: ${stderr.trim().slice(-300)}`, exitCode });
+    if (exitCode !== 0)
+      throw commandError('host_command_failed', {
+        detail: `taking back ${path}: ${stderr.trim().slice(-300)}`,
+        exitCode,
+      });
   }
 
   /** Says that the program knows the file now. */

@@ -23,19 +23,27 @@ async function hostWith(programs: string[]): Promise<HostSystem> {
   const path = join(folder.path, programs.join('-') || 'none');
   await mkdir(path, { recursive: true });
   for (const program of programs) await symlink(findProgram(program) ?? '', join(path, program));
-  const exec = async ([, ...rest]: string[]) => ({ exitCode: 0, ...(await run('/bin/sh', rest, { env: { PATH: path, http_proxy: 'http://127.0.0.1:9' } })) });
+  const exec = async ([, ...rest]: string[]) => ({
+    exitCode: 0,
+    ...(await run('/bin/sh', rest, { env: { PATH: path, http_proxy: 'http://127.0.0.1:9' } })),
+  });
   return new HostSystem({ exec } as unknown as SshConnection, new AbortController().signal);
 }
 
 describe('statusOf', () => {
-  const ways = [['curl'], ['wget'], ['bash', 'timeout']].filter((programs) => programs.every((program) => findProgram(program)));
+  const ways = [['curl'], ['wget'], ['bash', 'timeout']].filter((programs) =>
+    programs.every((program) => findProgram(program)),
+  );
 
-  it.each(ways.map((programs) => [programs.join(' and '), programs] as const))('is asked with %s', async (_, programs) => {
-    const host = await hostWith(programs);
-    expect(await host.statusOf(`${server.url}/v2/`)).toBe(200);
-    expect(await host.statusOf(`${server.url}/nothing`)).not.toBe(200);
-    expect(await host.statusOf(`http://127.0.0.1:${await freePort()}/v2/`)).toBe(0);
-  });
+  it.each(ways.map((programs) => [programs.join(' and '), programs] as const))(
+    'is asked with %s',
+    async (_, programs) => {
+      const host = await hostWith(programs);
+      expect(await host.statusOf(`${server.url}/v2/`)).toBe(200);
+      expect(await host.statusOf(`${server.url}/nothing`)).not.toBe(200);
+      expect(await host.statusOf(`http://127.0.0.1:${await freePort()}/v2/`)).toBe(0);
+    },
+  );
 
   it('is not known where the host has nothing to ask with', async () => {
     expect(await (await hostWith([])).statusOf(`${server.url}/v2/`)).toBeUndefined();
@@ -56,7 +64,8 @@ const answering = (answers: Record<string, string>) => {
 describe('offeredVersions', () => {
   it('are those of apt', async () => {
     const host = answering({
-      madison: '   kubeadm | 1.21.14-00 | http://127.0.0.1:5102/k8s ./ Packages\n   kubeadm | 1.20.11-00 | http://127.0.0.1:5102/k8s ./ Packages\n',
+      madison:
+        '   kubeadm | 1.21.14-00 | http://127.0.0.1:5102/k8s ./ Packages\n   kubeadm | 1.20.11-00 | http://127.0.0.1:5102/k8s ./ Packages\n',
     });
     expect(await host.offeredVersions('debian', 'kubeadm')).toEqual(['1.21.14-00', '1.20.11-00']);
   });

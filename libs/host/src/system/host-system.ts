@@ -92,7 +92,16 @@ const aptAlways = [
   ['-o', 'Dpkg::Options::=--force-confdef', '-o', 'Dpkg::Options::=--force-confold'],
 ].flat();
 const aptInstall = (names: readonly string[], onlyAirdock: boolean, ...further: string[]): string[] => [
-  ...['env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', 'install', '-y', '-qq', '--no-install-recommends', ...further],
+  ...[
+    'env',
+    'DEBIAN_FRONTEND=noninteractive',
+    'apt-get',
+    'install',
+    '-y',
+    '-qq',
+    '--no-install-recommends',
+    ...further,
+  ],
   ...aptAlways,
   ...(onlyAirdock ? aptOnly : []),
   '--',
@@ -125,8 +134,16 @@ export class HostSystem {
 
   /** Throws only when the connection breaks. */
   async facts(): Promise<SystemFacts> {
-    const output = await this.connection.run(['sh', '-s'], { stdin: `${scriptFunctions}${systemFactsScript}\nexit 0\n`, sudo: true, signal: this.signal });
-    const values = new Map(output.split('\n', maxLines).map((line) => [line.slice(0, line.indexOf('=')), cleanLine(line.slice(line.indexOf('=') + 1), 100)]));
+    const output = await this.connection.run(['sh', '-s'], {
+      stdin: `${scriptFunctions}${systemFactsScript}\nexit 0\n`,
+      sudo: true,
+      signal: this.signal,
+    });
+    const values = new Map(
+      output
+        .split('\n', maxLines)
+        .map((line) => [line.slice(0, line.indexOf('=')), cleanLine(line.slice(line.indexOf('=') + 1), 100)]),
+    );
     return systemFacts((key) => values.get(key) ?? '');
   }
 
@@ -136,7 +153,10 @@ export class HostSystem {
    */
   async statusOf(url: string): Promise<number | undefined> {
     const { hostname, port, pathname } = new URL(url);
-    const { stdout } = await this.connection.exec(['sh', '-c', statusScript, 'sh', url, hostname, port || '80', pathname], { signal: this.signal });
+    const { stdout } = await this.connection.exec(
+      ['sh', '-c', statusScript, 'sh', url, hostname, port || '80', pathname],
+      { signal: this.signal },
+    );
     const [status] = /^\d{3}$/.exec(stdout.trim()) ?? [];
     return status === undefined ? undefined : Number(status);
   }
@@ -148,10 +168,13 @@ export class HostSystem {
       family === 'debian'
         ? `[ "$(dpkg-query -W -f '\${db:Status-Status}' "$name" 2>/dev/null)" = installed ]`
         : 'rpm -q --quiet "$name" || rpm -q --quiet --whatprovides "$name"';
-    const output = await this.connection.run(['sh', '-c', `for name; do { ${isInstalled}; } >/dev/null 2>&1 || echo "$name"; done`, 'sh', ...names], {
-      sudo: true,
-      signal: this.signal,
-    });
+    const output = await this.connection.run(
+      ['sh', '-c', `for name; do { ${isInstalled}; } >/dev/null 2>&1 || echo "$name"; done`, 'sh', ...names],
+      {
+        sudo: true,
+        signal: this.signal,
+      },
+    );
     // Only what was asked for: the host may say anything.
     const missing = new Set(output.split('\n'));
     return names.filter((name) => missing.has(name));
@@ -161,23 +184,44 @@ export class HostSystem {
   async refreshLists(family: PackageFamily): Promise<void> {
     // With its cleanup apt would throw away the lists of all other repositories.
     if (family === 'debian')
-      await this.packages(['apt-get', 'update', '-qq', ...aptOnly, ...aptAlways, '-o', 'APT::Get::List-Cleanup=0', '-o', 'Acquire::Retries=2']);
+      await this.packages([
+        'apt-get',
+        'update',
+        '-qq',
+        ...aptOnly,
+        ...aptAlways,
+        '-o',
+        'APT::Get::List-Cleanup=0',
+        '-o',
+        'Acquire::Retries=2',
+      ]);
     else await this.packages([await this.yum(), ...dnfAlways, ...dnfOnly, 'makecache']);
   }
 
   /** Installs packages with what they need, without asking. Throws `host_packages_failed` with the package manager's own words. */
-  async install(family: PackageFamily, names: readonly string[], { onlyAirdock, exact }: InstallOptions): Promise<void> {
+  async install(
+    family: PackageFamily,
+    names: readonly string[],
+    { onlyAirdock, exact }: InstallOptions,
+  ): Promise<void> {
     if (family === 'debian') await this.packages(aptInstall(names, onlyAirdock, ...(exact ? aptExact : [])));
     else await this.packages([await this.yum(), ...dnfAlways, ...(onlyAirdock ? dnfOnly : []), 'install', ...names]);
   }
 
   /** What `install` would bring or bring anew, as far as that is known before: dnf says it to people only, so there it is the packages themselves. */
-  async wouldInstall(family: PackageFamily, names: readonly string[], { onlyAirdock, exact }: InstallOptions): Promise<string[]> {
+  async wouldInstall(
+    family: PackageFamily,
+    names: readonly string[],
+    { onlyAirdock, exact }: InstallOptions,
+  ): Promise<string[]> {
     if (family !== 'debian') return [...names];
     const argv = aptInstall(names, onlyAirdock, '--simulate', ...(exact ? aptExact : []));
     const { stdout } = await this.connection.exec(argv, { sudo: true, signal: this.signal });
     // `Inst NAME [OLD VERSION] (…)`. What it cannot do it says when it does it.
-    return [...names, ...stdout.split('\n').flatMap((line) => /^Inst ([a-z0-9][a-z0-9.+-]{0,199}) /.exec(line)?.[1] ?? [])];
+    return [
+      ...names,
+      ...stdout.split('\n').flatMap((line) => /^Inst ([a-z0-9][a-z0-9.+-]{0,199}) /.exec(line)?.[1] ?? []),
+    ];
   }
 
   /**
@@ -191,11 +235,18 @@ export class HostSystem {
     remember: (names: string[]) => Promise<void>,
   ): Promise<void> {
     const names = packages.map((one) => (typeof one === 'string' ? one : one.name));
-    const asked = packages.map((one) => (typeof one === 'string' ? one : `${one.name}${family === 'debian' ? '=' : '-'}${withoutEpoch(one.version, family)}`));
+    const asked = packages.map((one) =>
+      typeof one === 'string'
+        ? one
+        : `${one.name}${family === 'debian' ? '=' : '-'}${withoutEpoch(one.version, family)}`,
+    );
     const options = { onlyAirdock, exact: packages.some((one) => typeof one !== 'string') };
     const before = await this.installedPackages(family);
     // Whoever comes after an installation whose end was not seen does not know what came along.
-    const expected = [...names, ...(await this.wouldInstall(family, asked, options)).filter((name) => !asked.includes(name))];
+    const expected = [
+      ...names,
+      ...(await this.wouldInstall(family, asked, options)).filter((name) => !asked.includes(name)),
+    ];
     await remember([...new Set(expected)].filter((name) => !before.has(name)));
     try {
       await this.install(family, asked, options);
@@ -204,9 +255,15 @@ export class HostSystem {
     }
     const still = await this.missingPackages(family, names);
     const versions = await this.installedVersions(family, names);
-    const others = packages.flatMap((one) => (typeof one === 'string' || versions.get(one.name) === one.version ? [] : one.name));
-    if (still.length > 0) throw new AppError('host_packages_failed', { detail: `${still.join(', ')} not there after the installation` });
-    if (others.length > 0) throw new AppError('host_packages_failed', { detail: `${others.join(', ')} not there in the version that was installed` });
+    const others = packages.flatMap((one) =>
+      typeof one === 'string' || versions.get(one.name) === one.version ? [] : one.name,
+    );
+    if (still.length > 0)
+      throw new AppError('host_packages_failed', { detail: `${still.join(', ')} not there after the installation` });
+    if (others.length > 0)
+      throw new AppError('host_packages_failed', {
+        detail: `${others.join(', ')} not there in the version that was installed`,
+      });
   }
 
   /** Versions of those packages that are installed, by name. */
@@ -216,9 +273,16 @@ export class HostSystem {
       family === 'debian'
         ? `dpkg-query -W -f '\${db:Status-Status} \${Package} \${Version}\\n' "$@" 2>/dev/null`
         : `rpm -q --qf 'installed %{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\\n' "$@"`;
-    const output = await this.connection.run(['sh', '-c', `${list}; :`, 'sh', ...names], { sudo: true, signal: this.signal });
+    const output = await this.connection.run(['sh', '-c', `${list}; :`, 'sh', ...names], {
+      sudo: true,
+      signal: this.signal,
+    });
     const found = output.split('\n').map((line) => line.split(' '));
-    return new Map(found.flatMap(([status, name = '', version = '']) => (status === 'installed' && version ? [[name, version]] : [])));
+    return new Map(
+      found.flatMap(([status, name = '', version = '']) =>
+        status === 'installed' && version ? [[name, version]] : [],
+      ),
+    );
   }
 
   /**
@@ -237,26 +301,34 @@ export class HostSystem {
         : await runPackageManager(this.connection, argv, this.lockSeconds, this.signal);
     const lines = stdout.split('\n', maxLines).map((line) => columnsOf(line.slice(0, maxLineLength), family));
     // `kubeadm | 1.20.11-00 | http://…`; `kubeadm.x86_64 1.20.11-0 airdock-x`, and `@airdock-x` of what is installed.
-    const isOffered = ([first = '', , from = '']: string[]) => first.replace(/\.[a-z0-9_]+$/, '') === name && !from.startsWith('@');
+    const isOffered = ([first = '', , from = '']: string[]) =>
+      first.replace(/\.[a-z0-9_]+$/, '') === name && !from.startsWith('@');
     return [...new Set(lines.filter(isOffered).flatMap(([, version]) => version ?? []))];
   }
 
   /** Keeps packages from being exchanged by an automatic upgrade, or no longer. Where the package manager has no such mark nothing is done. */
   async hold(family: PackageFamily, names: readonly string[], isHeld: boolean): Promise<void> {
-    if (family === 'debian' && names.length > 0) await this.packages(['apt-mark', isHeld ? 'hold' : 'unhold', ...names]);
+    if (family === 'debian' && names.length > 0)
+      await this.packages(['apt-mark', isHeld ? 'hold' : 'unhold', ...names]);
   }
 
   /** All packages that are installed. */
   async installedPackages(family: PackageFamily): Promise<Set<string>> {
-    const list = family === 'debian' ? ['dpkg-query', '-W', '-f', '${db:Status-Status} ${Package}\\n'] : ['rpm', '-qa', '--qf', 'installed %{NAME}\\n'];
+    const list =
+      family === 'debian'
+        ? ['dpkg-query', '-W', '-f', '${db:Status-Status} ${Package}\\n']
+        : ['rpm', '-qa', '--qf', 'installed %{NAME}\\n'];
     const output = await this.connection.run(list, { sudo: true, signal: this.signal });
-    const names = output.split('\n', maxLines).flatMap((line) => (line.startsWith('installed ') ? [line.slice('installed '.length)] : []));
+    const names = output
+      .split('\n', maxLines)
+      .flatMap((line) => (line.startsWith('installed ') ? [line.slice('installed '.length)] : []));
     return new Set(names.filter((name) => packageName.test(name)));
   }
 
   /** Removes packages, all or none. Throws `host_packages_failed` when others need them, which are left alone. */
   async remove(family: PackageFamily, names: readonly string[]): Promise<void> {
-    const remove = family === 'debian' ? ['env', 'DEBIAN_FRONTEND=noninteractive', 'dpkg', '--purge'] : ['rpm', '--erase'];
+    const remove =
+      family === 'debian' ? ['env', 'DEBIAN_FRONTEND=noninteractive', 'dpkg', '--purge'] : ['rpm', '--erase'];
     await this.packages([...remove, '--', ...names]);
   }
 
@@ -264,10 +336,13 @@ export class HostSystem {
   async forgetLists(family: PackageFamily, baseUrl: string): Promise<void> {
     const host = new URL(baseUrl).host;
     if (family === 'debian')
-      await this.connection.run(['sh', '-c', 'rm -f "/var/lib/apt/lists/$1"_* "/var/lib/apt/lists/partial/$1"_*', 'sh', host], {
-        sudo: true,
-        signal: this.signal,
-      });
+      await this.connection.run(
+        ['sh', '-c', 'rm -f "/var/lib/apt/lists/$1"_* "/var/lib/apt/lists/partial/$1"_*', 'sh', host],
+        {
+          sudo: true,
+          signal: this.signal,
+        },
+      );
     else await this.packages([await this.yum(), ...dnfAlways, ...dnfOnly, 'clean', 'all']);
   }
 
@@ -282,14 +357,20 @@ export class HostSystem {
   }
 
   private async yum(): Promise<string> {
-    return this.connection.run(['sh', '-c', 'command -v dnf || command -v yum || echo dnf'], { sudo: true, signal: this.signal });
+    return this.connection.run(['sh', '-c', 'command -v dnf || command -v yum || echo dnf'], {
+      sudo: true,
+      signal: this.signal,
+    });
   }
 
   private async packages(argv: string[]): Promise<void> {
     const { exitCode, stdout, stderr } = await runPackageManager(this.connection, argv, this.lockSeconds, this.signal);
     if (exitCode === 0) return;
     const program = argv.find((word) => /apt-get|dnf|yum|dpkg|rpm/.test(word)) ?? argv[0];
-    throw commandError('host_packages_failed', { detail: `${program}: ${(stdout || stderr).trim().slice(-1000)}`, exitCode });
+    throw commandError('host_packages_failed', {
+      detail: `${program}: ${(stdout || stderr).trim().slice(-1000)}`,
+      exitCode,
+    });
   }
 }
 
@@ -298,10 +379,13 @@ export const upstreamVersion = (version: string): string => version.replace(/^\d
 
 /** Split at single characters: an expression that takes blanks on both sides of one along tries each beginning of a long run of them. */
 const columnsOf = (line: string, family: PackageFamily): string[] =>
-  family === 'debian' ? line.split('|').map((column) => column.trim()) : line.split(/\s/).filter((column) => column !== '');
+  family === 'debian'
+    ? line.split('|').map((column) => column.trim())
+    : line.split(/\s/).filter((column) => column !== '');
 
 /** dnf wants it before the name, and does without. */
-const withoutEpoch = (version: string, family: PackageFamily): string => (family === 'debian' ? version : version.replace(/^\d+:/, ''));
+const withoutEpoch = (version: string, family: PackageFamily): string =>
+  family === 'debian' ? version : version.replace(/^\d+:/, '');
 
 /** What a program complains about stands at the end of what it says. */
 const lastLines = (output: string): string => output.slice(-4000).trim().split('\n').slice(-2).join(' ').slice(-500);

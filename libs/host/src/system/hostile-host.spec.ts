@@ -7,7 +7,13 @@ import { connectSsh } from '@airdock/ssh/connection/connect';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { parseHostKey } from '@airdock/ssh/connection/keys';
 import { openTunnel } from '@airdock/ssh/tunnel/tunnel';
-import { type HostileConnection, type HostileSshOptions, messageOf, sshMessage, startHostileSshServer } from '@airdock/testing/hostile-ssh-server';
+import {
+  type HostileConnection,
+  type HostileSshOptions,
+  messageOf,
+  sshMessage,
+  startHostileSshServer,
+} from '@airdock/testing/hostile-ssh-server';
 import { waitFor } from '@airdock/testing/servers';
 import { begun, printed } from '@airdock/testing/ssh-command';
 import type { ServerChannel } from 'ssh2';
@@ -22,17 +28,28 @@ const failure = (promise: Promise<unknown>): Promise<AppError | undefined> =>
   );
 const port = 5100;
 
-async function withHost(options: HostileSshOptions, use: (connection: SshConnection, buffers: HostBuffers) => Promise<void>): Promise<void> {
+async function withHost(
+  options: HostileSshOptions,
+  use: (connection: SshConnection, buffers: HostBuffers) => Promise<void>,
+): Promise<void> {
   // It says what we want to hear.
   await using host = await startHostileSshServer({ answer: () => 'address=127.0.0.1\n', ...options });
   const buffers = new HostBuffers();
-  const target = { address: '127.0.0.1', port: host.port, username: 'root', password: 'hostile', hostKeyFingerprint: parseHostKey(host.hostKey) };
+  const target = {
+    address: '127.0.0.1',
+    port: host.port,
+    username: 'root',
+    password: 'hostile',
+    hostKeyFingerprint: parseHostKey(host.hostKey),
+  };
   await using connection = await connectSsh(target, { buffers });
   await use(connection, buffers);
 }
 
 /** What a tunnel leads to. */
-async function startTarget(onConnection: (socket: Socket) => void): Promise<{ server: Server; sockets: Set<Socket>; port: number } & AsyncDisposable> {
+async function startTarget(
+  onConnection: (socket: Socket) => void,
+): Promise<{ server: Server; sockets: Set<Socket>; port: number } & AsyncDisposable> {
   const sockets = new Set<Socket>();
   const server = createServer((socket) => {
     sockets.add(socket);
@@ -61,7 +78,10 @@ const floods: [string, (host: HostileConnection) => Buffer[]][] = [
   ['extensions', () => [messageOf(sshMessage.extInfo, 1, 'a', 'b')]],
   ['banners after the login', () => [messageOf(53, 'x', '')]],
   ['requests that want an answer', () => [messageOf(sshMessage.globalRequest, 'x@y', { byte: 1 })]],
-  ['announced host keys', () => [messageOf(sshMessage.globalRequest, 'hostkeys-00@openssh.com', { byte: 0 }, 'x'.repeat(1000))]],
+  [
+    'announced host keys',
+    () => [messageOf(sshMessage.globalRequest, 'hostkeys-00@openssh.com', { byte: 0 }, 'x'.repeat(1000))],
+  ],
   ['channels that nobody asked for', () => [messageOf(sshMessage.channelOpen, 'x11', 7, 100_000, 32_768, 'a', 1)]],
   ['channels of an agent', () => [messageOf(sshMessage.channelOpen, 'auth-agent@openssh.com', 7, 100_000, 32_768)]],
   ['data for channels that are not there', () => [messageOf(sshMessage.channelData, 4711, 'x')]],
@@ -69,37 +89,51 @@ const floods: [string, (host: HostileConnection) => Buffer[]][] = [
 ];
 
 describe('a hostile host', () => {
-  it.each([0, 1, 100, 4095])('that takes packets of %i bytes is disconnected before anything is sent to it', (packetSize) =>
-    withHost({ packetSize }, async (connection) => {
-      expect(await failure(connection.exec(['cat'], { stdin: 'x'.repeat(mib / 2) }))).toMatchObject({ code: 'host_protocol_error' });
-      expect(await connection.closed).toMatchObject({ code: 'host_protocol_error' });
-    }),
+  it.each([0, 1, 100, 4095])(
+    'that takes packets of %i bytes is disconnected before anything is sent to it',
+    (packetSize) =>
+      withHost({ packetSize }, async (connection) => {
+        expect(await failure(connection.exec(['cat'], { stdin: 'x'.repeat(mib / 2) }))).toMatchObject({
+          code: 'host_protocol_error',
+        });
+        expect(await connection.closed).toMatchObject({ code: 'host_protocol_error' });
+      }),
   );
 
-  it.each([0, 1])('that opens a channel through a tunnel with packets of %i bytes is disconnected', async (packetSize) => {
-    await using target = await startTarget(endless);
-    await withHost({ onForward: (host, asked) => host.open(asked, 0, { packetSize }) }, async (connection) => {
-      // As soon as it is asked for.
-      await failure(openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } }));
-      expect(await connection.closed).toMatchObject({ code: 'host_protocol_error' });
-    });
-  });
+  it.each([0, 1])(
+    'that opens a channel through a tunnel with packets of %i bytes is disconnected',
+    async (packetSize) => {
+      await using target = await startTarget(endless);
+      await withHost({ onForward: (host, asked) => host.open(asked, 0, { packetSize }) }, async (connection) => {
+        // As soon as it is asked for.
+        await failure(openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } }));
+        expect(await connection.closed).toMatchObject({ code: 'host_protocol_error' });
+      });
+    },
+  );
 
   it('that sends beyond its window, its packet size, or after its end is disconnected', async () => {
     const attacks: ((channel: number, host: HostileConnection) => void)[] = [
       (channel, host) => {
         // Nobody reads: when the kernel has taken what it takes, the window does not open again.
-        for (let sent = 0; sent < 24 * mib; sent += 32_768) host.send(messageOf(sshMessage.channelData, channel, Buffer.alloc(32_768)));
+        for (let sent = 0; sent < 24 * mib; sent += 32_768)
+          host.send(messageOf(sshMessage.channelData, channel, Buffer.alloc(32_768)));
       },
       (channel, host) => host.send(messageOf(sshMessage.channelData, channel, Buffer.alloc(33_000))),
-      (channel, host) => host.sendTogether([messageOf(sshMessage.channelEof, channel), messageOf(sshMessage.channelData, channel, 'x')]),
-      (channel, host) => host.sendTogether([messageOf(sshMessage.channelEof, channel), messageOf(sshMessage.channelExtendedData, channel, 1, 'x')]),
+      (channel, host) =>
+        host.sendTogether([messageOf(sshMessage.channelEof, channel), messageOf(sshMessage.channelData, channel, 'x')]),
+      (channel, host) =>
+        host.sendTogether([
+          messageOf(sshMessage.channelEof, channel),
+          messageOf(sshMessage.channelExtendedData, channel, 1, 'x'),
+        ]),
       (channel, host) => host.send(messageOf(sshMessage.channelWindowAdjust, channel, 0xffffffff)),
     ];
     for (const attack of attacks) {
       await using target = await startTarget((socket) => void socket.pause());
       let opened: HostileConnection | undefined;
-      const onLogin = (host: HostileConnection) => host.on('CHANNEL_OPEN_CONFIRMATION', (info: { sender: number }) => attack(info.sender, host));
+      const onLogin = (host: HostileConnection) =>
+        host.on('CHANNEL_OPEN_CONFIRMATION', (info: { sender: number }) => attack(info.sender, host));
       await withHost(
         {
           onLogin,
@@ -120,7 +154,13 @@ describe('a hostile host', () => {
   it('that disconnects twice, or more, is gone, and nobody else', async () => {
     const twice = Array.from({ length: 5 }, () => messageOf(sshMessage.disconnect, 2, 'bye \u001b[31m', ''));
     await using early = await startHostileSshServer({ onAuthentication: (host) => host.sendTogether(twice) });
-    const target = { address: '127.0.0.1', port: early.port, username: 'root', password: 'hostile', hostKeyFingerprint: parseHostKey(early.hostKey) };
+    const target = {
+      address: '127.0.0.1',
+      port: early.port,
+      username: 'root',
+      password: 'hostile',
+      hostKeyFingerprint: parseHostKey(early.hostKey),
+    };
     expect(await failure(connectSsh(target))).toMatchObject({ code: 'host_unreachable' });
     await withHost({ onLogin: (host) => host.sendTogether(twice) }, async (connection) => {
       const error = await connection.closed;
@@ -182,39 +222,51 @@ describe('a hostile host', () => {
       await waitFor(() => target.sockets.size === 64, { what: 'the others', timeoutMs: 10_000 });
       await tunnel.close();
     });
-    await waitFor(() => target.sockets.size === 0, { what: 'the sockets to be gone with the connection', timeoutMs: 10_000 });
+    await waitFor(() => target.sockets.size === 0, {
+      what: 'the sockets to be gone with the connection',
+      timeoutMs: 10_000,
+    });
   });
 
   it.each([
     ['grants windows and reads nothing', 0xffffffff, true],
     ['grants no window', 0, false],
-  ])('that asks for endless data on many channels and %s gets no more than its bound', async (_what, window, stopsReading) => {
-    await using target = await startTarget(endless);
-    let opening: (() => void) | undefined;
-    const onLogin = (host: HostileConnection) => {
-      opening = () => {
-        for (let sender = 0; sender < 64; sender++) host.open(port, sender, { window });
-        if (stopsReading) setTimeout(() => host.socket.pause(), 50);
+  ])(
+    'that asks for endless data on many channels and %s gets no more than its bound',
+    async (_what, window, stopsReading) => {
+      await using target = await startTarget(endless);
+      let opening: (() => void) | undefined;
+      const onLogin = (host: HostileConnection) => {
+        opening = () => {
+          for (let sender = 0; sender < 64; sender++) host.open(port, sender, { window });
+          if (stopsReading) setTimeout(() => host.socket.pause(), 50);
+        };
       };
-    };
-    await withHost({ onLogin }, async (connection, buffers) => {
-      const before = process.memoryUsage().rss;
-      const tunnel = await openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } });
-      opening?.();
-      await waitFor(() => target.sockets.size === 64, { what: 'the channels', timeoutMs: 20_000 });
-      let most = 0;
-      for (let round = 0; round < 100; round++) {
-        await new Promise((resolve) => setTimeout(resolve, 20));
-        most = Math.max(most, buffers.bytes);
-      }
-      expect(most).toBeLessThanOrEqual(maxBufferedBytes + 2 * mib);
-      // With what both ends of the test keep themselves.
-      expect(process.memoryUsage().rss - before).toBeLessThan(200 * mib);
-      await tunnel.close();
-      expect(buffers.bytes).toBe(0);
-    });
-    await waitFor(() => target.sockets.size === 0, { what: 'the sockets to be gone with the connection', timeoutMs: 10_000 });
-  });
+      await withHost({ onLogin }, async (connection, buffers) => {
+        const before = process.memoryUsage().rss;
+        const tunnel = await openTunnel(connection, {
+          hostPort: port,
+          target: { host: '127.0.0.1', port: target.port },
+        });
+        opening?.();
+        await waitFor(() => target.sockets.size === 64, { what: 'the channels', timeoutMs: 20_000 });
+        let most = 0;
+        for (let round = 0; round < 100; round++) {
+          await new Promise((resolve) => setTimeout(resolve, 20));
+          most = Math.max(most, buffers.bytes);
+        }
+        expect(most).toBeLessThanOrEqual(maxBufferedBytes + 2 * mib);
+        // With what both ends of the test keep themselves.
+        expect(process.memoryUsage().rss - before).toBeLessThan(200 * mib);
+        await tunnel.close();
+        expect(buffers.bytes).toBe(0);
+      });
+      await waitFor(() => target.sockets.size === 0, {
+        what: 'the sockets to be gone with the connection',
+        timeoutMs: 10_000,
+      });
+    },
+  );
 
   it('whose connection breaks leaves no socket behind, also one that waits', async () => {
     await using target = await startTarget(endless);
@@ -246,7 +298,9 @@ describe('a hostile host', () => {
       host.socket.end();
     };
     await withHost({ onForward }, async (connection) => {
-      await openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } }).catch(() => undefined);
+      await openTunnel(connection, { hostPort: port, target: { host: '127.0.0.1', port: target.port } }).catch(
+        () => undefined,
+      );
       await connection.closed;
       await waitFor(() => target.sockets.size === 0, { what: 'the sockets to be gone', timeoutMs: 10_000 });
     });
@@ -254,8 +308,12 @@ describe('a hostile host', () => {
 
   it('whose command trickles is not waited for longer than commands of its kind may take', () =>
     withHost({ onExec: (channel) => trickle(channel) }, async (connection) => {
-      expect(await failure(connection.exec(['look'], { deadlineMs: 500 }))).toMatchObject({ code: 'host_command_timeout' });
-      expect(await failure(connection.exec(['look'], { stdin: 'x', deadlineMs: 500 }))).toMatchObject({ code: 'host_command_timeout' });
+      expect(await failure(connection.exec(['look'], { deadlineMs: 500 }))).toMatchObject({
+        code: 'host_command_timeout',
+      });
+      expect(await failure(connection.exec(['look'], { stdin: 'x', deadlineMs: 500 }))).toMatchObject({
+        code: 'host_command_timeout',
+      });
     }));
 
   it('that never answers a request is not waited for', () =>
@@ -302,7 +360,9 @@ describe('a hostile host', () => {
         const stop = new AbortController();
         const all = Array.from({ length: 12 }, () => failure(connection.exec(['talk'], { signal: stop.signal })));
         setTimeout(() => stop.abort(), 3_000);
-        expect((await Promise.all(all)).filter((error) => error?.code === 'host_buffer_exceeded').length).toBeGreaterThanOrEqual(4);
+        expect(
+          (await Promise.all(all)).filter((error) => error?.code === 'host_buffer_exceeded').length,
+        ).toBeGreaterThanOrEqual(4);
       },
     ));
 
@@ -335,7 +395,8 @@ describe('a hostile host', () => {
             host.send(messageOf(sshMessage.channelData, info.sender, 'HTTP/1.1 200 OK\r\n\r\n'));
             const more = () => {
               if (host.socket.destroyed) return;
-              if (host.socket.writableLength < mib) host.send(messageOf(sshMessage.channelData, info.sender, Buffer.alloc(1024, 'x')));
+              if (host.socket.writableLength < mib)
+                host.send(messageOf(sshMessage.channelData, info.sender, Buffer.alloc(1024, 'x')));
               setImmediate(more);
             };
             more();
@@ -372,14 +433,20 @@ describe('a program that ends in the moment in which it begins', () => {
   it.each(inputs)('is not waited for with %s', async (_what, input) =>
     withHost(endsAtOnce(69), async (connection) => {
       for (let round = 0; round < 20; round++)
-        expect(await connection.exec(['true'], { stdin: input(), stallTimeoutMs: 3_000 })).toEqual({ exitCode: 69, stdout: '', stderr: '' });
+        expect(await connection.exec(['true'], { stdin: input(), stallTimeoutMs: 3_000 })).toEqual({
+          exitCode: 69,
+          stdout: '',
+          stderr: '',
+        });
     }),
   );
 
   it('has not done its work when it has not read what it was given', async () =>
     withHost(endsAtOnce(0), async (connection) => {
       const stdin = new Readable({ read: () => undefined });
-      expect(await failure(connection.exec(['cat'], { stdin, stallTimeoutMs: 3_000 }))).toMatchObject({ code: 'host_command_failed' });
+      expect(await failure(connection.exec(['cat'], { stdin, stallTimeoutMs: 3_000 }))).toMatchObject({
+        code: 'host_command_failed',
+      });
       expect(stdin.destroyed).toBe(true);
     }));
 });

@@ -23,9 +23,18 @@ beforeAll(async () => {
 });
 afterAll(() => folder?.remove());
 
-async function withLogin(options: Partial<SshServerOptions>, use: (connection: SshConnection) => Promise<void>): Promise<void> {
+async function withLogin(
+  options: Partial<SshServerOptions>,
+  use: (connection: SshConnection) => Promise<void>,
+): Promise<void> {
   await using server = await startSshServer({ password: 'secret word', sudo: 'free', ...options });
-  const target = { address: '127.0.0.1', port: server.port, username: 'admin', password: 'secret word', hostKeyFingerprint: parseHostKey(server.hostKey) };
+  const target = {
+    address: '127.0.0.1',
+    port: server.port,
+    username: 'admin',
+    password: 'secret word',
+    hostKeyFingerprint: parseHostKey(server.hostKey),
+  };
   await using connection = await connectSsh(target);
   await use(connection);
 }
@@ -65,7 +74,11 @@ const nasty = [
 
 /** Everything that is done on hosts in one way or another. */
 async function works(connection: SshConnection): Promise<void> {
-  expect(await connection.exec(['sh', '-c', 'cat; echo oops >&2; exit 3'], { stdin: 'in' })).toEqual({ exitCode: 3, stdout: 'in', stderr: 'oops\n' });
+  expect(await connection.exec(['sh', '-c', 'cat; echo oops >&2; exit 3'], { stdin: 'in' })).toEqual({
+    exitCode: 3,
+    stdout: 'in',
+    stderr: 'oops\n',
+  });
   expect((await connection.exec(['printf', '%s|', ...nasty])).stdout).toBe(`${nasty.join('|')}|`);
   expect((await connection.exec(['printf', '%s|', ...nasty], { sudo: true })).stdout).toBe(`${nasty.join('|')}|`);
   const bytes = randomBytes(2_000_000);
@@ -121,7 +134,10 @@ describe('a login that prints', () => {
 
   it('through sudo too, where PAM says something', async () => {
     const sudo = join(folder.path, 'sudo');
-    await writeFile(sudo, '#!/bin/sh\necho "Last login: today"\nwhile [ "$1" != -- ]; do shift; done; shift\nexec "$@"\n');
+    await writeFile(
+      sudo,
+      '#!/bin/sh\necho "Last login: today"\nwhile [ "$1" != -- ]; do shift; done; shift\nexec "$@"\n',
+    );
     await chmod(sudo, 0o755);
     await withLogin({ shell: ['sh', '-c', `PATH=${folder.path}:$PATH; eval "$1"`, 'sh'] }, async (connection) => {
       expect(await connection.run(['echo', 'own'], { sudo: true })).toBe('own');
@@ -140,7 +156,9 @@ describe('a sudo that runs nothing, and says that all is well,', () => {
     await mkdir(bin);
     await writeFile(join(bin, 'sudo'), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
     await withLogin({ shell: ['sh', '-c', `PATH=${bin}:$PATH; eval "$1"`, 'sh'] }, async (connection) =>
-      expect(await failure(connection.run(['cat', '/etc/hostname'], { sudo: true }))).toMatchObject({ code: 'host_sudo_failed' }),
+      expect(await failure(connection.run(['cat', '/etc/hostname'], { sudo: true }))).toMatchObject({
+        code: 'host_sudo_failed',
+      }),
     );
   });
 });
@@ -171,11 +189,23 @@ describe('a login that runs nothing', () => {
     ['nologin', ['/usr/sbin/nologin'], /ended with 1, and it said: This account is currently not available/],
     ['false', ['false'], /ended with 1, and it said nothing/],
     ['true', ['true'], /ended with 0, and it said nothing/],
-    ['a forced command', ['sh', '-c', 'echo "This key may only do backups" >&2; exit 3', 'sh'], /ended with 3, and it said: This key may only do backups/],
+    [
+      'a forced command',
+      ['sh', '-c', 'echo "This key may only do backups" >&2; exit 3', 'sh'],
+      /ended with 3, and it said: This key may only do backups/,
+    ],
     ['one that splits what it gets into words', ['sh', '-c', 'exec $1', 'sh'], /it said: /],
     ['a program that is another', ['git', 'shell', '-c'], /it said: fatal: unrecognized command/],
-    ['one with another protocol', ['sh', '-c', "printf '\\000\\000\\000\\005\\002\\000\\000\\000\\003'; exit 0", 'sh'], /ended with 0/],
-    ['a shell without programs', ['env', 'PATH=/nowhere', '/bin/bash', '-r', '-c'], /ended with 127, and it said: .*sh: command not found/],
+    [
+      'one with another protocol',
+      ['sh', '-c', "printf '\\000\\000\\000\\005\\002\\000\\000\\000\\003'; exit 0", 'sh'],
+      /ended with 0/,
+    ],
+    [
+      'a shell without programs',
+      ['env', 'PATH=/nowhere', '/bin/bash', '-r', '-c'],
+      /ended with 127, and it said: .*sh: command not found/,
+    ],
   ];
   it.each(logins)('is named: %s', async (_what, shell, seen) => {
     await withLogin({ shell }, async (connection) => {

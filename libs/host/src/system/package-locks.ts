@@ -7,11 +7,17 @@ import type { SshConnection } from '@airdock/ssh/connection/connection';
 const lockFiles = [
   ...['/var/lib/dpkg/lock-frontend', '/var/lib/dpkg/lock', '/var/lib/apt/lists/lock', '/var/cache/apt/archives/lock'],
   ...['/var/lib/rpm/.rpm.lock', '/usr/lib/sysimage/rpm/.rpm.lock', '/var/run/yum.pid'],
-  ...['/var/cache/dnf/metadata_lock.pid', '/var/cache/dnf/download_lock.pid', '/var/lib/dnf/rpmdb_lock.pid', '/var/log/log_lock.pid'],
+  ...[
+    '/var/cache/dnf/metadata_lock.pid',
+    '/var/cache/dnf/download_lock.pid',
+    '/var/lib/dnf/rpmdb_lock.pid',
+    '/var/log/log_lock.pid',
+  ],
 ];
 
 /** What a program says whose lock is taken after we have looked. */
-const refusals = 'could not get lock|unable to (acquire|lock)|is locked by another|exiting as configured by exit_on_lock|transaction lock|frontend lock';
+const refusals =
+  'could not get lock|unable to (acquire|lock)|is locked by another|exiting as configured by exit_on_lock|transaction lock|frontend lock';
 
 const lockedCode = 75;
 
@@ -70,9 +76,19 @@ while :; do
 done`;
 
 /** Waits for the locks of the package manager, for so long at the most, and runs it. Throws `host_packages_locked` with who holds which; the exit code is a result. */
-export async function runPackageManager(connection: SshConnection, argv: readonly string[], lockSeconds: number, signal: AbortSignal) {
-  const result = await connection.exec(['sh', '-c', script, 'sh', String(lockSeconds), ...argv], { sudo: true, signal, stallTimeoutMs: 1_800_000 });
-  const [, pid, file, command = ''] = result.exitCode === lockedCode ? (/^(\d{1,10}) (\/\S{1,100}) ?(.*)$/.exec(result.stdout.trim()) ?? []) : [];
+export async function runPackageManager(
+  connection: SshConnection,
+  argv: readonly string[],
+  lockSeconds: number,
+  signal: AbortSignal,
+) {
+  const result = await connection.exec(['sh', '-c', script, 'sh', String(lockSeconds), ...argv], {
+    sudo: true,
+    signal,
+    stallTimeoutMs: 1_800_000,
+  });
+  const [, pid, file, command = ''] =
+    result.exitCode === lockedCode ? (/^(\d{1,10}) (\/\S{1,100}) ?(.*)$/.exec(result.stdout.trim()) ?? []) : [];
   if (pid !== undefined && file !== undefined)
     throw new AppError('host_packages_locked', {
       detail: `${connection.where}: ${file} is still held after ${lockSeconds} s, by process ${pid}${command ? `: ${cleanLine(command)}` : ''}`,

@@ -51,11 +51,16 @@ export class JoinedFile implements AsyncDisposable {
   /** `size` bytes from `position` on. The file may be closed meanwhile; the caller destroys the stream. */
   stream(position: number, size: number): Readable {
     const pieces = this.parts
-      .map((part) => ({ ...part, from: Math.max(position - part.start, 0), to: Math.min(position + size - part.start, part.size) }))
+      .map((part) => ({
+        ...part,
+        from: Math.max(position - part.start, 0),
+        to: Math.min(position + size - part.start, part.size),
+      }))
       .filter(({ from, to }) => from < to);
     return Readable.from(
       (async function* () {
-        for (const { path, identity, from, to } of pieces) yield* readRegularFile(path, { identity, start: from, end: to });
+        for (const { path, identity, from, to } of pieces)
+          yield* readRegularFile(path, { identity, start: from, end: to });
       })(),
       { objectMode: false },
     );
@@ -117,7 +122,9 @@ function increment(suffix: string, alphabet: string): string | undefined {
 
 /** Letters behind a file's name that say what another file beside it is; as the name of a part they count only where it follows the one before. */
 const otherFiles = new Set(
-  'gz xz bz lz zst tar tgz asc sig pem crt cer sum sha txt log lst doc bak old orig json yaml yml xml list sign sbom spdx info'.split(' '),
+  'gz xz bz lz zst tar tgz asc sig pem crt cer sum sha txt log lst doc bak old orig json yaml yml xml list sign sbom spdx info'.split(
+    ' ',
+  ),
 );
 
 const letters = 'abcdefghijklmnopqrstuvwxyz';
@@ -168,13 +175,18 @@ export async function findParts(path: string): Promise<string[]> {
   const [stray] = [...suffixes]
     .filter(
       (suffix) =>
-        !otherFiles.has(suffix.toLowerCase()) && isAlike(suffix, first) && (isUnpadded ? Number(suffix) > Number(last) : suffix.length === last.length),
+        !otherFiles.has(suffix.toLowerCase()) &&
+        isAlike(suffix, first) &&
+        (isUnpadded ? Number(suffix) > Number(last) : suffix.length === last.length),
     )
     .sort((one, other) => one.length - other.length || (one < other ? -1 : 1));
   const nameOf = (suffix: string) => `${name.head}${suffix}${name.tail}`;
   if (stray !== undefined) {
     const missing = nameOf(successors(last).find((next) => !/^\d+$/.test(last) || /^\d+$/.test(next)) ?? last);
-    throw new AppError('bundle_truncated', { detail: `the part ${missing} is missing, while ${nameOf(stray)} is there`, missing });
+    throw new AppError('bundle_truncated', {
+      detail: `the part ${missing} is missing, while ${nameOf(stray)} is there`,
+      missing,
+    });
   }
   // A file that only looks like one of them.
   if (!parts.includes(name.suffix)) return [path];
@@ -182,7 +194,8 @@ export async function findParts(path: string): Promise<string[]> {
 }
 
 /** Numbered in the same way. */
-const isAlike = (one: string, other: string): boolean => [/^\d+$/, /^[a-z]+$/, /^[A-Z]+$/, /^[\da-f]+$/].some((kind) => kind.test(one) && kind.test(other));
+const isAlike = (one: string, other: string): boolean =>
+  [/^\d+$/, /^[a-z]+$/, /^[A-Z]+$/, /^[\da-f]+$/].some((kind) => kind.test(one) && kind.test(other));
 
 async function checkHeader(paths: string[]): Promise<string[]> {
   const [first = '', ...rest] = paths;

@@ -46,7 +46,8 @@ function tarNumber(field: Uint8Array): number {
     return value;
   }
   const text = Buffer.from(field).toString('latin1').replace(/\0.*$/s, '').trim();
-  if (!/^[0-7]*$/.test(text)) throw new AppError('bundle_corrupt', { detail: 'a tar header has a number that is not octal' });
+  if (!/^[0-7]*$/.test(text))
+    throw new AppError('bundle_corrupt', { detail: 'a tar header has a number that is not octal' });
   return text === '' ? 0 : Number.parseInt(text, 8);
 }
 
@@ -92,7 +93,12 @@ const maxOctalSize = 0o77777777777;
 
 /** A member as its extension headers correct it. A small size cannot be corrected: a reader without PAX would find other members than we do. */
 export function withOverrides(header: TarHeader, overrides: TarOverrides): TarHeader {
-  if (overrides.size !== undefined && overrides.size < maxOctalSize && header.size !== 0 && header.size !== overrides.size)
+  if (
+    overrides.size !== undefined &&
+    overrides.size < maxOctalSize &&
+    header.size !== 0 &&
+    header.size !== overrides.size
+  )
     throw unsafe(`a member has ${header.size} bytes, and ${overrides.size} by its PAX header`);
   return { ...header, ...overrides };
 }
@@ -108,7 +114,12 @@ export function parsePax(bytes: Uint8Array, scope: 'next' | 'global'): TarOverri
     const space = bytes.indexOf(0x20, at);
     const digits = space < 0 ? '' : Buffer.from(bytes.subarray(at, space)).toString('latin1');
     const length = Number(digits);
-    if (!/^\d{1,10}$/.test(digits) || length < space - at + 3 || at + length > bytes.byteLength || bytes[at + length - 1] !== 0x0a) {
+    if (
+      !/^\d{1,10}$/.test(digits) ||
+      length < space - at + 3 ||
+      at + length > bytes.byteLength ||
+      bytes[at + length - 1] !== 0x0a
+    ) {
       throw new AppError('bundle_corrupt', { detail: 'a PAX header is not well-formed' });
     }
     const record = bytes.subarray(space + 1, at + length - 1);
@@ -122,7 +133,10 @@ export function parsePax(bytes: Uint8Array, scope: 'next' | 'global'): TarOverri
     if (value.includes(0)) throw unsafe('a PAX header has a NUL in a value');
     const text = tarText(value);
     if (key === 'size' && !/^\d{1,15}$/.test(text)) throw unsafe('a member has an absurd size');
-    overrides = mergeOverrides(overrides, key === 'path' ? { name: text } : key === 'linkpath' ? { linkName: text } : { size: Number(text) });
+    overrides = mergeOverrides(
+      overrides,
+      key === 'path' ? { name: text } : key === 'linkpath' ? { linkName: text } : { size: Number(text) },
+    );
   }
   return overrides;
 }

@@ -42,7 +42,8 @@ export interface TarIndex {
 }
 
 const tooLarge = (detail: string) => new AppError('bundle_too_large', { detail });
-const unsafe = (detail: string, member: string) => new AppError('bundle_unsafe', { detail: `${detail}: ${JSON.stringify(member.slice(0, 200))}` });
+const unsafe = (detail: string, member: string) =>
+  new AppError('bundle_unsafe', { detail: `${detail}: ${JSON.stringify(member.slice(0, 200))}` });
 
 const segmentsOf = (path: string): string[] => path.split('/').filter((segment) => segment !== '' && segment !== '.');
 
@@ -63,7 +64,8 @@ function safeName(raw: string): string {
  */
 function linkTarget(name: string, linkName: string, type: string): string {
   if (type === '1') return safeName(linkName);
-  if (linkName === '' || linkName.startsWith('/') || linkName.length > maxNameLength) throw unsafe('a link leaves the archive', name);
+  if (linkName === '' || linkName.startsWith('/') || linkName.length > maxNameLength)
+    throw unsafe('a link leaves the archive', name);
   const target = posix.normalize(posix.join(posix.dirname(name), linkName));
   if (target === '..' || target.startsWith('../')) throw unsafe('a link leaves the archive', name);
   return safeName(target);
@@ -93,7 +95,11 @@ function windowed(file: JoinedFile, fileSize: number): ReadExactly {
 }
 
 const truncated = (missingBytes: number, fileSize: number) =>
-  new AppError('bundle_truncated', { detail: `at least ${missingBytes} bytes are missing after ${fileSize}`, missingBytes, sizeBytes: fileSize });
+  new AppError('bundle_truncated', {
+    detail: `at least ${missingBytes} bytes are missing after ${fileSize}`,
+    missingBytes,
+    sizeBytes: fileSize,
+  });
 
 /**
  * Lists the members of an uncompressed tar by seeking from header to header: the time depends on the number of members, not on the size.
@@ -142,12 +148,16 @@ export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<
       size = member.type === '0' ? member.size : 0;
       if (position + size > fileSize) throw truncated(position + size - fileSize, fileSize);
       const before = addMember(member, position, files, links);
-      if (before && !(await hasSameContent(file, before.offset, position, size, signal))) throw unsafe('two members have the same name', member.name);
+      if (before && !(await hasSameContent(file, before.offset, position, size, signal)))
+        throw unsafe('two members have the same name', member.name);
     }
     position += Math.ceil(size / blockSize) * blockSize;
   }
   if (complete && isExtended) throw new AppError('bundle_corrupt', { detail: 'an extension header has no member' });
-  if (members === 0) throw new AppError('bundle_format_unknown', { detail: fileSize === 0 ? 'the file is empty' : 'the file is not a tar archive' });
+  if (members === 0)
+    throw new AppError('bundle_format_unknown', {
+      detail: fileSize === 0 ? 'the file is empty' : 'the file is not a tar archive',
+    });
   return {
     complete,
     names: () => [...files.keys(), ...links.keys()],
@@ -174,17 +184,24 @@ function readExtension(header: TarHeader, content: Buffer): TarOverrides {
  * Returns the earlier file of the same name and size, which is the same file if its bytes are too: tools write shared layers twice. Which of two different ones counts
  * differs between readers; that is a way to show one thing to a scanner and another to us.
  */
-function addMember(member: TarHeader, offset: number, files: Map<string, TarMember>, links: Map<string, string>): TarMember | undefined {
+function addMember(
+  member: TarHeader,
+  offset: number,
+  files: Map<string, TarMember>,
+  links: Map<string, string>,
+): TarMember | undefined {
   const isFolder = member.type === '5' || (member.type === '0' && member.name.endsWith('/'));
   // The root, as some tools write it.
   if (isFolder && /^[./]+$/.test(member.name) && !member.name.includes('..')) return undefined;
   const name = safeName(member.name);
   if (isFolder) return undefined;
-  if (!'012'.includes(member.type)) throw unsafe(`a member of type ${JSON.stringify(member.type)} (device, sparse file or unknown)`, member.name);
+  if (!'012'.includes(member.type))
+    throw unsafe(`a member of type ${JSON.stringify(member.type)} (device, sparse file or unknown)`, member.name);
   if (name === '') throw unsafe('a member has no name', member.name);
   const before = files.get(name);
   if (before?.size === member.size && member.type === '0') return before;
-  const isSameLink = member.type !== '0' && links.has(name) && links.get(name) === linkTarget(name, member.linkName, member.type);
+  const isSameLink =
+    member.type !== '0' && links.has(name) && links.get(name) === linkTarget(name, member.linkName, member.type);
   if (isSameLink) return undefined;
   if (before || links.has(name)) throw unsafe('two members have the same name', member.name);
   // Unpacked, it would land where the link leads.
@@ -195,13 +212,20 @@ function addMember(member: TarHeader, offset: number, files: Map<string, TarMemb
   if (member.type === '0') files.set(name, { offset, size: member.size });
   else {
     const target = linkTarget(name, member.linkName, member.type);
-    if (member.type === '1' && !files.has(target) && !links.has(target)) throw unsafe('a hard link leads to no member before it', member.name);
+    if (member.type === '1' && !files.has(target) && !links.has(target))
+      throw unsafe('a hard link leads to no member before it', member.name);
     links.set(name, target);
   }
   return undefined;
 }
 
-async function hasSameContent(file: JoinedFile, first: number, second: number, size: number, signal?: AbortSignal): Promise<boolean> {
+async function hasSameContent(
+  file: JoinedFile,
+  first: number,
+  second: number,
+  size: number,
+  signal?: AbortSignal,
+): Promise<boolean> {
   const [one, other] = [Buffer.alloc(compareBytes), Buffer.alloc(compareBytes)];
   for (let at = 0; at < size; ) {
     signal?.throwIfAborted();

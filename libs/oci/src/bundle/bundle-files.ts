@@ -37,12 +37,18 @@ export async function openTarFiles(paths: readonly string[], signal?: AbortSigna
   return {
     complete: index.complete,
     names: async (folder) =>
-      folder === undefined ? index.names() : index.names().flatMap((name) => (name.startsWith(`${folder}/`) ? [name.slice(folder.length + 1)] : [])),
+      folder === undefined
+        ? index.names()
+        : index.names().flatMap((name) => (name.startsWith(`${folder}/`) ? [name.slice(folder.length + 1)] : [])),
     find: async (name) => {
       const member = index.find(name);
       if (!member) return undefined;
       const { offset, size } = member;
-      return { size, file: file.locate(offset, size), open: ({ start } = { start: 0 }) => file.stream(offset + start, Math.max(size - start, 0)) };
+      return {
+        size,
+        file: file.locate(offset, size),
+        open: ({ start } = { start: 0 }) => file.stream(offset + start, Math.max(size - start, 0)),
+      };
     },
   };
 }
@@ -57,7 +63,8 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
         if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return [];
         throw error;
       });
-      if (names.length > maxNames) throw new AppError('bundle_too_large', { detail: `the folder has ${names.length} files` });
+      if (names.length > maxNames)
+        throw new AppError('bundle_too_large', { detail: `the folder has ${names.length} files` });
       return names;
     },
     async find(name) {
@@ -75,7 +82,10 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
         file: { path: full, offset: 0 },
         // Reads no more than was promised when the file grows meanwhile; the digest tells the rest.
         open: ({ start } = { start: 0 }) =>
-          Readable.from(readRegularFile(full, { inside: root, identity: identityOf(status), start, end: status.size }), { objectMode: false }),
+          Readable.from(
+            readRegularFile(full, { inside: root, identity: identityOf(status), start, end: status.size }),
+            { objectMode: false },
+          ),
       };
     },
   };
@@ -84,12 +94,16 @@ export async function openFolderFiles(path: string): Promise<BundleFiles> {
 /** A small file in memory. Throws `bundle_too_large` when it is larger than `maxBytes`. */
 export async function readSmall(name: string, reader: BlobReader, maxBytes: number): Promise<Buffer> {
   if (reader.size > maxBytes)
-    throw new AppError('bundle_too_large', { detail: `${name} has ${reader.size} bytes; at most ${maxBytes} are read`, member: name });
+    throw new AppError('bundle_too_large', {
+      detail: `${name} has ${reader.size} bytes; at most ${maxBytes} are read`,
+      member: name,
+    });
   const chunks: Buffer[] = [];
   let bytes = 0;
   for await (const chunk of reader.open()) {
     bytes += (chunk as Buffer).byteLength;
-    if (bytes > maxBytes) throw new AppError('bundle_too_large', { detail: `${name} has more than ${maxBytes} bytes`, member: name });
+    if (bytes > maxBytes)
+      throw new AppError('bundle_too_large', { detail: `${name} has more than ${maxBytes} bytes`, member: name });
     chunks.push(chunk as Buffer);
   }
   return Buffer.concat(chunks);
@@ -104,11 +118,22 @@ export function missingFile(files: BundleFiles, name: string): AppError {
 }
 
 /** A metadata blob in memory, verified. Throws `digest_mismatch`, `bundle_too_large`, and `bundle_corrupt` when it is missing. */
-export async function readVerified(files: BundleFiles, name: string, digest: Digest, maxBytes: number): Promise<Buffer> {
+export async function readVerified(
+  files: BundleFiles,
+  name: string,
+  digest: Digest,
+  maxBytes: number,
+): Promise<Buffer> {
   const reader = await files.find(name);
   if (!reader) throw missingFile(files, name);
   const bytes = await readSmall(name, reader, maxBytes);
   const actual = digestOf(bytes);
-  if (actual !== digest) throw new AppError('digest_mismatch', { detail: `${name} has the digest ${actual}`, member: name, expected: digest, actual });
+  if (actual !== digest)
+    throw new AppError('digest_mismatch', {
+      detail: `${name} has the digest ${actual}`,
+      member: name,
+      expected: digest,
+      actual,
+    });
   return bytes;
 }

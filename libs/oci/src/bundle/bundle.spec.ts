@@ -70,8 +70,13 @@ describe('what bundles are read', () => {
     await buildDockerArchive(file, images);
     const source = await open();
     expect(source.format).toBe('docker-archive');
-    expect(source.images.map(({ names }) => names)).toEqual([['k8s.gcr.io/pause:3.2'], ['docker.io/library/nginx:1.21', 'docker.io/library/nginx:latest']]);
-    expect(source.images.map(({ configDigests }) => configDigests)).toEqual(images.map(({ configDigest }) => [configDigest]));
+    expect(source.images.map(({ names }) => names)).toEqual([
+      ['k8s.gcr.io/pause:3.2'],
+      ['docker.io/library/nginx:1.21', 'docker.io/library/nginx:latest'],
+    ]);
+    expect(source.images.map(({ configDigests }) => configDigests)).toEqual(
+      images.map(({ configDigest }) => [configDigest]),
+    );
     expect(await left()).toEqual([]);
   });
 
@@ -113,7 +118,9 @@ describe('what bundles are read', () => {
     const source = await open();
     const [only] = source.images;
     const root = only && (await source.prepare(only));
-    const manifest = JSON.parse(Buffer.from(await source.readManifest(root?.digest ?? image.configDigest)).toString()) as { layers: { digest: string }[] };
+    const manifest = JSON.parse(
+      Buffer.from(await source.readManifest(root?.digest ?? image.configDigest)).toString(),
+    ) as { layers: { digest: string }[] };
     expect(manifest.layers[0]?.digest).toBe(image.layers[0]?.digest);
     expect(await left()).toEqual([]);
   });
@@ -126,7 +133,9 @@ describe('what bundles are read', () => {
   });
 
   it('reads a multi-platform image with its attestation', async () => {
-    const images = await Promise.all(['amd64', 'arm64'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })));
+    const images = await Promise.all(
+      ['amd64', 'arm64'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })),
+    );
     const [root] = await buildOciArchive(file, [makeIndex('registry.k8s.io/pause:3.9', images, { attestation: true })]);
     const source = await open();
     expect(source.images[0]?.root).toEqual(root);
@@ -140,20 +149,28 @@ describe('what bundles are read', () => {
     await run('tar', ['-C', layout, '-xf', file]);
     const index = JSON.parse(await readFile(join(layout, 'index.json'), 'utf8')) as { manifests: Descriptor[] };
     const [named] = index.manifests;
-    index.manifests.push({ ...named, annotations: { 'io.containerd.image.name': `sha256:${'a'.repeat(64)}` } } as Descriptor);
+    index.manifests.push({
+      ...named,
+      annotations: { 'io.containerd.image.name': `sha256:${'a'.repeat(64)}` },
+    } as Descriptor);
     await writeFile(join(layout, 'index.json'), JSON.stringify(index));
     const source = await open(layout);
     expect(source.images).toMatchObject([{ names: ['k8s.gcr.io/pause:3.2'], root: { digest: named?.digest } }]);
   });
 
   it('prefers the OCI index of an archive that Docker 25 wrote, so that digests stay', async () => {
-    const [root] = await buildOciArchive(file, [await makeImage(pause)], { names: 'containerd', withDockerManifest: true });
+    const [root] = await buildOciArchive(file, [await makeImage(pause)], {
+      names: 'containerd',
+      withDockerManifest: true,
+    });
     const source = await open();
     expect(source.images[0]?.root).toEqual(root);
   });
 
   it('takes the only platform that an export of containerd holds, with its own digest', async () => {
-    const images = await Promise.all(['amd64', 'arm64'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })));
+    const images = await Promise.all(
+      ['amd64', 'arm64'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })),
+    );
     await buildOciArchive(file, [makeIndex('registry.k8s.io/pause:3.9', images)], {
       names: 'containerd',
       withDockerManifest: true,
@@ -174,7 +191,11 @@ describe('what bundles are read', () => {
 
   it.each([
     ['gzip', async (path: string) => writeFile(path, gzipSync(await readFile(path)))],
-    ['zstd', async (path: string) => run('zstd', ['-q', '--rm', path, '-o', `${path}.z`]).then(() => rename(`${path}.z`, path))],
+    [
+      'zstd',
+      async (path: string) =>
+        run('zstd', ['-q', '--rm', path, '-o', `${path}.z`]).then(() => rename(`${path}.z`, path)),
+    ],
     ['xz', async (path: string) => run('xz', [path]).then(() => rename(`${path}.xz`, path))],
   ])('unpacks a bundle compressed with %s, and removes it when closed', async (_name, compress) => {
     await buildDockerArchive(file, [await makeImage(pause)]);
@@ -206,7 +227,11 @@ describe('what other tools write', () => {
   it('takes the images of a Zarf package, with signatures of images that are elsewhere as images', async () => {
     const [root] = await buildOciLayout(join(layout(), 'images'), [await makeImage(pause)]);
     const ref = { 'org.opencontainers.image.ref.name': `ghcr.io/other/app:sha256-${'5'.repeat(64)}.sig` };
-    await addArtifact(join(layout(), 'images'), { type: 'application/vnd.dev.cosign.simplesigning.v1+json', text: 'signed', annotations: ref });
+    await addArtifact(join(layout(), 'images'), {
+      type: 'application/vnd.dev.cosign.simplesigning.v1+json',
+      text: 'signed',
+      annotations: ref,
+    });
     await writeFile(join(layout(), 'zarf.yaml'), 'kind: ZarfPackageConfig');
     await pack(layout(), 'zarf.yaml', 'images');
     await compress();
@@ -217,20 +242,33 @@ describe('what other tools write', () => {
     expect((await open(layout())).images).toHaveLength(2);
   });
 
-  it.each(['dev.cosignproject.cosign', 'dev.hauler'])('attaches the signatures of a haul whose kinds begin with %s to their image', async (prefix) => {
-    const [root] = await buildOciLayout(layout(), [await makeImage({ ...pause, name: 'index.docker.io/library/pause:3.2' })], { names: 'containerd' });
-    const annotations = {
-      kind: `${prefix}/sigs`,
-      'io.containerd.image.name': 'index.docker.io/library/pause:3.2',
-      'org.opencontainers.image.ref.name': 'library/pause:3.2',
-    };
-    const signature = await addArtifact(layout(), { type: 'application/vnd.dev.cosign.simplesigning.v1+json', text: 'signed', annotations });
-    await pack(layout(), '.');
-    await compress();
-    const source = await open();
-    expect(names(source)).toEqual([['docker.io/library/pause:3.2']]);
-    expect(source.images[0]?.companions).toEqual([{ root: signature, subject: root?.digest, tag: `sha256-${digestHex(root?.digest as Digest)}.sig` }]);
-  });
+  it.each(['dev.cosignproject.cosign', 'dev.hauler'])(
+    'attaches the signatures of a haul whose kinds begin with %s to their image',
+    async (prefix) => {
+      const [root] = await buildOciLayout(
+        layout(),
+        [await makeImage({ ...pause, name: 'index.docker.io/library/pause:3.2' })],
+        { names: 'containerd' },
+      );
+      const annotations = {
+        kind: `${prefix}/sigs`,
+        'io.containerd.image.name': 'index.docker.io/library/pause:3.2',
+        'org.opencontainers.image.ref.name': 'library/pause:3.2',
+      };
+      const signature = await addArtifact(layout(), {
+        type: 'application/vnd.dev.cosign.simplesigning.v1+json',
+        text: 'signed',
+        annotations,
+      });
+      await pack(layout(), '.');
+      await compress();
+      const source = await open();
+      expect(names(source)).toEqual([['docker.io/library/pause:3.2']]);
+      expect(source.images[0]?.companions).toEqual([
+        { root: signature, subject: root?.digest, tag: `sha256-${digestHex(root?.digest as Digest)}.sig` },
+      ]);
+    },
+  );
 
   it.each([
     ['split -b', ['-b', '60000', '-a', '3'], 'bundle.tar.'],
@@ -247,7 +285,11 @@ describe('what other tools write', () => {
     const source = await open(first);
     expect(names(source)).toEqual([['k8s.gcr.io/pause:3.2']]);
     const layer = image.layers[0];
-    const reader = await source.blob({ mediaType: '', digest: layer?.digest as Digest, size: layer?.gzip.byteLength ?? 0 });
+    const reader = await source.blob({
+      mediaType: '',
+      digest: layer?.digest as Digest,
+      size: layer?.gzip.byteLength ?? 0,
+    });
     expect(digestOf(await buffer(reader.open()))).toBe(layer?.digest);
     expect(Buffer.concat([await buffer(reader.open({ start: 100_000 }))])).toEqual(layer?.gzip.subarray(100_000));
     expect(whole.byteLength).toBeGreaterThan(300_000);
@@ -262,7 +304,10 @@ describe('what other tools write', () => {
     await compress();
     const bytes = await readFile(file);
     const part = (number: number) => join(dir.path, `package.tar.zst.part00${number}`);
-    await writeFile(part(0), JSON.stringify({ sha256Sum: digestHex(digestOf(bytes)), bytes: bytes.byteLength, count: 2 }));
+    await writeFile(
+      part(0),
+      JSON.stringify({ sha256Sum: digestHex(digestOf(bytes)), bytes: bytes.byteLength, count: 2 }),
+    );
     await writeFile(part(1), bytes.subarray(0, 500));
     await writeFile(part(2), bytes.subarray(500));
     expect((await open(part(0))).format).toBe('zarf-package');
@@ -274,25 +319,33 @@ describe('what other tools write', () => {
     const image = await makeImage(pause);
     const [root] = await buildOciArchive(file, [image], { names: 'tag-only' });
     for (const key of [root?.digest ?? '', '3.2'])
-      expect(names(await openBundle(file, { workDir, names: { [key]: 'quay.io/given:1' } }))).toEqual([['quay.io/given:1']]);
+      expect(names(await openBundle(file, { workDir, names: { [key]: 'quay.io/given:1' } }))).toEqual([
+        ['quay.io/given:1'],
+      ]);
     await buildDockerArchive(file, [await makeImage({ ...pause, name: [] })]);
-    expect(names(await openBundle(file, { workDir, names: { [image.configDigest]: ['pause:a', 'pause:b'] } }))).toEqual([
-      ['docker.io/library/pause:a', 'docker.io/library/pause:b'],
-    ]);
+    expect(names(await openBundle(file, { workDir, names: { [image.configDigest]: ['pause:a', 'pause:b'] } }))).toEqual(
+      [['docker.io/library/pause:a', 'docker.io/library/pause:b']],
+    );
   });
 
   it('finds lists of images beside them', async () => {
     await buildOciLayout(layout(), [await makeImage(pause)]);
     await writeFile(join(layout(), 'kubernetes-images.txt'), '# Kubernetes\nk8s.gcr.io/pause:3.2\n\nnginx\n');
     await writeFile(join(layout(), 'images.txt'), 'These are the images of our product.\n');
-    const lists = [{ name: 'kubernetes-images.txt', images: ['k8s.gcr.io/pause:3.2', 'docker.io/library/nginx:latest'] }];
+    const lists = [
+      { name: 'kubernetes-images.txt', images: ['k8s.gcr.io/pause:3.2', 'docker.io/library/nginx:latest'] },
+    ];
     expect((await open(layout())).lists).toEqual(lists);
     await pack(layout(), 'oci-layout', 'index.json', 'blobs', 'images.txt', 'kubernetes-images.txt');
     expect((await open()).lists).toEqual(lists);
   });
 
   it('makes an index of the platforms that an export holds, when they are several', async () => {
-    const images = await Promise.all(['amd64', 'arm64', 's390x'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })));
+    const images = await Promise.all(
+      ['amd64', 'arm64', 's390x'].map((architecture) =>
+        makeImage({ ...pause, platform: { os: 'linux', architecture } }),
+      ),
+    );
     await buildOciArchive(file, [makeIndex('registry.k8s.io/pause:3.9', images)], {
       names: 'containerd',
       withDockerManifest: true,
@@ -300,7 +353,9 @@ describe('what other tools write', () => {
     });
     const source = await open();
     expect(source.images[0]?.platforms.map(({ architecture }) => architecture)).toEqual(['amd64', 'arm64']);
-    expect((await source.readManifest(source.images[0]?.root?.digest as Digest)).byteLength).toBe(source.images[0]?.root?.size);
+    expect((await source.readManifest(source.images[0]?.root?.digest as Digest)).byteLength).toBe(
+      source.images[0]?.root?.size,
+    );
   });
 });
 
@@ -398,7 +453,10 @@ describe('what is refused', () => {
   it('refuses an OCI manifest that does not have its digest', async () => {
     const image = await makeImage(pause);
     await buildOciArchive(file, [image]);
-    await flipByteIn(file, Buffer.from(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config"`));
+    await flipByteIn(
+      file,
+      Buffer.from(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config"`),
+    );
     expect((await failure(open())).code).toBe('digest_mismatch');
   });
 
@@ -409,7 +467,10 @@ describe('what is refused', () => {
     const source = await open();
     const [only] = source.images;
     if (!only) throw new Error('no image');
-    await expect(source.prepare(only)).rejects.toMatchObject({ code: 'digest_mismatch', details: { member: expect.stringContaining('layer.tar') } });
+    await expect(source.prepare(only)).rejects.toMatchObject({
+      code: 'digest_mismatch',
+      details: { member: expect.stringContaining('layer.tar') },
+    });
     expect(await left()).toEqual([]);
   });
 
@@ -419,19 +480,31 @@ describe('what is refused', () => {
     await buildOciLayout(folder, [image]);
     const blob = `blobs/sha256/${digestHex(image.layers[0]?.digest ?? image.configDigest)}`;
     await appendFile(join(folder, blob), 'x');
-    expect(await failure(openBundle(folder, { workDir }))).toMatchObject({ code: 'bundle_corrupt', details: { member: blob } });
+    expect(await failure(openBundle(folder, { workDir }))).toMatchObject({
+      code: 'bundle_corrupt',
+      details: { member: blob },
+    });
     await rm(join(folder, blob));
-    expect(await failure(openBundle(folder, { workDir }))).toMatchObject({ code: 'bundle_corrupt', details: { member: blob } });
+    expect(await failure(openBundle(folder, { workDir }))).toMatchObject({
+      code: 'bundle_corrupt',
+      details: { member: blob },
+    });
     await symlink('/etc/hostname', join(folder, blob));
     expect((await failure(openBundle(folder, { workDir }))).code).toBe('bundle_unsafe');
   });
 
   it('takes an index of which a platform is missing as what is there, unless it is strict', async () => {
-    const images = await Promise.all(['amd64', 'arm64'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })));
+    const images = await Promise.all(
+      ['amd64', 'arm64'].map((architecture) => makeImage({ ...pause, platform: { os: 'linux', architecture } })),
+    );
     await buildOciArchive(file, [makeIndex('registry.k8s.io/pause:3.9', images)], { omitPlatforms: ['linux/arm64'] });
     const source = await open();
-    expect(source.images.map(({ platforms }) => platforms.map(({ architecture }) => architecture))).toEqual([['amd64']]);
-    expect(source.unusable).toMatchObject([{ code: 'platforms_absent', detail: expect.stringContaining('linux/arm64') }]);
+    expect(source.images.map(({ platforms }) => platforms.map(({ architecture }) => architecture))).toEqual([
+      ['amd64'],
+    ]);
+    expect(source.unusable).toMatchObject([
+      { code: 'platforms_absent', detail: expect.stringContaining('linux/arm64') },
+    ]);
     expect((await failure(openBundle(file, { workDir, isStrict: true }))).code).toBe('platforms_absent');
   });
 
@@ -443,11 +516,16 @@ describe('what is refused', () => {
   it('refuses an image that was saved by its ID', async () => {
     const image = await makeImage({ ...pause, name: [] });
     await buildDockerArchive(file, [image]);
-    expect(await failure(open())).toMatchObject({ code: 'image_name_missing', details: { digest: image.configDigest } });
+    expect(await failure(open())).toMatchObject({
+      code: 'image_name_missing',
+      details: { digest: image.configDigest },
+    });
   });
 
   it('stops when it is told to', async () => {
     await buildDockerArchive(file, [await makeImage(pause)]);
-    await expect(openBundle(file, { workDir, signal: AbortSignal.abort(new AppError('job_cancelled')) })).rejects.toMatchObject({ code: 'job_cancelled' });
+    await expect(
+      openBundle(file, { workDir, signal: AbortSignal.abort(new AppError('job_cancelled')) }),
+    ).rejects.toMatchObject({ code: 'job_cancelled' });
   });
 });

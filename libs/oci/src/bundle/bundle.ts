@@ -13,7 +13,14 @@ import { findParts, JoinedFile } from '../archive/joined-file.js';
 import { LayerCache } from '../compression/layer-cache.js';
 import { detectCompression, removeUnpacked, unpack } from '../compression/unpack.js';
 import type { GivenNames } from '../image/image-names.js';
-import { type ImageList, type ImageSource, refusalOf, type SourceImage, type UnusableImage, unusableImage } from '../image/image-source.js';
+import {
+  type ImageList,
+  type ImageSource,
+  refusalOf,
+  type SourceImage,
+  type UnusableImage,
+  unusableImage,
+} from '../image/image-source.js';
 import { type BundleFiles, below, openFolderFiles, openTarFiles, readSmall } from './bundle-files.js';
 import { namesByConfig, openDockerArchive } from './docker-archive.js';
 import { isOciLayout, openOciLayout } from './oci-layout.js';
@@ -45,11 +52,15 @@ export async function openBundle(path: string, options: OpenBundleOptions): Prom
   if (status.isDirectory()) {
     const files = await openFolderFiles(path);
     const source = await openFiles(files, 'oci-layout', options);
-    if (!source) throw new AppError('bundle_format_unknown', { detail: `the folder has no oci-layout and index.json${await seenIn(files)}` });
+    if (!source)
+      throw new AppError('bundle_format_unknown', {
+        detail: `the folder has no oci-layout and index.json${await seenIn(files)}`,
+      });
     return source;
   }
   // Devices and pipes have no length, and reading them may never end.
-  if (!status.isFile()) throw new AppError('bundle_format_unknown', { detail: 'the path is neither a file nor a folder' });
+  if (!status.isFile())
+    throw new AppError('bundle_format_unknown', { detail: 'the path is neither a file nor a folder' });
   const parts = await findParts(path);
   await using file = await JoinedFile.open(parts);
   const compression = await detectCompression(file);
@@ -75,8 +86,11 @@ async function openTar(paths: readonly string[], options: OpenBundleOptions): Pr
   const files = await openTarFiles(paths, options.signal);
   const source = await openFiles(files, 'oci-archive', options);
   if (source) return source;
-  if (!files.complete) throw new AppError('bundle_truncated', { detail: 'the archive has no end, and no list of images' });
-  throw new AppError('bundle_format_unknown', { detail: `the archive has neither manifest.json nor oci-layout and index.json${await seenIn(files)}` });
+  if (!files.complete)
+    throw new AppError('bundle_truncated', { detail: 'the archive has no end, and no list of images' });
+  throw new AppError('bundle_format_unknown', {
+    detail: `the archive has neither manifest.json nor oci-layout and index.json${await seenIn(files)}`,
+  });
 }
 
 /** What somebody may have taken for the bundle: files that are bundles perhaps, or a folder that is one. */
@@ -87,12 +101,19 @@ async function seenIn(files: BundleFiles): Promise<string> {
     return `; it has ${bundles.slice(0, 3).join(', ')}${bundles.length > 3 ? ` and ${bundles.length - 3} more` : ''} inside: register each of them`;
   const folders = new Set(names.map((name) => name.split('/').slice(0, -1).join('/') || name));
   for (const folder of [...folders].filter((name) => name !== '').slice(0, maxFoldersSeen))
-    if ((await isOciLayout(below(files, folder)).catch(() => false)) || (await files.find(`${folder}/manifest.json`).catch(() => undefined)))
+    if (
+      (await isOciLayout(below(files, folder)).catch(() => false)) ||
+      (await files.find(`${folder}/manifest.json`).catch(() => undefined))
+    )
       return `; they are in its folder ${folder}: register that, or an archive of what is in it`;
   return '';
 }
 
-async function openFiles(files: BundleFiles, layout: 'oci-archive' | 'oci-layout', options: OpenBundleOptions): Promise<ImageSource | undefined> {
+async function openFiles(
+  files: BundleFiles,
+  layout: 'oci-archive' | 'oci-layout',
+  options: OpenBundleOptions,
+): Promise<ImageSource | undefined> {
   const source = await openImages(files, layout, options);
   if (!source) return undefined;
   const { images, unusable } = source;
@@ -105,11 +126,17 @@ async function openFiles(files: BundleFiles, layout: 'oci-archive' | 'oci-layout
   return source;
 }
 
-async function openImages(files: BundleFiles, layout: 'oci-archive' | 'oci-layout', { workDir, names, signal }: OpenBundleOptions) {
+async function openImages(
+  files: BundleFiles,
+  layout: 'oci-archive' | 'oci-layout',
+  { workDir, names, signal }: OpenBundleOptions,
+) {
   const isDocker = (await files.find('manifest.json')) !== undefined;
   const openDocker = () => openDockerArchive(files, new LayerCache(join(workDir, 'layers')), { names, signal });
   if (await isOciLayout(files))
-    return isDocker ? openBoth(files, layout, { names, signal }, openDocker) : openOciLayout(files, { format: layout, names, signal });
+    return isDocker
+      ? openBoth(files, layout, { names, signal }, openDocker)
+      : openOciLayout(files, { format: layout, names, signal });
   if (isDocker) return openDocker();
   if ((await files.find('zarf.yaml')) && (await isOciLayout(below(files, 'images'))))
     return openOciLayout(below(files, 'images'), { format: 'zarf-package', names, signal });
@@ -129,22 +156,36 @@ async function openBoth(
   const unreadable: UnusableImage[] = [];
   const leaveOut = (list: string, other: string) => (error: unknown) => {
     const { code, detail } = unusableImage(error, { name: null, digest: null });
-    unreadable.push({ name: null, digest: null, code, detail: `${list} cannot be read, so only ${other} counts: ${detail}` });
+    unreadable.push({
+      name: null,
+      digest: null,
+      code,
+      detail: `${list} cannot be read, so only ${other} counts: ${detail}`,
+    });
     return undefined;
   };
   const listed = await namesByConfig(files).catch(leaveOut('manifest.json', 'index.json'));
-  const oci = await openOciLayout(files, { format, ...options, namesByConfig: listed }).catch(leaveOut('index.json', 'manifest.json'));
+  const oci = await openOciLayout(files, { format, ...options, namesByConfig: listed }).catch(
+    leaveOut('index.json', 'manifest.json'),
+  );
   if (!listed && !oci) throw refusalOf(unreadable);
   if (!listed || !oci) {
     const source = oci ?? (await openDocker());
     return Object.assign(source, { unusable: [...source.unusable, ...unreadable] });
   }
   const owners = new Map(oci.images.flatMap((image) => image.names.map((name) => [name, image] as const)));
-  const byConfig = new Map(oci.images.flatMap((image) => image.configDigests.map((digest) => [digest, image] as const)));
+  const byConfig = new Map(
+    oci.images.flatMap((image) => image.configDigests.map((digest) => [digest, image] as const)),
+  );
   const collisions: UnusableImage[] = [];
   const isFree = (name: string, digest: Digest) => {
     if (owners.has(name))
-      collisions.push({ name, digest, code: 'image_name_ambiguous', detail: `manifest.json gives ${name} to another image than index.json` });
+      collisions.push({
+        name,
+        digest,
+        code: 'image_name_ambiguous',
+        detail: `manifest.json gives ${name} to another image than index.json`,
+      });
     return !owners.has(name);
   };
   for (const [digest, names] of listed) {
@@ -159,9 +200,11 @@ async function openBoth(
     name === null ? isDigest(digest) && oci.namelessConfigs.has(digest) : oci.unusable.some((one) => one.name === name);
   const ofDocker = docker.unusable.filter((one) => !isTold(one));
   const others = docker.images.filter(({ configDigests: [digest] }) => digest && !byConfig.has(digest));
-  for (const image of others) image.names = image.names.filter((name) => isFree(name, image.configDigests[0] as Digest));
+  for (const image of others)
+    image.names = image.names.filter((name) => isFree(name, image.configDigests[0] as Digest));
   const added = new Set(others.filter(({ names }) => names.length > 0));
-  if (oci.images.length === 0) return Object.assign(docker, { unusable: [...ofDocker, ...leftOut(oci.unusable, added)] });
+  if (oci.images.length === 0)
+    return Object.assign(docker, { unusable: [...ofDocker, ...leftOut(oci.unusable, added)] });
   return {
     format,
     images: [...oci.images, ...added],
@@ -189,7 +232,12 @@ const maxListFolders = 2;
 function isListName(path: string): boolean {
   const folders = path.split('/');
   const name = folders.pop() ?? '';
-  return folders.length <= maxListFolders && /\.(?:txt|list)$/i.test(name) && /^[\w.-]+$/.test(name) && /image/i.test(name.slice(0, name.lastIndexOf('.')));
+  return (
+    folders.length <= maxListFolders &&
+    /\.(?:txt|list)$/i.test(name) &&
+    /^[\w.-]+$/.test(name) &&
+    /image/i.test(name.slice(0, name.lastIndexOf('.')))
+  );
 }
 const maxListBytes = 1024 * 1024;
 const maxLists = 100;
@@ -203,7 +251,8 @@ async function readLists(files: BundleFiles): Promise<ImageList[]> {
     const lines = (await readSmall(name, reader, maxListBytes)).toString('utf8').split('\n');
     try {
       const images = lines.map((line) => line.replace(/#.*/, '').trim()).filter((line) => line !== '');
-      if (images.length > 0) lists.push({ name, images: [...new Set(images.map((image) => formatReference(parseReference(image))))] });
+      if (images.length > 0)
+        lists.push({ name, images: [...new Set(images.map((image) => formatReference(parseReference(image))))] });
     } catch {
       // A text about images.
     }

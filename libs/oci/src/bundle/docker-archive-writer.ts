@@ -1,7 +1,14 @@
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { createDigest, type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
-import { type Descriptor, formatPlatform, type ImageManifest, mediaTypes, type Platform, parseImageConfig } from '@airdock/core/oci/manifest';
+import {
+  type Descriptor,
+  formatPlatform,
+  type ImageManifest,
+  mediaTypes,
+  type Platform,
+  parseImageConfig,
+} from '@airdock/core/oci/manifest';
 import { hasImageTypes, matchesPlatform } from '@airdock/core/oci/runs';
 import { type Pack, pack } from 'tar-stream';
 import { walkImage } from '../image/image-graph.js';
@@ -29,7 +36,12 @@ const layerMember = ({ digest }: Descriptor): string => `${digestHex(digest)}/la
  * images is written once. Of a multi-platform image the manifest for `platform` is taken. The caller destroys the stream. It fails with
  * `image_not_found` when there is no such platform, `image_unsupported` for what Docker cannot load, `digest_mismatch`, and the signal's reason.
  */
-export function writeDockerArchive(source: ImageSource, images: readonly ImageToLoad[], platform: Platform, signal?: AbortSignal): Readable {
+export function writeDockerArchive(
+  source: ImageSource,
+  images: readonly ImageToLoad[],
+  platform: Platform,
+  signal?: AbortSignal,
+): Readable {
   async function* chunks(): AsyncGenerator<Buffer> {
     const tar = pack();
     const filled = fill(tar, source, images, platform, signal).catch((error: unknown) =>
@@ -45,7 +57,13 @@ export function writeDockerArchive(source: ImageSource, images: readonly ImageTo
   return Readable.from(chunks(), { objectMode: false });
 }
 
-async function fill(tar: Pack, source: ImageSource, images: readonly ImageToLoad[], platform: Platform, signal?: AbortSignal): Promise<void> {
+async function fill(
+  tar: Pack,
+  source: ImageSource,
+  images: readonly ImageToLoad[],
+  platform: Platform,
+  signal?: AbortSignal,
+): Promise<void> {
   const plans = new Map<Digest, Plan>();
   for (const item of images) {
     const plan = await planImage(source, item, platform, signal);
@@ -74,7 +92,12 @@ async function fill(tar: Pack, source: ImageSource, images: readonly ImageToLoad
   tar.finalize();
 }
 
-async function planImage(source: ImageSource, { image, repoTags }: ImageToLoad, platform: Platform, signal?: AbortSignal): Promise<Plan> {
+async function planImage(
+  source: ImageSource,
+  { image, repoTags }: ImageToLoad,
+  platform: Platform,
+  signal?: AbortSignal,
+): Promise<Plan> {
   const root = await source.prepare(image, { signal });
   const graph = await walkImage(root, (digest) => source.readManifest(digest));
   for (const { manifest } of graph.images) {
@@ -84,7 +107,10 @@ async function planImage(source: ImageSource, { image, repoTags }: ImageToLoad, 
     refuseUnloadable(manifest);
     return { config, configDigest: manifest.config.digest, layers: manifest.layers, repoTags: [...repoTags] };
   }
-  throw new AppError('image_not_found', { detail: `${image.names[0] ?? root.digest} is not there for ${formatPlatform(platform)}`, digest: root.digest });
+  throw new AppError('image_not_found', {
+    detail: `${image.names[0] ?? root.digest} is not there for ${formatPlatform(platform)}`,
+    digest: root.digest,
+  });
 }
 
 /** Docker learnt zstd after 20.10. */
@@ -98,11 +124,13 @@ function refuseUnloadable({ layers }: ImageManifest): void {
     });
 }
 
-const mismatch = ({ digest }: Descriptor, actual: string) => new AppError('digest_mismatch', { detail: `${digest} has ${actual}`, digest });
+const mismatch = ({ digest }: Descriptor, actual: string) =>
+  new AppError('digest_mismatch', { detail: `${digest} has ${actual}`, digest });
 
 async function readConfig(source: ImageSource, descriptor: Descriptor): Promise<Buffer> {
   const reader = await source.blob(descriptor);
-  if (reader.size !== descriptor.size || reader.size > maxConfigBytes) throw mismatch(descriptor, `${reader.size} bytes`);
+  if (reader.size !== descriptor.size || reader.size > maxConfigBytes)
+    throw mismatch(descriptor, `${reader.size} bytes`);
   const chunks: Buffer[] = [];
   for await (const chunk of reader.open()) chunks.push(chunk as Buffer);
   const bytes = Buffer.concat(chunks);
@@ -110,7 +138,13 @@ async function readConfig(source: ImageSource, descriptor: Descriptor): Promise<
   return bytes;
 }
 
-async function writeLayer(tar: Pack, closed: Promise<void>, source: ImageSource, layer: Descriptor, signal?: AbortSignal): Promise<void> {
+async function writeLayer(
+  tar: Pack,
+  closed: Promise<void>,
+  source: ImageSource,
+  layer: Descriptor,
+  signal?: AbortSignal,
+): Promise<void> {
   const reader = await source.blob(layer);
   if (reader.size !== layer.size) throw mismatch(layer, `${reader.size} bytes`);
   const entry = tar.entry({ name: layerMember(layer), size: layer.size, mtime: new Date(0) });
@@ -123,7 +157,8 @@ async function writeLayer(tar: Pack, closed: Promise<void>, source: ImageSource,
       signal?.throwIfAborted();
       digest.update(chunk);
       // The archive of a reader that went away never drains.
-      if (!entry.write(chunk)) await Promise.race([new Promise<void>((resolve) => entry.once('drain', () => resolve())), closed]);
+      if (!entry.write(chunk))
+        await Promise.race([new Promise<void>((resolve) => entry.once('drain', () => resolve())), closed]);
       if (tar.destroying) return;
     }
   } finally {

@@ -5,7 +5,13 @@ import { createGunzip } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf, isDigest } from '@airdock/core/oci/digest';
 import { type DockerArchiveImage, parseDockerArchive } from '@airdock/core/oci/docker-archive';
-import { type Descriptor, maxManifestBytes, mediaTypes, type Platform, parseImageConfig } from '@airdock/core/oci/manifest';
+import {
+  type Descriptor,
+  maxManifestBytes,
+  mediaTypes,
+  type Platform,
+  parseImageConfig,
+} from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import pLimit from 'p-limit';
 import { blockSize } from '../archive/tar-header.js';
@@ -56,7 +62,12 @@ async function inspectImage(files: BundleFiles, entry: DockerArchiveImage): Prom
   const digest = digestOf(config);
   const promised = promisedDigest(entry.config);
   if (promised && promised !== digest) {
-    throw new AppError('digest_mismatch', { detail: `${entry.config} has the digest ${digest}`, member: entry.config, expected: promised, actual: digest });
+    throw new AppError('digest_mismatch', {
+      detail: `${entry.config} has the digest ${digest}`,
+      member: entry.config,
+      expected: promised,
+      actual: digest,
+    });
   }
   const { platform, diffIds = [] } = parseImageConfig(config, { strict: true });
   if (diffIds.length !== entry.layers.length) {
@@ -72,13 +83,19 @@ async function inspectImage(files: BundleFiles, entry: DockerArchiveImage): Prom
     const urls = entry.layerUrls.get(diffId ?? '');
     if (!reader && diffId && urls) throw foreignLayer({ digest: diffId, urls });
     if (!reader) throw missingFile(files, member);
-    if (!isDigest(diffId)) throw new AppError('bundle_corrupt', { detail: `${entry.config} has a diff ID that is no digest`, member: entry.config });
+    if (!isDigest(diffId))
+      throw new AppError('bundle_corrupt', {
+        detail: `${entry.config} has a diff ID that is no digest`,
+        member: entry.config,
+      });
     layers.push({ member, diffId, reader });
   }
   return { config: { digest, reader: configReader, size: config.byteLength }, platform, layers };
 }
 
-const uniqueLayers = (layers: readonly Layer[]): Layer[] => [...new Map(layers.map((layer) => [layer.diffId, layer])).values()];
+const uniqueLayers = (layers: readonly Layer[]): Layer[] => [
+  ...new Map(layers.map((layer) => [layer.diffId, layer])).values(),
+];
 
 class DockerArchive implements ImageSource {
   readonly format = 'docker-archive';
@@ -109,7 +126,9 @@ class DockerArchive implements ImageSource {
     };
     const compressed = new Map<Digest, Descriptor>();
     const prepared = await Promise.allSettled(
-      uniqueLayers(details.layers).map(async (layer) => compressed.set(layer.diffId, await this.#prepareLayer(layer, signal, onBytes))),
+      uniqueLayers(details.layers).map(async (layer) =>
+        compressed.set(layer.diffId, await this.#prepareLayer(layer, signal, onBytes)),
+      ),
     );
     for (const result of prepared) if (result.status === 'rejected') throw result.reason;
     this.#blobs.set(details.config.digest, details.config.reader);
@@ -123,7 +142,8 @@ class DockerArchive implements ImageSource {
         layers: details.layers.map(({ diffId }) => describe(compressed.get(diffId) as Descriptor)),
       }),
     );
-    if (manifest.byteLength > maxManifestBytes) throw new AppError('image_unsupported', { detail: 'the manifest would be larger than registries take' });
+    if (manifest.byteLength > maxManifestBytes)
+      throw new AppError('image_unsupported', { detail: 'the manifest would be larger than registries take' });
     const digest = digestOf(manifest);
     this.#manifests.set(digest, manifest);
     const root = { mediaType: mediaTypes.dockerManifest, digest, size: manifest.byteLength };
@@ -131,10 +151,15 @@ class DockerArchive implements ImageSource {
     return root;
   }
 
-  async #prepareLayer({ diffId, member, reader }: Layer, signal: AbortSignal | undefined, onBytes: (count: number) => void): Promise<Descriptor> {
+  async #prepareLayer(
+    { diffId, member, reader }: Layer,
+    signal: AbortSignal | undefined,
+    onBytes: (count: number) => void,
+  ): Promise<Descriptor> {
     const compression = compressionOf(await firstBytes(reader, blockSize));
     // Docker's own manifests have no word for zstd either.
-    if (compression && compression !== 'gzip') throw new AppError('compression_unsupported', { detail: `${member} is compressed with ${compression}`, member });
+    if (compression && compression !== 'gzip')
+      throw new AppError('compression_unsupported', { detail: `${member} is compressed with ${compression}`, member });
     if (compression === 'gzip') {
       const { digest, size } = await this.#checks(() => checkGzip(diffId, member, reader, signal, onBytes));
       this.#blobs.set(digest, reader);
@@ -151,7 +176,9 @@ class DockerArchive implements ImageSource {
 
   async blobsOf(image: SourceImage): Promise<{ digest?: Digest | undefined; size: number }[]> {
     const { config, layers } = this.details.get(image) as ArchiveImage;
-    const known = uniqueLayers(layers).map(async ({ diffId, reader }) => (await this.layerCache.find(diffId)) ?? { size: reader.size });
+    const known = uniqueLayers(layers).map(
+      async ({ diffId, reader }) => (await this.layerCache.find(diffId)) ?? { size: reader.size },
+    );
     return [config, ...(await Promise.all(known))];
   }
 
@@ -171,12 +198,25 @@ class DockerArchive implements ImageSource {
 }
 
 /** The digest of a layer that came compressed; it travels as it is. Its content must still be what the configuration says. */
-async function checkGzip(diffId: Digest, member: string, reader: BlobReader, signal: AbortSignal | undefined, onBytes: (count: number) => void) {
+async function checkGzip(
+  diffId: Digest,
+  member: string,
+  reader: BlobReader,
+  signal: AbortSignal | undefined,
+  onBytes: (count: number) => void,
+) {
   const compressed = hashing(onBytes);
   const plain = hashing();
   const gunzip = createGunzip({ chunkSize: 1024 * 1024 });
   try {
-    await pipeline(reader.open(), compressed.through, gunzip, bounded(reader.size, member), plain.through.resume(), signal ? { signal } : {});
+    await pipeline(
+      reader.open(),
+      compressed.through,
+      gunzip,
+      bounded(reader.size, member),
+      plain.through.resume(),
+      signal ? { signal } : {},
+    );
     // Zeros behind the end, which Go's gzip and so every container engine refuses.
     if (gunzip.bytesWritten !== reader.size) throw new Error('bytes after the end');
   } catch (cause) {
@@ -186,7 +226,12 @@ async function checkGzip(diffId: Digest, member: string, reader: BlobReader, sig
   }
   const actual = plain.digest();
   if (actual !== diffId)
-    throw new AppError('digest_mismatch', { detail: `${member} has the digest ${actual}, its image says ${diffId}`, member, expected: diffId, actual });
+    throw new AppError('digest_mismatch', {
+      detail: `${member} has the digest ${actual}, its image says ${diffId}`,
+      member,
+      expected: diffId,
+      actual,
+    });
   return { digest: compressed.digest(), size: compressed.size() };
 }
 
@@ -202,7 +247,10 @@ export async function firstBytes(reader: BlobReader, count: number): Promise<Buf
 }
 
 /** Names with tags. containerd writes IDs too, and names by the digest of the manifest or index which the archive was made from, and does not have. */
-function tagsOf({ repoTags }: Pick<DockerArchiveImage, 'repoTags'>, onError: (error: unknown, tag: string) => void): string[] {
+function tagsOf(
+  { repoTags }: Pick<DockerArchiveImage, 'repoTags'>,
+  onError: (error: unknown, tag: string) => void,
+): string[] {
   return repoTags.flatMap((text) => {
     try {
       const reference = parseReference(text);
@@ -246,7 +294,8 @@ export async function openDockerArchive(
   const unusable = listing.odd.map(({ error, ...entry }) => unusableImage(error, entry));
   for (const entry of listing.images) {
     signal?.throwIfAborted();
-    const leaveOut = (error: unknown, name: string | null) => unusable.push(unusableImage(error, { name, digest: promisedDigest(entry.config) ?? null }));
+    const leaveOut = (error: unknown, name: string | null) =>
+      unusable.push(unusableImage(error, { name, digest: promisedDigest(entry.config) ?? null }));
     let details: ArchiveImage;
     try {
       details = await inspectImage(files, entry);
@@ -259,8 +308,12 @@ export async function openDockerArchive(
     const known = byConfig.get(digest);
     if (known) known.source.names = [...new Set([...known.source.names, ...names])];
     else {
-      const sizeBytes = details.config.size + uniqueLayers(details.layers).reduce((sum, { reader }) => sum + reader.size, 0);
-      byConfig.set(digest, { details, source: { names: [...new Set(names)], platforms: [details.platform], sizeBytes, configDigests: [digest] } });
+      const sizeBytes =
+        details.config.size + uniqueLayers(details.layers).reduce((sum, { reader }) => sum + reader.size, 0);
+      byConfig.set(digest, {
+        details,
+        source: { names: [...new Set(names)], platforms: [details.platform], sizeBytes, configDigests: [digest] },
+      });
     }
   }
   for (const [digest, { source }] of byConfig) {

@@ -12,9 +12,31 @@ import {
 } from '@airdock/core/oci/manifest';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import pLimit from 'p-limit';
-import { checkKinds, describeImage, foreignLayer, type ImageGraph, isForeignLayer, totalSize, walkImage } from '../image/image-graph.js';
-import { annotatedName, bareName, companionKind, companionSubject, companionTag, type GivenNames, givenNames } from '../image/image-names.js';
-import { type Companion, type ImageSource, type SourceImage, type UnusableImage, unusableImage } from '../image/image-source.js';
+import {
+  checkKinds,
+  describeImage,
+  foreignLayer,
+  type ImageGraph,
+  isForeignLayer,
+  totalSize,
+  walkImage,
+} from '../image/image-graph.js';
+import {
+  annotatedName,
+  bareName,
+  companionKind,
+  companionSubject,
+  companionTag,
+  type GivenNames,
+  givenNames,
+} from '../image/image-names.js';
+import {
+  type Companion,
+  type ImageSource,
+  type SourceImage,
+  type UnusableImage,
+  unusableImage,
+} from '../image/image-source.js';
 import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
 
 /**
@@ -23,7 +45,8 @@ import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from
  */
 
 /** Both files that make a layout. */
-export const isOciLayout = async (files: BundleFiles): Promise<boolean> => Boolean((await files.find('oci-layout')) && (await files.find('index.json')));
+export const isOciLayout = async (files: BundleFiles): Promise<boolean> =>
+  Boolean((await files.find('oci-layout')) && (await files.find('index.json')));
 
 async function readIndex(files: BundleFiles) {
   const reader = await files.find('index.json');
@@ -35,7 +58,8 @@ async function checkVersion(files: BundleFiles): Promise<void> {
   const reader = await files.find('oci-layout');
   if (!reader) throw missingFile(files, 'oci-layout');
   const text = (await readSmall('oci-layout', reader, 4096)).toString('utf8');
-  if (!/"imageLayoutVersion"\s*:\s*"1\./.test(text)) throw new AppError('bundle_format_unknown', { detail: 'the OCI layout is not of version 1' });
+  if (!/"imageLayoutVersion"\s*:\s*"1\./.test(text))
+    throw new AppError('bundle_format_unknown', { detail: 'the OCI layout is not of version 1' });
 }
 
 /** Manifests are read more than once in the life of a source; small ones are kept. */
@@ -106,7 +130,8 @@ class Layout {
     const kept = this.#kept.get(digest);
     if (kept) return kept;
     const bytes = await readVerified(this.files, blobPath(digest), digest, maxManifestBytes);
-    if (bytes.byteLength <= keptManifestBytes && this.#keptBytes + bytes.byteLength <= keptTotalBytes) this.#keep(digest, bytes);
+    if (bytes.byteLength <= keptManifestBytes && this.#keptBytes + bytes.byteLength <= keptTotalBytes)
+      this.#keep(digest, bytes);
     return bytes;
   }
 
@@ -130,14 +155,18 @@ class Layout {
         const entry = await this.#entry(descriptor, byRoot);
         const chosen = givenNames(given, [descriptor.digest, entry.root.digest]);
         const name = chosen.length > 0 ? undefined : annotatedName(descriptor);
-        const names = chosen.length > 0 ? chosen : name === undefined ? givenNames(given, [bareName(descriptor)]) : [name];
+        const names =
+          chosen.length > 0 ? chosen : name === undefined ? givenNames(given, [bareName(descriptor)]) : [name];
         const kind = companionKind(descriptor);
         if (kind) signatures.push({ entry, name: name ?? '', kind });
         else if (names.length === 0) nameless.push({ entry, descriptor });
         else entry.names.push(...names);
       } catch (error) {
         unusable.push(
-          unusableImage(error, { name: descriptor.annotations?.['io.containerd.image.name'] ?? bareName(descriptor) ?? null, digest: descriptor.digest }),
+          unusableImage(error, {
+            name: descriptor.annotations?.['io.containerd.image.name'] ?? bareName(descriptor) ?? null,
+            digest: descriptor.digest,
+          }),
         );
       }
     }
@@ -145,7 +174,9 @@ class Layout {
     unusable.push(...dropSharedNames([...byRoot.values()]));
     unusable.push(...(await this.#addUnlisted(byRoot, signal)));
     const entries = [...byRoot.values()];
-    const owners = new Map(entries.flatMap((entry) => entry.graph.manifests.map(({ digest }) => [digest, entry] as const)));
+    const owners = new Map(
+      entries.flatMap((entry) => entry.graph.manifests.map(({ digest }) => [digest, entry] as const)),
+    );
     for (const { entry, name, kind } of signatures) attachSignature(entry, entries, name, kind);
     for (const entry of entries) attachByTag(entry, owners);
     for (const { entry, descriptor } of nameless) {
@@ -153,8 +184,11 @@ class Layout {
       if (!entry.companion) attachByBareTag(entry, bareName(descriptor), owners);
     }
     for (const { entry, descriptor } of nameless) {
-      if (entry.companion || entry.names.length > 0 || unusable.some(({ digest }) => digest === entry.root.digest)) continue;
-      entry.names.push(...new Set(entry.graph.images.flatMap(({ manifest }) => namesByConfig.get(manifest.config.digest) ?? [])));
+      if (entry.companion || entry.names.length > 0 || unusable.some(({ digest }) => digest === entry.root.digest))
+        continue;
+      entry.names.push(
+        ...new Set(entry.graph.images.flatMap(({ manifest }) => namesByConfig.get(manifest.config.digest) ?? [])),
+      );
       if (entry.names.length > 0) continue;
       for (const { manifest } of entry.graph.images) namelessConfigs.add(manifest.config.digest);
       const tag = bareName(descriptor);
@@ -162,7 +196,9 @@ class Layout {
         name: tag?.slice(0, 512) ?? null,
         digest: descriptor.digest,
         code: 'image_name_missing',
-        detail: tag ? `${descriptor.digest} has only the tag ${JSON.stringify(tag.slice(0, 128))}` : `${descriptor.digest} has no name`,
+        detail: tag
+          ? `${descriptor.digest} has only the tag ${JSON.stringify(tag.slice(0, 128))}`
+          : `${descriptor.digest} has no name`,
       });
     }
     const belonging = new Map<Entry | undefined, Entry[]>();
@@ -172,7 +208,9 @@ class Layout {
     }
     const limit = pLimit(readsAtOnce);
     const named = entries.filter(({ companion, names }) => !companion && names.length > 0);
-    const images = await Promise.all(named.map((entry) => limit(() => this.#describe(entry, belonging.get(entry) ?? [], unusable))));
+    const images = await Promise.all(
+      named.map((entry) => limit(() => this.#describe(entry, belonging.get(entry) ?? [], unusable))),
+    );
     return { images: images.filter((image) => image !== undefined), unusable, namelessConfigs };
   }
 
@@ -233,7 +271,8 @@ class Layout {
       for (const child of document.manifests) if (!(await this.#isComplete(child))) return false;
       return true;
     }
-    for (const part of [document.config, ...document.layers]) if (!(await this.files.find(blobPath(part.digest))) && !isForeignLayer(part)) return false;
+    for (const part of [document.config, ...document.layers])
+      if (!(await this.files.find(blobPath(part.digest))) && !isForeignLayer(part)) return false;
     return true;
   }
 
@@ -244,7 +283,8 @@ class Layout {
   async #addUnlisted(byRoot: Map<Digest, Entry>, signal?: AbortSignal): Promise<UnusableImage[]> {
     const odd = new Map<Digest, UnusableImage>();
     const known = new Set<string>();
-    for (const { graph } of byRoot.values()) for (const { digest } of [...graph.manifests, ...graph.blobs]) known.add(digest);
+    for (const { graph } of byRoot.values())
+      for (const { digest } of [...graph.manifests, ...graph.blobs]) known.add(digest);
     const bySubject = new Map<Digest, Descriptor[]>();
     for (const name of (await this.files.names('blobs/sha256')).slice(0, maxUnlisted)) {
       const digest = `sha256:${name}`;
@@ -254,7 +294,8 @@ class Layout {
       if (size === 0 || size > keptManifestBytes) continue;
       const bytes = await this.readManifest(digest).catch(() => undefined);
       const document = bytes?.includes('"subject"') ? parseOrNothing(bytes) : undefined;
-      const subject = document?.kind === 'manifest' && isManifestMediaType(document.mediaType) ? document.subject?.digest : undefined;
+      const subject =
+        document?.kind === 'manifest' && isManifestMediaType(document.mediaType) ? document.subject?.digest : undefined;
       if (!document || !subject) continue;
       const referrers = bySubject.get(subject) ?? [];
       referrers.push({ mediaType: document.mediaType, digest, size });
@@ -286,12 +327,17 @@ class Layout {
   }
 
   /** Platforms and image IDs, after checking that everything that the image and its companions need is there, with the right size. Undefined when it is not. */
-  async #describe(entry: Entry, belonging: readonly Entry[], unusable: UnusableImage[]): Promise<SourceImage | undefined> {
+  async #describe(
+    entry: Entry,
+    belonging: readonly Entry[],
+    unusable: UnusableImage[],
+  ): Promise<SourceImage | undefined> {
     const { root, graph, names, absent } = entry;
     const [name = root.digest] = names;
     try {
       await this.#expectBlobs(graph, name);
-      const readConfig = ({ digest }: Descriptor, maxBytes: number) => readVerified(this.files, blobPath(digest), digest, maxBytes);
+      const readConfig = ({ digest }: Descriptor, maxBytes: number) =>
+        readVerified(this.files, blobPath(digest), digest, maxBytes);
       const facts = await describeImage(graph, readConfig, { strict: true });
       const whole: Entry[] = [];
       for (const one of belonging) {
@@ -310,7 +356,9 @@ class Layout {
           detail: `not in the bundle: ${absent.slice(0, 20).join(', ')}; what is there is taken, with a digest of its own`,
         });
       const companions = whole.map(({ companion }) => companion as Companion);
-      const extra = new Map(whole.flatMap((one) => [...one.graph.manifests, ...one.graph.blobs]).map((part) => [part.digest, part]));
+      const extra = new Map(
+        whole.flatMap((one) => [...one.graph.manifests, ...one.graph.blobs]).map((part) => [part.digest, part]),
+      );
       for (const { digest } of [...graph.manifests, ...graph.blobs]) extra.delete(digest);
       return { names, root, ...facts, sizeBytes: facts.sizeBytes + totalSize(extra.values()), companions };
     } catch (error) {
@@ -328,7 +376,11 @@ class Layout {
       const size = await found;
       if (size === undefined && isForeignLayer(blob)) throw foreignLayer(blob);
       if (size === undefined) throw missingFile(this.files, member);
-      if (size !== blob.size) throw new AppError('bundle_corrupt', { detail: `${member} has ${size} bytes, ${name} says ${blob.size}`, member });
+      if (size !== blob.size)
+        throw new AppError('bundle_corrupt', {
+          detail: `${member} has ${size} bytes, ${name} says ${blob.size}`,
+          member,
+        });
     }
   }
 }
@@ -365,7 +417,12 @@ function dropSharedNames(entries: readonly Entry[]): UnusableImage[] {
   return [...byName].flatMap(([name, sharing]) =>
     (sharing.length > 1 ? sharing : []).map((entry): UnusableImage => {
       entry.names = entry.names.filter((one) => one !== name);
-      return { name, digest: entry.root.digest, code: 'image_name_ambiguous', detail: `index.json gives ${name} to ${sharing.length} images` };
+      return {
+        name,
+        digest: entry.root.digest,
+        code: 'image_name_ambiguous',
+        detail: `index.json gives ${name} to ${sharing.length} images`,
+      };
     }),
   );
 }
@@ -394,15 +451,19 @@ function ownerOf(companion: Companion, owners: ReadonlyMap<Digest, Entry>): Entr
 
 /** By the name that a signature shares with its image; cosign's own layouts hold one image, and no names at all. */
 function attachSignature(entry: Entry, entries: readonly Entry[], name: string, kind: 'sig' | 'att' | 'sbom'): void {
-  const owner = entries.find((other) => other !== entry && (name === '' ? other.names.length > 0 : other.names.includes(name)));
-  if (owner) entry.companion = { root: entry.root, subject: owner.root.digest, tag: companionTag(owner.root.digest, kind) };
+  const owner = entries.find(
+    (other) => other !== entry && (name === '' ? other.names.length > 0 : other.names.includes(name)),
+  );
+  if (owner)
+    entry.companion = { root: entry.root, subject: owner.root.digest, tag: companionTag(owner.root.digest, kind) };
 }
 
 /** By a tag such as `sha256-<hex>.sig` that stands alone, as tools write it that give images bare tags. */
 function attachByBareTag(entry: Entry, tag: string | undefined, owners: ReadonlyMap<Digest, Entry>): void {
   const subject = companionSubject(tag);
   const owner = subject && owners.get(subject);
-  if (owner && owner !== entry && !owner.companion && entry.names.length === 0) entry.companion = { root: entry.root, subject, tag };
+  if (owner && owner !== entry && !owner.companion && entry.names.length === 0)
+    entry.companion = { root: entry.root, subject, tag };
 }
 
 /** By a tag such as `sha256-<hex>.sig`, in the repository of the image. Without its image in the bundle it is an image of its own. */
@@ -412,7 +473,9 @@ function attachByTag(entry: Entry, owners: ReadonlyMap<Digest, Entry>): void {
   const subject = companionSubject(first?.tag);
   const owner = subject && owners.get(subject);
   if (!owner || owner === entry || owner.companion || references.length !== 1) return;
-  const isSibling = owner.names.map(parseReference).some(({ registry, repository }) => registry === first?.registry && repository === first.repository);
+  const isSibling = owner.names
+    .map(parseReference)
+    .some(({ registry, repository }) => registry === first?.registry && repository === first.repository);
   if (!isSibling) return;
   entry.companion = { root: entry.root, subject, tag: first?.tag };
   entry.names = [];

@@ -37,11 +37,17 @@ class Layout {
   }
 
   manifest(fields: Record<string, unknown>): Descriptor {
-    return this.blob(jsonOf({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, ...fields }), mediaTypes.ociManifest);
+    return this.blob(
+      jsonOf({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, ...fields }),
+      mediaTypes.ociManifest,
+    );
   }
 
   image({ config, layers }: TestImage, fields: Record<string, unknown> = {}): Descriptor {
-    const parts = { config: this.blob(config, mediaTypes.ociConfig), layers: layers.map(({ gzip }) => this.blob(gzip, mediaTypes.ociLayerGzip)) };
+    const parts = {
+      config: this.blob(config, mediaTypes.ociConfig),
+      layers: layers.map(({ gzip }) => this.blob(gzip, mediaTypes.ociLayerGzip)),
+    };
     return this.manifest({ ...parts, ...fields });
   }
 
@@ -54,13 +60,20 @@ class Layout {
   }
 
   name(descriptor: Descriptor, full?: string, ref?: string): this {
-    const annotations = { ...(full && { 'io.containerd.image.name': full }), ...(ref && { 'org.opencontainers.image.ref.name': ref }) };
+    const annotations = {
+      ...(full && { 'io.containerd.image.name': full }),
+      ...(ref && { 'org.opencontainers.image.ref.name': ref }),
+    };
     this.index.push({ ...descriptor, annotations });
     return this;
   }
 
   /** With `docker` also as Docker since 25 writes it. */
-  async write(docker?: { image: TestImage; tags: string[] | null }[], target = file, replaced: Record<string, string> = {}): Promise<void> {
+  async write(
+    docker?: { image: TestImage; tags: string[] | null }[],
+    target = file,
+    replaced: Record<string, string> = {},
+  ): Promise<void> {
     const members = new Map(this.blobs);
     if (docker) {
       for (const each of docker) {
@@ -99,7 +112,12 @@ async function open({ path = file, names, isStrict }: { path?: string; names?: G
 }
 
 describe('an entry of index.json that is none', () => {
-  const named = (annotations: object) => ({ mediaType: mediaTypes.ociManifest, size: 5, digest: `sha256:${'a'.repeat(64)}`, annotations });
+  const named = (annotations: object) => ({
+    mediaType: mediaTypes.ociManifest,
+    size: 5,
+    digest: `sha256:${'a'.repeat(64)}`,
+    annotations,
+  });
   it.each([
     [
       'has a digest of another algorithm',
@@ -159,10 +177,16 @@ describe('one odd entry', () => {
       'layer_foreign',
       async (layout) => {
         const one = await image('windows');
-        return layout.image(one, { layers: one.layers.map(({ gzip }) => layout.blob(gzip, mediaTypes.dockerForeignLayer)) });
+        return layout.image(one, {
+          layers: one.layers.map(({ gzip }) => layout.blob(gzip, mediaTypes.dockerForeignLayer)),
+        });
       },
     ],
-    ['a configuration of other layers', 'bundle_corrupt', async (layout) => layout.image(await image('none'), { layers: [] })],
+    [
+      'a configuration of other layers',
+      'bundle_corrupt',
+      async (layout) => layout.image(await image('none'), { layers: [] }),
+    ],
     [
       'bytes of another digest',
       'digest_mismatch',
@@ -178,7 +202,10 @@ describe('one odd entry', () => {
     const whole = layout.image(await image('whole'));
     layout.name(whole, 'quay.io/odd/whole:1').name(await add(layout), 'quay.io/odd/odd:1');
     await layout.write();
-    expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/whole:1'], digest: whole.digest }], unusable: [{ name: 'quay.io/odd/odd:1', code }] });
+    expect(await open()).toMatchObject({
+      images: [{ names: ['quay.io/odd/whole:1'], digest: whole.digest }],
+      unusable: [{ name: 'quay.io/odd/odd:1', code }],
+    });
     await expect(open({ isStrict: true })).rejects.toMatchObject({ code, details: { image: 'quay.io/odd/odd:1' } });
   });
 
@@ -196,7 +223,12 @@ describe('one odd entry', () => {
     members.delete(gone ?? '');
     members.set(
       'manifest.json',
-      Buffer.from(members.get('manifest.json')?.toString().replace('"quay.io/odd/whole:1"', '"quay.io/odd/whole:1","quay.io/ODD:1"') ?? ''),
+      Buffer.from(
+        members
+          .get('manifest.json')
+          ?.toString()
+          .replace('"quay.io/odd/whole:1"', '"quay.io/odd/whole:1","quay.io/ODD:1"') ?? '',
+      ),
     );
     await writeTar(
       file,
@@ -214,7 +246,10 @@ describe('one odd entry', () => {
   it('is what Go writes for nothing: null for lists, maps and pointers', async () => {
     const layout = new Layout();
     const config = layout.blob(Buffer.from('{}'), emptyConfig);
-    layout.name(layout.manifest({ artifactType: 'application/vnd.odd', config, layers: null, subject: null, annotations: null }), 'quay.io/odd/artifact:1');
+    layout.name(
+      layout.manifest({ artifactType: 'application/vnd.odd', config, layers: null, subject: null, annotations: null }),
+      'quay.io/odd/artifact:1',
+    );
     layout.name({ ...layout.image(await image('urls')), urls: undefined, platform: undefined }, 'quay.io/odd/urls:1');
     (layout.index[1] as Record<string, unknown>).platform = null;
     (layout.index[1] as Record<string, unknown>).urls = null;
@@ -255,8 +290,11 @@ describe('a part of a multi-platform image', () => {
   it('is one image under the three names that the CRI keeps', async () => {
     const layout = new Layout();
     const { amd, root, only } = await sparse(layout);
-    for (const name of ['quay.io/odd/multi:1', `quay.io/odd/multi@${root.digest}`, amd.configDigest]) layout.name(root, name);
-    await layout.write([{ image: amd, tags: ['quay.io/odd/multi:1', `quay.io/odd/multi@${root.digest}`, amd.configDigest] }]);
+    for (const name of ['quay.io/odd/multi:1', `quay.io/odd/multi@${root.digest}`, amd.configDigest])
+      layout.name(root, name);
+    await layout.write([
+      { image: amd, tags: ['quay.io/odd/multi:1', `quay.io/odd/multi@${root.digest}`, amd.configDigest] },
+    ]);
     expect(await open({ isStrict: true })).toMatchObject({
       images: [{ names: ['quay.io/odd/multi:1'], digest: only.digest }],
       unusable: [{ name: 'quay.io/odd/multi:1', code: 'platforms_absent' }],
@@ -267,7 +305,9 @@ describe('a part of a multi-platform image', () => {
     const layout = new Layout();
     const one = layout.image(await image('pinned'));
     const [whole, other] = [digestOf('whole'), digestOf('other')];
-    layout.name(one, undefined, `quay.io/odd/pinned:1@${whole}`).name(layout.image(await image('lost')), `quay.io/odd/lost@${other}`);
+    layout
+      .name(one, undefined, `quay.io/odd/pinned:1@${whole}`)
+      .name(layout.image(await image('lost')), `quay.io/odd/lost@${other}`);
     const right = layout.image(await image('right'));
     layout.name(right, `quay.io/odd/right:1@${right.digest}`);
     await layout.write();
@@ -286,7 +326,12 @@ describe('a part of a multi-platform image', () => {
 
 describe('two lists of one archive', () => {
   it('give an image from the other where one has it only in part, or not at all, or without its name', async () => {
-    const [partial, unlisted, nameless, both] = [await image('partial'), await image('unlisted'), await image('nameless'), await image('both')];
+    const [partial, unlisted, nameless, both] = [
+      await image('partial'),
+      await image('unlisted'),
+      await image('nameless'),
+      await image('both'),
+    ];
     const layout = new Layout();
     layout.name(layout.image(partial, { layers: [] }), 'quay.io/odd/partial:1');
     const keeps = layout.image(nameless);
@@ -316,35 +361,72 @@ describe('two lists of one archive', () => {
       return root.digest;
     };
     const texts = [
-      ...['null', '{}', '"x"', '7', 'true', '', ' ', '[', '[{"Config": "a', '{"manifests": [', '\u0000', '<html>', '\uFEFF[]', '{"name": "an app"}'],
+      ...[
+        'null',
+        '{}',
+        '"x"',
+        '7',
+        'true',
+        '',
+        ' ',
+        '[',
+        '[{"Config": "a',
+        '{"manifests": [',
+        '\u0000',
+        '<html>',
+        '\uFEFF[]',
+        '{"name": "an app"}',
+      ],
       ...['{"manifests": 5}', '{"a": 1, "a": 2}', 'null null', `"${'x'.repeat(2_000)}"`, '['.repeat(200)],
     ];
-    it.each([...texts, '{"schemaVersion": 2, "manifests": []}'])('say so, and the images come from index.json: %#', async (text) => {
-      const digest = await bothLists({ 'manifest.json': text });
-      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'], digest }], unusable: [{ name: null }] });
-      await expect(open({ isStrict: true })).rejects.toMatchObject({ details: { detail: expect.stringContaining('manifest.json cannot be read') } });
-    });
+    it.each([...texts, '{"schemaVersion": 2, "manifests": []}'])(
+      'say so, and the images come from index.json: %#',
+      async (text) => {
+        const digest = await bothLists({ 'manifest.json': text });
+        expect(await open()).toMatchObject({
+          images: [{ names: ['quay.io/odd/one:1'], digest }],
+          unusable: [{ name: null }],
+        });
+        await expect(open({ isStrict: true })).rejects.toMatchObject({
+          details: { detail: expect.stringContaining('manifest.json cannot be read') },
+        });
+      },
+    );
 
     it.each([...texts, '[]'])('say so, and the images come from manifest.json: %#', async (text) => {
       await bothLists({ 'index.json': text });
-      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'], digest: undefined }], unusable: [{ name: null }] });
-      await expect(open({ isStrict: true })).rejects.toMatchObject({ details: { detail: expect.stringContaining('index.json cannot be read') } });
+      expect(await open()).toMatchObject({
+        images: [{ names: ['quay.io/odd/one:1'], digest: undefined }],
+        unusable: [{ name: null }],
+      });
+      await expect(open({ isStrict: true })).rejects.toMatchObject({
+        details: { detail: expect.stringContaining('index.json cannot be read') },
+      });
     });
 
     it('or is of another version of the layout', async () => {
       await bothLists({ 'oci-layout': '{"imageLayoutVersion":"9.0.0"}' });
-      expect(await open()).toMatchObject({ images: [{ digest: undefined }], unusable: [{ name: null, code: 'bundle_format_unknown' }] });
+      expect(await open()).toMatchObject({
+        images: [{ digest: undefined }],
+        unusable: [{ name: null, code: 'bundle_format_unknown' }],
+      });
     });
 
     it('and neither the other', async () => {
       await bothLists({ 'manifest.json': 'null', 'index.json': 'null' });
-      await expect(open()).rejects.toMatchObject({ code: 'bundle_corrupt', details: { detail: expect.stringContaining('and 1 more') } });
+      await expect(open()).rejects.toMatchObject({
+        code: 'bundle_corrupt',
+        details: { detail: expect.stringContaining('and 1 more') },
+      });
     });
 
-    it.each(['[]', '{"schemaVersion": 2, "manifests": []}'])('and one that is empty is none that cannot be read: %s', async (text) => {
-      await bothLists({ [text === '[]' ? 'manifest.json' : 'index.json']: text });
-      expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'] }], unusable: [] });
-    });
+    it.each(['[]', '{"schemaVersion": 2, "manifests": []}'])(
+      'and one that is empty is none that cannot be read: %s',
+      async (text) => {
+        await bothLists({ [text === '[]' ? 'manifest.json' : 'index.json']: text });
+        expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'] }], unusable: [] });
+      },
+    );
 
     it.each(['null', '[]', '{"Config": 7, "RepoTags": ["quay.io/odd/seven:1"]}', '{"Image": {}}', '"x"'])(
       'or has an entry that is none beside one that is whole: %s',
@@ -356,10 +438,15 @@ describe('two lists of one archive', () => {
           RepoTags: ['quay.io/odd/one:1'],
           Layers: one.layers.map(({ diffId }) => `blobs/sha256/${digestHex(diffId)}`),
         });
-        await bothLists({ 'manifest.json': `[${entry}, ${whole}]`, 'index.json': '{"schemaVersion": 2, "manifests": []}' });
+        await bothLists({
+          'manifest.json': `[${entry}, ${whole}]`,
+          'index.json': '{"schemaVersion": 2, "manifests": []}',
+        });
         const name = entry.includes('seven') ? 'quay.io/odd/seven:1' : null;
         expect(await open()).toMatchObject({ images: [{ names: ['quay.io/odd/one:1'] }], unusable: [{ name }] });
-        await expect(open({ isStrict: true })).rejects.toMatchObject({ code: expect.stringMatching(/^bundle_(?:corrupt|format_unknown)$/) });
+        await expect(open({ isStrict: true })).rejects.toMatchObject({
+          code: expect.stringMatching(/^bundle_(?:corrupt|format_unknown)$/),
+        });
       },
     );
   });
@@ -384,7 +471,10 @@ describe('two lists of one archive', () => {
       { image: named, tags: ['quay.io/odd/named:1'] },
       { image: nameless, tags: null },
     ]);
-    expect(await open()).toMatchObject({ images: [{ digest: first.digest }], unusable: [{ code: 'image_name_missing' }] });
+    expect(await open()).toMatchObject({
+      images: [{ digest: first.digest }],
+      unusable: [{ code: 'image_name_missing' }],
+    });
     expect(await open({ names: { [second.digest]: 'quay.io/odd/given:1' } })).toMatchObject({
       images: [{ digest: first.digest }, { names: ['quay.io/odd/given:1'], digest: second.digest }],
       unusable: [],
@@ -398,8 +488,14 @@ it('takes a name that the bundle gives to two images from both, until `names` sa
   for (const root of roots) layout.name(root, 'quay.io/odd/twice:1');
   await layout.write();
   await expect(open()).rejects.toMatchObject({ code: 'image_name_ambiguous' });
-  const names = { [roots[0]?.digest ?? '']: 'quay.io/odd/twice:1', [roots[1]?.digest ?? '']: 'quay.io/odd/twice:1-arm64' };
-  expect(await open({ names })).toMatchObject({ images: [{ names: ['quay.io/odd/twice:1'] }, { names: ['quay.io/odd/twice:1-arm64'] }], unusable: [] });
+  const names = {
+    [roots[0]?.digest ?? '']: 'quay.io/odd/twice:1',
+    [roots[1]?.digest ?? '']: 'quay.io/odd/twice:1-arm64',
+  };
+  expect(await open({ names })).toMatchObject({
+    images: [{ names: ['quay.io/odd/twice:1'] }, { names: ['quay.io/odd/twice:1-arm64'] }],
+    unusable: [],
+  });
 });
 
 describe('signatures and referrers travel with their image', () => {
@@ -443,7 +539,12 @@ describe('signatures and referrers travel with their image', () => {
     ],
     [
       'calls itself an index',
-      (layout: Layout, subject: Descriptor) => ({ mediaType: mediaTypes.ociIndex, config: layout.blob(Buffer.from('{}'), emptyConfig), layers: [], subject }),
+      (layout: Layout, subject: Descriptor) => ({
+        mediaType: mediaTypes.ociIndex,
+        config: layout.blob(Buffer.from('{}'), emptyConfig),
+        layers: [],
+        subject,
+      }),
     ],
     [
       'is in no list, and its layer is encrypted',
@@ -469,7 +570,10 @@ describe('signatures and referrers travel with their image', () => {
     referrer(layout, root, 'lost');
     layout.drop(digestOf('lost'));
     await layout.name(root, 'quay.io/odd/signed:1').write();
-    expect(await open()).toMatchObject({ images: [{ companions: 0 }], unusable: [{ name: 'quay.io/odd/signed:1', code: 'bundle_corrupt' }] });
+    expect(await open()).toMatchObject({
+      images: [{ companions: 0 }],
+      unusable: [{ name: 'quay.io/odd/signed:1', code: 'bundle_corrupt' }],
+    });
   });
 });
 
@@ -480,7 +584,10 @@ describe('archives that Docker and skopeo load', () => {
     ['.//', [{ header: { name: './/', type: 'directory' as const } }]],
   ])('may have a member for the root, called %s', async (_, before) => {
     await buildDockerArchive(file, [await image('root')]);
-    await writeTar(file, [...before, ...[...(await untar(file))].map(([name, content]) => ({ header: { name }, content }))]);
+    await writeTar(file, [
+      ...before,
+      ...[...(await untar(file))].map(([name, content]) => ({ header: { name }, content })),
+    ]);
     expect((await open()).images).toMatchObject([{ names: ['quay.io/odd/root:1'] }]);
   });
 
@@ -517,7 +624,10 @@ it.each([
     file,
     Object.entries(members).map(([name, text]) => ({ header: { name }, content: Buffer.from(text) })),
   );
-  await expect(open()).rejects.toMatchObject({ code: 'bundle_format_unknown', details: { detail: expect.stringContaining(detail) } });
+  await expect(open()).rejects.toMatchObject({
+    code: 'bundle_format_unknown',
+    details: { detail: expect.stringContaining(detail) },
+  });
 });
 
 it('says what it saw in a folder of bundles, or around one', async () => {
@@ -525,14 +635,21 @@ it('says what it saw in a folder of bundles, or around one', async () => {
   await mkdir(join(inner, 'layout'), { recursive: true });
   await writeFile(join(inner, 'layout', 'oci-layout'), '{}');
   await writeFile(join(inner, 'layout', 'index.json'), '{}');
-  await expect(open({ path: inner })).rejects.toMatchObject({ details: { detail: expect.stringContaining('in its folder layout') } });
+  await expect(open({ path: inner })).rejects.toMatchObject({
+    details: { detail: expect.stringContaining('in its folder layout') },
+  });
   await writeFile(join(inner, 'release.tar.gz'), '');
-  await expect(open({ path: inner })).rejects.toMatchObject({ details: { detail: expect.stringContaining('release.tar.gz inside') } });
+  await expect(open({ path: inner })).rejects.toMatchObject({
+    details: { detail: expect.stringContaining('release.tar.gz inside') },
+  });
 });
 
 describe('parts of a file', () => {
-  const isOne = async (path: string) => expect((await open({ path })).images).toMatchObject([{ names: ['quay.io/odd/split:1'] }]);
-  beforeEach(async () => buildDockerArchive(file, [await makeImage({ name: 'quay.io/odd/split:1', layers: [{ randomBytes: 100_000 }] })]));
+  const isOne = async (path: string) =>
+    expect((await open({ path })).images).toMatchObject([{ names: ['quay.io/odd/split:1'] }]);
+  beforeEach(async () =>
+    buildDockerArchive(file, [await makeImage({ name: 'quay.io/odd/split:1', layers: [{ randomBytes: 100_000 }] })]),
+  );
 
   it.each([
     ['-d, which goes on with 9000 after 89', ['-d', '-b', '1024'], 'b.tar.'],
@@ -554,7 +671,8 @@ describe('parts of a file', () => {
   async function cut(count: number, nameOf: (index: number) => string): Promise<void> {
     const content = await readFile(file);
     const step = Math.ceil(content.byteLength / count);
-    for (let index = 0; index < count; index++) await writeFile(join(dir.path, nameOf(index)), content.subarray(index * step, (index + 1) * step));
+    for (let index = 0; index < count; index++)
+      await writeFile(join(dir.path, nameOf(index)), content.subarray(index * step, (index + 1) * step));
     await rm(file);
   }
 
@@ -567,7 +685,10 @@ describe('parts of a file', () => {
     await cut(12, nameOf);
     await isOne(join(dir.path, nameOf(0)));
     await rename(join(dir.path, nameOf(5)), join(dir.path, 'elsewhere'));
-    await expect(open({ path: join(dir.path, nameOf(0)) })).rejects.toMatchObject({ code: 'bundle_truncated', details: { missing: nameOf(5) } });
+    await expect(open({ path: join(dir.path, nameOf(0)) })).rejects.toMatchObject({
+      code: 'bundle_truncated',
+      details: { missing: nameOf(5) },
+    });
   });
 
   it('are all there, whatever else begins with the name of the file', async () => {
@@ -585,7 +706,8 @@ describe('parts of a file', () => {
 
   it('are not what only looks like them', async () => {
     const content = await readFile(file);
-    for (const name of ['image-01.tar', 'image-02.tar', 'b.1', 'b.2', 'bundle.tar.2024']) await writeFile(join(dir.path, name), content);
+    for (const name of ['image-01.tar', 'image-02.tar', 'b.1', 'b.2', 'bundle.tar.2024'])
+      await writeFile(join(dir.path, name), content);
     for (const name of ['image-01.tar', 'b.1', 'bundle.tar.2024', 'bundle.tar']) await isOne(join(dir.path, name));
   });
 });
@@ -594,7 +716,10 @@ async function untar(path: string): Promise<Map<string, Buffer>> {
   const { stdout } = await run('tar', ['-tf', path]);
   const members = new Map<string, Buffer>();
   for (const name of stdout.split('\n').filter((line) => line !== '' && !line.endsWith('/'))) {
-    const { stdout: content } = await run('tar', ['-xOf', path, '--', name], { encoding: 'buffer', maxBuffer: 10_000_000 });
+    const { stdout: content } = await run('tar', ['-xOf', path, '--', name], {
+      encoding: 'buffer',
+      maxBuffer: 10_000_000,
+    });
     members.set(name, content);
   }
   return members;

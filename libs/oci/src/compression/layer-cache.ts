@@ -94,7 +94,9 @@ export class LayerCache {
         return layer;
       });
     }
-    const work = this.#limit(() => this.#findOrCompress(diffId, member, reader, options)).finally(() => this.#running.delete(diffId));
+    const work = this.#limit(() => this.#findOrCompress(diffId, member, reader, options)).finally(() =>
+      this.#running.delete(diffId),
+    );
     this.#running.set(diffId, work);
     return work;
   }

@@ -97,8 +97,10 @@ export async function compressInPieces(
   engine: Engine,
   options: CompressOptions,
 ): Promise<{ plain: Digest; digest: Digest; size: number }> {
-  for (const name of await readdir(folder)) if (/[.](plain|gz)$/.test(name)) await rm(join(folder, name), { force: true });
-  const run = (await LayerRun.resume(reader, folder, engine, options)) ?? (await LayerRun.start(reader, folder, engine, options));
+  for (const name of await readdir(folder))
+    if (/[.](plain|gz)$/.test(name)) await rm(join(folder, name), { force: true });
+  const run =
+    (await LayerRun.resume(reader, folder, engine, options)) ?? (await LayerRun.start(reader, folder, engine, options));
   return run.finish();
 }
 
@@ -128,7 +130,12 @@ class LayerRun {
   }
 
   /** Undefined when there is nothing, or nothing that is of this layer and engine. */
-  static async resume(reader: BlobReader, folder: string, engine: Engine, { signal, onBytes }: CompressOptions): Promise<LayerRun | undefined> {
+  static async resume(
+    reader: BlobReader,
+    folder: string,
+    engine: Engine,
+    { signal, onBytes }: CompressOptions,
+  ): Promise<LayerRun | undefined> {
     const mark = await lastMark(folder, engine);
     if (!mark) return undefined;
     const [plain, compressed] = [createPooledDigest(), createPooledDigest()];
@@ -143,7 +150,17 @@ class LayerRun {
       }
       onBytes?.(mark.plainBytes);
       const output = await DirectFile.reopen(layerFile(folder), mark.size);
-      return new LayerRun(folder, engine, { signal, onBytes }, input, output, plain, compressed, mark.plainBytes, mark.size);
+      return new LayerRun(
+        folder,
+        engine,
+        { signal, onBytes },
+        input,
+        output,
+        plain,
+        compressed,
+        mark.plainBytes,
+        mark.size,
+      );
     } catch (error) {
       input.close();
       throw error;
@@ -155,7 +172,10 @@ class LayerRun {
       for (let index = 0; ; index = (index + 1) % this.busy.length) {
         await this.busy[index];
         this.options.signal?.throwIfAborted();
-        const paths = { input: join(this.folder, `${this.id}-${index}.plain`), output: join(this.folder, `${this.id}-${index}.gz`) };
+        const paths = {
+          input: join(this.folder, `${this.id}-${index}.plain`),
+          output: join(this.folder, `${this.id}-${index}.gz`),
+        };
         const count = await this.spool(paths.input);
         if (count === 0 && this.plainBytes > 0) break;
         this.plainBytes += count;
@@ -194,7 +214,11 @@ class LayerRun {
     }
   }
 
-  private compressNext(index: number, paths: { input: string; output: string }, done: { count: number; plainBytes: number; plain: Digest }): void {
+  private compressNext(
+    index: number,
+    paths: { input: string; output: string },
+    done: { count: number; plainBytes: number; plain: Digest },
+  ): void {
     const compressed = limit(() => compressFile(this.engine, paths))
       .then(() => checkMember(paths.output, done.count))
       .catch(async (error: unknown) => {
@@ -203,10 +227,19 @@ class LayerRun {
     const before = this.appended;
     this.appended = compressed.then(async (size) => {
       await before;
-      await this.output.appendFrom({ path: paths.output, offset: 0, size, isCached: true }, hashPieces(this.compressed));
+      await this.output.appendFrom(
+        { path: paths.output, offset: 0, size, isCached: true },
+        hashPieces(this.compressed),
+      );
       this.size += size;
       const { plainBytes, plain } = done;
-      const mark: Mark = { engine: this.engine.name, plainBytes, plain, size: this.size, compressed: await this.compressed.prefix() };
+      const mark: Mark = {
+        engine: this.engine.name,
+        plainBytes,
+        plain,
+        size: this.size,
+        compressed: await this.compressed.prefix(),
+      };
       await appendFile(journalFile(this.folder), `${JSON.stringify(mark)}\n`);
     });
     this.busy[index] = this.appended;
@@ -221,7 +254,9 @@ async function lastMark(folder: string, engine: Engine): Promise<Mark | undefine
   try {
     const { size } = await stat(layerFile(folder));
     const lines = (await readFile(journalFile(folder), 'utf8')).split('\n').slice(0, -1);
-    const kept = lines.map((line) => JSON.parse(line) as Mark).filter((mark) => mark.engine === engine.name && mark.size <= size);
+    const kept = lines
+      .map((line) => JSON.parse(line) as Mark)
+      .filter((mark) => mark.engine === engine.name && mark.size <= size);
     await writeFile(journalFile(folder), kept.map((mark) => `${JSON.stringify(mark)}\n`).join(''));
     return kept.at(-1);
   } catch {
@@ -230,8 +265,16 @@ async function lastMark(folder: string, engine: Engine): Promise<Mark | undefine
   }
 }
 
-async function compressFile({ command, name }: Engine, { input, output }: { input: string; output: string }): Promise<void> {
-  if (!command) return pipeline(createReadStream(input, { highWaterMark: 1024 * 1024 }), createGzip({ level: 1 }), createWriteStream(output));
+async function compressFile(
+  { command, name }: Engine,
+  { input, output }: { input: string; output: string },
+): Promise<void> {
+  if (!command)
+    return pipeline(
+      createReadStream(input, { highWaterMark: 1024 * 1024 }),
+      createGzip({ level: 1 }),
+      createWriteStream(output),
+    );
   const [program, ...args] = command;
   await runProgram(program, args, { input, output }).catch((cause: unknown) => {
     throw new AppError('internal_error', { detail: `${name} failed` }, { cause });
@@ -244,7 +287,8 @@ async function checkMember(path: string, plainBytes: number): Promise<number> {
   try {
     const { size } = await file.stat();
     const { buffer } = await file.read(Buffer.alloc(4), 0, 4, Math.max(0, size - 4));
-    if (size < 18 || buffer.readUInt32LE(0) !== plainBytes) throw new AppError('internal_error', { detail: 'the compressed piece is not complete' });
+    if (size < 18 || buffer.readUInt32LE(0) !== plainBytes)
+      throw new AppError('internal_error', { detail: 'the compressed piece is not complete' });
     return size;
   } finally {
     await file.close();
@@ -254,9 +298,14 @@ async function checkMember(path: string, plainBytes: number): Promise<number> {
 /** A program says in its own words that the disk is full, if at all. */
 async function orDiskFull(error: unknown, folder: string): Promise<unknown> {
   if ((await freeBytesOf(folder)) >= memberBytes) return error;
-  return new AppError('space_insufficient', { detail: `the disk of ${folder} is full`, path: folder }, { cause: error });
+  return new AppError(
+    'space_insufficient',
+    { detail: `the disk of ${folder} is full`, path: folder },
+    { cause: error },
+  );
 }
 
 async function writeAll(file: Awaited<ReturnType<typeof open>>, bytes: Buffer, position: number): Promise<void> {
-  for (let at = 0; at < bytes.byteLength; ) at += (await file.write(bytes, at, bytes.byteLength - at, position + at)).bytesWritten;
+  for (let at = 0; at < bytes.byteLength; )
+    at += (await file.write(bytes, at, bytes.byteLength - at, position + at)).bytesWritten;
 }

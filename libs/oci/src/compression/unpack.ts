@@ -42,7 +42,8 @@ export async function detectCompression(file: JoinedFile): Promise<Compression |
   const start = Buffer.alloc(blockSize);
   const { bytesRead } = await file.read(start, 0, blockSize, 0);
   const name = compressionOf(start.subarray(0, bytesRead));
-  if (name !== undefined && !isReadable(name)) throw new AppError('compression_unsupported', { detail: `the file is compressed with ${name}` });
+  if (name !== undefined && !isReadable(name))
+    throw new AppError('compression_unsupported', { detail: `the file is compressed with ${name}` });
   return name;
 }
 
@@ -59,27 +60,37 @@ export function bounded(compressedBytes: number, what: string): Transform {
   return new Transform({
     transform(chunk: Buffer, _encoding, done) {
       passed += chunk.byteLength;
-      if (passed > allowed) done(new AppError('bundle_unsafe', { detail: `${what} unpacks to more than ${allowed} bytes` }));
+      if (passed > allowed)
+        done(new AppError('bundle_unsafe', { detail: `${what} unpacks to more than ${allowed} bytes` }));
       else done(null, chunk);
     },
   });
 }
 
 /** zstd by its own program, since zlib's stops silently after the first of several frames, which pzstd writes. Both have their memory bounded. */
-const programs: Record<'zstd' | 'xz', string[]> = { zstd: ['-dcq', '--memory=128MB'], xz: ['-dcq', '--memlimit-decompress=256MiB'] };
+const programs: Record<'zstd' | 'xz', string[]> = {
+  zstd: ['-dcq', '--memory=128MB'],
+  xz: ['-dcq', '--memlimit-decompress=256MiB'],
+};
 
 /**
  * Decompresses a file into `target`, which must not exist. Throws `bundle_format_unknown` when no tar is inside, `bundle_truncated` and
  * `bundle_corrupt` for damaged input, `bundle_unsafe` for bombs, `space_insufficient`, and `compression_unsupported` for what is compressed twice,
  * needs too much memory, or has no program here. The caller removes `target` with `removeUnpacked`, also after an error.
  */
-export async function unpack(file: JoinedFile, compression: Compression, target: string, signal?: AbortSignal): Promise<void> {
+export async function unpack(
+  file: JoinedFile,
+  compression: Compression,
+  target: string,
+  signal?: AbortSignal,
+): Promise<void> {
   const bound = bounded(file.size, 'the file');
   const input = file.stream(0, file.size);
   const output = (await createFile(target)).createWriteStream();
   const options = signal ? { signal } : {};
   try {
-    if (compression === 'gzip') await pipeline(input, createGunzip({ chunkSize: chunkBytes }), bound, tarOnly(compression), output, options);
+    if (compression === 'gzip')
+      await pipeline(input, createGunzip({ chunkSize: chunkBytes }), bound, tarOnly(compression), output, options);
     else await throughProgram(compression, input, bound, output, options);
   } catch (error) {
     signal?.throwIfAborted();
@@ -115,8 +126,16 @@ function tarOnly(compression: Compression): Transform {
         start = Buffer.concat([start, chunk.subarray(0, blockSize)]);
         if (start.byteLength >= blockSize) {
           const inner = compressionOf(start);
-          if (inner) return done(new AppError('compression_unsupported', { detail: `the ${compression} file contains another one, compressed with ${inner}` }));
-          if (!isTarHeader(start)) return done(new AppError('bundle_format_unknown', { detail: `the ${compression} file contains no tar archive` }));
+          if (inner)
+            return done(
+              new AppError('compression_unsupported', {
+                detail: `the ${compression} file contains another one, compressed with ${inner}`,
+              }),
+            );
+          if (!isTarHeader(start))
+            return done(
+              new AppError('bundle_format_unknown', { detail: `the ${compression} file contains no tar archive` }),
+            );
           start = undefined;
         }
       }
@@ -141,11 +160,17 @@ async function throughProgram(
   });
   const ended = once(child, 'close').then(([code]) => {
     if (code === 0) return;
-    const reason = /unexpected end|premature/i.test(words) ? 'bundle_truncated' : /memory/i.test(words) ? 'compression_unsupported' : 'bundle_corrupt';
+    const reason = /unexpected end|premature/i.test(words)
+      ? 'bundle_truncated'
+      : /memory/i.test(words)
+        ? 'compression_unsupported'
+        : 'bundle_corrupt';
     throw new AppError(reason, { detail: `${name}: ${words.trim() || `ended with ${code}`}` });
   });
   // A program that gives up closes its input; its own words say why, so they are preferred to EPIPE.
-  const fed = pipeline(input, child.stdin, options).catch((error: unknown) => ended.then(() => Promise.reject(error as Error)));
+  const fed = pipeline(input, child.stdin, options).catch((error: unknown) =>
+    ended.then(() => Promise.reject(error as Error)),
+  );
   const unpacked = pipeline(child.stdout, bound, tarOnly(name), output, options).catch((error: unknown) => {
     child.kill('SIGKILL');
     throw error;
@@ -153,7 +178,10 @@ async function throughProgram(
   const results = await Promise.allSettled([unpacked, ended, fed]);
   // What stops the output also ends the program, whose words are about that then; without a program there is just no output.
   const reasons = results.flatMap((result) => (result.status === 'rejected' ? [result.reason as unknown] : []));
-  const cause = reasons.find((reason) => !(reason instanceof Error && 'code' in reason && reason.code === 'ERR_STREAM_PREMATURE_CLOSE')) ?? reasons[0];
+  const cause =
+    reasons.find(
+      (reason) => !(reason instanceof Error && 'code' in reason && reason.code === 'ERR_STREAM_PREMATURE_CLOSE'),
+    ) ?? reasons[0];
   if (cause !== undefined) throw cause;
 }
 
@@ -166,7 +194,9 @@ function translate(error: unknown, compression: Compression, target: string): un
       { detail: `the file is compressed with ${compression}, and there is no program for it; decompress it first` },
       { cause: error },
     );
-  if (code === 'Z_BUF_ERROR') return new AppError('bundle_truncated', { detail: 'the compressed file ends too early' }, { cause: error });
-  if (code.startsWith('Z_')) return new AppError('bundle_corrupt', { detail: `the ${compression} data is damaged` }, { cause: error });
+  if (code === 'Z_BUF_ERROR')
+    return new AppError('bundle_truncated', { detail: 'the compressed file ends too early' }, { cause: error });
+  if (code.startsWith('Z_'))
+    return new AppError('bundle_corrupt', { detail: `the ${compression} data is damaged` }, { cause: error });
   return diskError(error, target);
 }

@@ -29,13 +29,21 @@ export interface ImageGraph {
 
 /** BuildKit's provenance and SBOM documents. Source: https://github.com/moby/buildkit/blob/master/docs/attestations/attestation-storage.md */
 export const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
-  annotations?.['vnd.docker.reference.type'] === 'attestation-manifest' || (platform?.os === 'unknown' && platform.architecture === 'unknown');
+  annotations?.['vnd.docker.reference.type'] === 'attestation-manifest' ||
+  (platform?.os === 'unknown' && platform.architecture === 'unknown');
 
 /** Layers that stay on the servers of their vendor. */
-export const isForeignLayer = ({ mediaType }: Descriptor): boolean => mediaType === mediaTypes.dockerForeignLayer || mediaType.includes('.nondistributable.');
+export const isForeignLayer = ({ mediaType }: Descriptor): boolean =>
+  mediaType === mediaTypes.dockerForeignLayer || mediaType.includes('.nondistributable.');
 
 /** The refusal of a layer that its vendor keeps; `urls` says where its vendor has it. They come from the bundle, and nobody here opens them. */
-export const foreignLayer = ({ digest, urls = [] }: { digest: string; urls?: readonly string[] | undefined }): AppError =>
+export const foreignLayer = ({
+  digest,
+  urls = [],
+}: {
+  digest: string;
+  urls?: readonly string[] | undefined;
+}): AppError =>
   new AppError('layer_foreign', { detail: digest, digest, urls: urls.slice(0, 10).map((url) => url.slice(0, 2000)) });
 
 /**
@@ -48,30 +56,45 @@ export function checkKinds({ images, blobs }: ImageGraph): void {
     if (blob.mediaType === mediaTypes.dockerForeignLayer) throw foreignLayer(blob);
     if (!blob.urls?.length) continue;
     if (isForeignLayer(blob)) throw foreignLayer(blob);
-    throw new AppError('image_unsupported', { detail: `${blob.digest} is said to lie elsewhere too, which registries refuse`, digest: blob.digest });
+    throw new AppError('image_unsupported', {
+      detail: `${blob.digest} is said to lie elsewhere too, which registries refuse`,
+      digest: blob.digest,
+    });
   }
   for (const { descriptor, manifest } of images) {
     const corrupt = (blob: Descriptor, role: string) =>
-      new AppError('bundle_corrupt', { detail: `${descriptor.digest} has a ${role} of type ${blob.mediaType.slice(0, 100)}`, digest: blob.digest });
-    if (isManifestMediaType(manifest.config.mediaType) || isLayer(manifest.config)) throw corrupt(manifest.config, 'configuration');
+      new AppError('bundle_corrupt', {
+        detail: `${descriptor.digest} has a ${role} of type ${blob.mediaType.slice(0, 100)}`,
+        digest: blob.digest,
+      });
+    if (isManifestMediaType(manifest.config.mediaType) || isLayer(manifest.config))
+      throw corrupt(manifest.config, 'configuration');
     for (const layer of manifest.layers) {
       const { mediaType, digest } = layer;
       if (isManifestMediaType(mediaType) || isImageConfig(layer)) throw corrupt(layer, 'layer');
-      if (mediaType.endsWith('+encrypted')) throw new AppError('layer_encrypted', { detail: `${digest} is of type ${mediaType}`, digest });
+      if (mediaType.endsWith('+encrypted'))
+        throw new AppError('layer_encrypted', { detail: `${digest} is of type ${mediaType}`, digest });
       const compression = isLayer(layer) ? /\+(.+)$/.exec(mediaType)?.[1] : undefined;
       if (compression && compression !== 'gzip' && compression !== 'zstd')
-        throw new AppError('compression_unsupported', { detail: `the layer ${digest} is compressed with ${compression.slice(0, 50)}`, digest });
+        throw new AppError('compression_unsupported', {
+          detail: `the layer ${digest} is compressed with ${compression.slice(0, 50)}`,
+          digest,
+        });
     }
   }
 }
 
-const isLayer = ({ mediaType }: Descriptor): boolean => /^application\/vnd\.(oci\.image\.layer\.|docker\.image\.rootfs\.)/.test(mediaType);
+const isLayer = ({ mediaType }: Descriptor): boolean =>
+  /^application\/vnd\.(oci\.image\.layer\.|docker\.image\.rootfs\.)/.test(mediaType);
 
 /**
  * Follows an image down to its blobs. `readManifest` must return verified bytes. Throws `bundle_corrupt` for documents that contradict their
  * descriptors, `bundle_too_large`, `image_unsupported` for children that are no manifests, and what `readManifest` throws.
  */
-export async function walkImage(root: Descriptor, readManifest: (digest: Digest) => Promise<Uint8Array>): Promise<ImageGraph> {
+export async function walkImage(
+  root: Descriptor,
+  readManifest: (digest: Digest) => Promise<Uint8Array>,
+): Promise<ImageGraph> {
   const manifests = new Map<Digest, Descriptor>();
   const blobs = new Map<Digest, Descriptor>();
   const images: ImageGraph['images'] = [];
@@ -81,17 +104,28 @@ export async function walkImage(root: Descriptor, readManifest: (digest: Digest)
 
   const visit = async (descriptor: Descriptor, depth: number, attestation: boolean): Promise<void> => {
     if (manifests.has(descriptor.digest)) return;
-    if (depth > maxDepth || manifests.size >= maxManifests) throw corrupt(descriptor, 'indexes are nested too deep, or have too many manifests');
+    if (depth > maxDepth || manifests.size >= maxManifests)
+      throw corrupt(descriptor, 'indexes are nested too deep, or have too many manifests');
     if (!isManifestMediaType(descriptor.mediaType)) {
-      throw new AppError('image_unsupported', { detail: `${descriptor.digest} is of type ${descriptor.mediaType.slice(0, 100)}`, digest: descriptor.digest });
+      throw new AppError('image_unsupported', {
+        detail: `${descriptor.digest} is of type ${descriptor.mediaType.slice(0, 100)}`,
+        digest: descriptor.digest,
+      });
     }
     const bytes = await readManifest(descriptor.digest);
-    if (bytes.byteLength !== descriptor.size) throw corrupt(descriptor, `has ${bytes.byteLength} bytes, its descriptor says ${descriptor.size}`);
+    if (bytes.byteLength !== descriptor.size)
+      throw corrupt(descriptor, `has ${bytes.byteLength} bytes, its descriptor says ${descriptor.size}`);
     graphBytes += bytes.byteLength;
-    if (graphBytes > maxGraphBytes) throw new AppError('bundle_too_large', { detail: `${root.digest} has more than ${maxGraphBytes} bytes of manifests` });
+    if (graphBytes > maxGraphBytes)
+      throw new AppError('bundle_too_large', {
+        detail: `${root.digest} has more than ${maxGraphBytes} bytes of manifests`,
+      });
     const document = parseManifest(bytes, descriptor.mediaType);
     // Two readers must never see two different things in one document.
-    if (document.mediaType !== descriptor.mediaType || isIndexMediaType(descriptor.mediaType) !== (document.kind === 'index')) {
+    if (
+      document.mediaType !== descriptor.mediaType ||
+      isIndexMediaType(descriptor.mediaType) !== (document.kind === 'index')
+    ) {
       throw corrupt(descriptor, `is ${document.mediaType.slice(0, 100)}, its descriptor says ${descriptor.mediaType}`);
     }
     if (document.kind === 'index') {
@@ -100,7 +134,8 @@ export async function walkImage(root: Descriptor, readManifest: (digest: Digest)
       if (!attestation) images.push({ descriptor, manifest: document });
       for (const blob of [document.config, ...document.layers]) {
         const known = blobs.get(blob.digest);
-        if (known && known.size !== blob.size) throw corrupt(descriptor, `says ${blob.digest} has ${blob.size} bytes, another manifest says ${known.size}`);
+        if (known && known.size !== blob.size)
+          throw corrupt(descriptor, `says ${blob.digest} has ${blob.size} bytes, another manifest says ${known.size}`);
         blobs.set(blob.digest, known ?? blob);
       }
     }
@@ -136,7 +171,9 @@ export async function describeImage(
   const configDigests: Digest[] = [];
   for (const { manifest } of images) {
     // Charts, signatures and other artifacts have configurations or layers of their own kinds, or a configuration that speaks of no layers or of no platform.
-    const config = hasImageTypes(manifest) ? parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict }) : undefined;
+    const config = hasImageTypes(manifest)
+      ? parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict })
+      : undefined;
     if (config?.diffIds) {
       const { platform, diffIds } = config;
       if (strict && diffIds.length !== manifest.layers.length) {

@@ -17,7 +17,8 @@ export function annotatedName({ annotations }: Descriptor): string | undefined {
 }
 
 /** `ref.name` as it is. */
-export const bareName = ({ annotations }: Pick<Descriptor, 'annotations'>): string | undefined => annotations?.['org.opencontainers.image.ref.name'];
+export const bareName = ({ annotations }: Pick<Descriptor, 'annotations'>): string | undefined =>
+  annotations?.['org.opencontainers.image.ref.name'];
 
 /** What was given for the first key that has something. Throws `reference_invalid`. */
 export function givenNames(given: GivenNames, keys: readonly (string | undefined)[]): string[] {
@@ -39,4 +40,5 @@ export function companionKind({ annotations }: Descriptor): 'sig' | 'att' | 'sbo
 }
 
 /** `sha256-<hex>.sig`, or the tag of the referrers list without a kind. */
-export const companionTag = (subject: Digest, kind?: 'sig' | 'att' | 'sbom'): string => `${subject.replace(':', '-')}${kind ? `.${kind}` : ''}`;
+export const companionTag = (subject: Digest, kind?: 'sig' | 'att' | 'sbom'): string =>
+  `${subject.replace(':', '-')}${kind ? `.${kind}` : ''}`;

@@ -70,7 +70,13 @@ export interface UnusableImage {
 
 /** The entry for what opening an image has thrown. What is no fault of that image alone is thrown again: a file that was cut, or that nobody should trust. */
 export function unusableImage(error: unknown, { name, digest }: Pick<UnusableImage, 'name' | 'digest'>): UnusableImage {
-  if (!(error instanceof AppError) || error.family !== 'invalid' || error.code === 'bundle_truncated' || error.code === 'bundle_unsafe') throw error;
+  if (
+    !(error instanceof AppError) ||
+    error.family !== 'invalid' ||
+    error.code === 'bundle_truncated' ||
+    error.code === 'bundle_unsafe'
+  )
+    throw error;
   const entry = { name, digest, code: error.code, detail: (error.details.detail ?? error.message).slice(0, 500) };
   reasons.set(entry, error);
   return entry;

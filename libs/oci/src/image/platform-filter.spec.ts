@@ -17,12 +17,19 @@ afterAll(() => folder.remove());
 
 const named = (name: string) => ({ 'org.opencontainers.image.ref.name': name });
 const image = (name: string, architecture: string, variant?: string) =>
-  makeImage({ name, layers: [{ files: { name } }], platform: { os: 'linux', architecture, ...(variant ? { variant } : {}) } });
+  makeImage({
+    name,
+    layers: [{ files: { name } }],
+    platform: { os: 'linux', architecture, ...(variant ? { variant } : {}) },
+  });
 
 async function platformsOf(dir: string, wanted: string[]): Promise<Record<string, string[]>> {
   await using source = await filterPlatforms(await openBundle(dir, { workDir: join(folder.path, 'work') }), wanted);
   return Object.fromEntries(
-    source.images.map(({ names, platforms }) => [names[0], platforms.map(({ architecture, variant }) => [architecture, variant].filter(Boolean).join('/'))]),
+    source.images.map(({ names, platforms }) => [
+      names[0],
+      platforms.map(({ architecture, variant }) => [architecture, variant].filter(Boolean).join('/')),
+    ]),
   );
 }
 
@@ -31,7 +38,11 @@ it('keeps what runs nowhere, whatever it pretends, and drops images for other pl
   await buildOciLayout(dir, [await image('quay.io/a/arm:1', 'arm64'), await image('quay.io/a/amd:1', 'amd64')]);
   const { config } = await image('quay.io/a/x:1', 'amd64');
   const empty = { type: 'application/vnd.oci.empty.v1+json', content: '{}' };
-  await addArtifact(dir, { type: 'application/vnd.example.policy', text: 'p', annotations: named('quay.io/a/policy:1') });
+  await addArtifact(dir, {
+    type: 'application/vnd.example.policy',
+    text: 'p',
+    annotations: named('quay.io/a/policy:1'),
+  });
   await addManifest(dir, {
     config: { type: mediaTypes.ociConfig, content: config },
     layers: [{ type: 'application/vnd.example', content: 'x' }],
@@ -53,12 +64,16 @@ it('takes platforms for the same that are, and keeps an artifact that stands in 
   const images = [await image('x', 'arm64', 'v8'), await image('x', 'arm', 'v6'), await image('x', 'amd64')];
   await buildOciLayout(dir, [{ names: ['quay.io/b/multi:1'], images }]);
   expect(await platformsOf(dir, ['linux/arm64'])).toEqual({ 'quay.io/b/multi:1': ['arm64/v8'] });
-  expect(await platformsOf(dir, ['linux/arm64/v8', 'linux/arm/v7'])).toEqual({ 'quay.io/b/multi:1': ['arm64/v8', 'arm/v6'] });
+  expect(await platformsOf(dir, ['linux/arm64/v8', 'linux/arm/v7'])).toEqual({
+    'quay.io/b/multi:1': ['arm64/v8', 'arm/v6'],
+  });
 
   const mixed = join(folder.path, String(count++));
   const [one] = (await buildOciLayout(mixed, [await image('quay.io/b/one:1', 'amd64')])) as [Descriptor];
   const two = await addArtifact(mixed, { type: 'application/vnd.example.policy', text: 'p' });
-  await using source = await filterPlatforms(await openBundle(mixed, { workDir: join(folder.path, 'work') }), ['linux/amd64']);
+  await using source = await filterPlatforms(await openBundle(mixed, { workDir: join(folder.path, 'work') }), [
+    'linux/amd64',
+  ]);
   expect(source.images.map(({ root }) => root?.digest)).toContain(one.digest);
   expect(two.digest).not.toBe(one.digest);
 });

@@ -1,6 +1,13 @@
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestOf } from '@airdock/core/oci/digest';
-import { type Descriptor, filterIndex, formatPlatform, isIndexMediaType, type Platform, parseManifest } from '@airdock/core/oci/manifest';
+import {
+  type Descriptor,
+  filterIndex,
+  formatPlatform,
+  isIndexMediaType,
+  type Platform,
+  parseManifest,
+} from '@airdock/core/oci/manifest';
 import { isPlatformWanted } from '@airdock/core/oci/runs';
 import { describeImage, isAttestation, totalSize, walkImage } from './image-graph.js';
 import type { ImageSource, SourceImage } from './image-source.js';
@@ -24,7 +31,8 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
       originals.set(await describe(image, root), image);
     }
   }
-  if (originals.size === 0) throw new AppError('image_not_found', { detail: `no image of the bundle is for ${wanted.join(', ')}` });
+  if (originals.size === 0)
+    throw new AppError('image_not_found', { detail: `no image of the bundle is for ${wanted.join(', ')}` });
 
   async function restrict(root: Descriptor): Promise<Descriptor> {
     const bytes = Buffer.from(await readManifest(root.digest));
@@ -65,8 +73,13 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
     const graph = await walkImage(root, readManifest);
     const there = new Set<string>(graph.manifests.map(({ digest }) => digest));
     const companions = (image.companions ?? []).filter(({ subject }) => there.has(subject));
-    const graphs = [graph, ...(await Promise.all(companions.map((companion) => walkImage(companion.root, readManifest))))];
-    const parts = new Map(graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]).map((part) => [part.digest, part]));
+    const graphs = [
+      graph,
+      ...(await Promise.all(companions.map((companion) => walkImage(companion.root, readManifest)))),
+    ];
+    const parts = new Map(
+      graphs.flatMap(({ manifests, blobs }) => [...manifests, ...blobs]).map((part) => [part.digest, part]),
+    );
     return { ...image, root, companions, ...(await factsOf(root)), sizeBytes: totalSize(parts.values()) };
   }
 
@@ -75,10 +88,13 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
     lists: source.lists,
     unusable: source.unusable,
     images: [...originals.keys()],
-    prepare: async (image, options) => (image.root ? image.root : source.prepare(originals.get(image) ?? image, options)),
+    prepare: async (image, options) =>
+      image.root ? image.root : source.prepare(originals.get(image) ?? image, options),
     readManifest,
     blob: (descriptor) => source.blob(descriptor),
-    ...(source.blobsOf ? { blobsOf: (image: SourceImage) => source.blobsOf?.(originals.get(image) ?? image) ?? Promise.resolve([]) } : {}),
+    ...(source.blobsOf
+      ? { blobsOf: (image: SourceImage) => source.blobsOf?.(originals.get(image) ?? image) ?? Promise.resolve([]) }
+      : {}),
     [Symbol.asyncDispose]: () => source[Symbol.asyncDispose](),
   };
 }

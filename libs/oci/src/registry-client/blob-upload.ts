@@ -32,7 +32,8 @@ export class BlobUpload {
 
   async run(): Promise<void> {
     const { descriptor, reader, options } = this;
-    if (reader.size !== descriptor.size) throw this.#mismatch(`the source has ${reader.size} bytes instead of ${descriptor.size}`);
+    if (reader.size !== descriptor.size)
+      throw this.#mismatch(`the source has ${reader.size} bytes instead of ${descriptor.size}`);
     const slot = descriptor.size > pieceBytes ? options.session : undefined;
     const earlier = await slot?.load();
     const resumed = earlier && (await this.#resume(earlier));
@@ -47,7 +48,8 @@ export class BlobUpload {
       await cancelUpload(this.http, upload.location);
       await options.session?.discard(upload.location);
       // The registry knows nothing of the upload any more: the next try begins anew.
-      const isForgotten = resumed && error instanceof AppError && String(error.details.registryCode).startsWith('BLOB_UPLOAD');
+      const isForgotten =
+        resumed && error instanceof AppError && String(error.details.registryCode).startsWith('BLOB_UPLOAD');
       throw isForgotten ? new AppError('registry_unavailable', error.details, { cause: error }) : error;
     } finally {
       await content.close();
@@ -56,7 +58,12 @@ export class BlobUpload {
 
   async #start(): Promise<string> {
     const path = `/v2/${this.repository}/blobs/uploads/`;
-    const started = await this.http.send({ method: 'POST', path, headers: { 'content-length': '0' }, signal: this.options.signal });
+    const started = await this.http.send({
+      method: 'POST',
+      path,
+      headers: { 'content-length': '0' },
+      signal: this.options.signal,
+    });
     await started.discard();
     const location = started.header('location');
     if (!location) throw new AppError('registry_rejected', { detail: 'the registry gave no upload location' });
@@ -65,7 +72,10 @@ export class BlobUpload {
 
   /** Where an earlier upload goes on; undefined when the registry has given it up. */
   async #resume({ location }: UploadSession): Promise<UploadSession | undefined> {
-    const answer = await this.http.send({ method: 'GET', path: location, signal: this.options.signal }, (status) => status < 500);
+    const answer = await this.http.send(
+      { method: 'GET', path: location, signal: this.options.signal },
+      (status) => status < 500,
+    );
     await answer.discard();
     const [, last] = /^(?:bytes=)?0-(\d+)$/.exec(answer.header('range') ?? '') ?? [];
     const offset = Number(last) + 1;
@@ -124,7 +134,10 @@ export async function cancelUpload(http: RegistryHttp, location: string): Promis
   );
 }
 
-async function* counted(chunks: AsyncIterable<Uint8Array>, onBytes?: (count: number) => void): AsyncGenerator<Uint8Array> {
+async function* counted(
+  chunks: AsyncIterable<Uint8Array>,
+  onBytes?: (count: number) => void,
+): AsyncGenerator<Uint8Array> {
   for await (const chunk of chunks) {
     onBytes?.(chunk.byteLength);
     yield chunk;
@@ -152,7 +165,9 @@ class VerifiedContent {
     private readonly mismatch: (detail: string) => AppError,
   ) {
     const { file, size } = reader;
-    this.#chunks = file ? new PieceStream({ ...file, size }, hashPieces(this.#digest)) : hashedStream(reader.open(), this.#digest);
+    this.#chunks = file
+      ? new PieceStream({ ...file, size }, hashPieces(this.#digest))
+      : hashedStream(reader.open(), this.#digest);
   }
 
   /** The next `count` bytes. */
@@ -177,7 +192,10 @@ class VerifiedContent {
       if (held) yield held;
       held = chunk;
     }
-    if (this.#size !== size) throw this.mismatch(`the content has ${this.#size < size ? 'only ' : 'at least '}${this.#size} bytes instead of ${size}`);
+    if (this.#size !== size)
+      throw this.mismatch(
+        `the content has ${this.#size < size ? 'only ' : 'at least '}${this.#size} bytes instead of ${size}`,
+      );
     const actual = await this.#digest.value();
     if (actual !== digest) throw this.mismatch(`the content has the digest ${actual}`);
     if (held) yield held;

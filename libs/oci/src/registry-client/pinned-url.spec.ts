@@ -25,7 +25,9 @@ describe('a registry whose address was pinned', () => {
 
   it('is reached where it was allowed, whatever its name leads to by then', async () => {
     const addresses = ['127.0.0.1', '169.254.169.254'];
-    const targets = new OutboundTargets(['127.0.0.0/8'], policy, async () => [{ address: addresses.shift() ?? '169.254.169.254', family: 4 }]);
+    const targets = new OutboundTargets(['127.0.0.0/8'], policy, async () => [
+      { address: addresses.shift() ?? '169.254.169.254', family: 4 },
+    ]);
     const pinned = await pinUrl(targets, `http://images.invalid:${port()}`);
     await using registry = new RegistryClient(pinned);
     await registry.ping();
@@ -34,20 +36,26 @@ describe('a registry whose address was pinned', () => {
 
   it('cannot send anybody on to this machine', async () => {
     const targets = new OutboundTargets(['127.0.0.1'], policy);
-    await using registry = new RegistryClient(await pinUrl(targets, `http://127.0.0.1:${port()}`), { auth: { username: 'me', password: 'secret' } });
+    await using registry = new RegistryClient(await pinUrl(targets, `http://127.0.0.1:${port()}`), {
+      auth: { username: 'me', password: 'secret' },
+    });
     const digest = `sha256:${'a'.repeat(64)}` as const;
     for (const host of ['127.0.0.2', 'localhost', '[::1]', '169.254.169.254', '[2002:7f00:1::]']) {
       redirect = `http://${host}:${port()}/elsewhere`;
       const read = async () => {
         for await (const chunk of await registry.getBlob('a/b', digest)) void chunk;
       };
-      await expect(read()).rejects.toMatchObject({ code: expect.stringMatching(/registry_target_forbidden|registry_rejected|registry_unavailable/) });
+      await expect(read()).rejects.toMatchObject({
+        code: expect.stringMatching(/registry_target_forbidden|registry_rejected|registry_unavailable/),
+      });
     }
     expect(seen.filter(({ path }) => path === '/elsewhere')).toEqual([]);
   });
 
   it('is refused when none of its addresses is allowed', async () => {
     const targets = new OutboundTargets([], policy, async () => [{ address: '127.0.0.1', family: 4 }]);
-    await expect(pinUrl(targets, 'http://images.site:5000')).rejects.toMatchObject({ code: 'registry_target_forbidden' });
+    await expect(pinUrl(targets, 'http://images.site:5000')).rejects.toMatchObject({
+      code: 'registry_target_forbidden',
+    });
   });
 });

@@ -52,7 +52,9 @@ describe('with a real registry', () => {
     const registry = client(real.url);
     await registry.uploadBlob('two/tags', blob, reader());
     const config = { mediaType: mediaTypes.ociConfig, digest: blob.digest, size: blob.size };
-    const bytes = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config, layers: [] }));
+    const bytes = Buffer.from(
+      JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config, layers: [] }),
+    );
     for (const tag of ['a', 'b']) await registry.putManifest('two/tags', tag, bytes, mediaTypes.ociManifest);
     expect(await registry.deleteTag('two/tags', 'a')).toBe(true);
     expect(await registry.listTags('two/tags')).toEqual(['b']);
@@ -75,7 +77,9 @@ describe('with a real registry', () => {
     expect(await registry.mountBlob('c', blob.digest, 'a/b')).toBe(true);
     expect(await registry.mountBlob('d', digestOf('nothing'), 'a/b')).toBe(false);
     expect((await buffer(await registry.getBlob('c', blob.digest))).equals(content)).toBe(true);
-    expect((await buffer(await registry.getBlob('c', blob.digest, { start: 2_999_990 }))).equals(content.subarray(-10))).toBe(true);
+    expect(
+      (await buffer(await registry.getBlob('c', blob.digest, { start: 2_999_990 }))).equals(content.subarray(-10)),
+    ).toBe(true);
     await expect(registry.getBlob('c', digestOf('nothing'))).rejects.toMatchObject({ code: 'image_not_found' });
     const empty = { mediaType: mediaTypes.ociLayer, digest: digestOf(''), size: 0 };
     await registry.uploadBlob('a/b', empty, { size: 0, open: () => Readable.from([]) });
@@ -104,20 +108,28 @@ describe('with a real registry', () => {
         const path = join(folder.path, String(index));
         const bytes = randomContent(size);
         await writeFile(path, Buffer.concat([Buffer.alloc(512 + index), bytes]));
-        return { descriptor: { mediaType: mediaTypes.ociLayer, digest: digestOf(bytes), size }, file: { path, offset: 512 + index } };
+        return {
+          descriptor: { mediaType: mediaTypes.ociLayer, digest: digestOf(bytes), size },
+          file: { path, offset: 512 + index },
+        };
       }),
     );
     const unused = { open: () => expect.fail('read as a stream') };
     const uploads = files.map(async ({ descriptor, file }) => {
-      for (let round = 0; round < 4; round++) await registry.uploadBlob(`files/${round}`, descriptor, { size: descriptor.size, file, ...unused });
+      for (let round = 0; round < 4; round++)
+        await registry.uploadBlob(`files/${round}`, descriptor, { size: descriptor.size, file, ...unused });
     });
     await Promise.all(uploads);
     // The file is shorter than it was said to be, and has other bytes.
     const [, , { descriptor, file }] = files as [never, never, (typeof files)[0]];
     const wrong = { size: descriptor.size, file: { ...file, offset: file.offset + 1 }, ...unused };
-    await expect(registry.uploadBlob('files/wrong', descriptor, wrong)).rejects.toMatchObject({ code: 'digest_mismatch' });
+    await expect(registry.uploadBlob('files/wrong', descriptor, wrong)).rejects.toMatchObject({
+      code: 'digest_mismatch',
+    });
     await rm(file.path);
-    await expect(registry.uploadBlob('files/wrong', descriptor, { ...wrong, file })).rejects.toMatchObject({ code: 'ENOENT' });
+    await expect(registry.uploadBlob('files/wrong', descriptor, { ...wrong, file })).rejects.toMatchObject({
+      code: 'ENOENT',
+    });
     expect(await registry.headBlob('files/wrong', descriptor.digest)).toBeUndefined();
   });
 
@@ -126,9 +138,15 @@ describe('with a real registry', () => {
     const config = Buffer.from('{"os":"linux","architecture":"amd64"}');
     const descriptor = { mediaType: mediaTypes.ociConfig, digest: digestOf(config), size: config.byteLength };
     await registry.uploadBlob('m', descriptor, reader(config));
-    const manifest = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config: descriptor, layers: [] }));
+    const manifest = Buffer.from(
+      JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config: descriptor, layers: [] }),
+    );
     const digest = await registry.putManifest('m', 'one', manifest, mediaTypes.ociManifest);
-    expect(await registry.headManifest('m', 'one')).toEqual({ mediaType: mediaTypes.ociManifest, digest, size: manifest.byteLength });
+    expect(await registry.headManifest('m', 'one')).toEqual({
+      mediaType: mediaTypes.ociManifest,
+      digest,
+      size: manifest.byteLength,
+    });
     expect((await registry.getManifest('m', digest))?.bytes.equals(manifest)).toBe(true);
     expect(await registry.getManifest('m', 'two')).toBeUndefined();
     expect(await registry.listTags('m')).toEqual(['one']);
@@ -137,7 +155,12 @@ describe('with a real registry', () => {
     expect(await registry.deleteManifest('m', digest)).toBe(true);
     expect(await registry.deleteManifest('m', digest)).toBe(false);
     const missing = Buffer.from(
-      JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config: { ...descriptor, digest: digestOf('x') }, layers: [] }),
+      JSON.stringify({
+        schemaVersion: 2,
+        mediaType: mediaTypes.ociManifest,
+        config: { ...descriptor, digest: digestOf('x') },
+        layers: [],
+      }),
     );
     await expect(registry.putManifest('m', 'bad', missing, mediaTypes.ociManifest)).rejects.toMatchObject({
       code: 'registry_rejected',
@@ -156,7 +179,9 @@ describe('with a strange registry', () => {
         : last === 'b'
           ? undefined
           : `<${pathname}?last=${last === 'a' ? 'b' : 'a'}&n=1>; rel="next"`;
-      outgoing.writeHead(200, link ? { link } : {}).end(JSON.stringify({ repositories: [`after-${last}`], tags: [`after-${last}`] }));
+      outgoing
+        .writeHead(200, link ? { link } : {})
+        .end(JSON.stringify({ repositories: [`after-${last}`], tags: [`after-${last}`] }));
     });
     expect(await client(url).listRepositories()).toEqual(['after-null', 'after-a', 'after-b']);
     expect(await client(url).listTags('x')).toHaveLength(3);
@@ -229,7 +254,9 @@ describe('with a strange registry', () => {
     });
     const registry = client(url, { timeoutMs: 100 });
     await expect(registry.headBlob('silent', blob.digest)).rejects.toMatchObject({ code: 'registry_unavailable' });
-    await expect(buffer(await registry.getBlob('half', blob.digest))).rejects.toMatchObject({ code: 'registry_unavailable' });
+    await expect(buffer(await registry.getBlob('half', blob.digest))).rejects.toMatchObject({
+      code: 'registry_unavailable',
+    });
   });
 
   it('gives slow readers the time they need', async () => {

@@ -8,7 +8,13 @@ import { randomUUID } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestOf, isDigest } from '@airdock/core/oci/digest';
-import { type Descriptor, manifestMediaTypes, maxManifestBytes, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
+import {
+  type Descriptor,
+  manifestMediaTypes,
+  maxManifestBytes,
+  mediaTypes,
+  parseManifest,
+} from '@airdock/core/oci/manifest';
 import type { BlobReader } from '../image/image-source.js';
 import { BlobUpload, cancelUpload, type UploadOptions } from './blob-upload.js';
 import { RegistryHttp, type RegistryHttpOptions, type RegistryResponse } from './registry-http.js';
@@ -52,7 +58,10 @@ export class RegistryClient implements AsyncDisposable {
 
   /** Size in bytes, or undefined when this repository has no such blob. */
   async headBlob(repository: string, digest: Digest, options: CallOptions = {}): Promise<{ size: number } | undefined> {
-    const response = await this.#http.send({ method: 'HEAD', path: `/v2/${repository}/blobs/${digest}`, ...options }, foundOrNot);
+    const response = await this.#http.send(
+      { method: 'HEAD', path: `/v2/${repository}/blobs/${digest}`, ...options },
+      foundOrNot,
+    );
     await response.discard();
     return response.status === 404 ? undefined : { size: Number(response.header('content-length') ?? Number.NaN) };
   }
@@ -61,7 +70,11 @@ export class RegistryClient implements AsyncDisposable {
    * The bytes of a blob from `start` (default 0). Not verified: the caller hashes, and destroys the stream. Throws `image_not_found`.
    * Redirects to the registry's storage are followed, without the credential.
    */
-  async getBlob(repository: string, digest: Digest, { start = 0, signal }: CallOptions & { start?: number } = {}): Promise<Readable> {
+  async getBlob(
+    repository: string,
+    digest: Digest,
+    { start = 0, signal }: CallOptions & { start?: number } = {},
+  ): Promise<Readable> {
     const headers: Record<string, string> = start > 0 ? { range: `bytes=${start}-` } : {};
     const isAnswer = (status: number) => foundOrNot(status) || [301, 302, 303, 307, 308].includes(status);
     let path = `/v2/${repository}/blobs/${digest}`;
@@ -75,7 +88,8 @@ export class RegistryClient implements AsyncDisposable {
         return Readable.from(response.body, { objectMode: false });
       }
       await response.discard();
-      if (response.status === 404) throw new AppError('image_not_found', { detail: `${repository} has no blob ${digest}`, digest });
+      if (response.status === 404)
+        throw new AppError('image_not_found', { detail: `${repository} has no blob ${digest}`, digest });
       path = response.header('location') ?? path;
     }
     throw new AppError('registry_rejected', { detail: 'too many redirects' });
@@ -97,7 +111,12 @@ export class RegistryClient implements AsyncDisposable {
    * way and its end is held back until the digest is right, so the registry never gets to see the end of wrong bytes: `digest_mismatch`. Does not look
    * whether the blob is there. A failed upload is cancelled in the registry, unless it can go on.
    */
-  async uploadBlob(repository: string, descriptor: Descriptor, reader: BlobReader, options: UploadOptions = {}): Promise<void> {
+  async uploadBlob(
+    repository: string,
+    descriptor: Descriptor,
+    reader: BlobReader,
+    options: UploadOptions = {},
+  ): Promise<void> {
     await new BlobUpload(this.#http, repository, descriptor, reader, options).run();
   }
 
@@ -107,7 +126,11 @@ export class RegistryClient implements AsyncDisposable {
   }
 
   /** What a tag or digest points at, or undefined. */
-  async headManifest(repository: string, reference: string, options: CallOptions = {}): Promise<Descriptor | undefined> {
+  async headManifest(
+    repository: string,
+    reference: string,
+    options: CallOptions = {},
+  ): Promise<Descriptor | undefined> {
     const response = await this.#http.send(
       { method: 'HEAD', path: `/v2/${repository}/manifests/${reference}`, headers: acceptManifests, ...options },
       foundOrNot,
@@ -124,7 +147,11 @@ export class RegistryClient implements AsyncDisposable {
   }
 
   /** A manifest or index, verified against the digest asked for or announced, or undefined. Throws `digest_mismatch`. */
-  async getManifest(repository: string, reference: string, options: CallOptions = {}): Promise<FetchedManifest | undefined> {
+  async getManifest(
+    repository: string,
+    reference: string,
+    options: CallOptions = {},
+  ): Promise<FetchedManifest | undefined> {
     const response = await this.#http.send(
       { method: 'GET', path: `/v2/${repository}/manifests/${reference}`, headers: acceptManifests, ...options },
       foundOrNot,
@@ -137,17 +164,37 @@ export class RegistryClient implements AsyncDisposable {
     const digest = digestOf(bytes);
     const expected = isDigest(reference) ? reference : (response.header('docker-content-digest') ?? digest);
     if (digest !== expected)
-      throw new AppError('digest_mismatch', { detail: `the registry answered ${repository}@${expected} with ${digest}`, expected, actual: digest });
+      throw new AppError('digest_mismatch', {
+        detail: `the registry answered ${repository}@${expected} with ${digest}`,
+        expected,
+        actual: digest,
+      });
     const mediaType = response.header('content-type')?.split(';')[0]?.trim();
-    return { bytes, digest, mediaType: mediaType && manifestMediaTypes.includes(mediaType) ? mediaType : parseManifest(bytes).mediaType };
+    return {
+      bytes,
+      digest,
+      mediaType: mediaType && manifestMediaTypes.includes(mediaType) ? mediaType : parseManifest(bytes).mediaType,
+    };
   }
 
   /** Stores a manifest under a tag or its digest. Throws `digest_mismatch` when the registry made something else of it. */
-  async putManifest(repository: string, reference: string, bytes: Uint8Array, mediaType: string, options: CallOptions = {}): Promise<Digest> {
+  async putManifest(
+    repository: string,
+    reference: string,
+    bytes: Uint8Array,
+    mediaType: string,
+    options: CallOptions = {},
+  ): Promise<Digest> {
     return (await this.#putManifest(repository, reference, bytes, mediaType, options)).digest;
   }
 
-  async #putManifest(repository: string, reference: string, bytes: Uint8Array, mediaType: string, options: CallOptions) {
+  async #putManifest(
+    repository: string,
+    reference: string,
+    bytes: Uint8Array,
+    mediaType: string,
+    options: CallOptions,
+  ) {
     const response = await this.#http.send({
       method: 'PUT',
       path: `/v2/${repository}/manifests/${reference}`,
@@ -158,7 +205,12 @@ export class RegistryClient implements AsyncDisposable {
     await response.discard();
     const digest = digestOf(bytes);
     const stored = response.header('docker-content-digest') ?? digest;
-    if (stored !== digest) throw new AppError('digest_mismatch', { detail: `the registry stored ${digest} as ${stored}`, expected: digest, actual: stored });
+    if (stored !== digest)
+      throw new AppError('digest_mismatch', {
+        detail: `the registry stored ${digest} as ${stored}`,
+        expected: digest,
+        actual: stored,
+      });
     return { digest, isListed: response.header('oci-subject') !== undefined };
   }
 
@@ -166,18 +218,32 @@ export class RegistryClient implements AsyncDisposable {
    * Stores a manifest that names a subject. Registries without the referrers API do not list it by themselves: then it is added to the list under `listTag`.
    * Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-manifests-with-subject
    */
-  async putReferrer(repository: string, listTag: string, bytes: Uint8Array, mediaType: string, options: CallOptions = {}): Promise<void> {
+  async putReferrer(
+    repository: string,
+    listTag: string,
+    bytes: Uint8Array,
+    mediaType: string,
+    options: CallOptions = {},
+  ): Promise<void> {
     const { digest, isListed } = await this.#putManifest(repository, digestOf(bytes), bytes, mediaType, options);
     if (isListed) return;
     const list = await this.getManifest(repository, listTag, options);
-    const known = list ? ((JSON.parse(list.bytes.toString('utf8')) as { manifests?: Descriptor[] }).manifests ?? []) : [];
+    const known = list
+      ? ((JSON.parse(list.bytes.toString('utf8')) as { manifests?: Descriptor[] }).manifests ?? [])
+      : [];
     if (known.some((descriptor) => descriptor.digest === digest)) return;
     const { artifactType, config, annotations } = JSON.parse(Buffer.from(bytes).toString('utf8')) as {
       artifactType?: string;
       config?: Descriptor;
       annotations?: Record<string, string>;
     };
-    const descriptor = { mediaType, digest, size: bytes.byteLength, artifactType: artifactType ?? config?.mediaType, annotations };
+    const descriptor = {
+      mediaType,
+      digest,
+      size: bytes.byteLength,
+      artifactType: artifactType ?? config?.mediaType,
+      annotations,
+    };
     const index = { schemaVersion: 2, mediaType: mediaTypes.ociIndex, manifests: [...known, descriptor] };
     await this.putManifest(repository, listTag, Buffer.from(JSON.stringify(index)), mediaTypes.ociIndex, options);
   }
@@ -197,14 +263,32 @@ export class RegistryClient implements AsyncDisposable {
     // distribution 2 deletes manifests, with all tags that they have: so the tag is given one of its own first.
     if (!(await this.headManifest(repository, tag, options))) return false;
     const content = Buffer.from(JSON.stringify({ deleted: tag, id: randomUUID() }));
-    const config = { mediaType: 'application/vnd.airdock.deleted.v1+json', digest: digestOf(content), size: content.byteLength };
-    await this.uploadBlob(repository, config, { size: content.byteLength, open: () => Readable.from([content]) }, options);
-    const manifest = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config, layers: [] }));
-    return this.deleteManifest(repository, await this.putManifest(repository, tag, manifest, mediaTypes.ociManifest, options), options);
+    const config = {
+      mediaType: 'application/vnd.airdock.deleted.v1+json',
+      digest: digestOf(content),
+      size: content.byteLength,
+    };
+    await this.uploadBlob(
+      repository,
+      config,
+      { size: content.byteLength, open: () => Readable.from([content]) },
+      options,
+    );
+    const manifest = Buffer.from(
+      JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config, layers: [] }),
+    );
+    return this.deleteManifest(
+      repository,
+      await this.putManifest(repository, tag, manifest, mediaTypes.ociManifest, options),
+      options,
+    );
   }
 
   async #deleteReference(repository: string, reference: string, options: CallOptions): Promise<boolean> {
-    const response = await this.#http.send({ method: 'DELETE', path: `/v2/${repository}/manifests/${reference}`, ...options }, foundOrNot);
+    const response = await this.#http.send(
+      { method: 'DELETE', path: `/v2/${repository}/manifests/${reference}`, ...options },
+      foundOrNot,
+    );
     await response.discard();
     return response.status !== 404;
   }
@@ -228,7 +312,8 @@ export class RegistryClient implements AsyncDisposable {
       if (response.status === 404) break;
       for (const name of names(text, field)) found.add(name);
       path = nextPage(response.header('link'));
-      if (path && !this.#http.isOwn(path)) throw new AppError('registry_rejected', { detail: 'the next page of a list is on another server' });
+      if (path && !this.#http.isOwn(path))
+        throw new AppError('registry_rejected', { detail: 'the next page of a list is on another server' });
     }
     return [...found];
   }

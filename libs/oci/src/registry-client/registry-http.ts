@@ -106,7 +106,10 @@ export class RegistryHttp {
     signal?.throwIfAborted();
     const url = this.resolve(message.path);
     // All that goes out here ends at the socket, whatever host a URL names.
-    if (this.#isSocket && !this.isOwn(url)) throw new AppError('registry_rejected', { detail: `${method} ${url.pathname}: the registry names another server` });
+    if (this.#isSocket && !this.isOwn(url))
+      throw new AppError('registry_rejected', {
+        detail: `${method} ${url.pathname}: the registry names another server`,
+      });
     if (this.#isPinned && !this.isOwn(url)) strangers.assertAddress(url.hostname.replace(/^\[|\]$/g, ''));
     const watch = new StallWatch(message.timeoutMs ?? this.#timeoutMs);
     const abort = signal ? AbortSignal.any([signal, watch.signal]) : watch.signal;
@@ -114,7 +117,9 @@ export class RegistryHttp {
       watch.stop();
       if (signal?.aborted) return signal.reason;
       if (error instanceof AppError) return error;
-      const detail = watch.signal.aborted ? `${method} ${url.pathname}: no data for ${watch.timeoutMs} ms` : `${method} ${url.pathname}: ${rootMessage(error)}`;
+      const detail = watch.signal.aborted
+        ? `${method} ${url.pathname}: no data for ${watch.timeoutMs} ms`
+        : `${method} ${url.pathname}: ${rootMessage(error)}`;
       return new AppError('registry_unavailable', { detail }, { cause: error });
     };
     let bodyError: unknown;
@@ -141,7 +146,10 @@ export class RegistryHttp {
         // Else undici closes a connection after each HEAD, for servers that send a body all the same. Source: https://github.com/nodejs/undici/issues/258
         reset: false,
         signal: abort,
-        headers: { ...(this.#authorization && this.isOwn(url) ? { authorization: this.#authorization } : {}), ...message.headers },
+        headers: {
+          ...(this.#authorization && this.isOwn(url) ? { authorization: this.#authorization } : {}),
+          ...message.headers,
+        },
         body: body === undefined ? null : body instanceof Uint8Array ? body : iterable(watched(body)),
       });
     } catch (error) {
@@ -233,7 +241,8 @@ async function readAll(chunks: AsyncIterable<Uint8Array>, maxBytes: number, what
   let size = 0;
   for await (const chunk of chunks) {
     size += chunk.byteLength;
-    if (size > maxBytes) throw new AppError('registry_rejected', { detail: `${what}: the answer is larger than ${maxBytes} bytes` });
+    if (size > maxBytes)
+      throw new AppError('registry_rejected', { detail: `${what}: the answer is larger than ${maxBytes} bytes` });
     parts.push(chunk);
   }
   return Buffer.concat(parts);
@@ -267,7 +276,10 @@ function firstError(text: string): { code?: string; message?: string } {
   try {
     const { errors } = JSON.parse(text) as { errors?: { code?: unknown; message?: unknown }[] };
     const error = errors?.[0];
-    return { ...(typeof error?.code === 'string' ? { code: error.code } : {}), ...(typeof error?.message === 'string' ? { message: error.message } : {}) };
+    return {
+      ...(typeof error?.code === 'string' ? { code: error.code } : {}),
+      ...(typeof error?.message === 'string' ? { message: error.message } : {}),
+    };
   } catch {
     return {};
   }

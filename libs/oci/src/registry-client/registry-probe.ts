@@ -23,7 +23,9 @@ export async function whyNoRegistry(address: string, timeoutMs: number): Promise
       return undefined;
     }
     if (await speaksOfErrors(root)) return undefined;
-    return (await speaksOfErrors(await get('/v2/airdock.never-given/manifests/none'))) ? undefined : 'what answers is no registry';
+    return (await speaksOfErrors(await get('/v2/airdock.never-given/manifests/none')))
+      ? undefined
+      : 'what answers is no registry';
   } catch (error) {
     return signal.aborted ? `no answer within ${timeoutMs} ms` : rootMessage(error);
   } finally {

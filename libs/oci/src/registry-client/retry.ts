@@ -14,7 +14,11 @@ export interface RetryOptions {
  * Tries again what failed for a reason that may vanish by waiting. Pauses are random up to their limit, so that many waiting for one
  * registry do not return all at once. Ends at once, with the signal's reason, when the signal aborts.
  */
-export async function withRetry<T>(work: () => Promise<T>, signal: AbortSignal | undefined, options: RetryOptions = {}): Promise<T> {
+export async function withRetry<T>(
+  work: () => Promise<T>,
+  signal: AbortSignal | undefined,
+  options: RetryOptions = {},
+): Promise<T> {
   const { attempts = 5, delayMs = 250, maxDelayMs = 10_000 } = options;
   for (let attempt = 1; ; attempt++) {
     try {
@@ -23,7 +27,9 @@ export async function withRetry<T>(work: () => Promise<T>, signal: AbortSignal |
       signal?.throwIfAborted();
       if (attempt >= attempts || !isTransient(error)) throw error;
       const limit = Math.min(maxDelayMs, delayMs * 2 ** (attempt - 1));
-      await sleep(limit * (0.5 + Math.random() / 2), undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
+      await sleep(limit * (0.5 + Math.random() / 2), undefined, signal ? { signal } : {}).catch(() =>
+        signal?.throwIfAborted(),
+      );
     }
   }
 }
@@ -39,7 +45,11 @@ const unreadableTries = 2;
  * writes its links in place, and when it was killed in between answers 500 for an empty one until it is written again. A registry that is ill in another way
  * refuses what is written then.
  */
-export async function lookUp<T>(look: () => Promise<T | undefined>, signal: AbortSignal | undefined, options: RetryOptions = {}): Promise<T | undefined> {
+export async function lookUp<T>(
+  look: () => Promise<T | undefined>,
+  signal: AbortSignal | undefined,
+  options: RetryOptions = {},
+): Promise<T | undefined> {
   const lookAgain = async (tries: number): Promise<T | undefined> => {
     try {
       return await look();

@@ -77,7 +77,9 @@ export class UploadSessions {
     const deadline = Date.now() + settleMs;
     while (Date.now() < deadline && (await isOpen(data))) await sleep(50);
     // A registry that was taken over may have put a link there.
-    const file = await open(data, constants.O_RDWR | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(() => undefined);
+    const file = await open(data, constants.O_RDWR | constants.O_NOFOLLOW | constants.O_NONBLOCK).catch(
+      () => undefined,
+    );
     try {
       const info = await file?.stat();
       if (info?.isFile() && info.size > session.offset) await file?.truncate(session.offset);
@@ -111,17 +113,20 @@ export async function openFiles(): Promise<Set<string>> {
   const found = new Set<string>();
   for (const pid of await readdir('/proc')) {
     if (!/^\d+$/.test(pid)) continue;
-    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) found.add(await readlink(`/proc/${pid}/fd/${fd}`).catch(() => ''));
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => []))
+      found.add(await readlink(`/proc/${pid}/fd/${fd}`).catch(() => ''));
   }
   return found;
 }
 
-const isOpen = async (path: string): Promise<boolean> => (await openFiles()).has(await realpath(path).catch(() => path));
+const isOpen = async (path: string): Promise<boolean> =>
+  (await openFiles()).has(await realpath(path).catch(() => path));
 
 async function readSession(path: string): Promise<StoredSession | undefined> {
   try {
     const { repository, location, offset } = JSON.parse(await readFile(path, 'utf8')) as Partial<StoredSession>;
-    if (typeof repository !== 'string' || typeof location !== 'string' || !Number.isSafeInteger(offset)) return undefined;
+    if (typeof repository !== 'string' || typeof location !== 'string' || !Number.isSafeInteger(offset))
+      return undefined;
     return { repository, location, offset: offset as number };
   } catch {
     // Not there, or not readable: the upload begins anew.

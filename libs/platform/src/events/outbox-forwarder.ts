@@ -40,8 +40,10 @@ export class OutboxForwarder extends BackgroundLoop {
   private async hand(event: OutboxEventEntity): Promise<void> {
     const { status, words } = await this.post(JSON.stringify(event));
     // An event that nobody will ever take, of another version of Airdock perhaps, must not keep all later ones from their way.
-    if (status === 422 || status === 413) this.logger.error({ event: event.id, type: event.type, words }, 'an event was refused, and is given up');
-    else if (status < 200 || status > 299) throw new AppError('dependency_unavailable', { detail: `backup-svc answered ${status} to an event` });
+    if (status === 422 || status === 413)
+      this.logger.error({ event: event.id, type: event.type, words }, 'an event was refused, and is given up');
+    else if (status < 200 || status > 299)
+      throw new AppError('dependency_unavailable', { detail: `backup-svc answered ${status} to an event` });
   }
 
   private post(body: string): Promise<{ status: number; words: string }> {
@@ -51,7 +53,11 @@ export class OutboxForwarder extends BackgroundLoop {
       // Not the global agent, which may lead to a proxy of the environment.
       agent: false,
       ...{ method: 'POST', socketPath, signal: AbortSignal.timeout(timeoutMs) },
-      headers: { authorization: `Bearer ${this.token.token}`, 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) },
+      headers: {
+        authorization: `Bearer ${this.token.token}`,
+        'content-type': 'application/json',
+        'content-length': Buffer.byteLength(body),
+      },
     };
     return new Promise((resolve, reject) => {
       const request = (target.protocol === 'https:' ? httpsRequest : httpRequest)(target, options, (answer) => {

@@ -14,7 +14,11 @@ export class Outbox {
   statement(type: EventType, data: EventData): Statement {
     const createdAt = now();
     const payload = JSON.stringify({ type, timestamp: createdAt, data });
-    return this.database.dataSource.getRepository(OutboxEventEntity).createQueryBuilder().insert().values({ id: newId(), type, payload, createdAt });
+    return this.database.dataSource
+      .getRepository(OutboxEventEntity)
+      .createQueryBuilder()
+      .insert()
+      .values({ id: newId(), type, payload, createdAt });
   }
 
   /** Says it if the change finds its row, in one commit with it. False, and nothing is said, when it does not: somebody else was faster. */

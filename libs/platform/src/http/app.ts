@@ -1,5 +1,10 @@
 import { AppError, toProblem } from '@airdock/core/errors';
-import { StandardSchemaSerializerInterceptor, StandardSchemaValidationPipe, type Type, VersioningType } from '@nestjs/common';
+import {
+  StandardSchemaSerializerInterceptor,
+  StandardSchemaValidationPipe,
+  type Type,
+  VersioningType,
+} from '@nestjs/common';
 import { NestFactory, Reflector } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
 import { DocumentBuilder, type OpenAPIObject, SwaggerModule } from '@nestjs/swagger';
@@ -49,7 +54,10 @@ export async function createHttpApp(
   if (!preview) installHooks(app, servers);
   app.enableVersioning({ type: VersioningType.URI });
   app.useGlobalFilters(new ProblemFilter());
-  app.useGlobalInterceptors(new JobLocationInterceptor(), new StandardSchemaSerializerInterceptor(app.get(Reflector, { strict: false })));
+  app.useGlobalInterceptors(
+    new JobLocationInterceptor(),
+    new StandardSchemaSerializerInterceptor(app.get(Reflector, { strict: false })),
+  );
   app.useGlobalPipes(
     new StandardSchemaValidationPipe({
       exceptionFactory: (found) => {
@@ -86,9 +94,17 @@ function quietLogger(logger: Logger): Logger {
 
 /** URLs that the router itself cannot read never get to our filters. */
 const frameworkErrors: NonNullable<FastifyServerOptions['frameworkErrors']> = (error, _request, reply) => {
-  const problem = toProblem(new AppError(error.statusCode === 414 ? 'uri_too_long' : 'request_malformed', { detail: error.message.slice(0, 200) }));
+  const problem = toProblem(
+    new AppError(error.statusCode === 414 ? 'uri_too_long' : 'request_malformed', {
+      detail: error.message.slice(0, 200),
+    }),
+  );
   const answer = reply as unknown as FastifyReply;
-  void answer.status(problem.status).type('application/problem+json').header('connection', 'close').send(JSON.stringify(problem));
+  void answer
+    .status(problem.status)
+    .type('application/problem+json')
+    .header('connection', 'close')
+    .send(JSON.stringify(problem));
 };
 
 /**
@@ -116,18 +132,25 @@ function acceptEmptyJson(app: NestFastifyApplication): void {
 export function openApiDocument(app: NestFastifyApplication, title: string): OpenAPIObject {
   const info = new DocumentBuilder()
     .setTitle(title)
-    .setDescription('The local image registry of an air-gapped Kubernetes site. Errors are problem documents (RFC 9457) with a stable `code` and a `nextStep`.')
+    .setDescription(
+      'The local image registry of an air-gapped Kubernetes site. Errors are problem documents (RFC 9457) with a stable `code` and a `nextStep`.',
+    )
     .setVersion('1')
     .setLicense('Apache-2.0', 'https://www.apache.org/licenses/LICENSE-2.0')
     .setOpenAPIVersion('3.0.3')
     .addServer('/')
     .addBearerAuth({ type: 'http', scheme: 'bearer' }, 'token')
-    .addBearerAuth({ type: 'http', scheme: 'bearer', description: 'The credential that only the services of Airdock have' }, 'internal')
+    .addBearerAuth(
+      { type: 'http', scheme: 'bearer', description: 'The credential that only the services of Airdock have' },
+      'internal',
+    )
     .addSecurityRequirements('token')
     .build();
   const document = SwaggerModule.createDocument(app, info, { ignoreGlobalPrefix: false });
   for (const path of Object.values(document.paths)) {
-    for (const operation of Object.values(path) as { responses?: Record<string, { content?: Record<string, unknown> }> }[]) {
+    for (const operation of Object.values(path) as {
+      responses?: Record<string, { content?: Record<string, unknown> }>;
+    }[]) {
       for (const family of ['4XX', '5XX']) {
         const problem = operation.responses?.[family];
         const json = problem?.content?.['application/json'];

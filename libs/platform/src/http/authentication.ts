@@ -36,7 +36,11 @@ export class Authentication {
         return;
       }
       if (isDocumentation) void reply.header('www-authenticate', 'Basic realm="Airdock: the token is the password"');
-      sendProblem(request, reply, outcome === 'answer' ? known : new AppError('login_slowed', { detail: request.from }));
+      sendProblem(
+        request,
+        reply,
+        outcome === 'answer' ? known : new AppError('login_slowed', { detail: request.from }),
+      );
       await reply;
       return;
     }
@@ -64,7 +68,8 @@ export class Authentication {
 }
 
 /** By the route, not by the text of the URL, which can be written in many ways. */
-export const isDocumentationRoute = (request: FastifyRequest): boolean => /^\/(docs|openapi\.json)/.test(request.routeOptions.url ?? '');
+export const isDocumentationRoute = (request: FastifyRequest): boolean =>
+  /^\/(docs|openapi\.json)/.test(request.routeOptions.url ?? '');
 
 function bearer(headers: TokenHeaders): string | undefined {
   const token = /^Bearer ([^\s]+)$/i.exec(headers.authorization ?? '')?.[1] ?? headers['x-auth-token'];
@@ -85,7 +90,8 @@ function basicPassword({ authorization }: TokenHeaders): string | undefined {
 export class AuthGuard implements CanActivate {
   canActivate(context: ExecutionContext): boolean {
     const request = context.switchToHttp().getRequest<FastifyRequest>();
-    if (request.principal === 'anonymous' && request.routeOptions.config.access !== 'public') throw new AppError('token_missing');
+    if (request.principal === 'anonymous' && request.routeOptions.config.access !== 'public')
+      throw new AppError('token_missing');
     return true;
   }
 }

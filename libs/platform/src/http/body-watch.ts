@@ -26,10 +26,16 @@ export function watchBody(request: FastifyRequest, reply: FastifyReply, timeoutM
     if (reply.raw.headersSent) return void raw.destroy();
     const problem = toProblem(new AppError('request_timeout', { detail: 'the body did not come' }));
     reply.hijack();
-    reply.raw.writeHead(problem.status, { 'content-type': 'application/problem+json', connection: 'close', 'x-request-id': request.id });
+    reply.raw.writeHead(problem.status, {
+      'content-type': 'application/problem+json',
+      connection: 'close',
+      'x-request-id': request.id,
+    });
     reply.raw.end(JSON.stringify({ ...problem, requestId: request.id }), () => raw.destroy());
   };
-  const timer = request.routeOptions.config.streamsBody ? watchProgress(request, timeoutMs, end) : setTimeout(end, timeoutMs);
+  const timer = request.routeOptions.config.streamsBody
+    ? watchProgress(request, timeoutMs, end)
+    : setTimeout(end, timeoutMs);
   timer.unref();
   const stop = () => {
     clearInterval(timer);

@@ -63,7 +63,14 @@ export class FailedLogins {
 
   private find(from: string): Address {
     const now = performance.now();
-    const address = this.addresses.get(from) ?? { tokens: burst, at: now, waiting: 0, lines: 0, unsaid: 0, minuteAt: now };
+    const address = this.addresses.get(from) ?? {
+      tokens: burst,
+      at: now,
+      waiting: 0,
+      lines: 0,
+      unsaid: 0,
+      minuteAt: now,
+    };
     // A map goes through its keys in the order of their insertion.
     this.addresses.delete(from);
     this.addresses.set(from, address);
@@ -75,7 +82,8 @@ export class FailedLogins {
   private log(from: string, code: string, address: Address): void {
     const now = performance.now();
     if (now - address.minuteAt > minuteMs) {
-      if (address.unsaid > 0) this.logger.warn({ from, code, failures: address.unsaid }, `${address.unsaid} more logins from ${from} failed`);
+      if (address.unsaid > 0)
+        this.logger.warn({ from, code, failures: address.unsaid }, `${address.unsaid} more logins from ${from} failed`);
       address.lines = 0;
       address.unsaid = 0;
       address.minuteAt = now;
@@ -83,7 +91,11 @@ export class FailedLogins {
     if (address.lines === linesAMinute) {
       // The rest of a flood is told when it goes on after the minute, or never told apart.
       address.unsaid += 1;
-      if (address.unsaid === 1) this.logger.warn({ from }, `many logins from ${from} fail: further ones are counted in airdock_failed_logins_total`);
+      if (address.unsaid === 1)
+        this.logger.warn(
+          { from },
+          `many logins from ${from} fail: further ones are counted in airdock_failed_logins_total`,
+        );
       return;
     }
     address.lines += 1;

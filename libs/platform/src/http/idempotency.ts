@@ -75,11 +75,17 @@ export class IdempotencyInterceptor implements NestInterceptor {
         });
       } catch (error) {
         // A refused request may be corrected and sent again with the same key.
-        await keys.delete({ id }).catch((cause: unknown) => this.logger.warn({ err: cause }, 'the key of a refused request is given back in a minute'));
+        await keys
+          .delete({ id })
+          .catch((cause: unknown) =>
+            this.logger.warn({ err: cause }, 'the key of a refused request is given back in a minute'),
+          );
         throw error;
       }
       try {
-        const headers = Object.fromEntries(keptHeaders.flatMap((name) => (reply.getHeader(name) ? [[name, String(reply.getHeader(name))]] : [])));
+        const headers = Object.fromEntries(
+          keptHeaders.flatMap((name) => (reply.getHeader(name) ? [[name, String(reply.getHeader(name))]] : [])),
+        );
         await keys.update(
           { id },
           {

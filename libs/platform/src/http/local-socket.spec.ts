@@ -26,7 +26,12 @@ describe.runIf(process.getuid?.() === 0)('the socket of the API in a folder of i
 
   /** As a local user without rights, but those of the groups. */
   async function call(path: string, groups: number[]): Promise<{ code: number; stdout: string }> {
-    const rights = ['--reuid=65534', '--regid=65534', groups.length > 0 ? `--groups=${groups.join(',')}` : '--clear-groups', '--no-new-privs'];
+    const rights = [
+      '--reuid=65534',
+      '--regid=65534',
+      groups.length > 0 ? `--groups=${groups.join(',')}` : '--clear-groups',
+      '--no-new-privs',
+    ];
     const curl = ['curl', '-sS', '--max-time', '10', '--unix-socket', path, 'http://localhost/'];
     return promisify(execFile)('setpriv', [...rights, ...curl], { cwd: '/' }).then(
       ({ stdout }) => ({ code: 0, stdout }),

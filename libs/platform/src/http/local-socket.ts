@@ -36,7 +36,11 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
       process.umask(umask);
     });
   } catch (cause) {
-    throw new AppError('api_socket_refused', { detail: `${path}: ${(cause as NodeJS.ErrnoException).code ?? 'failed'}` }, { cause });
+    throw new AppError(
+      'api_socket_refused',
+      { detail: `${path}: ${(cause as NodeJS.ErrnoException).code ?? 'failed'}` },
+      { cause },
+    );
   }
   const uid = process.getuid?.() ?? 0;
   try {
@@ -44,7 +48,11 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
     chmodSync(path, 0o660);
   } catch (cause) {
     server.close();
-    throw new AppError('api_socket_refused', { detail: `${path} cannot be given to group ${group ?? 'of the process'}` }, { cause });
+    throw new AppError(
+      'api_socket_refused',
+      { detail: `${path} cannot be given to group ${group ?? 'of the process'}` },
+      { cause },
+    );
   }
 }
 
@@ -58,22 +66,31 @@ function makeFolder(folder: string, gid: number | undefined, group: string | und
       chmodSync(made, 0o750);
     }
   } catch (cause) {
-    throw new AppError('api_socket_refused', { detail: `${folder} cannot be given to group ${group ?? 'of the process'}` }, { cause });
+    throw new AppError(
+      'api_socket_refused',
+      { detail: `${folder} cannot be given to group ${group ?? 'of the process'}` },
+      { cause },
+    );
   }
 }
 
 async function removeStale(path: string): Promise<void> {
   const found = lstatSync(path, { throwIfNoEntry: false });
   if (!found) return;
-  if (!found.isSocket()) throw new AppError('api_socket_refused', { detail: `${path} is no socket; remove it, if nobody needs it` });
+  if (!found.isSocket())
+    throw new AppError('api_socket_refused', { detail: `${path} is no socket; remove it, if nobody needs it` });
   if (found.uid !== process.getuid?.())
-    throw new AppError('api_socket_refused', { detail: `${path} belongs to user ${found.uid}; find out who made it, and remove it` });
-  if (await isAnswering(path)) throw new AppError('api_socket_refused', { detail: `another process listens on ${path}; stop it` });
+    throw new AppError('api_socket_refused', {
+      detail: `${path} belongs to user ${found.uid}; find out who made it, and remove it`,
+    });
+  if (await isAnswering(path))
+    throw new AppError('api_socket_refused', { detail: `another process listens on ${path}; stop it` });
   // Nobody but us can have put another one there meanwhile: it is ours, and so is the folder.
   if (isSame(found, lstatSync(path, { throwIfNoEntry: false }))) rmSync(path);
 }
 
-const isSame = (one: Stats, other: Stats | undefined): boolean => other !== undefined && one.ino === other.ino && one.dev === other.dev;
+const isSame = (one: Stats, other: Stats | undefined): boolean =>
+  other !== undefined && one.ino === other.ino && one.dev === other.dev;
 
 /** Whether somebody listens on a Unix socket, if only to take no more connections. */
 export function isAnswering(path: string): Promise<boolean> {
@@ -99,6 +116,8 @@ function groupId(group: string): number {
     .find((entry) => entry.startsWith(`${group}:`));
   const id = Number(line?.split(':')[2]);
   if (!line || !Number.isInteger(id))
-    throw new AppError('api_socket_refused', { detail: `there is no group ${group}; make it, e.g. groupadd --system ${group}` });
+    throw new AppError('api_socket_refused', {
+      detail: `there is no group ${group}; make it, e.g. groupadd --system ${group}`,
+    });
   return id;
 }

@@ -41,7 +41,11 @@ export function Operation({ id, summary, returns, status = returns ? 200 : 204 }
 
 /** One route whose answer is no JSON of a schema, such as a stream. */
 export function RawOperation({ id, summary }: Pick<OperationOptions, 'id' | 'summary'>) {
-  return applyDecorators(ApiOperation({ operationId: id, summary }), routeAccess({ operationId: id }), ProblemResponses());
+  return applyDecorators(
+    ApiOperation({ operationId: id, summary }),
+    routeAccess({ operationId: id }),
+    ProblemResponses(),
+  );
 }
 
 function ProblemResponses() {

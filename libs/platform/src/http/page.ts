@@ -11,7 +11,9 @@ export type PageQuery = z.infer<typeof PageQuery>;
 
 /** The schema of one page of `item`. */
 export const pageOf = <T extends z.ZodType>(item: T, name: string) =>
-  z.object({ items: z.array(item), nextCursor: z.string().optional().describe('Absent on the last page') }).meta({ id: name });
+  z
+    .object({ items: z.array(item), nextCursor: z.string().optional().describe('Absent on the last page') })
+    .meta({ id: name });
 
 export interface Page<T> {
   items: T[];
@@ -42,6 +44,9 @@ export async function findPage<T extends { id: string }>(
 /** The row with this id. Throws `resource_not_found`. */
 export async function getRow<T extends { id: string }>(rows: Repository<T>, id: string): Promise<T> {
   const row = idPattern.test(id) ? await rows.findOne({ where: { id } as FindOptionsWhere<T> }) : null;
-  if (!row) throw new AppError('resource_not_found', { detail: `no ${rows.metadata.tableName.replaceAll('_', ' ')} with id ${id.slice(0, 60)}` });
+  if (!row)
+    throw new AppError('resource_not_found', {
+      detail: `no ${rows.metadata.tableName.replaceAll('_', ' ')} with id ${id.slice(0, 60)}`,
+    });
   return row;
 }

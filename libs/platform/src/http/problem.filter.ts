@@ -22,16 +22,24 @@ const pathOf = (request: FastifyRequest): string => (request.url.split('?')[0] ?
 export function toAppError(error: unknown, request: FastifyRequest): AppError {
   const translated = translateDatabaseError(error);
   if (translated instanceof AppError) return translated;
-  const status = translated instanceof HttpException ? translated.getStatus() : (translated as { statusCode?: number }).statusCode;
+  const status =
+    translated instanceof HttpException ? translated.getStatus() : (translated as { statusCode?: number }).statusCode;
   // What else a framework blames the client for is a bad request.
-  const code = status ? (codeByStatus[status] ?? (status >= 400 && status < 500 ? 'request_malformed' : undefined)) : undefined;
+  const code = status
+    ? (codeByStatus[status] ?? (status >= 400 && status < 500 ? 'request_malformed' : undefined))
+    : undefined;
   if (!code) return new AppError('internal_error', {}, { cause: translated });
   const detail = code === 'route_not_found' ? `${request.method} ${pathOf(request)}` : (translated as Error).message;
   return new AppError(code, { detail: detail.slice(0, 500) }, { cause: translated });
 }
 
 /** Answers with a problem document (RFC 9457), with the request's id to find it in the log. `status` is for protocols that have statuses of their own. */
-export function sendProblem(request: FastifyRequest, reply: FastifyReply, error: AppError, status = error.status): void {
+export function sendProblem(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  error: AppError,
+  status = error.status,
+): void {
   request.problemCode = error.code;
   if (error.status === 401 && !reply.hasHeader('www-authenticate')) void reply.header('www-authenticate', 'Bearer');
   if (error.status === 503 || error.status === 429) void reply.header('retry-after', '5');
@@ -51,7 +59,8 @@ export class ProblemFilter implements ExceptionFilter {
     const request = host.switchToHttp().getRequest<FastifyRequest>();
     const reply = host.switchToHttp().getResponse<FastifyReply>();
     const known = toAppError(error, request);
-    if (known.family === 'internal') this.logger.error({ err: known.cause ?? known, requestId: request.id }, 'request failed');
+    if (known.family === 'internal')
+      this.logger.error({ err: known.cause ?? known, requestId: request.id }, 'request failed');
     if (reply.sent || reply.raw.headersSent) {
       request.problemCode = known.code;
       reply.raw.destroy();

@@ -106,7 +106,10 @@ export class Servers {
   }
 }
 
-const reasons: Record<string, ErrorCode> = { HPE_HEADER_OVERFLOW: 'header_too_large', ERR_HTTP_REQUEST_TIMEOUT: 'request_timeout' };
+const reasons: Record<string, ErrorCode> = {
+  HPE_HEADER_OVERFLOW: 'header_too_large',
+  ERR_HTTP_REQUEST_TIMEOUT: 'request_timeout',
+};
 
 /** What the parser of HTTP could not take, as a problem document: there is no request yet that a filter could answer. */
 function answerClientError(error: Error & { code?: string }, socket: Duplex): void {

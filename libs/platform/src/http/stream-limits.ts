@@ -16,7 +16,8 @@ export class StreamLimits {
     if (principal === 'internal') return;
     const client = `${principal} ${from}`;
     const count = this.open.get(client) ?? 0;
-    if (count >= maxOfClient || this.total >= maxOfAll) throw new AppError('streams_exceeded', { detail: `${count} of ${maxOfClient} are open from here` });
+    if (count >= maxOfClient || this.total >= maxOfAll)
+      throw new AppError('streams_exceeded', { detail: `${count} of ${maxOfClient} are open from here` });
     this.open.set(client, count + 1);
     this.total += 1;
     raw.once('close', () => {

@@ -7,7 +7,10 @@ export function assertNoNul(text: string, value: unknown): void {
   // Most bodies have no such escape, and are not walked through.
   if (!text.includes('\\u0000') && !text.includes(nul)) return;
   const at = findNul(value, []);
-  if (at) throw new AppError('request_invalid', { detail: `${at.join('.').replaceAll(nul, '')}: a text must not hold a NUL character`.slice(0, 300) });
+  if (at)
+    throw new AppError('request_invalid', {
+      detail: `${at.join('.').replaceAll(nul, '')}: a text must not hold a NUL character`.slice(0, 300),
+    });
 }
 
 function findNul(value: unknown, path: string[]): string[] | undefined {

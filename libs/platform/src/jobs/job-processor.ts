@@ -52,7 +52,15 @@ class Interrupted extends Error {}
 export const JobType = (type: string, concurrency = 2) =>
   // Whoever waits for a wake-up gets it at once: to ask every five seconds, as is the default, only keeps an idle DU busy. What a worker that is frozen was handed is found
   // by the look after locks: it must not wait for long.
-  Processor(type, { autorun: false, concurrency, drainDelay: 30, lockDuration: 10_000, stalledInterval: 10_000, maxStalledCount: 100, runRetryDelay: 1_000 });
+  Processor(type, {
+    autorun: false,
+    concurrency,
+    drainDelay: 30,
+    lockDuration: 10_000,
+    stalledInterval: 10_000,
+    maxStalledCount: 100,
+    runRetryDelay: 1_000,
+  });
 
 /**
  * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass implements `run` as something that
@@ -103,7 +111,8 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     });
     // Without a claim another worker may have the job: a database that cannot be reached, or a process that was frozen, must not go on writing.
     const watchdog = setInterval(() => {
-      if (performance.now() - renewedAt > leaseMs - heartbeatMs) controller.abort(new Interrupted('the claim could not be renewed'));
+      if (performance.now() - renewedAt > leaseMs - heartbeatMs)
+        controller.abort(new Interrupted('the claim could not be renewed'));
     }, heartbeatMs / 2);
     let saving: Promise<void> = Promise.resolve();
     const saveNow = async () => {
@@ -149,15 +158,27 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
         await this.jobs.release(job.id, this.owner, { runAfter: null, failures: job.failures, progress: meter.value });
       } else if (isTransient(error) && failures < this.maxFailures) {
         const delayMs = Math.min(maxDelayMs, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
-        this.logger.warn({ jobId: job.id, err: error }, `try ${failures} failed, the next in ${Math.round(delayMs)} ms`);
-        await this.jobs.release(job.id, this.owner, { runAfter: new Date(Date.now() + delayMs).toISOString(), failures, progress: meter.value });
+        this.logger.warn(
+          { jobId: job.id, err: error },
+          `try ${failures} failed, the next in ${Math.round(delayMs)} ms`,
+        );
+        await this.jobs.release(job.id, this.owner, {
+          runAfter: new Date(Date.now() + delayMs).toISOString(),
+          failures,
+          progress: meter.value,
+        });
       } else {
         // What another job's cancellation has kept this one from is a failure.
         const cancelled = controller.signal.aborted;
         if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
         await this.jobs.end(
           job.id,
-          { state: cancelled ? 'cancelled' : 'failed', error: toProblem(error), result: null, progress: { ...meter.value, items: [] } },
+          {
+            state: cancelled ? 'cancelled' : 'failed',
+            error: toProblem(error),
+            result: null,
+            progress: { ...meter.value, items: [] },
+          },
           where,
         );
       }
@@ -170,7 +191,9 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
   private every(ms: number, action: () => Promise<void>): { stop(): Promise<void> } {
     let current: Promise<void> = Promise.resolve();
     const timer = setInterval(() => {
-      current = current.then(action).catch((error: unknown) => this.logger.warn({ err: error }, 'the job row could not be updated'));
+      current = current
+        .then(action)
+        .catch((error: unknown) => this.logger.warn({ err: error }, 'the job row could not be updated'));
     }, ms);
     return {
       stop: () => {

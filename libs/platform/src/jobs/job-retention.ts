@@ -32,7 +32,11 @@ export class JobRetention extends BackgroundLoop {
     while (!this.isStopped) {
       const jobs = await this.jobs
         .createQueryBuilder('job')
-        .where('job.state IN (:...states) AND job.finishedAt < :before AND job.id > :last', { states: endedStates, before, last })
+        .where('job.state IN (:...states) AND job.finishedAt < :before AND job.id > :last', {
+          states: endedStates,
+          before,
+          last,
+        })
         .orderBy('job.id')
         .take(jobsAtOnce)
         .getMany();
@@ -55,7 +59,9 @@ export class JobRetention extends BackgroundLoop {
       .where({ id, state: In([...endedStates]) });
     const tables = this.history.map((entity) => this.database.dataSource.getRepository<Row>(entity as never));
     const found = await Promise.all(
-      tables.map(async (rows) => ((await rows.countBy({ jobId: id })) > 0 ? [rows.createQueryBuilder().delete().where({ jobId: id })] : [])),
+      tables.map(async (rows) =>
+        (await rows.countBy({ jobId: id })) > 0 ? [rows.createQueryBuilder().delete().where({ jobId: id })] : [],
+      ),
     );
     await atomically(this.database.dataSource, [job, ...found.flat()]);
   }
@@ -65,17 +71,28 @@ export class JobRetention extends BackgroundLoop {
     for (const { target, columns } of this.database.dataSource.entityMetadatas) {
       if (this.history.includes(target as never) || target === JobEntity) continue;
       const names = columns.map(({ propertyName }) => propertyName).filter((name) => /jobId$/i.test(name));
-      if (names.length > 0 && (await this.database.dataSource.getRepository(target).countBy(names.map((name) => ({ [name]: id })))) > 0) return true;
+      if (
+        names.length > 0 &&
+        (await this.database.dataSource.getRepository(target).countBy(names.map((name) => ({ [name]: id })))) > 0
+      )
+        return true;
     }
     return false;
   }
 
   private async forgetAnswers(): Promise<void> {
     const keys = this.database.dataSource.getRepository(IdempotencyKeyEntity);
-    await keys.delete({ createdAt: LessThan(new Date(Date.now() - this.config.idempotencyKeepDays * dayMs).toISOString()) });
+    await keys.delete({
+      createdAt: LessThan(new Date(Date.now() - this.config.idempotencyKeepDays * dayMs).toISOString()),
+    });
     // Of versions whose digests had no key: the request could be found by trying.
-    const { affected } = await keys.createQueryBuilder().delete().where('"requestDigest" NOT LIKE :keyed', { keyed: '%.%' }).execute();
+    const { affected } = await keys
+      .createQueryBuilder()
+      .delete()
+      .where('"requestDigest" NOT LIKE :keyed', { keyed: '%.%' })
+      .execute();
     // What was deleted goes from the log of the database too.
-    if (affected && this.database.dataSource.options.type !== 'postgres') await this.database.dataSource.query('PRAGMA wal_checkpoint(TRUNCATE)');
+    if (affected && this.database.dataSource.options.type !== 'postgres')
+      await this.database.dataSource.query('PRAGMA wal_checkpoint(TRUNCATE)');
   }
 }

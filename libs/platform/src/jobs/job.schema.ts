@@ -5,7 +5,11 @@ import { PageQuery, pageOf } from '../http/page.js';
 export const jobStates = ['queued', 'running', 'succeeded', 'failed', 'cancelled'] as const;
 export type JobState = (typeof jobStates)[number];
 
-const part = { name: z.string(), bytesDone: z.number().int().nonnegative(), bytesTotal: z.number().int().nonnegative() };
+const part = {
+  name: z.string(),
+  bytesDone: z.number().int().nonnegative(),
+  bytesTotal: z.number().int().nonnegative(),
+};
 
 export const JobProgressItem = z
   .object({ ...part, parts: z.array(z.object(part)).describe('E.g. the layers of an image; the first sixteen') })
@@ -22,7 +26,9 @@ export const JobProgress = z
     itemsTotal: z.number().int().nonnegative(),
     bytesPerSecond: z.number().int().nonnegative(),
     etaSeconds: z.number().int().nonnegative().nullable().describe('null while it cannot be told'),
-    items: z.array(JobProgressItem).describe('What is being worked on now, the first eight; what is finished is in the resource'),
+    items: z
+      .array(JobProgressItem)
+      .describe('What is being worked on now, the first eight; what is finished is in the resource'),
   })
   .meta({ id: 'JobProgress' });
 export type JobProgress = z.infer<typeof JobProgress>;
@@ -49,11 +55,20 @@ export type Job = z.infer<typeof Job>;
 export const JobPage = pageOf(Job, 'JobPage');
 
 export const JobQuery = z.strictObject({
-  waitSeconds: z.coerce.number().int().min(0).max(60).default(0).describe('Answer when the job has ended, at the latest after this time'),
+  waitSeconds: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(60)
+    .default(0)
+    .describe('Answer when the job has ended, at the latest after this time'),
 });
 export type JobQuery = z.infer<typeof JobQuery>;
 
-export const JobListQuery = PageQuery.extend({ state: z.enum(jobStates).optional(), type: z.string().max(60).optional() });
+export const JobListQuery = PageQuery.extend({
+  state: z.enum(jobStates).optional(),
+  type: z.string().max(60).optional(),
+});
 export type JobListQuery = z.infer<typeof JobListQuery>;
 
 export const endedStates = ['succeeded', 'failed', 'cancelled'] as const satisfies readonly JobState[];

@@ -1,5 +1,17 @@
 import { AppError } from '@airdock/core/errors';
-import { Controller, Get, Inject, Injectable, Logger, type MessageEvent, Param, Post, Query, Res, Sse } from '@nestjs/common';
+import {
+  Controller,
+  Get,
+  Inject,
+  Injectable,
+  Logger,
+  type MessageEvent,
+  Param,
+  Post,
+  Query,
+  Res,
+  Sse,
+} from '@nestjs/common';
 import { ApiOkResponse, ApiTags } from '@nestjs/swagger';
 import { Observable } from 'rxjs';
 import { StreamedAnswer } from '../http/access.js';
@@ -77,13 +89,19 @@ export class JobsController {
   @Operation({ id: 'listJobs', summary: 'Jobs, newest first', returns: JobPage })
   async list(@Query({ schema: JobListQuery }) query: JobListQuery): Promise<Page<Job>> {
     const wanted = { ...query, limit: query.limit + 1 };
-    const jobs = (await Promise.all(this.directory.services.map((service) => service.list(wanted)))).flat().sort((a, b) => (a.id < b.id ? 1 : -1));
+    const jobs = (await Promise.all(this.directory.services.map((service) => service.list(wanted))))
+      .flat()
+      .sort((a, b) => (a.id < b.id ? 1 : -1));
     const items = jobs.slice(0, query.limit);
     return { items, nextCursor: jobs.length > query.limit ? items.at(-1)?.id : undefined };
   }
 
   @Get(':id')
-  @Operation({ id: 'getJob', summary: 'One job; with waitSeconds it answers when the job has ended or the time is over', returns: Job })
+  @Operation({
+    id: 'getJob',
+    summary: 'One job; with waitSeconds it answers when the job has ended or the time is over',
+    returns: Job,
+  })
   async get(
     @Param('id') id: string,
     @Query({ schema: JobQuery }) { waitSeconds }: JobQuery,
@@ -112,8 +130,14 @@ export class JobsController {
 
   @Sse(':id/events')
   @StreamedAnswer()
-  @RawOperation({ id: 'streamJob', summary: 'Server-sent events: the job at once, then at each change; the stream ends with the job' })
-  @ApiOkResponse({ description: 'Events named job, their data the job', content: { 'text/event-stream': { schema: { $ref: '#/components/schemas/Job' } } } })
+  @RawOperation({
+    id: 'streamJob',
+    summary: 'Server-sent events: the job at once, then at each change; the stream ends with the job',
+  })
+  @ApiOkResponse({
+    description: 'Events named job, their data the job',
+    content: { 'text/event-stream': { schema: { $ref: '#/components/schemas/Job' } } },
+  })
   async events(@Param('id') id: string): Promise<Observable<MessageEvent>> {
     // What is not there is answered as everywhere, before a stream begins.
     const service = await this.directory.serviceOf(id);
@@ -130,7 +154,12 @@ export class JobsController {
             return row.revision;
           };
           const sent = await send();
-          if (!subscriber.closed) unwatch = this.directory.watch(id, sent, () => void send().catch((error: unknown) => subscriber.error(error)));
+          if (!subscriber.closed)
+            unwatch = this.directory.watch(
+              id,
+              sent,
+              () => void send().catch((error: unknown) => subscriber.error(error)),
+            );
         } catch (error) {
           subscriber.error(error);
         }
@@ -149,7 +178,12 @@ export class JobsController {
   }
 
   @Post(':id/retry')
-  @Operation({ id: 'retryJob', summary: 'Queue a failed or cancelled job again; it continues where it stopped', returns: Job, status: 202 })
+  @Operation({
+    id: 'retryJob',
+    summary: 'Queue a failed or cancelled job again; it continues where it stopped',
+    returns: Job,
+    status: 202,
+  })
   async retry(@Param('id') id: string): Promise<Job> {
     return (await this.directory.serviceOf(id)).retry(id);
   }

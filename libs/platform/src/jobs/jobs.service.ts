@@ -5,7 +5,15 @@ import type { Queue } from 'bullmq';
 import { type FindOperator, In, LessThan, Like, Not } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { ServiceName } from '../config.js';
-import { atomically, columns, isUniqueViolation, now, runUnflushed, type ServiceDatabase, type Statement } from '../database.js';
+import {
+  atomically,
+  columns,
+  isUniqueViolation,
+  now,
+  runUnflushed,
+  type ServiceDatabase,
+  type Statement,
+} from '../database.js';
 import type { Outbox } from '../events/outbox.js';
 import { cursorId, getRow } from '../http/page.js';
 import { newId } from '../ids.js';
@@ -68,7 +76,10 @@ export class JobsService {
   /**
    * Stores a job together with the rows that it needs, all or none, and wakes a worker up. Repeating it with the same key returns the first job.
    */
-  async submit({ id = newId(), requestKey = null, type, resource, parentId, createdBy = 'airdock' }: NewJob, together: Statement[] = []): Promise<Job> {
+  async submit(
+    { id = newId(), requestKey = null, type, resource, parentId, createdBy = 'airdock' }: NewJob,
+    together: Statement[] = [],
+  ): Promise<Job> {
     if (!this.queues.has(type)) throw new Error(`no queue for job type ${type}`);
     const row: JobEntity = {
       id,
@@ -94,7 +105,10 @@ export class JobsService {
       revision: 0,
     };
     try {
-      const stored = await atomically(this.database.dataSource, [...together, this.rows.createQueryBuilder().insert().values(columns(row))]);
+      const stored = await atomically(this.database.dataSource, [
+        ...together,
+        this.rows.createQueryBuilder().insert().values(columns(row)),
+      ]);
       if (!stored) throw new AppError('resource_changed', { detail: 'someone else was faster' });
     } catch (error) {
       const first = isUniqueViolation(error) ? await this.findRequested(requestKey) : undefined;
@@ -127,13 +141,21 @@ export class JobsService {
   }
 
   async list({ limit, cursor, state, type }: JobListQuery): Promise<Job[]> {
-    const where = { ...(state ? { state } : {}), ...(type ? { type } : {}), ...(cursor ? { id: LessThan(cursorId(cursor)) } : {}) };
+    const where = {
+      ...(state ? { state } : {}),
+      ...(type ? { type } : {}),
+      ...(cursor ? { id: LessThan(cursorId(cursor)) } : {}),
+    };
     return this.toResources(await this.rows.find({ where, order: { id: 'DESC' }, take: limit }));
   }
 
   /** Id and revision of the jobs named: what long-polls and event streams compare. */
   async revisions(ids: string[]): Promise<Map<string, number>> {
-    return new Map((await this.rows.find({ where: { id: In(ids) }, select: { id: true, revision: true } })).map(({ id, revision }) => [id, revision]));
+    return new Map(
+      (await this.rows.find({ where: { id: In(ids) }, select: { id: true, revision: true } })).map(
+        ({ id, revision }) => [id, revision],
+      ),
+    );
   }
 
   /** Stops a job: at once when it is queued, at the next heartbeat of its worker (one second) when it runs. Throws `job_finished`. */
@@ -144,7 +166,10 @@ export class JobsService {
       if (isEnded(job.state)) throw new AppError('job_finished', { detail: `the job has ${job.state}` });
       if (job.state === 'queued' && (await this.endCancelled(id))) return this.get(id);
       if (job.state === 'running') {
-        const { affected } = await this.rows.update({ id, state: 'running' }, { cancelRequestedAt: now(), revision: () => 'revision + 1' });
+        const { affected } = await this.rows.update(
+          { id, state: 'running' },
+          { cancelRequestedAt: now(), revision: () => 'revision + 1' },
+        );
         if (affected) return this.get(id);
       }
     }
@@ -152,7 +177,11 @@ export class JobsService {
   }
 
   private endCancelled(id: string): Promise<boolean> {
-    return this.end(id, { state: 'cancelled', error: toProblem(new AppError('job_cancelled')), result: null }, { state: 'queued' });
+    return this.end(
+      id,
+      { state: 'cancelled', error: toProblem(new AppError('job_cancelled')), result: null },
+      { state: 'queued' },
+    );
   }
 
   /** Queues a failed or cancelled job again; it continues from what is already done. Throws `job_not_retryable`. */
@@ -186,7 +215,9 @@ export class JobsService {
     const delay = runAfter && runAfter < beyond(maxDelayMs) ? Math.max(0, Date.parse(runAfter) - Date.now()) : 0;
     // One that waits must not stand for one that is due: the clock that it waits by may have been set back.
     const jobId = `${id}-${attempt}${delay > 0 ? '-later' : ''}`;
-    const added = this.queues.get(type)?.add(type, { jobId: id }, { jobId, delay, removeOnComplete: true, removeOnFail: true });
+    const added = this.queues
+      .get(type)
+      ?.add(type, { jobId: id }, { jobId, delay, removeOnComplete: true, removeOnFail: true });
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<void>((_, reject) => {
       timer = setTimeout(() => reject(new Error('no answer from Redis')), 500);
@@ -206,8 +237,13 @@ export class JobsService {
     const due = await this.rows
       .createQueryBuilder('job')
       .where('job.state IN (:...states)', { states: ['queued', 'running'] })
-      .andWhere('(job.leaseUntil IS NULL OR job.leaseUntil < :now OR job.leaseUntil > :beyondLease)', { now: now(), beyondLease: beyond(leaseMs) })
-      .andWhere('(job.runAfter IS NULL OR job.runAfter < :now OR job.runAfter > :beyondDelay)', { beyondDelay: beyond(maxDelayMs) })
+      .andWhere('(job.leaseUntil IS NULL OR job.leaseUntil < :now OR job.leaseUntil > :beyondLease)', {
+        now: now(),
+        beyondLease: beyond(leaseMs),
+      })
+      .andWhere('(job.runAfter IS NULL OR job.runAfter < :now OR job.runAfter > :beyondDelay)', {
+        beyondDelay: beyond(maxDelayMs),
+      })
       .orderBy('job.id')
       .take(500)
       .getMany();
@@ -228,8 +264,19 @@ export class JobsService {
     const isGivenUp = lost >= maxLost;
     const ended = job.cancelRequestedAt
       ? { state: 'cancelled' as const, error: toProblem(new AppError('job_cancelled')) }
-      : { state: 'failed' as const, error: toProblem(new AppError('worker_lost', { detail: `in attempts up to ${job.attempt}` })) };
-    const end = { ...ended, result: null, progress: { ...job.progress, items: [] }, finishedAt: at, leaseOwner: null, leaseUntil: null, lost };
+      : {
+          state: 'failed' as const,
+          error: toProblem(new AppError('worker_lost', { detail: `in attempts up to ${job.attempt}` })),
+        };
+    const end = {
+      ...ended,
+      result: null,
+      progress: { ...job.progress, items: [] },
+      finishedAt: at,
+      leaseOwner: null,
+      leaseUntil: null,
+      lost,
+    };
     const claim = this.rows
       .createQueryBuilder()
       .update()
@@ -246,19 +293,35 @@ export class JobsService {
               revision: () => 'revision + 1',
             },
       )
-      .where('id = :id AND attempt = :attempt AND state IN (:...states)', { id, attempt: job.attempt, states: ['queued', 'running'] })
-      .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at OR "leaseUntil" > :beyondLease)', { beyondLease: beyond(leaseMs) })
-      .andWhere('("runAfter" IS NULL OR "runAfter" <= :at OR "runAfter" > :beyondDelay)', { beyondDelay: beyond(maxDelayMs) })
+      .where('id = :id AND attempt = :attempt AND state IN (:...states)', {
+        id,
+        attempt: job.attempt,
+        states: ['queued', 'running'],
+      })
+      .andWhere('("leaseUntil" IS NULL OR "leaseUntil" < :at OR "leaseUntil" > :beyondLease)', {
+        beyondLease: beyond(leaseMs),
+      })
+      .andWhere('("runAfter" IS NULL OR "runAfter" <= :at OR "runAfter" > :beyondDelay)', {
+        beyondDelay: beyond(maxDelayMs),
+      })
       .setParameter('at', at);
-    const told = isGivenUp ? this.told(ended.state, { ...job, ...end }) : job.attempt === 0 ? this.told('started', { ...job, state: 'running' }) : [];
+    const told = isGivenUp
+      ? this.told(ended.state, { ...job, ...end })
+      : job.attempt === 0
+        ? this.told('started', { ...job, state: 'running' })
+        : [];
     const claimed = await atomically(this.database.dataSource, [claim, ...told]);
     if (isGivenUp) {
-      if (claimed) this.logger.error({ jobId: id, attempt: job.attempt }, `${job.type} is given up: ${lost} workers died with it`);
+      if (claimed)
+        this.logger.error({ jobId: id, attempt: job.attempt }, `${job.type} is given up: ${lost} workers died with it`);
       this.tell(id);
       return undefined;
     }
     if (claimed && lost > job.lost)
-      this.logger.warn({ jobId: id, attempt: job.attempt, lost }, `${job.type} is taken up again: its worker ${job.leaseOwner} died`);
+      this.logger.warn(
+        { jobId: id, attempt: job.attempt, lost },
+        `${job.type} is taken up again: its worker ${job.leaseOwner} died`,
+      );
     return claimed ? this.find(id) : undefined;
   }
 
@@ -279,21 +342,41 @@ export class JobsService {
   }
 
   /** Stores progress, if the claim still holds. One that is further than it was when it was claimed forgets which workers died before. */
-  async saveProgress(id: string, owner: string, progress: JobEntity['progress'], { hasAdvanced }: { hasAdvanced: boolean }): Promise<void> {
+  async saveProgress(
+    id: string,
+    owner: string,
+    progress: JobEntity['progress'],
+    { hasAdvanced }: { hasAdvanced: boolean },
+  ): Promise<void> {
     await this.note(id, owner, { progress, ...(hasAdvanced && { lost: 0 }), revision: () => 'revision + 1' });
     this.tell(id);
   }
 
   /** What a power cut may undo: then the worker is gone as well. */
   private note(id: string, owner: string, set: QueryDeepPartialEntity<JobEntity>): Promise<number> {
-    return runUnflushed(this.database.dataSource, this.rows.createQueryBuilder().update().set(set).where({ id, leaseOwner: owner, state: 'running' }));
+    return runUnflushed(
+      this.database.dataSource,
+      this.rows.createQueryBuilder().update().set(set).where({ id, leaseOwner: owner, state: 'running' }),
+    );
   }
 
   /** Puts a running job back into the queue, after a transient failure or because its worker shuts down. One that was to be cancelled ends instead. */
-  async release(id: string, owner: string, { runAfter, failures, progress }: Pick<JobEntity, 'runAfter' | 'failures' | 'progress'>): Promise<void> {
+  async release(
+    id: string,
+    owner: string,
+    { runAfter, failures, progress }: Pick<JobEntity, 'runAfter' | 'failures' | 'progress'>,
+  ): Promise<void> {
     const { affected } = await this.rows.update(
       { id, leaseOwner: owner, state: 'running' },
-      { state: 'queued', leaseOwner: null, leaseUntil: null, runAfter, failures, progress, revision: () => 'revision + 1' },
+      {
+        state: 'queued',
+        leaseOwner: null,
+        leaseUntil: null,
+        runAfter,
+        failures,
+        progress,
+        revision: () => 'revision + 1',
+      },
     );
     const job = affected ? await this.find(id) : undefined;
     if (job?.cancelRequestedAt) await this.endCancelled(id);
@@ -315,16 +398,29 @@ export class JobsService {
       .update()
       .set({ ...columns<JobEntity>(ended), revision: () => 'revision + 1' })
       .where({ id, ...guard });
-    const hasEnded = await atomically(this.database.dataSource, [update, ...this.told(outcome.state as JobMoment, { ...job, ...ended })]);
+    const hasEnded = await atomically(this.database.dataSource, [
+      update,
+      ...this.told(outcome.state as JobMoment, { ...job, ...ended }),
+    ]);
     this.tell(id);
     return hasEnded;
   }
 
   /** The statement that puts an event of a job into the outbox; none for types that nobody is told of. */
-  private told(moment: JobMoment, { id: jobId, type: jobType, state, resource, result, error }: JobEntity): Statement[] {
+  private told(
+    moment: JobMoment,
+    { id: jobId, type: jobType, state, resource, result, error }: JobEntity,
+  ): Statement[] {
     const type = jobEvent(jobType, moment);
     if (!type) return [];
-    const data = { jobId, job: `/v1/jobs/${jobId}`, resource, state, result: withinLimit(result), error: error && essence(error) };
+    const data = {
+      jobId,
+      job: `/v1/jobs/${jobId}`,
+      resource,
+      state,
+      result: withinLimit(result),
+      error: error && essence(error),
+    };
     return [this.outbox.statement(type, data)];
   }
 
@@ -339,7 +435,9 @@ export class JobsService {
 
   /** A condition that holds while none of these jobs is queued or running: for a statement that must not meet one, which a retry may have begun again. */
   noneOpen(jobIds: string[]): Condition {
-    return jobIds.length === 0 ? { sql: '1 = 1', parameters: {} } : this.noneOpenWhere('open.id IN (:...jobIds)', { jobIds });
+    return jobIds.length === 0
+      ? { sql: '1 = 1', parameters: {} }
+      : this.noneOpenWhere('open.id IN (:...jobIds)', { jobIds });
   }
 
   private noneOpenWhere(jobs: string, parameters: Condition['parameters']): Condition {
@@ -359,9 +457,16 @@ export class JobsService {
   private async toResources(rows: JobEntity[]): Promise<Job[]> {
     const children =
       rows.length > 0
-        ? await this.rows.find({ where: { parentId: In(rows.map(({ id }) => id)) }, select: { id: true, parentId: true }, order: { id: 'ASC' } })
+        ? await this.rows.find({
+            where: { parentId: In(rows.map(({ id }) => id)) },
+            select: { id: true, parentId: true },
+            order: { id: 'ASC' },
+          })
         : [];
-    return rows.map((row) => ({ ...row, children: children.filter(({ parentId }) => parentId === row.id).map(({ id }) => id) }));
+    return rows.map((row) => ({
+      ...row,
+      children: children.filter(({ parentId }) => parentId === row.id).map(({ id }) => id),
+    }));
   }
 }
 
@@ -369,10 +474,16 @@ const maxResultBytes = 16_384;
 const maxDetailLength = 2_000;
 
 /** A result that is a long list stays with the job, whose path is in the event. */
-const withinLimit = (result: JobEntity['result']): JobEntity['result'] => (JSON.stringify(result).length > maxResultBytes ? null : result);
+const withinLimit = (result: JobEntity['result']): JobEntity['result'] =>
+  JSON.stringify(result).length > maxResultBytes ? null : result;
 
 /** Of a problem, what says what to do; its facts may be long lists. */
-const essence = ({ code, title, detail, nextStep }: Problem) => ({ code, title, detail: detail?.slice(0, maxDetailLength), nextStep });
+const essence = ({ code, title, detail, nextStep }: Problem) => ({
+  code,
+  title,
+  detail: detail?.slice(0, maxDetailLength),
+  nextStep,
+});
 
 /** Later than what is given for so long can end: that was written before the clock was set back, and must keep nobody waiting. */
 const beyond = (ms: number): string => new Date(Date.now() + 2 * ms).toISOString();

@@ -20,7 +20,8 @@ describe('ProgressMeter', () => {
         let last = meter.value;
         for (const next of updates) {
           const value = meter.update(next);
-          for (const key of ['percent', 'bytesDone', 'itemsDone'] as const) expect(value[key]).toBeGreaterThanOrEqual(last[key]);
+          for (const key of ['percent', 'bytesDone', 'itemsDone'] as const)
+            expect(value[key]).toBeGreaterThanOrEqual(last[key]);
           expect(value.percent).toBeLessThanOrEqual(99);
           expect(value.bytesDone).toBeLessThanOrEqual(value.bytesTotal);
           last = value;
@@ -62,7 +63,12 @@ describe('ProgressMeter', () => {
   });
 
   it('tells what is being worked on, each thing never less far than before', () => {
-    const item = (name: string, bytesDone: number) => ({ name, bytesDone, bytesTotal: 10, parts: [{ name: 'layer', bytesDone, bytesTotal: 10 }] });
+    const item = (name: string, bytesDone: number) => ({
+      name,
+      bytesDone,
+      bytesTotal: 10,
+      parts: [{ name: 'layer', bytesDone, bytesTotal: 10 }],
+    });
     const meter = new ProgressMeter({ ...noProgress, items: [item('a', 7)] });
     meter.update({ items: () => [item('a', 3), item('b', 1)] });
     expect(meter.value.items).toEqual([item('a', 7), item('b', 1)]);

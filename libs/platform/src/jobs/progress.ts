@@ -20,7 +20,8 @@ export const noProgress: StoredProgress = {
 };
 
 /** What a processor reports; everything else is derived. */
-export interface ProgressUpdate extends Partial<Pick<JobProgress, 'phase' | 'percent' | 'bytesDone' | 'bytesTotal' | 'itemsDone' | 'itemsTotal'>> {
+export interface ProgressUpdate
+  extends Partial<Pick<JobProgress, 'phase' | 'percent' | 'bytesDone' | 'bytesTotal' | 'itemsDone' | 'itemsTotal'>> {
   /** What is being worked on; called when progress is stored, a few times a second. */
   items?: () => JobProgressItem[];
 }
@@ -56,8 +57,16 @@ export class ProgressMeter {
     const bytesDone = Math.max(last.bytesDone, update.bytesDone ?? 0);
     const itemsDone = Math.max(last.itemsDone, update.itemsDone ?? 0);
     // What only names a phase says nothing about the share: the counts are those of the phase before.
-    const isCounted = [update.bytesDone, update.bytesTotal, update.itemsDone, update.itemsTotal].some((count) => count !== undefined);
-    const share = !isCounted ? 0 : bytesTotal > 0 ? bytesDone / bytesTotal : itemsTotal > 0 ? itemsDone / itemsTotal : 0;
+    const isCounted = [update.bytesDone, update.bytesTotal, update.itemsDone, update.itemsTotal].some(
+      (count) => count !== undefined,
+    );
+    const share = !isCounted
+      ? 0
+      : bytesTotal > 0
+        ? bytesDone / bytesTotal
+        : itemsTotal > 0
+          ? itemsDone / itemsTotal
+          : 0;
     // 100 is for the job that has succeeded.
     const percent = Math.max(last.percent, Math.min(99, Math.round((update.percent ?? share * 100) * 10) / 10));
     const bytesPerSecond = this.rate(bytesDone);
@@ -90,11 +99,16 @@ export class ProgressMeter {
     while (this.samples.length > 2 && atMs - (this.samples[0]?.atMs ?? atMs) > 5000) this.samples.shift();
     const first = this.samples[0];
     const elapsedMs = first ? atMs - first.atMs : 0;
-    return first && elapsedMs >= 200 ? Math.round(((bytes - first.bytes) * 1000) / elapsedMs) : this.current.bytesPerSecond;
+    return first && elapsedMs >= 200
+      ? Math.round(((bytes - first.bytes) * 1000) / elapsedMs)
+      : this.current.bytesPerSecond;
   }
 }
 
-function notLess<T extends JobProgressItem['parts'][number] & { parts?: JobProgressItem['parts'] }>(before: readonly T[], now: readonly T[]): T[] {
+function notLess<T extends JobProgressItem['parts'][number] & { parts?: JobProgressItem['parts'] }>(
+  before: readonly T[],
+  now: readonly T[],
+): T[] {
   const earlier = new Map(before.map((item) => [item.name, item]));
   return now.map((item) => {
     const known = earlier.get(item.name);

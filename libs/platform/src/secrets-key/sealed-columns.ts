@@ -46,7 +46,10 @@ export class SealedColumns {
         if (!id || !sealed || this.secrets.isCurrent(sealed)) continue;
         try {
           // Who has changed it meanwhile has sealed it with the key of now.
-          const { affected } = await rows.update({ id, [column]: sealed }, { [column]: this.secrets.reseal(sealed, id) });
+          const { affected } = await rows.update(
+            { id, [column]: sealed },
+            { [column]: this.secrets.reseal(sealed, id) },
+          );
           total.resealed += affected ?? 0;
         } catch (error) {
           if ((error as { code?: string }).code !== 'secrets_key_invalid') throw error;

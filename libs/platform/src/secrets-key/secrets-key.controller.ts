@@ -19,7 +19,12 @@ export class SecretsKeyController {
   ) {}
 
   @Post('token-rotations')
-  @Operation({ id: 'rotateToken', summary: 'Replace the API token; both count for a while, in all processes', returns: RotatedToken, status: 201 })
+  @Operation({
+    id: 'rotateToken',
+    summary: 'Replace the API token; both count for a while, in all processes',
+    returns: RotatedToken,
+    status: 201,
+  })
   rotate(@Body({ schema: RotateToken }) { keepPreviousMinutes }: RotateToken): RotatedToken {
     const until = this.token.rotate(keepPreviousMinutes * 60);
     return { tokenFile: this.token.path, previousUntil: until?.toISOString() ?? null };
@@ -27,7 +32,11 @@ export class SecretsKeyController {
 
   @Post('secret-reseals')
   @Internal()
-  @Operation({ id: 'resealSecrets', summary: 'Seal what this process has with the key of now: for the rotation of the key', returns: ResealedSecrets })
+  @Operation({
+    id: 'resealSecrets',
+    summary: 'Seal what this process has with the key of now: for the rotation of the key',
+    returns: ResealedSecrets,
+  })
   async reseal(): Promise<ResealedSecrets> {
     const total: ResealedSecrets = { resealed: 0, unreadable: 0 };
     for (const columns of this.sealed) {

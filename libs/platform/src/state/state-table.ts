@@ -26,7 +26,12 @@ export interface StateLeads {
   /** Columns whose content is nobody's business, and that it changes is. */
   secrets?: readonly string[] | undefined;
   /** Whether somebody has to confirm it. `isThere` tells of rows that are in a table now. */
-  needsConfirmation?: ((change: { before: StateRow | undefined; after: StateRow }, isThere: (table: string, key: unknown) => boolean) => boolean) | undefined;
+  needsConfirmation?:
+    | ((
+        change: { before: StateRow | undefined; after: StateRow },
+        isThere: (table: string, key: unknown) => boolean,
+      ) => boolean)
+    | undefined;
 }
 
 const maxRowBytes = 1024 * 1024;
@@ -35,7 +40,12 @@ const maxDepth = 16;
 /** Throws `state_rows_invalid` that names table, row and column. */
 export function checkedRow(table: string, schema: StateTable['row'], row: StateRow, key: string): StateRow {
   const refuse = (column: string, what: string) =>
-    new AppError('state_rows_invalid', { detail: `${table} ${key.slice(0, 100)}: ${column.slice(0, 100)} ${what}`, table, row: key.slice(0, 300), column });
+    new AppError('state_rows_invalid', {
+      detail: `${table} ${key.slice(0, 100)}: ${column.slice(0, 100)} ${what}`,
+      table,
+      row: key.slice(0, 300),
+      column,
+    });
   for (const [column, value] of Object.entries(row)) {
     if (!isPlain(value, maxDepth)) throw refuse(column, 'holds NUL, or lies too deep');
   }
@@ -55,5 +65,7 @@ function isPlain(value: unknown, depth: number): boolean {
   if (typeof value !== 'object' || value === null) return true;
   if (depth === 0) return false;
   if (Array.isArray(value)) return value.every((one) => isPlain(one, depth - 1));
-  return Object.entries(value).every(([name, one]) => name !== '__proto__' && !name.includes('\0') && isPlain(one, depth - 1));
+  return Object.entries(value).every(
+    ([name, one]) => name !== '__proto__' && !name.includes('\0') && isPlain(one, depth - 1),
+  );
 }

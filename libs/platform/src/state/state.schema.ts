@@ -6,10 +6,15 @@ export const ServiceState = z
   .object({
     service: z.string(),
     formatVersion: z.literal(1),
-    keyFingerprint: z.string().describe('Of the key that sealed columns were sealed with: only with the same key file can they be used'),
+    keyFingerprint: z
+      .string()
+      .describe('Of the key that sealed columns were sealed with: only with the same key file can they be used'),
     tables: z.array(z.object({ name: z.string(), rows: z.array(row) })),
   })
-  .meta({ id: 'ServiceState', description: 'What a service has to know after a restore on a new machine; without jobs and history' });
+  .meta({
+    id: 'ServiceState',
+    description: 'What a service has to know after a restore on a new machine; without jobs and history',
+  });
 export type ServiceState = z.infer<typeof ServiceState>;
 
 const keysByTable = z.record(z.string().max(60), z.array(z.string().max(300)).max(20_000)).default({});
@@ -20,8 +25,12 @@ export const PutStateRows = z
     rows: z.array(row).max(1_000),
     existing: z.enum(['keep', 'replace']).default('keep').describe('What happens to rows that are there, by their key'),
     dryRun: z.boolean().default(false).describe('Only checks the rows, and tells what would change'),
-    coming: keysByTable.describe('Keys of rows that come together with these, by table: with dryRun these may name any of them, else those of their own table'),
-    left: keysByTable.describe('Keys of rows that did not come, since others were in the way: rows that name them do not come either'),
+    coming: keysByTable.describe(
+      'Keys of rows that come together with these, by table: with dryRun these may name any of them, else those of their own table',
+    ),
+    left: keysByTable.describe(
+      'Keys of rows that did not come, since others were in the way: rows that name them do not come either',
+    ),
   })
   .meta({ id: 'PutStateRows' });
 export type PutStateRows = z.infer<typeof PutStateRows>;
@@ -35,7 +44,10 @@ export const StateChange = z
     columns: z.array(z.object({ column: z.string(), from: value.describe('null for what is added'), to: value })),
     needsConfirmation: z.boolean().describe('Whether a credential would be used elsewhere than today'),
   })
-  .meta({ id: 'StateChange', description: 'A row that leads somewhere: to a host, with a credential, to a receiver of events' });
+  .meta({
+    id: 'StateChange',
+    description: 'A row that leads somewhere: to a host, with a credential, to a receiver of events',
+  });
 export type StateChange = z.infer<typeof StateChange>;
 
 export const StateRowsResult = z
@@ -43,7 +55,9 @@ export const StateRowsResult = z
     added: z.number().int(),
     replaced: z.number().int(),
     kept: z.number().int().describe('Rows that were there'),
-    conflicts: z.array(z.string()).describe('Keys of rows that another row is in the way of, e.g. one with the same name'),
+    conflicts: z
+      .array(z.string())
+      .describe('Keys of rows that another row is in the way of, e.g. one with the same name'),
     changes: z.array(StateChange).describe('Of tables whose rows lead somewhere'),
   })
   .meta({ id: 'StateRowsResult' });

@@ -32,7 +32,10 @@ export class StateService {
       const found = await rows.find();
       const reset = this.resetOf(table);
       const sealed = sealedColumnsOf(rows.metadata);
-      tables.push({ name: rows.metadata.tableName, rows: found.map((row) => ({ ...row, ...this.sealedNow(row, sealed), ...reset })) });
+      tables.push({
+        name: rows.metadata.tableName,
+        rows: found.map((row) => ({ ...row, ...this.sealedNow(row, sealed), ...reset })),
+      });
     }
     return { service: this.service, formatVersion: 1, keyFingerprint: this.secrets.fingerprint, tables };
   }
@@ -40,7 +43,9 @@ export class StateService {
   /** All sealed with the key that `keyFingerprint` names, also while keys are exchanged. */
   private sealedNow(row: StateRow, names: readonly string[]): StateRow {
     const texts = names.map((name) => [name, row[name]] as const);
-    return Object.fromEntries(texts.map(([name, text]) => [name, typeof text === 'string' ? this.secrets.reseal(text, String(row.id)) : text]));
+    return Object.fromEntries(
+      texts.map(([name, text]) => [name, typeof text === 'string' ? this.secrets.reseal(text, String(row.id)) : text]),
+    );
   }
 
   /**
@@ -49,8 +54,11 @@ export class StateService {
    */
   async write(name: string, request: PutStateRows): Promise<StateRowsResult> {
     const table = this.tables.find((one) => this.repositoryOf(one).metadata.tableName === name);
-    if (!table) throw new AppError('resource_not_found', { detail: `${this.service}-svc has no state ${name.slice(0, 60)}` });
-    const isSealed = this.repositoryOf(table).metadata.columns.some(({ propertyName }) => propertyName.startsWith('sealed'));
+    if (!table)
+      throw new AppError('resource_not_found', { detail: `${this.service}-svc has no state ${name.slice(0, 60)}` });
+    const isSealed = this.repositoryOf(table).metadata.columns.some(({ propertyName }) =>
+      propertyName.startsWith('sealed'),
+    );
     if (isSealed && request.rows.length > 0 && !request.dryRun && request.keyFingerprint !== this.secrets.fingerprint)
       throw new AppError('secrets_key_mismatch', { detail: name });
     const { statements, ...result } = await this.plan(table, request);
@@ -59,7 +67,8 @@ export class StateService {
       await atomically(this.database.dataSource, statements);
     } catch (error) {
       // Something with the same name came in between.
-      if (isUniqueViolation(error)) throw new AppError('dependency_unavailable', { detail: `${name} was changed meanwhile` }, { cause: error });
+      if (isUniqueViolation(error))
+        throw new AppError('dependency_unavailable', { detail: `${name} was changed meanwhile` }, { cause: error });
       throw error;
     }
     return result;
@@ -70,10 +79,14 @@ export class StateService {
     const { tableName } = repository.metadata;
     const reset = this.resetOf(table);
     const keyOf = (row: StateRow) => keyText(repository, row);
-    const accepted = rows.map((row, index) => checkedRow(tableName, table.row, { ...row, ...reset }, keyText(repository, row) ?? `row ${index}`));
+    const accepted = rows.map((row, index) =>
+      checkedRow(tableName, table.row, { ...row, ...reset }, keyText(repository, row) ?? `row ${index}`),
+    );
     const keys = accepted.map(keyOf);
-    if (keys.includes(undefined)) throw new AppError('state_rows_invalid', { detail: `a row of ${tableName} has no key`, table: tableName });
-    if (new Set(keys).size !== keys.length) throw new AppError('state_rows_invalid', { detail: `${tableName} has two rows with one key`, table: tableName });
+    if (keys.includes(undefined))
+      throw new AppError('state_rows_invalid', { detail: `a row of ${tableName} has no key`, table: tableName });
+    if (new Set(keys).size !== keys.length)
+      throw new AppError('state_rows_invalid', { detail: `${tableName} has two rows with one key`, table: tableName });
     const there = new Map((await this.findByKeys(repository, accepted)).map((row) => [keyOf(row), row]));
     const mayName = dryRun ? coming : keysOf(coming, [tableName]);
     const { isThere, isCutOff } = await this.checkReferences(table, accepted, { coming: mayName, left });
@@ -113,22 +126,33 @@ export class StateService {
 
   private async findByKeys(repository: Repository<ObjectLiteral>, rows: readonly StateRow[]): Promise<StateRow[]> {
     const found: StateRow[] = [];
-    for (const part of chunks(rows, 100)) found.push(...(await repository.findBy(part.map((row) => primaryOf(repository, row)))));
+    for (const part of chunks(rows, 100))
+      found.push(...(await repository.findBy(part.map((row) => primaryOf(repository, row)))));
     return found;
   }
 
   /** Throws `state_rows_invalid` for a row that names one which neither is there nor comes. Returns what is there now, and which rows name one that was left. */
-  private async checkReferences(table: StateTable, rows: readonly StateRow[], { coming, left }: Pick<PutStateRows, 'coming' | 'left'>) {
+  private async checkReferences(
+    table: StateTable,
+    rows: readonly StateRow[],
+    { coming, left }: Pick<PutStateRows, 'coming' | 'left'>,
+  ) {
     const { tableName } = this.repositoryOf(table).metadata;
     const present = new Map<string, Set<unknown>>();
     const cutOff = new Set<StateRow>();
     for (const [column, target] of Object.entries(table.references ?? {})) {
-      const other = this.tables.map((one) => this.repositoryOf(one)).find(({ metadata }) => metadata.tableName === target);
+      const other = this.tables
+        .map((one) => this.repositoryOf(one))
+        .find(({ metadata }) => metadata.tableName === target);
       const [key] = other?.metadata.primaryColumns ?? [];
-      if (!other || !key) throw new TypeError(`${tableName} refers to ${target}, which is no table of ${this.service}-svc`);
-      const wanted = [...new Set(rows.map((row) => row[column]).filter((value) => value !== null && value !== undefined))];
+      if (!other || !key)
+        throw new TypeError(`${tableName} refers to ${target}, which is no table of ${this.service}-svc`);
+      const wanted = [
+        ...new Set(rows.map((row) => row[column]).filter((value) => value !== null && value !== undefined)),
+      ];
       const found = present.get(target) ?? new Set<unknown>();
-      for (const part of chunks(wanted)) for (const row of await other.findBy({ [key.propertyName]: In(part) })) found.add(row[key.propertyName]);
+      for (const part of chunks(wanted))
+        for (const row of await other.findBy({ [key.propertyName]: In(part) })) found.add(row[key.propertyName]);
       present.set(target, found);
       const own = target === tableName ? rows.map((row) => row[key.propertyName]) : [];
       const together = new Set([...(keysOf(coming, [target])[target] ?? []), ...own]);
@@ -140,22 +164,34 @@ export class StateService {
         else if (together.has(value)) continue;
         if (cutOff.has(row)) continue;
         const id = keyText(this.repositoryOf(table), row) ?? '';
-        throw new AppError('state_rows_invalid', { detail: `${tableName} ${id}: ${column} names no ${target}`, table: tableName, row: id, column });
+        throw new AppError('state_rows_invalid', {
+          detail: `${tableName} ${id}: ${column} names no ${target}`,
+          table: tableName,
+          row: id,
+          column,
+        });
       }
     }
-    return { isThere: (other: string, key: unknown) => present.get(other)?.has(key) ?? false, isCutOff: (row: StateRow) => cutOff.has(row) };
+    return {
+      isThere: (other: string, key: unknown) => present.get(other)?.has(key) ?? false,
+      isCutOff: (row: StateRow) => cutOff.has(row),
+    };
   }
 
   /** Who has the values that only one row may have: in the table, and then among the rows that come. */
   private async findTaken(repository: Repository<ObjectLiteral>, rows: readonly StateRow[]) {
     const { uniques, indices, primaryColumns } = repository.metadata;
-    const single = [...uniques.map(({ columns: of }) => of), ...indices.filter(({ isUnique }) => isUnique).map(({ columns: of }) => of)]
+    const single = [
+      ...uniques.map(({ columns: of }) => of),
+      ...indices.filter(({ isUnique }) => isUnique).map(({ columns: of }) => of),
+    ]
       .filter((of) => of.length === 1 && !primaryColumns.includes(of[0] as never))
       .map(([column]) => column?.propertyName ?? '');
     const owners = new Map<string, string>();
     for (const column of new Set(single))
       for (const part of chunks(rows.map((row) => row[column])))
-        for (const row of await repository.findBy({ [column]: In(part) })) owners.set(`${column} ${String(row[column])}`, keyText(repository, row) ?? '');
+        for (const row of await repository.findBy({ [column]: In(part) }))
+          owners.set(`${column} ${String(row[column])}`, keyText(repository, row) ?? '');
     return {
       isInTheWay(row: StateRow, key: string): boolean {
         const names = [...new Set(single)].map((column) => `${column} ${String(row[column])}`);
@@ -173,14 +209,17 @@ const keysOf = (keys: Record<string, string[]>, tables: readonly string[]): Reco
 
 /** Undefined for a row without one. */
 function keyText({ metadata }: Repository<ObjectLiteral>, row: StateRow): string | undefined {
-  const parts = metadata.primaryColumns.map(({ propertyName }) => z.string().min(1).max(300).safeParse(row[propertyName]).data);
+  const parts = metadata.primaryColumns.map(
+    ({ propertyName }) => z.string().min(1).max(300).safeParse(row[propertyName]).data,
+  );
   return parts.includes(undefined) ? undefined : parts.join('/');
 }
 
 const primaryOf = ({ metadata }: Repository<ObjectLiteral>, row: StateRow): ObjectLiteral =>
   Object.fromEntries(metadata.primaryColumns.map(({ propertyName }) => [propertyName, row[propertyName]]));
 
-const without = (values: StateRow, names: readonly string[]) => Object.fromEntries(Object.entries(values).filter(([name]) => !names.includes(name)));
+const without = (values: StateRow, names: readonly string[]) =>
+  Object.fromEntries(Object.entries(values).filter(([name]) => !names.includes(name)));
 
 /** What a person sees of a row that leads somewhere; undefined when nothing of that changes. */
 function changeOf(
@@ -190,9 +229,14 @@ function changeOf(
   after: StateRow,
   isThere: (table: string, key: unknown) => boolean,
 ): StateChange | undefined {
-  const differs = (column: string) => column in after && !isDeepStrictEqual(before?.[column] ?? null, after[column] ?? null);
-  const visible = shown.filter(differs).map((column) => ({ column, from: toValue(before?.[column]), to: toValue(after[column]) }));
-  const hidden = secrets.filter(differs).map((column) => ({ column, from: before ? 'a secret' : null, to: 'another secret' }));
+  const differs = (column: string) =>
+    column in after && !isDeepStrictEqual(before?.[column] ?? null, after[column] ?? null);
+  const visible = shown
+    .filter(differs)
+    .map((column) => ({ column, from: toValue(before?.[column]), to: toValue(after[column]) }));
+  const hidden = secrets
+    .filter(differs)
+    .map((column) => ({ column, from: before ? 'a secret' : null, to: 'another secret' }));
   if (visible.length + hidden.length === 0) return undefined;
   return {
     key,

@@ -16,15 +16,27 @@ export class StatesController {
 
   @Get(':service')
   @Internal()
-  @Operation({ id: 'getState', summary: "A service's state, as backups keep it; secrets in it are sealed", returns: ServiceState })
+  @Operation({
+    id: 'getState',
+    summary: "A service's state, as backups keep it; secrets in it are sealed",
+    returns: ServiceState,
+  })
   get(@Param('service') service: string): Promise<ServiceState> {
     return this.stateOf(service).read();
   }
 
   @Put(':service/tables/:table')
   @Internal()
-  @Operation({ id: 'putStateRows', summary: "Bring rows of a service's state back, as restores do", returns: StateRowsResult })
-  put(@Param('service') service: string, @Param('table') table: string, @Body({ schema: PutStateRows }) body: PutStateRows): Promise<StateRowsResult> {
+  @Operation({
+    id: 'putStateRows',
+    summary: "Bring rows of a service's state back, as restores do",
+    returns: StateRowsResult,
+  })
+  put(
+    @Param('service') service: string,
+    @Param('table') table: string,
+    @Body({ schema: PutStateRows }) body: PutStateRows,
+  ): Promise<StateRowsResult> {
     return this.stateOf(service).write(table, body);
   }
 

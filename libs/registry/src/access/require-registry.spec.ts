@@ -19,7 +19,11 @@ async function service(collecting: () => boolean, storageError?: ErrorCode) {
       };
     },
   });
-  return { client: createServiceClient(server.url, 'token'), asked: () => asked, [Symbol.asyncDispose]: () => server.stop() };
+  return {
+    client: createServiceClient(server.url, 'token'),
+    asked: () => asked,
+    [Symbol.asyncDispose]: () => server.stop(),
+  };
 }
 
 describe('requireRegistry', () => {
@@ -40,12 +44,18 @@ describe('requireRegistry', () => {
     await using registry = await service(() => true);
     expect(await requireRegistry(registry.client, { waits: false })).toBeDefined();
     const stop = new AbortController();
-    const waiting = requireRegistry(registry.client, { signal: stop.signal, onWait: () => stop.abort(new AppError('job_cancelled')) });
+    const waiting = requireRegistry(registry.client, {
+      signal: stop.signal,
+      onWait: () => stop.abort(new AppError('job_cancelled')),
+    });
     await expect(waiting).rejects.toMatchObject({ code: 'job_cancelled' });
   });
 
   it.each([
-    ['registry_storage_changed', { write: 'registry_storage_changed', read: 'registry_storage_changed', look: undefined }],
+    [
+      'registry_storage_changed',
+      { write: 'registry_storage_changed', read: 'registry_storage_changed', look: undefined },
+    ],
     ['registry_storage_read_only', { write: 'registry_storage_read_only', read: undefined, look: undefined }],
   ] as const)('of a storage with %s lets through who can go on', async (storageError, expected) => {
     await using registry = await service(() => false, storageError);

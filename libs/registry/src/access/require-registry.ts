@@ -29,7 +29,8 @@ export interface RequiredRegistry {
  */
 export type RegistryUse = 'write' | 'read' | 'look';
 
-const goesOn = (use: RegistryUse, storageError: string): boolean => use === 'look' || (use === 'read' && storageError === 'registry_storage_read_only');
+const goesOn = (use: RegistryUse, storageError: string): boolean =>
+  use === 'look' || (use === 'read' && storageError === 'registry_storage_read_only');
 
 export interface RequireRegistryOptions {
   /**
@@ -48,7 +49,10 @@ export interface RequireRegistryOptions {
  * The registry to push to. Throws `registry_off`, `registry_storage_changed` and `registry_storage_read_only` where its use does not go on then, `registry_unavailable`
  * while registry-svc knows that what answers there is not it, `registry_collecting` after ten minutes of waiting, and the signal's reason.
  */
-export async function requireRegistry(client: Client, { waits = true, use = 'write', onWait, signal }: RequireRegistryOptions = {}): Promise<RequiredRegistry> {
+export async function requireRegistry(
+  client: Client,
+  { waits = true, use = 'write', onWait, signal }: RequireRegistryOptions = {},
+): Promise<RequiredRegistry> {
   const deadline = Date.now() + collectingMs;
   let { data } = await getRegistry({ client, throwOnError: true });
   if (waits && data.collecting) onWait?.();
@@ -61,9 +65,15 @@ export async function requireRegistry(client: Client, { waits = true, use = 'wri
   if (data.error?.code === 'registry_target_forbidden') throw fromProblem(data.error);
   if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
   if (data.storageError && !goesOn(use, data.storageError.code)) throw fromProblem(data.storageError);
-  const storage = data.storage?.id ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id }) : undefined;
+  const storage = data.storage?.id
+    ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id })
+    : undefined;
   const { path = '', recordedId = null } = data.storage ?? {};
-  const repairs = storage ?? (recordedId !== null && !data.storageError ? await RegistryStorage.open({ folder: path, id: recordedId }) : undefined);
+  const repairs =
+    storage ??
+    (recordedId !== null && !data.storageError
+      ? await RegistryStorage.open({ folder: path, id: recordedId })
+      : undefined);
   return {
     address: data.address ?? data.url,
     isFenced: Boolean(data.fence),

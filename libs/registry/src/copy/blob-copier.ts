@@ -52,7 +52,11 @@ export class BlobCopier {
     const { registry, storage, repairs = storage, limit, signal, retry } = this.options;
     if (await storage?.has(repository, descriptor)) return;
     if (await repairs?.isDamaged(descriptor))
-      throw new AppError('registry_rejected', { detail: `blob ${digest} is damaged`, digest, registryCode: 'BLOB_UNKNOWN' });
+      throw new AppError('registry_rejected', {
+        detail: `blob ${digest} is damaged`,
+        digest,
+        registryCode: 'BLOB_UNKNOWN',
+      });
     const found = await ask(() => limit(() => registry.headBlob(repository, digest, { signal })), signal, retry);
     if (found?.size === size) return;
     throw new AppError('registry_rejected', {
@@ -66,7 +70,8 @@ export class BlobCopier {
   forget(blobs: readonly Descriptor[]): void {
     const digests = new Set(blobs.map(({ digest }) => digest));
     for (const digest of digests) this.#homes.delete(digest);
-    for (const key of this.#running.keys()) if (digests.has(key.slice(key.indexOf('@') + 1) as Digest)) this.#running.delete(key);
+    for (const key of this.#running.keys())
+      if (digests.has(key.slice(key.indexOf('@') + 1) as Digest)) this.#running.delete(key);
   }
 
   async #bring(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
@@ -85,7 +90,8 @@ export class BlobCopier {
         () => true,
         () => false,
       );
-      if (arrived && (await this.#call(() => registry.mountBlob(repository, digest, home.repository, { signal })))) return;
+      if (arrived && (await this.#call(() => registry.mountBlob(repository, digest, home.repository, { signal }))))
+        return;
       return this.#upload(repository, descriptor, onBytes);
     }
     const arrived = this.#upload(repository, descriptor, onBytes);
@@ -94,7 +100,12 @@ export class BlobCopier {
   }
 
   /** A second repository waits for the first one to bring the bytes, and needs only a link then. */
-  async #place(storage: RegistryStorage, repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
+  async #place(
+    storage: RegistryStorage,
+    repository: string,
+    descriptor: Descriptor,
+    onBytes?: (bytesDone: number) => void,
+  ): Promise<void> {
     if (await storage.keep(repository, descriptor)) return;
     const { source, signal, limit } = this.options;
     let bytesDone = 0;
@@ -102,7 +113,8 @@ export class BlobCopier {
       bytesDone += count;
       onBytes?.(bytesDone);
     };
-    const place = () => storage.place(repository, descriptor, () => source.blob(descriptor), { signal, limit, onBytes: onPlaced });
+    const place = () =>
+      storage.place(repository, descriptor, () => source.blob(descriptor), { signal, limit, onBytes: onPlaced });
     const home = this.#homes.get(descriptor.digest);
     if (home) return home.arrived.catch(() => undefined).then(place);
     const arrived = place();

@@ -13,7 +13,16 @@ import { openBundle } from '@airdock/oci/bundle/bundle';
 import type { ImageSource } from '@airdock/oci/image/image-source';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { UploadSessions } from '@airdock/oci/registry-client/upload-sessions';
-import { addArtifact, buildDockerArchive, buildOciArchive, buildOciLayout, flipByteIn, makeImage, makeIndex, withMember } from '@airdock/testing/bundles';
+import {
+  addArtifact,
+  buildDockerArchive,
+  buildOciArchive,
+  buildOciLayout,
+  flipByteIn,
+  makeImage,
+  makeIndex,
+  withMember,
+} from '@airdock/testing/bundles';
 import { startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { repairRegistry } from '../folder/registry-repair.js';
@@ -78,13 +87,17 @@ async function restartRepaired(): Promise<void> {
 async function visible(): Promise<string[]> {
   const registry = client();
   const names: string[] = [];
-  for (const repository of await registry.listRepositories()) for (const tag of await registry.listTags(repository)) names.push(`${repository}:${tag}`);
+  for (const repository of await registry.listRepositories())
+    for (const tag of await registry.listTags(repository)) names.push(`${repository}:${tag}`);
   return names.sort();
 }
 
-const uploadsLeft = async () => (await readdir(server.storageDir, { recursive: true })).filter((name) => /_uploads\/./.test(name));
+const uploadsLeft = async () =>
+  (await readdir(server.storageDir, { recursive: true })).filter((name) => /_uploads\/./.test(name));
 const inspect = async (name: string) =>
-  JSON.parse((await run('skopeo', ['inspect', '--tls-verify=false', `docker://localhost:${server.port}/${name}`])).stdout) as {
+  JSON.parse(
+    (await run('skopeo', ['inspect', '--tls-verify=false', `docker://localhost:${server.port}/${name}`])).stdout,
+  ) as {
     Digest: string;
     Layers: string[];
   };
@@ -96,10 +109,13 @@ async function proxy(fault: Fault): Promise<string> {
   const front: Server = createServer((incoming, outgoing) => {
     if (fault(incoming, outgoing)) return;
     const headers = { ...incoming.headers, host: incoming.headers.host };
-    const upstream = request({ port: server.port, host: '127.0.0.1', path: incoming.url, method: incoming.method, headers }, (answer) => {
-      outgoing.writeHead(answer.statusCode ?? 502, answer.headers);
-      answer.pipe(outgoing);
-    });
+    const upstream = request(
+      { port: server.port, host: '127.0.0.1', path: incoming.url, method: incoming.method, headers },
+      (answer) => {
+        outgoing.writeHead(answer.statusCode ?? 502, answer.headers);
+        answer.pipe(outgoing);
+      },
+    );
     upstream.on('error', () => outgoing.destroy());
     incoming.on('error', () => upstream.destroy()).on('close', () => !incoming.complete && upstream.destroy());
     incoming.pipe(upstream);
@@ -114,7 +130,11 @@ async function proxy(fault: Fault): Promise<string> {
 
 describe('copyImages', () => {
   it('pushes a docker-archive so that skopeo reads the same image back, under all names', async () => {
-    const image = await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [base, { randomBytes: 300_000 }, base], cmd: ['/pause'] });
+    const image = await makeImage({
+      name: 'k8s.gcr.io/pause:3.2',
+      layers: [base, { randomBytes: 300_000 }, base],
+      cmd: ['/pause'],
+    });
     await buildDockerArchive(file, [image]);
     const progress: CopyProgress[] = [];
     const source = await open();
@@ -122,7 +142,13 @@ describe('copyImages', () => {
     expect(copied).toMatchObject({ names: ['pause:3.2', 'mirror/pause:3.2'] });
     expect(await visible()).toEqual(['mirror/pause:3.2', 'pause:3.2']);
     expect((await inspect('pause:3.2')).Digest).toBe(copied?.digest);
-    const { stdout } = await run('skopeo', ['inspect', '--config', '--raw', '--tls-verify=false', `docker://localhost:${server.port}/mirror/pause:3.2`]);
+    const { stdout } = await run('skopeo', [
+      'inspect',
+      '--config',
+      '--raw',
+      '--tls-verify=false',
+      `docker://localhost:${server.port}/mirror/pause:3.2`,
+    ]);
     expect(stdout).toBe(image.config.toString());
     // A full copy makes skopeo check every digest and diff ID.
     await run('skopeo', [
@@ -132,15 +158,29 @@ describe('copyImages', () => {
       `docker://localhost:${server.port}/pause:3.2`,
       `dir:${join(dir.path, 'pulled')}`,
     ]);
-    expect(progress.at(-1)).toMatchObject({ bytesDone: source.images[0]?.sizeBytes, bytesTotal: source.images[0]?.sizeBytes, itemsDone: 1, itemsTotal: 1 });
-    expect(progress.map(({ bytesDone }) => bytesDone)).toEqual(progress.map(({ bytesDone }) => bytesDone).sort((a, b) => a - b));
+    expect(progress.at(-1)).toMatchObject({
+      bytesDone: source.images[0]?.sizeBytes,
+      bytesTotal: source.images[0]?.sizeBytes,
+      itemsDone: 1,
+      itemsTotal: 1,
+    });
+    expect(progress.map(({ bytesDone }) => bytesDone)).toEqual(
+      progress.map(({ bytesDone }) => bytesDone).sort((a, b) => a - b),
+    );
     expect(await uploadsLeft()).toEqual([]);
   });
 
   it('pushes a bundle that skopeo wrote without changing a digest', async () => {
-    await buildDockerArchive(file, [await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [base, { randomBytes: 50_000 }] })]);
+    await buildDockerArchive(file, [
+      await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [base, { randomBytes: 50_000 }] }),
+    ]);
     const written = join(dir.path, 'skopeo.tar');
-    await run('skopeo', ['copy', '--insecure-policy', `docker-archive:${file}`, `oci-archive:${written}:k8s.gcr.io/pause:3.2`]);
+    await run('skopeo', [
+      'copy',
+      '--insecure-policy',
+      `docker-archive:${file}`,
+      `oci-archive:${written}:k8s.gcr.io/pause:3.2`,
+    ]);
     const { stdout } = await run('skopeo', ['inspect', `oci-archive:${written}:k8s.gcr.io/pause:3.2`]);
     const [copied] = await copy(await open(written));
     const { Digest, Layers } = JSON.parse(stdout) as { Digest: string; Layers: string[] };
@@ -150,8 +190,15 @@ describe('copyImages', () => {
 
   it('takes what skopeo writes as docker-archive', async () => {
     const folder = join(dir.path, 'layout');
-    await buildOciLayout(folder, [await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [base, { randomBytes: 50_000 }] })]);
-    await run('skopeo', ['copy', '--insecure-policy', `oci:${folder}:k8s.gcr.io/pause:3.2`, `docker-archive:${file}:k8s.gcr.io/pause:3.2`]);
+    await buildOciLayout(folder, [
+      await makeImage({ name: 'k8s.gcr.io/pause:3.2', layers: [base, { randomBytes: 50_000 }] }),
+    ]);
+    await run('skopeo', [
+      'copy',
+      '--insecure-policy',
+      `oci:${folder}:k8s.gcr.io/pause:3.2`,
+      `docker-archive:${file}:k8s.gcr.io/pause:3.2`,
+    ]);
     expect((await copy(await open()))[0]?.error).toBeUndefined();
     await run('skopeo', [
       'copy',
@@ -165,7 +212,11 @@ describe('copyImages', () => {
   it('pushes a multi-platform image with all of its platforms and attestations', async () => {
     const images = await Promise.all(
       ['amd64', 'arm64'].map((architecture) =>
-        makeImage({ name: [], layers: [base, { randomBytes: 9000, seed: architecture }], platform: { os: 'linux', architecture } }),
+        makeImage({
+          name: [],
+          layers: [base, { randomBytes: 9000, seed: architecture }],
+          platform: { os: 'linux', architecture },
+        }),
       ),
     );
     const [root] = await buildOciArchive(file, [makeIndex('registry.k8s.io/pause:3.9', images, { attestation: true })]);
@@ -184,11 +235,16 @@ describe('copyImages', () => {
   it('uploads a layer that images share once, and mounts it elsewhere', async () => {
     await buildOciArchive(
       file,
-      await Promise.all(['a', 'b', 'c'].map((name) => makeImage({ name: `reg.site/${name}:1`, layers: [base, { randomBytes: 100, seed: name }] }))),
+      await Promise.all(
+        ['a', 'b', 'c'].map((name) =>
+          makeImage({ name: `reg.site/${name}:1`, layers: [base, { randomBytes: 100, seed: name }] }),
+        ),
+      ),
     );
     const puts: string[] = [];
     const url = await proxy((incoming) => {
-      if (incoming.method === 'PUT' && incoming.url?.includes('/uploads/')) puts.push(incoming.url.replace(/.*digest=/, ''));
+      if (incoming.method === 'PUT' && incoming.url?.includes('/uploads/'))
+        puts.push(incoming.url.replace(/.*digest=/, ''));
       return false;
     });
     const copied = await copy(await open(), { registry: client(url) });
@@ -247,21 +303,37 @@ describe('a garbage collection beside a push', () => {
       if (incoming.method === 'PUT' && incoming.url?.includes('/uploads/')) uploads += 1;
       if (uploads > 0 || !isNow(incoming, looks)) return false;
       const storage = join(server.storageDir, 'docker/registry/v2');
-      rmSync(join(storage, 'repositories/library/nginx/_layers/sha256', digestHex(digest)), { recursive: true, force: true });
-      rmSync(join(storage, 'blobs/sha256', digestHex(digest).slice(0, 2), digestHex(digest)), { recursive: true, force: true });
+      rmSync(join(storage, 'repositories/library/nginx/_layers/sha256', digestHex(digest)), {
+        recursive: true,
+        force: true,
+      });
+      rmSync(join(storage, 'blobs/sha256', digestHex(digest).slice(0, 2), digestHex(digest)), {
+        recursive: true,
+        force: true,
+      });
       return false;
     });
     const [copied] = await copy(source, { registry: client(url), images });
     expect(copied?.error).toBeUndefined();
     expect(uploads).toBe(1);
     const target = `dir:${join(dir.path, 'pulled')}`;
-    await run('skopeo', ['copy', '--insecure-policy', '--src-tls-verify=false', `docker://localhost:${server.port}/library/nginx:1`, target]);
+    await run('skopeo', [
+      'copy',
+      '--insecure-policy',
+      '--src-tls-verify=false',
+      `docker://localhost:${server.port}/library/nginx:1`,
+      target,
+    ]);
   });
 });
 
 describe('what belongs to an image', () => {
   const text = async (path: string) =>
-    (await fetch(`${server.url}/v2/${path}`, { headers: { accept: `${mediaTypes.ociManifest}, ${mediaTypes.ociIndex}` } })).text();
+    (
+      await fetch(`${server.url}/v2/${path}`, {
+        headers: { accept: `${mediaTypes.ociManifest}, ${mediaTypes.ociIndex}` },
+      })
+    ).text();
 
   it('arrives under every name before the image: signatures by tag, referrers by digest and in the list of referrers', async () => {
     const folder = join(dir.path, 'layout');
@@ -269,7 +341,11 @@ describe('what belongs to an image', () => {
     if (!root) throw new Error('no root');
     const tag = `sha256-${digestHex(root.digest)}`;
     const ref = { 'org.opencontainers.image.ref.name': `k8s.gcr.io/pause:${tag}.sig` };
-    const signature = await addArtifact(folder, { type: 'application/vnd.dev.cosign.simplesigning.v1+json', text: 'signed', annotations: ref });
+    const signature = await addArtifact(folder, {
+      type: 'application/vnd.dev.cosign.simplesigning.v1+json',
+      text: 'signed',
+      annotations: ref,
+    });
     const sbom = await addArtifact(folder, { type: 'application/spdx+json', text: 'parts', subject: root });
     const deeper = await addArtifact(folder, { type: 'application/x-proof', text: 'signed parts', subject: sbom });
     const order: string[] = [];
@@ -284,8 +360,12 @@ describe('what belongs to an image', () => {
     expect(order.at(-1)).toBe('3.2');
     for (const repository of ['pause', 'mirror/pause']) {
       expect(digestOf(await text(`${repository}/manifests/${tag}.sig`))).toBe(signature.digest);
-      const listed = JSON.parse(await text(`${repository}/manifests/${tag}`)) as { manifests: { digest: string; artifactType: string }[] };
-      expect(listed.manifests).toEqual([expect.objectContaining({ digest: sbom.digest, artifactType: 'application/spdx+json' })]);
+      const listed = JSON.parse(await text(`${repository}/manifests/${tag}`)) as {
+        manifests: { digest: string; artifactType: string }[];
+      };
+      expect(listed.manifests).toEqual([
+        expect.objectContaining({ digest: sbom.digest, artifactType: 'application/spdx+json' }),
+      ]);
       expect(digestOf(await text(`${repository}/manifests/${deeper.digest}`))).toBe(deeper.digest);
     }
     expect(copied?.parts.filter(({ kind }) => kind === 'companion').map(({ digest }) => digest)).toEqual(
@@ -336,34 +416,38 @@ describe('a large blob', () => {
   const sessions = (storageDir?: string) => new UploadSessions(join(dir.path, 'sessions'), storageDir);
   const large = () => makeImage({ name: 'nginx:1', layers: [{ randomBytes: 150_000_000 }] });
 
-  it.each(['the connection breaks', 'the registry is killed'])('goes on from the last whole piece when %s in the middle of one', async (what) => {
-    await buildOciArchive(file, [await large()]);
-    let patched = 0;
-    let broken = false;
-    const url = await proxy((incoming) => {
-      if (incoming.method !== 'PATCH' && !(incoming.method === 'PUT' && incoming.url?.includes('/uploads/'))) return false;
-      incoming.on('data', (chunk: Buffer) => {
-        patched += chunk.byteLength;
-        if (broken || patched < 100_000_000) return;
-        broken = true;
-        if (what.includes('registry')) void server.kill().then(restartRepaired);
-        else incoming.socket.destroy();
+  it.each(['the connection breaks', 'the registry is killed'])(
+    'goes on from the last whole piece when %s in the middle of one',
+    async (what) => {
+      await buildOciArchive(file, [await large()]);
+      let patched = 0;
+      let broken = false;
+      const url = await proxy((incoming) => {
+        if (incoming.method !== 'PATCH' && !(incoming.method === 'PUT' && incoming.url?.includes('/uploads/')))
+          return false;
+        incoming.on('data', (chunk: Buffer) => {
+          patched += chunk.byteLength;
+          if (broken || patched < 100_000_000) return;
+          broken = true;
+          if (what.includes('registry')) void server.kill().then(restartRepaired);
+          else incoming.socket.destroy();
+        });
+        return false;
       });
-      return false;
-    });
-    const source = await open();
-    const [copied] = await copy(source, {
-      registry: client(url),
-      sessions: sessions(server.storageDir),
-      retry: { attempts: 20, delayMs: 50, maxDelayMs: 200 },
-    });
-    expect(copied?.error).toBeUndefined();
-    expect(broken).toBe(true);
-    // One piece is 64 MiB; besides, the proxy takes some bytes of each attempt while the registry is away.
-    expect(patched).toBeLessThan((source.images[0]?.sizeBytes ?? 0) + 67_108_864 + 20_000_000);
-    expect(await uploadsLeft()).toEqual([]);
-    expect(await readdir(join(dir.path, 'sessions'))).toEqual([]);
-  });
+      const source = await open();
+      const [copied] = await copy(source, {
+        registry: client(url),
+        sessions: sessions(server.storageDir),
+        retry: { attempts: 20, delayMs: 50, maxDelayMs: 200 },
+      });
+      expect(copied?.error).toBeUndefined();
+      expect(broken).toBe(true);
+      // One piece is 64 MiB; besides, the proxy takes some bytes of each attempt while the registry is away.
+      expect(patched).toBeLessThan((source.images[0]?.sizeBytes ?? 0) + 67_108_864 + 20_000_000);
+      expect(await uploadsLeft()).toEqual([]);
+      expect(await readdir(join(dir.path, 'sessions'))).toEqual([]);
+    },
+  );
 
   it('goes on in a later run after its process has gone away, and anew when the registry has forgotten it', async () => {
     await buildOciArchive(file, [await large()]);
@@ -380,7 +464,9 @@ describe('a large blob', () => {
           });
         return false;
       });
-      await expect(copy(await open(), { registry: client(stop), sessions: sessions(), signal: abort.signal })).rejects.toThrow('gone');
+      await expect(
+        copy(await open(), { registry: client(stop), sessions: sessions(), signal: abort.signal }),
+      ).rejects.toThrow('gone');
       if (isForgotten) await forget();
       sent = 0;
       const count = await proxy((incoming) => {
@@ -404,7 +490,9 @@ describe('a large blob', () => {
       if (method === 'PATCH' && ++pieces === 2) abort.abort(new Error('gone'));
       return false;
     });
-    await expect(copy(await open(), { registry: client(url), sessions: sessions(), signal: abort.signal })).rejects.toThrow('gone');
+    await expect(
+      copy(await open(), { registry: client(url), sessions: sessions(), signal: abort.signal }),
+    ).rejects.toThrow('gone');
     const registry = client();
     expect(await uploadsLeft()).not.toEqual([]);
     await sessions(server.storageDir).discard((session) => registry.cancelUpload(session));
@@ -437,7 +525,8 @@ describe('faults', () => {
     await buildOciArchive(file, [await makeImage({ name: 'nginx:1', layers: [{ randomBytes: 8_000_000 }] })]);
     let drops = 2;
     const url = await proxy((incoming) => {
-      if (incoming.method !== 'PUT' || Number(incoming.headers['content-length']) < 1_000_000 || drops-- <= 0) return false;
+      if (incoming.method !== 'PUT' || Number(incoming.headers['content-length']) < 1_000_000 || drops-- <= 0)
+        return false;
       let seen = 0;
       incoming.on('data', (chunk: Buffer) => {
         seen += chunk.byteLength;
@@ -452,7 +541,11 @@ describe('faults', () => {
   it('keeps the error of an image that the registry refuses, with its words, and pushes the others', async () => {
     await buildOciArchive(
       file,
-      await Promise.all(['good', 'bad'].map((name) => makeImage({ name: `reg.site/${name}:1`, layers: [{ randomBytes: 100, seed: name }] }))),
+      await Promise.all(
+        ['good', 'bad'].map((name) =>
+          makeImage({ name: `reg.site/${name}:1`, layers: [{ randomBytes: 100, seed: name }] }),
+        ),
+      ),
     );
     const url = await proxy((incoming, outgoing) => {
       if (incoming.method !== 'PUT' || !incoming.url?.includes('/bad/manifests/')) return false;
@@ -471,9 +564,14 @@ describe('faults', () => {
     await buildOciArchive(file, [await makeImage({ name: 'nginx:1', layers: [{ randomBytes: 20_000_000 }] })]);
     const url = await proxy((incoming) => incoming.method === 'PUT');
     const stalled = await copy(await open(), { registry: client(url, 100), retry: { ...retry, attempts: 2 } });
-    expect(stalled[0]?.error).toMatchObject({ code: 'registry_unavailable', message: expect.stringContaining('no data') });
+    expect(stalled[0]?.error).toMatchObject({
+      code: 'registry_unavailable',
+      message: expect.stringContaining('no data'),
+    });
     await server.kill();
-    expect((await copy(await open(), { retry: { ...retry, attempts: 2 } }))[0]?.error).toMatchObject({ code: 'registry_unavailable' });
+    expect((await copy(await open(), { retry: { ...retry, attempts: 2 } }))[0]?.error).toMatchObject({
+      code: 'registry_unavailable',
+    });
   });
 
   it('stops in the middle of a blob when aborted, leaves no tag, and continues from there', async () => {
@@ -512,7 +610,9 @@ describe('faults', () => {
     expect(copied?.error).toMatchObject({ code: 'digest_mismatch', details: { digest: image.layers[1]?.digest } });
     expect(await visible()).toEqual([]);
     expect(
-      (await readdir(server.storageDir, { recursive: true })).filter((name) => name.includes(digestHex(image.layers[1]?.digest ?? image.configDigest))),
+      (await readdir(server.storageDir, { recursive: true })).filter((name) =>
+        name.includes(digestHex(image.layers[1]?.digest ?? image.configDigest)),
+      ),
     ).toEqual([]);
   });
 
@@ -528,7 +628,9 @@ describe('faults', () => {
     await buildOciArchive(
       file,
       await Promise.all(
-        Array.from({ length: 6 }, (_, n) => makeImage({ name: `reg.site/i${n}:1`, layers: [base, { randomBytes: 1_000_000, seed: String(n) }] })),
+        Array.from({ length: 6 }, (_, n) =>
+          makeImage({ name: `reg.site/i${n}:1`, layers: [base, { randomBytes: 1_000_000, seed: String(n) }] }),
+        ),
       ),
     );
     const source = await open();

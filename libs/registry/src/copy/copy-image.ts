@@ -94,7 +94,9 @@ export async function copyImages(options: CopyImagesOptions): Promise<CopiedImag
       limit(async () => {
         signal?.throwIfAborted();
         progress.start(item);
-        const copied = full ? failed(item, full) : await new ImageCopy(options, copier, preparing, item, progress).run();
+        const copied = full
+          ? failed(item, full)
+          : await new ImageCopy(options, copier, preparing, item, progress).run();
         if (copied.error?.code === 'space_insufficient') full = copied.error;
         progress.finish(item);
         options.onImage?.(copied);
@@ -109,7 +111,13 @@ export async function copyImages(options: CopyImagesOptions): Promise<CopiedImag
   });
 }
 
-const failed = ({ image }: ImageToCopy, error: AppError): CopiedImage => ({ image, digest: image.root?.digest, parts: [], names: [], error });
+const failed = ({ image }: ImageToCopy, error: AppError): CopiedImage => ({
+  image,
+  digest: image.root?.digest,
+  parts: [],
+  names: [],
+  error,
+});
 
 /** A companion with what it consists of. */
 interface Belonging {
@@ -137,11 +145,16 @@ class ImageCopy {
     let root: Descriptor | undefined = image.root;
     try {
       if (names.length === 0) throw new AppError('image_name_missing', { detail: 'no local name was given' });
-      root = await this.preparing(() => source.prepare(image, { signal, onProgress: (bytes) => this.progress.prepared(this.item, bytes) }));
+      root = await this.preparing(() =>
+        source.prepare(image, { signal, onProgress: (bytes) => this.progress.prepared(this.item, bytes) }),
+      );
       const readManifest = (digest: Digest) => source.readManifest(digest);
       const graph = await walkImage(root, readManifest);
       const belongings = await Promise.all(
-        (image.companions ?? []).map(async (companion) => ({ companion, graph: await walkImage(companion.root, readManifest) })),
+        (image.companions ?? []).map(async (companion) => ({
+          companion,
+          graph: await walkImage(companion.root, readManifest),
+        })),
       );
       const isThere = this.options.present?.has(this.item) || (await this.#isThere(root, graph, belongings));
       if (!isThere) await this.#bringAll(root, graph, belongings);
@@ -177,22 +190,29 @@ class ImageCopy {
     const { blobs, children } = contentOf([graph, ...belongings.map((belonging) => belonging.graph)]);
     this.progress.planned(this.item, blobs);
     const [first, ...others] = this.#repositories;
-    if (first !== undefined) await this.#copyTo(first, blobs, children, ({ digest }, bytes) => this.progress.copied(this.item, digest, bytes));
+    if (first !== undefined)
+      await this.#copyTo(first, blobs, children, ({ digest }, bytes) => this.progress.copied(this.item, digest, bytes));
     for (const repository of others) await this.#copyTo(repository, blobs, children);
     for (const repository of this.#repositories) await this.#verify(repository, blobs, children);
     await this.options.storage?.flush();
     // Whoever sees the image can verify its signature.
-    for (const { companion } of belongings) for (const repository of this.#repositories) await this.#putCompanion(repository, companion);
+    for (const { companion } of belongings)
+      for (const repository of this.#repositories) await this.#putCompanion(repository, companion);
     for (const { repository, tag } of this.item.names) await this.#put(repository, tag ?? root.digest, root);
   }
 
   /** True when every name already leads to this image, and all of it is really there. */
   async #isThere(root: Descriptor, graph: ImageGraph, belongings: readonly Belonging[]): Promise<boolean> {
-    const wanted = this.item.names.map(({ repository, tag }) => ({ repository, reference: tag ?? root.digest, digest: root.digest }));
+    const wanted = this.item.names.map(({ repository, tag }) => ({
+      repository,
+      reference: tag ?? root.digest,
+      digest: root.digest,
+    }));
     for (const { companion } of belongings)
       for (const repository of this.#repositories)
         wanted.push({ repository, reference: companion.tag ?? companion.root.digest, digest: companion.root.digest });
-    for (const { repository, reference, digest } of wanted) if ((await this.#digestAt(repository, reference)) !== digest) return false;
+    for (const { repository, reference, digest } of wanted)
+      if ((await this.#digestAt(repository, reference)) !== digest) return false;
     const { blobs, children } = contentOf([graph, ...belongings.map((belonging) => belonging.graph)]);
     try {
       for (const repository of this.#repositories) await this.#verify(repository, blobs, children, lookUp);
@@ -212,11 +232,17 @@ class ImageCopy {
   ): Promise<void> {
     await allOrFirstError(blobs.map((blob) => this.copier.ensure(repository, blob, (bytes) => onBytes?.(blob, bytes))));
     for (const manifest of children)
-      if ((await this.#digestAt(repository, manifest.digest)) === undefined) await this.#put(repository, manifest.digest, manifest);
+      if ((await this.#digestAt(repository, manifest.digest)) === undefined)
+        await this.#put(repository, manifest.digest, manifest);
   }
 
   /** Rule: nothing is reported stored that the registry does not say it has, or that does not lie in its folder. */
-  async #verify(repository: string, blobs: readonly Descriptor[], children: readonly Descriptor[], ask: Ask = withRetry): Promise<void> {
+  async #verify(
+    repository: string,
+    blobs: readonly Descriptor[],
+    children: readonly Descriptor[],
+    ask: Ask = withRetry,
+  ): Promise<void> {
     await allOrFirstError(blobs.map((blob) => this.copier.verify(repository, blob, ask)));
     for (const manifest of children) await this.#expect(repository, manifest.digest, manifest, ask);
   }
@@ -248,7 +274,9 @@ class ImageCopy {
   async #putCompanion(repository: string, { root, subject, tag }: Companion): Promise<void> {
     if (tag !== undefined) return this.#put(repository, tag, root);
     const bytes = await this.#manifestToPut(root.digest);
-    await this.#call((registry, signal) => registry.putReferrer(repository, companionTag(subject), bytes, root.mediaType, { signal }));
+    await this.#call((registry, signal) =>
+      registry.putReferrer(repository, companionTag(subject), bytes, root.mediaType, { signal }),
+    );
     await this.#prove(repository, root.digest, root.digest);
   }
 
@@ -276,11 +304,17 @@ class ImageCopy {
 }
 
 /** Of the manifest that a registry really answers with; undefined when there is none, or when its bytes are others than it says: HEAD would not tell. */
-export async function answeredDigest(registry: RegistryClient, repository: string, reference: string, signal?: AbortSignal): Promise<Digest | undefined> {
+export async function answeredDigest(
+  registry: RegistryClient,
+  repository: string,
+  reference: string,
+  signal?: AbortSignal,
+): Promise<Digest | undefined> {
   try {
     return (await registry.getManifest(repository, reference, { signal }))?.digest;
   } catch (error) {
-    if (error instanceof AppError && ['digest_mismatch', 'bundle_corrupt', 'image_unsupported'].includes(error.code)) return undefined;
+    if (error instanceof AppError && ['digest_mismatch', 'bundle_corrupt', 'image_unsupported'].includes(error.code))
+      return undefined;
     throw error;
   }
 }
@@ -307,7 +341,10 @@ const contentOf = (graphs: readonly ImageGraph[]): { blobs: Descriptor[]; childr
 });
 
 /** Everything that an image consists of, each digest once: its root first, what belongs to it last. */
-export function partsOf({ manifests, images, blobs }: ImageGraph, belongings: readonly Pick<Belonging, 'graph'>[]): ImagePart[] {
+export function partsOf(
+  { manifests, images, blobs }: ImageGraph,
+  belongings: readonly Pick<Belonging, 'graph'>[],
+): ImagePart[] {
   const parts = new Map<Digest, ImagePart>();
   const add = ({ digest, size }: Descriptor, kind: ImagePart['kind'], platform?: string) => {
     if (!parts.has(digest)) parts.set(digest, platform ? { digest, size, kind, platform } : { digest, size, kind });
@@ -315,10 +352,12 @@ export function partsOf({ manifests, images, blobs }: ImageGraph, belongings: re
   for (const manifest of manifests.toReversed()) add(manifest, 'manifest');
   for (const { descriptor, manifest } of images) {
     add(manifest.config, 'config');
-    for (const layer of manifest.layers) add(layer, 'layer', descriptor.platform && formatPlatform(descriptor.platform));
+    for (const layer of manifest.layers)
+      add(layer, 'layer', descriptor.platform && formatPlatform(descriptor.platform));
   }
   // What is left are attestations inside of the index.
-  for (const blob of [...blobs, ...belongings.flatMap(({ graph }) => [...graph.manifests, ...graph.blobs])]) add(blob, 'companion');
+  for (const blob of [...blobs, ...belongings.flatMap(({ graph }) => [...graph.manifests, ...graph.blobs])])
+    add(blob, 'companion');
   return [...parts.values()];
 }
 
@@ -332,5 +371,9 @@ export function failureOf(copied: readonly CopiedImage[]): AppError | undefined 
   if (!first?.error) return undefined;
   const { code, details, message } = first.error;
   const detail = `${failed.length} of ${copied.length} images failed, first ${first.image.names[0]}: ${details.detail ?? message}`;
-  return new AppError(code, { ...details, detail, images: failed.flatMap(({ image }) => image.names).slice(0, 100) }, { cause: first.error });
+  return new AppError(
+    code,
+    { ...details, detail, images: failed.flatMap(({ image }) => image.names).slice(0, 100) },
+    { cause: first.error },
+  );
 }

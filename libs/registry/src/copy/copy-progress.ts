@@ -50,7 +50,15 @@ export class CopyMeter<Item extends { image: SourceImage }> {
     private readonly report: ((progress: CopyProgress) => void) | undefined,
   ) {
     this.#bytesTotal = items.reduce((sum, { image }) => sum + image.sizeBytes, 0);
-    for (const item of items) this.#parts.set(item, { prepared: 0, copied: new Map(), blobs: [], blobBytes: 0, copiedBytes: 0, finished: false });
+    for (const item of items)
+      this.#parts.set(item, {
+        prepared: 0,
+        copied: new Map(),
+        blobs: [],
+        blobBytes: 0,
+        copiedBytes: 0,
+        finished: false,
+      });
     this.#report();
   }
 
@@ -114,7 +122,9 @@ export class CopyMeter<Item extends { image: SourceImage }> {
         name: image.names[0] ?? image.root?.digest ?? '',
         bytesDone: Math.round(bytesOf(image, part)),
         bytesTotal: image.sizeBytes,
-        parts: part.blobs.slice(0, maxParts).map(({ digest, size }) => ({ name: digest, bytesDone: part.copied.get(digest) ?? 0, bytesTotal: size })),
+        parts: part.blobs
+          .slice(0, maxParts)
+          .map(({ digest, size }) => ({ name: digest, bytesDone: part.copied.get(digest) ?? 0, bytesTotal: size })),
       };
     });
   }

@@ -35,23 +35,33 @@ async function makeLayer(size: number): Promise<BlobReader> {
   for (let at = 0; at < size; at += 2 * MiB) randomBytes(Math.min(MiB, size - at)).copy(bytes, at);
   await writeFile(plain, Buffer.concat([Buffer.alloc(512), bytes]));
   diffId = digestOf(bytes);
-  return { size, file: { path: plain, offset: 512 }, open: ({ start } = { start: 0 }) => createReadStream(plain, { start: 512 + start }) };
+  return {
+    size,
+    file: { path: plain, offset: 512 },
+    open: ({ start } = { start: 0 }) => createReadStream(plain, { start: 512 + start }),
+  };
 }
 
 const cacheIn = (name: string, programs?: string[]) => new LayerCache(join(dir.path, name), programs);
 
 describe('LayerCache', () => {
-  it.each(['igzip', 'pigz', 'zlib'])('makes the same bytes of a file and of a stream with %s, which gzip reads as one', async (program) => {
-    const reader = await makeLayer(64 * MiB);
-    const { size, open } = reader;
-    const fromFile = await cacheIn('a', [program]).get(diffId, 'layer.tar', reader);
-    const fromStream = await cacheIn('b', [program]).get(diffId, 'layer.tar', { size, open });
-    expect(fromFile.digest).toBe(fromStream.digest);
-    expect(await digestOfFile(fromFile.path)).toBe(fromFile.digest);
-    await run('sh', ['-c', 'gzip -dc < "$1" > "$2"', 'sh', fromFile.path, `${plain}.again`]);
-    expect(await digestOfFile(`${plain}.again`)).toBe(diffId);
-    expect((await readdir(join(dir.path, 'a'))).sort()).toEqual([`${diffId.slice(7)}.tar.gz`, `${diffId.slice(7)}.tar.gz.json`]);
-  });
+  it.each(['igzip', 'pigz', 'zlib'])(
+    'makes the same bytes of a file and of a stream with %s, which gzip reads as one',
+    async (program) => {
+      const reader = await makeLayer(64 * MiB);
+      const { size, open } = reader;
+      const fromFile = await cacheIn('a', [program]).get(diffId, 'layer.tar', reader);
+      const fromStream = await cacheIn('b', [program]).get(diffId, 'layer.tar', { size, open });
+      expect(fromFile.digest).toBe(fromStream.digest);
+      expect(await digestOfFile(fromFile.path)).toBe(fromFile.digest);
+      await run('sh', ['-c', 'gzip -dc < "$1" > "$2"', 'sh', fromFile.path, `${plain}.again`]);
+      expect(await digestOfFile(`${plain}.again`)).toBe(diffId);
+      expect((await readdir(join(dir.path, 'a'))).sort()).toEqual([
+        `${diffId.slice(7)}.tar.gz`,
+        `${diffId.slice(7)}.tar.gz.json`,
+      ]);
+    },
+  );
 
   it('compresses a layer without any bytes', async () => {
     const { path } = await cacheIn('a').get(digestOf(''), 'layer.tar', { size: 0, open: () => Readable.from([]) });
@@ -69,7 +79,12 @@ describe('LayerCache', () => {
     expect((await copyImages({ source, registry, images })).map(({ error }) => error)).toEqual([undefined]);
     const target = join(dir.path, 'unpacked.tar');
     const flags = ['--insecure-policy', '--src-tls-verify=false'];
-    await run('skopeo', ['copy', ...flags, `docker://localhost:${server.port}/large:1`, `docker-archive:${target}:large:1`]);
+    await run('skopeo', [
+      'copy',
+      ...flags,
+      `docker://localhost:${server.port}/large:1`,
+      `docker-archive:${target}:large:1`,
+    ]);
     const { stdout } = await run('tar', ['-tf', target]);
     expect(stdout.split('\n')).toContain(`${image.layers[0]?.diffId.slice(7)}.tar`);
     await registry.close();
@@ -81,7 +96,11 @@ describe('LayerCache', () => {
     const path = join(dir.path, 'a', `${diffId.slice(7)}.tar.gz`);
     await writeFile(path, 'compressed');
     await writeFile(`${path}.json`, JSON.stringify({ digest: digestOf('compressed'), size: 10, engine: 'igzip' }));
-    expect(await cacheIn('a').get(diffId, 'layer.tar', reader)).toEqual({ path, digest: digestOf('compressed'), size: 10 });
+    expect(await cacheIn('a').get(diffId, 'layer.tar', reader)).toEqual({
+      path,
+      digest: digestOf('compressed'),
+      size: 10,
+    });
   });
 
   it('refuses another layer than it was told, and leaves nothing of it', async () => {
@@ -99,7 +118,8 @@ describe('LayerCache', () => {
     let reader: BlobReader;
     let child: ReturnType<typeof spawnSource>;
     const folder = () => join(dir.path, 'killed');
-    const partOf = async () => join(folder(), (await readdir(folder())).find((name) => name.endsWith('.part')) as string);
+    const partOf = async () =>
+      join(folder(), (await readdir(folder())).find((name) => name.endsWith('.part')) as string);
 
     beforeEach(async () => {
       reader = await makeLayer(size);
@@ -115,7 +135,9 @@ describe('LayerCache', () => {
     const again = async () => {
       expect(child.signalCode).toBe('SIGKILL');
       const counts: number[] = [];
-      const layer = await cacheIn('killed').get(diffId, 'layer.tar', reader, { onBytes: (count) => counts.push(count) });
+      const layer = await cacheIn('killed').get(diffId, 'layer.tar', reader, {
+        onBytes: (count) => counts.push(count),
+      });
       expect(await digestOfFile(layer.path)).toBe(layer.digest);
       expect(layer.digest).toBe((await cacheIn('whole').get(diffId, 'layer.tar', reader)).digest);
       expect((await readdir(folder())).filter((name) => name.endsWith('.part'))).toEqual([]);
@@ -156,9 +178,13 @@ describe('LayerCache', () => {
       count += bytes;
       if (count > 150 * MiB) stop.abort(new Error('enough'));
     };
-    await expect(cacheIn('a').get(diffId, 'layer.tar', reader, { signal: stop.signal, onBytes })).rejects.toThrow('enough');
+    await expect(cacheIn('a').get(diffId, 'layer.tar', reader, { signal: stop.signal, onBytes })).rejects.toThrow(
+      'enough',
+    );
     const counts: number[] = [];
-    const { digest, path } = await cacheIn('a').get(diffId, 'layer.tar', reader, { onBytes: (bytes) => counts.push(bytes) });
+    const { digest, path } = await cacheIn('a').get(diffId, 'layer.tar', reader, {
+      onBytes: (bytes) => counts.push(bytes),
+    });
     expect(counts[0]).toBeGreaterThanOrEqual(32 * MiB);
     expect(await digestOfFile(path)).toBe(digest);
     await rm(path);

@@ -16,7 +16,9 @@ import { copyImages } from './copy-image.js';
 import { planCopy } from './plan-copy.js';
 
 it('fails with what it could not read, also of an image whose turn has not come', async () => {
-  const manifest = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config: {}, layers: [] }));
+  const manifest = Buffer.from(
+    JSON.stringify({ schemaVersion: 2, mediaType: mediaTypes.ociManifest, config: {}, layers: [] }),
+  );
   const [slow, broken] = [digestOf(manifest), digestOf(Buffer.from('broken'))];
   const readManifest = async (digest: Digest) => {
     if (digest === broken) throw new AppError('bundle_changed');
@@ -24,7 +26,13 @@ it('fails with what it could not read, also of an image whose turn has not come'
     return manifest;
   };
   const images = [slow, broken].map((digest) => ({
-    image: { names: [], platforms: [], sizeBytes: 0, configDigests: [], root: { digest, mediaType: mediaTypes.ociManifest, size: manifest.length } },
+    image: {
+      names: [],
+      platforms: [],
+      sizeBytes: 0,
+      configDigests: [],
+      root: { digest, mediaType: mediaTypes.ociManifest, size: manifest.length },
+    },
     names: [],
   }));
   const unhandled: unknown[] = [];
@@ -32,7 +40,9 @@ it('fails with what it could not read, also of an image whose turn has not come'
   process.on('unhandledRejection', note);
   try {
     await using registry = new RegistryClient('http://127.0.0.1:9');
-    await expect(planCopy({ source: { readManifest } as unknown as ImageSource, images, registry })).rejects.toThrow(AppError);
+    await expect(planCopy({ source: { readManifest } as unknown as ImageSource, images, registry })).rejects.toThrow(
+      AppError,
+    );
     await delay(0);
   } finally {
     process.off('unhandledRejection', note);
@@ -51,12 +61,17 @@ it.each([500, 503])('fails at a registry that answers %i to everything, and soon
   const file = join(folder.path, 'a.tar');
   await buildOciArchive(
     file,
-    await Promise.all(Array.from({ length: 100 }, (_, n) => makeImage({ name: `quay.io/a${n}:1`, layers: [{ files: { a: `${n}` } }] }))),
+    await Promise.all(
+      Array.from({ length: 100 }, (_, n) => makeImage({ name: `quay.io/a${n}:1`, layers: [{ files: { a: `${n}` } }] })),
+    ),
   );
   await using source = await openBundle(file, { workDir: join(folder.path, 'work') });
   await using registry = new RegistryClient(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
   const images = source.images.map((image, n) => ({ image, names: [{ repository: `a${n}`, tag: '1' }] }));
-  await expect(planCopy({ source, images, registry })).rejects.toMatchObject({ code: 'registry_unavailable', details: { registryStatus: status } });
+  await expect(planCopy({ source, images, registry })).rejects.toMatchObject({
+    code: 'registry_unavailable',
+    details: { registryStatus: status },
+  });
   // The first failure is enough, where it is no question of one name.
   if (status === 503) expect(asked).toBeLessThan(100);
   server.closeAllConnections();

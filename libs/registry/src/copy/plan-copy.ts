@@ -50,7 +50,14 @@ interface Looked {
 }
 
 /** What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what the registry client throws. */
-export async function planCopy({ source, images, registry, storage, repairs, signal }: PlanCopyOptions): Promise<CopyPlan> {
+export async function planCopy({
+  source,
+  images,
+  registry,
+  storage,
+  repairs,
+  signal,
+}: PlanCopyOptions): Promise<CopyPlan> {
   const requests = pLimit(requestsAtOnce);
   const looks = pLimit(looksAtOnce);
   let hasAnswered = false;
@@ -70,12 +77,16 @@ export async function planCopy({ source, images, registry, storage, repairs, sig
     return requests(() => lookUp(answer, signal, { attempts: 1 }));
   };
   const digestAt = async (repository: string, reference: string) =>
-    (await storage?.resolve(repository, reference)) ?? ask(() => answeredDigest(registry, repository, reference, signal));
+    (await storage?.resolve(repository, reference)) ??
+    ask(() => answeredDigest(registry, repository, reference, signal));
   /** Whatever repository it is in. */
   const isStored = storage && onceEach((blob) => storage.hasBlob(blob));
   const hasBlob = async (repository: string, { digest, size }: Part): Promise<boolean> => {
     if (!storage || !isStored)
-      return (await ask(() => registry.headBlob(repository, digest, { signal })))?.size === size && !(await repairs?.isDamaged({ digest, size }));
+      return (
+        (await ask(() => registry.headBlob(repository, digest, { signal })))?.size === size &&
+        !(await repairs?.isDamaged({ digest, size }))
+      );
     return (await Promise.all([isStored({ digest, size }), storage.isLinked(repository, digest)])).every(Boolean);
   };
   // A registry does not show manifests among its blobs.
@@ -98,7 +109,10 @@ export async function planCopy({ source, images, registry, storage, repairs, sig
     if (root) {
       const roots = [root, ...(image.companions ?? []).map((companion) => companion.root)];
       graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
-      parts = graphs.flatMap(({ manifests, blobs }) => [...manifests.map((manifest) => ({ ...manifest, isManifest: true })), ...blobs]);
+      parts = graphs.flatMap(({ manifests, blobs }) => [
+        ...manifests.map((manifest) => ({ ...manifest, isManifest: true })),
+        ...blobs,
+      ]);
     }
     const repositories = [...new Set(names.map(({ repository }) => repository))];
     const digests = await Promise.all(
@@ -111,14 +125,23 @@ export async function planCopy({ source, images, registry, storage, repairs, sig
     const isPresent = isNamed && root !== undefined && (await isWhole(root, repositories, image, graphs));
     return { root, parts, repositories, digests, isPresent };
   };
-  const isWhole = async (root: Part, repositories: readonly string[], { companions = [] }: ImageToCopy['image'], graphs: readonly ImageGraph[]) => {
+  const isWhole = async (
+    root: Part,
+    repositories: readonly string[],
+    { companions = [] }: ImageToCopy['image'],
+    graphs: readonly ImageGraph[],
+  ) => {
     const blobs = graphs.flatMap((graph) => graph.blobs);
     // The root has a name in each repository; that its bytes are all there only the storage tells.
-    const manifests = graphs.flatMap((graph) => graph.manifests).filter(({ digest }) => storage || digest !== root.digest);
+    const manifests = graphs
+      .flatMap((graph) => graph.manifests)
+      .filter(({ digest }) => storage || digest !== root.digest);
     const found = repositories.flatMap((repository) => [
       ...blobs.map((blob) => hasBlob(repository, blob)),
       ...manifests.map((manifest) => hasManifest(repository, manifest)),
-      ...companions.map(async ({ tag, root: { digest } }) => tag === undefined || (await digestAt(repository, tag)) === digest),
+      ...companions.map(
+        async ({ tag, root: { digest } }) => tag === undefined || (await digestAt(repository, tag)) === digest,
+      ),
     ]);
     return (await Promise.all(found)).every(Boolean);
   };
@@ -127,16 +150,24 @@ export async function planCopy({ source, images, registry, storage, repairs, sig
   const count = async ({ root, parts, repositories, digests, isPresent }: Looked): Promise<PlannedImage> => {
     const isThere = async (part: Part, isManifest = false) => {
       if (isStored) return isStored(part);
-      for (const repository of repositories) if (await (isManifest ? hasManifest : hasBlob)(repository, part)) return true;
+      for (const repository of repositories)
+        if (await (isManifest ? hasManifest : hasBlob)(repository, part)) return true;
       return false;
     };
     const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
     for (const { digest } of fresh) if (digest) counted.add(digest);
     const there = await Promise.all(
-      fresh.map(async ({ digest, size, isManifest }) => isPresent || (digest !== undefined && (await isThere({ digest, size }, isManifest)))),
+      fresh.map(
+        async ({ digest, size, isManifest }) =>
+          isPresent || (digest !== undefined && (await isThere({ digest, size }, isManifest))),
+      ),
     );
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
-    const state = isPresent ? 'present' : digests.some((digest) => digest && digest !== root?.digest) ? 'changed' : 'missing';
+    const state = isPresent
+      ? 'present'
+      : digests.some((digest) => digest && digest !== root?.digest)
+        ? 'changed'
+        : 'missing';
     return { state, digest: root?.digest, missingBytes };
   };
 
@@ -156,7 +187,8 @@ export async function planCopy({ source, images, registry, storage, repairs, sig
     await all;
   }
   // It could not read anything that it was asked for; a tag that was never given tells whether it reads at all.
-  const [repository] = failure && !hasAnswered ? images.flatMap(({ names }) => names.map((name) => name.repository)) : [];
+  const [repository] =
+    failure && !hasAnswered ? images.flatMap(({ names }) => names.map((name) => name.repository)) : [];
   if (repository !== undefined) await registry.headManifest(repository, 'airdock.never-given', { signal });
   return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
 }

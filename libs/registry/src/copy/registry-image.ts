@@ -37,7 +37,11 @@ export async function describeRegistryImage(
     let size = 0;
     for await (const chunk of await registry.getBlob(repository, digest, { signal })) {
       size += (chunk as Buffer).byteLength;
-      if (size > maxBytes) throw new AppError('image_unsupported', { detail: `the configuration ${digest} has more than ${maxBytes} bytes`, digest });
+      if (size > maxBytes)
+        throw new AppError('image_unsupported', {
+          detail: `the configuration ${digest} has more than ${maxBytes} bytes`,
+          digest,
+        });
       chunks.push(chunk as Buffer);
     }
     return Buffer.concat(chunks);

@@ -27,7 +27,10 @@ export interface EngineStoreOptions {
 }
 
 /** What a program is, by its bytes: its digest, and the version where that can be read. Leaves nothing behind. Throws as `installEngine`. */
-export async function inspectEngine(file: EngineFile, options: EngineStoreOptions): Promise<{ digest: Digest; version: string | undefined }> {
+export async function inspectEngine(
+  file: EngineFile,
+  options: EngineStoreOptions,
+): Promise<{ digest: Digest; version: string | undefined }> {
   return withCopy(file, options, async (copy) => copy);
 }
 
@@ -35,9 +38,16 @@ export async function inspectEngine(file: EngineFile, options: EngineStoreOption
  * Copies a program to a path of its own and lets it be run from there, if it has the digest. Returns that path. Throws `du_engine_digest_wrong`, `bundle_unsafe` for
  * what is no regular file, `registry_engine_missing` for what is too large or an image without one, what `openBundle` throws, and `space_insufficient`.
  */
-export async function installEngine(file: EngineFile, { name, digest, ...options }: EngineStoreOptions & { name: string; digest: Digest }): Promise<string> {
+export async function installEngine(
+  file: EngineFile,
+  { name, digest, ...options }: EngineStoreOptions & { name: string; digest: Digest },
+): Promise<string> {
   return withCopy(file, options, async (copy) => {
-    if (copy.digest !== digest) throw new AppError('du_engine_digest_wrong', { detail: `the program has ${copy.digest}, not ${digest}`, actual: copy.digest });
+    if (copy.digest !== digest)
+      throw new AppError('du_engine_digest_wrong', {
+        detail: `the program has ${copy.digest}, not ${digest}`,
+        actual: copy.digest,
+      });
     const installed = join(options.folder, `${name}-${digestHex(digest).slice(0, 12)}`);
     // By everybody, since the registry may run as another user; changed by nobody.
     await chmod(copy.path, 0o555);
@@ -53,7 +63,11 @@ interface Copy {
   version: string | undefined;
 }
 
-async function withCopy<T>(file: EngineFile, { folder, signal }: EngineStoreOptions, use: (copy: Copy) => Promise<T>): Promise<T> {
+async function withCopy<T>(
+  file: EngineFile,
+  { folder, signal }: EngineStoreOptions,
+  use: (copy: Copy) => Promise<T>,
+): Promise<T> {
   await mkdir(folder, { recursive: true, mode: 0o700 });
   const work = await mkdtemp(join(folder, 'new-'));
   const path = join(work, 'program');
@@ -82,7 +96,8 @@ async function copyHashed(from: string, to: string, signal: AbortSignal | undefi
     for await (const chunk of readRegularFile(from)) {
       signal?.throwIfAborted();
       size += chunk.byteLength;
-      if (size > maxProgramBytes) throw new AppError('registry_engine_missing', { detail: `a program of more than ${maxProgramBytes} bytes` });
+      if (size > maxProgramBytes)
+        throw new AppError('registry_engine_missing', { detail: `a program of more than ${maxProgramBytes} bytes` });
       hash.update(chunk);
       version ??= versionIn(chunk);
       await output.writeFile(chunk);
@@ -95,4 +110,5 @@ async function copyHashed(from: string, to: string, signal: AbortSignal | undefi
 }
 
 /** As distribution's builds have it among their texts: `v2.8.2+unknown`. */
-const versionIn = (chunk: Buffer): string | undefined => /v(\d{1,3}\.\d{1,3}\.\d{1,3})\+unknown/.exec(chunk.toString('latin1'))?.[1];
+const versionIn = (chunk: Buffer): string | undefined =>
+  /v(\d{1,3}\.\d{1,3}\.\d{1,3})\+unknown/.exec(chunk.toString('latin1'))?.[1];

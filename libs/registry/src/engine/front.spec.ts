@@ -66,7 +66,12 @@ describe('the front of the registry', () => {
       '\0',
     ];
     await serve(
-      createServer((socket) => void socket.once('data', () => socket.end(answersOfTakenOver.shift() ?? 'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n'))),
+      createServer(
+        (socket) =>
+          void socket.once('data', () =>
+            socket.end(answersOfTakenOver.shift() ?? 'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n'),
+          ),
+      ),
     );
     while (answersOfTakenOver.length > 0) await pull();
     expect(await pull()).toContain('HTTP/1.1 200 OK');

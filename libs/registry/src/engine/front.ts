@@ -5,7 +5,15 @@
  */
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { Agent, createServer, type IncomingHttpHeaders, type IncomingMessage, request, type Server, type ServerResponse } from 'node:http';
+import {
+  Agent,
+  createServer,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+  request,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
 
 /** What the front is started with, as a JSON file that only its user can read. */
 export interface FrontConfiguration {
@@ -24,7 +32,8 @@ export interface FrontConfiguration {
 /** Answers `proofHeader` when a request carries a challenge in `challengeHeader`. */
 export const challengeHeader = 'x-airdock-challenge';
 export const proofHeader = 'x-airdock-proof';
-export const proofOf = (secret: string, challenge: string): string => createHmac('sha256', secret).update(challenge).digest('hex');
+export const proofOf = (secret: string, challenge: string): string =>
+  createHmac('sha256', secret).update(challenge).digest('hex');
 
 const tokenPath = '/v2/token';
 const tokenMs = 15 * 60 * 1000;
@@ -67,8 +76,9 @@ class Front {
   }
 
   server(): Server {
-    const server = createServer({ headersTimeout: 10_000, requestTimeout: 0, connectionsCheckingInterval: 5_000 }, (incoming, response) =>
-      this.answer(incoming, response),
+    const server = createServer(
+      { headersTimeout: 10_000, requestTimeout: 0, connectionsCheckingInterval: 5_000 },
+      (incoming, response) => this.answer(incoming, response),
     );
     // A client asks before it sends: it hears of a refusal before that, and of a consent when the registry gives it.
     server.on('checkContinue', (incoming, response) => this.answer(incoming, response));
@@ -81,14 +91,16 @@ class Front {
 
   private answer(incoming: IncomingMessage, response: ServerResponse): void {
     const challenge = incoming.headers[challengeHeader];
-    if (typeof challenge === 'string' && challenge.length <= 200) response.setHeader(proofHeader, proofOf(this.configuration.proofSecret, challenge));
+    if (typeof challenge === 'string' && challenge.length <= 200)
+      response.setHeader(proofHeader, proofOf(this.configuration.proofSecret, challenge));
     const { method = 'GET' } = incoming;
     const path = pathOf(incoming.url ?? '/');
     if (path === tokenPath) return this.issueToken(incoming, response);
     const reads = (method === 'GET' || method === 'HEAD') && !/\/blobs\/uploads\//.test(path);
     if (reads) {
       // Docker learns here, and nowhere else, that it has to log in for a push.
-      if (this.configuration.push && path === '/v2/' && !this.mayRead(incoming)) return this.challenge(incoming, response);
+      if (this.configuration.push && path === '/v2/' && !this.mayRead(incoming))
+        return this.challenge(incoming, response);
       return this.forward(incoming, response, this.readOnly, this.configuration.readOnlySocket);
     }
     if (existsSync(this.configuration.fenceFile)) {
@@ -105,7 +117,8 @@ class Front {
   private challenge({ headers, url = '/' }: IncomingMessage, response: ServerResponse): void {
     const host = isLocal(headers.host) ? headers.host : `127.0.0.1:${this.configuration.port}`;
     const repository = /^\/v2\/(.+?)\/(?:blobs|manifests)\//.exec(pathOf(url))?.[1];
-    const scope = repository && /^[a-z0-9/._-]{1,255}$/.test(repository) ? `,scope="repository:${repository}:pull,push"` : '';
+    const scope =
+      repository && /^[a-z0-9/._-]{1,255}$/.test(repository) ? `,scope="repository:${repository}:pull,push"` : '';
     response.setHeader('www-authenticate', `Bearer realm="http://${host}${tokenPath}",service="airdock"${scope}`);
     response.setHeader('docker-distribution-api-version', 'registry/2.0');
     refuse(response, 401, 'UNAUTHORIZED', 'log in as airdock to push (docs/operations.md, "Pushing to localhost")');
@@ -119,22 +132,41 @@ class Front {
     if (authorization !== undefined && !canPush) return refuse(response, 401, 'UNAUTHORIZED', 'wrong user or password');
     const claims = Buffer.from(JSON.stringify({ canPush, until: Date.now() + tokenMs })).toString('base64url');
     const token = `${claims}.${this.sign(claims)}`;
-    const body = JSON.stringify({ token, access_token: token, expires_in: tokenMs / 1000, issued_at: new Date().toISOString() });
-    response.writeHead(200, { 'content-type': 'application/json', 'cache-control': 'no-store', 'content-length': Buffer.byteLength(body) }).end(body);
+    const body = JSON.stringify({
+      token,
+      access_token: token,
+      expires_in: tokenMs / 1000,
+      issued_at: new Date().toISOString(),
+    });
+    response
+      .writeHead(200, {
+        'content-type': 'application/json',
+        'cache-control': 'no-store',
+        'content-length': Buffer.byteLength(body),
+      })
+      .end(body);
   }
 
   private mayRead(incoming: IncomingMessage): boolean {
-    return this.claimsOf(incoming.headers.authorization) !== undefined || this.knowsPassword(incoming.headers.authorization);
+    return (
+      this.claimsOf(incoming.headers.authorization) !== undefined || this.knowsPassword(incoming.headers.authorization)
+    );
   }
 
   private mayPush(incoming: IncomingMessage): boolean {
-    return this.claimsOf(incoming.headers.authorization)?.canPush === true || this.knowsPassword(incoming.headers.authorization);
+    return (
+      this.claimsOf(incoming.headers.authorization)?.canPush === true ||
+      this.knowsPassword(incoming.headers.authorization)
+    );
   }
 
   private claimsOf(authorization: string | undefined): { canPush: boolean } | undefined {
     const [claims = '', signature = ''] = /^Bearer ([\w-]+\.[\w-]+)$/i.exec(authorization ?? '')?.[1]?.split('.') ?? [];
     if (!isEqual(signature, this.sign(claims))) return undefined;
-    const { canPush, until } = JSON.parse(Buffer.from(claims, 'base64url').toString('utf8')) as { canPush: boolean; until: number };
+    const { canPush, until } = JSON.parse(Buffer.from(claims, 'base64url').toString('utf8')) as {
+      canPush: boolean;
+      until: number;
+    };
     return Date.now() < until ? { canPush } : undefined;
   }
 
@@ -150,7 +182,10 @@ class Front {
     const colon = text.indexOf(':');
     const [username, password] = [text.slice(0, colon), text.slice(colon + 1)];
     // The password is 256 random bits: a fast digest of it gives nothing away.
-    return isEqual(username, push.username) && isEqual(createHash('sha256').update(password).digest('hex'), push.passwordSha256);
+    return (
+      isEqual(username, push.username) &&
+      isEqual(createHash('sha256').update(password).digest('hex'), push.passwordSha256)
+    );
   }
 
   private forward(incoming: IncomingMessage, response: ServerResponse, agent: Agent, socketPath: string): void {
@@ -182,7 +217,8 @@ class Front {
  * Without what is between two neighbours only (RFC 9110, 7.6.1), and so nothing for the next one; Node.js throws for a `trailer` that it has nothing to send with.
  * How a body is sent stays as it is.
  */
-const endToEnd = (headers: IncomingHttpHeaders): IncomingHttpHeaders => Object.fromEntries(Object.entries(headers).filter(([name]) => !hopByHop.has(name)));
+const endToEnd = (headers: IncomingHttpHeaders): IncomingHttpHeaders =>
+  Object.fromEntries(Object.entries(headers).filter(([name]) => !hopByHop.has(name)));
 const hopByHop = new Set(['connection', 'keep-alive', 'te', 'trailer', 'upgrade']);
 
 /** Of the target of a request, which may be a whole URL. */
@@ -195,7 +231,8 @@ const pathOf = (target: string): string => {
 };
 
 /** A name that leads to this machine alone: a page of the network that a browser here shows may have another name for it. */
-const isLocal = (host: string | undefined): boolean => /^(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?$/i.test(host ?? '');
+const isLocal = (host: string | undefined): boolean =>
+  /^(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?$/i.test(host ?? '');
 
 const isEqual = (a: string, b: string): boolean => {
   const [left, right] = [createHash('sha256').update(a).digest(), createHash('sha256').update(b).digest()];
@@ -206,7 +243,9 @@ const isEqual = (a: string, b: string): boolean => {
 function refuse(response: ServerResponse, status: number, code: string, message: string): void {
   const body = JSON.stringify({ errors: [{ code, message }] });
   response.shouldKeepAlive = false;
-  response.writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) }).end(body);
+  response
+    .writeHead(status, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) })
+    .end(body);
   response.req.resume();
 }
 

@@ -14,5 +14,8 @@ export function localPushCredential(dataDir: string): NonNullable<FrontConfigura
     writeFileSync(`${path}.new`, `${randomBytes(32).toString('base64url')}\n`, { mode: 0o600 });
     renameSync(`${path}.new`, path);
   }
-  return { username: 'airdock', passwordSha256: createHash('sha256').update(readFileSync(path, 'utf8').trim()).digest('hex') };
+  return {
+    username: 'airdock',
+    passwordSha256: createHash('sha256').update(readFileSync(path, 'utf8').trim()).digest('hex'),
+  };
 }

@@ -46,7 +46,10 @@ describe('a process', () => {
     try {
       await waitFor(async () => (await look(pid)).state === 'D', { what: 'the process to wait for its disk' });
       const ended = endProcess({ pid, startTime: (await look(pid)).startTime }, { graceMs: 100 });
-      await expect(ended).rejects.toMatchObject({ code: 'process_not_ended', details: { pid, detail: expect.stringContaining('after SIGKILL') as string } });
+      await expect(ended).rejects.toMatchObject({
+        code: 'process_not_ended',
+        details: { pid, detail: expect.stringContaining('after SIGKILL') as string },
+      });
     } finally {
       await run('fsfreeze', ['--unfreeze', disk]);
       await exited;

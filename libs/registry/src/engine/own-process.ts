@@ -69,7 +69,8 @@ export class ProcessIdentity {
     const { pid, version } = noted;
     if (!Number.isInteger(pid) || typeof version !== 'string') return undefined;
     const now = this.look(pid as number, version);
-    const isSame = now && now.startTime === noted.startTime && now.bootId === noted.bootId && now.program === noted.program;
+    const isSame =
+      now && now.startTime === noted.startTime && now.bootId === noted.bootId && now.program === noted.program;
     return isSame ? now : undefined;
   }
 
@@ -93,7 +94,9 @@ export class ProcessIdentity {
     const environment = await readFile(`/proc/${pid}/environ`, 'latin1').catch(() => '');
     const value = environment.split('\0').find((entry) => entry.startsWith(`${variable}=`));
     const [mark = '', version] = value?.slice(variable.length + 1).split('.') ?? [];
-    return mark.length === this.mark.length && timingSafeEqual(Buffer.from(mark), Buffer.from(this.mark)) ? version : undefined;
+    return mark.length === this.mark.length && timingSafeEqual(Buffer.from(mark), Buffer.from(this.mark))
+      ? version
+      : undefined;
   }
 
   private isOurs(pid: number): boolean {
@@ -112,7 +115,10 @@ export class ProcessIdentity {
  * Ends a process in good order, after `graceMs` by force, and waits until it is gone. Touches no other process that got the same id. Throws `process_not_ended`, with its id and why, for one
  * that the kernel does not let go, such as one that waits for a disk that is gone.
  */
-export async function endProcess({ pid, startTime }: Pick<OwnProcess, 'pid' | 'startTime'>, { graceMs = stopTimeoutMs } = {}): Promise<void> {
+export async function endProcess(
+  { pid, startTime }: Pick<OwnProcess, 'pid' | 'startTime'>,
+  { graceMs = stopTimeoutMs } = {},
+): Promise<void> {
   const deadline = performance.now() + graceMs;
   const isRunning = () => {
     const state = stateOf(pid);
@@ -123,7 +129,8 @@ export async function endProcess({ pid, startTime }: Pick<OwnProcess, 'pid' | 's
       process.kill(pid, name);
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
-      if (code !== 'ESRCH') throw new AppError('process_not_ended', { detail: `pid ${pid}: ${code}`, pid }, { cause: error });
+      if (code !== 'ESRCH')
+        throw new AppError('process_not_ended', { detail: `pid ${pid}: ${code}`, pid }, { cause: error });
     }
   };
   if (isRunning()) signal('SIGTERM');
@@ -157,7 +164,8 @@ export async function processesThatShow(matches: (words: readonly string[]) => b
     if (!matches(words)) continue;
     const uid = ownerOf(pid);
     const state = stateOf(pid);
-    if (uid !== undefined && state) found.push({ pid, uid, program: programOf(pid) ?? null, startTime: state.startTime });
+    if (uid !== undefined && state)
+      found.push({ pid, uid, program: programOf(pid) ?? null, startTime: state.startTime });
   }
   return found;
 }
@@ -205,7 +213,8 @@ async function openFiles(pid: number): Promise<string[]> {
   return Promise.all(descriptors.map((descriptor) => readlink(`/proc/${pid}/fd/${descriptor}`).catch(() => '')));
 }
 
-const processIds = async (): Promise<number[]> => (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
+const processIds = async (): Promise<number[]> =>
+  (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
 
 // One process is looked at by calls that wait: the kernel answers them from memory, and supervision asks every two seconds. A way through a thread costs ten times as much.
 

@@ -9,7 +9,13 @@ import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { RegistryHttp } from '@airdock/oci/registry-client/registry-http';
 import { freePort, isPortFree, tempDir, waitFor } from '@airdock/testing/servers';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { ProcessRegistryEngine, probeRegistry, type RegistryEngineOptions, registrySockets, storageUsage } from './process-engine.js';
+import {
+  ProcessRegistryEngine,
+  probeRegistry,
+  type RegistryEngineOptions,
+  registrySockets,
+  storageUsage,
+} from './process-engine.js';
 
 describe('ProcessRegistryEngine', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
@@ -79,13 +85,19 @@ describe('ProcessRegistryEngine', () => {
     await mkdir(join(odd, '_layers'), { recursive: true });
     await mkdir(join(folder.path, 'elsewhere/tags'), { recursive: true });
     await symlink(join(folder.path, 'elsewhere'), join(odd, '_manifests'));
-    expect((await engine.start()).repair).toEqual({ changed: [], failed: [expect.stringContaining('reached through a link')] });
+    expect((await engine.start()).repair).toEqual({
+      changed: [],
+      failed: [expect.stringContaining('reached through a link')],
+    });
     expect((await registry.headManifest('app', '1'))?.digest).toBe(digestOf(index));
   });
 
   it('is started by a script too, however long that takes to become the program, and says when it ends at once', async () => {
     const program = join(folder.path, 'registry.sh');
-    const script = (text: string) => writeFile(program, `#!/bin/sh\n[ "$1" = --version ] && exec docker-registry --version\n${text}\n`, { mode: 0o755 });
+    const script = (text: string) =>
+      writeFile(program, `#!/bin/sh\n[ "$1" = --version ] && exec docker-registry --version\n${text}\n`, {
+        mode: 0o755,
+      });
     options = { ...options, binary: program };
     await script('exec docker-registry "$@"');
     for (let round = 0; round < 5; round++) {
@@ -105,7 +117,9 @@ describe('ProcessRegistryEngine', () => {
     await writeFile(join(options.stateDir, 'front.process'), 'null');
     expect((await engine.start()).started).toEqual(['front']);
     await engine.stop();
-    const [readWrite, readOnly] = Object.values(registrySockets(options.socketDir)).map((address) => address.slice('unix:'.length)) as [string, string];
+    const [readWrite, readOnly] = Object.values(registrySockets(options.socketDir)).map((address) =>
+      address.slice('unix:'.length),
+    ) as [string, string];
     await rm(readWrite, { force: true });
     await rm(readOnly, { force: true });
     await symlink(join(folder.path, 'nothing'), readOnly);
@@ -161,16 +175,26 @@ describe('ProcessRegistryEngine', () => {
     const { started, frontError } = await engine.start();
     // Hosts need nothing on localhost.
     expect(started).toEqual(['readOnly', 'readWrite']);
-    expect(frontError).toMatchObject({ code: 'registry_port_taken', details: { port, detail: expect.stringContaining(`pid ${process.pid} of user`) } });
-    expect(await engine.squatters()).toMatchObject([{ port, pid: process.pid, uid: process.geteuid?.(), program: process.execPath }]);
+    expect(frontError).toMatchObject({
+      code: 'registry_port_taken',
+      details: { port, detail: expect.stringContaining(`pid ${process.pid} of user`) },
+    });
+    expect(await engine.squatters()).toMatchObject([
+      { port, pid: process.pid, uid: process.geteuid?.(), program: process.execPath },
+    ]);
     expect([(await engine.pids()).length, await engine.isHealthy()]).toEqual([2, false]);
     await new Promise((resolve) => other.close(resolve));
     expect((await engine.start()).started).toEqual(['front']);
-    await expect(new ProcessRegistryEngine({ ...options, binary: '/nowhere/registry' }).start()).rejects.toMatchObject({ code: 'registry_engine_missing' });
+    await expect(new ProcessRegistryEngine({ ...options, binary: '/nowhere/registry' }).start()).rejects.toMatchObject({
+      code: 'registry_engine_missing',
+    });
   });
 
   it('ends what writes through it when the fence goes up, also when it was killed while it did that, and keeps the fence where the registry cannot reach it', async () => {
-    const engine = new ProcessRegistryEngine({ ...options, front: { port: options.front?.port ?? 0, push: { username: 'a', passwordSha256: 'b' } } });
+    const engine = new ProcessRegistryEngine({
+      ...options,
+      front: { port: options.front?.port ?? 0, push: { username: 'a', passwordSha256: 'b' } },
+    });
     await engine.start();
     const [readWrite] = await engine.pids();
     await writeFile(join(options.stateDir, 'front/fence'), 'going up');
@@ -186,7 +210,8 @@ describe('ProcessRegistryEngine', () => {
 
   it('replaces a program that was changed where it lies', async () => {
     const program = join(folder.path, 'registry.sh');
-    const install = (comment: string) => writeFile(program, `#!/bin/sh\n# ${comment}\nexec docker-registry "$@"\n`, { mode: 0o755 });
+    const install = (comment: string) =>
+      writeFile(program, `#!/bin/sh\n# ${comment}\nexec docker-registry "$@"\n`, { mode: 0o755 });
     options = { ...options, binary: program };
     await install('one');
     await new ProcessRegistryEngine(options).start();
@@ -199,7 +224,10 @@ describe('ProcessRegistryEngine', () => {
     const config = join(options.stateDir, 'read-write.0123456789abcdef.yml');
     await mkdir(options.stateDir, { recursive: true, mode: 0o700 });
     const http = { addr: `127.0.0.1:${options.front?.port}` };
-    await writeFile(config, JSON.stringify({ version: '0.1', storage: { filesystem: { rootdirectory: options.storageDir } }, http }));
+    await writeFile(
+      config,
+      JSON.stringify({ version: '0.1', storage: { filesystem: { rootdirectory: options.storageDir } }, http }),
+    );
     const old = spawn('docker-registry', ['serve', config], { stdio: 'ignore', detached: true });
     const ended = new Promise((resolve) => old.once('exit', resolve));
     await waitFor(async () => (await probeRegistry(front())).ok, { what: 'the old registry to answer' });
@@ -210,7 +238,8 @@ describe('ProcessRegistryEngine', () => {
 
   it('keeps its secrets to its owner', async () => {
     await new ProcessRegistryEngine(options).start();
-    for (const name of await readdir(options.stateDir)) expect((await stat(join(options.stateDir, name))).mode & 0o077).toBe(0);
+    for (const name of await readdir(options.stateDir))
+      expect((await stat(join(options.stateDir, name))).mode & 0o077).toBe(0);
   });
 
   it('measures its storage, also when that is gone', async () => {

@@ -15,7 +15,15 @@ import { directFetch } from '@airdock/outbound/direct-fetch';
 import { stringify } from 'yaml';
 import { type Repair, repairRegistry } from '../folder/registry-repair.js';
 import { challengeHeader, type FrontConfiguration, proofHeader, proofOf } from './front.js';
-import { endProcess, type ForeignListener, foreignListeners, type OwnProcess, ProcessIdentity, processesThatShow, type ShownProcess } from './own-process.js';
+import {
+  endProcess,
+  type ForeignListener,
+  foreignListeners,
+  type OwnProcess,
+  ProcessIdentity,
+  processesThatShow,
+  type ShownProcess,
+} from './own-process.js';
 
 const run = promisify(execFile);
 
@@ -74,16 +82,21 @@ export class ProcessRegistryEngine {
    * With `isReadOnly` nothing writes to the storage, which must be there: the read-write instance is ended.
    * Throws `registry_engine_missing`, `registry_socket_taken`, `registry_start_failed`.
    */
-  async start(signal?: AbortSignal, { isReadOnly = false } = {}): Promise<{ started: Instance[]; repair: Repair; frontError: AppError | undefined }> {
+  async start(
+    signal?: AbortSignal,
+    { isReadOnly = false } = {},
+  ): Promise<{ started: Instance[]; repair: Repair; frontError: AppError | undefined }> {
     await this.version();
-    for (const folder of [this.options.stateDir, ...(isReadOnly ? [] : [this.options.storageDir])]) await mkdir(folder, { recursive: true, mode: 0o700 });
+    for (const folder of [this.options.stateDir, ...(isReadOnly ? [] : [this.options.storageDir])])
+      await mkdir(folder, { recursive: true, mode: 0o700 });
     if (!isReadOnly) await this.closeStorage();
     await this.prepareSocketDir();
     const started = new Map<Instance, string>();
     const repair: Repair = { changed: [], failed: [] };
     let frontError: AppError | undefined;
     // What an Airdock of before has started may have the front's port.
-    for (const instance of ['readOnly', 'readWrite'] as const) for (const found of await this.unmarkedProcesses(instance)) await endProcess(found);
+    for (const instance of ['readOnly', 'readWrite'] as const)
+      for (const found of await this.unmarkedProcesses(instance)) await endProcess(found);
     // Hosts pull while the storage is looked through, which takes seconds when there is much of it.
     if (isReadOnly) for (const found of await this.findProcesses('readWrite')) await endProcess(found);
     for (const instance of this.instances(isReadOnly)) {
@@ -93,7 +106,8 @@ export class ProcessRegistryEngine {
       await this.clearSocketPath(instance);
       if (instance === 'readWrite') {
         // Nobody else's registry may be at work there.
-        if (await this.isAnswering(instance)) throw new AppError('registry_socket_taken', { detail: this.sockets.readWrite });
+        if (await this.isAnswering(instance))
+          throw new AppError('registry_socket_taken', { detail: this.sockets.readWrite });
         // However it ended, and whoever ended it.
         Object.assign(repair, await repairRegistry(this.options.storageDir, signal));
       }
@@ -103,13 +117,16 @@ export class ProcessRegistryEngine {
       started.set(instance, version);
     }
     const front = started.get('front');
-    for (const [instance, version] of started) if (instance !== 'front') await this.waitUntilAnswering(instance, version, signal);
+    for (const [instance, version] of started)
+      if (instance !== 'front') await this.waitUntilAnswering(instance, version, signal);
     try {
       if (front !== undefined) await this.waitUntilAnswering('front', front, signal);
     } catch (error) {
       signal?.throwIfAborted();
       // Somebody was faster than it.
-      frontError = (await this.portError()) ?? (error instanceof AppError ? error : new AppError('registry_start_failed', {}, { cause: error }));
+      frontError =
+        (await this.portError()) ??
+        (error instanceof AppError ? error : new AppError('registry_start_failed', {}, { cause: error }));
       started.delete('front');
     }
     return { started: [...started.keys()], repair, frontError };
@@ -117,7 +134,9 @@ export class ProcessRegistryEngine {
 
   /** Stops all instances at once, and waits until they are gone. Idempotent. Throws `process_not_ended` for the first that stays. */
   async stop(options: { graceMs?: number } = {}): Promise<void> {
-    const found = (await Promise.all((Object.keys(fileNames) as Instance[]).map((instance) => this.findProcesses(instance)))).flat();
+    const found = (
+      await Promise.all((Object.keys(fileNames) as Instance[]).map((instance) => this.findProcesses(instance)))
+    ).flat();
     const ended = await Promise.allSettled(found.map((one) => endProcess(one, options)));
     for (const result of ended) if (result.status === 'rejected') throw result.reason;
   }
@@ -131,7 +150,9 @@ export class ProcessRegistryEngine {
 
   /** The process ids of the registry's two instances, of those that run: read-write first. */
   async pids(): Promise<number[]> {
-    return (await Promise.all((['readWrite', 'readOnly'] as const).map((instance) => this.findProcesses(instance)))).flat().map(({ pid }) => pid);
+    return (await Promise.all((['readWrite', 'readOnly'] as const).map((instance) => this.findProcesses(instance))))
+      .flat()
+      .map(({ pid }) => pid);
   }
 
   /** Who else listens on the front's port of localhost. */
@@ -142,10 +163,16 @@ export class ProcessRegistryEngine {
 
   /** Processes that show the arguments of our registry and are not ours. */
   async decoys(): Promise<ShownProcess[]> {
-    const shown = await processesThatShow((words) => words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))));
-    const identities = await Promise.all((['readWrite', 'readOnly'] as const).map((instance) => this.identityOf(instance)));
+    const shown = await processesThatShow((words) =>
+      words.some((word) => word.startsWith(join(this.options.stateDir, 'read-'))),
+    );
+    const identities = await Promise.all(
+      (['readWrite', 'readOnly'] as const).map((instance) => this.identityOf(instance)),
+    );
     const isOwn = async ({ pid }: ShownProcess) =>
-      (await Promise.all(identities.map((identity) => identity.versionOf(pid)))).some((version) => version !== undefined);
+      (await Promise.all(identities.map((identity) => identity.versionOf(pid)))).some(
+        (version) => version !== undefined,
+      );
     const own = await Promise.all(shown.map(isOwn));
     return shown.filter((_, index) => !own[index]);
   }
@@ -159,7 +186,8 @@ export class ProcessRegistryEngine {
     if (this.isFenced) return;
     await mkdir(this.frontDir, { recursive: true, mode: 0o700 });
     await writeFile(this.fenceFile, 'going up', { mode: 0o600 });
-    for (const instance of ['front', 'readWrite'] as const) for (const found of await this.findProcesses(instance)) await endProcess(found);
+    for (const instance of ['front', 'readWrite'] as const)
+      for (const found of await this.findProcesses(instance)) await endProcess(found);
     // Only now: whoever is killed in between ends them the next time.
     await writeFile(this.fenceFile, fenceIsUp);
   }
@@ -194,11 +222,17 @@ export class ProcessRegistryEngine {
   }
 
   private instances(isReadOnly: boolean): Instance[] {
-    return ['readOnly', ...(this.options.front ? ['front' as const] : []), ...(isReadOnly ? [] : ['readWrite' as const])];
+    return [
+      'readOnly',
+      ...(this.options.front ? ['front' as const] : []),
+      ...(isReadOnly ? [] : ['readWrite' as const]),
+    ];
   }
 
   private async identityOf(instance: Instance): Promise<ProcessIdentity> {
-    return new ProcessIdentity(join(this.options.stateDir, `${fileNames[instance]}.process`), await this.secret(), [process.geteuid?.() ?? 0]);
+    return new ProcessIdentity(join(this.options.stateDir, `${fileNames[instance]}.process`), await this.secret(), [
+      process.geteuid?.() ?? 0,
+    ]);
   }
 
   /** All processes of an instance, whatever moment Airdock was killed at. Looks at every process of the machine. */
@@ -214,7 +248,9 @@ export class ProcessRegistryEngine {
   private async unmarkedProcesses(instance: Instance): Promise<Pick<OwnProcess, 'pid' | 'startTime'>[]> {
     if (instance === 'front' || existsSync(join(this.options.stateDir, `${fileNames[instance]}.process`))) return [];
     const prefix = join(this.options.stateDir, `${fileNames[instance]}.`);
-    const shown = await processesThatShow((words) => words.some((word, at) => words[at - 1] === 'serve' && word.startsWith(prefix) && existsSync(word)));
+    const shown = await processesThatShow((words) =>
+      words.some((word, at) => words[at - 1] === 'serve' && word.startsWith(prefix) && existsSync(word)),
+    );
     return shown.filter(({ uid }) => uid === process.geteuid?.()).map(({ pid, startTime }) => ({ pid, startTime }));
   }
 
@@ -229,7 +265,9 @@ export class ProcessRegistryEngine {
     await mkdir(socketDir, { recursive: true, mode: 0o700 });
     const info = await lstat(socketDir);
     if (!info.isDirectory() || info.uid !== process.geteuid?.() || (info.mode & 0o077) !== 0)
-      throw new AppError('registry_socket_taken', { detail: `${socketDir} must be a folder of this user with mode 0700` });
+      throw new AppError('registry_socket_taken', {
+        detail: `${socketDir} must be a folder of this user with mode 0700`,
+      });
   }
 
   /** Nobody else goes into the storage: a registry that was taken over could leave a program there with its own user's rights for whoever starts it. */
@@ -250,7 +288,9 @@ export class ProcessRegistryEngine {
   private async configurationOf(instance: Instance): Promise<{ version: string; content: string }> {
     const content = instance === 'front' ? await this.frontConfiguration() : await this.registryConfiguration(instance);
     const files = instance === 'front' ? [process.execPath, ...frontFiles] : this.programFiles();
-    const stamps = await Promise.all(files.map((path) => stat(path).then(({ ino, size, mtimeMs }) => `${path} ${ino} ${size} ${mtimeMs}`)));
+    const stamps = await Promise.all(
+      files.map((path) => stat(path).then(({ ino, size, mtimeMs }) => `${path} ${ino} ${size} ${mtimeMs}`)),
+    );
     const all = JSON.stringify([content, stamps, this.commandOf(instance, '')]);
     return { content, version: createHash('sha256').update(all).digest('hex').slice(0, 16) };
   }
@@ -259,7 +299,11 @@ export class ProcessRegistryEngine {
     const { binary, socketDir, storageDir } = this.options;
     if (instance === 'front') {
       const readable = [process.execPath, ...frontFiles, socketDir, this.frontDir, configFile];
-      return inSandbox([process.execPath, ...frontFlags, frontFile, configFile], { readable, hasNetwork: true, endsWithParent: false });
+      return inSandbox([process.execPath, ...frontFlags, frontFile, configFile], {
+        readable,
+        hasNetwork: true,
+        endsWithParent: false,
+      });
     }
     const [readable, writable] = [
       [...this.programFiles(), configFile],
@@ -278,11 +322,17 @@ export class ProcessRegistryEngine {
         // No blob descriptor cache: it would go on answering for blobs that were collected or restored behind its back.
         maintenance: {
           // An upload that broke in the middle cannot be cancelled (distribution 2.8 answers BLOB_UPLOAD_INVALID): the registry sweeps it.
-          uploadpurging: instance === 'readOnly' ? { enabled: false } : { enabled: true, age: '24h', interval: '1h', dryrun: false },
+          uploadpurging:
+            instance === 'readOnly' ? { enabled: false } : { enabled: true, age: '24h', interval: '1h', dryrun: false },
           readonly: { enabled: instance === 'readOnly' },
         },
       },
-      http: { net: 'unix', addr: this.sockets[instance].slice('unix:'.length), relativeurls: true, secret: await this.secret() },
+      http: {
+        net: 'unix',
+        addr: this.sockets[instance].slice('unix:'.length),
+        relativeurls: true,
+        secret: await this.secret(),
+      },
       health: { storagedriver: { enabled: false } },
     });
   }
@@ -317,7 +367,12 @@ export class ProcessRegistryEngine {
     const child = spawn(program, args, {
       detached: true,
       stdio: ['ignore', log.fd, log.fd],
-      env: { PATH: process.env.PATH ?? '', HOME: stateDir, OTEL_TRACES_EXPORTER: 'none', ...identity.environment(version) },
+      env: {
+        PATH: process.env.PATH ?? '',
+        HOME: stateDir,
+        OTEL_TRACES_EXPORTER: 'none',
+        ...identity.environment(version),
+      },
     });
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);
@@ -327,21 +382,30 @@ export class ProcessRegistryEngine {
     child.unref();
     for (const name of await readdir(stateDir)) {
       const path = join(stateDir, name);
-      if (name.startsWith(`${fileNames[instance]}.`) && /\.(?:yml|json)$/.test(name) && path !== configFile) await rm(path);
+      if (name.startsWith(`${fileNames[instance]}.`) && /\.(?:yml|json)$/.test(name) && path !== configFile)
+        await rm(path);
     }
   }
 
   /** The process that was written down runs, sees the storage folder that is there now, and answers. */
-  private async isWell(instance: Instance, { version, isAsked = true }: { version?: string; isAsked?: boolean } = {}): Promise<boolean> {
+  private async isWell(
+    instance: Instance,
+    { version, isAsked = true }: { version?: string; isAsked?: boolean } = {},
+  ): Promise<boolean> {
     const recorded = await (await this.identityOf(instance)).recorded();
     if (!recorded || (version !== undefined && recorded.version !== version)) return false;
-    return (instance === 'front' || (await this.seesStorage(recorded.pid))) && (!isAsked || (await this.isAnswering(instance)));
+    return (
+      (instance === 'front' || (await this.seesStorage(recorded.pid))) &&
+      (!isAsked || (await this.isAnswering(instance)))
+    );
   }
 
   /** A sandbox goes on showing a folder that was removed, or the disk that was mounted there. */
   private async seesStorage(pid: number): Promise<boolean> {
     const { storageDir } = this.options;
-    const [here, there] = await Promise.all([storageDir, `/proc/${pid}/root${storageDir}`].map((path) => stat(path).catch(() => undefined)));
+    const [here, there] = await Promise.all(
+      [storageDir, `/proc/${pid}/root${storageDir}`].map((path) => stat(path).catch(() => undefined)),
+    );
     return here?.ino === there?.ino && here?.dev === there?.dev;
   }
 
@@ -349,9 +413,10 @@ export class ProcessRegistryEngine {
     if (instance !== 'front') return (await probeRegistry(this.sockets[instance])).ok;
     const { port, proofSecret } = JSON.parse(await this.frontConfiguration()) as FrontConfiguration;
     const challenge = randomBytes(16).toString('hex');
-    const answer = await directFetch(`http://127.0.0.1:${port}/v2/`, { headers: { [challengeHeader]: challenge }, signal: AbortSignal.timeout(2_000) }).catch(
-      () => undefined,
-    );
+    const answer = await directFetch(`http://127.0.0.1:${port}/v2/`, {
+      headers: { [challengeHeader]: challenge },
+      signal: AbortSignal.timeout(2_000),
+    }).catch(() => undefined);
     await answer?.body?.cancel();
     // Whatever else it answers: only our front can answer this.
     return answer?.headers.get(proofHeader) === proofOf(proofSecret, challenge);
@@ -365,7 +430,8 @@ export class ProcessRegistryEngine {
       // Not by its arguments: while a script becomes the program that it is for, a process has none.
       if (child && (child.exitCode ?? child.signalCode) !== null)
         throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process ended at once` });
-      if (Date.now() > deadline) throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process does not answer` });
+      if (Date.now() > deadline)
+        throw new AppError('registry_start_failed', { detail: `the ${fileNames[instance]} process does not answer` });
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
     // Not the child's id: what runs in a sandbox has another.
@@ -386,7 +452,11 @@ export class ProcessRegistryEngine {
       } catch (cause) {
         if (Date.now() > deadline) {
           const who = (await foreignListeners(port, undefined)).map(describe).join(', ');
-          return new AppError('registry_port_taken', { detail: `port ${port} on 127.0.0.1${who ? `: ${who}` : ''}`, port }, { cause });
+          return new AppError(
+            'registry_port_taken',
+            { detail: `port ${port} on 127.0.0.1${who ? `: ${who}` : ''}`, port },
+            { cause },
+          );
         }
         await new Promise((resolve) => setTimeout(resolve, 100));
       } finally {
@@ -398,7 +468,9 @@ export class ProcessRegistryEngine {
 
 /** A heap of this size is enough for what passes through. */
 const frontFlags = ['--max-old-space-size=64', '--max-semi-space-size=1'];
-const frontFile = fileURLToPath(new URL(import.meta.url.endsWith('.ts') ? './front.ts' : './front.js', import.meta.url));
+const frontFile = fileURLToPath(
+  new URL(import.meta.url.endsWith('.ts') ? './front.ts' : './front.js', import.meta.url),
+);
 /** With what says that it is a module. */
 const frontFiles = [frontFile, fileURLToPath(new URL('../../package.json', import.meta.url))];
 
@@ -407,14 +479,24 @@ export const describe = ({ pid, uid, program }: { pid: number | null; uid: numbe
   `${pid === null ? 'a process' : `pid ${pid}`} of user ${uid}${program ? ` (${program})` : ''}`;
 
 /** One `GET /v2/`: does a registry answer at this address, and how fast. Never throws. */
-export async function probeRegistry(address: string, timeoutMs = 2_000): Promise<{ ok: boolean; latencyMs: number; error?: string }> {
+export async function probeRegistry(
+  address: string,
+  timeoutMs = 2_000,
+): Promise<{ ok: boolean; latencyMs: number; error?: string }> {
   const started = performance.now();
   const http = new RegistryHttp(address, { timeoutMs });
   try {
-    const response = await http.send({ method: 'GET', path: '/v2/', signal: AbortSignal.timeout(timeoutMs) }, () => true);
+    const response = await http.send(
+      { method: 'GET', path: '/v2/', signal: AbortSignal.timeout(timeoutMs) },
+      () => true,
+    );
     await response.discard();
     const ok = response.status === 200 || response.status === 401;
-    return { ok, latencyMs: Math.round(performance.now() - started), ...(ok ? {} : { error: `status ${response.status}` }) };
+    return {
+      ok,
+      latencyMs: Math.round(performance.now() - started),
+      ...(ok ? {} : { error: `status ${response.status}` }),
+    };
   } catch (error) {
     const { cause, message } = error as Error & { cause?: { code?: string } };
     return { ok: false, latencyMs: Math.round(performance.now() - started), error: cause?.code ?? message };

@@ -107,7 +107,12 @@ async function linkOrFalse(from: string, to: string): Promise<boolean> {
  * Copies a large blob into `path`. What is there already was left by another process: it is hashed and continued, and when the whole turns out wrong the blob is
  * copied once more from its beginning.
  */
-async function copyVerified(reader: BlobReader, path: string, expected: Blob, options: Pick<PlaceOptions, 'signal' | 'onBytes'>): Promise<void> {
+async function copyVerified(
+  reader: BlobReader,
+  path: string,
+  expected: Blob,
+  options: Pick<PlaceOptions, 'signal' | 'onBytes'>,
+): Promise<void> {
   const found = Math.min((await stat(path).catch(() => undefined))?.size ?? 0, expected.size);
   // The last piece may be there in part.
   const start = found - (found % pieceBytes);
@@ -134,7 +139,8 @@ async function copyFrom(
   if (start > 0) await readPieces({ path, offset: 0, size: start }, look);
   const output = start > 0 ? await DirectFile.reopen(path, start) : await DirectFile.create(path);
   try {
-    if (reader.file) await output.appendFrom({ path: reader.file.path, offset: reader.file.offset + start, size: size - start }, look);
+    if (reader.file)
+      await output.appendFrom({ path: reader.file.path, offset: reader.file.offset + start, size: size - start }, look);
     else {
       let count = start;
       for await (const chunk of reader.open({ start })) {
@@ -150,7 +156,12 @@ async function copyFrom(
   }
 }
 
-async function copySmall(reader: BlobReader, path: string, expected: Blob, onBytes?: (count: number) => void): Promise<void> {
+async function copySmall(
+  reader: BlobReader,
+  path: string,
+  expected: Blob,
+  onBytes?: (count: number) => void,
+): Promise<void> {
   const chunks: Buffer[] = [];
   let count = 0;
   for await (const chunk of reader.open()) {
@@ -165,7 +176,10 @@ async function copySmall(reader: BlobReader, path: string, expected: Blob, onByt
 }
 
 const tooMany = (count: number, { digest, size }: Blob) =>
-  new AppError('digest_mismatch', { detail: `a blob has ${count} bytes at least, not ${size} as ${digest}`, expected: digest });
+  new AppError('digest_mismatch', {
+    detail: `a blob has ${count} bytes at least, not ${size} as ${digest}`,
+    expected: digest,
+  });
 
 function expectContent(actual: Digest, written: number, { digest, size }: Blob): void {
   if (actual === digest && written === size) return;

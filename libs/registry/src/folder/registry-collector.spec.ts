@@ -7,7 +7,15 @@ import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { type Descriptor, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
 import { openBundle } from '@airdock/oci/bundle/bundle';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
-import { addArtifact, buildDockerArchive, buildOciArchive, buildOciLayout, makeImage, makeIndex, type TestImage } from '@airdock/testing/bundles';
+import {
+  addArtifact,
+  buildDockerArchive,
+  buildOciArchive,
+  buildOciLayout,
+  makeImage,
+  makeIndex,
+  type TestImage,
+} from '@airdock/testing/bundles';
 import { startRegistry, type TempDir, type TestRegistry, tempDir } from '@airdock/testing/servers';
 import { spawnSource } from '@airdock/testing/source-process';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -44,7 +52,9 @@ afterEach(async () => {
 const tree = () => join(server.storageDir, 'docker/registry/v2');
 const blobFile = (digest: string) => join(tree(), 'blobs/sha256', digest.slice(7, 9), digest.slice(7), 'data');
 const files = async (folder = tree()) =>
-  (await readdir(folder, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  (await readdir(folder, { recursive: true, withFileTypes: true }))
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name));
 
 /** Everything was pushed so long ago. */
 async function age(hours = 3): Promise<void> {
@@ -68,7 +78,10 @@ async function collect(more: Partial<SweepOptions> = {}): Promise<Garbage> {
 }
 
 /** Pushes a bundle as Airdock does: every image under its name below `repository`, or the repositories of its own name. */
-async function push(file: string, { placed = false, names }: { placed?: boolean; names?: string[] } = {}): Promise<Digest[]> {
+async function push(
+  file: string,
+  { placed = false, names }: { placed?: boolean; names?: string[] } = {},
+): Promise<Digest[]> {
   await using source = await openBundle(file, { workDir: join(dir.path, 'work') });
   const id = placed ? await RegistryStorage.enable(server.storageDir, registry) : undefined;
   const storage = id ? await RegistryStorage.open({ folder: server.storageDir, id }) : undefined;
@@ -135,13 +148,20 @@ class DockerPush {
 
   async blobs(): Promise<void> {
     const { config, configDigest, layers } = this.image;
-    for (const [digest, bytes] of [[configDigest, config] as const, ...layers.map((layer) => [layer.digest, layer.gzip] as const)]) {
+    for (const [digest, bytes] of [
+      [configDigest, config] as const,
+      ...layers.map((layer) => [layer.digest, layer.gzip] as const),
+    ]) {
       const url = `${server.url}/v2/${this.repository}/blobs`;
       if ((await fetch(`${url}/${digest}`, { method: 'HEAD' })).ok) continue;
       const location = (await fetch(`${url}/uploads/`, { method: 'POST' })).headers.get('location') ?? '';
       const target = new URL(location, server.url);
       target.searchParams.set('digest', digest);
-      const put = await fetch(target, { method: 'PUT', body: new Uint8Array(bytes), headers: { 'content-type': 'application/octet-stream' } });
+      const put = await fetch(target, {
+        method: 'PUT',
+        body: new Uint8Array(bytes),
+        headers: { 'content-type': 'application/octet-stream' },
+      });
       if (put.status !== 201) throw new Error(`the upload was answered with ${put.status}`);
     }
   }
@@ -162,7 +182,10 @@ class DockerPush {
 async function replaced(name = 'app:1'): Promise<{ old: TestImage; oldDigest: Digest; digest: Digest }> {
   const old = await makeImage({ name: [], layers: [base, { randomBytes: 200_000, seed: `old ${name}` }] });
   const oldDigest = await pushImage(old, name);
-  const digest = await pushImage(await makeImage({ name: [], layers: [base, { randomBytes: 100_000, seed: `new ${name}` }] }), name);
+  const digest = await pushImage(
+    await makeImage({ name: [], layers: [base, { randomBytes: 100_000, seed: `new ${name}` }] }),
+    name,
+  );
   await age();
   return { old, oldDigest, digest };
 }
@@ -174,8 +197,14 @@ describe('a collection', () => {
     const oldLayer = old.layers[1];
     // Manifest, configuration and one of the two layers, which also have links; the tag knew the manifest as well.
     expect(estimate).toMatchObject({ blobs: 3, revisions: 1, links: 3, uploads: 0 });
-    expect(estimate.largest[0]).toEqual({ repository: 'app', digest: oldLayer?.digest, bytes: oldLayer?.gzip.byteLength });
-    expect(estimate.repositories).toEqual([{ repository: 'app', bytes: estimate.bytes, revisions: 1, links: 3, uploads: 0 }]);
+    expect(estimate.largest[0]).toEqual({
+      repository: 'app',
+      digest: oldLayer?.digest,
+      bytes: oldLayer?.gzip.byteLength,
+    });
+    expect(estimate.repositories).toEqual([
+      { repository: 'app', bytes: estimate.bytes, revisions: 1, links: 3, uploads: 0 },
+    ]);
     expect(await isThere(oldLayer?.digest ?? '')).toBe(true);
     expect(await collect()).toEqual(estimate);
     expect(await pull('app:1')).toBe(digest);
@@ -183,13 +212,24 @@ describe('a collection', () => {
     expect(await registry.headBlob('app', oldLayer?.digest as Digest)).toBeUndefined();
     for (const gone of [oldDigest, old.configDigest, oldLayer?.digest ?? '']) expect(await isThere(gone)).toBe(false);
     expect(await left()).toEqual([]);
-    expect(await collector.estimate(options())).toMatchObject({ blobs: 0, bytes: 0, revisions: 0, links: 0, uploads: 0, repositories: [] });
+    expect(await collector.estimate(options())).toMatchObject({
+      blobs: 0,
+      bytes: 0,
+      revisions: 0,
+      links: 0,
+      uploads: 0,
+      repositories: [],
+    });
   });
 
   it('keeps every child of a tagged index, and frees an index and its other children when only one child has a tag', async () => {
     const images = await Promise.all(
       ['amd64', 'arm64'].map((architecture) =>
-        makeImage({ name: [], layers: [base, { randomBytes: 9000, seed: architecture }], platform: { os: 'linux', architecture } }),
+        makeImage({
+          name: [],
+          layers: [base, { randomBytes: 9000, seed: architecture }],
+          platform: { os: 'linux', architecture },
+        }),
       ),
     );
     const [file, other] = [join(dir.path, 'index.tar'), join(dir.path, 'other.tar')];
@@ -214,7 +254,11 @@ describe('a collection', () => {
   it('keeps referrers with their subject, lists of referrers and signatures by their tags, and frees referrers with their subject', async () => {
     const folder = join(dir.path, 'layout');
     const [root] = await buildOciLayout(folder, [await makeImage({ name: 'reg.site/app:1', layers: [base] })]);
-    const sbom = await addArtifact(folder, { type: 'application/spdx+json', text: 'parts', subject: root as Descriptor });
+    const sbom = await addArtifact(folder, {
+      type: 'application/spdx+json',
+      text: 'parts',
+      subject: root as Descriptor,
+    });
     const proof = await addArtifact(folder, { type: 'application/x-proof', text: 'signed parts', subject: sbom });
     const content = (digest: string) => readFile(join(folder, 'blobs/sha256', digest.slice(7)));
     await push(folder);
@@ -263,7 +307,11 @@ describe('a collection', () => {
     await utimes(revision, new Date(), new Date());
     expect(await collect()).toMatchObject({ blobs: 0, revisions: 0, links: 0 });
     await age();
-    await utimes(join(tree(), `repositories/other/_layers/sha256/${old.layers[1]?.digest.slice(7)}/link`), new Date(), new Date());
+    await utimes(
+      join(tree(), `repositories/other/_layers/sha256/${old.layers[1]?.digest.slice(7)}/link`),
+      new Date(),
+      new Date(),
+    );
     // The layer stays for the one who mounted it.
     expect(await collect()).toMatchObject({ revisions: 1, blobs: 4 });
     expect(await isThere(old.layers[1]?.digest ?? '')).toBe(true);
@@ -275,7 +323,9 @@ describe('a collection', () => {
     { how: 'into its folder', placed: true },
   ])('lets the image be pushed again $how, and pulled', async ({ placed }) => {
     const file = join(dir.path, 'again.tar');
-    await buildOciArchive(file, [await makeImage({ name: 'reg.site/again:1', layers: [base, { randomBytes: 50_000 }] })]);
+    await buildOciArchive(file, [
+      await makeImage({ name: 'reg.site/again:1', layers: [base, { randomBytes: 50_000 }] }),
+    ]);
     const [digest] = await push(file, { placed });
     await registry.deleteTag('again', '1');
     await age();
@@ -288,7 +338,11 @@ describe('a collection', () => {
     const file = join(dir.path, 'saved.tar');
     await buildDockerArchive(
       file,
-      await Promise.all(['a', 'b'].map((name) => makeImage({ name: `reg.site/${name}:1`, layers: [{ randomBytes: 2_000_000, seed: name }] }))),
+      await Promise.all(
+        ['a', 'b'].map((name) =>
+          makeImage({ name: `reg.site/${name}:1`, layers: [{ randomBytes: 2_000_000, seed: name }] }),
+        ),
+      ),
     );
     const digests = await push(file, { placed: true });
     const cache = join(dir.path, 'work/layers');
@@ -323,7 +377,8 @@ describe('a collection', () => {
   });
 
   it('removes uploads that nobody has sent anything to for a week, but for those that someone has open', async () => {
-    const begin = async () => (await fetch(`${server.url}/v2/app/blobs/uploads/`, { method: 'POST' })).headers.get('docker-upload-uuid') ?? '';
+    const begin = async () =>
+      (await fetch(`${server.url}/v2/app/blobs/uploads/`, { method: 'POST' })).headers.get('docker-upload-uuid') ?? '';
     const [abandoned, written, recent] = [await begin(), await begin(), await begin()];
     await age(24 * 8);
     const folder = join(tree(), 'repositories/app/_uploads');
@@ -342,7 +397,10 @@ describe('a collection', () => {
     const bytes = await readFile(blobFile(digest));
     await truncate(blobFile(digest), 20);
     await age();
-    await expect(collect()).rejects.toMatchObject({ code: 'registry_damaged', details: { damaged: [expect.stringContaining(`app:1: ${digest}`)] } });
+    await expect(collect()).rejects.toMatchObject({
+      code: 'registry_damaged',
+      details: { damaged: [expect.stringContaining(`app:1: ${digest}`)] },
+    });
     await expect(collector.estimate(options())).rejects.toMatchObject({ code: 'registry_damaged' });
     await writeFile(blobFile(digest), bytes);
     await writeFile(join(tree(), 'repositories/app/_manifests/tags/1/current/link'), 'nonsense');
@@ -382,7 +440,10 @@ describe('a collection', () => {
       const { oldDigest } = await replaced();
       const before = (await files()).sort();
       const stop = new AbortController();
-      const sweep = collect({ signal: stop.signal, onStep: (done) => void (done === step && stop.abort(new AppError('job_cancelled'))) });
+      const sweep = collect({
+        signal: stop.signal,
+        onStep: (done) => void (done === step && stop.abort(new AppError('job_cancelled'))),
+      });
       if (steps.indexOf(step) < steps.indexOf('condemned')) {
         await expect(sweep).rejects.toMatchObject({ code: 'job_cancelled' });
         expect((await files()).sort()).toEqual(before);
@@ -399,8 +460,10 @@ describe('what a registry that was taken over has put where collections set thin
   const garbage = () => join(server.storageDir, 'airdock-garbage');
   it.each(['', 'aside', 'condemned'])('leads nobody elsewhere: airdock-garbage/%s', async (name) => {
     const outside = join(dir.path, 'outside');
-    for (const path of ['empty', 'aside/empty', 'condemned/empty']) await mkdir(join(outside, path), { recursive: true });
-    for (const path of ['secrets.key', 'aside/secrets.key', 'condemned/secrets.key']) await writeFile(join(outside, path), '');
+    for (const path of ['empty', 'aside/empty', 'condemned/empty'])
+      await mkdir(join(outside, path), { recursive: true });
+    for (const path of ['secrets.key', 'aside/secrets.key', 'condemned/secrets.key'])
+      await writeFile(join(outside, path), '');
     const before = await readdir(outside, { recursive: true });
     if (name) await mkdir(garbage());
     await symlink(outside, join(garbage(), name));
@@ -410,47 +473,55 @@ describe('what a registry that was taken over has put where collections set thin
     expect(await collector.hasLeftovers()).toBe(false);
   });
 
-  it.each(['', 'null', '{"freed":{}}', '{"id":1}'])('is no record of a sweep, and keeps the next one from nothing: %j', async (text) => {
-    await mkdir(join(garbage(), 'condemned'), { recursive: true });
-    await writeFile(join(garbage(), 'condemned/sweep.json'), text);
-    const seen: unknown[] = [];
-    await collector.recover(async (sweep) => void seen.push(sweep));
-    expect([seen, await collector.hasLeftovers()]).toEqual([[], false]);
-  });
+  it.each(['', 'null', '{"freed":{}}', '{"id":1}'])(
+    'is no record of a sweep, and keeps the next one from nothing: %j',
+    async (text) => {
+      await mkdir(join(garbage(), 'condemned'), { recursive: true });
+      await writeFile(join(garbage(), 'condemned/sweep.json'), text);
+      const seen: unknown[] = [];
+      await collector.recover(async (sweep) => void seen.push(sweep));
+      expect([seen, await collector.hasLeftovers()]).toEqual([[], false]);
+    },
+  );
 });
 
 describe('a push beside a collection', () => {
   const cases = steps.flatMap((from, index) => steps.slice(index).map((to) => ({ from, to })));
 
-  it.each(cases)('that looks for its blobs after $from and sends its manifest after $to ends complete, or refused', async ({ from, to }) => {
-    const { old, oldDigest, digest } = await replaced();
-    const docker = new DockerPush(old, 'app');
-    let answer: { status: number; code?: string } | undefined;
-    await collect({
-      onStep: async (step) => {
-        if (step === from) await docker.blobs();
-        if (step === to) answer = await docker.manifest('again');
-      },
-    });
-    if (answer?.status !== 201) {
-      expect(answer).toEqual({ status: 400, code: 'MANIFEST_BLOB_UNKNOWN' });
-      await docker.blobs();
-      expect((await docker.manifest('again')).status).toBe(201);
-    }
-    expect(await pull('app:again')).toBe(oldDigest);
-    expect(await pull('app:1')).toBe(digest);
-    await age();
-    await collect();
-    expect(await pull('app:again')).toBe(oldDigest);
-    expect(await left()).toEqual([]);
-  });
+  it.each(cases)(
+    'that looks for its blobs after $from and sends its manifest after $to ends complete, or refused',
+    async ({ from, to }) => {
+      const { old, oldDigest, digest } = await replaced();
+      const docker = new DockerPush(old, 'app');
+      let answer: { status: number; code?: string } | undefined;
+      await collect({
+        onStep: async (step) => {
+          if (step === from) await docker.blobs();
+          if (step === to) answer = await docker.manifest('again');
+        },
+      });
+      if (answer?.status !== 201) {
+        expect(answer).toEqual({ status: 400, code: 'MANIFEST_BLOB_UNKNOWN' });
+        await docker.blobs();
+        expect((await docker.manifest('again')).status).toBe(201);
+      }
+      expect(await pull('app:again')).toBe(oldDigest);
+      expect(await pull('app:1')).toBe(digest);
+      await age();
+      await collect();
+      expect(await pull('app:again')).toBe(oldDigest);
+      expect(await left()).toEqual([]);
+    },
+  );
 
   it('is refused only when it relied on what was unlinked', async () => {
     const { old } = await replaced();
     const docker = new DockerPush(old, 'app');
     const answers: unknown[] = [];
     await docker.blobs();
-    await collect({ onStep: async (step) => void (step === 'unlinked' && answers.push(await docker.manifest('again'))) });
+    await collect({
+      onStep: async (step) => void (step === 'unlinked' && answers.push(await docker.manifest('again'))),
+    });
     expect(answers).toEqual([{ status: 400, code: 'MANIFEST_BLOB_UNKNOWN' }]);
   });
 
@@ -507,7 +578,8 @@ describe('a collection whose process was killed', () => {
     const freed = await collect();
     expect(freed).toMatchObject(isSetAside ? expected : { blobs: 0, bytes: 0 });
     expect(await pull('app:1')).toBe(digest);
-    for (const gone of [oldDigest, old.configDigest, old.layers[1]?.digest ?? '']) expect(await isThere(gone)).toBe(false);
+    for (const gone of [oldDigest, old.configDigest, old.layers[1]?.digest ?? ''])
+      expect(await isThere(gone)).toBe(false);
   });
 });
 
@@ -526,7 +598,10 @@ describe('a collection on a disk that is full', () => {
   /** Garbage in eight repositories, and an image that stays. */
   const garbage = async () => {
     for (let index = 0; index < 8; index++) {
-      await pushImage(await makeImage({ name: [], layers: [{ randomBytes: 50_000, seed: `old ${index}` }] }), `team-${index}/app:1`);
+      await pushImage(
+        await makeImage({ name: [], layers: [{ randomBytes: 50_000, seed: `old ${index}` }] }),
+        `team-${index}/app:1`,
+      );
       await registry.deleteTag(`team-${index}/app`, '1');
     }
     const kept = await pushImage(await makeImage({ name: [], layers: [base] }), 'kept:1');
@@ -535,8 +610,13 @@ describe('a collection on a disk that is full', () => {
   };
   /** Leaves so many files to be made. */
   const leave = async (count: number) => {
-    await run('sh', ['-c', 'mkdir "$0/full"; i=0; while true >"$0/full/$i"; do i=$((i+1)); done', server.storageDir]).catch(() => undefined);
-    for (const name of (await readdir(join(server.storageDir, 'full'))).slice(0, count)) await rm(join(server.storageDir, 'full', name));
+    await run('sh', [
+      '-c',
+      'mkdir "$0/full"; i=0; while true >"$0/full/$i"; do i=$((i+1)); done',
+      server.storageDir,
+    ]).catch(() => undefined);
+    for (const name of (await readdir(join(server.storageDir, 'full'))).slice(0, count))
+      await rm(join(server.storageDir, 'full', name));
   };
 
   it.each([18, 40, 80])('frees as much at a time as there are files for: %i', async (count) => {
@@ -552,7 +632,8 @@ describe('a collection on a disk that is full', () => {
       isPartial = sweep.isPartial;
     }
     expect(sweeps.length).toBeGreaterThan(1);
-    for (const what of ['blobs', 'bytes', 'revisions', 'links'] as const) expect(sweeps.reduce((sum, freed) => sum + freed[what], 0)).toBe(estimate[what]);
+    for (const what of ['blobs', 'bytes', 'revisions', 'links'] as const)
+      expect(sweeps.reduce((sum, freed) => sum + freed[what], 0)).toBe(estimate[what]);
     expect(await pull('kept:1')).toBe(kept);
     expect(await left()).toEqual([]);
     expect(await collector.estimate(options())).toMatchObject({ blobs: 0, revisions: 0, links: 0 });

@@ -13,7 +13,15 @@ import type { ManifestReferences } from '@airdock/core/oci/manifest';
 import { diskError, syncFolder, writeDurably } from '@airdock/disk/files/durable-file';
 import { LayerCache } from '@airdock/oci/compression/layer-cache';
 import { z } from 'zod';
-import { folderNames, isGone, listFolder, listRepositoryFolders, readFileOrGone, registryRoot, statOrGone } from './registry-layout.js';
+import {
+  folderNames,
+  isGone,
+  listFolder,
+  listRepositoryFolders,
+  readFileOrGone,
+  registryRoot,
+  statOrGone,
+} from './registry-layout.js';
 import { type GarbageItem, type Survey, surveyRegistry } from './registry-survey.js';
 
 /** As long as a request that the registry had begun to answer before a link went may take. */
@@ -108,14 +116,16 @@ export class RegistryCollector {
     const sweep = await this.#readSweep();
     if (sweep) await onSwept(sweep);
     await rm(this.#condemned, { recursive: true, force: true });
-    if (sweep) await this.#removeEmptyRepositories(new Set(sweep.freed.repositories.map(({ repository }) => repository)));
+    if (sweep)
+      await this.#removeEmptyRepositories(new Set(sweep.freed.repositories.map(({ repository }) => repository)));
     for (const path of await this.#listAside()) await this.#bringBack(path);
     await this.#removeAside();
   }
 
   /** A registry that was taken over could have us tidy up anywhere. What it makes of them later is seen where folders are listed. */
   async #removeLinks(): Promise<void> {
-    for (const folder of [dirname(this.#aside), this.#aside, this.#condemned]) if ((await statOrGone(folder))?.isDirectory() === false) await rm(folder);
+    for (const folder of [dirname(this.#aside), this.#aside, this.#condemned])
+      if ((await statOrGone(folder))?.isDirectory() === false) await rm(folder);
   }
 
   /** Undefined when there is none, or it is not one of ours: the registry can write here too. */
@@ -209,7 +219,11 @@ export class RegistryCollector {
     }
   }
 
-  async #survey({ needed, uploadMs, signal }: CollectOptions, since: Date, known: Map<Digest, ManifestReferences>): Promise<Survey> {
+  async #survey(
+    { needed, uploadMs, signal }: CollectOptions,
+    since: Date,
+    known: Map<Digest, ManifestReferences>,
+  ): Promise<Survey> {
     await mkdir(this.storageDir, { recursive: true });
     return surveyRegistry(this.storageDir, {
       youngSince: since,
@@ -264,7 +278,12 @@ export class RegistryCollector {
   async #listAside(): Promise<string[]> {
     const found: string[] = [];
     const visit = async (path: string): Promise<void> => {
-      if (/^blobs\/sha256\/..\/.|\/_uploads\/.|\/_layers\/sha256\/.|\/_manifests\/(?:revisions|tags\/[^/]+\/index)\/sha256\/./.test(path)) found.push(path);
+      if (
+        /^blobs\/sha256\/..\/.|\/_uploads\/.|\/_layers\/sha256\/.|\/_manifests\/(?:revisions|tags\/[^/]+\/index)\/sha256\/./.test(
+          path,
+        )
+      )
+        found.push(path);
       else for (const name of await folderNames(join(this.#aside, path))) await visit(path ? `${path}/${name}` : name);
     };
     await visit('');
@@ -276,7 +295,8 @@ export class RegistryCollector {
   /** Whatever is still in there stays: nobody may lose it. */
   async #removeAside(): Promise<void> {
     // Of a sweep that was almost condemned: its record, whole or in part.
-    for (const entry of await listFolder(this.#aside)) if (!entry.isDirectory()) await rm(join(this.#aside, entry.name), { force: true });
+    for (const entry of await listFolder(this.#aside))
+      if (!entry.isDirectory()) await rm(join(this.#aside, entry.name), { force: true });
     await removeEmptyFolders(this.#aside);
     await removeEmptyFolders(dirname(this.#aside));
   }
@@ -314,7 +334,8 @@ export class RegistryCollector {
       const folder = join(root, 'repositories', repository);
       if (await hasFiles(folder)) continue;
       await removeEmptyFolders(folder);
-      for (let parent = dirname(folder); parent !== join(root, 'repositories'); parent = dirname(parent)) if (!(await removeFolder(parent))) break;
+      for (let parent = dirname(folder); parent !== join(root, 'repositories'); parent = dirname(parent))
+        if (!(await removeFolder(parent))) break;
     }
   }
 }
@@ -338,10 +359,12 @@ const youngSince = ({ protectMs }: CollectOptions): Date => new Date(Date.now() 
 const contentOf = (path: string): string => (/^blobs\/|\/_uploads\//.test(path) ? 'data' : 'link');
 
 /** Of a folder that has something in it already. */
-const isTaken = (error: unknown): boolean => ['ENOTEMPTY', 'EEXIST'].includes((error as NodeJS.ErrnoException).code ?? '');
+const isTaken = (error: unknown): boolean =>
+  ['ENOTEMPTY', 'EEXIST'].includes((error as NodeJS.ErrnoException).code ?? '');
 
 async function hasFiles(folder: string): Promise<boolean> {
-  for (const entry of await listFolder(folder)) if (!entry.isDirectory() || (await hasFiles(join(folder, entry.name)))) return true;
+  for (const entry of await listFolder(folder))
+    if (!entry.isDirectory() || (await hasFiles(join(folder, entry.name)))) return true;
   return false;
 }
 

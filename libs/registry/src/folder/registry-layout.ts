@@ -16,17 +16,21 @@ const withoutLinks = [rootPath, '/airdock-garbage'];
 export const registryRoot = (storageDir: string): string => join(storageDir, rootPath);
 
 /** Folder of a blob; its bytes are in `data`. */
-export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest).slice(0, 2)}/${digestHex(digest)}`;
+export const blobPath = (digest: Digest): string =>
+  `blobs/sha256/${digestHex(digest).slice(0, 2)}/${digestHex(digest)}`;
 /** Folder of the link that makes a blob part of a repository. */
-export const layerPath = (repository: string, digest: Digest): string => `${layersPath(repository)}/${digestHex(digest)}`;
+export const layerPath = (repository: string, digest: Digest): string =>
+  `${layersPath(repository)}/${digestHex(digest)}`;
 export const layersPath = (repository: string): string => `repositories/${repository}/_layers/sha256`;
 /** Folder of the link that makes a manifest one of a repository. */
-export const revisionPath = (repository: string, digest: Digest): string => `${revisionsPath(repository)}/${digestHex(digest)}`;
+export const revisionPath = (repository: string, digest: Digest): string =>
+  `${revisionsPath(repository)}/${digestHex(digest)}`;
 export const revisionsPath = (repository: string): string => `repositories/${repository}/_manifests/revisions/sha256`;
 /** Folder of a tag: what it leads to is in `current/link`, what it ever led to below `index/sha256`. */
 export const tagPath = (repository: string, tag: string): string => `repositories/${repository}/_manifests/tags/${tag}`;
 /** Folder of the link that says that a tag once led to a manifest. */
-export const historyPath = (repository: string, tag: string, digest: Digest): string => `${historiesPath(repository, tag)}/${digestHex(digest)}`;
+export const historyPath = (repository: string, tag: string, digest: Digest): string =>
+  `${historiesPath(repository, tag)}/${digestHex(digest)}`;
 export const historiesPath = (repository: string, tag: string): string => `${tagPath(repository, tag)}/index/sha256`;
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
@@ -37,7 +41,8 @@ export const uploadsPath = (repository: string): string => `repositories/${repos
 export async function listFolder(path: string): Promise<Dirent[]> {
   try {
     const start = withoutLinks.map((folder) => path.indexOf(folder)).find((at) => at >= 0);
-    if (start !== undefined && !(await realpath(path)).endsWith(path.slice(start).replace(/\/$/, ''))) throw new Error(`${path} is reached through a link`);
+    if (start !== undefined && !(await realpath(path)).endsWith(path.slice(start).replace(/\/$/, '')))
+      throw new Error(`${path} is reached through a link`);
     return await readdir(path, { withFileTypes: true });
   } catch (error) {
     if (isGone(error)) return [];
@@ -45,7 +50,8 @@ export async function listFolder(path: string): Promise<Dirent[]> {
   }
 }
 
-export const folderNames = async (path: string): Promise<string[]> => (await listFolder(path)).filter((entry) => entry.isDirectory()).map(({ name }) => name);
+export const folderNames = async (path: string): Promise<string[]> =>
+  (await listFolder(path)).filter((entry) => entry.isDirectory()).map(({ name }) => name);
 
 /** The digests that folders below `path` are named after. */
 export const listDigests = async (path: string): Promise<Digest[]> =>
@@ -60,13 +66,18 @@ export async function listRepositoryFolders(root: string, parent = ''): Promise<
   return found;
 }
 
-export const isGone = (error: unknown): boolean => ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
+export const isGone = (error: unknown): boolean =>
+  ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
 
 /** What a storage folder cannot be read with is said with its path: `registry_storage_unreadable`. Errors of Airdock stay. */
 const unreadable = (error: unknown, path: string): unknown =>
   error instanceof AppError
     ? error
-    : new AppError('registry_storage_unreadable', { detail: `${path}: ${(error as NodeJS.ErrnoException).code ?? 'unknown error'}` }, { cause: error });
+    : new AppError(
+        'registry_storage_unreadable',
+        { detail: `${path}: ${(error as NodeJS.ErrnoException).code ?? 'unknown error'}` },
+        { cause: error },
+      );
 
 /** As `lstat`; undefined when there is no such file, or not any more. A registry makes neither links nor pipes nor devices, so one that is taken for a file is refused when it is read. */
 export async function statOrGone(path: string) {
@@ -112,7 +123,8 @@ export async function readFileOrGone(storageDir: string, path: string): Promise<
   try {
     for await (const chunk of readRegularFile(path, { inside: storageDir, code: 'registry_damaged' })) {
       size += chunk.byteLength;
-      if (size > maxFileBytes) throw new AppError('registry_damaged', { detail: `${path} has more than ${maxFileBytes} bytes` });
+      if (size > maxFileBytes)
+        throw new AppError('registry_damaged', { detail: `${path} has more than ${maxFileBytes} bytes` });
       chunks.push(chunk);
     }
   } catch (error) {

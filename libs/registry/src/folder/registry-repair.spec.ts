@@ -39,7 +39,12 @@ async function tree(): Promise<Map<string, string>> {
   const entries = (await readdir(root(), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
   const paths = entries.map((entry) => join(entry.parentPath, entry.name)).sort();
   return new Map(
-    await Promise.all(paths.map(async (path) => [relative(root(), path), path.endsWith('/data') ? 'data' : await readFile(path, 'utf8')] as const)),
+    await Promise.all(
+      paths.map(
+        async (path) =>
+          [relative(root(), path), path.endsWith('/data') ? 'data' : await readFile(path, 'utf8')] as const,
+      ),
+    ),
   );
 }
 
@@ -49,7 +54,12 @@ async function push(seed: string): Promise<Digest> {
   await buildOciArchive(file, [await makeImage({ name: 'reg.site/app:1', layers: [{ randomBytes: 50_000, seed }] })]);
   await using source = await openBundle(file, { workDir: join(dir.path, 'work') });
   const retry = { attempts: 3, delayMs: 1 };
-  const [copied] = await copyImages({ source, images: source.images.map((image) => ({ image, names: [{ repository: 'app', tag: '1' }] })), registry, retry });
+  const [copied] = await copyImages({
+    source,
+    images: source.images.map((image) => ({ image, names: [{ repository: 'app', tag: '1' }] })),
+    registry,
+    retry,
+  });
   if (copied?.error) throw copied.error;
   return copied?.digest ?? digestOf('');
 }
@@ -71,7 +81,8 @@ async function repaired(): Promise<string[]> {
   return changed;
 }
 
-const isPulled = async (reference: string) => (await registry.headManifest('app', reference).catch(() => undefined))?.digest;
+const isPulled = async (reference: string) =>
+  (await registry.headManifest('app', reference).catch(() => undefined))?.digest;
 
 describe('repairRegistry', () => {
   it('follows no link that a registry which was taken over has put into its folder: it neither writes nor removes elsewhere', async () => {
@@ -79,7 +90,12 @@ describe('repairRegistry', () => {
     const outside = join(dir.path, 'outside');
     const folders = ['home/alice', 'tags/empty/current', 'uploads/11111111-1111-4111-8111-111111111111'];
     for (const folder of folders) await mkdir(join(outside, folder), { recursive: true });
-    const files = ['home/alice/letter', 'tags/empty/current/link', 'uploads/11111111-1111-4111-8111-111111111111/startedat', 'victim'];
+    const files = [
+      'home/alice/letter',
+      'tags/empty/current/link',
+      'uploads/11111111-1111-4111-8111-111111111111/startedat',
+      'victim',
+    ];
     for (const file of files) await writeFile(join(outside, file), '');
     const before = await readdir(outside, { recursive: true });
     const put = async (path: string, target: string) => {
@@ -113,10 +129,14 @@ describe('repairRegistry', () => {
     await symlink('/dev/zero', blobFile(endless));
     const { changed, failed } = await repairRegistry(server.storageDir);
     expect(failed).toEqual([]);
-    expect(changed.map((path) => join(root(), path))).toEqual(expect.arrayContaining([blobFile(first), blobFile(endless), link]));
+    expect(changed.map((path) => join(root(), path))).toEqual(
+      expect.arrayContaining([blobFile(first), blobFile(endless), link]),
+    );
     expect(await isPulled('1')).toBe(second);
     await run('mkfifo', [blobFile(first)]);
-    expect(await surveyRegistry(server.storageDir, survey()).catch((error: unknown) => error)).toMatchObject({ code: 'registry_damaged' });
+    expect(await surveyRegistry(server.storageDir, survey()).catch((error: unknown) => error)).toMatchObject({
+      code: 'registry_damaged',
+    });
   });
 
   it('changes nothing in a registry that is whole', async () => {
@@ -155,24 +175,30 @@ describe('repairRegistry', () => {
     await truncate(join(manifests, `revisions/sha256/${digest.slice(7)}/link`));
     await rm(dirname(blobFile(digest)), { recursive: true });
     expect((await repaired()).toSorted()).toEqual(
-      [`repositories/app/_manifests/revisions/sha256/${digest.slice(7)}/link`, 'repositories/app/_manifests/tags/1'].toSorted(),
+      [
+        `repositories/app/_manifests/revisions/sha256/${digest.slice(7)}/link`,
+        'repositories/app/_manifests/tags/1',
+      ].toSorted(),
     );
     expect(await registry.listTags('app')).toEqual([]);
     expect(await push('only')).toBe(digest);
     expect(await isPulled('1')).toBe(digest);
   });
 
-  it.each(['is not there', 'is empty'])('brings a tag to what it was given last when its link %s, whatever the clock has said', async (what) => {
-    const { second, history } = await pushTwice();
-    const link = join(root(), 'repositories/app/_manifests/tags/1/current/link');
-    if (what === 'is empty') {
-      await truncate(link);
-      // The clock was set back since.
-      await utimes(history, new Date(Date.now() + 86_400_000), new Date(Date.now() + 86_400_000));
-    } else await rm(dirname(link), { recursive: true });
-    expect(await repaired()).toEqual([relative(root(), link)]);
-    expect(await isPulled('1')).toBe(second);
-  });
+  it.each(['is not there', 'is empty'])(
+    'brings a tag to what it was given last when its link %s, whatever the clock has said',
+    async (what) => {
+      const { second, history } = await pushTwice();
+      const link = join(root(), 'repositories/app/_manifests/tags/1/current/link');
+      if (what === 'is empty') {
+        await truncate(link);
+        // The clock was set back since.
+        await utimes(history, new Date(Date.now() + 86_400_000), new Date(Date.now() + 86_400_000));
+      } else await rm(dirname(link), { recursive: true });
+      expect(await repaired()).toEqual([relative(root(), link)]);
+      expect(await isPulled('1')).toBe(second);
+    },
+  );
 
   it('gives a tag no manifest that has just been set aside', async () => {
     const { first, second } = await pushTwice();
@@ -197,19 +223,25 @@ describe('repairRegistry', () => {
     await symlink(join(dir.path, 'elsewhere'), join(root(), 'repositories/odd/_manifests'));
     const layer = [...(await tree()).keys()].find((path) => path.includes('_layers')) ?? '';
     await truncate(join(root(), layer));
-    expect(await repairRegistry(server.storageDir)).toEqual({ changed: [layer], failed: [expect.stringMatching(/^odd: .*reached through a link/)] });
+    expect(await repairRegistry(server.storageDir)).toEqual({
+      changed: [layer],
+      failed: [expect.stringMatching(/^odd: .*reached through a link/)],
+    });
   });
 
-  it.each([0, 100])('sets a manifest aside of which %i bytes were written, so that the next push brings it', async (size) => {
-    const digest = await push('only');
-    await rm(join(root(), 'repositories/app/_manifests'), { recursive: true });
-    await truncate(blobFile(digest), size);
-    // The registry would take it for complete.
-    await expect(push('only')).rejects.toMatchObject({ code: 'images_damaged' });
-    expect(await repaired()).toContain(relative(root(), blobFile(digest)));
-    expect(await push('only')).toBe(digest);
-    expect((await registry.getManifest('app', '1'))?.digest).toBe(digest);
-  });
+  it.each([0, 100])(
+    'sets a manifest aside of which %i bytes were written, so that the next push brings it',
+    async (size) => {
+      const digest = await push('only');
+      await rm(join(root(), 'repositories/app/_manifests'), { recursive: true });
+      await truncate(blobFile(digest), size);
+      // The registry would take it for complete.
+      await expect(push('only')).rejects.toMatchObject({ code: 'images_damaged' });
+      expect(await repaired()).toContain(relative(root(), blobFile(digest)));
+      expect(await push('only')).toBe(digest);
+      expect((await registry.getManifest('app', '1'))?.digest).toBe(digest);
+    },
+  );
 
   it('leaves an empty layer, and what is damaged in an older blob, to others', async () => {
     const empty = digestOf('');
@@ -230,7 +262,10 @@ describe('repairRegistry', () => {
     const content = Buffer.alloc(100_000, 7);
     const digest = digestOf(content);
     const started = await fetch(`${server.url}/v2/app/blobs/uploads/`, { method: 'POST' });
-    const piece = await fetch(new URL(started.headers.get('location') ?? '', server.url), { method: 'PATCH', body: content.subarray(0, 60_000) });
+    const piece = await fetch(new URL(started.headers.get('location') ?? '', server.url), {
+      method: 'PATCH',
+      body: content.subarray(0, 60_000),
+    });
     expect(piece.status).toBe(202);
     const states = [...(await tree()).keys()].filter((path) => path.includes('/hashstates/') && !path.endsWith('/0'));
     expect(states).toHaveLength(1);
@@ -241,7 +276,11 @@ describe('repairRegistry', () => {
     expect((await repaired()).toSorted()).toEqual([...states, 'repositories/app/_uploads/silent'].toSorted());
     const target = new URL(piece.headers.get('location') ?? '', server.url);
     target.searchParams.set('digest', digest);
-    const finished = await fetch(target, { method: 'PUT', body: content.subarray(60_000), headers: { 'content-type': 'application/octet-stream' } });
+    const finished = await fetch(target, {
+      method: 'PUT',
+      body: content.subarray(60_000),
+      headers: { 'content-type': 'application/octet-stream' },
+    });
     expect(finished.status).toBe(201);
     expect(await registry.headBlob('app', digest)).toEqual({ size: content.byteLength });
   });
@@ -253,7 +292,9 @@ describe('repairRegistry', () => {
     await truncate(join(root(), 'repositories/app/_manifests/tags/1/current/link'));
     await using source = await openBundle(join(dir.path, 'only.tar'), { workDir: join(dir.path, 'work') });
     const images = source.images.map((image) => ({ image, names: [{ repository: 'app', tag: '1' }] }));
-    expect((await planCopy({ source, images, registry, storage })).images).toMatchObject([{ state: 'missing', digest, missingBytes: 0 }]);
+    expect((await planCopy({ source, images, registry, storage })).images).toMatchObject([
+      { state: 'missing', digest, missingBytes: 0 },
+    ]);
     expect((await copyImages({ source, images, registry, storage })).map(({ error }) => error)).toEqual([undefined]);
     expect(await isPulled('1')).toBe(digest);
   });

@@ -67,7 +67,10 @@ class RegistryRepair {
   async run(): Promise<void> {
     await this.#attempt('blobs', () => this.#blobs());
     const repositories: string[] = [];
-    await this.#attempt('repositories', async () => void repositories.push(...(await listRepositoryFolders(this.#root))));
+    await this.#attempt(
+      'repositories',
+      async () => void repositories.push(...(await listRepositoryFolders(this.#root))),
+    );
     for (const repository of repositories) await this.#attempt(repository, () => this.#repository(repository));
   }
 
@@ -96,7 +99,9 @@ class RegistryRepair {
         if (size <= maxManifestBytes) small.push({ digest, size, mtimeMs });
       });
     }
-    const suspects = small.filter(({ size, mtimeMs }) => size === 0 || mtimeMs >= newest - lastWritesMs).map(({ digest }) => digest);
+    const suspects = small
+      .filter(({ size, mtimeMs }) => size === 0 || mtimeMs >= newest - lastWritesMs)
+      .map(({ digest }) => digest);
     await this.#each(suspects, dataOf, async (digest) => {
       const bytes = await readFileOrGone(this.storageDir, join(this.#root, dataOf(digest))).catch((error: unknown) => {
         // A link or a pipe is no blob either.
@@ -113,7 +118,9 @@ class RegistryRepair {
     await this.#links(layersPath(repository));
     await this.#links(revisionsPath(repository));
     const tags = await folderNames(join(this.#root, tagPath(repository, '')));
-    await Promise.all(tags.map((tag) => this.#tags(() => this.#attempt(tagPath(repository, tag), () => this.#tag(repository, tag)))));
+    await Promise.all(
+      tags.map((tag) => this.#tags(() => this.#attempt(tagPath(repository, tag), () => this.#tag(repository, tag)))),
+    );
     for (const id of await folderNames(join(this.#root, uploadsPath(repository))))
       await this.#attempt(`${uploadsPath(repository)}/${id}`, () => this.#upload(`${uploadsPath(repository)}/${id}`));
   }
@@ -148,7 +155,11 @@ class RegistryRepair {
           this.#hasBlob(digest),
         ]);
         // The one that was written with the link, whatever the clock has said at other times.
-        return { digest, age: current && entry ? Math.abs(current.mtimeMs - entry.mtimeMs) : -(entry?.mtimeMs ?? 0), isWhole: entry && revision && hasBlob };
+        return {
+          digest,
+          age: current && entry ? Math.abs(current.mtimeMs - entry.mtimeMs) : -(entry?.mtimeMs ?? 0),
+          isWhole: entry && revision && hasBlob,
+        };
       }),
     );
     const [last] = entries.filter(({ isWhole }) => isWhole).sort((a, b) => a.age - b.age);
@@ -188,7 +199,11 @@ class RegistryRepair {
     return status && { size: status.isFile() ? status.size : 0, mtimeMs: status.mtimeMs };
   }
 
-  async #each(digests: readonly Digest[], pathOf: (digest: Digest) => string, work: (digest: Digest) => Promise<void>): Promise<void> {
+  async #each(
+    digests: readonly Digest[],
+    pathOf: (digest: Digest) => string,
+    work: (digest: Digest) => Promise<void>,
+  ): Promise<void> {
     await Promise.all(digests.map((digest) => this.#files(() => this.#attempt(pathOf(digest), () => work(digest)))));
   }
 }

@@ -41,7 +41,8 @@ async function open(folder = root): Promise<RegistryStorage> {
 }
 
 const incoming = (folder = root) => readdir(join(folder, 'airdock-incoming'));
-const blobFile = () => join(root, 'docker/registry/v2/blobs/sha256', descriptor.digest.slice(7, 9), descriptor.digest.slice(7), 'data');
+const blobFile = () =>
+  join(root, 'docker/registry/v2/blobs/sha256', descriptor.digest.slice(7, 9), descriptor.digest.slice(7), 'data');
 const isPlaced = async () => (await readFile(blobFile())).equals(bytes);
 
 /** Counts what is read of the source. */
@@ -120,7 +121,9 @@ describe('a copy whose process was killed', () => {
   it('fails when the source is wrong too, and leaves nothing', async () => {
     await placeAndDie();
     await writeFile(source, bytes.toReversed());
-    await expect((await open()).place('a/b', descriptor, countingReader().reader)).rejects.toMatchObject({ code: 'digest_mismatch' });
+    await expect((await open()).place('a/b', descriptor, countingReader().reader)).rejects.toMatchObject({
+      code: 'digest_mismatch',
+    });
     expect(await incoming()).toEqual([]);
   });
 });
@@ -133,7 +136,9 @@ it('continues a copy that was aborted in the same process', async () => {
     if (count > 40_000_000) stop.abort(new Error('enough'));
   };
   const storage = await open();
-  await expect(storage.place('a/b', descriptor, countingReader().reader, { signal: stop.signal, onBytes })).rejects.toThrow('enough');
+  await expect(
+    storage.place('a/b', descriptor, countingReader().reader, { signal: stop.signal, onBytes }),
+  ).rejects.toThrow('enough');
   const { read, reader } = countingReader();
   await storage.place('a/b', descriptor, reader);
   expect(read.starts[0]).toBeGreaterThan(40_000_000 - 3 * piece);
@@ -171,8 +176,14 @@ describe('a full disk', () => {
     const layer = bytes.subarray(0, megabytes * 1_000_000);
     for (const programs of [undefined, []]) {
       const cache = new LayerCache(join(disk.path, 'layers'), programs);
-      const reader = { size: layer.length, file: { path: source, offset: 0 }, open: () => createReadStream(source, { end: layer.length - 1 }) };
-      await expect(cache.get(digestOf(layer), 'layer.tar', reader)).rejects.toMatchObject({ code: 'space_insufficient' });
+      const reader = {
+        size: layer.length,
+        file: { path: source, offset: 0 },
+        open: () => createReadStream(source, { end: layer.length - 1 }),
+      };
+      await expect(cache.get(digestOf(layer), 'layer.tar', reader)).rejects.toMatchObject({
+        code: 'space_insufficient',
+      });
       expect(await readdir(disk.path)).toEqual([]);
     }
   });

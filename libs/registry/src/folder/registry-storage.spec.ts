@@ -53,7 +53,9 @@ describe('RegistryStorage', () => {
     expect(await registry.listRepositories()).toEqual([]);
     expect(await RegistryStorage.open({ folder: server.storageDir, id: 'another' })).toBeUndefined();
     expect(await RegistryStorage.open({ folder: folder.path, id: 'x' })).toBeUndefined();
-    expect(await RegistryStorage.enable(server.storageDir, registry)).toBe(await RegistryStorage.enable(server.storageDir, registry));
+    expect(await RegistryStorage.enable(server.storageDir, registry)).toBe(
+      await RegistryStorage.enable(server.storageDir, registry),
+    );
   });
 
   it('copies nothing of this machine to where a registry that was taken over could read it', async () => {
@@ -73,7 +75,8 @@ describe('RegistryStorage', () => {
     await writeFile(join(outside, 'data'), 'of somebody else');
     const bytes = Buffer.from('a blob');
     const blob = { mediaType: 'application/octet-stream', digest: digestOf(bytes), size: bytes.byteLength };
-    const place = () => storage.place('a/b', blob, async () => ({ size: blob.size, open: () => Readable.from([bytes]) }));
+    const place = () =>
+      storage.place('a/b', blob, async () => ({ size: blob.size, open: () => Readable.from([bytes]) }));
     const root = join(server.storageDir, 'docker/registry/v2');
     const hex = blob.digest.slice('sha256:'.length);
     for (const path of [`blobs/sha256/${hex.slice(0, 2)}/${hex}`, `repositories/a/b/_layers/sha256/${hex}`]) {
@@ -83,7 +86,8 @@ describe('RegistryStorage', () => {
       await rm(join(root, path));
     }
     // The blob itself was placed, in the second case.
-    for (const path of [storage.blobFile(blob.digest), join(server.storageDir, 'airdock-incoming')]) await rm(path, { recursive: true });
+    for (const path of [storage.blobFile(blob.digest), join(server.storageDir, 'airdock-incoming')])
+      await rm(path, { recursive: true });
     await symlink(outside, join(server.storageDir, 'airdock-incoming'));
     await expect(place()).rejects.toThrow('is a link');
     expect((await readdir(outside)).sort()).toEqual(['data', 'link']);
@@ -98,7 +102,12 @@ describe('RegistryStorage', () => {
   it('gives the same digests as pushing over HTTP, and blobs that the registry serves', async () => {
     const file = join(folder.path, 'bundle.tar');
     const base = { randomBytes: 9_000_000, seed: 'base' };
-    await buildOciArchive(file, await Promise.all(['quay.io/a:1', 'quay.io/b:1'].map((name) => makeImage({ name, layers: [base, { files: { name } }] }))));
+    await buildOciArchive(
+      file,
+      await Promise.all(
+        ['quay.io/a:1', 'quay.io/b:1'].map((name) => makeImage({ name, layers: [base, { files: { name } }] })),
+      ),
+    );
     const placed = await push(file);
     const plain = await startRegistry();
     const client = new RegistryClient(plain.url);
@@ -122,7 +131,11 @@ describe('RegistryStorage', () => {
     const file = join(folder.path, 'saved.tar');
     await buildDockerArchive(
       file,
-      await Promise.all(['a:1', 'b:1', 'c:1'].map((name) => makeImage({ name, layers: [{ randomBytes: 3_000_000 }, { files: { name } }] }))),
+      await Promise.all(
+        ['a:1', 'b:1', 'c:1'].map((name) =>
+          makeImage({ name, layers: [{ randomBytes: 3_000_000 }, { files: { name } }] }),
+        ),
+      ),
     );
     const first = await push(file);
     expect(first.map(({ error }) => error)).toEqual([undefined, undefined, undefined]);
@@ -159,7 +172,9 @@ describe('RegistryStorage', () => {
     const image = await makeImage({ name: 'quay.io/a:1', layers: [{ randomBytes: 1_000_000 }] });
     await buildOciArchive(file, [image]);
     await push(file);
-    const { digest } = JSON.parse((await registry.getManifest('a/r0', 'v1'))?.bytes.toString() ?? '{}').layers[0] as { digest: string };
+    const { digest } = JSON.parse((await registry.getManifest('a/r0', 'v1'))?.bytes.toString() ?? '{}').layers[0] as {
+      digest: string;
+    };
     const hex = digest.slice(7);
     await writeFile(join(server.storageDir, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex, 'data'), 'short');
     expect((await push(file))[0]?.error).toBeUndefined();

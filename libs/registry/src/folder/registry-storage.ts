@@ -64,7 +64,9 @@ export class RegistryStorage {
     const repository = 'airdock/layout-check';
     try {
       // It is gone at once, so no disk that is busy with others has to be waited for.
-      await storage.place(repository, probe, async () => ({ size: probe.size, open: () => Readable.from([content]) }), { isLasting: false });
+      await storage.place(repository, probe, async () => ({ size: probe.size, open: () => Readable.from([content]) }), {
+        isLasting: false,
+      });
       const found = await registry.headBlob(repository, probe.digest);
       return found?.size === probe.size ? id : undefined;
     } finally {
@@ -150,7 +152,10 @@ export class RegistryStorage {
   }
 
   /** The digest that the bytes of a blob really have; undefined when it is not there. `onBytes` gets what was just read. */
-  async digestOf(digest: Digest, { signal, onBytes }: Pick<PlaceOptions, 'signal' | 'onBytes'> = {}): Promise<Digest | undefined> {
+  async digestOf(
+    digest: Digest,
+    { signal, onBytes }: Pick<PlaceOptions, 'signal' | 'onBytes'> = {},
+  ): Promise<Digest | undefined> {
     if (!(await statOrGone(this.blobFile(digest)))) return undefined;
     return digestOfFile(this.blobFile(digest), { signal, onBytes });
   }
@@ -165,7 +170,8 @@ export class RegistryStorage {
    * it. Source: `blobStore.Put` and `blobWriter.moveBlob` in registry/storage. True when there were.
    */
   async setAsideDamaged(descriptor: Pick<Descriptor, 'digest' | 'size'>): Promise<boolean> {
-    if (!(await statOrGone(this.blobFile(descriptor.digest))) || (await this.isWhole(descriptor, maxManifestBytes))) return false;
+    if (!(await statOrGone(this.blobFile(descriptor.digest))) || (await this.isWhole(descriptor, maxManifestBytes)))
+      return false;
     await this.assertSame();
     await this.setAside(descriptor);
     return true;
@@ -205,7 +211,12 @@ export class RegistryStorage {
    * killed, aborted or failed for a reason that may pass leaves its part, which the next one continues, and which goes after an hour without one. Throws
    * `digest_mismatch`, `space_insufficient`, and the signal's reason.
    */
-  async place(repository: string, descriptor: Descriptor, reader: () => Promise<BlobReader>, options: PlaceOptions = {}): Promise<void> {
+  async place(
+    repository: string,
+    descriptor: Descriptor,
+    reader: () => Promise<BlobReader>,
+    options: PlaceOptions = {},
+  ): Promise<void> {
     await this.assertSame();
     const path = this.blobFile(descriptor.digest);
     if (!(await this.hasBlob(descriptor))) await this.placer.bring(path, descriptor, reader, options);
@@ -216,7 +227,8 @@ export class RegistryStorage {
   /** Nothing is written below the mount of a disk that is gone, nor is what was written there taken for written. */
   private async assertSame(): Promise<void> {
     const identity = await stat(this.root).then(identityOf, (error: NodeJS.ErrnoException) => error.code);
-    if (identity !== this.identity) throw storageChanged(this.root, 'another folder is there now: its disk is not mounted any more');
+    if (identity !== this.identity)
+      throw storageChanged(this.root, 'another folder is there now: its disk is not mounted any more');
   }
 
   /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
@@ -235,7 +247,8 @@ export async function setBlobAside(storageDir: string, digest: Digest): Promise<
   await writeBelow(storageDir, join(storageDir, 'airdock-damaged', digestHex(digest)), (to) => rename(from, to));
 }
 
-const isOf = (digest: Digest, bytes: Uint8Array | undefined): boolean => bytes !== undefined && digestOf(bytes) === digest;
+const isOf = (digest: Digest, bytes: Uint8Array | undefined): boolean =>
+  bytes !== undefined && digestOf(bytes) === digest;
 
 /** A digest, and perhaps a line end. */
 const maxLinkBytes = 256;

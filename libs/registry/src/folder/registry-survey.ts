@@ -100,7 +100,10 @@ class RegistrySurvey {
     for (const digest of this.options.needed) if (!this.#kept.has(blobPath(digest))) await this.#keepBlobs(digest);
     const damaged = [...this.#damaged.values()];
     if (damaged.length > 0)
-      throw new AppError('registry_damaged', { detail: `${damaged.length} manifests, first ${damaged[0]}`, damaged: damaged.slice(0, 100) });
+      throw new AppError('registry_damaged', {
+        detail: `${damaged.length} manifests, first ${damaged[0]}`,
+        damaged: damaged.slice(0, 100),
+      });
     await this.#lookAtBlobs();
     await this.#lookAtUploads(repositories);
     return { kept: this.#kept, garbage: this.#garbage };
@@ -128,7 +131,8 @@ class RegistrySurvey {
         }
         this.#kept.add(revisionPath(repository, digest));
         // distribution 2.1 linked manifests like blobs.
-        for (const part of [digest, ...references.mentioned]) this.#kept.add(layerPath(repository, part)).add(blobPath(part));
+        for (const part of [digest, ...references.mentioned])
+          this.#kept.add(layerPath(repository, part)).add(blobPath(part));
         waiting.push(...references.manifests.map((child) => ({ digest: child, isRequired: true })));
         waiting.push(...(referrers.get(digest) ?? []).map((referrer) => ({ digest: referrer, isRequired: false })));
       }
@@ -139,11 +143,13 @@ class RegistrySurvey {
     }
     for (const digest of revisions) {
       if (this.#kept.has(revisionPath(repository, digest))) continue;
-      const isWanted = this.options.needed.has(digest) || (await this.#isYoung(join(revisionPath(repository, digest), 'link')));
+      const isWanted =
+        this.options.needed.has(digest) || (await this.#isYoung(join(revisionPath(repository, digest), 'link')));
       if (isWanted) await keep(digest, `${repository}@${digest}`, false);
     }
     const unneeded = revisions.filter((digest) => !this.#kept.has(revisionPath(repository, digest)));
-    for (const digest of unneeded) this.#garbage.push({ kind: 'revision', repository, digest, path: revisionPath(repository, digest), size: 0 });
+    for (const digest of unneeded)
+      this.#garbage.push({ kind: 'revision', repository, digest, path: revisionPath(repository, digest), size: 0 });
     for (const digest of unneeded) if (!this.#homes.has(digest)) this.#homes.set(digest, repository);
     if (unneeded.length > 0) await this.#lookAtHistory(repository, new Set(unneeded));
     await this.#lookAtLayers(repository);
@@ -153,7 +159,11 @@ class RegistrySurvey {
   async #revisions(repository: string): Promise<Digest[]> {
     const folder = join(this.root, revisionsPath(repository));
     for (const algorithm of await folderNames(dirname(folder)))
-      if (algorithm !== 'sha256') this.#damaged.set(`${repository} ${algorithm}`, `${repository}: manifests with ${algorithm} digests are not known here`);
+      if (algorithm !== 'sha256')
+        this.#damaged.set(
+          `${repository} ${algorithm}`,
+          `${repository}: manifests with ${algorithm} digests are not known here`,
+        );
     return listDigests(folder);
   }
 
@@ -172,7 +182,8 @@ class RegistrySurvey {
   async #lookAtHistory(repository: string, revisions: ReadonlySet<Digest>): Promise<void> {
     for (const tag of await folderNames(join(this.root, tagPath(repository, '')))) {
       for (const digest of await listDigests(join(this.root, historiesPath(repository, tag))))
-        if (revisions.has(digest)) this.#garbage.push({ kind: 'link', repository, digest, path: historyPath(repository, tag, digest), size: 0 });
+        if (revisions.has(digest))
+          this.#garbage.push({ kind: 'link', repository, digest, path: historyPath(repository, tag, digest), size: 0 });
     }
   }
 
@@ -204,7 +215,14 @@ class RegistrySurvey {
             if (!status) return;
             const path = blobPath(digest);
             if (status.mtime >= this.options.youngSince) this.#kept.add(path);
-            else this.#garbage.push({ kind: 'blob', repository: this.#homes.get(digest) ?? null, digest, path, size: status.size });
+            else
+              this.#garbage.push({
+                kind: 'blob',
+                repository: this.#homes.get(digest) ?? null,
+                digest,
+                path,
+                size: status.size,
+              });
           }),
         ),
       );
@@ -221,7 +239,13 @@ class RegistrySurvey {
         if (files.some(({ mtime }) => mtime >= this.options.uploadsSince)) continue;
         open ??= await openFiles();
         if (files.some((file) => open?.has(file.path))) continue;
-        this.#garbage.push({ kind: 'upload', repository, digest: null, path, size: files.reduce((sum, { size }) => sum + size, 0) });
+        this.#garbage.push({
+          kind: 'upload',
+          repository,
+          digest: null,
+          path,
+          size: files.reduce((sum, { size }) => sum + size, 0),
+        });
       }
     }
   }
@@ -264,7 +288,8 @@ class RegistrySurvey {
       if (size > maxManifestBytes) throw new AppError('registry_damaged', { detail: `has ${size} bytes` });
       const bytes = await this.#readWhole(path, (content) => digestOf(content) === digest);
       if (!bytes) continue;
-      if (digestOf(bytes) !== digest) throw new AppError('registry_damaged', { detail: 'has other bytes than its digest says' });
+      if (digestOf(bytes) !== digest)
+        throw new AppError('registry_damaged', { detail: 'has other bytes than its digest says' });
       const references = manifestReferences(bytes);
       known.set(digest, references);
       return references;

@@ -130,7 +130,8 @@ export class MarkedOutput {
     const lineEnd = this.own.indexOf('\n', this.endAt);
     if (lineEnd < 0 && this.own.size < wanted) return;
     const line = this.own.cut(this.endAt);
-    const [said = '', code] = /^[^]*?e(\d{1,3})\n/.exec(line.toString('latin1', 0, this.end.length + maxCodeBytes)) ?? [];
+    const [said = '', code] =
+      /^[^]*?e(\d{1,3})\n/.exec(line.toString('latin1', 0, this.end.length + maxCodeBytes)) ?? [];
     this.exitCode = code === undefined ? 255 : Number(code) & 255;
     this.note(line.subarray(said.length));
   }
@@ -141,7 +142,8 @@ export class MarkedOutput {
       throw new AppError('host_output_exceeded', {
         detail: `more than ${maxNoiseBytes} bytes that no program of ours prints; does the login shell print them?`,
       });
-    if (this.noiseText.length < keptNoiseBytes) this.noiseText = Buffer.concat([this.noiseText, noise.subarray(0, keptNoiseBytes - this.noiseText.length)]);
+    if (this.noiseText.length < keptNoiseBytes)
+      this.noiseText = Buffer.concat([this.noiseText, noise.subarray(0, keptNoiseBytes - this.noiseText.length)]);
   }
 }
 
@@ -157,7 +159,12 @@ export function betweenMarks(text: string, mark: string): { text: string; noise:
 }
 
 /** Gives what a stream says to `output` from now on. `onExcess` gets its error once; nothing more is read then. */
-export function readInto<T extends { push(chunk: Uint8Array): void }>(output: T, stream: Readable, onChunk: () => void, onExcess: (error: unknown) => void): T {
+export function readInto<T extends { push(chunk: Uint8Array): void }>(
+  output: T,
+  stream: Readable,
+  onChunk: () => void,
+  onExcess: (error: unknown) => void,
+): T {
   const onData = (chunk: Buffer) => {
     try {
       output.push(chunk);

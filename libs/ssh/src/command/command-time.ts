@@ -5,7 +5,8 @@ export type CommandKind = keyof typeof deadlinesMs;
 /** The stall timeout of a command that says none. */
 export const defaultStallMs = 120_000;
 /** How long something on a host may take in all: by its kind, or by how long it may say nothing. */
-export const deadlineOf = (stallTimeoutMs: number, kind?: CommandKind): number => deadlinesMs[kind ?? (stallTimeoutMs > defaultStallMs ? 'work' : 'look')];
+export const deadlineOf = (stallTimeoutMs: number, kind?: CommandKind): number =>
+  deadlinesMs[kind ?? (stallTimeoutMs > defaultStallMs ? 'work' : 'look')];
 /** For the first commands on a host, which have nothing to do: one that hangs is not waited for as long as one that works. */
 export const firstCommandMs = 30_000;
 

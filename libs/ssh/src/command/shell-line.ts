@@ -24,7 +24,14 @@ printf '%se%s\\n' "$m" "$1" >&2
 exit "$1"`;
 
 /** A program whose output is marked. */
-export const marked = (argv: readonly string[], mark: string): string[] => ['sh', '-c', markedScript, 'sh', mark, ...argv];
+export const marked = (argv: readonly string[], mark: string): string[] => [
+  'sh',
+  '-c',
+  markedScript,
+  'sh',
+  mark,
+  ...argv,
+];
 
 /**
  * One line that POSIX shells, csh, tcsh and fish read alike: `sh` and words in single quotes, without what any of them takes for special in there (quotes, backslashes before them,
@@ -40,4 +47,5 @@ export function shellLine(argv: readonly string[]): string {
 const octal = (character: string): string => `\\0${character.charCodeAt(0).toString(8).padStart(3, '0')}`;
 
 /** POSIX single quotes: everything in them is literal. */
-const quote = (argument: string): string => (/^[A-Za-z0-9_/:=.,@%+-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", "'\\''")}'`);
+const quote = (argument: string): string =>
+  /^[A-Za-z0-9_/:=.,@%+-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", "'\\''")}'`;

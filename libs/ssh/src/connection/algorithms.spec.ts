@@ -15,7 +15,14 @@ async function offerOf(algorithms?: object): Promise<string> {
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;
-  const target = { address: '127.0.0.1', port, username: 'root', password: 'x', hostKeyFingerprint: 'SHA256:x', algorithms };
+  const target = {
+    address: '127.0.0.1',
+    port,
+    username: 'root',
+    password: 'x',
+    hostKeyFingerprint: 'SHA256:x',
+    algorithms,
+  };
   await connectSsh(target as never).catch(() => undefined);
   await new Promise((resolve) => server.close(resolve));
   return offer;
@@ -32,7 +39,11 @@ describe('M10: what hosts are offered', () => {
   });
 
   it('is what the site says', async () => {
-    const offer = await offerOf({ kex: ['ecdh-sha2-nistp384'], cipher: ['aes256-gcm@openssh.com'], mac: ['hmac-sha2-512'] });
+    const offer = await offerOf({
+      kex: ['ecdh-sha2-nistp384'],
+      cipher: ['aes256-gcm@openssh.com'],
+      mac: ['hmac-sha2-512'],
+    });
     expect(offer).toContain('ecdh-sha2-nistp384');
     expect(offer).not.toMatch(/curve25519|chacha20|aes128|hmac-sha2-256/);
   });

@@ -21,12 +21,23 @@ export const defaultAlgorithms: SshAlgorithms = {
     'diffie-hellman-group14-sha256',
     'diffie-hellman-group16-sha512',
   ],
-  cipher: ['aes128-gcm@openssh.com', 'aes256-gcm@openssh.com', 'chacha20-poly1305@openssh.com', 'aes128-ctr', 'aes192-ctr', 'aes256-ctr'],
+  cipher: [
+    'aes128-gcm@openssh.com',
+    'aes256-gcm@openssh.com',
+    'chacha20-poly1305@openssh.com',
+    'aes128-ctr',
+    'aes192-ctr',
+    'aes256-ctr',
+  ],
   mac: ['hmac-sha2-256-etm@openssh.com', 'hmac-sha2-512-etm@openssh.com', 'hmac-sha2-256', 'hmac-sha2-512'],
 };
 
 /** As ssh2 takes them; a list that is left out is the default one. */
 export function algorithmsToOffer({ kex, cipher, mac }: Partial<SshAlgorithms> = {}): Algorithms {
-  const lists = { kex: kex ?? defaultAlgorithms.kex, cipher: cipher ?? defaultAlgorithms.cipher, hmac: mac ?? defaultAlgorithms.mac };
+  const lists = {
+    kex: kex ?? defaultAlgorithms.kex,
+    cipher: cipher ?? defaultAlgorithms.cipher,
+    hmac: mac ?? defaultAlgorithms.mac,
+  };
   return { ...(lists as Algorithms), compress: ['none'] };
 }

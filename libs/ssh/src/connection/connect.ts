@@ -142,7 +142,12 @@ async function connectOnce(
     const { level, message, code } = cause;
     const details = { host: where };
     if (seen && pinned && seen !== pinned)
-      throw new AppError('host_key_mismatch', { ...details, detail: `pinned ${pinned}, but ${where} shows ${seen}`, pinned, seen });
+      throw new AppError('host_key_mismatch', {
+        ...details,
+        detail: `pinned ${pinned}, but ${where} shows ${seen}`,
+        pinned,
+        seen,
+      });
     if (/no matching host key/i.test(message))
       throw new AppError('host_key_mismatch', {
         ...details,
@@ -152,13 +157,20 @@ async function connectOnce(
     if (level === 'client-authentication')
       throw new AppError(
         'host_auth_failed',
-        { ...details, detail: `${target.username}@${where}${asksForMore ? ', which asks for more than the password' : ''}` },
+        {
+          ...details,
+          detail: `${target.username}@${where}${asksForMore ? ', which asks for more than the password' : ''}`,
+        },
         { cause },
       );
     const broken = brokenRule(cause);
     if (broken) throw new AppError(broken, { ...details, detail: `${where}: ${message}` }, { cause });
     if (level === 'client-timeout')
-      throw new AppError('host_timeout', { ...details, detail: `${where} did not answer within ${connectTimeoutMs / 1000} s` }, { cause });
+      throw new AppError(
+        'host_timeout',
+        { ...details, detail: `${where} did not answer within ${connectTimeoutMs / 1000} s` },
+        { cause },
+      );
     throw new AppError('host_unreachable', { ...details, detail: `${where}: ${code ?? message}` }, { cause });
   } finally {
     signal?.removeEventListener('abort', abort);

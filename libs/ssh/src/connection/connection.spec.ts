@@ -44,17 +44,23 @@ async function withConnection(use: (connection: SshConnection) => Promise<void>)
 }
 
 describe('connectSsh', () => {
-  it.each(['ed25519', 'ecdsa', 'rsa'] as const)('accepts the pinned key when it is the %s one of several', async (type) => {
-    const connection = await connectSsh(target({ hostKeyFingerprint: parseHostKey(sshd.hostKeys[type]) }));
-    expect(await connection.run(['echo', 'hello'])).toBe('hello');
-    await connection.close();
-    expect(await connection.closed).toBeUndefined();
-  });
+  it.each(['ed25519', 'ecdsa', 'rsa'] as const)(
+    'accepts the pinned key when it is the %s one of several',
+    async (type) => {
+      const connection = await connectSsh(target({ hostKeyFingerprint: parseHostKey(sshd.hostKeys[type]) }));
+      expect(await connection.run(['echo', 'hello'])).toBe('hello');
+      await connection.close();
+      expect(await connection.closed).toBeUndefined();
+    },
+  );
 
   it('refuses another host key than the pinned one, and names both', async () => {
     const pinned = `SHA256:${'A'.repeat(43)}`;
     const error = await failure(connectSsh(target({ hostKeyFingerprint: pinned })));
-    expect(error).toMatchObject({ code: 'host_key_mismatch', details: { pinned, seen: parseHostKey(sshd.hostKeys.ed25519) } });
+    expect(error).toMatchObject({
+      code: 'host_key_mismatch',
+      details: { pinned, seen: parseHostKey(sshd.hostKeys.ed25519) },
+    });
   });
 
   it('tells apart what can go wrong', async () => {
@@ -62,8 +68,12 @@ describe('connectSsh', () => {
       code: 'host_unreachable',
       message: expect.stringContaining('ECONNREFUSED'),
     });
-    expect(await failure(connectSsh(target({ privateKey: sshd.otherPrivateKey })))).toMatchObject({ code: 'host_auth_failed' });
-    expect(await failure(connectSsh(target(), { signal: AbortSignal.abort(new AppError('job_cancelled')) }))).toMatchObject({ code: 'job_cancelled' });
+    expect(await failure(connectSsh(target({ privateKey: sshd.otherPrivateKey })))).toMatchObject({
+      code: 'host_auth_failed',
+    });
+    expect(
+      await failure(connectSsh(target(), { signal: AbortSignal.abort(new AppError('job_cancelled')) })),
+    ).toMatchObject({ code: 'job_cancelled' });
   });
 
   it('never shows a secret in its errors', async () => {
@@ -90,10 +100,18 @@ describe('connectSsh on first use', () => {
     await using server = await startSshServer({ password: 'sesame' });
     const pinned = `SHA256:${'A'.repeat(43)}`;
     const error = await failure(
-      connectSsh({ address: '127.0.0.1', port: server.port, username: 'admin', password: 'sesame', hostKeyFingerprint: async () => pinned }),
+      connectSsh({
+        address: '127.0.0.1',
+        port: server.port,
+        username: 'admin',
+        password: 'sesame',
+        hostKeyFingerprint: async () => pinned,
+      }),
     );
     expect(error).toMatchObject({ code: 'host_key_mismatch', details: { pinned, seen: parseHostKey(server.hostKey) } });
-    expect(await failure(connectSsh(target({ hostKeyFingerprint: () => Promise.reject(new AppError('resource_changed')) })))).toMatchObject({
+    expect(
+      await failure(connectSsh(target({ hostKeyFingerprint: () => Promise.reject(new AppError('resource_changed')) }))),
+    ).toMatchObject({
       code: 'resource_changed',
     });
   });
@@ -130,7 +148,11 @@ describe('connectSsh with a password', () => {
 describe('connectSsh through a jump host', () => {
   it('checks the key of each, and closes both', async () => {
     await using inner = await startSshd();
-    const beyond = { port: inner.port, privateKey: inner.privateKey, hostKeyFingerprint: parseHostKey(inner.hostKeys.ecdsa) };
+    const beyond = {
+      port: inner.port,
+      privateKey: inner.privateKey,
+      hostKeyFingerprint: parseHostKey(inner.hostKeys.ecdsa),
+    };
     const via = await connectSsh(target());
     const connection = await connectSsh(target(beyond), { via });
     expect(connection.where).toBe(`127.0.0.1:${inner.port} through 127.0.0.1:${sshd.port}`);
@@ -144,8 +166,13 @@ describe('connectSsh through a jump host', () => {
     expect(await via.closed).toBeUndefined();
     // The key of the jump host is none of the host behind it.
     const wrong = await connectSsh(target());
-    const error = await failure(connectSsh(target({ ...beyond, hostKeyFingerprint: parseHostKey(sshd.hostKeys.ed25519) }), { via: wrong }));
-    expect(error).toMatchObject({ code: 'host_key_mismatch', details: { host: connection.where, seen: parseHostKey(inner.hostKeys.ed25519) } });
+    const error = await failure(
+      connectSsh(target({ ...beyond, hostKeyFingerprint: parseHostKey(sshd.hostKeys.ed25519) }), { via: wrong }),
+    );
+    expect(error).toMatchObject({
+      code: 'host_key_mismatch',
+      details: { host: connection.where, seen: parseHostKey(inner.hostKeys.ed25519) },
+    });
     await wrong.closed;
   });
 
@@ -158,9 +185,19 @@ describe('connectSsh through a jump host', () => {
     });
     await via.closed;
     await using inner = await startSshd();
-    const beyond = { port: inner.port, privateKey: inner.privateKey, hostKeyFingerprint: parseHostKey(inner.hostKeys.ed25519) };
+    const beyond = {
+      port: inner.port,
+      privateKey: inner.privateKey,
+      hostKeyFingerprint: parseHostKey(inner.hostKeys.ed25519),
+    };
     await using outer = await startSshd();
-    const first = await connectSsh(target({ port: outer.port, privateKey: outer.privateKey, hostKeyFingerprint: parseHostKey(outer.hostKeys.ed25519) }));
+    const first = await connectSsh(
+      target({
+        port: outer.port,
+        privateKey: outer.privateKey,
+        hostKeyFingerprint: parseHostKey(outer.hostKeys.ed25519),
+      }),
+    );
     const second = await connectSsh(target(beyond), { via: first });
     await outer.kill();
     await second.closed;
@@ -169,7 +206,11 @@ describe('connectSsh through a jump host', () => {
 });
 
 describe('sudo', () => {
-  const asRoot = async (options: Partial<SshServerOptions>, sudoPassword: string | undefined, use: (connection: SshConnection) => Promise<void>) => {
+  const asRoot = async (
+    options: Partial<SshServerOptions>,
+    sudoPassword: string | undefined,
+    use: (connection: SshConnection) => Promise<void>,
+  ) => {
     const server = await startSshServer({ password: 'p', ...options });
     const connection = await connectSsh({
       address: '127.0.0.1',
@@ -194,7 +235,9 @@ describe('sudo', () => {
       expect(await connection.run(['cat'], { stdin: 'input', sudo: true })).toBe('input');
       expect(await connection.run(['cat'], { sudo: true })).toBe('');
       expect(await connection.run(['printf', '%s|', 'a b', "c'd"], { sudo: true })).toBe("a b|c'd|");
-      expect(await connection.run(['wc', '-c'], { stdin: Readable.from([Buffer.alloc(3_000_000)]), sudo: true })).toBe('3000000');
+      expect(await connection.run(['wc', '-c'], { stdin: Readable.from([Buffer.alloc(3_000_000)]), sudo: true })).toBe(
+        '3000000',
+      );
       expect(await connection.exec(['sh', '-c', 'exit 3'], { sudo: true })).toMatchObject({ exitCode: 3 });
     });
     expect(commands.filter((command) => command.includes('HOME'))).toEqual([]);
@@ -212,7 +255,10 @@ describe('sudo', () => {
     const commands = await asRoot({ sudo: { password: 'right' } }, 'wrong one', async (connection) => {
       for (let round = 0; round < 2; round++) {
         const error = await failure(connection.run(['true'], { sudo: true }));
-        expect(error).toMatchObject({ code: 'host_sudo_failed', message: expect.stringContaining('with the sudoPassword of the credential') });
+        expect(error).toMatchObject({
+          code: 'host_sudo_failed',
+          message: expect.stringContaining('with the sudoPassword of the credential'),
+        });
         expect(error?.message).toContain('Was it …?');
         expect(error?.message).not.toContain('wrong one');
       }
@@ -227,7 +273,10 @@ describe('sudo', () => {
     await using folder = await tempDir('no-sudo');
     await symlink('/bin/sh', join(folder.path, 'sh'));
     await asRoot({ shell: ['sh', '-c', `PATH=${folder.path}; eval "$1"`, 'sh'] }, 'secret', async (connection) =>
-      expect(await failure(connection.elevation())).toMatchObject({ code: 'host_sudo_failed', message: expect.stringContaining('has no sudo') }),
+      expect(await failure(connection.elevation())).toMatchObject({
+        code: 'host_sudo_failed',
+        message: expect.stringContaining('has no sudo'),
+      }),
     );
   });
 });
@@ -235,7 +284,9 @@ describe('sudo', () => {
 describe('SshConnection', () => {
   it('passes arguments as they are, whatever is in them', async () => {
     const nasty = ["it's", '$(id)', '`id`', 'a b', '', '*', 'x;y', 'a\nb', '"', '\\', '-n', '☃'];
-    await withConnection(async (connection) => expect(await connection.run(['printf', '%s|', ...nasty])).toBe(`${nasty.join('|')}|`));
+    await withConnection(async (connection) =>
+      expect(await connection.run(['printf', '%s|', ...nasty])).toBe(`${nasty.join('|')}|`),
+    );
   });
 
   it('gives exit code, both outputs and takes standard input', async () => {
@@ -246,7 +297,11 @@ describe('SshConnection', () => {
         stderr: 'oops\n',
       });
       const bytes = Buffer.alloc(5_000_000, 7);
-      expect(await connection.run(['wc', '-c'], { stdin: Readable.from([bytes.subarray(0, 3_000_000), bytes.subarray(3_000_000)]) })).toBe('5000000');
+      expect(
+        await connection.run(['wc', '-c'], {
+          stdin: Readable.from([bytes.subarray(0, 3_000_000), bytes.subarray(3_000_000)]),
+        }),
+      ).toBe('5000000');
       expect(await failure(connection.run(['sh', '-c', 'echo no >&2; exit 1']))).toMatchObject({
         code: 'host_command_failed',
         details: { exitCode: 1, detail: expect.stringContaining('no') },
@@ -265,7 +320,9 @@ describe('SshConnection', () => {
     };
     await withConnection(async (connection) => {
       for (const [word, code] of Object.entries(words))
-        expect(await failure(connection.run(['sh', '-c', 'echo "$1" >&2; exit 1', 'sh', word]))).toMatchObject({ code });
+        expect(await failure(connection.run(['sh', '-c', 'echo "$1" >&2; exit 1', 'sh', word]))).toMatchObject({
+          code,
+        });
     });
   });
 
@@ -296,9 +353,13 @@ describe('SshConnection', () => {
         code: 'host_output_exceeded',
         details: { detail: expect.stringContaining('1048576 bytes') },
       });
-      expect(await connection.run(['sh', '-c', 'head -c 1048576 /dev/zero | tr "\\0" x'])).toBe('x'.repeat(1024 * 1024));
+      expect(await connection.run(['sh', '-c', 'head -c 1048576 /dev/zero | tr "\\0" x'])).toBe(
+        'x'.repeat(1024 * 1024),
+      );
       const stop = new AbortController();
-      const running = failure(connection.run(['cat'], { stdin: new Readable({ read: () => undefined }), signal: stop.signal }));
+      const running = failure(
+        connection.run(['cat'], { stdin: new Readable({ read: () => undefined }), signal: stop.signal }),
+      );
       stop.abort(new AppError('job_cancelled'));
       expect(await running).toMatchObject({ code: 'job_cancelled' });
     });
@@ -306,7 +367,9 @@ describe('SshConnection', () => {
 
   it('ends a command that does nothing for too long', async () => {
     await withConnection(async (connection) =>
-      expect(await failure(connection.run(['sleep', '30'], { stallTimeoutMs: 300 }))).toMatchObject({ code: 'host_timeout' }),
+      expect(await failure(connection.run(['sleep', '30'], { stallTimeoutMs: 300 }))).toMatchObject({
+        code: 'host_timeout',
+      }),
     );
   });
 
@@ -333,7 +396,9 @@ describe('openTunnel', () => {
     const hostPort = await freePort();
     await withConnection(async (connection) => {
       const tunnel = await openTunnel(connection, { hostPort, target: { host: '127.0.0.1', port: registry.port } });
-      const answers = await Promise.all(Array.from({ length: 20 }, () => fetch(`http://127.0.0.1:${hostPort}/v2/`).then(({ status }) => status)));
+      const answers = await Promise.all(
+        Array.from({ length: 20 }, () => fetch(`http://127.0.0.1:${hostPort}/v2/`).then(({ status }) => status)),
+      );
       expect(new Set(answers)).toEqual(new Set([200]));
       expect(tunnel.bytesSent()).toBeGreaterThan(0);
       await tunnel.close();
@@ -343,11 +408,16 @@ describe('openTunnel', () => {
 
   it('loses and mixes up no byte, also when the target closes the connection behind its last one', async () => {
     const bodies = Array.from({ length: 8 }, () => randomBytes(3_000_000));
-    const target = createServer((socket) => void socket.once('data', (which) => socket.end(bodies[Number(which)] as Buffer)));
+    const target = createServer(
+      (socket) => void socket.once('data', (which) => socket.end(bodies[Number(which)] as Buffer)),
+    );
     await new Promise<void>((resolve) => target.listen(0, '127.0.0.1', resolve));
     const hostPort = await freePort();
     await withConnection(async (connection) => {
-      await openTunnel(connection, { hostPort, target: { host: '127.0.0.1', port: (target.address() as AddressInfo).port } });
+      await openTunnel(connection, {
+        hostPort,
+        target: { host: '127.0.0.1', port: (target.address() as AddressInfo).port },
+      });
       const read = (_: unknown, which: number) =>
         new Promise<string>((resolve, reject) => {
           let bytes = 0;
@@ -377,7 +447,10 @@ describe('openTunnel', () => {
       const ports = await Promise.all([freePort(), freePort()]);
       const tunnels = await Promise.all(
         [first, second].map(({ url }, index) =>
-          openTunnel(connection, { hostPort: ports[index] ?? 0, target: { host: '127.0.0.1', port: Number(new URL(url).port) } }),
+          openTunnel(connection, {
+            hostPort: ports[index] ?? 0,
+            target: { host: '127.0.0.1', port: Number(new URL(url).port) },
+          }),
         ),
       );
       const answer = (port: number) => fetch(`http://127.0.0.1:${port}/`).then((response) => response.json());
@@ -391,7 +464,9 @@ describe('openTunnel', () => {
   it('says that the port is taken, and what it is told when the target is down', async () => {
     await using registry = await startRegistry();
     await withConnection(async (connection) => {
-      expect(await failure(openTunnel(connection, { hostPort: registry.port, target: { host: '127.0.0.1', port: 1 } }))).toMatchObject({
+      expect(
+        await failure(openTunnel(connection, { hostPort: registry.port, target: { host: '127.0.0.1', port: 1 } })),
+      ).toMatchObject({
         code: 'host_port_taken',
       });
       const hostPort = await freePort();
@@ -403,7 +478,12 @@ describe('openTunnel', () => {
 
   it('notices when the host goes away', async () => {
     const own = await startSshd();
-    const connection = await connectSsh({ ...target(), port: own.port, privateKey: own.privateKey, hostKeyFingerprint: parseHostKey(own.hostKeys.ed25519) });
+    const connection = await connectSsh({
+      ...target(),
+      port: own.port,
+      privateKey: own.privateKey,
+      hostKeyFingerprint: parseHostKey(own.hostKeys.ed25519),
+    });
     let isClosed = false;
     void connection.closed.then(() => {
       isClosed = true;

@@ -6,7 +6,14 @@ import { cleanLine, cleanText } from '@airdock/core/host/host-text';
 import type { Client, ClientChannel } from 'ssh2';
 import { commandError } from '../command/command-error.js';
 import { betweenMarks, MarkedOutput, maxOutputBytes, readInto } from '../command/command-output.js';
-import { type CommandKind, deadlineOf, defaultStallMs, firstCommandMs, stallTimer, touching } from '../command/command-time.js';
+import {
+  type CommandKind,
+  deadlineOf,
+  defaultStallMs,
+  firstCommandMs,
+  stallTimer,
+  touching,
+} from '../command/command-time.js';
 import type { HostBuffers } from '../command/host-buffers.js';
 import { marked, newMark, shellLine } from '../command/shell-line.js';
 import type { SshAlgorithms } from './algorithms.js';
@@ -129,7 +136,10 @@ export class SshConnection implements AsyncDisposable {
         ? await this.start(argv, options)
         : elevation === 'sudo without password'
           ? await this.start(['sudo', '-n', '--', ...marked(argv, mark)], options)
-          : await this.start([...sudoWithPassword, ...marked(argv, mark)], { ...options, firstLine: this.target.sudoPassword });
+          : await this.start([...sudoWithPassword, ...marked(argv, mark)], {
+              ...options,
+              firstLine: this.target.sudoPassword,
+            });
     const [stdout, stderr] = elevation === 'root' ? [result.stdout, result.stderr] : this.within(result, mark);
     return { exitCode: result.exitCode, stdout, stderr: cleanText(this.withoutSecrets(stderr), maxOutputBytes) };
   }
@@ -162,11 +172,19 @@ export class SshConnection implements AsyncDisposable {
     const { username, sudoPassword } = this.target;
     if (username === 'root') return 'root';
     // -k: an answer that holds for the whole connection, not for as long as sudo remembers an earlier login.
-    const without = await this.start(['sudo', '-k', '-n', '--', 'sh', '-c', ':'], { signal, stallTimeoutMs: firstCommandMs });
+    const without = await this.start(['sudo', '-k', '-n', '--', 'sh', '-c', ':'], {
+      signal,
+      stallTimeoutMs: firstCommandMs,
+    });
     if (without.exitCode === 0) return 'sudo without password';
-    if (without.exitCode === 127) throw new AppError('host_sudo_failed', { detail: `${this.where} has no sudo: ${this.words(without)}` });
+    if (without.exitCode === 127)
+      throw new AppError('host_sudo_failed', { detail: `${this.where} has no sudo: ${this.words(without)}` });
     if (!sudoPassword) throw this.sudoFailed(without);
-    const result = await this.start([...sudoWithPassword, 'sh', '-c', ':'], { signal, stallTimeoutMs: firstCommandMs, firstLine: sudoPassword });
+    const result = await this.start([...sudoWithPassword, 'sh', '-c', ':'], {
+      signal,
+      stallTimeoutMs: firstCommandMs,
+      firstLine: sudoPassword,
+    });
     if (result.exitCode !== 0) throw this.sudoFailed(result);
     return 'sudo with password';
   }
@@ -183,13 +201,24 @@ export class SshConnection implements AsyncDisposable {
   /** A host that is hostile, or talks too much, may say the passwords that it was given. */
   private withoutSecrets(text: string): string {
     const { password, sudoPassword } = this.target;
-    return [password, sudoPassword].reduce<string>((rest, secret) => (secret ? rest.replaceAll(secret, '…') : rest), text);
+    return [password, sudoPassword].reduce<string>(
+      (rest, secret) => (secret ? rest.replaceAll(secret, '…') : rest),
+      text,
+    );
   }
 
   /** `firstLine` goes before everything else to the standard input. */
   private async start(
     full: string[],
-    { stdin, signal, stallTimeoutMs = defaultStallMs, kind, deadlineMs, onOutput, firstLine }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
+    {
+      stdin,
+      signal,
+      stallTimeoutMs = defaultStallMs,
+      kind,
+      deadlineMs,
+      onOutput,
+      firstLine,
+    }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
   ): Promise<ExecResult> {
     signal?.throwIfAborted();
     const first = firstLine === undefined ? '' : `${firstLine}\n`;
@@ -203,14 +232,22 @@ export class SshConnection implements AsyncDisposable {
       channel.signal('TERM');
       channel.close();
     };
-    const stall = stallTimer(stallTimeoutMs, () => stop(new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` })));
-    const deadline = setTimeout(() => stop(new AppError('host_command_timeout', { detail: `${full[0]} after ${timeMs / 1000} s` })), timeMs);
+    const stall = stallTimer(stallTimeoutMs, () =>
+      stop(new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` })),
+    );
+    const deadline = setTimeout(
+      () => stop(new AppError('host_command_timeout', { detail: `${full[0]} after ${timeMs / 1000} s` })),
+      timeMs,
+    );
     const abort = () => stop(signal?.reason);
     signal?.addEventListener('abort', abort, { once: true });
     // The end of the channel comes first, with an exit code perhaps, where it comes at all.
     const lost = (error: Error) => setImmediate(() => stop(this.broken(error)));
     this.waiting.add(lost);
-    const onExcess = (error: unknown) => stop(error instanceof AppError ? new AppError(error.code, { detail: `${full[0]}: ${error.details.detail}` }) : error);
+    const onExcess = (error: unknown) =>
+      stop(
+        error instanceof AppError ? new AppError(error.code, { detail: `${full[0]}: ${error.details.detail}` }) : error,
+      );
     const [stdout, stderr] = [new MarkedOutput(this.buffers, mark), new MarkedOutput(this.buffers, mark)];
     const onChunk = (isOutput: boolean) => {
       stall.touch();
@@ -219,7 +256,8 @@ export class SshConnection implements AsyncDisposable {
     };
     readInto(stdout, channel, () => onChunk(true), onExcess);
     readInto(stderr, channel.stderr, () => onChunk(false), onExcess);
-    const unusable = (code: number | undefined) => shellUnusable(this.where, this.target.username, code, this.withoutSecrets(stdout.noise || stderr.noise));
+    const unusable = (code: number | undefined) =>
+      shellUnusable(this.where, this.target.username, code, this.withoutSecrets(stdout.noise || stderr.noise));
     // A menu, say: it would wait for an answer until the time is over.
     const begin = setTimeout(() => {
       if (!stdout.hasBegun && stdout.noise + stderr.noise !== '') stop(unusable(undefined));
@@ -243,9 +281,17 @@ export class SshConnection implements AsyncDisposable {
           () => over.abort(),
           () => undefined,
         );
-        await pipeline(stdin, touching(stall.touch), channel.stdin, { signal: AbortSignal.any([ended.signal, over.signal]) }).catch((error: unknown) => {
+        await pipeline(stdin, touching(stall.touch), channel.stdin, {
+          signal: AbortSignal.any([ended.signal, over.signal]),
+        }).catch((error: unknown) => {
           const isOver = over.signal.aborted && !ended.signal.aborted;
-          fed = isOver ? new AppError('host_command_failed', { detail: `${full[0]} ended before it had read its input` }, { cause: error }) : error;
+          fed = isOver
+            ? new AppError(
+                'host_command_failed',
+                { detail: `${full[0]} ended before it had read its input` },
+                { cause: error },
+              )
+            : error;
           if (isOver && stdin.readableEnded) fed = undefined;
           channel.end();
         });
@@ -277,7 +323,9 @@ export class SshConnection implements AsyncDisposable {
       await this.sessions.take(signal);
       try {
         const session = await this.answered<OpenSession>(signal, (resolve, reject) => {
-          this.client.exec(line, (error, channel) => (error ? reject(refusedExec(error, this.where, this.target.username)) : resolve(followSession(channel))));
+          this.client.exec(line, (error, channel) =>
+            error ? reject(refusedExec(error, this.where, this.target.username)) : resolve(followSession(channel)),
+          );
         });
         this.sessions.hasOpened = true;
         void session.freed.then(() => this.sessions.give());
@@ -289,20 +337,30 @@ export class SshConnection implements AsyncDisposable {
         if (others) continue;
         // One that has just ended, as we see it, may still count there.
         if (Date.now() - since > (this.sessions.hasOpened ? releaseMs.later : releaseMs.first))
-          throw new AppError('host_session_refused', { detail: `${this.where}: ${(error as Error).message}` }, { cause: error });
+          throw new AppError(
+            'host_session_refused',
+            { detail: `${this.where}: ${(error as Error).message}` },
+            { cause: error },
+          );
         await delay(100, undefined, { signal });
       }
     }
   }
 
   /** An answer of the SSH server itself: it comes soon, or the host cannot be waited for. ssh2 throws at once when the connection is already closed. */
-  private async answered<T>(signal: AbortSignal | undefined, ask: (resolve: (answer: T) => void, reject: (error: unknown) => void) => void): Promise<T> {
+  private async answered<T>(
+    signal: AbortSignal | undefined,
+    ask: (resolve: (answer: T) => void, reject: (error: unknown) => void) => void,
+  ): Promise<T> {
     let timer: NodeJS.Timeout | undefined;
     let abort = () => undefined as unknown;
     let giveUp = (_error: Error) => undefined as unknown;
     try {
       return await new Promise<T>((resolve, reject) => {
-        timer = setTimeout(() => reject(new AppError('host_timeout', { detail: `${this.where}: no answer for ${answerMs / 1000} s` })), answerMs);
+        timer = setTimeout(
+          () => reject(new AppError('host_timeout', { detail: `${this.where}: no answer for ${answerMs / 1000} s` })),
+          answerMs,
+        );
         abort = () => reject(signal?.reason);
         signal?.addEventListener('abort', abort, { once: true });
         giveUp = reject;
@@ -325,19 +383,29 @@ export class SshConnection implements AsyncDisposable {
   async run(argv: string[], options?: ExecOptions): Promise<string> {
     const result = await this.exec(argv, options);
     const { exitCode } = result;
-    if (exitCode !== 0) throw commandError('host_command_failed', { detail: `${argv.slice(0, 3).join(' ')}: ${this.words(result)}`, exitCode });
+    if (exitCode !== 0)
+      throw commandError('host_command_failed', {
+        detail: `${argv.slice(0, 3).join(' ')}: ${this.words(result)}`,
+        exitCode,
+      });
     return result.stdout.trim();
   }
 
   /** A channel from this host to another one. Throws `host_unreachable` when this host cannot, or may not, open it. */
   async forwardTo({ address, port }: { address: string; port: number }): Promise<ClientChannel> {
     return this.answered<ClientChannel>(undefined, (resolve, reject) => {
-      this.client.forwardOut('127.0.0.1', 0, address, port, (error, channel) => (error ? reject(error) : resolve(channel)));
+      this.client.forwardOut('127.0.0.1', 0, address, port, (error, channel) =>
+        error ? reject(error) : resolve(channel),
+      );
     }).catch((cause: SshError) => {
       if (cause.reason === undefined) throw cause;
       const isForbidden = /prohibited/i.test(cause.message);
       const detail = `${address}:${port} through ${this.where}: ${cause.message}${isForbidden ? '; AllowTcpForwarding of its sshd must be yes, all or local' : ''}`;
-      throw new AppError(isForbidden ? 'host_forwarding_refused' : 'host_unreachable', { detail, host: `${address}:${port}` }, { cause });
+      throw new AppError(
+        isForbidden ? 'host_forwarding_refused' : 'host_unreachable',
+        { detail, host: `${address}:${port}` },
+        { cause },
+      );
     });
   }
 
@@ -386,7 +454,11 @@ export class SshConnection implements AsyncDisposable {
     if (cause instanceof AppError) return cause;
     if (this.failure) return this.failure;
     const clean = cleanError(cause);
-    return new AppError(brokenRule(clean) ?? 'host_unreachable', { detail: `${this.where}: ${clean.message}` }, { cause: clean });
+    return new AppError(
+      brokenRule(clean) ?? 'host_unreachable',
+      { detail: `${this.where}: ${clean.message}` },
+      { cause: clean },
+    );
   }
 
   /** Closes the connection, and those to its jump hosts. */
@@ -394,7 +466,10 @@ export class SshConnection implements AsyncDisposable {
     this.isClosing = true;
     this.client.end();
     // Also one that the host has made half closed, or a channel through a host that is gone: that ends only with the connection to that host.
-    const timer = setTimeout(() => this.client.emit('error', new Error('the host did not close the connection')), closeMs);
+    const timer = setTimeout(
+      () => this.client.emit('error', new Error('the host did not close the connection')),
+      closeMs,
+    );
     await this.closed;
     clearTimeout(timer);
     await this.via?.close();
@@ -405,4 +480,5 @@ export class SshConnection implements AsyncDisposable {
   }
 }
 
-const isStream = (stdin: Readable | string | undefined): stdin is Readable => stdin !== undefined && typeof stdin !== 'string';
+const isStream = (stdin: Readable | string | undefined): stdin is Readable =>
+  stdin !== undefined && typeof stdin !== 'string';

@@ -12,7 +12,12 @@ beforeAll(async () => {
 afterAll(() => sshd?.stop());
 
 const login = async (privateKey: string, passphrase?: string) => {
-  const target = { address: '127.0.0.1', port: sshd.port, username: sshd.user, hostKeyFingerprint: parseHostKey(sshd.hostKeys.ed25519) };
+  const target = {
+    address: '127.0.0.1',
+    port: sshd.port,
+    username: sshd.user,
+    hostKeyFingerprint: parseHostKey(sshd.hostKeys.ed25519),
+  };
   const connection = await connectSsh({ ...target, privateKey, passphrase });
   const said = await connection.run(['echo', 'hello']);
   await connection.close();
@@ -52,14 +57,22 @@ describe('parsePrivateKey', () => {
   it('reads Ed25519 keys as OpenSSL writes them', async () => {
     const { privateKey } = generateKeyPairSync('ed25519');
     const plain = privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;
-    const locked = privateKey.export({ type: 'pkcs8', format: 'pem', cipher: 'aes-256-cbc', passphrase: 'sesame' }) as string;
+    const locked = privateKey.export({
+      type: 'pkcs8',
+      format: 'pem',
+      cipher: 'aes-256-cbc',
+      passphrase: 'sesame',
+    }) as string;
     const { fingerprint } = parsePrivateKey(plain);
     expect(parsePrivateKey(locked, 'sesame')).toEqual({ type: 'ssh-ed25519', fingerprint });
     await expect(login(plain)).rejects.toMatchObject({ code: 'host_auth_failed' });
   });
 
   it('refuses what is no private key, or of a kind that hosts no longer take, without repeating it', () => {
-    const dsa = generateKeyPairSync('dsa', { modulusLength: 1024, divisorLength: 160 }).privateKey.export({ type: 'pkcs8', format: 'pem' }) as string;
+    const dsa = generateKeyPairSync('dsa', { modulusLength: 1024, divisorLength: 160 }).privateKey.export({
+      type: 'pkcs8',
+      format: 'pem',
+    }) as string;
     for (const text of ['', 'sesame', sshd.hostKeys.ed25519, dsa]) {
       const error = problem(text);
       expect(error).toMatchObject({ code: 'credential_invalid' });
@@ -73,6 +86,7 @@ describe('parseHostKey', () => {
     const fingerprint = parseHostKey(sshd.hostKeys.ed25519);
     expect(parseHostKey(fingerprint)).toBe(fingerprint);
     expect(parseHostKey(`[127.0.0.1]:22 ${sshd.hostKeys.ed25519}`)).toBe(fingerprint);
-    for (const text of ['', 'SHA256:short', 'ssh-ed25519', 'MD5:aa:bb']) expect(() => parseHostKey(text)).toThrowError(AppError);
+    for (const text of ['', 'SHA256:short', 'ssh-ed25519', 'MD5:aa:bb'])
+      expect(() => parseHostKey(text)).toThrowError(AppError);
   });
 });

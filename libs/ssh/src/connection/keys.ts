@@ -6,7 +6,8 @@ import { ssh2 } from './ssh2.js';
 const supportedTypes = /^(?:ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521))$/;
 
 /** `SHA256:` and base64 without padding, as OpenSSH prints fingerprints. */
-export const fingerprintOf = (key: Buffer): string => `SHA256:${createHash('sha256').update(key).digest('base64').replace(/=+$/, '')}`;
+export const fingerprintOf = (key: Buffer): string =>
+  `SHA256:${createHash('sha256').update(key).digest('base64').replace(/=+$/, '')}`;
 
 /**
  * The fingerprint of a host key given as `SHA256:…`, or as a line of `ssh-keyscan` or of a `.pub` file. Throws `request_invalid`.
@@ -14,10 +15,13 @@ export const fingerprintOf = (key: Buffer): string => `SHA256:${createHash('sha2
 export function parseHostKey(text: string): string {
   const trimmed = text.trim();
   if (/^SHA256:[A-Za-z0-9+/]{43}$/.test(trimmed)) return trimmed;
-  const base64 = /(?:^|\s)(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp(?:256|384|521)) ([A-Za-z0-9+/]+=*)(?:\s|$)/.exec(trimmed)?.[1];
+  const base64 = /(?:^|\s)(?:ssh-(?:ed25519|rsa)|ecdsa-sha2-nistp(?:256|384|521)) ([A-Za-z0-9+/]+=*)(?:\s|$)/.exec(
+    trimmed,
+  )?.[1];
   if (!base64)
     throw new AppError('request_invalid', {
-      detail: 'hostKey: give SHA256:… or a public key line, e.g. from `ssh-keyscan` or /etc/ssh/ssh_host_ed25519_key.pub',
+      detail:
+        'hostKey: give SHA256:… or a public key line, e.g. from `ssh-keyscan` or /etc/ssh/ssh_host_ed25519_key.pub',
     });
   return fingerprintOf(Buffer.from(base64, 'base64'));
 }
@@ -29,11 +33,14 @@ export function parsePrivateKey(privateKey: string, passphrase?: string): { fing
   // The message of ssh2 may quote the key; it stays out.
   if (key instanceof Error)
     throw new AppError('credential_invalid', {
-      detail: passphrase ? 'the key cannot be read with this passphrase' : 'the key cannot be read; if it is encrypted, give its passphrase',
+      detail: passphrase
+        ? 'the key cannot be read with this passphrase'
+        : 'the key cannot be read; if it is encrypted, give its passphrase',
     });
   const first = Array.isArray(key) ? key[0] : key;
   if (!first?.isPrivateKey()) throw new AppError('credential_invalid', { detail: 'this is a public key' });
-  if (!supportedTypes.test(first.type)) throw new AppError('credential_invalid', { detail: `hosts take Ed25519, ECDSA and RSA keys, not ${first.type}` });
+  if (!supportedTypes.test(first.type))
+    throw new AppError('credential_invalid', { detail: `hosts take Ed25519, ECDSA and RSA keys, not ${first.type}` });
   return { fingerprint: fingerprintOf(first.getPublicSSH()), type: first.type };
 }
 
@@ -41,7 +48,10 @@ export function parsePrivateKey(privateKey: string, passphrase?: string): { fing
  * The key in a format that ssh2 reads: it knows those of OpenSSH and the older PEM ones, but not PKCS #8, which `openssl genpkey` writes.
  * What is no PKCS #8, or cannot be opened, comes back as it is.
  */
-export function readablePrivateKey(privateKey: string, passphrase?: string): { privateKey: string; passphrase?: string } {
+export function readablePrivateKey(
+  privateKey: string,
+  passphrase?: string,
+): { privateKey: string; passphrase?: string } {
   const asItIs = { privateKey, ...(passphrase === undefined ? {} : { passphrase }) };
   if (!/-----BEGIN (?:ENCRYPTED )?PRIVATE KEY-----/.test(privateKey)) return asItIs;
   try {
@@ -67,10 +77,23 @@ function openSshEd25519(key: KeyObject): string {
   };
   const type = string('ssh-ed25519');
   const check = Buffer.alloc(8);
-  const secret = Buffer.concat([check, type, string(publicKey), string(Buffer.concat([Buffer.from(d, 'base64url'), publicKey])), string('')]);
+  const secret = Buffer.concat([
+    check,
+    type,
+    string(publicKey),
+    string(Buffer.concat([Buffer.from(d, 'base64url'), publicKey])),
+    string(''),
+  ]);
   const padding = Buffer.from(Array.from({ length: (8 - (secret.length % 8)) % 8 }, (_, index) => index + 1));
   const one = Buffer.from([0, 0, 0, 1]);
-  const parts = [Buffer.from('openssh-key-v1\0'), string('none'), string('none'), string(''), one, string(Buffer.concat([type, string(publicKey)]))];
+  const parts = [
+    Buffer.from('openssh-key-v1\0'),
+    string('none'),
+    string('none'),
+    string(''),
+    one,
+    string(Buffer.concat([type, string(publicKey)])),
+  ];
   const base64 = Buffer.concat([...parts, string(Buffer.concat([secret, padding]))]).toString('base64');
   return `-----BEGIN OPENSSH PRIVATE KEY-----\n${base64.replace(/.{70}/g, '$&\n')}\n-----END OPENSSH PRIVATE KEY-----\n`;
 }

@@ -36,7 +36,11 @@ export class RateLimit {
 }
 
 /** The bytes of a stream, not faster than all of the limits allow. */
-export async function* limited(source: AsyncIterable<Uint8Array>, limits: readonly RateLimit[], signal?: AbortSignal): AsyncGenerator<Uint8Array> {
+export async function* limited(
+  source: AsyncIterable<Uint8Array>,
+  limits: readonly RateLimit[],
+  signal?: AbortSignal,
+): AsyncGenerator<Uint8Array> {
   for await (const chunk of source) {
     for (const limit of limits) await limit.take(chunk.byteLength, signal);
     yield chunk;

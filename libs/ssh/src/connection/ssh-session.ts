@@ -57,13 +57,20 @@ export function followSession(channel: ClientChannel): OpenSession {
 /** `host_shell_unusable`: the login shell has run nothing of ours, and this is all that was seen of it. */
 export function shellUnusable(where: string, username: string, exitCode: number | undefined, said: string): AppError {
   const words = cleanLine(said);
-  const seen = [exitCode === undefined ? 'it waits for something' : `it ended with ${exitCode}`, words ? `it said: ${words}` : 'it said nothing'];
-  return new AppError('host_shell_unusable', { detail: `${where}: the login of ${username} runs no command; ${seen.join(', and ')}` });
+  const seen = [
+    exitCode === undefined ? 'it waits for something' : `it ended with ${exitCode}`,
+    words ? `it said: ${words}` : 'it said nothing',
+  ];
+  return new AppError('host_shell_unusable', {
+    detail: `${where}: the login of ${username} runs no command; ${seen.join(', and ')}`,
+  });
 }
 
 /** What ssh2 says of a command that was not begun: a refused session with its reason, or that the host runs no commands in one. */
 export const refusedExec = (error: Error, where: string, username: string): Error =>
-  (error as SshError).reason === undefined && /unable to exec/i.test(error.message) ? shellUnusable(where, username, 1, error.message) : error;
+  (error as SshError).reason === undefined && /unable to exec/i.test(error.message)
+    ? shellUnusable(where, username, 1, error.message)
+    : error;
 
 /** `host_sudo_failed`, with what sudo said. */
 export function sudoRefused(where: string, username: string, hasPassword: boolean, words: string): AppError {

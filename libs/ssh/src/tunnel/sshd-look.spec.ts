@@ -29,7 +29,13 @@ beforeAll(() => new Promise<void>((resolve) => target.listen(0, '127.0.0.1', res
 afterAll(() => new Promise((resolve) => target.close(resolve)));
 
 const connectTo = ({ port, user, privateKey, hostKeys }: Sshd) =>
-  connectSsh({ address: '127.0.0.1', port, username: user, privateKey, hostKeyFingerprint: parseHostKey(hostKeys.ed25519) });
+  connectSsh({
+    address: '127.0.0.1',
+    port,
+    username: user,
+    privateKey,
+    hostKeyFingerprint: parseHostKey(hostKeys.ed25519),
+  });
 
 async function withSshd(
   settings: string[],
@@ -65,19 +71,24 @@ describe('a tunnel to an sshd with', () => {
       const error = await failure(open(connection, hostPort));
       asking.abort();
       await ask;
-      expect(error).toMatchObject({ code: 'tunnel_exposed', message: expect.stringMatching(/bound port \d+ on .*: .*GatewayPorts/) });
+      expect(error).toMatchObject({
+        code: 'tunnel_exposed',
+        message: expect.stringMatching(/bound port \d+ on .*: .*GatewayPorts/),
+      });
       expect(answers.filter((answer) => answer !== undefined)).toEqual([]);
       expect(asked).toEqual([]);
       expect(await listenersOn(connection, hostPort)).toEqual([]);
     }));
 
-  it.each([['GatewayPorts clientspecified'], ['GatewayPorts no'], ['AllowTcpForwarding remote']])('%s listens on loopback, and answers', (setting) =>
-    withSshd([setting], async (connection, hostPort) => {
-      await open(connection, hostPort);
-      expect(await answerOf('127.0.0.1', hostPort)).toBe('the registry');
-      if (ownAddress) expect(await answerOf(ownAddress, hostPort)).toBeUndefined();
-      expect((await listenersOn(connection, hostPort)).every(isLoopback)).toBe(true);
-    }),
+  it.each([['GatewayPorts clientspecified'], ['GatewayPorts no'], ['AllowTcpForwarding remote']])(
+    '%s listens on loopback, and answers',
+    (setting) =>
+      withSshd([setting], async (connection, hostPort) => {
+        await open(connection, hostPort);
+        expect(await answerOf('127.0.0.1', hostPort)).toBe('the registry');
+        if (ownAddress) expect(await answerOf(ownAddress, hostPort)).toBeUndefined();
+        expect((await listenersOn(connection, hostPort)).every(isLoopback)).toBe(true);
+      }),
   );
 
   it('a program of another on the same port of another address is no reason against it', () =>
@@ -144,16 +155,22 @@ describe('a tunnel to an sshd with', () => {
     );
   });
 
-  it.each(['[::1]:PORT', '0.0.0.0:PORT', 'host.site:PORT'])('PermitListen %s says which line is enough', async (setting) => {
-    const port = await freePort();
-    const expected = { code: 'host_forwarding_refused', message: expect.stringContaining(`PermitListen 127.0.0.1:${port} is enough`) };
-    await withSshd(
-      [`PermitListen ${setting.replace('PORT', String(port))}`],
-      async (connection, hostPort) => expect(await failure(open(connection, hostPort))).toMatchObject(expected),
-      '',
-      port,
-    );
-  });
+  it.each(['[::1]:PORT', '0.0.0.0:PORT', 'host.site:PORT'])(
+    'PermitListen %s says which line is enough',
+    async (setting) => {
+      const port = await freePort();
+      const expected = {
+        code: 'host_forwarding_refused',
+        message: expect.stringContaining(`PermitListen 127.0.0.1:${port} is enough`),
+      };
+      await withSshd(
+        [`PermitListen ${setting.replace('PORT', String(port))}`],
+        async (connection, hostPort) => expect(await failure(open(connection, hostPort))).toMatchObject(expected),
+        '',
+        port,
+      );
+    },
+  );
 
   it('GatewayPorts yes and PermitListen localhost:PORT is closed as ever', async () => {
     const port = await freePort();
@@ -182,12 +199,20 @@ describe('a tunnel to an sshd with', () => {
           let other: ChildProcess | undefined;
           vi.spyOn(connection, 'forwardFrom').mockImplementation(async (place, isWanted, address) => {
             if (isWanted && address === 'localhost') {
-              other = spawn('perl', ['-MIO::Socket::INET', '-e', program], { cwd: '/', uid: 65_534, gid: 65_534, stdio: ['ignore', 'pipe', 'inherit'] });
+              other = spawn('perl', ['-MIO::Socket::INET', '-e', program], {
+                cwd: '/',
+                uid: 65_534,
+                gid: 65_534,
+                stdio: ['ignore', 'pipe', 'inherit'],
+              });
               await once(other.stdout as Readable, 'data');
             }
             await forwardFrom(place, isWanted, address);
           });
-          expect(await failure(open(connection, hostPort))).toMatchObject({ code: 'host_port_taken', message: expect.stringContaining('another user') });
+          expect(await failure(open(connection, hostPort))).toMatchObject({
+            code: 'host_port_taken',
+            message: expect.stringContaining('another user'),
+          });
           expect(asked).toEqual([]);
           const ended = once(other as ChildProcess, 'exit');
           other?.kill();
@@ -215,7 +240,10 @@ describe('a tunnel to an sshd with', () => {
   it('a port that is taken, also while sshd refuses all of them', () =>
     withSshd(['AllowTcpForwarding no'], async (connection) => {
       const { port } = target.address() as AddressInfo;
-      expect(await failure(open(connection, port))).toMatchObject({ code: 'host_port_taken', message: expect.stringContaining('listens on 127.0.0.1') });
+      expect(await failure(open(connection, port))).toMatchObject({
+        code: 'host_port_taken',
+        message: expect.stringContaining('listens on 127.0.0.1'),
+      });
     }));
 });
 
@@ -223,7 +251,9 @@ describe('sessions of an sshd with', () => {
   it.each([1, 2, 3])('MaxSessions %i: as many commands run at a time, the others wait', (most) =>
     withSshd([`MaxSessions ${most}`], async (connection) => {
       const said = await Promise.all(
-        Array.from({ length: 12 }, (_, index) => connection.run(['sh', '-c', 'echo "$1"; cat', 'sh', String(index)], { stdin: 'x' })),
+        Array.from({ length: 12 }, (_, index) =>
+          connection.run(['sh', '-c', 'echo "$1"; cat', 'sh', String(index)], { stdin: 'x' }),
+        ),
       );
       expect(said).toEqual(Array.from({ length: 12 }, (_, index) => `${index}\nx`));
       expect(connection.sessions.limit).toBeLessThanOrEqual(most);
@@ -255,29 +285,41 @@ describe('sessions of an sshd with', () => {
     }));
 
   it('MaxSessions 0: none is let in', () =>
-    withSshd(['MaxSessions 0'], async (connection) => expect(await failure(connection.run(['true']))).toMatchObject({ code: 'host_session_refused' })));
+    withSshd(['MaxSessions 0'], async (connection) =>
+      expect(await failure(connection.run(['true']))).toMatchObject({ code: 'host_session_refused' }),
+    ));
 
   it('ForceCommand: the login runs nothing of ours', () =>
     withSshd(['ForceCommand echo this is for backups'], async (connection) =>
-      expect(await failure(connection.run(['true']))).toMatchObject({ code: 'host_shell_unusable', message: expect.stringContaining('this is for backups') }),
+      expect(await failure(connection.run(['true']))).toMatchObject({
+        code: 'host_shell_unusable',
+        message: expect.stringContaining('this is for backups'),
+      }),
     ));
 
   it('ForceCommand internal-sftp', () =>
     withSshd(['Subsystem sftp internal-sftp', 'ForceCommand internal-sftp'], async (connection) =>
-      expect(await failure(connection.run(['true'], { stallTimeoutMs: 3_000 }))).toMatchObject({ code: 'host_shell_unusable' }),
+      expect(await failure(connection.run(['true'], { stallTimeoutMs: 3_000 }))).toMatchObject({
+        code: 'host_shell_unusable',
+      }),
     ));
 });
 
 describe('settingsOf', () => {
-  it.each(['127.0.0.1:1', '[::1]:5100', 'none', 'a.example:1 [fd00::1]:2'])('names the file and the line of PermitListen %s', async (value) => {
-    const lines = [
-      `value=permitlisten ${value}`,
-      'line=/etc/ssh/sshd_config:3:PermitListen 10.0.0.1:9',
-      `line=/etc/ssh/sshd_config.d/a.conf:7:  PermitListen ${value}`,
-    ];
-    const host = { username: 'root', run: async () => lines.join('\n') };
-    expect(await settingsOf(host as unknown as SshConnection, 'tcp')).toBe(`PermitListen ${value} (/etc/ssh/sshd_config.d/a.conf:7)`);
-  });
+  it.each(['127.0.0.1:1', '[::1]:5100', 'none', 'a.example:1 [fd00::1]:2'])(
+    'names the file and the line of PermitListen %s',
+    async (value) => {
+      const lines = [
+        `value=permitlisten ${value}`,
+        'line=/etc/ssh/sshd_config:3:PermitListen 10.0.0.1:9',
+        `line=/etc/ssh/sshd_config.d/a.conf:7:  PermitListen ${value}`,
+      ];
+      const host = { username: 'root', run: async () => lines.join('\n') };
+      expect(await settingsOf(host as unknown as SshConnection, 'tcp')).toBe(
+        `PermitListen ${value} (/etc/ssh/sshd_config.d/a.conf:7)`,
+      );
+    },
+  );
 });
 
 describe('listenersOn', () => {
@@ -302,7 +344,9 @@ describe('listenersOn', () => {
     const withoutSs = {
       run: ([, , script = '', ...rest]: string[]) =>
         new Promise<string>((resolve) => {
-          const child = spawn('sh', ['-c', `command() { return 1; }\n${script}`, ...rest], { stdio: ['ignore', 'pipe', 'inherit'] });
+          const child = spawn('sh', ['-c', `command() { return 1; }\n${script}`, ...rest], {
+            stdio: ['ignore', 'pipe', 'inherit'],
+          });
           let said = '';
           child.stdout.on('data', (chunk: Buffer) => {
             said += chunk.toString();
@@ -312,7 +356,9 @@ describe('listenersOn', () => {
     };
     const [seen] = await listenersOn(withoutSs as unknown as SshConnection, port);
     expect(isLoopback(seen ?? '')).toBe(address.includes('1'));
-    await withSshd([], async (connection) => expect((await listenersOn(connection, port)).map(isLoopback)).toEqual([address.includes('1')]));
+    await withSshd([], async (connection) =>
+      expect((await listenersOn(connection, port)).map(isLoopback)).toEqual([address.includes('1')]),
+    );
     await new Promise((resolve) => server.close(resolve));
   });
 });

@@ -21,7 +21,10 @@ fi`;
 
 /** The addresses on which somebody listens on a port of the host, as the host writes them. */
 export async function listenersOn(connection: SshConnection, port: number, signal?: AbortSignal): Promise<string[]> {
-  const output = await connection.run(['sh', '-c', listenersScript, 'sh', String(port)], { signal, stallTimeoutMs: lookMs });
+  const output = await connection.run(['sh', '-c', listenersScript, 'sh', String(port)], {
+    signal,
+    stallTimeoutMs: lookMs,
+  });
   return [...new Set(valuesOf(output, 'address').concat(valuesOf(output, 'hex').map(fromHex)))];
 }
 
@@ -40,7 +43,8 @@ export async function isOwnListener(connection: SshConnection, port: number): Pr
 }
 
 /** As ss and systemd write it: `127.0.0.1`, `[::1]`, `127.0.0.1%lo`, `[::ffff:127.0.0.1]`. */
-export const isLoopback = (address: string): boolean => /^(?:::ffff:)?127\.\d{1,3}\.\d{1,3}\.\d{1,3}$|^::1$/i.test(address.replaceAll(/[[\]]|%.*$/g, ''));
+export const isLoopback = (address: string): boolean =>
+  /^(?:::ffff:)?127\.\d{1,3}\.\d{1,3}\.\d{1,3}$|^::1$/i.test(address.replaceAll(/[[\]]|%.*$/g, ''));
 
 /** The kernel writes addresses as words of the machine, which are little-endian on all that are supported. */
 function fromHex(text: string): string {
@@ -64,7 +68,11 @@ systemctl show -p Listen -p DropInPaths "$1" 2>/dev/null | sed -n 's/^Listen[A-Z
 done`;
 
 /** Throws `tunnel_exposed` when a unit that holds a port of the host for us listens on more than its loopback, e.g. by a drop-in. */
-export async function assertHeldLocally(connection: SshConnection, held: Pick<HeldPort, 'name' | 'port'>, signal?: AbortSignal): Promise<void> {
+export async function assertHeldLocally(
+  connection: SshConnection,
+  held: Pick<HeldPort, 'name' | 'port'>,
+  signal?: AbortSignal,
+): Promise<void> {
   const unit = socketUnitOf(held);
   const options = { sudo: true, signal, stallTimeoutMs: lookMs };
   const output = await connection.run(['sh', '-c', heldScript, 'sh', unit, String(held.port)], options);
@@ -90,7 +98,13 @@ exit 0`;
 /** Names, and values that refuse nothing. OpenSSH holds those for ports against sockets too. */
 const ports = {
   names: ['AllowTcpForwarding', 'PermitListen', 'DisableForwarding'],
-  usual: ['allowtcpforwarding yes', 'allowtcpforwarding all', 'allowtcpforwarding remote', 'permitlisten any', 'disableforwarding no'],
+  usual: [
+    'allowtcpforwarding yes',
+    'allowtcpforwarding all',
+    'allowtcpforwarding remote',
+    'permitlisten any',
+    'disableforwarding no',
+  ],
 };
 const sockets = ['yes', 'all', 'remote'].map((value) => `allowstreamlocalforwarding ${value}`);
 const settings = {
@@ -104,37 +118,54 @@ const settings = {
  * Which settings of the host's sshd make it refuse, or open too wide, what `about` says, in words: those in force for this login, where they are said, and options of keys.
  * Empty where none can be seen.
  */
-export async function settingsOf(connection: SshConnection, about: keyof typeof settings, signal?: AbortSignal): Promise<string> {
+export async function settingsOf(
+  connection: SshConnection,
+  about: keyof typeof settings,
+  signal?: AbortSignal,
+): Promise<string> {
   const { names, usual } = settings[about];
   const options = { signal, stallTimeoutMs: lookMs };
   const [from = ''] = (await connection.run(['sh', '-c', 'echo "$SSH_CONNECTION"'], options)).split(' ');
   const address = /^[0-9A-Fa-f.:]{2,45}$/.test(from) ? from : '127.0.0.1';
-  const output = await connection.run(['sh', '-c', settingsScript, 'sh', connection.username, address, names.join('|')], { sudo: true, ...options });
+  const output = await connection.run(
+    ['sh', '-c', settingsScript, 'sh', connection.username, address, names.join('|')],
+    { sudo: true, ...options },
+  );
   const values = valuesOf(output, 'value').filter((value) => !usual.some((one) => one === value.toLowerCase()));
-  const nameOf = (value: string) => names.find((name) => value.toLowerCase().startsWith(`${name.toLowerCase()} `)) ?? '';
+  const nameOf = (value: string) =>
+    names.find((name) => value.toLowerCase().startsWith(`${name.toLowerCase()} `)) ?? '';
   // `FILE:LINE:TEXT`, where the text may have colons too.
   const lines = valuesOf(output, 'line').map((line) => {
     const [file, at, ...text] = line.split(':');
     const setting = text.join(':').trim().toLowerCase();
     return { place: `${file}:${at}`, setting: setting.replace(/[\s=]+/, ' ') };
   });
-  const placeOf = (value: string) => lines.filter(({ setting }) => setting === value.toLowerCase()).map(({ place }) => place);
+  const placeOf = (value: string) =>
+    lines.filter(({ setting }) => setting === value.toLowerCase()).map(({ place }) => place);
   const inForce = values.map(
-    (value) => `${nameOf(value)} ${value.slice(nameOf(value).length + 1)}${placeOf(value).length > 0 ? ` (${listOf(placeOf(value))})` : ''}`,
+    (value) =>
+      `${nameOf(value)} ${value.slice(nameOf(value).length + 1)}${placeOf(value).length > 0 ? ` (${listOf(placeOf(value))})` : ''}`,
   );
   const keys = about === 'tcp' || about === 'streamLocal' ? valuesOf(output, 'key') : [];
   return listOf([...inForce, ...new Set(keys)]);
 }
 
 /** As `settingsOf`, with what could be set where nothing of it can be seen. */
-export async function refusalOf(connection: SshConnection, about: keyof typeof settings, signal?: AbortSignal): Promise<string> {
+export async function refusalOf(
+  connection: SshConnection,
+  about: keyof typeof settings,
+  signal?: AbortSignal,
+): Promise<string> {
   const seen = await settingsOf(connection, about, signal).catch((error: unknown) => {
     signal?.throwIfAborted();
     // Without sudo there is no look at them; what is refused is refused.
     if (error instanceof AppError && error.code !== 'host_unreachable') return '';
     throw error;
   });
-  return seen || `of its settings none was seen that does it; see ${settings[about].names.join(', ')}, Match blocks, and options of keys in authorized_keys`;
+  return (
+    seen ||
+    `of its settings none was seen that does it; see ${settings[about].names.join(', ')}, Match blocks, and options of keys in authorized_keys`
+  );
 }
 
 const listOf = (texts: readonly string[]): string => cleanLine(texts.slice(0, 5).join(', '), 500);

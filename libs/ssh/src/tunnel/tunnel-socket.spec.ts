@@ -85,7 +85,8 @@ describe('a tunnel that binds a socket of the host', () => {
       let received = 0;
       for await (const chunk of connect(hostSocket)) received += (chunk as Buffer).byteLength;
       expect(received).toBe(size);
-      const toSshd = ({ contexts }: { contexts: readonly unknown[] }) => contexts.filter((socket) => (socket as Socket).remotePort === sshd.port).length;
+      const toSshd = ({ contexts }: { contexts: readonly unknown[] }) =>
+        contexts.filter((socket) => (socket as Socket).remotePort === sshd.port).length;
       expect(toSshd(several.mock)).toBeGreaterThan(0);
       expect(toSshd(single.mock) + toSshd(several.mock)).toBeLessThan(size / (32 * 1024) / 2);
     } finally {
@@ -104,7 +105,9 @@ describe('a tunnel that binds a socket of the host', () => {
     const [pid] = ((await sessionOf(dead)) ?? '').split(' ').map(Number);
     process.kill(pid as number, 'SIGKILL');
     await dead.closed;
-    await waitFor(() => answerAt(hostSocket).then(...([() => false, () => true] as const)), { what: 'the old socket to be dead' });
+    await waitFor(() => answerAt(hostSocket).then(...([() => false, () => true] as const)), {
+      what: 'the old socket to be dead',
+    });
     await using connection = await login();
     const tunnel = await openTunnel(connection, { hostPort: 0, hostSocket, target: await targetOf('new') });
     await tunnel.publish();
@@ -128,7 +131,11 @@ describe('a tunnel that binds a socket of the host', () => {
 
   it('says so where sshd does not bind it', async () => {
     await using connection = await login();
-    const opened = openTunnel(connection, { hostPort: 0, hostSocket: '/no-such-folder/registry.sock', target: { path: '/nowhere' } });
+    const opened = openTunnel(connection, {
+      hostPort: 0,
+      hostSocket: '/no-such-folder/registry.sock',
+      target: { path: '/nowhere' },
+    });
     await expect(opened).rejects.toMatchObject({
       code: 'tunnel_failed',
       details: { detail: expect.stringContaining('is the folder the login user') as string },

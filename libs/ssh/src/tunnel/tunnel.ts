@@ -55,7 +55,10 @@ export interface Tunnel {
  * A socket is bound under a name that nobody has had, and gets its own name in one step by `publish`: what a connection left that died without a word is in nobody's way, and a
  * client finds the old way or the new one, never none.
  */
-export async function openTunnel(connection: SshConnection, { hostPort, hostSocket, target, onServed = () => undefined }: TunnelOptions): Promise<Tunnel> {
+export async function openTunnel(
+  connection: SshConnection,
+  { hostPort, hostSocket, target, onServed = () => undefined }: TunnelOptions,
+): Promise<Tunnel> {
   const bound = hostSocket === undefined ? hostPort : `${hostSocket}.${randomBytes(8).toString('hex')}`;
   // ssh2 is patched to say when it refuses a channel.
   const client: EventEmitter = connection.client;
@@ -79,10 +82,19 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
   };
   // Until it is known who can connect, connections wait.
   let held: Set<(isLocal: boolean) => void> | undefined = new Set();
-  const lead = (from: { destPort?: number; socketPath?: string }, accept: AcceptConnection<ClientChannel>, reject: RejectConnection) => {
+  const lead = (
+    from: { destPort?: number; socketPath?: string },
+    accept: AcceptConnection<ClientChannel>,
+    reject: RejectConnection,
+  ) => {
     if ((from.socketPath ?? from.destPort) !== bound) return;
     if (held) return void held.add((isLocal) => (isLocal ? lead(from, accept, reject) : attempt(reject)));
-    const forward = new Forward(connection, target, { accept, reject }, { onServed, onSent, onRoom, onEnd: () => forwards.delete(forward) });
+    const forward = new Forward(
+      connection,
+      target,
+      { accept, reject },
+      { onServed, onSent, onRoom, onEnd: () => forwards.delete(forward) },
+    );
     forwards.add(forward);
   };
   const closeAll = () => {
@@ -106,8 +118,12 @@ export async function openTunnel(connection: SshConnection, { hostPort, hostSock
     refused: () => refused,
     publish: async (signal) => {
       if (hostSocket === undefined) return;
-      const { exitCode, stderr } = await connection.exec(['sh', '-c', publishScript, 'sh', String(bound), hostSocket], { signal, deadlineMs: publishMs });
-      if (exitCode !== 0) throw new AppError('tunnel_failed', { detail: `${hostSocket} on the host: ${stderr.trim().slice(-300)}` });
+      const { exitCode, stderr } = await connection.exec(['sh', '-c', publishScript, 'sh', String(bound), hostSocket], {
+        signal,
+        deadlineMs: publishMs,
+      });
+      if (exitCode !== 0)
+        throw new AppError('tunnel_failed', { detail: `${hostSocket} on the host: ${stderr.trim().slice(-300)}` });
     },
     close: async () => {
       // What is broken, or refused, frees the port as well.
@@ -134,7 +150,11 @@ async function bindPort(connection: SshConnection, port: number): Promise<string
   const giveUp = () => connection.forwardFrom(port, false, address).catch(() => undefined);
   const wide = async () => (await listenersOn(connection, port)).filter((one) => !isLoopback(one));
   const taken = (by: string, cause?: Error) =>
-    new AppError('host_port_taken', { detail: `127.0.0.1:${port} on the host could not be bound: ${by}`, port }, { cause });
+    new AppError(
+      'host_port_taken',
+      { detail: `127.0.0.1:${port} on the host could not be bound: ${by}`, port },
+      { cause },
+    );
   const settled = async () => {
     if (address === '127.0.0.1' || (await isOwnListener(connection, port))) return address;
     await giveUp();
@@ -168,12 +188,18 @@ async function bindPort(connection: SshConnection, port: number): Promise<string
       port,
     });
   if (seen.length === 0)
-    throw new AppError('tunnel_failed', { detail: `${connection.where}: on which addresses its sshd listens on port ${port} cannot be seen` });
+    throw new AppError('tunnel_failed', {
+      detail: `${connection.where}: on which addresses its sshd listens on port ${port} cannot be seen`,
+    });
   cause = await bind();
   const now = cause ? [] : await wide();
   if (!cause && now.every((one) => others.includes(one))) return settled();
   await giveUp();
-  throw new AppError('tunnel_failed', { detail: `${connection.where}: who listens on port ${port} changes too fast` }, cause ? { cause } : undefined);
+  throw new AppError(
+    'tunnel_failed',
+    { detail: `${connection.where}: who listens on port ${port} changes too fast` },
+    cause ? { cause } : undefined,
+  );
 }
 
 /** See `openTunnel`. */
@@ -251,7 +277,8 @@ class Forward {
         return !this.isHeld && !isPart;
       },
     };
-    this.socket = 'path' in target ? connectToSocket(target.path, onread) : connect({ ...target, noDelay: true, onread });
+    this.socket =
+      'path' in target ? connectToSocket(target.path, onread) : connect({ ...target, noDelay: true, onread });
     this.socket
       .once('connect', () => this.open(accept))
       .once('error', () => {
@@ -377,5 +404,8 @@ const sessionPattern = /^\d{1,10} \d{1,20}$/;
  * perhaps, and its port stays taken. Throws what breaks the connection.
  */
 export async function endSession(connection: SshConnection, session: string, signal?: AbortSignal): Promise<void> {
-  await connection.exec(['sh', '-c', endSessionScript, 'sh', ...session.split(' ')], { signal, stallTimeoutMs: 10_000 });
+  await connection.exec(['sh', '-c', endSessionScript, 'sh', ...session.split(' ')], {
+    signal,
+    stallTimeoutMs: 10_000,
+  });
 }

@@ -21,7 +21,11 @@ async function removeLabelled(docker: Docker, selects: Selects): Promise<void> {
   const remove = ({ Id }: { Id: string }) => docker.getContainer(Id).remove({ force: true, v: true }).catch(notThere);
   await Promise.all(containers.filter(({ Labels }) => selects(Labels)).map(remove));
   const { Volumes: volumes } = await docker.listVolumes({ filters });
-  await Promise.all((volumes ?? []).filter(({ Labels }) => selects(Labels)).map(({ Name }) => docker.getVolume(Name).remove({ force: true }).catch(notThere)));
+  await Promise.all(
+    (volumes ?? [])
+      .filter(({ Labels }) => selects(Labels))
+      .map(({ Name }) => docker.getVolume(Name).remove({ force: true }).catch(notThere)),
+  );
   for (const { Id, Labels } of await docker.listImages({ filters })) {
     if (selects(Labels)) await docker.getImage(Id).remove({ force: true }).catch(notThereOrUsed);
   }
@@ -41,7 +45,8 @@ export async function removeAbandoned(docker: Docker, { all = false } = {}): Pro
 
 /** Ends the containers that an own engine left running because it was killed: without their engine nobody else can. */
 export async function killAbandoned(engineRunDir: string): Promise<void> {
-  const isShim = (commandLine: string) => commandLine.includes('containerd-shim') && commandLine.includes(`${engineRunDir}/`);
+  const isShim = (commandLine: string) =>
+    commandLine.includes('containerd-shim') && commandLine.includes(`${engineRunDir}/`);
   for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
     const commandLine = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
     if (isShim(commandLine)) kill(Number(pid));
@@ -86,7 +91,9 @@ async function directoriesIn(path: string): Promise<string[]> {
 async function cgroupsOf(selects: (runId: string) => boolean): Promise<string[]> {
   const root = '/sys/fs/cgroup';
   const trees = [root, ...(await directoriesIn(root)).map((name) => join(root, name))];
-  const found = await Promise.all(trees.map(async (tree) => (await directoriesIn(tree)).map((name) => join(tree, name))));
+  const found = await Promise.all(
+    trees.map(async (tree) => (await directoriesIn(tree)).map((name) => join(tree, name))),
+  );
   return found.flat().filter((path) => {
     const runId = /\/airdock-lab-(\d+-\d+-\d+)$/.exec(path)?.[1];
     return runId !== undefined && selects(runId);

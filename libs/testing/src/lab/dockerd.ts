@@ -66,7 +66,12 @@ async function launch(runDir: string, dataRoot: string, bridge: string): Promise
   // An own one, so that the machine's does not change this engine.
   await writeFile(configFile, '{}');
   const socketPath = join(runDir, 'docker.sock');
-  const paths = { 'data-root': dataRoot, 'exec-root': join(runDir, 'exec'), pidfile: join(runDir, 'docker.pid'), host: `unix://${socketPath}` };
+  const paths = {
+    'data-root': dataRoot,
+    'exec-root': join(runDir, 'exec'),
+    pidfile: join(runDir, 'docker.pid'),
+    host: `unix://${socketPath}`,
+  };
   const settings = {
     ...paths,
     'config-file': configFile,
@@ -82,7 +87,13 @@ async function launch(runDir: string, dataRoot: string, bridge: string): Promise
   const probe = new Docker({ socketPath, timeout: 2000 });
   const ready = () => probe.ping().then(() => true);
   // SIGTERM at the death of this process lets the engine end its containers, which SIGKILL would leave running.
-  const server = new ServerProcess({ program: findProgram('dockerd') ?? 'dockerd', args, ready, stopSignal: 'SIGTERM', timeoutMs: 60_000 });
+  const server = new ServerProcess({
+    program: findProgram('dockerd') ?? 'dockerd',
+    args,
+    ready,
+    stopSignal: 'SIGTERM',
+    timeoutMs: 60_000,
+  });
   await server.start();
   return server;
 }
@@ -90,7 +101,10 @@ async function launch(runDir: string, dataRoot: string, bridge: string): Promise
 /** The engine of a killed run may still be ending its containers. */
 async function endPredecessor(runDir: string, log?: Log): Promise<void> {
   const pid = Number(await readFile(join(runDir, 'docker.pid'), 'utf8').catch(() => ''));
-  const isOurs = () => pid > 0 && existsSync(`/proc/${pid}/cmdline`) && readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(`${runDir}/`);
+  const isOurs = () =>
+    pid > 0 &&
+    existsSync(`/proc/${pid}/cmdline`) &&
+    readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(`${runDir}/`);
   if (!isOurs()) return;
   log?.('waiting for the engine of an earlier run to end');
   process.kill(pid, 'SIGTERM');
@@ -100,8 +114,12 @@ async function endPredecessor(runDir: string, log?: Log): Promise<void> {
 
 /** Mounts must go first: deleting through one would delete what it shows. */
 async function removeRunDir(runDir: string, dataRoot: string): Promise<void> {
-  const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n').map((line) => (line.split(' ')[1] ?? '').replaceAll('\\040', ' '));
-  const ours = mounts.filter((path) => path === dataRoot || path.startsWith(`${dataRoot}/`) || path.startsWith(`${runDir}/`));
+  const mounts = (await readFile('/proc/self/mounts', 'utf8'))
+    .split('\n')
+    .map((line) => (line.split(' ')[1] ?? '').replaceAll('\\040', ' '));
+  const ours = mounts.filter(
+    (path) => path === dataRoot || path.startsWith(`${dataRoot}/`) || path.startsWith(`${runDir}/`),
+  );
   for (const mount of ours.reverse()) await run('umount', ['-l', mount]);
   await rm(runDir, { recursive: true, force: true });
 }
@@ -109,7 +127,9 @@ async function removeRunDir(runDir: string, dataRoot: string): Promise<void> {
 async function addBridge(name: string, slot: number): Promise<void> {
   const used = Object.entries(networkInterfaces()).flatMap(([key, entries]) => (key === name ? [] : (entries ?? [])));
   const candidates = ['10.213', '10.117', '172.29', '192.168'].map((prefix) => `${prefix}.${200 + slot}`);
-  const free = candidates.find((subnet) => !used.some(({ family, cidr }) => family === 'IPv4' && overlaps(`${subnet}.1/24`, cidr ?? '')));
+  const free = candidates.find(
+    (subnet) => !used.some(({ family, cidr }) => family === 'IPv4' && overlaps(`${subnet}.1/24`, cidr ?? '')),
+  );
   if (!free) throw new Error(`no free subnet for the lab among ${candidates.join(', ')}`);
   await run('ip', ['link', 'add', name, 'type', 'bridge']);
   await run('ip', ['address', 'add', `${free}.1/24`, 'dev', name]);

@@ -28,24 +28,32 @@ export interface EngineOptions {
 
 /** Where the lab keeps what is slow to make: `${AIRDOCK_CACHE:-~/.cache/airdock}/lab`. It may be deleted when no lab runs. */
 export function labCacheDir(): string {
-  return join(process.env.AIRDOCK_CACHE ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'airdock'), 'lab');
+  return join(
+    process.env.AIRDOCK_CACHE ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'airdock'),
+    'lab',
+  );
 }
 
 /**
  * DOCKER_HOST, else the engine at /var/run/docker.sock, else an own one. What earlier runs left because they were killed is removed first.
  * Where there is none and none can be started, `reason` says why.
  */
-export async function startEngine({ log, own = false }: EngineOptions = {}): Promise<{ engine: LabEngine } | { engine?: undefined; reason: string }> {
+export async function startEngine({
+  log,
+  own = false,
+}: EngineOptions = {}): Promise<{ engine: LabEngine } | { engine?: undefined; reason: string }> {
   const runId = newRunId();
   const found = own ? undefined : await findEngine();
   if (found) {
     await removeAbandoned(found.docker);
     return { engine: await describe(runId, found.docker, found.socketPath, async () => {}) };
   }
-  if (process.env.DOCKER_HOST && !own) return { reason: `the engine at DOCKER_HOST (${process.env.DOCKER_HOST}) does not answer` };
+  if (process.env.DOCKER_HOST && !own)
+    return { reason: `the engine at DOCKER_HOST (${process.env.DOCKER_HOST}) does not answer` };
   if (process.getuid?.() !== 0) return { reason: 'no container engine runs, and only root can start one' };
   const missing = ['dockerd', 'ip', 'setpriv'].filter((program) => !findProgram(program));
-  if (missing.length > 0) return { reason: `no container engine runs, and to start one ${missing.join(', ')} is missing` };
+  if (missing.length > 0)
+    return { reason: `no container engine runs, and to start one ${missing.join(', ')} is missing` };
   const daemon = await startDockerd(labCacheDir(), log);
   try {
     await removeAbandoned(daemon.docker, { all: true });
@@ -61,7 +69,8 @@ async function findEngine(): Promise<{ docker: Docker; socketPath: string | unde
   const socketPath = host ? /^unix:\/\/(.+)/.exec(host)?.[1] : '/var/run/docker.sock';
   if (!host && !existsSync('/var/run/docker.sock')) return undefined;
   // Without a socket dockerode reads DOCKER_HOST and its companions.
-  const connect = (timeout?: number) => new Docker({ ...(host ? {} : { socketPath }), ...(timeout ? { timeout } : {}) });
+  const connect = (timeout?: number) =>
+    new Docker({ ...(host ? {} : { socketPath }), ...(timeout ? { timeout } : {}) });
   const answers = await connect(5000)
     .ping()
     .then(
@@ -71,7 +80,12 @@ async function findEngine(): Promise<{ docker: Docker; socketPath: string | unde
   return answers ? { docker: connect(), socketPath } : undefined;
 }
 
-async function describe(runId: string, docker: Docker, socketPath: string | undefined, end: () => Promise<void>): Promise<LabEngine> {
+async function describe(
+  runId: string,
+  docker: Docker,
+  socketPath: string | undefined,
+  end: () => Promise<void>,
+): Promise<LabEngine> {
   const info = (await docker.info()) as { CgroupDriver?: string };
   const cgroupParent = info.CgroupDriver === 'systemd' ? undefined : `/airdock-lab-${runId}`;
   let stopped: Promise<void> | undefined;

@@ -64,14 +64,28 @@ export interface LabHost extends AsyncDisposable {
 }
 
 /** dockerd and sshd need these; `--privileged` is refused where the engine itself lacks a capability. */
-const capabilities = ['SYS_ADMIN', 'NET_ADMIN', 'SYS_PTRACE', 'SYSLOG', 'IPC_LOCK', 'SYS_NICE', 'DAC_READ_SEARCH', 'LINUX_IMMUTABLE'];
+const capabilities = [
+  'SYS_ADMIN',
+  'NET_ADMIN',
+  'SYS_PTRACE',
+  'SYSLOG',
+  'IPC_LOCK',
+  'SYS_NICE',
+  'DAC_READ_SEARCH',
+  'LINUX_IMMUTABLE',
+];
 const bootCapabilities = ['SYS_BOOT', 'SYS_TIME', 'AUDIT_READ', 'SYS_CHROOT'];
 const keys = sshKeyPair('airdock-lab');
 let count = 0;
 
 /** Starts a host and waits until it is ready, usually four to eight seconds. The first one on a machine makes `hostImage`. */
 export async function startHost(engine: LabEngine, options: HostOptions = {}): Promise<LabHost> {
-  const { name = `host-${++count}`, withContainerd = false, withDocker = !withContainerd, withSystemd = false } = options;
+  const {
+    name = `host-${++count}`,
+    withContainerd = false,
+    withDocker = !withContainerd,
+    withSystemd = false,
+  } = options;
   const { osRelease = '', occupyPort, adminPassword, log } = options;
   const runtime = withContainerd ? 'containerd' : withDocker ? 'docker' : '';
   const { docker, runId } = engine;
@@ -141,7 +155,16 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
     await ready();
     const hostKey = (await exec('cat /etc/ssh/ssh_host_ed25519_key.pub')).stdout.trim();
     const hostKeyFingerprint = fingerprint(hostKey);
-    const facts = { id: container.id, name, address, port: 22, user: 'root', privateKey: keys.private, hostKey, hostKeyFingerprint };
+    const facts = {
+      id: container.id,
+      name,
+      address,
+      port: 22,
+      user: 'root',
+      privateKey: keys.private,
+      hostKey,
+      hostKeyFingerprint,
+    };
     const copyIn: LabHost['copyIn'] = async (folder, path) => {
       await exec(`mkdir -p '${path}'`);
       await container.putArchive(tarFolder(folder), { path });
@@ -155,7 +178,9 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
 
 /** The files of a folder as a tar, all readable. */
 const tarFolder = (folder: string) =>
-  spawn('tar', ['-C', folder, '--owner=0', '--group=0', '--mode=a+rX', '-c', '.'], { stdio: ['ignore', 'pipe', 'inherit'] }).stdout;
+  spawn('tar', ['-C', folder, '--owner=0', '--group=0', '--mode=a+rX', '-c', '.'], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  }).stdout;
 
 /** A command that makes `admin` a user with a password. The first process has made it one without. */
 const askFor = (password: string) => {
@@ -178,7 +203,12 @@ interface Expected {
   occupyPort: number | undefined;
 }
 
-async function waitUntilReady(container: Docker.Container, address: string, exec: LabHost['exec'], { runtime, occupyPort }: Expected): Promise<void> {
+async function waitUntilReady(
+  container: Docker.Container,
+  address: string,
+  exec: LabHost['exec'],
+  { runtime, occupyPort }: Expected,
+): Promise<void> {
   const checks = [
     { docker: 'docker info', containerd: 'ctr version', '': '' }[runtime],
     occupyPort ? `ss -Hltn "sport = :${occupyPort}" | grep -q LISTEN` : '',
@@ -186,15 +216,23 @@ async function waitUntilReady(container: Docker.Container, address: string, exec
   const isUp = async () => {
     const { State } = await container.inspect();
     if (!State.Running) return { ended: true };
-    return (await banner(address)).startsWith('SSH-2.0-') && (checks.length === 0 || (await exec(checks.join(' && '))).exitCode === 0)
+    return (await banner(address)).startsWith('SSH-2.0-') &&
+      (checks.length === 0 || (await exec(checks.join(' && '))).exitCode === 0)
       ? { ended: false }
       : undefined;
   };
-  const result = await waitFor(isUp, { timeoutMs: 60_000, intervalMs: 100, what: `the host at ${address} to be ready` }).catch(async (error: Error) => {
-    const { stdout } = await exec('tail -n 20 /var/log/docker.log /var/log/containerd.log').catch(() => ({ stdout: '' }));
+  const result = await waitFor(isUp, {
+    timeoutMs: 60_000,
+    intervalMs: 100,
+    what: `the host at ${address} to be ready`,
+  }).catch(async (error: Error) => {
+    const { stdout } = await exec('tail -n 20 /var/log/docker.log /var/log/containerd.log').catch(() => ({
+      stdout: '',
+    }));
     throw new Error(`${error.message}\n${stdout}`, { cause: error });
   });
-  if (result.ended) throw new Error(`the host ended: ${(await container.logs({ stdout: true, stderr: true, tail: 20 })).toString()}`);
+  if (result.ended)
+    throw new Error(`the host ended: ${(await container.logs({ stdout: true, stderr: true, tail: 20 })).toString()}`);
 }
 
 function banner(address: string): Promise<string> {
@@ -210,7 +248,12 @@ function banner(address: string): Promise<string> {
   });
 }
 
-async function execIn(docker: Docker, container: Docker.Container, command: string, timeoutMs: number): Promise<ExecResult> {
+async function execIn(
+  docker: Docker,
+  container: Docker.Container,
+  command: string,
+  timeoutMs: number,
+): Promise<ExecResult> {
   const exec = await container.exec({ Cmd: ['/bin/sh', '-c', command], AttachStdout: true, AttachStderr: true });
   const stream = await exec.start({});
   const output = { stdout: '', stderr: '' };
@@ -229,6 +272,8 @@ async function execIn(docker: Docker, container: Docker.Container, command: stri
     stream.once('end', resolve);
   });
   // The stream may end a moment before the engine knows the exit code.
-  const done = await waitFor(async () => exec.inspect().then((state) => (state.Running ? undefined : state)), { what: `the exit code of ${command}` });
+  const done = await waitFor(async () => exec.inspect().then((state) => (state.Running ? undefined : state)), {
+    what: `the exit code of ${command}`,
+  });
   return { ...output, exitCode: done.ExitCode ?? -1 };
 }

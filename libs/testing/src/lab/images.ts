@@ -37,7 +37,9 @@ export function followOutput(docker: Docker, stream: NodeJS.ReadableStream): Pro
 }
 
 /** A tar of files that belong to root. */
-export async function tarOf(members: { name: string; content?: Buffer | string; linkTo?: string; mode?: number }[]): Promise<Buffer> {
+export async function tarOf(
+  members: { name: string; content?: Buffer | string; linkTo?: string; mode?: number }[],
+): Promise<Buffer> {
   const tar = pack();
   for (const { name, content, linkTo, mode = 0o755 } of members) {
     if (linkTo) tar.entry({ name, type: 'symlink', linkname: linkTo, mtime });
@@ -61,7 +63,10 @@ async function ensureBaseImage(docker: Docker): Promise<string> {
     .trim()
     .split('\n')
     .filter((applet) => applet !== 'busybox');
-  const tar = await tarOf([{ name: 'bin/busybox', content }, ...applets.map((applet) => ({ name: `bin/${applet}`, linkTo: 'busybox' }))]);
+  const tar = await tarOf([
+    { name: 'bin/busybox', content },
+    ...applets.map((applet) => ({ name: `bin/${applet}`, linkTo: 'busybox' })),
+  ]);
   await importTar(docker, tar, { repo: 'airdock-lab/busybox', tag });
   return name;
 }
@@ -72,18 +77,33 @@ async function importTar(docker: Docker, tar: Buffer, target: { repo: string; ta
 
 /** Bytes that do not compress, the same for the same seed. */
 function noise(seed: string, sizeBytes: number): Buffer {
-  return createCipheriv('aes-256-ctr', createHash('sha256').update(seed).digest(), Buffer.alloc(16)).update(Buffer.alloc(sizeBytes));
+  return createCipheriv('aes-256-ctr', createHash('sha256').update(seed).digest(), Buffer.alloc(16)).update(
+    Buffer.alloc(sizeBytes),
+  );
 }
 
 /** Makes the images with the classic builder; they go when the engine is stopped. An image with the same name loses it. */
 export async function buildImages(engine: LabEngine, specs: readonly ImageSpec[]): Promise<void> {
   const base = await ensureBaseImage(engine.docker);
   for (const { name, says = `hello from ${name}`, layersBytes = [] } of specs) {
-    const layers = layersBytes.map((sizeBytes, index) => ({ name: `layer-${index}`, content: noise(`${name} ${index}`, sizeBytes), mode: 0o644 }));
+    const layers = layersBytes.map((sizeBytes, index) => ({
+      name: `layer-${index}`,
+      content: noise(`${name} ${index}`, sizeBytes),
+      mode: 0o644,
+    }));
     const copies = layers.map((layer) => `COPY ${layer.name} /data/${layer.name}`);
     const lines = [`FROM ${base}`, 'ENV PATH=/bin', ...copies, `COPY says /says`, `CMD ["/bin/cat", "/says"]`];
-    const context = await tarOf([{ name: 'Dockerfile', content: lines.join('\n') }, { name: 'says', content: `${says}\n`, mode: 0o644 }, ...layers]);
-    const output = await engine.docker.buildImage(Readable.from([context]), { t: name, labels: labelsOf(engine.runId), forcerm: true, pull: false });
+    const context = await tarOf([
+      { name: 'Dockerfile', content: lines.join('\n') },
+      { name: 'says', content: `${says}\n`, mode: 0o644 },
+      ...layers,
+    ]);
+    const output = await engine.docker.buildImage(Readable.from([context]), {
+      t: name,
+      labels: labelsOf(engine.runId),
+      forcerm: true,
+      pull: false,
+    });
     await followOutput(engine.docker, output);
   }
 }
@@ -93,7 +113,9 @@ export async function saveImages(engine: LabEngine, names: readonly string[], fi
   const stream = await new Promise<NodeJS.ReadableStream>((resolve, reject) => {
     const statusCodes = { 200: true, 404: 'no such image', 500: 'server error' };
     const options = { path: '/images/get?', method: 'GET', options: { names }, isStream: true, statusCodes };
-    engine.docker.modem.dial(options, (error, data) => (error ? reject(error as Error) : resolve(data as NodeJS.ReadableStream)));
+    engine.docker.modem.dial(options, (error, data) =>
+      error ? reject(error as Error) : resolve(data as NodeJS.ReadableStream),
+    );
   });
   await pipeline(stream, createWriteStream(file));
 }
@@ -102,7 +124,12 @@ export async function saveImages(engine: LabEngine, names: readonly string[], fi
  * Turns one image of a docker-archive into an OCI archive with skopeo: other layers (compressed), another manifest, other digests.
  * `imageName` is its name in the archive, `fullName` what the annotation org.opencontainers.image.ref.name will say.
  */
-export async function skopeoToOciArchive(dockerArchive: string, imageName: string, file: string, fullName: string): Promise<void> {
+export async function skopeoToOciArchive(
+  dockerArchive: string,
+  imageName: string,
+  file: string,
+  fullName: string,
+): Promise<void> {
   await using dir = await tempDir('skopeo');
   const args = [
     '--insecure-policy',

@@ -23,7 +23,9 @@ function tagsOf(version: string) {
 /** Upstream names of the images that kubeadm wants for a version, as release bundles have them. */
 export function kubernetesImages(version: string): string[] {
   const { pause, etcd, coredns } = tagsOf(version);
-  const components = ['kube-apiserver', 'kube-controller-manager', 'kube-scheduler', 'kube-proxy'].map((name) => `${name}:v${version}`);
+  const components = ['kube-apiserver', 'kube-controller-manager', 'kube-scheduler', 'kube-proxy'].map(
+    (name) => `${name}:v${version}`,
+  );
   const dns = coredns.startsWith('v') ? `coredns/coredns:${coredns}` : `coredns:${coredns}`;
   return [...components, `pause:${pause}`, `etcd:${etcd}`, dns].map((name) => `k8s.gcr.io/${name}`);
 }
@@ -77,7 +79,9 @@ const programs = join(import.meta.dirname.replace('/dist/', '/src/'), 'kubeadm')
 /** Makes the packages `kubeadm` `kubelet` `kubectl` of these versions, in Debian's form of upstream's (`1.20.11-00`). */
 export async function makeKubernetesPackages(folder: string, versions: readonly string[]): Promise<void> {
   const names = ['kubeadm', 'kubelet', 'kubectl'] as const;
-  const [shared, ...sources] = await Promise.all(['shared', ...names].map((name) => readFile(join(programs, `${name}.py`), 'utf8')));
+  const [shared, ...sources] = await Promise.all(
+    ['shared', ...names].map((name) => readFile(join(programs, `${name}.py`), 'utf8')),
+  );
   for (const version of versions)
     for (const [index, name] of names.entries()) {
       const head = `#!/usr/bin/python3\nVERSION = ${JSON.stringify(version)}\nIMAGES = ${JSON.stringify(tagsOf(version))}\n`;

@@ -12,7 +12,9 @@ export interface Lab extends AsyncDisposable {
 }
 
 /** Starts an engine and makes the hosts' image. Where this machine cannot run a lab, `reason` says why. */
-export async function startLab(options: EngineOptions = {}): Promise<{ lab: Lab } | { lab?: undefined; reason: string }> {
+export async function startLab(
+  options: EngineOptions = {},
+): Promise<{ lab: Lab } | { lab?: undefined; reason: string }> {
   const started = await startEngine(options);
   if (!started.engine) return { reason: started.reason };
   const { engine } = started;
@@ -23,5 +25,12 @@ export async function startLab(options: EngineOptions = {}): Promise<{ lab: Lab 
     await engine.stop();
     throw error;
   }
-  return { lab: { engine, startHost: (host = {}) => startHost(engine, { log, ...host }), stop: engine.stop, [Symbol.asyncDispose]: engine.stop } };
+  return {
+    lab: {
+      engine,
+      startHost: (host = {}) => startHost(engine, { log, ...host }),
+      stop: engine.stop,
+      [Symbol.asyncDispose]: engine.stop,
+    },
+  };
 }

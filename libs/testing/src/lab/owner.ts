@@ -47,7 +47,9 @@ export function isAbandoned(labels: Record<string, string> = {}): boolean {
 export async function tryLock(name: string): Promise<AsyncDisposable | undefined> {
   const server = createServer();
   const taken = await new Promise<boolean>((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) => (error.code === 'EADDRINUSE' ? resolve(true) : reject(error)));
+    server.once('error', (error: NodeJS.ErrnoException) =>
+      error.code === 'EADDRINUSE' ? resolve(true) : reject(error),
+    );
     server.listen(`\0airdock-lab/${name}`, () => resolve(false));
   });
   if (taken) return undefined;

@@ -11,7 +11,8 @@ const run = promisify(execFile);
 /** Debian's Docker packages, as `docker.io` needs them. A lab must have been started. */
 export async function copyDockerPackages(folder: string): Promise<void> {
   await mkdir(folder, { recursive: true });
-  for (const name of await readdir(dockerArchivesDir())) await copyFile(join(dockerArchivesDir(), name), join(folder, name));
+  for (const name of await readdir(dockerArchivesDir()))
+    await copyFile(join(dockerArchivesDir(), name), join(folder, name));
 }
 
 export interface DebOptions {
@@ -63,7 +64,12 @@ echo from a yum repository >%{buildroot}/usr/share/${name}
 `;
   await writeFile(join(work.path, 'lab.spec'), spec);
   await mkdir(folder, { recursive: true });
-  const defines = { _topdir: work.path, _rpmdir: folder, _rpmfilename: '%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm', _dbpath: join(work.path, 'db') };
+  const defines = {
+    _topdir: work.path,
+    _rpmdir: folder,
+    _rpmfilename: '%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm',
+    _dbpath: join(work.path, 'db'),
+  };
   const args = Object.entries(defines).flatMap(([key, value]) => ['--define', `${key} ${value}`]);
   await run('rpmbuild', [...args, '-bb', join(work.path, 'lab.spec')], { timeout: 60_000 });
 }

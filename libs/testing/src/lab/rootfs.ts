@@ -13,11 +13,32 @@ import { waitForLock } from './owner.js';
 
 const run = promisify(execFile);
 const suite = 'bookworm';
-const packages = ['openssh-server', 'docker.io', 'iproute2', 'iptables', 'ca-certificates', 'curl', 'procps', 'sudo', 'dnf', 'rpm', 'systemd', 'systemd-sysv'];
+const packages = [
+  'openssh-server',
+  'docker.io',
+  'iproute2',
+  'iptables',
+  'ca-certificates',
+  'curl',
+  'procps',
+  'sudo',
+  'dnf',
+  'rpm',
+  'systemd',
+  'systemd-sysv',
+];
 /** What makes Docker, and is taken off hosts without it. Their archives are kept, for package repositories. */
 export const dockerPackages = ['docker.io', 'containerd', 'runc', 'tini'];
 /** Not needed to run, and a third of the size. Host keys of the image would be the same on every host. */
-const superfluous = ['var/cache/apt', 'var/lib/apt/lists', 'var/log', 'usr/share/doc', 'usr/share/man', 'usr/share/locale', 'etc/ssh/ssh_host_*'];
+const superfluous = [
+  'var/cache/apt',
+  'var/lib/apt/lists',
+  'var/log',
+  'usr/share/doc',
+  'usr/share/man',
+  'usr/share/locale',
+  'etc/ssh/ssh_host_*',
+];
 
 /** Started and restarted as on a Debian without systemd. The daemon's log is in /var/log. */
 const serviceScript = (name: string, daemon: string, socket: string, question: string) => `#!/bin/sh
@@ -110,7 +131,13 @@ exec /usr/sbin/sshd -D -e
 `;
 
 /** Units that a container cannot run, or that would fight over the machine's devices. */
-const maskedUnits = ['systemd-resolved', 'systemd-udevd', 'console-getty', 'systemd-modules-load', 'systemd-logind'].map((name) => `${name}.service`);
+const maskedUnits = [
+  'systemd-resolved',
+  'systemd-udevd',
+  'console-getty',
+  'systemd-modules-load',
+  'systemd-logind',
+].map((name) => `${name}.service`);
 maskedUnits.push('getty.target', 'sys-kernel-debug.mount', 'sys-kernel-tracing.mount');
 
 /** What a real boot would have done before the first process, which systemd is. The cgroup tree is the host's own and comes read-only. */
@@ -133,7 +160,10 @@ export const hostFiles = [
   { name: 'airdock-lab/boot', content: bootScript },
   { name: 'init.sh', content: initScript },
   { name: 'airdock-lab/docker', content: serviceScript('docker', 'dockerd', '/run/docker.sock', 'docker version') },
-  { name: 'airdock-lab/containerd', content: serviceScript('containerd', 'containerd', '/run/containerd/containerd.sock', 'ctr version') },
+  {
+    name: 'airdock-lab/containerd',
+    content: serviceScript('containerd', 'containerd', '/run/containerd/containerd.sock', 'ctr version'),
+  },
 ];
 
 const recipe = createHash('sha256')
@@ -148,14 +178,18 @@ export const hostImage = `airdock-lab/root:${recipe}`;
  * Debian mirror that the machine's apt uses; after that the file system comes from the cache.
  */
 export async function ensureHostImage(engine: LabEngine, log?: Log): Promise<string> {
-  const exists = () => engine.docker.listImages({ filters: { reference: [hostImage] } }).then((images) => images.length > 0);
+  const exists = () =>
+    engine.docker.listImages({ filters: { reference: [hostImage] } }).then((images) => images.length > 0);
   if (await exists()) return hostImage;
   // Two runs at once make it once.
   await using _lock = await waitForLock('rootfs', 1_200_000);
   if (await exists()) return hostImage;
   const archive = await ensureArchive(log);
   log?.('importing the file system of the lab hosts');
-  await followOutput(engine.docker, await engine.docker.importImage(createReadStream(archive), { repo: 'airdock-lab/root', tag: recipe }));
+  await followOutput(
+    engine.docker,
+    await engine.docker.importImage(createReadStream(archive), { repo: 'airdock-lab/root', tag: recipe }),
+  );
   await removeOlderImages(engine);
   return hostImage;
 }
@@ -166,7 +200,8 @@ async function ensureArchive(log?: Log): Promise<string> {
   if (existsSync(archive)) return archive;
   await mkdir(dir, { recursive: true });
   // What older recipes and interrupted runs left. Mounts of an interrupted debootstrap went with its namespace.
-  for (const name of await readdir(dir)) if (name.startsWith('root-')) await rm(join(dir, name), { recursive: true, force: true });
+  for (const name of await readdir(dir))
+    if (name.startsWith('root-')) await rm(join(dir, name), { recursive: true, force: true });
   const root = join(dir, `root-${recipe}.new`);
   log?.('making the file system of the lab hosts with debootstrap, once on this machine; takes a minute');
   await debootstrap(root);
@@ -188,20 +223,31 @@ export const dockerArchivesDir = (): string => join(labCacheDir(), `root-${recip
 async function keepDockerArchives(from: string): Promise<void> {
   await mkdir(dockerArchivesDir(), { recursive: true });
   for (const name of await readdir(from))
-    if (dockerPackages.includes(name.split('_')[0] ?? '')) await copyFile(join(from, name), join(dockerArchivesDir(), name));
+    if (dockerPackages.includes(name.split('_')[0] ?? ''))
+      await copyFile(join(from, name), join(dockerArchivesDir(), name));
 }
 
 async function debootstrap(root: string): Promise<void> {
   const program = findProgram('debootstrap');
-  if (!program) throw new Error('the Debian package debootstrap is missing, which makes the file system of the lab hosts');
+  if (!program)
+    throw new Error('the Debian package debootstrap is missing, which makes the file system of the lab hosts');
   const mirror = await debianMirror();
-  const args = [program, '--variant=minbase', `--include=${packages.join(',')}`, suite, root, ...(mirror ? [mirror] : [])];
+  const args = [
+    program,
+    '--variant=minbase',
+    `--include=${packages.join(',')}`,
+    suite,
+    root,
+    ...(mirror ? [mirror] : []),
+  ];
   // Its own namespaces: when this process dies, all that debootstrap started dies, and what it mounted in the new root is gone.
   const command = ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--mount-proc', '--kill-child', ...args];
   const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LANG: 'C.UTF-8' };
-  await run('setpriv', command, { timeout: 1_200_000, maxBuffer: 64 * 1024 * 1024, env }).catch((error: { stdout?: string }) => {
-    throw new Error(`debootstrap failed: ${error.stdout?.slice(-2000)}`, { cause: error });
-  });
+  await run('setpriv', command, { timeout: 1_200_000, maxBuffer: 64 * 1024 * 1024, env }).catch(
+    (error: { stdout?: string }) => {
+      throw new Error(`debootstrap failed: ${error.stdout?.slice(-2000)}`, { cause: error });
+    },
+  );
 }
 
 /** The mirror that apt uses on this machine, e.g. one of the site; undefined leaves it to debootstrap. */

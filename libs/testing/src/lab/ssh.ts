@@ -12,7 +12,9 @@ export interface SshSession extends AsyncDisposable {
 }
 
 /** Logs in with the host's key pair; refuses a host key other than the pinned one. */
-export async function openSsh(host: Pick<LabHost, 'address' | 'port' | 'user' | 'privateKey' | 'hostKey'>): Promise<SshSession> {
+export async function openSsh(
+  host: Pick<LabHost, 'address' | 'port' | 'user' | 'privateKey' | 'hostKey'>,
+): Promise<SshSession> {
   const { address, port, user: username, privateKey } = host;
   const pinned = Buffer.from(host.hostKey.split(' ')[1] ?? '', 'base64');
   const client = new ssh2.Client();
@@ -20,7 +22,15 @@ export async function openSsh(host: Pick<LabHost, 'address' | 'port' | 'user' | 
     client.once('ready', resolve).once('error', reject);
     // Without the algorithm the server may show another of its keys.
     const algorithms = { serverHostKey: ['ssh-ed25519' as const] };
-    client.connect({ host: address, port, username, privateKey, algorithms, readyTimeout: 10_000, hostVerifier: (key: Buffer) => key.equals(pinned) });
+    client.connect({
+      host: address,
+      port,
+      username,
+      privateKey,
+      algorithms,
+      readyTimeout: 10_000,
+      hostVerifier: (key: Buffer) => key.equals(pinned),
+    });
   });
   client.on('error', () => client.destroy());
   const end = async () => {
