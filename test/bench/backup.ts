@@ -1,7 +1,8 @@
 /**
- * Backs a registry of 40 images and 3 GB up and restores it, with Airdock and restic in turn, beside the floor: `cp -r` of the registry's storage and one sha256 of all of
- * it. Then measures the memory of the worker that does it, and how fast a host pulls meanwhile.
- * `node test/dist/bench/backup.js [--rounds N] [--only NAME]`; each row goes into docs/benchmarks.md as it is finished, when it is of five rounds or more.
+ * Backs a registry of 40 images and 3 GB up and restores it, with Airdock and restic in turn, beside the floor: `cp -r`
+ * of the registry's storage and one sha256 of all of it. Then measures the memory of the worker that does it, and how
+ * fast a host pulls meanwhile. `node test/dist/bench/backup.js [--rounds N] [--only NAME]`; each row goes into
+ * docs/benchmarks.md as it is finished, when it is of five rounds or more.
  */
 import { execFile } from 'node:child_process';
 import { mkdir, rm } from 'node:fs/promises';

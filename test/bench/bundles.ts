@@ -62,7 +62,10 @@ const configOf = (diffIds: string[]) =>
     JSON.stringify({ architecture: 'amd64', os: 'linux', config: {}, rootfs: { type: 'layers', diff_ids: diffIds } }),
   );
 
-/** As `docker save` writes: images on one uncompressed base layer of `baseBytes`, each with a small layer of its own. `change` alters the last image's layer. */
+/**
+ * As `docker save` writes: images on one uncompressed base layer of `baseBytes`, each with a small layer of its own.
+ * `change` alters the last image's layer.
+ */
 export async function dockerArchive(
   folder: string,
   { images: count = 6, baseBytes = 580_000_000, change = '' } = {},

@@ -1,6 +1,7 @@
 /**
- * What hosts get, in the lab: an image pulled through our tunnel beside the same pull through `ssh -R`, caches warmed beside `scp` and `docker load`, eight hosts at
- * once, 500 simulated ones, 200 idle tunnels. `node test/dist/bench/hosts.js [--rounds N] [--only NAME]`; rows of five rounds or more go into docs/benchmarks.md.
+ * What hosts get, in the lab: an image pulled through our tunnel beside the same pull through `ssh -R`, caches warmed
+ * beside `scp` and `docker load`, eight hosts at once, 500 simulated ones, 200 idle tunnels. `node
+ * test/dist/bench/hosts.js [--rounds N] [--only NAME]`; rows of five rounds or more go into docs/benchmarks.md.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -53,7 +54,10 @@ interface Link extends AsyncDisposable {
 /** As a switch does, a line keeps no more than this waiting for its turn. */
 const maxQueueMs = 10;
 
-/** A proxy that hands every byte on later, and not more of them than a line carries. As a long line does, it keeps what is on its way. */
+/**
+ * A proxy that hands every byte on later, and not more of them than a line carries. As a long line does, it keeps what
+ * is on its way.
+ */
 async function slowLink(host: LabHost, { roundTripMs = 0, bytesPerSecond = Number.POSITIVE_INFINITY }): Promise<Link> {
   const sockets = new Set<Socket>();
   const later = (from: Socket, to: Socket, line: { busyUntil: number }) => {

@@ -1,7 +1,8 @@
 /**
- * Pushes bundles into one registry, with Airdock, skopeo and Docker in turn, beside the floor: `cp` of the same bytes and one sha256 of them.
- * Then (or with `--only load`) pushes 20 GB, and measures what that costs others: memory of the process, and time of `GET /v1/jobs/{id}`.
- * `node test/dist/bench/push.js [--rounds N] [--only NAME]`; each row goes into docs/benchmarks.md as it is finished, when it is of five rounds or more.
+ * Pushes bundles into one registry, with Airdock, skopeo and Docker in turn, beside the floor: `cp` of the same bytes
+ * and one sha256 of them. Then (or with `--only load`) pushes 20 GB, and measures what that costs others: memory of the
+ * process, and time of `GET /v1/jobs/{id}`. `node test/dist/bench/push.js [--rounds N] [--only NAME]`; each row goes
+ * into docs/benchmarks.md as it is finished, when it is of five rounds or more.
  */
 import { execFile } from 'node:child_process';
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -132,7 +133,10 @@ async function measure(sites: Record<'direct' | 'http', Site>, row: Row): Promis
 
 const megabytes = (value: number): string => `${Math.round(value)} MB`;
 
-/** One push of a large bundle, which is asked for fifty times a second meanwhile; the memory is that of the process `pid`. Returns the cells of its row. */
+/**
+ * One push of a large bundle, which is asked for fifty times a second meanwhile; the memory is that of the process
+ * `pid`. Returns the cells of its row.
+ */
 async function measureLoad(
   name: string,
   { client, pid }: { client: Client; pid: number | undefined },

@@ -1,6 +1,7 @@
 /**
- * Would a cluster of 50 hosts with 200 images stand up: asked from what is known, with a sample pulled by every host, and with all images pulled by every host. The
- * hosts are simulated, so that what remains is Airdock's own work. `node test/dist/bench/readiness.js [--rounds N]`; five rounds or more go into docs/benchmarks.md.
+ * Would a cluster of 50 hosts with 200 images stand up: asked from what is known, with a sample pulled by every host,
+ * and with all images pulled by every host. The hosts are simulated, so that what remains is Airdock's own work. `node
+ * test/dist/bench/readiness.js [--rounds N]`; five rounds or more go into docs/benchmarks.md.
  */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';

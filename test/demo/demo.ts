@@ -1,6 +1,6 @@
 /**
- * `bin/airdock demo`: Airdock's main job, end to end, on real parts. One line per step says what was verified, not what was asked for.
- * Without root or a Docker engine the host's part is left out, and the summary says so.
+ * `bin/airdock demo`: Airdock's main job, end to end, on real parts. One line per step says what was verified, not what
+ * was asked for. Without root or a Docker engine the host's part is left out, and the summary says so.
  */
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,6 +1,7 @@
 /**
- * No image is ever lost: backups, restores, prunes, garbage collections and upgrades of the DU whose worker, Redis or registry is killed at a chosen point.
- * Afterwards everything that was complete before is served with its digest, every backup restores, and nothing half is left.
+ * No image is ever lost: backups, restores, prunes, garbage collections and upgrades of the DU whose worker, Redis or
+ * registry is killed at a chosen point. Afterwards everything that was complete before is served with its digest, every
+ * backup restores, and nothing half is left.
  */
 import { execFile, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -633,7 +634,10 @@ const jobNow = async (site: Site, service: ServiceName, { id }: Job): Promise<Jo
 const isOver = async (site: Site, service: ServiceName, job: Job): Promise<boolean> =>
   (await jobNow(site, service, job)).finishedAt !== null;
 
-/** Lets a job run to the place, kills there, starts again what does not come back by itself, and waits for the job's success, if need be by a retry. */
+/**
+ * Lets a job run to the place, kills there, starts again what does not come back by itself, and waits for the job's
+ * success, if need be by a retry.
+ */
 async function hit(
   site: Site,
   { job: name, place, victim, service }: Point,
@@ -805,7 +809,10 @@ describe('no image and no backup is lost when', () => {
 const mayMount = spawnSync('unshare', ['--mount', 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt']).status === 0;
 if (!mayMount) process.stderr.write('disks that are full or unplugged: skipped: this user may not mount\n');
 
-/** A full backup to a target, whose worker is stopped when half of the blobs are there. Whoever gets it lets the worker go on. */
+/**
+ * A full backup to a target, whose worker is stopped when half of the blobs are there. Whoever gets it lets the worker
+ * go on.
+ */
 async function stoppedBackup(site: Site, target: string, folder: string): Promise<Job> {
   for (let tries = 0; tries < 8; tries++) {
     const before = filesBelow(folder, 'blobs').length;
@@ -1003,7 +1010,10 @@ async function namesWith(site: Site, digest: Digest): Promise<string[]> {
   return names;
 }
 
-/** Workers of backup-svc alone, whose clock is that of the machine and so many milliseconds, which may change while they run. */
+/**
+ * Workers of backup-svc alone, whose clock is that of the machine and so many milliseconds, which may change while they
+ * run.
+ */
 async function startWorkersWithClock(
   site: SiteApart,
   count: number,

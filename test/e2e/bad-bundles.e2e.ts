@@ -1,4 +1,7 @@
-/** Bundles that are broken, hostile or not where they may be, and uploads that break off: through a whole DU, from the request to what its registry shows. */
+/**
+ * Bundles that are broken, hostile or not where they may be, and uploads that break off: through a whole DU, from the
+ * request to what its registry shows.
+ */
 import { randomBytes } from 'node:crypto';
 import { appendFile, copyFile, mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

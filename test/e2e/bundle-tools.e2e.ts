@@ -1,4 +1,7 @@
-/** Bundles as the tools write them that sites have: the tools themselves make them here, and a whole DU reads and pushes them. */
+/**
+ * Bundles as the tools write them that sites have: the tools themselves make them here, and a whole DU reads and pushes
+ * them.
+ */
 import { execFile } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,4 +1,7 @@
-/** Clusters on real hosts whose network is cut: nothing but the DU's SSH connections reaches them, and what they try elsewhere is counted. */
+/**
+ * Clusters on real hosts whose network is cut: nothing but the DU's SSH connections reaches them, and what they try
+ * elsewhere is counted.
+ */
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {

@@ -1,6 +1,7 @@
 /**
- * A DU whose data folder, or the registry's storage, lies on a real disk (ext4) that has no byte or no inode left. That is when an operator deletes and collects: it must
- * be possible, although a job is a row first, and a collection sets aside before it frees.
+ * A DU whose data folder, or the registry's storage, lies on a real disk (ext4) that has no byte or no inode left. That
+ * is when an operator deletes and collects: it must be possible, although a job is a row first, and a collection sets
+ * aside before it frees.
  */
 import { execFile } from 'node:child_process';
 import { mkdir, readdir, rm, utimes } from 'node:fs/promises';

@@ -1,4 +1,7 @@
-/** How hosts are reached: passwords for login and sudo, jump hosts, host keys, kinds of user keys. On real hosts with a real sshd and sudo. */
+/**
+ * How hosts are reached: passwords for login and sudo, jump hosts, host keys, kinds of user keys. On real hosts with a
+ * real sshd and sudo.
+ */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { getHost, patchHost } from '@airdock/clients/generated/sdk.gen';

@@ -1,4 +1,7 @@
-/** Hosts that are no longer as they were configured: found, told, and put right, on real hosts with a real sshd, Docker and containerd. */
+/**
+ * Hosts that are no longer as they were configured: found, told, and put right, on real hosts with a real sshd, Docker
+ * and containerd.
+ */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createHostConfiguration, getHost, getHostConfiguration, listHosts } from '@airdock/clients/generated/sdk.gen';

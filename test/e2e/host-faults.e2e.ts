@@ -1,4 +1,7 @@
-/** What breaks while hosts are configured: connections, the DU, the hosts themselves, their disks and their Docker. Real hosts, one for each step. */
+/**
+ * What breaks while hosts are configured: connections, the DU, the hosts themselves, their disks and their Docker. Real
+ * hosts, one for each step.
+ */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createHostConfiguration, getJob, retryJob } from '@airdock/clients/generated/sdk.gen';
@@ -128,7 +131,10 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
   const retry = (job: Job) => retryJob({ client, path: { id: job.id }, throwOnError: true });
   const local = (...more: string[]) => localNames(du.registryPort, [...upstream, ...more]);
 
-  /** For each host a configuration of its own that has come to the host's step and no further, in the order of the steps. */
+  /**
+   * For each host a configuration of its own that has come to the host's step and no further, in the order of the
+   * steps.
+   */
   async function stoppedEverywhere(): Promise<Job[]> {
     for (const { gate, lab: host } of all()) {
       await out(host, ': >/var/log/dpkg.log');
@@ -143,7 +149,10 @@ describe.skipIf(!started.lab)('while hosts are configured', () => {
     return steps.map((step) => jobs.get(step) as Job);
   }
 
-  /** What a program was at when the connection went goes on, or notices: whatever it is, it ends. That of the package manager is left for later. */
+  /**
+   * What a program was at when the connection went goes on, or notices: whatever it is, it ends. That of the package
+   * manager is left for later.
+   */
   async function openGates(): Promise<void> {
     for (const [step, { gate, proxy }] of Object.entries(hosts)) {
       proxy.mend();

@@ -1,4 +1,7 @@
-/** The flags of configure-hosts in all their combinations, on a real host that has Docker, each compared with what is written down here. */
+/**
+ * The flags of configure-hosts in all their combinations, on a real host that has Docker, each compared with what is
+ * written down here.
+ */
 import { join } from 'node:path';
 import type { CreateHostConfiguration } from '@airdock/clients/generated/types.gen';
 import type { Client } from '@airdock/clients/service-clients';
@@ -23,7 +26,10 @@ import {
 const flags = ['skipDockerImgImport', 'skipDockerInstall', 'skipImageRenaming', 'skipYumRepoInstall'] as const;
 type Status = 'done' | 'skipped';
 type Names = 'local' | 'upstream' | 'none';
-/** The flags; the steps repositories, runtime and images; names in Docker's cache; whether skipImageRenaming is warned of; whether the package list is on the host. */
+/**
+ * The flags; the steps repositories, runtime and images; names in Docker's cache; whether skipImageRenaming is warned
+ * of; whether the package list is on the host.
+ */
 type Row = [...[boolean, boolean, boolean, boolean], ...[Status, Status, Status], Names, boolean, boolean];
 const [yes, no] = [true, false];
 const table: Row[] = [

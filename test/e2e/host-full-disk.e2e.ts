@@ -1,4 +1,7 @@
-/** Hosts whose configuration lies on a disk that has no byte or no inode left, or is mounted read-only: what was brought is checked, and taken away again. */
+/**
+ * Hosts whose configuration lies on a disk that has no byte or no inode left, or is mounted read-only: what was brought
+ * is checked, and taken away again.
+ */
 
 import { retryJob } from '@airdock/clients/generated/sdk.gen';
 import type { Client } from '@airdock/clients/service-clients';
@@ -63,7 +66,10 @@ describe.skipIf(!started.lab)('a host', () => {
       code: 'host_disk_read_only',
     },
   };
-  /** Where nothing was, Airdock's file goes; what was there comes back by its name; what somebody has changed since is written anew, which takes room. */
+  /**
+   * Where nothing was, Airdock's file goes; what was there comes back by its name; what somebody has changed since is
+   * written anew, which takes room.
+   */
   const files: Record<string, { before: string; since: string; needsRoom: boolean }> = {
     'no daemon.json': { before: '', since: '', needsRoom: false },
     'a daemon.json': { before: '{"debug": false}', since: '', needsRoom: false },

@@ -1,4 +1,7 @@
-/** Packages and container runtimes of hosts: installed from the DU through the tunnel, merged into what is there, and put back when they fail. */
+/**
+ * Packages and container runtimes of hosts: installed from the DU through the tunnel, merged into what is there, and
+ * put back when they fail.
+ */
 import { execFile } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,4 +1,7 @@
-/** The ports of hosts through which they reach the DU: nobody there but root can answer on them, whatever becomes of the tunnel. */
+/**
+ * The ports of hosts through which they reach the DU: nobody there but root can answer on them, whatever becomes of the
+ * tunnel.
+ */
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createSshCredential, patchHost } from '@airdock/clients/generated/sdk.gen';

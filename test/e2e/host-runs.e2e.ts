@@ -1,4 +1,7 @@
-/** What runs on a host and what does not, and whether its runtime really pulls as it was told: real Docker, containerd and dnf. */
+/**
+ * What runs on a host and what does not, and whether its runtime really pulls as it was told: real Docker, containerd
+ * and dnf.
+ */
 
 import { execFile } from 'node:child_process';
 import { appendFile, mkdir, writeFile } from 'node:fs/promises';

@@ -1,4 +1,7 @@
-/** Every bundle of the generator through the library as the product uses it: opened, and copied into a registry over HTTP and in its folder. */
+/**
+ * Every bundle of the generator through the library as the product uses it: opened, and copied into a registry over
+ * HTTP and in its folder.
+ */
 import { mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
@@ -93,7 +96,10 @@ describe.each([
       for (const tag of await registry.listTags(repository)) found.push(`${repository}:${tag}`);
     return found.sort();
   };
-  /** Files of copies that ended in the middle. Of a session that was cancelled distribution 2 keeps the state of the hash; the session is gone. */
+  /**
+   * Files of copies that ended in the middle. Of a session that was cancelled distribution 2 keeps the state of the
+   * hash; the session is gone.
+   */
   const halves = async () =>
     (await readdir(server.storageDir, { recursive: true })).filter((name) =>
       /\/_uploads\/.*\/(data|startedat)$|\.part$|airdock-incoming\//.test(name),

@@ -1,4 +1,7 @@
-/** Hosts that cannot be used, the options of configure-hosts, and tunnels that come back: on real hosts with a real sshd and Docker. */
+/**
+ * Hosts that cannot be used, the options of configure-hosts, and tunnels that come back: on real hosts with a real sshd
+ * and Docker.
+ */
 import { generateKeyPairSync } from 'node:crypto';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';

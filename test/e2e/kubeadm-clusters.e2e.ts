@@ -1,4 +1,7 @@
-/** Clusters that Airdock makes with kubeadm, on real hosts whose network is cut, with stand-ins of kubeadm, kubelet and kubectl: see docs/nodes.md. */
+/**
+ * Clusters that Airdock makes with kubeadm, on real hosts whose network is cut, with stand-ins of kubeadm, kubelet and
+ * kubectl: see docs/nodes.md.
+ */
 import { join } from 'node:path';
 import {
   createCluster,

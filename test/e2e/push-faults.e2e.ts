@@ -1,4 +1,7 @@
-/** What a push runs on is taken away in the middle of it: Redis with everything in it, the DU, the registry, or the wish to go on. */
+/**
+ * What a push runs on is taken away in the middle of it: Redis with everything in it, the DU, the registry, or the wish
+ * to go on.
+ */
 import { cancelJob, createPush, getJob, retryJob } from '@airdock/clients/generated/sdk.gen';
 import type { Job } from '@airdock/clients/generated/types.gen';
 import type { Client } from '@airdock/clients/service-clients';

@@ -1,4 +1,7 @@
-/** The five services apart: ten processes, one Redis, one PostgreSQL. What holds in the embedded DU must hold here, also when workers are killed. */
+/**
+ * The five services apart: ten processes, one Redis, one PostgreSQL. What holds in the embedded DU must hold here, also
+ * when workers are killed.
+ */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import {

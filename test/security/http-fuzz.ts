@@ -1,6 +1,8 @@
 /**
- * Sends requests that follow the OpenAPI document and break it, to every operation: `node test/dist/security/http-fuzz.js [SECONDS] [SEED] [postgres]`. Whatever is answered with 500,
- * with anything but a problem document, or not at all, is printed with its request; the program then ends with 1. The same seed sends the same requests.
+ * Sends requests that follow the OpenAPI document and break it, to every operation: `node
+ * test/dist/security/http-fuzz.js [SECONDS] [SEED] [postgres]`. Whatever is answered with 500, with anything but a
+ * problem document, or not at all, is printed with its request; the program then ends with 1. The same seed sends the
+ * same requests.
  */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { Agent, request } from 'node:http';
@@ -345,7 +347,10 @@ function send(
   });
 }
 
-/** Fuzzes a DU until the time is over. Returns how many requests were sent, and the findings, the first of each operation and kind. */
+/**
+ * Fuzzes a DU until the time is over. Returns how many requests were sent, and the findings, the first of each
+ * operation and kind.
+ */
 export async function fuzz(
   du: Du,
   { seconds, seed }: { seconds: number; seed: number },

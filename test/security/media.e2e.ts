@@ -1,4 +1,7 @@
-/** What lies on a disk that somebody carried in: parts and layouts that lead out of it, pipes that hold who opens them, and programs that want to be run. */
+/**
+ * What lies on a disk that somebody carried in: parts and layouts that lead out of it, pipes that hold who opens them,
+ * and programs that want to be run.
+ */
 import { execFile } from 'node:child_process';
 import { chmod, mkdir, readdir, readFile, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,6 +1,7 @@
 /**
- * Files of backup records as somebody may write them: changed by chance in bytes, words and shape, small and large. Each must be read or refused with a code of its
- * own, within a second. `node test/dist/security/record-fuzz.js --seconds 600 --seed 7`, one of them again with `--first N --cases 1`; the suite runs it for a moment.
+ * Files of backup records as somebody may write them: changed by chance in bytes, words and shape, small and large.
+ * Each must be read or refused with a code of its own, within a second. `node test/dist/security/record-fuzz.js
+ * --seconds 600 --seed 7`, one of them again with `--first N --cases 1`; the suite runs it for a moment.
  */
 import { createHash } from 'node:crypto';
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';

@@ -1,4 +1,7 @@
-/** What somebody has to confirm before a restore: on a DU that has lost its tables, and after a restore that ended in the middle. */
+/**
+ * What somebody has to confirm before a restore: on a DU that has lost its tables, and after a restore that ended in
+ * the middle.
+ */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
@@ -42,7 +45,8 @@ beforeEach(async () => {
     registry: { minFreeBytes: 0 },
   });
   client = await du.client();
-  // With the same key of secrets and no row, as after its disk was replaced: whatever the backup brings can be used at once.
+  // With the same key of secrets and no row, as after its disk was replaced: whatever the backup brings can be used at
+  // once.
   const body = { name: 'root', username: 'admin', password: 'S3cret-root-pw-9f2c' };
   const { data: credential } = await createSshCredential({ client, body, throwOnError: true });
   const where = { address: '127.0.0.1', port: await freePort(), hostKey: `SHA256:${'A'.repeat(43)}` };

@@ -1,7 +1,7 @@
 /**
- * Random SSH messages of a host against what connects to hosts: `node test/dist/security/ssh-fuzz.js [--minutes N | --logins N] [--seed N]`.
- * The host is this process, the one that connects another, which must not stand still, end, or fill its memory. Exit code 1 when it does; with the
- * same seed each login gets the same messages.
+ * Random SSH messages of a host against what connects to hosts: `node test/dist/security/ssh-fuzz.js [--minutes N |
+ * --logins N] [--seed N]`. The host is this process, the one that connects another, which must not stand still, end, or
+ * fill its memory. Exit code 1 when it does; with the same seed each login gets the same messages.
  */
 import { fork } from 'node:child_process';
 import { createServer } from 'node:net';

@@ -1,4 +1,7 @@
-/** M3: rows that no service would have written, brought by a restore. Before, they went past all checks, and lists and backups failed for good. */
+/**
+ * M3: rows that no service would have written, brought by a restore. Before, they went past all checks, and lists and
+ * backups failed for good.
+ */
 import { join } from 'node:path';
 import {
   createBackup,

@@ -41,7 +41,10 @@ const backUp = async (body: object): Promise<string> =>
   resourceId(await success(client, createBackup({ client, body: body as never, throwOnError: true })));
 const unsigned = () => undefined;
 
-/** Starts with the tables of a version that did not sign, and with records as that wrote them, but for what somebody did to the disk meanwhile. */
+/**
+ * Starts with the tables of a version that did not sign, and with records as that wrote them, but for what somebody did
+ * to the disk meanwhile.
+ */
 async function startAsUpgraded(records: Record<string, (record: BackupRecord) => void>): Promise<void> {
   await du.end();
   for (const [id, change] of Object.entries(records)) await changeRecord(store, id, change);

@@ -56,7 +56,10 @@ export async function startEmbeddedSite(folder: string, options: Partial<DuOptio
   };
 }
 
-/** Ten processes over PostgreSQL and a Redis that somebody has to start again. Its registry gets and gives blobs over HTTP, which takes longer. */
+/**
+ * Ten processes over PostgreSQL and a Redis that somebody has to start again. Its registry gets and gives blobs over
+ * HTTP, which takes longer.
+ */
 export async function startSiteApart(
   folder: string,
   bundleDir: string,
@@ -101,8 +104,9 @@ async function untilServing({ dataDir, registryPort }: { dataDir: string; regist
 }
 
 /**
- * Lets a process run in slices of about a millisecond, and looks between them, while it is stopped: so it stands still at the point that is looked for, however
- * short that lasts. True: it is stopped there. False: `isOver` said so first, and it runs.
+ * Lets a process run in slices of about a millisecond, and looks between them, while it is stopped: so it stands still
+ * at the point that is looked for, however short that lasts. True: it is stopped there. False: `isOver` said so first,
+ * and it runs.
  */
 export async function stepUntil(pid: number, isThere: () => boolean, isOver: () => Promise<boolean>): Promise<boolean> {
   const deadline = performance.now() + 60_000;

@@ -2,8 +2,8 @@ import type { LabHost } from '@airdock/testing/lab/host';
 import { out } from './hosts.js';
 
 /**
- * Cuts a host off from everything but connections that come to it, as those of the DU do, and the hosts named. Connections that the host, or a container on it,
- * begins to anywhere else are dropped and counted.
+ * Cuts a host off from everything but connections that come to it, as those of the DU do, and the hosts named.
+ * Connections that the host, or a container on it, begins to anywhere else are dropped and counted.
  */
 export async function cutOff(host: LabHost, others: readonly LabHost[] = []): Promise<void> {
   const peers = others

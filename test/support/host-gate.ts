@@ -12,8 +12,8 @@ export interface HostGate {
 }
 
 /**
- * Puts a gate before a program on a host: it waits when its arguments match a pattern of the shell. With `midway` it first takes 100 kB of its
- * standard input. A reboot opens the gate.
+ * Puts a gate before a program on a host: it waits when its arguments match a pattern of the shell. With `midway` it
+ * first takes 100 kB of its standard input. A reboot opens the gate.
  */
 export async function installGate(
   host: LabHost,

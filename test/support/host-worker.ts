@@ -24,8 +24,9 @@ export const nextHostWorker = ({ pid }: Du, before: number, timeoutMs = 30_000):
   );
 
 /**
- * Makes a process stand still for ever at the next byte that comes from a port: what a bug in whatever reads that would do. By Node.js' inspector, which
- * SIGUSR1 opens; the DU must have been started with `inspected`, and `output` gives what it has printed.
+ * Makes a process stand still for ever at the next byte that comes from a port: what a bug in whatever reads that would
+ * do. By Node.js' inspector, which SIGUSR1 opens; the DU must have been started with `inspected`, and `output` gives
+ * what it has printed.
  */
 export async function freezeOnDataFrom(pid: number, port: number, output: () => string): Promise<void> {
   const seen = output().length;

@@ -45,7 +45,9 @@ export async function success(client: Client, started: Promise<{ data: Job }> | 
   return job;
 }
 
-/** Waits until a job has done between 5 and 90 percent. Throws when it ends before: then the test needs a larger bundle. */
+/**
+ * Waits until a job has done between 5 and 90 percent. Throws when it ends before: then the test needs a larger bundle.
+ */
 export function midway(client: Client, id: string, { from = 5, to = 90 } = {}): Promise<Job> {
   let seen: Job | undefined;
   const look = async () => {

@@ -32,8 +32,9 @@ export async function namesAt(port: number): Promise<string[]> {
 export const nameOf = (reference: string): string => reference.slice(reference.indexOf('/') + 1);
 
 /**
- * What is wrong with the images of a bundle in the registry: names that are missing or have another digest than the bundle says.
- * An image of a docker-archive gets its digest by the push; there all names of an image must agree. Every blob must be there as well.
+ * What is wrong with the images of a bundle in the registry: names that are missing or have another digest than the
+ * bundle says. An image of a docker-archive gets its digest by the push; there all names of an image must agree. Every
+ * blob must be there as well.
  */
 export async function missingOf(client: Client, port: number, bundleId: string): Promise<string[]> {
   const { data: bundle } = await getBundle({ client, path: { id: bundleId }, throwOnError: true });

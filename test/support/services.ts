@@ -93,7 +93,10 @@ export class Services implements AsyncDisposable {
     private readonly token: string,
   ) {}
 
-  /** Everything is below `folder`, bundles too if they are not elsewhere. `airdock` are further keys. All ten are ready when this returns. */
+  /**
+   * Everything is below `folder`, bundles too if they are not elsewhere. `airdock` are further keys. All ten are ready
+   * when this returns.
+   */
   static async start(
     folder: string,
     bundleDir = join(folder, 'bundles'),

@@ -20,7 +20,10 @@ export function simulatedAnswer(command: string, input: string): string {
   return said.replace(/^time=.*/, `time=${Date.now() / 1000}`);
 }
 
-/** Hosts that are none: an SSH server in this process, which answers at once. `answer` is asked before what every host says. */
+/**
+ * Hosts that are none: an SSH server in this process, which answers at once. `answer` is asked before what every host
+ * says.
+ */
 export const startSimulatedHosts = (
   answer: (command: string) => string | undefined = () => undefined,
 ): Promise<SshServer> =>

@@ -2,7 +2,10 @@ import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } 
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 
-/** When a process started, in clock ticks since boot: field 22 of proc_pid_stat(5). With the process id it names one process for good. */
+/**
+ * When a process started, in clock ticks since boot: field 22 of proc_pid_stat(5). With the process id it names one
+ * process for good.
+ */
 function startTicks(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
@@ -13,8 +16,8 @@ function startTicks(pid: number): string | undefined {
 }
 
 /**
- * Lets one DU at a time use a data folder: two would end each other's registry. The lock of a process that was killed is taken over. Returns what gives
- * it back. Throws `data_dir_in_use`.
+ * Lets one DU at a time use a data folder: two would end each other's registry. The lock of a process that was killed
+ * is taken over. Returns what gives it back. Throws `data_dir_in_use`.
  */
 export function lockDataDir(dataDir: string): () => void {
   mkdirSync(dataDir, { recursive: true, mode: 0o700 });
@@ -43,7 +46,10 @@ export function lockDataDir(dataDir: string): () => void {
   }
 }
 
-/** The text of a lock; empty when its holder gave it back meanwhile. One that cannot be read may be held: `data_dir_in_use`. */
+/**
+ * The text of a lock; empty when its holder gave it back meanwhile. One that cannot be read may be held:
+ * `data_dir_in_use`.
+ */
 function read(path: string): string {
   try {
     return readFileSync(path, 'utf8');
@@ -58,7 +64,9 @@ function read(path: string): string {
   }
 }
 
-/** Moves the lock of a dead process away. If another one was faster, and what moved is its new lock, that is put back. */
+/**
+ * Moves the lock of a dead process away. If another one was faster, and what moved is its new lock, that is put back.
+ */
 function breakLock(path: string, stale: string): void {
   const moved = `${path}.stale.${process.pid}`;
   try {

@@ -11,8 +11,8 @@ const restartMs = 500;
 const maxSocketPath = 108;
 
 /**
- * A redis-server of our own on a socket that only this user can open: no listener on any network. It keeps nothing on disk, since the queue is only
- * a wake-up, and is started again when it dies.
+ * A redis-server of our own on a socket that only this user can open: no listener on any network. It keeps nothing on
+ * disk, since the queue is only a wake-up, and is started again when it dies.
  */
 export class EmbeddedRedis {
   private readonly folder: string;
@@ -20,7 +20,10 @@ export class EmbeddedRedis {
   private child: ChildProcess | undefined;
   private stopped = false;
 
-  /** The socket lies in the data folder, which only one DU uses; where that path is longer than a socket's may be, in a temporary folder. */
+  /**
+   * The socket lies in the data folder, which only one DU uses; where that path is longer than a socket's may be, in a
+   * temporary folder.
+   */
   constructor(dataDir: string) {
     const folder = join(dataDir, 'redis');
     this.folder =

@@ -28,8 +28,9 @@ const port = (text: string): number => {
 };
 
 /**
- * All five services, API and workers, in this process behind one port and one Unix socket; but for the workers of host-svc, which are a process of their own. Prints where it
- * answers when it is ready; SIGTERM ends it, the registry stays.
+ * All five services, API and workers, in this process behind one port and one Unix socket; but for the workers of
+ * host-svc, which are a process of their own. Prints where it answers when it is ready; SIGTERM ends it, the registry
+ * stays.
  */
 async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void> {
   const given = loadConfig(sources);
@@ -62,7 +63,8 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
       () => hostWorker.start(),
       () => undefined,
     );
-    // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes on trying.
+    // Ready means that the registry is in the wanted state. If it cannot be, the API tells why and the supervisor goes
+    // on trying.
     await registry.reconcile().catch((error: Error) => process.stderr.write(`airdock: ${error.message}\n`));
     // A host that freezes it at once must not keep the API from being ready.
     if (await hasHostWork(hostDatabase, config))
@@ -75,7 +77,8 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
     ending.abort();
     const closing = hostWorker.stop().then(() => app.close());
     if (stopsRegistry) {
-      // Whoever waits for a Redis that has got the same signal, or fails without it, must not keep the registry from being ended.
+      // Whoever waits for a Redis that has got the same signal, or fails without it, must not keep the registry from
+      // being ended.
       await Promise.race([closing.catch(() => undefined), delay(closeMs, undefined, { ref: false })]);
       await registry.endForGood();
     }
@@ -87,7 +90,10 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
   }
 }
 
-/** Whoever has locked the data folder is alone in it: what a DU that was killed had begun goes on now, not when its leases have ended. */
+/**
+ * Whoever has locked the data folder is alone in it: what a DU that was killed had begun goes on now, not when its
+ * leases have ended.
+ */
 async function releaseDead(app: INestApplicationContext): Promise<void> {
   const owners = ownedByOthers(`${hostname()}/${process.pid}/`);
   for (const jobs of app.get<JobsService[]>(JOB_SERVICES)) await jobs.releaseDead(owners, { isExplained: false });

@@ -5,7 +5,10 @@ import { createHttpApp, openApiDocument } from '@airdock/platform/http/app';
 import { rootModule } from '@airdock/platform/service';
 import { services } from './services.js';
 
-/** Writes the OpenAPI document of each service and the merged one. Nothing is started: the documents follow from the code alone. */
+/**
+ * Writes the OpenAPI document of each service and the merged one. Nothing is started: the documents follow from the
+ * code alone.
+ */
 const folder = process.argv[2];
 if (!folder) throw new Error('usage: openapi.js FOLDER');
 await mkdir(folder, { recursive: true });

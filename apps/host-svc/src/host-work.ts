@@ -9,8 +9,9 @@ import { HostEntity } from './host/host.entity.js';
 const pauseMs = 1_000;
 
 /**
- * Whether there is anything that the host worker has to do with: packages to serve, or what host-svc's database holds, also when that cannot be seen, since to wait for a
- * database is the worker's. A DU without hosts does without the process, and its memory.
+ * Whether there is anything that the host worker has to do with: packages to serve, or what host-svc's database holds,
+ * also when that cannot be seen, since to wait for a database is the worker's. A DU without hosts does without the
+ * process, and its memory.
  */
 export async function hasHostWork(
   { dataSource }: ServiceDatabase,

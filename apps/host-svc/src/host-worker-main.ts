@@ -1,4 +1,7 @@
-/** The process that speaks to hosts: SSH, tunnels, and whatever reads what a host says. Started and watched by `HostWorker`. */
+/**
+ * The process that speaks to hosts: SSH, tunnels, and whatever reads what a host says. Started and watched by
+ * `HostWorker`.
+ */
 import { loadConfig } from '@airdock/platform/config';
 import { exitWithProblem, freeStartupMemory } from '@airdock/platform/process';
 import { beatMs, type FromWorker, type ToWorker, type WorkerStart } from './host-worker/host-worker.js';

@@ -8,15 +8,18 @@ let file: number | undefined;
 let written = nobody;
 let isClearing = false;
 
-/** From now on this process notes in a file whose data it looks at: whoever ends it because it is frozen reads there what it was frozen by. */
+/**
+ * From now on this process notes in a file whose data it looks at: whoever ends it because it is frozen reads there
+ * what it was frozen by.
+ */
 export function noteServedHosts(path: string): void {
   file = openSync(path, 'w', 0o600);
   write(nobody);
 }
 
 /**
- * What is done from here to the next turn of the event loop is done with data of this host. Costs about a microsecond, and only when it is another host than
- * before; nothing in a process that notes nothing.
+ * What is done from here to the next turn of the event loop is done with data of this host. Costs about a microsecond,
+ * and only when it is another host than before; nothing in a process that notes nothing.
  */
 export function serveHost(hostId: string): void {
   if (file === undefined) return;

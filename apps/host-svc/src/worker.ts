@@ -3,7 +3,10 @@ import { exitWithProblem, stopSignal } from '@airdock/platform/process';
 import { keepPrivate } from '@airdock/platform/service';
 import { HostWorker } from './host-worker/host-worker.js';
 
-/** Only starts and watches the process that works, which answers health and metrics too: what a host does to that one it does not do to this. */
+/**
+ * Only starts and watches the process that works, which answers health and metrics too: what a host does to that one it
+ * does not do to this.
+ */
 try {
   const config = loadConfig();
   keepPrivate(config);

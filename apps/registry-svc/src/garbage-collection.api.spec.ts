@@ -71,7 +71,9 @@ describe('garbage collections', () => {
     await folder.remove();
   });
 
-  /** Returns the digests of what tags lead to, the last pushed last. The tag `app:1` is given to one after the other. */
+  /**
+   * Returns the digests of what tags lead to, the last pushed last. The tag `app:1` is given to one after the other.
+   */
   async function push(...seeds: string[]): Promise<Digest[]> {
     const digests: Digest[] = [];
     for (const seed of seeds) {

@@ -1,4 +1,7 @@
-/** The records of a backup store: who vouches for them is looked at before anything of them is parsed. Format: docs/design/backup-format.md */
+/**
+ * The records of a backup store: who vouches for them is looked at before anything of them is parsed. Format:
+ * docs/design/backup-format.md
+ */
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import type { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
@@ -26,7 +29,10 @@ const maxCountedSequence = 1_000_000_000;
 export interface RecordOptions {
   /** Signs new records, and says whose are read. Default: none is signed, and all are read. */
   signatures?: RecordKeys | undefined;
-  /** The shared secret that records were signed with before there were keys; one that it fits counts as signed by this site. */
+  /**
+   * The shared secret that records were signed with before there were keys; one that it fits counts as signed by this
+   * site.
+   */
   hmacKey?: Uint8Array | undefined;
 }
 
@@ -60,8 +66,9 @@ export class BackupRecords {
   }
 
   /**
-   * Reads a record, and says who vouches for it, which is looked at before anything of it is parsed. Throws `resource_not_found`, `backup_corrupt`,
-   * `backup_format_unsupported`, `backup_signature_wrong`, and without `allowUnsigned` `backup_unsigned` and `backup_signer_unknown`. Blobs are not looked at.
+   * Reads a record, and says who vouches for it, which is looked at before anything of it is parsed. Throws
+   * `resource_not_found`, `backup_corrupt`, `backup_format_unsupported`, `backup_signature_wrong`, and without
+   * `allowUnsigned` `backup_unsigned` and `backup_signer_unknown`. Blobs are not looked at.
    */
   async readSigned(id: string, { allowUnsigned = false }: ReadOptions = {}): Promise<SignedRecord> {
     const bytes = await this.readBytes(id);
@@ -102,8 +109,9 @@ export class BackupRecords {
   }
 
   /**
-   * Signs a record that was written before there were keys, if the shared secret of that time or `isOurs` vouches for it: the very bytes that were judged, whatever
-   * the store shows a moment later. Returns whether it is signed now. Throws as `readSigned`.
+   * Signs a record that was written before there were keys, if the shared secret of that time or `isOurs` vouches for
+   * it: the very bytes that were judged, whatever the store shows a moment later. Returns whether it is signed now.
+   * Throws as `readSigned`.
    */
   async signAsOwn(id: string, isOurs: (record: BackupRecord) => boolean): Promise<boolean> {
     const { signatures } = this.keys;

@@ -15,7 +15,10 @@ import pLimit, { type LimitFunction } from 'p-limit';
 import type { BackupStore, BlobIndex } from './backup-store.js';
 import type { StoreLock } from './store-lock.js';
 
-/** A copy keeps a disk busy by itself: it reads, hashes and writes at the same time. More would cost memory, and the hosts their pulls. */
+/**
+ * A copy keeps a disk busy by itself: it reads, hashes and writes at the same time. More would cost memory, and the
+ * hosts their pulls.
+ */
 const copiesAtOnce = 1;
 
 export interface BackupProgress {
@@ -76,9 +79,10 @@ interface Root {
 }
 
 /**
- * Backs up all names of a registry. The names are read first and only digests are followed from then on, so the backup is of one moment while pushes go on; garbage
- * collection has to wait. The record is written last: a run that dies leaves no backup, and the next one finds the blobs. What is not complete in the registry
- * is skipped and named, and stops nothing. Throws `space_insufficient` before anything is copied, `registry_unavailable`, `resource_exists`,
+ * Backs up all names of a registry. The names are read first and only digests are followed from then on, so the backup
+ * is of one moment while pushes go on; garbage collection has to wait. The record is written last: a run that dies
+ * leaves no backup, and the next one finds the blobs. What is not complete in the registry is skipped and named, and
+ * stops nothing. Throws `space_insufficient` before anything is copied, `registry_unavailable`, `resource_exists`,
  * `backup_target_unavailable`, and the signal's reason.
  */
 export async function backupRegistry(options: BackupRegistryOptions): Promise<BackupResult> {
@@ -178,7 +182,10 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
   return { record, skipped, addedBytes };
 }
 
-/** Why an image of the registry cannot be backed up, when that is the image's own fault and not the registry's or the store's. */
+/**
+ * Why an image of the registry cannot be backed up, when that is the image's own fault and not the registry's or the
+ * store's.
+ */
 function damageOf(error: unknown): string | undefined {
   if (!(error instanceof AppError)) return undefined;
   const codes = [
@@ -357,7 +364,10 @@ async function copyBlob(
   );
 }
 
-/** A blob of a registry, from its folder where it lies there with its size. A manifest has to come in its own way. Content is not verified. */
+/**
+ * A blob of a registry, from its folder where it lies there with its size. A manifest has to come in its own way.
+ * Content is not verified.
+ */
 export async function openRegistryBlob(
   { registry, storage, signal }: Pick<BackupRegistryOptions, 'registry' | 'storage' | 'signal'>,
   repository: string,

@@ -25,9 +25,10 @@ export interface BackupSource extends ImageSource {
 }
 
 /**
- * Opens a backup as an image source, so that `copyImages` restores it. The names of its images are `repository:tag`, or `repository@digest` without a tag. Checks the record, every manifest and
- * configuration by digest, and that every blob is there with its size; whoever moves the content verifies it. Throws `resource_not_found`,
- * `backup_corrupt` for its record, `backup_format_unsupported`, `backup_key_missing`, what `readSigned` throws, and the signal's reason.
+ * Opens a backup as an image source, so that `copyImages` restores it. The names of its images are `repository:tag`, or
+ * `repository@digest` without a tag. Checks the record, every manifest and configuration by digest, and that every blob
+ * is there with its size; whoever moves the content verifies it. Throws `resource_not_found`, `backup_corrupt` for its
+ * record, `backup_format_unsupported`, `backup_key_missing`, what `readSigned` throws, and the signal's reason.
  */
 export async function openBackup(
   store: BackupStore,

@@ -28,8 +28,8 @@ export interface WriteOptions {
 }
 
 /**
- * Where a backup store keeps its files: a folder, or a bucket. All of it throws `backup_target_unavailable` when the storage is away, and `space_insufficient`
- * when it is full.
+ * Where a backup store keeps its files: a folder, or a bucket. All of it throws `backup_target_unavailable` when the
+ * storage is away, and `space_insufficient` when it is full.
  */
 export interface BackupStorage extends AsyncDisposable {
   /** For people: a path, or an `s3://` address. */
@@ -39,7 +39,10 @@ export interface BackupStorage extends AsyncDisposable {
   stat(name: string): Promise<StoredFile | undefined>;
   /** The bytes from `start` to the end. What goes wrong is an error of the stream. */
   read(name: string, range?: { start: number }): Readable;
-  /** The file is there in full when the promise resolves, also after a power cut, and not at all before; an older one is replaced. Destroys the stream. */
+  /**
+   * The file is there in full when the promise resolves, also after a power cut, and not at all before; an older one is
+   * replaced. Destroys the stream.
+   */
   write(name: string, content: Readable | Uint8Array, options?: WriteOptions): Promise<void>;
   /** `write` of a blob as it is, verified, where that is faster than a stream. Throws `digest_mismatch`. */
   place?(

@@ -1,6 +1,7 @@
 /**
- * A store for backups of the registry: content-addressed blobs, and one record per backup. It knows neither the registry nor schedules; `backupRegistry` fills it,
- * `openBackup` reads it as an image source. Format: docs/design/backup-format.md
+ * A store for backups of the registry: content-addressed blobs, and one record per backup. It knows neither the
+ * registry nor schedules; `backupRegistry` fills it, `openBackup` reads it as an image source. Format:
+ * docs/design/backup-format.md
  */
 import { randomUUID } from 'node:crypto';
 import { Readable } from 'node:stream';
@@ -42,7 +43,10 @@ export interface BackupStoreOptions extends RecordOptions {
   keys?: EncryptionKeys | undefined;
   /** Whether new blobs that get smaller by it are compressed. Default true. */
   compress?: boolean | undefined;
-  /** Of the store that must be there; else `backup_target_changed`, or `backup_target_unavailable` where there is none at all. */
+  /**
+   * Of the store that must be there; else `backup_target_changed`, or `backup_target_unavailable` where there is none
+   * at all.
+   */
   expectedId?: string | undefined;
   /** Whether empty storage becomes a store. Default true; else `backup_target_unavailable`. */
   create?: boolean | undefined;
@@ -68,7 +72,10 @@ interface StoredBlob {
   size: number;
 }
 
-/** What lay in a store at one moment: one listing, in place of a look at each blob. Blobs that are stored through it are added. */
+/**
+ * What lay in a store at one moment: one listing, in place of a look at each blob. Blobs that are stored through it are
+ * added.
+ */
 export class BlobIndex {
   readonly blobs = new Map<Digest, StoredBlob>();
 
@@ -102,8 +109,8 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
   }
 
   /**
-   * Opens a store; empty storage becomes one. Throws `backup_format_unsupported` for storage with other content, and for a store of a later version, and
-   * `backup_target_changed`, `backup_target_unavailable`.
+   * Opens a store; empty storage becomes one. Throws `backup_format_unsupported` for storage with other content, and
+   * for a store of a later version, and `backup_target_changed`, `backup_target_unavailable`.
    */
   static async open(storage: BackupStorage, options: BackupStoreOptions = {}): Promise<BackupStore> {
     const { location } = storage;
@@ -119,7 +126,8 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     if (!found && options.create === false)
       throw new AppError('backup_target_unavailable', { detail: `${location} is no backup store` });
     if (!found) {
-      // `lost+found` is what a new file system has; the others are of a process that is at this point now, or was killed here.
+      // `lost+found` is what a new file system has; the others are of a process that is at this point now, or was
+      // killed here.
       for await (const { name } of storage.list('')) {
         if (!/^(lost\+found|blobs|backups|locks|tmp|ID)(\/|$)/.test(name))
           throw new AppError('backup_format_unsupported', {
@@ -162,8 +170,8 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
   }
 
   /**
-   * Stores a blob, unless it is there. Only bytes with the right digest get a name: `digest_mismatch`. Throws `space_insufficient`, what reading and the storage
-   * throw, and the signal's reason.
+   * Stores a blob, unless it is there. Only bytes with the right digest get a name: `digest_mismatch`. Throws
+   * `space_insufficient`, what reading and the storage throw, and the signal's reason.
    */
   async putBlob(
     index: BlobIndex,
@@ -190,7 +198,10 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     if (former && former.name !== name) await this.storage.remove(former.name);
   }
 
-  /** A blob for reading; its content is verified by the consumer. Throws `backup_incomplete`; its streams end with `backup_corrupt`, `backup_key_missing`. */
+  /**
+   * A blob for reading; its content is verified by the consumer. Throws `backup_incomplete`; its streams end with
+   * `backup_corrupt`, `backup_key_missing`.
+   */
   openBlob(index: BlobIndex, blob: BackupBlob): BlobReader {
     const stored = index.find(blob);
     if (!stored) throw incomplete(blob, index.blobs.get(blob.digest)?.size);
@@ -218,7 +229,10 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     return bytes;
   }
 
-  /** Reads a blob to its end. Throws `backup_incomplete` when it is missing, `backup_corrupt` when it is damaged, `backup_key_missing`. */
+  /**
+   * Reads a blob to its end. Throws `backup_incomplete` when it is missing, `backup_corrupt` when it is damaged,
+   * `backup_key_missing`.
+   */
   async verifyBlob(index: BlobIndex, blob: BackupBlob, { signal, onBytes }: BlobOptions = {}): Promise<void> {
     const { file, open } = this.openBlob(index, blob);
     const actual = file
@@ -227,7 +241,9 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     if (actual !== blob.digest) throw corruptBlob(blob.digest, `the digest ${actual}`);
   }
 
-  /** Takes a damaged blob out, so that the next backup brings it again; the bytes stay in `damaged/` to be looked at. */
+  /**
+   * Takes a damaged blob out, so that the next backup brings it again; the bytes stay in `damaged/` to be looked at.
+   */
   async setAside(index: BlobIndex, { digest }: BackupBlob): Promise<void> {
     const stored = index.blobs.get(digest);
     if (!stored) return;
@@ -236,9 +252,9 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
   }
 
   /**
-   * Makes a backup exist, after looking that all of its blobs are there: `backup_incomplete`. Writing the same record again does nothing; another
-   * one under the same id is refused with `resource_exists`. `index`: younger than the lock which is held, with what was stored
-   * through it; without a lock that is still held nobody knows what is there.
+   * Makes a backup exist, after looking that all of its blobs are there: `backup_incomplete`. Writing the same record
+   * again does nothing; another one under the same id is refused with `resource_exists`. `index`: younger than the lock
+   * which is held, with what was stored through it; without a lock that is still held nobody knows what is there.
    */
   async writeRecord(
     content: BackupContent,
@@ -266,7 +282,10 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     return record;
   }
 
-  /** The files that are a store with this backup alone, its record first, and the bytes of all. Throws `backup_incomplete` when a blob is missing. */
+  /**
+   * The files that are a store with this backup alone, its record first, and the bytes of all. Throws
+   * `backup_incomplete` when a blob is missing.
+   */
   async filesOf(id: string): Promise<StoredFile[]> {
     const record = await this.readRecord(id, { allowUnsigned: true });
     const index = await this.index();
@@ -287,7 +306,10 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
     return files;
   }
 
-  /** Takes a backup over from another store, blob by blob, verified. Idempotent. Throws `backup_corrupt`, `backup_incomplete`. */
+  /**
+   * Takes a backup over from another store, blob by blob, verified. Idempotent. Throws `backup_corrupt`,
+   * `backup_incomplete`.
+   */
   async copyFrom(
     other: BackupStore,
     id: string,
@@ -319,8 +341,8 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
   }
 
   /**
-   * What no backup needs, but for the ids in `without`, as if those were deleted. Throws the error of any record that cannot be read: what it needs is
-   * not known.
+   * What no backup needs, but for the ids in `without`, as if those were deleted. Throws the error of any record that
+   * cannot be read: what it needs is not known.
    */
   async findUnneeded(without: ReadonlySet<string> = new Set()): Promise<StoredBlob[]> {
     const needed = new Set<Digest>();
@@ -332,8 +354,9 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
   }
 
   /**
-   * Removes the largest blob that no backup needs, from a storage without room for a lock. Whoever relies on blobs has had room for his: `backup_store_busy`; and whoever gets
-   * it now looks at what is there afterwards. False when there is no such blob.
+   * Removes the largest blob that no backup needs, from a storage without room for a lock. Whoever relies on blobs has
+   * had room for his: `backup_store_busy`; and whoever gets it now looks at what is there afterwards. False when there
+   * is no such blob.
    */
   async removeWithoutLock(): Promise<boolean> {
     const [largest] = (await this.findUnneeded()).sort((a, b) => b.size - a.size);

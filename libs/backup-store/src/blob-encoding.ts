@@ -1,6 +1,6 @@
 /**
- * How a blob lies in a backup store: as it is, compressed, encrypted, or first compressed and then encrypted. The suffix of its name says which, and
- * `zstd -d` and `age -d` undo it.
+ * How a blob lies in a backup store: as it is, compressed, encrypted, or first compressed and then encrypted. The
+ * suffix of its name says which, and `zstd -d` and `age -d` undo it.
  */
 import { pipeline, Readable, type Transform } from 'node:stream';
 import { ReadableStream } from 'node:stream/web';

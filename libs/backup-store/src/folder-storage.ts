@@ -44,8 +44,8 @@ const maxFolders = 10;
 const statsAtOnce = 64;
 
 /**
- * A folder of this machine, on a disk that was carried in, or on NFS. Whoever wrote it may have put links, pipes and devices there: nothing is read, written or
- * removed through them, `backup_store_unsafe`.
+ * A folder of this machine, on a disk that was carried in, or on NFS. Whoever wrote it may have put links, pipes and
+ * devices there: nothing is read, written or removed through them, `backup_store_unsafe`.
  */
 export class FolderStorage implements BackupStorage {
   readonly #placer: BlobPlacer;
@@ -255,7 +255,10 @@ async function identify(path: string): Promise<string> {
   return `${dev}:${ino}`;
 }
 
-/** A folder that cannot be made on a disk that is mounted read-only is missing for Node.js, see https://github.com/nodejs/node/issues/47098. */
+/**
+ * A folder that cannot be made on a disk that is mounted read-only is missing for Node.js, see
+ * https://github.com/nodejs/node/issues/47098.
+ */
 async function reasonOf(error: unknown, location: string): Promise<unknown> {
   if (codeOf(error) !== 'ENOENT' || (error as NodeJS.ErrnoException).syscall !== 'mkdir') return error;
   return access(location, constants.W_OK).then(

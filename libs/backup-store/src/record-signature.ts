@@ -1,6 +1,7 @@
 /**
- * Who made a backup: Ed25519 over the bytes of its record, which names everything that is in it by digest. Keys are written and named as OpenSSH does, so that
- * `ssh-keygen -lf` shows the fingerprint that people compare. Format: docs/design/backup-format.md
+ * Who made a backup: Ed25519 over the bytes of its record, which names everything that is in it by digest. Keys are
+ * written and named as OpenSSH does, so that `ssh-keygen -lf` shows the fingerprint that people compare. Format:
+ * docs/design/backup-format.md
  */
 import { createHash, createPrivateKey, createPublicKey, type KeyObject, sign, verify } from 'node:crypto';
 import { AppError } from '@airdock/core/errors';
@@ -28,7 +29,9 @@ export interface RecordKeys {
   trusted: readonly PublicKey[];
 }
 
-/** What a record's signature says. `unknown` is one of a key that nobody has vouched for, and worth no more than none. */
+/**
+ * What a record's signature says. `unknown` is one of a key that nobody has vouched for, and worth no more than none.
+ */
 export interface RecordSignature {
   state: 'own' | 'trusted' | 'unknown' | 'unsigned';
   keyId: KeyId | null;
@@ -87,8 +90,8 @@ export const formatSignature = (key: SigningKey, bytes: Uint8Array): Buffer =>
   Buffer.from(`${header}\n${key.keyId}\n${key.sign(bytes).toString('base64')}\n`);
 
 /**
- * What the signature beside a record is worth; `signature` is undefined when there is none. Throws `backup_signature_wrong` for one that is not of these bytes, of a
- * key that is known, and for what is no signature.
+ * What the signature beside a record is worth; `signature` is undefined when there is none. Throws
+ * `backup_signature_wrong` for one that is not of these bytes, of a key that is known, and for what is no signature.
  */
 export function checkSignature(
   { own, trusted }: RecordKeys,

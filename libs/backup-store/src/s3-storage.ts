@@ -131,7 +131,8 @@ export class S3Storage implements BackupStorage {
       }
     } catch (error) {
       signal?.throwIfAborted();
-      // What its content failed with is no fault of the server; the client ends the content of what the server has refused.
+      // What its content failed with is no fault of the server; the client ends the content of what the server has
+      // refused.
       throw content instanceof Readable && content.errored === error ? error : this.#refused(error);
     } finally {
       if (content instanceof Readable) content.destroy();

@@ -1,7 +1,8 @@
 /**
- * Who works in a backup store, whichever machine: files in `locks/`. Any number of processes may write and read at a time; only pruning, which removes, needs the store
- * alone. Each first writes its own lock and then looks at the others', so of two who come at once at least one sees the other and steps back. A disk without a free
- * byte takes a lock without content, since prunes make room; one that takes nothing at all is read without a lock.
+ * Who works in a backup store, whichever machine: files in `locks/`. Any number of processes may write and read at a
+ * time; only pruning, which removes, needs the store alone. Each first writes its own lock and then looks at the
+ * others', so of two who come at once at least one sees the other and steps back. A disk without a free byte takes a
+ * lock without content, since prunes make room; one that takes nothing at all is read without a lock.
  */
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
@@ -27,7 +28,10 @@ export interface LockOptions {
   /** Ms; then `backup_store_busy`. Default: as long as it takes. */
   waitMs?: number | undefined;
   pauseMs?: number | undefined;
-  /** How long a lock that looks stale is watched, ms: a clock that jumps makes all of them look old. Default two minutes. */
+  /**
+   * How long a lock that looks stale is watched, ms: a clock that jumps makes all of them look old. Default two
+   * minutes.
+   */
   watchMs?: number | undefined;
   signal?: AbortSignal | undefined;
   /** Called before each wait with the names of who is in the way. */
@@ -47,7 +51,10 @@ export class StoreLock implements AsyncDisposable {
     private readonly name: string,
     private readonly content: Buffer,
     given: AbortSignal | undefined,
-    /** Why there is none, for a reader of storage that takes no writes: nobody who prunes it from elsewhere waits for him. */
+    /**
+     * Why there is none, for a reader of storage that takes no writes: nobody who prunes it from elsewhere waits for
+     * him.
+     */
     readonly missing?: AppError,
   ) {
     this.signal = given ? AbortSignal.any([given, this.#lost.signal]) : this.#lost.signal;
@@ -70,7 +77,10 @@ export class StoreLock implements AsyncDisposable {
     );
   }
 
-  /** Throws `backup_store_busy`, `backup_target_read_only`, `space_insufficient`, what the storage throws, and the signal's reason. */
+  /**
+   * Throws `backup_store_busy`, `backup_target_read_only`, `space_insufficient`, what the storage throws, and the
+   * signal's reason.
+   */
   static async acquire(
     storage: BackupStorage,
     {
@@ -119,7 +129,10 @@ export class StoreLock implements AsyncDisposable {
     }
   }
 
-  /** Throws when the lock may be another's by now: for a process that was frozen, before it removes or promises anything. */
+  /**
+   * Throws when the lock may be another's by now: for a process that was frozen, before it removes or promises
+   * anything.
+   */
   assertHeld(): void {
     if (this.#isTooOld) this.#lose();
     this.#lost.signal.throwIfAborted();
@@ -165,7 +178,9 @@ export class StoreLock implements AsyncDisposable {
   }
 }
 
-/** When locks were seen first with the time that they have: only what does not move is stale, whatever the clocks say. */
+/**
+ * When locks were seen first with the time that they have: only what does not move is stale, whatever the clocks say.
+ */
 type Sightings = Map<string, { modifiedAt: number; since: number }>;
 
 /** Locks that are in the way; stale ones are removed. Our own was just written: its time is the storage's now. */

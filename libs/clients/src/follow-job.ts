@@ -3,7 +3,10 @@ import { getJob } from './generated/sdk.gen.js';
 import type { Job } from './generated/types.gen.js';
 import type { Client } from './service-clients.js';
 
-/** Waits by long-polls until a job of another service has ended, in whatever way; an abort ends the waiting, not the job. */
+/**
+ * Waits by long-polls until a job of another service has ended, in whatever way; an abort ends the waiting, not the
+ * job.
+ */
 export async function followJob(
   client: Client,
   id: string,

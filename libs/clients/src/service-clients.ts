@@ -11,7 +11,8 @@ export interface ServiceEndpoint {
 }
 
 /**
- * A client of one service or of the whole DU, with a token, which is asked for anew with every call where it is a function; without any by a socket that needs none. Failed calls throw AppErrors: the service's own problem, or
+ * A client of one service or of the whole DU, with a token, which is asked for anew with every call where it is a
+ * function; without any by a socket that needs none. Failed calls throw AppErrors: the service's own problem, or
  * `dependency_unavailable`.
  */
 export function createServiceClient(endpoint: string | ServiceEndpoint, token?: string | (() => string)): Client {

@@ -1,6 +1,6 @@
 /**
- * JSON of somebody who may mean harm. What parsing costs is not the bytes but the values: `{},{},…` takes a hundred times its length in memory. So they are counted
- * first, in one pass without memory of its own.
+ * JSON of somebody who may mean harm. What parsing costs is not the bytes but the values: `{},{},…` takes a hundred
+ * times its length in memory. So they are counted first, in one pass without memory of its own.
  */
 export interface JsonBounds {
   maxBytes: number;
@@ -15,7 +15,10 @@ export interface JsonBounds {
 const [quote, backslash, comma] = [0x22, 0x5c, 0x2c];
 const [openArray, closeArray, openObject, closeObject] = [0x5b, 0x5d, 0x7b, 0x7d];
 
-/** Parses UTF-8. Throws a SyntaxError for what is no JSON, and for what is out of bounds, then without having parsed anything. */
+/**
+ * Parses UTF-8. Throws a SyntaxError for what is no JSON, and for what is out of bounds, then without having parsed
+ * anything.
+ */
 export function parseBoundedJson(bytes: Uint8Array, bounds: JsonBounds): unknown {
   assertJsonBounds(bytes, bounds);
   let text: string;

@@ -4,7 +4,10 @@ import { AppError } from './errors.js';
 /** Of a file of checksums. */
 export const maxChecksumLength = 65_536;
 
-/** Digits as they are, or in pairs as old versions of Windows' certutil and `openssl dgst -c` write them; base64 as in an integrity field. */
+/**
+ * Digits as they are, or in pairs as old versions of Windows' certutil and `openssl dgst -c` write them; base64 as in
+ * an integrity field.
+ */
 const digestPattern =
   /(?<![0-9a-f][ :-]?)(?:[0-9a-f]{2}[ :-]){31}[0-9a-f]{2}(?![ :-]?[0-9a-f]{2}(?![0-9a-z]))|(?<![0-9a-z+/])[0-9a-z+/]{43}=(?![0-9a-z+/=])|(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])/gi;
 
@@ -33,9 +36,10 @@ interface Found {
 }
 
 /**
- * The SHA-256 of a file in a text, as 64 lower-case hexadecimal digits: bare, with its algorithm before it, or in what sha256sum, shasum, openssl, BSD's
- * sha256, PowerShell's Get-FileHash and certutil write. Of several that of the file's name; a single one whatever its name. Throws `request_invalid` where
- * there is none, it is not clear which, or it is of another algorithm, which may have as many digits.
+ * The SHA-256 of a file in a text, as 64 lower-case hexadecimal digits: bare, with its algorithm before it, or in what
+ * sha256sum, shasum, openssl, BSD's sha256, PowerShell's Get-FileHash and certutil write. Of several that of the file's
+ * name; a single one whatever its name. Throws `request_invalid` where there is none, it is not clear which, or it is
+ * of another algorithm, which may have as many digits.
  */
 export function findSha256(text: string, fileName?: string): string {
   const found = checksumsIn(text);

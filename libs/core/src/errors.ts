@@ -1022,7 +1022,10 @@ const familyStatus: Record<ErrorFamily, number> = {
   internal: 500,
 };
 
-/** Extra facts of one error. `detail` is a sentence for people; all other keys travel into the problem document as they are: no secrets. */
+/**
+ * Extra facts of one error. `detail` is a sentence for people; all other keys travel into the problem document as they
+ * are: no secrets.
+ */
 export interface ErrorDetails {
   detail?: string;
   [key: string]: unknown;
@@ -1041,8 +1044,8 @@ export interface Problem {
 }
 
 /**
- * The one error class. Adapters translate foreign errors into it once, at their edge, with `cause`. Whatever they repeat of what a host, a file or a server
- * has said is cleaned here: it comes to terminals, logs and answers.
+ * The one error class. Adapters translate foreign errors into it once, at their edge, with `cause`. Whatever they
+ * repeat of what a host, a file or a server has said is cleaned here: it comes to terminals, logs and answers.
  */
 export class AppError extends Error {
   readonly details: ErrorDetails;
@@ -1071,7 +1074,10 @@ export class AppError extends Error {
 /** True for errors that may vanish by waiting; jobs try these again. */
 export const isTransient = (error: unknown): boolean => error instanceof AppError && error.family === 'unavailable';
 
-/** Any thrown value as a problem document. Unknown errors become `internal_error` without their message, which may hold anything. */
+/**
+ * Any thrown value as a problem document. Unknown errors become `internal_error` without their message, which may hold
+ * anything.
+ */
 export function toProblem(error: unknown): Problem {
   const known = error instanceof AppError ? error : new AppError('internal_error', {}, { cause: error });
   const { title, nextStep } = definitions[known.code];

@@ -1,6 +1,7 @@
 /**
- * What webhook endpoints can be told of. A job of one of these types yields `TYPE.started`, once, and `TYPE.succeeded`, `TYPE.failed` or `TYPE.cancelled` whenever
- * it ends, by nothing but its line here. Plans, and jobs that are parts of another, are not told.
+ * What webhook endpoints can be told of. A job of one of these types yields `TYPE.started`, once, and `TYPE.succeeded`,
+ * `TYPE.failed` or `TYPE.cancelled` whenever it ends, by nothing but its line here. Plans, and jobs that are parts of
+ * another, are not told.
  */
 const jobTypes = [
   'registry.apply',

@@ -27,8 +27,8 @@ export function parseIpv4Network(text: string): Ipv4Network {
 }
 
 /**
- * Throws `cluster_network_invalid` when the networks of pods and services overlap, or one of them holds the address of a host: packets to it would stay in the
- * cluster. Hosts that are given by name cannot be told.
+ * Throws `cluster_network_invalid` when the networks of pods and services overlap, or one of them holds the address of
+ * a host: packets to it would stay in the cluster. Hosts that are given by name cannot be told.
  */
 export function assertNetworksApart(
   pods: string,

@@ -14,7 +14,8 @@ export interface KubernetesVersion {
 export function parseKubernetesVersion(text: string): KubernetesVersion {
   const version = semver.parse(text);
   const [label, build] = version?.prerelease ?? [];
-  // `version` is without what semver reads past, such as +k3s1: two versions that differ in that alone would count as the same.
+  // `version` is without what semver reads past, such as +k3s1: two versions that differ in that alone would count as
+  // the same.
   if (
     version?.version !== text.replace(/^v/, '') ||
     (label !== undefined && (label !== 'pmk' || typeof build !== 'number' || version.prerelease.length > 2))
@@ -30,8 +31,9 @@ export const supportsLocalRegistry = ({ major, minor }: KubernetesVersion): bool
   major > 1 || (major === 1 && minor >= 20);
 
 /**
- * What kind of an upgrade leads from one version to another. Throws `upgrade_refused` for the same version, a downgrade, and one that skips a minor version,
- * which neither kubeadm nor PMK does: https://kubernetes.io/releases/version-skew-policy/
+ * What kind of an upgrade leads from one version to another. Throws `upgrade_refused` for the same version, a
+ * downgrade, and one that skips a minor version, which neither kubeadm nor PMK does:
+ * https://kubernetes.io/releases/version-skew-policy/
  */
 export function upgradeKind(from: string, to: string): 'minor' | 'patch' {
   const [old, wanted] = [parseKubernetesVersion(from), parseKubernetesVersion(to)];

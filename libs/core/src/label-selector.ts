@@ -1,6 +1,7 @@
 /**
  * Labels and selectors of them, in the syntax of Kubernetes:
- * https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/ (equality and sets; not the comparisons `>` and `<`).
+ * https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/ (equality and sets; not the comparisons `>`
+ * and `<`).
  */
 import { AppError } from './errors.js';
 
@@ -13,7 +14,10 @@ export const labelValue = new RegExp(`^(?:${name})?$`);
 
 export type Labels = Readonly<Record<string, string>>;
 
-/** What a label must be: one of `values`; with `not` none of them, which a missing label satisfies as well. Without `values`: be there, or not. */
+/**
+ * What a label must be: one of `values`; with `not` none of them, which a missing label satisfies as well. Without
+ * `values`: be there, or not.
+ */
 export interface Requirement {
   key: string;
   not: boolean;
@@ -24,8 +28,8 @@ const maxLength = 2000;
 const token = /\s*(?:(==|!=|[=!,()])|([^\s=!,()]+))/y;
 
 /**
- * Parses `role=worker,site!=b,env in (a,b),tier notin (x),gpu,!old`. The requirements must all be met; there are none in an empty text.
- * Throws `label_selector_invalid`.
+ * Parses `role=worker,site!=b,env in (a,b),tier notin (x),gpu,!old`. The requirements must all be met; there are none
+ * in an empty text. Throws `label_selector_invalid`.
  */
 export function parseLabelSelector(text: string): Requirement[] {
   if (text.length > maxLength) throw invalid(`longer than ${maxLength} characters`);

@@ -14,8 +14,9 @@ const maxMisspelt = 16;
 export type ReadRegistryMode = { mode: RegistryMode; warning?: string } | { error: string };
 
 /**
- * Reads `privateRegistryType` of airctl's configuration file, whose rule is that anything but none is on. What plainly means off is off, in any case; a known value is that value;
- * what looks like a misspelt one would do the opposite of what was meant, and is an error; of anything else a warning says that it is on.
+ * Reads `privateRegistryType` of airctl's configuration file, whose rule is that anything but none is on. What plainly
+ * means off is off, in any case; a known value is that value; what looks like a misspelt one would do the opposite of
+ * what was meant, and is an error; of anything else a warning says that it is on.
  */
 export function readRegistryMode(value: unknown): ReadRegistryMode {
   if (value === undefined || value === null || value === false) return { mode: 'none' };

@@ -28,8 +28,8 @@ const bucketOf: Record<Period, (at: Date) => string> = {
 };
 
 /**
- * Why each backup is kept; those without a reason may go. Of a day, week or month the newest backup counts, and periods without one do not: `daily: 7` keeps backups of the
- * last seven days that have any.
+ * Why each backup is kept; those without a reason may go. Of a day, week or month the newest backup counts, and periods
+ * without one do not: `daily: 7` keeps backups of the last seven days that have any.
  */
 export function reasonsToKeep(backups: readonly RetainedBackup[], policy: RetentionPolicy): Map<string, string[]> {
   const newestFirst = backups.toSorted(

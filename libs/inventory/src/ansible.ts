@@ -36,7 +36,10 @@ const maxMemberships = 100_000;
 const maxInherited = 2_000_000;
 /** As many as a host may have. */
 const maxLabels = 64;
-/** What was to be a section and is none: not closed, or with something behind it, and neither a range nor an address. Its hosts are not those of the section before. */
+/**
+ * What was to be a section and is none: not closed, or with something behind it, and neither a range nor an address.
+ * Its hosts are not those of the section before.
+ */
 const lostSection = /^\[(?!(?:[0-9a-f]*:){2})[^\]]*(?:$|\]\s)|^\[.*\]$/i;
 const groupName = /^[^:\]\s]{1,200}$/;
 
@@ -245,7 +248,8 @@ export class AnsibleInventory {
 /** Which groups become labels, by names that may have `*` in them; all of them where nothing is said. */
 function wantedGroups(patterns: readonly string[] = ['*']): (group: string) => boolean {
   const known = new Map<string, boolean>();
-  // `*` as the only one that is not literal, and one after the other no more than one: linear in what it is held against.
+  // `*` as the only one that is not literal, and one after the other no more than one: linear in what it is held
+  // against.
   const parts = patterns.map((pattern) => pattern.split('*'));
   const matches = (group: string, [first = '', ...rest]: string[]): boolean => {
     if (rest.length === 0) return group === first;
@@ -266,7 +270,10 @@ function wantedGroups(patterns: readonly string[] = ['*']): (group: string) => b
   };
 }
 
-/** As Ansible reads a value: numbers and quoted texts are those of Python, which a comment may follow; everything else is what stands there, with what looks like a comment. */
+/**
+ * As Ansible reads a value: numbers and quoted texts are those of Python, which a comment may follow; everything else
+ * is what stands there, with what looks like a comment.
+ */
 function literal(text: string): string {
   const [, quoted, , whole] = /^((["'])((?:(?!\2)[^\\])*)\2|[+-]?\d{1,20})\s*(?:#.*)?$/.exec(text) ?? [];
   return whole ?? quoted ?? text;
@@ -380,7 +387,10 @@ function variablesOf(pairs: string[], line: number): Variables {
   return variables;
 }
 
-/** Splits as Python's shlex does: quotes hold a word together, `#` outside of them begins a comment, a backslash in double quotes is one unless it stands before a quote or another. */
+/**
+ * Splits as Python's shlex does: quotes hold a word together, `#` outside of them begins a comment, a backslash in
+ * double quotes is one unless it stands before a quote or another.
+ */
 function words(text: string, line: number): string[] {
   const found: string[] = [];
   let word: string | undefined;

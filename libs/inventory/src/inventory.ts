@@ -1,6 +1,6 @@
 /**
- * Reads lists of hosts: CSV, YAML and Ansible's two formats. It looks at nothing but the text; what it cannot use it says for each host.
- * Text of the inventory gets into no message: a password may stand in any place of it.
+ * Reads lists of hosts: CSV, YAML and Ansible's two formats. It looks at nothing but the text; what it cannot use it
+ * says for each host. Text of the inventory gets into no message: a password may stand in any place of it.
  */
 import { AppError } from '@airdock/core/errors';
 import { CsvError, type Info, parse } from 'csv-parse/sync';
@@ -39,7 +39,10 @@ export function parseInventory(
   return hosts;
 }
 
-/** What was UTF-16, as Excel and PowerShell write it, and was read as single bytes or as UTF-8: its zeros are of no use, nor what its mark has become. */
+/**
+ * What was UTF-16, as Excel and PowerShell write it, and was read as single bytes or as UTF-8: its zeros are of no use,
+ * nor what its mark has become.
+ */
 const plainText = (content: string): string =>
   content.includes('\0')
     ? content.replace(/^(?:\uFFFD{1,2}|\u00FF\u00FE|\u00FE\u00FF|\uFEFF)/, '').replaceAll('\0', '')
@@ -95,7 +98,10 @@ interface CsvRecord {
   record: string[];
 }
 
-/** The records of a table; with `odd` each line by itself where the whole is none: a quote that is not closed would take all that follows with it. */
+/**
+ * The records of a table; with `odd` each line by itself where the whole is none: a quote that is not closed would take
+ * all that follows with it.
+ */
 function recordsOf(content: string, delimiter: string, firstLine: number, odd?: InventoryHost[]): CsvRecord[] {
   const options = {
     delimiter,
@@ -177,7 +183,10 @@ function parseCsv(content: string, { partial = false }: InventoryOptions): Inven
   }
 }
 
-/** A list of hosts with `fields` as keys, Ansible's tree of groups, or what `ansible-inventory --list` makes of one. Throws `inventory_invalid`. */
+/**
+ * A list of hosts with `fields` as keys, Ansible's tree of groups, or what `ansible-inventory --list` makes of one.
+ * Throws `inventory_invalid`.
+ */
 function parseYaml(content: string, options: InventoryOptions): InventoryHost[] {
   const { value, lineAt, twice } = readYaml(content);
   if (Array.isArray(value))
@@ -214,8 +223,8 @@ function parseYaml(content: string, options: InventoryOptions): InventoryHost[] 
 type LineAt = (path: (string | number)[]) => number;
 
 /**
- * Of the output of `ansible-inventory --list`, or of a script that Ansible takes for one, a tree: groups name their hosts and children, and variables
- * stand by themselves.
+ * Of the output of `ansible-inventory --list`, or of a script that Ansible takes for one, a tree: groups name their
+ * hosts and children, and variables stand by themselves.
  */
 function treeOfList(
   { _meta, ...groups }: Record<string, unknown>,
@@ -256,11 +265,15 @@ interface Twice {
   entry: number;
 }
 
-/** The value of a document, and where its keys stand. Of a key that stands there twice the last one counts, as for Ansible. */
+/**
+ * The value of a document, and where its keys stand. Of a key that stands there twice the last one counts, as for
+ * Ansible.
+ */
 function readYaml(content: string): { value: unknown; lineAt: LineAt; twice: Twice[] } {
   const counter = new LineCounter();
   try {
-    // Ansible's own tags, such as !vault, are no errors. The library compares each key with all others, which takes seconds for thousands of hosts.
+    // Ansible's own tags, such as !vault, are no errors. The library compares each key with all others, which takes
+    // seconds for thousands of hosts.
     const document = parseDocument(content, {
       lineCounter: counter,
       prettyErrors: false,

@@ -8,8 +8,8 @@ const timeoutMs = 60_000;
 const maxHeapMb = 512;
 
 /**
- * `parseInventory` beside the thread that answers the API, with a bound on time and memory: what YAML costs cannot be told from its length. Throws
- * `inventory_invalid`, also for what takes too much of either.
+ * `parseInventory` beside the thread that answers the API, with a bound on time and memory: what YAML costs cannot be
+ * told from its length. Throws `inventory_invalid`, also for what takes too much of either.
  */
 export async function readInventory(
   format: InventoryFormat,

@@ -1,11 +1,15 @@
 /**
- * Connections of Airdock's own, which go where their URL says: to loopback, to services of the site, through no proxy. With `NODE_USE_ENV_PROXY=1` Node.js sends whatever uses its
- * global agents by the proxies of the environment, also to 127.0.0.1. So nothing here uses those: every client has an agent of its own.
- * Source: https://nodejs.org/api/http.html#built-in-proxy-support
+ * Connections of Airdock's own, which go where their URL says: to loopback, to services of the site, through no proxy.
+ * With `NODE_USE_ENV_PROXY=1` Node.js sends whatever uses its global agents by the proxies of the environment, also to
+ * 127.0.0.1. So nothing here uses those: every client has an agent of its own. Source:
+ * https://nodejs.org/api/http.html#built-in-proxy-support
  */
 import { Agent, fetch as fetchBy } from 'undici';
 
-/** As `fetch`, by a dispatcher of its own, perhaps over one Unix socket. Answers may take as long as a long-poll or a stream does. */
+/**
+ * As `fetch`, by a dispatcher of its own, perhaps over one Unix socket. Answers may take as long as a long-poll or a
+ * stream does.
+ */
 export function makeDirectFetch({ socketPath }: { socketPath?: string | undefined } = {}): typeof fetch {
   const dispatcher = new Agent({
     ...(socketPath !== undefined && { connect: { socketPath } }),

@@ -16,8 +16,9 @@ function groupsOf(address: string): number[] {
 const ipv4 = (high = 0, low = 0): string => [high >> 8, high & 255, low >> 8, low & 255].join('.');
 
 /**
- * The IPv4 addresses that an IPv6 address leads on to, by the ways that RFC 4291 (mapped, compatible), 2765 (translated), 3056 (6to4), 4380 (Teredo: its server and its
- * client), 5214 (ISATAP) and 6052 (NAT64) know; none for others. One of them is enough to reach what must not be reached.
+ * The IPv4 addresses that an IPv6 address leads on to, by the ways that RFC 4291 (mapped, compatible), 2765
+ * (translated), 3056 (6to4), 4380 (Teredo: its server and its client), 5214 (ISATAP) and 6052 (NAT64) know; none for
+ * others. One of them is enough to reach what must not be reached.
  */
 export function embeddedIpv4(address: string): string[] {
   if (!isIPv6(address.split('%')[0] ?? '')) return [];

@@ -21,8 +21,9 @@ const bodyMs = 2_000;
 export type PostOutcome = { status: number; body: string; isCut: boolean } | { error: string };
 
 /**
- * Sends POSTs to addresses that others have chosen, from a network that they are not in. Only http and https, no redirects, no proxies of the environment, bounded
- * in time and size, and only where `OutboundTargets` says: the address that is checked is the one that is connected to, whatever the name resolves to next time.
+ * Sends POSTs to addresses that others have chosen, from a network that they are not in. Only http and https, no
+ * redirects, no proxies of the environment, bounded in time and size, and only where `OutboundTargets` says: the
+ * address that is checked is the one that is connected to, whatever the name resolves to next time.
  */
 export class OutboundPost {
   private readonly targets: OutboundTargets;
@@ -41,7 +42,10 @@ export class OutboundPost {
     return this.targets.check(url);
   }
 
-  /** One request. Never throws. A status that came counts, whatever becomes of the rest of the answer: that is waited for a moment, cut off and let go. */
+  /**
+   * One request. Never throws. A status that came counts, whatever becomes of the rest of the answer: that is waited
+   * for a moment, cut off and let go.
+   */
   async post(url: string, { headers, body, timeoutMs, maxAnswerBytes, signal }: PostOptions): Promise<PostOutcome> {
     const timeout = AbortSignal.timeout(timeoutMs);
     try {

@@ -22,7 +22,10 @@ export interface OutboundPolicy {
 /** How long a name may take to resolve while somebody waits to hear whether it is allowed. */
 const resolveMs = 2_000;
 
-/** Never reached unless their network is allowed by address: this machine, link-local with the metadata services of clouds, and what is no host's address. */
+/**
+ * Never reached unless their network is allowed by address: this machine, link-local with the metadata services of
+ * clouds, and what is no host's address.
+ */
 const refused = new BlockList();
 refused.addSubnet('0.0.0.0', 8);
 refused.addSubnet('127.0.0.0', 8);
@@ -47,9 +50,10 @@ const isRefused = (address: string): boolean =>
   [address, ...embeddedIpv4(address)].some((one) => refused.check(one, familyOf(one)));
 
 /**
- * Where requests may go whose target others have chosen. `allowed`: names (`hooks.site`), their subdomains (`*.site`), addresses and networks (`10.0.0.5`, `10.0.0.0/8`,
- * `fd00::/8`). With any of them everything else is refused; without, all but loopback, link-local and multicast addresses are allowed. Those take an address or a network in the
- * list, a name is not enough. An IPv6 address that stands for an IPv4 address is judged as both.
+ * Where requests may go whose target others have chosen. `allowed`: names (`hooks.site`), their subdomains (`*.site`),
+ * addresses and networks (`10.0.0.5`, `10.0.0.0/8`, `fd00::/8`). With any of them everything else is refused; without,
+ * all but loopback, link-local and multicast addresses are allowed. Those take an address or a network in the list, a
+ * name is not enough. An IPv6 address that stands for an IPv4 address is judged as both.
  */
 export class OutboundTargets {
   private readonly names: string[] = [];
@@ -69,8 +73,8 @@ export class OutboundTargets {
   }
 
   /**
-   * The URL as it will be used. A name that does not resolve now is good as long as it is not its address that has to be allowed: it is looked at again with every
-   * request. Throws the policy's code.
+   * The URL as it will be used. A name that does not resolve now is good as long as it is not its address that has to
+   * be allowed: it is looked at again with every request. Throws the policy's code.
    */
   async check(url: string): Promise<string> {
     const { href, host } = this.parse(url);
@@ -93,7 +97,10 @@ export class OutboundTargets {
     return this.names.includes(host) || this.allowed.includes(host);
   }
 
-  /** The addresses of a URL's host that may be connected to now, at least one. Throws the policy's code, and what the resolver says. */
+  /**
+   * The addresses of a URL's host that may be connected to now, at least one. Throws the policy's code, and what the
+   * resolver says.
+   */
   async addressesOf(url: string): Promise<string[]> {
     const { host } = this.parse(url);
     const addresses = isIP(host) ? [asAddress(host)] : await this.resolve(host);
@@ -118,7 +125,10 @@ export class OutboundTargets {
     };
   }
 
-  /** Throws the policy's code for a host that is an address and may not be connected to: what is an address already is not looked up. */
+  /**
+   * Throws the policy's code for a host that is an address and may not be connected to: what is an address already is
+   * not looked up.
+   */
   assertAddress(host: string): void {
     if (isIP(host)) this.choose(host, [asAddress(host)]);
   }

@@ -4,8 +4,9 @@ import type { OutboundTargets } from './outbound-targets.js';
 const mark = '#at=';
 
 /**
- * A URL together with the addresses that its host has now and that may be connected to, in its fragment, which is never sent: whoever gets it connects there, whatever the name
- * resolves to by then. Throws as `OutboundTargets.addressesOf` does.
+ * A URL together with the addresses that its host has now and that may be connected to, in its fragment, which is never
+ * sent: whoever gets it connects there, whatever the name resolves to by then. Throws as `OutboundTargets.addressesOf`
+ * does.
  */
 export async function pinUrl(targets: OutboundTargets, url: string): Promise<string> {
   const addresses = await targets.addressesOf(url);

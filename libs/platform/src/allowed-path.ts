@@ -10,8 +10,8 @@ export type AllowedPath =
 const goneCodes = new Set(['ENOENT', 'ENOTDIR', 'ENAMETOOLONG']);
 
 /**
- * The real path of a file inside one of the folders, for a path of a request, absolute or relative to them; links that lead out are not followed. Whether a file exists
- * outside of the folders is nobody's business: then it is `forbidden`.
+ * The real path of a file inside one of the folders, for a path of a request, absolute or relative to them; links that
+ * lead out are not followed. Whether a file exists outside of the folders is nobody's business: then it is `forbidden`.
  */
 export async function allowedPath(folders: readonly string[], path: string): Promise<AllowedPath> {
   if (path.includes('\0')) return { refusal: 'forbidden' };

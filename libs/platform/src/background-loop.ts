@@ -1,8 +1,8 @@
 import { type BeforeApplicationShutdown, Logger, type OnApplicationBootstrap } from '@nestjs/common';
 
 /**
- * Something that a worker does now and then by itself, one round at a time. A failing round is logged once, until one succeeds, and does not end the
- * loop. Shutdown waits for the running round, while databases are still open.
+ * Something that a worker does now and then by itself, one round at a time. A failing round is logged once, until one
+ * succeeds, and does not end the loop. Shutdown waits for the running round, while databases are still open.
  */
 export abstract class BackgroundLoop implements OnApplicationBootstrap, BeforeApplicationShutdown {
   protected readonly logger = new Logger(this.constructor.name);

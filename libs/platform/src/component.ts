@@ -15,8 +15,8 @@ export interface ComponentOptions {
 }
 
 /**
- * One service in this process, API and worker, listening on a free loopback port: for component tests, with real parts around it. A service that calls itself
- * needs `http.port` among the overrides.
+ * One service in this process, API and worker, listening on a free loopback port: for component tests, with real parts
+ * around it. A service that calls itself needs `http.port` among the overrides.
  */
 export async function startComponent(
   name: ServiceName,

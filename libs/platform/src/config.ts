@@ -537,7 +537,10 @@ export interface ServiceEndpoint {
   socketPath?: string;
 }
 
-/** Where a service answers: its own URL when it runs apart, else this process, by its socket where it has one: nobody else can be behind that, or crowd it. */
+/**
+ * Where a service answers: its own URL when it runs apart, else this process, by its socket where it has one: nobody
+ * else can be behind that, or crowd it.
+ */
 export function serviceEndpoint({ services, http }: Config, name: ServiceName): ServiceEndpoint {
   const url = services[name];
   if (url !== undefined) return { url: url.replace(/\/$/, '') };

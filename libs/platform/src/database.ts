@@ -21,8 +21,9 @@ export class ServiceDatabase {
   constructor(readonly dataSource: DataSource) {}
 
   /**
-   * A mark that is another one after each write to the database, by this process or by others; undefined where there is none (PostgreSQL). Takes microseconds.
-   * Source: https://www.sqlite.org/pragma.html#pragma_data_version, https://www.sqlite.org/lang_corefunc.html#total_changes
+   * A mark that is another one after each write to the database, by this process or by others; undefined where there is
+   * none (PostgreSQL). Takes microseconds. Source: https://www.sqlite.org/pragma.html#pragma_data_version,
+   * https://www.sqlite.org/lang_corefunc.html#total_changes
    */
   changeMark(): string | undefined {
     if (this.dataSource.options.type !== 'better-sqlite3') return undefined;
@@ -60,7 +61,10 @@ export function dataSourceOptions(
   };
 }
 
-/** Connects, and brings the schema up to date. Several processes may start at once: on PostgreSQL an advisory lock lets one go first. */
+/**
+ * Connects, and brings the schema up to date. Several processes may start at once: on PostgreSQL an advisory lock lets
+ * one go first.
+ */
 export async function connectDatabase(options: DataSourceOptions): Promise<DataSource> {
   if (options.type === 'better-sqlite3') mkdirSync(join(options.database, '..'), { recursive: true, mode: 0o700 });
   const dataSource = await new DataSource(options).initialize();
@@ -87,10 +91,16 @@ async function prepare(dataSource: DataSource): Promise<void> {
   }
 }
 
-/** Columns that a version has given up on purpose, as `table.column`: they may go at a start, and everything else in them with them. */
+/**
+ * Columns that a version has given up on purpose, as `table.column`: they may go at a start, and everything else in
+ * them with them.
+ */
 const retiredColumns = new Set<string>([]);
 
-/** Brings the schema up to date, unless something would be lost by it. Throws `schema_loses_data` before anything is changed. */
+/**
+ * Brings the schema up to date, unless something would be lost by it. Throws `schema_loses_data` before anything is
+ * changed.
+ */
 async function synchronize(dataSource: DataSource): Promise<void> {
   const lost = await unknownColumns(dataSource);
   if (lost.length > 0)
@@ -98,7 +108,9 @@ async function synchronize(dataSource: DataSource): Promise<void> {
   await dataSource.synchronize();
 }
 
-/** What the tables have and the entities have not, or have in another form that takes a new column: TypeORM drops both. */
+/**
+ * What the tables have and the entities have not, or have in another form that takes a new column: TypeORM drops both.
+ */
 async function unknownColumns(dataSource: DataSource): Promise<string[]> {
   const runner = dataSource.createQueryRunner();
   try {
@@ -128,10 +140,12 @@ export type Statement =
   | DeleteQueryBuilder<ObjectLiteral>;
 
 /**
- * Runs statements all or none. Returns false, with nothing changed, when one of them found no row to change (so an update's `where` is a guard).
+ * Runs statements all or none. Returns false, with nothing changed, when one of them found no row to change (so an
+ * update's `where` is a guard).
  *
- * Why not `dataSource.transaction`: on SQLite TypeORM has one connection per data source, and statements of other requests would run inside
- * an open transaction and be rolled back with it (typeorm#10372). Here nothing awaits between BEGIN and COMMIT.
+ * Why not `dataSource.transaction`: on SQLite TypeORM has one connection per data source, and statements of other
+ * requests would run inside an open transaction and be rolled back with it (typeorm#10372). Here nothing awaits between
+ * BEGIN and COMMIT.
  */
 export async function atomically(dataSource: DataSource, statements: Statement[]): Promise<boolean> {
   if (dataSource.options.type === 'postgres') {
@@ -176,8 +190,9 @@ export async function atomically(dataSource: DataSource, statements: Statement[]
 }
 
 /**
- * Runs one statement whose loss in a power cut would do no harm, such as progress. Returns how many rows it changed. On SQLite it does not wait for the disk,
- * since all requests would wait with it: while a push keeps the disk busy, that takes a tenth of a second.
+ * Runs one statement whose loss in a power cut would do no harm, such as progress. Returns how many rows it changed. On
+ * SQLite it does not wait for the disk, since all requests would wait with it: while a push keeps the disk busy, that
+ * takes a tenth of a second.
  */
 export async function runUnflushed(
   dataSource: DataSource,
@@ -199,8 +214,8 @@ const sqliteOf = (dataSource: DataSource) =>
   (dataSource.driver as unknown as { databaseConnection: BetterSqlite3.Database }).databaseConnection;
 
 /**
- * Column values for TypeORM's insert and update, checked against the entity. TypeORM's own input type cannot express JSON columns with free keys,
- * such as problems.
+ * Column values for TypeORM's insert and update, checked against the entity. TypeORM's own input type cannot express
+ * JSON columns with free keys, such as problems.
  */
 export const columns = <T>(values: Partial<T>): QueryDeepPartialEntity<T> => values as QueryDeepPartialEntity<T>;
 
@@ -210,7 +225,10 @@ const full = new Set(['SQLITE_FULL', '53100']);
 /** Mounted read-only, or broken: SQLite does not tell which. */
 const failedDisk = /^(SQLITE_READONLY.*|SQLITE_IOERR.*|SQLITE_CANTOPEN.*|25006|58030)$/;
 
-/** A database that is away or busy as `dependency_unavailable`, one that takes no row as `database_full` or `database_disk_failed`: all are tried again. Any other error as it is. */
+/**
+ * A database that is away or busy as `dependency_unavailable`, one that takes no row as `database_full` or
+ * `database_disk_failed`: all are tried again. Any other error as it is.
+ */
 export function translateDatabaseError(error: unknown): unknown {
   if (error instanceof AppError) return error;
   const code = errorCode(error);
@@ -236,7 +254,10 @@ const unstorable = new Set(['22021', '22P05', '22003', '22001', '54000']);
 const errorCode = (error: unknown): string | undefined =>
   (error as { driverError?: { code?: string } }).driverError?.code ?? (error as { code?: string }).code;
 
-/** True when an insert failed because a unique column already holds the value; SQLite and PostgreSQL name it differently. */
+/**
+ * True when an insert failed because a unique column already holds the value; SQLite and PostgreSQL name it
+ * differently.
+ */
 export const isUniqueViolation = (error: unknown): boolean => {
   const code = errorCode(error);
   return code === '23505' || code === 'SQLITE_CONSTRAINT_UNIQUE' || code === 'SQLITE_CONSTRAINT_PRIMARYKEY';

@@ -1,6 +1,7 @@
 /**
- * Room for the day on which a disk is full. The database takes no row then, so that no job could begin that makes room, and a garbage collection writes before it frees. So
- * bytes and inodes are kept in small files: a hole keeps no bytes, and zeros keep none where the file system compresses.
+ * Room for the day on which a disk is full. The database takes no row then, so that no job could begin that makes room,
+ * and a garbage collection writes before it frees. So bytes and inodes are kept in small files: a hole keeps no bytes,
+ * and zeros keep none where the file system compresses.
  */
 import { randomBytes } from 'node:crypto';
 import { access, constants, lstat, mkdir, readdir, rm, statfs, writeFile } from 'node:fs/promises';
@@ -16,7 +17,10 @@ const lowFiles = 32;
 /** A reserve is not what fills a disk: it is made where so many times as much stays free. */
 const roomy = 4;
 
-/** What this user may still write to the disk of a folder. Root may have what others may not, but for what ext4 keeps to itself. Some file systems do not count files. */
+/**
+ * What this user may still write to the disk of a folder. Root may have what others may not, but for what ext4 keeps to
+ * itself. Some file systems do not count files.
+ */
 async function roomOf(folder: string): Promise<{ bytes: number; files: number }> {
   const { blocks, bfree, bavail, bsize, files, ffree } = await statfs(folder);
   const forRoot = bfree - Math.min(blocks * 0.02, 4096);
@@ -45,7 +49,10 @@ export class DiskReserve {
   /** `folder` is made in one that is there, on the disk that it is for. */
   constructor(private readonly folder: string) {}
 
-  /** Whether the disk was full and has not got room again. The first piece is the first to go, and the first to come back. */
+  /**
+   * Whether the disk was full and has not got room again. The first piece is the first to go, and the first to come
+   * back.
+   */
   async isGivenOut(): Promise<boolean> {
     return (await lstat(this.folder).catch(() => undefined)) !== undefined && !(await this.list()).includes('piece-0');
   }

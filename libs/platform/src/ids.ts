@@ -9,7 +9,10 @@ const uuid = (bytes: Buffer, version: number): string => {
 let lastMs = 0;
 let sequence = 0;
 
-/** A UUID version 7 (RFC 9562): sorts by time of creation, also within one millisecond of one process, so it serves as a page cursor. */
+/**
+ * A UUID version 7 (RFC 9562): sorts by time of creation, also within one millisecond of one process, so it serves as a
+ * page cursor.
+ */
 export function newId(): string {
   const ms = Math.max(Date.now(), lastMs);
   sequence = ms === lastMs ? sequence + 1 : 0;

@@ -8,8 +8,9 @@ const shutdownMs = 10_000;
 const killMs = 15_000;
 
 /**
- * Resolves at SIGTERM or SIGINT; a second SIGINT ends the process at once. From the first on, closing may take ten seconds, then the process ends anyway:
- * BullMQ would wait for a Redis that is away for as long as it is, and running jobs have been handed back by then.
+ * Resolves at SIGTERM or SIGINT; a second SIGINT ends the process at once. From the first on, closing may take ten
+ * seconds, then the process ends anyway: BullMQ would wait for a Redis that is away for as long as it is, and running
+ * jobs have been handed back by then.
  */
 export const stopSignal = (): Promise<void> =>
   new Promise((resolve) => {
@@ -32,8 +33,8 @@ export const stopSignal = (): Promise<void> =>
   });
 
 /**
- * Gives back the memory that only the start needed. V8 would do so when it needs some, and a process that does next to nothing needs none for hours.
- * Source: https://nodejs.org/api/v8.html#v8setflagsfromstringflags
+ * Gives back the memory that only the start needed. V8 would do so when it needs some, and a process that does next to
+ * nothing needs none for hours. Source: https://nodejs.org/api/v8.html#v8setflagsfromstringflags
  */
 export function freeStartupMemory(): void {
   setFlagsFromString('--expose-gc');

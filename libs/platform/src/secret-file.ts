@@ -27,7 +27,10 @@ const maxSecretBytes = 64 * 1024;
 const octal = (mode: number): string => (mode & 0o7777).toString(8).padStart(4, '0');
 const ownUid = (): number => process.getuid?.() ?? 0;
 
-/** Throws `file_exposed`, with the command that puts it right, as sshd looks at its keys: others may neither own, read nor change the file. */
+/**
+ * Throws `file_exposed`, with the command that puts it right, as sshd looks at its keys: others may neither own, read
+ * nor change the file.
+ */
 function assertPrivate(path: string, { uid, mode }: Stats): void {
   if (uid !== ownUid() && uid !== 0)
     throw new AppError('file_exposed', { detail: `${path} belongs to user ${uid}; chown ${ownUid()} ${path}`, path });
@@ -45,7 +48,10 @@ export function secretFileStamp(path: string): string {
   }
 }
 
-/** Says why a secret file that has changed is not believed, and what to do; for each change once, or every request would say it. */
+/**
+ * Says why a secret file that has changed is not believed, and what to do; for each change once, or every request would
+ * say it.
+ */
 export function warnOfSecretFile(path: string, error: unknown): void {
   const isKnown = error instanceof AppError;
   const code = isKnown ? error.code : ((error as NodeJS.ErrnoException).code ?? 'unreadable');
@@ -55,7 +61,10 @@ export function warnOfSecretFile(path: string, error: unknown): void {
   new Logger('secrets').warn({ code, file: path }, `what was read last goes on to count: ${why}`);
 }
 
-/** The text of a file that holds a secret, without white space around it. Throws `file_exposed`, and what the file system says. */
+/**
+ * The text of a file that holds a secret, without white space around it. Throws `file_exposed`, and what the file
+ * system says.
+ */
 export function readSecretFile(path: string): string {
   // A pipe put in its place would block for ever.
   const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
@@ -92,8 +101,8 @@ export const replaceSecretFile = (path: string, text: string): void =>
   writeBeside(path, text, (fresh) => renameSync(fresh, path));
 
 /**
- * Reads a secret file, making it (0600, with random bytes in `encoding`) if it is not there. Safe when several processes start at once:
- * all read the same content. Throws `file_exposed`.
+ * Reads a secret file, making it (0600, with random bytes in `encoding`) if it is not there. Safe when several
+ * processes start at once: all read the same content. Throws `file_exposed`.
  */
 export function readOrCreateSecretFile(path: string, bytes: number, encoding: 'hex' | 'base64url'): string {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
@@ -112,8 +121,9 @@ export function readOrCreateSecretFile(path: string, bytes: number, encoding: 'h
 }
 
 /**
- * Makes the data folder, or looks at the one that is there: nobody else may own it or go into it. What only has too many rights is put right; returns what was done.
- * Throws `file_exposed` when it is another user's, or lies where others could put another one in its place.
+ * Makes the data folder, or looks at the one that is there: nobody else may own it or go into it. What only has too
+ * many rights is put right; returns what was done. Throws `file_exposed` when it is another user's, or lies where
+ * others could put another one in its place.
  */
 export function securePrivateFolder(path: string): string | undefined {
   mkdirSync(path, { recursive: true, mode: 0o700 });
@@ -129,7 +139,10 @@ export function securePrivateFolder(path: string): string | undefined {
   return `${path} had mode ${octal(mode)}, and has ${octal(mode & 0o700)} now: it is nobody else's business`;
 }
 
-/** Throws `file_exposed` when somebody else may rename a folder on the way to `path`, also where links on it lead; in a folder like /tmp only owners may. */
+/**
+ * Throws `file_exposed` when somebody else may rename a folder on the way to `path`, also where links on it lead; in a
+ * folder like /tmp only owners may.
+ */
 export function assertSafeParents(path: string): void {
   for (let at = path; ; at = dirname(at)) {
     if (at !== path) assertSafeFolder(at, path);

@@ -23,10 +23,11 @@ function toKey(hex: string): Key | undefined {
 }
 
 /**
- * Encrypts what is kept at rest: AES-256-GCM with the key of one file. Sealed text is `v2.<key id>.<nonce>.<tag>.<ciphertext>`, base64url; `v1` without the id is read too.
+ * Encrypts what is kept at rest: AES-256-GCM with the key of one file. Sealed text is `v2.<key
+ * id>.<nonce>.<tag>.<ciphertext>`, base64url; `v1` without the id is read too.
  *
- * The file holds the key of now in its first line, and while keys are exchanged the one before in the second. Every use looks whether the file has changed, so that all
- * processes seal with a new key from the moment on that it is there.
+ * The file holds the key of now in its first line, and while keys are exchanged the one before in the second. Every use
+ * looks whether the file has changed, so that all processes seal with a new key from the moment on that it is there.
  */
 export class SecretBox {
   private keys: [Key, ...Key[]];
@@ -85,7 +86,9 @@ export class SecretBox {
     return this.isCurrent(sealed) ? sealed : this.seal(this.open(sealed, context), context);
   }
 
-  /** A digest that only who has the key can make or try out. Begins with the key's id: another key gives another one. */
+  /**
+   * A digest that only who has the key can make or try out. Begins with the key's id: another key gives another one.
+   */
   digest(text: string): string {
     const { id, bytes } = this.current();
     return `${id}.${createHmac('sha256', createHmac('sha256', bytes).update('airdock digest').digest()).update(text).digest('hex')}`;
@@ -102,7 +105,10 @@ export class SecretBox {
     return this.keys.length;
   }
 
-  /** From now on everybody seals with a new key; those before go on opening. Repeating it while keys are exchanged changes nothing. */
+  /**
+   * From now on everybody seals with a new key; those before go on opening. Repeating it while keys are exchanged
+   * changes nothing.
+   */
   beginRotation(): void {
     this.current();
     if (this.keys.length > 1) return;

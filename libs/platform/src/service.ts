@@ -81,7 +81,9 @@ const sealedToken = (name: ServiceName) => `sealed:${name}`;
 /** Injection token of a service's `ServiceDatabase` outside its module. */
 export const databaseToken = (name: ServiceName) => `database:${name}`;
 
-/** The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for. */
+/**
+ * The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for.
+ */
 export function defineService(
   roles: Roles,
   {
@@ -238,7 +240,10 @@ export function startProcessors(app: INestApplicationContext): void {
     for (const processor of processors) processor.start();
 }
 
-/** What would keep the next start from reading its secrets, while this process goes on with what it has read. Names no path: everybody may ask. */
+/**
+ * What would keep the next start from reading its secrets, while this process goes on with what it has read. Names no
+ * path: everybody may ask.
+ */
 function noticesOfSecretFiles({ tokenFile, internalTokenFile, secretsKeyFile }: Config): Record<string, string> {
   const notices: Record<string, string> = {};
   for (const [name, path] of Object.entries({ tokenFile, internalTokenFile, secretsKeyFile }))
@@ -253,7 +258,10 @@ function noticesOfSecretFiles({ tokenFile, internalTokenFile, secretsKeyFile }: 
   return notices;
 }
 
-/** Before anything else: whatever this process makes is its own business, and so is the data folder. Throws `file_exposed`. */
+/**
+ * Before anything else: whatever this process makes is its own business, and so is the data folder. Throws
+ * `file_exposed`.
+ */
 export function keepPrivate({ dataDir, tokenFile, internalTokenFile, secretsKeyFile }: Config): void {
   process.umask(0o077);
   const done = securePrivateFolder(dataDir);
@@ -280,7 +288,10 @@ export async function serve(config: Config, module: Type, title: string): Promis
   return app;
 }
 
-/** Runs one service as a process of its own, in one role: the body of every `main.ts` and `worker.ts`. A worker answers health and metrics only. */
+/**
+ * Runs one service as a process of its own, in one role: the body of every `main.ts` and `worker.ts`. A worker answers
+ * health and metrics only.
+ */
 export async function runService(name: ServiceName, service: ServiceModule, role: Role): Promise<never> {
   try {
     const config = loadConfig();

@@ -19,8 +19,9 @@ interface Previous {
 }
 
 /**
- * A token that lies in a file. Whoever replaces the file replaces the token, in every process and at once: each use looks whether the file has changed. After `rotate`
- * the token before counts for a while too; of it only a digest is kept, in `<file>.previous`.
+ * A token that lies in a file. Whoever replaces the file replaces the token, in every process and at once: each use
+ * looks whether the file has changed. After `rotate` the token before counts for a while too; of it only a digest is
+ * kept, in `<file>.previous`.
  */
 export class TokenFile {
   private text = '';
@@ -50,7 +51,10 @@ export class TokenFile {
     return isCurrent || isPrevious;
   }
 
-  /** Replaces the token with random bytes. Returns until when the one before counts; null: no longer. Two count at the most. */
+  /**
+   * Replaces the token with random bytes. Returns until when the one before counts; null: no longer. Two count at the
+   * most.
+   */
   rotate(keepPreviousSeconds: number): Date | null {
     this.refresh();
     const until = keepPreviousSeconds > 0 ? new Date(Date.now() + keepPreviousSeconds * 1000) : null;
@@ -72,7 +76,8 @@ export class TokenFile {
     try {
       this.read();
     } catch (error) {
-      // A file that is missing or open to others is no reason to let nobody in, nor to believe it: the token that was read last counts.
+      // A file that is missing or open to others is no reason to let nobody in, nor to believe it: the token that was
+      // read last counts.
       this.seen = now;
       warnOfSecretFile(this.path, error);
     }

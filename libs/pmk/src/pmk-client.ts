@@ -1,7 +1,8 @@
 /**
- * A client of qbert, the control plane of PMK, as far as Airdock makes clusters with it. qbert's source is not public: what is here rests on its API document, and
- * on what public clients of it send and read.
- * Sources: https://github.com/platform9/terraform-provider-pf9/blob/main/openapi-spec/pf9-2.0.yml, https://github.com/platform9/pf9ctl/blob/main/pkg/qbert/qbert.go
+ * A client of qbert, the control plane of PMK, as far as Airdock makes clusters with it. qbert's source is not public:
+ * what is here rests on its API document, and on what public clients of it send and read. Sources:
+ * https://github.com/platform9/terraform-provider-pf9/blob/main/openapi-spec/pf9-2.0.yml,
+ * https://github.com/platform9/pf9ctl/blob/main/pkg/qbert/qbert.go
  */
 import { AppError } from '@airdock/core/errors';
 import { type PmkContainerRuntime, type PmkCreateBody, type PmkRegistryField } from '@airdock/core/pmk/create-body';
@@ -109,8 +110,9 @@ const versionsSchema = z.union([
 ]);
 
 /**
- * All methods throw what `PmkHttp` throws: `pmk_unavailable` when trying again may help, `pmk_unauthorized`, `pmk_refused` with PMK's own words, `pmk_unexpected`, and
- * the signal's reason. Many calls may run at a time; they share one login. There is nothing to close.
+ * All methods throw what `PmkHttp` throws: `pmk_unavailable` when trying again may help, `pmk_unauthorized`,
+ * `pmk_refused` with PMK's own words, `pmk_unexpected`, and the signal's reason. Many calls may run at a time; they
+ * share one login. There is nothing to close.
  */
 export class PmkClient {
   readonly #http: PmkHttp;
@@ -121,16 +123,16 @@ export class PmkClient {
   }
 
   /**
-   * Creates a cluster without nodes; its uuid. Not idempotent: called twice, PMK has two clusters of one name, and a call that failed with `pmk_unavailable` may have
-   * created one. So callers look with `findCluster` first, every time.
+   * Creates a cluster without nodes; its uuid. Not idempotent: called twice, PMK has two clusters of one name, and a
+   * call that failed with `pmk_unavailable` may have created one. So callers look with `findCluster` first, every time.
    */
   async createCluster(body: PmkCreateBody, signal?: AbortSignal): Promise<string> {
     return (await this.#http.json({ method: 'POST', path: '/clusters', body, signal }, createdSchema)).uuid;
   }
 
   /**
-   * Attaches those of the nodes that are not attached to this cluster yet. Throws `host_in_cluster`, before anything is changed, when one of them belongs to another
-   * cluster. Nodes that are attached already keep the role that they have.
+   * Attaches those of the nodes that are not attached to this cluster yet. Throws `host_in_cluster`, before anything is
+   * changed, when one of them belongs to another cluster. Nodes that are attached already keep the role that they have.
    */
   async attachNodes(
     clusterUuid: string,
@@ -155,7 +157,10 @@ export class PmkClient {
     await this.#http.send({ method: 'POST', path: `${clusterPath(clusterUuid)}/attach`, body, signal });
   }
 
-  /** By its name; undefined when there is none. Throws `pmk_unexpected` when there are several: nobody can say which one is meant. */
+  /**
+   * By its name; undefined when there is none. Throws `pmk_unexpected` when there are several: nobody can say which one
+   * is meant.
+   */
   async findCluster(name: string, signal?: AbortSignal): Promise<PmkCluster | undefined> {
     const named = listedSchema
       .transform((list) => list.filter((cluster) => cluster.name === name))
@@ -200,8 +205,8 @@ export class PmkClient {
   }
 
   /**
-   * Starts an upgrade to the version that the cluster offers for the type, which callers compare with the one they want first. Not idempotent: callers look at
-   * `upgradingTo` and `kubeRoleVersion` first, every time.
+   * Starts an upgrade to the version that the cluster offers for the type, which callers compare with the one they want
+   * first. Not idempotent: callers look at `upgradingTo` and `kubeRoleVersion` first, every time.
    */
   async upgradeCluster(
     uuid: string,
@@ -212,7 +217,10 @@ export class PmkClient {
     await this.#http.send({ method: 'POST', path: `${clusterPath(uuid)}/upgrade?type=${type}`, body, signal });
   }
 
-  /** Starts the deletion; the cluster is gone when `getCluster` finds it no more. One that is not there counts as deleted. */
+  /**
+   * Starts the deletion; the cluster is gone when `getCluster` finds it no more. One that is not there counts as
+   * deleted.
+   */
   async deleteCluster(uuid: string, signal?: AbortSignal): Promise<void> {
     try {
       await this.#http.send({ method: 'DELETE', path: clusterPath(uuid), signal });

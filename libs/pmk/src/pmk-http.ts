@@ -46,10 +46,12 @@ const maxAnswerBytes = 32 * 1024 * 1024;
 const tokenSchema = z.object({ token: z.object({ project: z.object({ id: z.string().min(1) }) }) });
 
 /**
- * HTTP to keystone and qbert of one DU. The password leaves it in the login only, the token in requests to the DU only: redirects are not followed.
+ * HTTP to keystone and qbert of one DU. The password leaves it in the login only, the token in requests to the DU only:
+ * redirects are not followed.
  *
- * Throws `pmk_unavailable` when trying again may help (no connection, time limit, 408, 429, 5xx), `pmk_unauthorized` when the login is refused, `pmk_refused` with
- * `pmkStatus` for other refusals, `pmk_unexpected` for answers that are none of PMK's, and the signal's reason. It does not retry, but for one new login.
+ * Throws `pmk_unavailable` when trying again may help (no connection, time limit, 408, 429, 5xx), `pmk_unauthorized`
+ * when the login is refused, `pmk_refused` with `pmkStatus` for other refusals, `pmk_unexpected` for answers that are
+ * none of PMK's, and the signal's reason. It does not retry, but for one new login.
  */
 export class PmkHttp {
   readonly apiVersion: 'v3' | 'v4';
@@ -71,7 +73,10 @@ export class PmkHttp {
     this.#requestTimeoutMs = requestTimeoutMs;
   }
 
-  /** The text of a successful answer. A token that has expired is replaced once; nothing was done by the request that it was refused with. */
+  /**
+   * The text of a successful answer. A token that has expired is replaced once; nothing was done by the request that it
+   * was refused with.
+   */
   async send(request: PmkRequest): Promise<string> {
     for (let attempt = 1; ; attempt++) {
       const login = this.#session();
@@ -98,7 +103,10 @@ export class PmkHttp {
     return parse(`${request.method} ${request.path}`, await this.send(request), schema);
   }
 
-  /** One login for all calls that wait for it. It belongs to none of them, so none of their signals ends it; its own time limit does. */
+  /**
+   * One login for all calls that wait for it. It belongs to none of them, so none of their signals ends it; its own
+   * time limit does.
+   */
   #session(): Promise<Session> {
     if (this.#login) return this.#login;
     const login = this.#logIn();

@@ -1,6 +1,7 @@
 /**
- * Image bundles for specs and the demo, written independently of the code that reads them, the way Docker, containerd and skopeo write them,
- * and ways to break them. Everything is small and made in memory; random content is the same for the same seed.
+ * Image bundles for specs and the demo, written independently of the code that reads them, the way Docker, containerd
+ * and skopeo write them, and ways to break them. Everything is small and made in memory; random content is the same for
+ * the same seed.
  */
 
 import { createHash } from 'node:crypto';
@@ -149,7 +150,10 @@ export interface DockerArchiveOptions {
   gzipLayers?: boolean;
 }
 
-/** A docker-archive as Docker 20 writes it: `<id>/layer.tar`, links for layers that occurred before, `manifest.json` and `repositories`. */
+/**
+ * A docker-archive as Docker 20 writes it: `<id>/layer.tar`, links for layers that occurred before, `manifest.json` and
+ * `repositories`.
+ */
 export async function buildDockerArchive(
   file: string,
   images: readonly TestImage[],
@@ -352,8 +356,8 @@ export async function addManifest(
 }
 
 /**
- * Adds an artifact with one small layer to a layout in a folder: a signature, an SBOM, a chart. With a `subject` it is a referrer, with `annotations` it has
- * a name. Returns its descriptor.
+ * Adds an artifact with one small layer to a layout in a folder: a signature, an SBOM, a chart. With a `subject` it is
+ * a referrer, with `annotations` it has a name. Returns its descriptor.
  */
 export function addArtifact(
   dir: string,
@@ -392,7 +396,10 @@ export async function flipByteIn(file: string, content: Uint8Array): Promise<voi
   }
 }
 
-/** Puts a member before all others of a tar, e.g. `{ name: '../evil' }` or `{ name: 'x', type: 'symlink', linkname: '/etc/passwd' }`. */
+/**
+ * Puts a member before all others of a tar, e.g. `{ name: '../evil' }` or `{ name: 'x', type: 'symlink', linkname:
+ * '/etc/passwd' }`.
+ */
 export async function withMember(file: string, header: MemberHeader, content: Buffer = Buffer.alloc(0)): Promise<void> {
   const member = await tarOf([{ header, content }]);
   // Without the two blocks that end an archive.

@@ -1,4 +1,6 @@
-/** An SSH server that lets everybody in with a password and then breaks the rules, message by message (RFC 4253, 4254). */
+/**
+ * An SSH server that lets everybody in with a password and then breaks the rules, message by message (RFC 4253, 4254).
+ */
 import type { AddressInfo, Socket } from 'node:net';
 import { text } from 'node:stream/consumers';
 import ssh2, { type Connection, type ServerChannel } from 'ssh2';

@@ -46,7 +46,10 @@ const brokenRules = async (files: Record<string, string>): Promise<string[]> => 
   ...new Set((await violations(files)).map(({ rule }) => rule.name)),
 ];
 
-/** Folders that import each other, each from each, and which of that the rules whose names begin with `prefix` refuse: `a → b`. */
+/**
+ * Folders that import each other, each from each, and which of that the rules whose names begin with `prefix` refuse:
+ * `a → b`.
+ */
 async function refusedPairs(folders: Record<string, string>, prefix: string): Promise<string[]> {
   const pairs = Object.keys(folders).flatMap((from) =>
     Object.keys(folders).flatMap((other) => (from === other ? [] : [[from, other] as const])),

@@ -1,6 +1,7 @@
 /**
- * A PMK control plane in this process: keystone, and qbert v3 and v4, as far as Airdock calls them. It is stricter than the real one may be, and it has no clock: each
- * GET of a cluster brings its task one step on, after it was answered. The real one's source is not public. What is guessed here says so.
+ * A PMK control plane in this process: keystone, and qbert v3 and v4, as far as Airdock calls them. It is stricter than
+ * the real one may be, and it has no clock: each GET of a cluster brings its task one step on, after it was answered.
+ * The real one's source is not public. What is guessed here says so.
  */
 import { randomBytes, randomUUID } from 'node:crypto';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
@@ -28,8 +29,8 @@ export interface QbertOptions {
   /** How many GETs of a cluster show each step of its task. Default 1. */
   looksPerStep?: number;
   /**
-   * Fields that an upgrade gives to clusters. That an upgrade makes a cluster join the local registry is documented, but not how the fields get there. Default: none,
-   * the fields stay as the cluster was created.
+   * Fields that an upgrade gives to clusters. That an upgrade makes a cluster join the local registry is documented,
+   * but not how the fields get there. Default: none, the fields stay as the cluster was created.
    */
   assumeUpgradeTakesOver?: Partial<Record<RegistryField, string>>;
 }
@@ -69,7 +70,10 @@ export interface Qbert extends TestServer {
   failTask(taskError: string): void;
   /** The next calls whose path contains the text are answered with a failure. */
   failCalls(path: string, failure?: Omit<CallFailure, 'path'>): void;
-  /** Calls whose path contains the text have their effect, and their answers are held back until the function returned is called. */
+  /**
+   * Calls whose path contains the text have their effect, and their answers are held back until the function returned
+   * is called.
+   */
   hold(path: string): () => void;
 }
 
@@ -467,7 +471,9 @@ function check<T>(schema: z.ZodType<T>, body: unknown): T {
   return parsed.data;
 }
 
-/** The latest version of the same minor, or of the one after it, that is above the version; empty when there is none. */
+/**
+ * The latest version of the same minor, or of the one after it, that is above the version; empty when there is none.
+ */
 function latest(versions: readonly string[], from: string, minorsUp: 0 | 1): string {
   const number = (text: string) => {
     const { patch, build = 0 } = parseKubernetesVersion(text);

@@ -1,6 +1,6 @@
 /**
- * Real servers for tests: Redis, a registry, PostgreSQL, each as a child of the test process on loopback.
- * They die with the test process, and their folders go when they are stopped. For hosts and container engines see `lab/`.
+ * Real servers for tests: Redis, a registry, PostgreSQL, each as a child of the test process on loopback. They die with
+ * the test process, and their folders go when they are stopped. For hosts and container engines see `lab/`.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomInt } from 'node:crypto';
@@ -21,8 +21,9 @@ import { promisify } from 'node:util';
 const run = promisify(execFile);
 
 /**
- * A loopback TCP port that nothing listens on now. It is below the ports that the system gives to connections and to listeners without a wish
- * (Linux: 32768 and above), or another test's connection could hold it before or after whoever asked for it.
+ * A loopback TCP port that nothing listens on now. It is below the ports that the system gives to connections and to
+ * listeners without a wish (Linux: 32768 and above), or another test's connection could hold it before or after whoever
+ * asked for it.
  */
 export async function freePort(): Promise<number> {
   for (;;) {
@@ -75,8 +76,8 @@ export interface WaitOptions {
 }
 
 /**
- * Calls `condition` until it returns something truthy, and returns that. A condition that throws counts as not fulfilled;
- * its last error becomes the cause when the time is over.
+ * Calls `condition` until it returns something truthy, and returns that. A condition that throws counts as not
+ * fulfilled; its last error becomes the cause when the time is over.
  */
 export async function waitFor<T>(condition: () => T | Promise<T>, options: WaitOptions = {}): Promise<NonNullable<T>> {
   const { timeoutMs = 10_000, intervalMs = 25, what = 'a condition' } = options;
@@ -106,7 +107,10 @@ export function findProgram(name: string, extraDirs: readonly string[] = []): st
   return dirs.map((dir) => join(dir, name)).find((path) => existsSync(path));
 }
 
-/** Whether the process holds the listening socket of this loopback port: another server that took the port would answer just as well. */
+/**
+ * Whether the process holds the listening socket of this loopback port: another server that took the port would answer
+ * just as well.
+ */
 async function listens(pid: number | undefined, port: number): Promise<boolean> {
   const address = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`;
   const rows = (await readFile('/proc/net/tcp', 'utf8')).split('\n').map((row) => row.trim().split(/\s+/));
@@ -124,7 +128,10 @@ interface ChildOptions {
   port?: number;
   /** True when the server answers. */
   ready: () => Promise<boolean>;
-  /** The signal that ends it in good order, also when the test process dies. Default SIGTERM, and SIGKILL at the death of the parent. */
+  /**
+   * The signal that ends it in good order, also when the test process dies. Default SIGTERM, and SIGKILL at the death
+   * of the parent.
+   */
   stopSignal?: 'SIGTERM' | 'SIGINT' | 'SIGQUIT';
   /** For its start; default 20 000. */
   timeoutMs?: number;
@@ -178,7 +185,10 @@ export class ServerProcess {
     }
   }
 
-  /** Sends the signal, SIGKILL ten seconds later, and resolves when the process is gone. Does nothing when it is not running. */
+  /**
+   * Sends the signal, SIGKILL ten seconds later, and resolves when the process is gone. Does nothing when it is not
+   * running.
+   */
   async end(signal: NodeJS.Signals = this.options.stopSignal ?? 'SIGTERM'): Promise<void> {
     const child = this.#child;
     if (!child || child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
@@ -220,7 +230,9 @@ function crashable(server: ServerProcess, url: string, cleanUp: () => Promise<vo
   return { url, stop, restart, kill: () => server.end('SIGKILL'), [Symbol.asyncDispose]: stop };
 }
 
-/** Starts on a fixed port once, on a free port up to three times: the port may be taken between finding and using it. */
+/**
+ * Starts on a fixed port once, on a free port up to three times: the port may be taken between finding and using it.
+ */
 async function onPort<T>(port: number | undefined, start: (port: number) => Promise<T>): Promise<T> {
   if (port !== undefined) return start(port);
   for (let attempt = 1; ; attempt++) {
@@ -311,7 +323,10 @@ export interface TestRegistry extends CrashableServer {
   storageDir: string;
 }
 
-/** Debian's `docker-registry` (distribution 2.8) over a folder, without descriptor cache, so that what happens to the folder shows at once. */
+/**
+ * Debian's `docker-registry` (distribution 2.8) over a folder, without descriptor cache, so that what happens to the
+ * folder shows at once.
+ */
 export async function startRegistry(options: RegistryOptions = {}): Promise<TestRegistry> {
   const dir = await tempDir('registry');
   const storageDir = options.storageDir ?? join(dir.path, 'storage');
@@ -351,7 +366,10 @@ function registryConfig(port: number, storageDir: string, readOnly: boolean): st
   });
 }
 
-/** A throw-away PostgreSQL cluster without fsync, with the superuser `postgres` and no password, on loopback and on a Unix socket. */
+/**
+ * A throw-away PostgreSQL cluster without fsync, with the superuser `postgres` and no password, on loopback and on a
+ * Unix socket.
+ */
 export async function startPostgres(): Promise<TestServer & { socketDir: string; port: number }> {
   const versions = await readdir('/usr/lib/postgresql').catch(() => []);
   const dirs = versions.sort((a, b) => Number(b) - Number(a)).map((version) => `/usr/lib/postgresql/${version}/bin`);
@@ -423,8 +441,8 @@ export interface JsonRequest {
 }
 
 /**
- * Another service of Airdock as a component test needs it: answers a path with what the table says now, or with what the function there returns; everything
- * else is 404. Problem documents are answered with their status.
+ * Another service of Airdock as a component test needs it: answers a path with what the table says now, or with what
+ * the function there returns; everything else is 404. Problem documents are answered with their status.
  */
 export async function startJsonServer(answers: Record<string, unknown>): Promise<TestServer> {
   const answerTo = async (request: JsonRequest): Promise<unknown> => {

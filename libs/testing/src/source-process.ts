@@ -8,8 +8,8 @@ registerHooks({
 });`;
 
 /**
- * A process of its own that runs a module of TypeScript source, given as text, without a build: for tests that kill it. It imports by file URL. The caller
- * waits for it or kills it.
+ * A process of its own that runs a module of TypeScript source, given as text, without a build: for tests that kill it.
+ * It imports by file URL. The caller waits for it or kills it.
  */
 export function spawnSource(module: string): ChildProcessByStdio<null, Readable, null> {
   const flags = ['--experimental-transform-types', '--no-warnings', '--conditions=airdock-source'];

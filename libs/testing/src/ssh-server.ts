@@ -1,4 +1,7 @@
-/** An SSH server in this process, for what a real sshd on loopback cannot do in a test: passwords of its own, sudo that asks, hosts that lie. */
+/**
+ * An SSH server in this process, for what a real sshd on loopback cannot do in a test: passwords of its own, sudo that
+ * asks, hosts that lie.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { chmod, mkdir, writeFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
@@ -13,7 +16,10 @@ export interface SshServerOptions {
   /** Default `admin`. */
   user?: string;
   password: string;
-  /** How it asks for the password. With `code` it then asks for a one-time code, which is never right. Default `password`. */
+  /**
+   * How it asks for the password. With `code` it then asks for a one-time code, which is never right. Default
+   * `password`.
+   */
   asks?: 'password' | 'keyboard-interactive' | 'code';
   /** What sudo wants to hear: a password; `free` wants none. Default: `no`, the user may not use it. */
   sudo?: { password: string } | 'free' | 'no';

@@ -24,7 +24,10 @@ export interface Sshd extends CrashableServer {
   restrictKey(options: string): Promise<void>;
 }
 
-/** Starts sshd with fresh host keys; only the returned key may log in. `settings` are lines of its configuration that go before all others. */
+/**
+ * Starts sshd with fresh host keys; only the returned key may log in. `settings` are lines of its configuration that go
+ * before all others.
+ */
 export async function startSshd(settings: string[] = []): Promise<Sshd> {
   const dir = await tempDir('sshd');
   const keygen = async (name: string, ...args: string[]) => {

@@ -58,7 +58,10 @@ export class BackupOperationService {
     private readonly jobs: JobsService,
   ) {}
 
-  /** Throws `resource_not_found`, `backup_incomplete`, `backup_exchange_dir_missing`, `backup_file_not_found`, `resource_exists`. */
+  /**
+   * Throws `resource_not_found`, `backup_incomplete`, `backup_exchange_dir_missing`, `backup_file_not_found`,
+   * `resource_exists`.
+   */
   async create(
     request: JobRequest,
     { target: wanted, operation }: CreateBackupOperation,
@@ -167,7 +170,8 @@ export class BackupOperationService {
         const broken = listed.find(({ error }) => error);
         // What it needs is not known, so nothing may go.
         if (broken?.error) throw broken.error;
-        // What somebody else has put there must not take the place of a backup that is kept, and stays until somebody looks at it.
+        // What somebody else has put there must not take the place of a backup that is kept, and stays until somebody
+        // looks at it.
         const records = listed.flatMap((one) => (one.record && isTrusted(one.signature) ? one.record : []));
         const mine = scheduleId
           ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id))
@@ -283,7 +287,10 @@ export class BackupOperationService {
     },
   };
 
-  /** Brings blobs again from the registry, as far as it has them with the right bytes, and adds their digests to `healed`. */
+  /**
+   * Brings blobs again from the registry, as far as it has them with the right bytes, and adds their digests to
+   * `healed`.
+   */
   private async heal(
     store: BackupStore,
     index: BlobIndex,
@@ -443,7 +450,10 @@ async function describeLost(
   return described.map(({ images, ...rest }) => ({ ...rest, images: [...images] }));
 }
 
-/** A registry that is off has nothing, and storage that takes no writes cannot be healed; what is damaged is named all the same. */
+/**
+ * A registry that is off has nothing, and storage that takes no writes cannot be healed; what is damaged is named all
+ * the same.
+ */
 function whyNotHealed(error: unknown): string {
   if (!(error instanceof AppError)) throw error;
   if (error.code.startsWith('registry_')) return 'the registry does not have it';

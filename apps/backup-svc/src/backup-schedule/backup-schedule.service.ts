@@ -81,12 +81,16 @@ export class BackupScheduleService {
     await this.schedules.delete({ id });
   }
 
-  /** Begins what is due, prunes after what has ended, and tells of what is too old. One failing schedule keeps no other waiting. Returns how many there are. */
+  /**
+   * Begins what is due, prunes after what has ended, and tells of what is too old. One failing schedule keeps no other
+   * waiting. Returns how many there are.
+   */
   async round(): Promise<number> {
     const enabled = await this.schedules.findBy({ enabled: true });
     for (const row of enabled) {
       try {
-        // First, since a backup that cannot even be begun will be too old one day. What was changed is read again in the next round.
+        // First, since a backup that cannot even be begun will be too old one day. What was changed is read again in
+        // the next round.
         if ((await this.tellOfStale(row)) || (await this.begin(row)) || (await this.pruneAfter(row)))
           this.failing.delete(row.id);
       } catch (error) {

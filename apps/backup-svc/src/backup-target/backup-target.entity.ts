@@ -1,7 +1,10 @@
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 import type { ReadingRecord, TargetProblem } from './backup-target.schema.js';
 
-/** The store that was seen at a target first, or was adopted since: an empty folder where a disk should be mounted is not taken for it. */
+/**
+ * The store that was seen at a target first, or was adopted since: an empty folder where a disk should be mounted is
+ * not taken for it.
+ */
 @Entity('backup_target')
 export class BackupTargetEntity {
   @PrimaryColumn('varchar') name!: string;

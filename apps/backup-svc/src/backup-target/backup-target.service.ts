@@ -75,14 +75,17 @@ export class BackupTargetService {
   }
 
   /**
-   * The store of a target; the first one that is seen there belongs there. Throws `resource_not_found`, `backup_target_unavailable`, `backup_target_changed`,
-   * `backup_format_unsupported`, `configuration_invalid`.
+   * The store of a target; the first one that is seen there belongs there. Throws `resource_not_found`,
+   * `backup_target_unavailable`, `backup_target_changed`, `backup_format_unsupported`, `configuration_invalid`.
    */
   open(name: string): Promise<BackupStore> {
     return this.openStore(name, true);
   }
 
-  /** The store of a target that has or had one; undefined while there never was any: reading makes none, since a disk may still have to be mounted. */
+  /**
+   * The store of a target that has or had one; undefined while there never was any: reading makes none, since a disk
+   * may still have to be mounted.
+   */
   async find(name: string): Promise<BackupStore | undefined> {
     const isKnown = (await this.targets.findOneBy({ name })) !== null;
     try {
@@ -119,8 +122,9 @@ export class BackupTargetService {
   }
 
   /**
-   * From now on the store that is there now belongs there; empty storage becomes one. Throws `backup_unsigned`, `backup_signer_unknown` for a backup there that nobody
-   * known has signed, unless that is allowed, and `backup_signature_wrong`.
+   * From now on the store that is there now belongs there; empty storage becomes one. Throws `backup_unsigned`,
+   * `backup_signer_unknown` for a backup there that nobody known has signed, unless that is allowed, and
+   * `backup_signature_wrong`.
    */
   async adopt(name: string, { allowUnsigned }: AdoptBackupTarget): Promise<BackupTarget> {
     const storage = await this.storageOf(name);

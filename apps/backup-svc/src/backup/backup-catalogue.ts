@@ -3,7 +3,10 @@ import { Injectable } from '@nestjs/common';
 import { BackupTargetService } from '../backup-target/backup-target.service.js';
 import { BackupService } from './backup.service.js';
 
-/** Runs in workers: finds the backups that others have put into the stores, first of all those of a DU that is not there any more. */
+/**
+ * Runs in workers: finds the backups that others have put into the stores, first of all those of a DU that is not there
+ * any more.
+ */
 @Injectable()
 export class BackupCatalogue extends BackgroundLoop {
   protected readonly pauseMs = 60_000;

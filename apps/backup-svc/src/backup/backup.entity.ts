@@ -1,7 +1,10 @@
 import type { SkippedReference } from '@airdock/backup-store/backup-registry';
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
 
-/** A backup that was asked for, or was found in a store. What it holds is in its record there; this row only remembers how it went. */
+/**
+ * A backup that was asked for, or was found in a store. What it holds is in its record there; this row only remembers
+ * how it went.
+ */
 @Entity('backup')
 export class BackupEntity {
   @PrimaryColumn('varchar') id!: string;

@@ -133,8 +133,8 @@ export class BackupService {
   }
 
   /**
-   * Where a complete backup is, whether this service has a row of it or not. Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, and without
-   * `allowUnsigned` for one that nobody known has signed.
+   * Where a complete backup is, whether this service has a row of it or not. Throws `resource_not_found`,
+   * `backup_incomplete`, `backup_corrupt`, and without `allowUnsigned` for one that nobody known has signed.
    */
   async locate(id: string, reading: ReadOptions = {}): Promise<{ target: string; record: BackupRecord }> {
     const row = await this.backups.findOneBy({ id });
@@ -160,12 +160,18 @@ export class BackupService {
     return this.targets.open(target);
   }
 
-  /** Throws `registry_off`, `registry_unavailable`, `registry_storage_changed`, `registry_storage_read_only`: a backup of another disk is none. */
+  /**
+   * Throws `registry_off`, `registry_unavailable`, `registry_storage_changed`, `registry_storage_read_only`: a backup
+   * of another disk is none.
+   */
   registry(use: RegistryUse): Promise<RequiredRegistry> {
     return requireRegistry(this.clients.registry, { waits: false, use });
   }
 
-  /** For a job that reads from it or restores into it, after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
+  /**
+   * For a job that reads from it or restores into it, after the garbage collection if one is under way. Throws as
+   * `registry`, and `registry_collecting`.
+   */
   registryForJob(
     { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
     use: RegistryUse,
@@ -177,7 +183,10 @@ export class BackupService {
     });
   }
 
-  /** Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt stopped. */
+  /**
+   * Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt
+   * stopped.
+   */
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId: id, progress } = context;
     const row = await getRow(this.backups, id);
@@ -204,7 +213,8 @@ export class BackupService {
       untagged: await this.readUntagged(),
       settings: await reading,
       beforeRecord: async (result) => {
-        // Of a disk that went away meanwhile it would be a backup of nothing, or of a part. A garbage collection is not waited for: it waits for us.
+        // Of a disk that went away meanwhile it would be a backup of nothing, or of a part. A garbage collection is not
+        // waited for: it waits for us.
         await this.registry('read');
         await this.backups.update(
           { id },
@@ -220,7 +230,10 @@ export class BackupService {
     return await this.noteComplete(record, { addedBytes, skipped });
   }
 
-  /** Rows for backups that a store has and this service does not know: of a DU before, or carried in. Those whose record has gone are marked. */
+  /**
+   * Rows for backups that a store has and this service does not know: of a DU before, or carried in. Those whose record
+   * has gone are marked.
+   */
   async synchronize(target: string): Promise<void> {
     await using store = await this.targets.find(target);
     if (!store) return;
@@ -264,9 +277,10 @@ export class BackupService {
   }
 
   /**
-   * Signs the backups that this DU made before there were signatures, once for each store: those that its own table knows, whose every name leads to the digest that
-   * the catalogue has too. Nothing here knows what settings they held, and who had the disk could have changed those: backups with settings stay unsigned. From then on
-   * what is not signed is for somebody to allow.
+   * Signs the backups that this DU made before there were signatures, once for each store: those that its own table
+   * knows, whose every name leads to the digest that the catalogue has too. Nothing here knows what settings they held,
+   * and who had the disk could have changed those: backups with settings stay unsigned. From then on what is not signed
+   * is for somebody to allow.
    */
   private async takeOver(target: string, store: BackupStore, rows: readonly BackupEntity[]): Promise<void> {
     if ((await this.targets.stateOf(target))?.takenOverAt !== null) return;
@@ -356,7 +370,9 @@ export class BackupService {
     }
   }
 
-  /** `repository:tag` of everything that the images of a set are called in the registry. Throws `resource_not_found`. */
+  /**
+   * `repository:tag` of everything that the images of a set are called in the registry. Throws `resource_not_found`.
+   */
   private async namesOfSet(id: string): Promise<Set<string>> {
     const client = this.clients.image;
     const { data: set } = await getImageSet({ client, path: { id }, throwOnError: true });

@@ -6,7 +6,9 @@ import { now } from '@airdock/platform/database';
 import type { TargetProblem } from '../backup-target/backup-target.schema.js';
 import type { BackupTargetService } from '../backup-target/backup-target.service.js';
 
-/** Bytes of records of a round that nobody has read yet: whoever fills a disk with them must not keep the service busy. */
+/**
+ * Bytes of records of a round that nobody has read yet: whoever fills a disk with them must not keep the service busy.
+ */
 const maxRoundBytes = 96 * 1024 * 1024;
 const maxRoundRecords = 500;
 /** Another worker may be at it now. */
@@ -16,8 +18,8 @@ const readingMs = 60_000;
 const reader = randomUUID();
 
 /**
- * Reads records that this service does not know yet. They may be of anybody: what cannot be read is told of at the target, and not read again while it stays as it
- * is; nor is one during whose reading a process died.
+ * Reads records that this service does not know yet. They may be of anybody: what cannot be read is told of at the
+ * target, and not read again while it stays as it is; nor is one during whose reading a process died.
  */
 export class RecordFinder {
   private readonly problems: TargetProblem[] = [];

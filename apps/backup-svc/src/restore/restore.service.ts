@@ -67,7 +67,9 @@ export class RestoreService {
     private readonly targets: OutboundTargets,
   ) {}
 
-  /** Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`, `registry_target_forbidden`. */
+  /**
+   * Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`, `registry_target_forbidden`.
+   */
   async create(request: JobRequest, { backupId, registry, ...wanted }: CreateRestore): Promise<Job> {
     const { target } = await this.backups.locate(backupId, wanted);
     if (registry) await this.assertAllowed(registry);
@@ -84,7 +86,10 @@ export class RestoreService {
     ]);
   }
 
-  /** A password does not go over a network in plain, unless somebody has thought of that very registry. Throws `registry_target_forbidden`. */
+  /**
+   * A password does not go over a network in plain, unless somebody has thought of that very registry. Throws
+   * `registry_target_forbidden`.
+   */
   private async assertAllowed({ url, username }: { url: string; username?: string | undefined }): Promise<void> {
     await this.targets.check(url);
     if (username === undefined || this.targets.parse(url).isSecure || this.targets.isListed(url)) return;
@@ -110,7 +115,10 @@ export class RestoreService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
-  /** Throws `space_insufficient` and `secrets_key_mismatch` before anything is changed, and `backup_incomplete` at the end, when not everything came back. */
+  /**
+   * Throws `space_insufficient` and `secrets_key_mismatch` before anything is changed, and `backup_incomplete` at the
+   * end, when not everything came back.
+   */
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { progress } = context;
     const row = await getRow(this.restores, context.resourceId);

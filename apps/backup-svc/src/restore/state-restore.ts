@@ -33,7 +33,10 @@ const stateSchema = z.object({
     .max(maxTables),
 });
 
-/** Reads what a backup holds of a service; its rows are for the service to judge. Throws `backup_corrupt`, before it costs memory where it is too much. */
+/**
+ * Reads what a backup holds of a service; its rows are for the service to judge. Throws `backup_corrupt`, before it
+ * costs memory where it is too much.
+ */
 export function parseState(service: string, bytes: Uint8Array): ServiceState {
   const corrupt = (what: string, cause?: unknown) =>
     new AppError('backup_corrupt', { detail: `the state of ${service}-svc ${what}` }, { cause });
@@ -56,7 +59,10 @@ export function parseState(service: string, bytes: Uint8Array): ServiceState {
 
 type Changes = NonNullable<RestoreReport['changes']>;
 
-/** What a restore was about to change when it began to write: it goes on with that, and with nothing else, after it was ended in the middle. */
+/**
+ * What a restore was about to change when it began to write: it goes on with that, and with nothing else, after it was
+ * ended in the middle.
+ */
 export interface AcceptedPlan {
   /** Of the states in the backup. */
   contentDigest: string;
@@ -79,7 +85,10 @@ export class StateRestore {
     private readonly states: readonly ServiceState[],
     private readonly options: {
       existing: 'keep' | 'replace';
-      /** Whether the backup is signed by somebody known. What is not may lead anywhere: then every change needs a confirmation. */
+      /**
+       * Whether the backup is signed by somebody known. What is not may lead anywhere: then every change needs a
+       * confirmation.
+       */
       isTrusted: boolean;
       /** Of the states: what is confirmed is all of them, also what no change shows. */
       contentDigest: string;
@@ -87,7 +96,10 @@ export class StateRestore {
     },
   ) {}
 
-  /** What would change of what leads somewhere. Throws `state_rows_invalid` for any row that its service would not have written. */
+  /**
+   * What would change of what leads somewhere. Throws `state_rows_invalid` for any row that its service would not have
+   * written.
+   */
   async plan(): Promise<StatePlan> {
     const { isTrusted, contentDigest } = this.options;
     const changes: Changes = [];
@@ -166,7 +178,10 @@ export class StateRestore {
   }
 }
 
-/** Whether all of a plan that needs a confirmation was about to be done before: rows that were written meanwhile make others need one that did not. */
+/**
+ * Whether all of a plan that needs a confirmation was about to be done before: rows that were written meanwhile make
+ * others need one that did not.
+ */
 export const isWithin = ({ guarded, accepted: { contentDigest } }: StatePlan, before: AcceptedPlan): boolean => {
   const known = new Set(before.changeDigests);
   return contentDigest === before.contentDigest && guarded.every((change) => known.has(digestOfChange(change)));

@@ -30,7 +30,10 @@ const maxRetryMs = 60 * 60 * 1000;
 /** What a worker needs beside the request itself; after that it is taken for dead. */
 const graceMs = 5_000;
 
-/** Sends events out: takes what the services hand over, makes one delivery per endpoint, and tries each until it is accepted or the time for it is over. */
+/**
+ * Sends events out: takes what the services hand over, makes one delivery per endpoint, and tries each until it is
+ * accepted or the time for it is over.
+ */
 @Injectable()
 export class WebhookDeliveryService {
   constructor(
@@ -67,7 +70,9 @@ export class WebhookDeliveryService {
     };
   }
 
-  /** Sends an event again, as if it had just happened. Throws `webhook_delivery_pending`, `webhook_endpoint_disabled`. */
+  /**
+   * Sends an event again, as if it had just happened. Throws `webhook_delivery_pending`, `webhook_endpoint_disabled`.
+   */
   async redeliver(id: string): Promise<WebhookDelivery> {
     const { eventId, endpointId, eventType, state } = await getRow(this.deliveries, id);
     if (state === 'pending') throw new AppError('webhook_delivery_pending');
@@ -145,8 +150,8 @@ export class WebhookDeliveryService {
   }
 
   /**
-   * Takes up to `limit` due deliveries of an endpoint. Whoever counts an attempt makes it; of a worker that dies meanwhile the next one is due when it would have
-   * ended.
+   * Takes up to `limit` due deliveries of an endpoint. Whoever counts an attempt makes it; of a worker that dies
+   * meanwhile the next one is due when it would have ended.
    */
   async claim(endpointId: string, limit: number): Promise<WebhookDeliveryEntity[]> {
     const where = { endpointId, state: 'pending' as const, nextAttemptAt: LessThanOrEqual(now()) };
@@ -167,7 +172,10 @@ export class WebhookDeliveryService {
     return this.config.webhooks.timeoutSeconds * 1000;
   }
 
-  /** Makes the attempt that was claimed, and notes what came of it. When `signal` aborts before there is an answer it counts as not made. */
+  /**
+   * Makes the attempt that was claimed, and notes what came of it. When `signal` aborts before there is an answer it
+   * counts as not made.
+   */
   async attempt(delivery: WebhookDeliveryEntity, signal: AbortSignal): Promise<void> {
     const { id, eventId, endpointId, eventType, attempts, createdAt } = delivery;
     const isPing = eventType === pingEvent;

@@ -7,7 +7,10 @@ import { WebhookDeliveryService } from './webhook-delivery.service.js';
 const atOncePerEndpoint = 4;
 const tidyEveryMs = 60 * 60 * 1000;
 
-/** Runs in workers: makes deliveries of new events and attempts what is due, so many at once to each endpoint; a slow one keeps no other waiting. */
+/**
+ * Runs in workers: makes deliveries of new events and attempts what is due, so many at once to each endpoint; a slow
+ * one keeps no other waiting.
+ */
 @Injectable()
 export class WebhookDispatcher extends BackgroundLoop {
   protected readonly pauseMs = 500;

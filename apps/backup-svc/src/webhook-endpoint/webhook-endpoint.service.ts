@@ -75,7 +75,10 @@ export class WebhookEndpointService {
     return this.get(id);
   }
 
-  /** A new secret; the one of now goes on signing beside it for a while, the one before that ends. Throws `resource_changed`. */
+  /**
+   * A new secret; the one of now goes on signing beside it for a while, the one before that ends. Throws
+   * `resource_changed`.
+   */
   async rotate(
     id: string,
     { secret = newSecret(), keepPreviousHours }: RotateWebhookSecret,
@@ -122,7 +125,10 @@ export class WebhookEndpointService {
     };
   }
 
-  /** The statements that disable an endpoint and tell the others, for the commit of why. The first changes nothing when it is disabled already, or gone. */
+  /**
+   * The statements that disable an endpoint and tell the others, for the commit of why. The first changes nothing when
+   * it is disabled already, or gone.
+   */
   disabling(id: string, url: string, disabledReason: string, deliveryId: string): Statement[] {
     const disable = this.endpoints
       .createQueryBuilder()

@@ -66,8 +66,9 @@ export class ClusterDefaultsService {
   }
 
   /**
-   * What the wanted registry mode means for a cluster of this version; without a wish the DU's mode. `isNew` is false for one that joins by its upgrade.
-   * Throws `registry_off`, `kubernetes_version_unsupported`, `du_version_unsupported`.
+   * What the wanted registry mode means for a cluster of this version; without a wish the DU's mode. `isNew` is false
+   * for one that joins by its upgrade. Throws `registry_off`, `kubernetes_version_unsupported`,
+   * `du_version_unsupported`.
    */
   async forCluster(
     wanted: RegistryMode | undefined,

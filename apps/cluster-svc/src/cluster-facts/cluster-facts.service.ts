@@ -68,7 +68,10 @@ export class ClusterFacts {
       .images;
   }
 
-  /** What the images of a set are called on hosts whose registry is `host`, in their order; what was not pushed yet, as a push would call it. */
+  /**
+   * What the images of a set are called on hosts whose registry is `host`, in their order; what was not pushed yet, as
+   * a push would call it.
+   */
   references(images: readonly SetImage[], host: string): string[] {
     return images.map(({ upstream, localReference }) => {
       if (localReference) return formatReference({ ...parseReference(localReference), registry: host });
@@ -77,7 +80,10 @@ export class ClusterFacts {
     });
   }
 
-  /** Every host pulls every reference with its own runtime. Asking again with the same key, after a crash, finds the first check. */
+  /**
+   * Every host pulls every reference with its own runtime. Asking again with the same key, after a crash, finds the
+   * first check.
+   */
   async pull(
     key: string,
     hostIds: readonly string[],
@@ -116,7 +122,10 @@ export class ClusterFacts {
   }
 }
 
-/** A chart, a file, a signature: needed in the registry, and pulled by no host. What was not pushed yet is what bundles say that it is. */
+/**
+ * A chart, a file, a signature: needed in the registry, and pulled by no host. What was not pushed yet is what bundles
+ * say that it is.
+ */
 export const isArtifact = ({ state, platforms, bundles }: Pick<SetImage, 'state' | 'platforms' | 'bundles'>): boolean =>
   platforms.length === 0 &&
   (state !== 'missing' || (bundles.length > 0 && bundles.every((bundle) => bundle.platforms.length === 0)));

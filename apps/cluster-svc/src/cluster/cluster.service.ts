@@ -38,9 +38,11 @@ export class ClusterService {
   ) {}
 
   /**
-   * Accepts a cluster that could stand up now, or one that exists. Throws `kubernetes_version_unsupported`, `du_version_unsupported`, `registry_off`,
-   * `cluster_network_invalid`, `runtime_mismatch`, `host_in_cluster`, `provisioner_unavailable`, `resource_exists`, and what is in the way: the problem itself when it is one
-   * (`host_not_configured`, `image_set_missing`, `images_missing`, `tunnel_failed` …), else `cluster_not_ready` with all of them.
+   * Accepts a cluster that could stand up now, or one that exists. Throws `kubernetes_version_unsupported`,
+   * `du_version_unsupported`, `registry_off`, `cluster_network_invalid`, `runtime_mismatch`, `host_in_cluster`,
+   * `provisioner_unavailable`, `resource_exists`, and what is in the way: the problem itself when it is one
+   * (`host_not_configured`, `image_set_missing`, `images_missing`, `tunnel_failed` …), else `cluster_not_ready` with
+   * all of them.
    */
   async create(request: JobRequest, body: CreateCluster): Promise<Job> {
     // The rules below would refuse the hosts of the cluster that the first request created.
@@ -183,7 +185,9 @@ export class ClusterService {
     await this.clusterNodes.update({ clusterId, ...(hostIds ? { hostId: In(hostIds) } : {}) }, { kubernetesVersion });
   }
 
-  /** Gives the cluster to an upgrade, if no other has taken it since `last` was the last, and that was not begun again. */
+  /**
+   * Gives the cluster to an upgrade, if no other has taken it since `last` was the last, and that was not begun again.
+   */
   claimUpgrade(
     id: string,
     last: { id: string; jobId: string } | undefined,
@@ -218,7 +222,10 @@ export class ClusterService {
     await this.clusters.update({ id, upgradeId }, { pausedAt: isPaused ? (row.pausedAt ?? now()) : null });
   }
 
-  /** Whether the upgrade should wait before its next node. Throws `cluster_busy` when it does not have the cluster any more. */
+  /**
+   * Whether the upgrade should wait before its next node. Throws `cluster_busy` when it does not have the cluster any
+   * more.
+   */
   async isPaused(id: string, upgradeId: string): Promise<boolean> {
     const row = await getRow(this.clusters, id);
     assertUpgrading(row, upgradeId);
@@ -272,7 +279,10 @@ export function assertUpgrading(cluster: Pick<Cluster, 'upgradeId'>, upgradeId: 
   });
 }
 
-/** The one problem, or all of them as one: one that passes by itself where all do, as tunnels do that come back after a restart. */
+/**
+ * The one problem, or all of them as one: one that passes by itself where all do, as tunnels do that come back after a
+ * restart.
+ */
 export function notReady({ problems }: Pick<Readiness, 'problems'>): AppError {
   const errors = problems.map(fromProblem) as [AppError, ...AppError[]];
   const [first, ...others] = errors;

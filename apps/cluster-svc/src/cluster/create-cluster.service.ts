@@ -69,8 +69,9 @@ export class CreateClusterService {
   }
 
   /**
-   * Every node pulls every image of the set that runs on nodes by its local name: afterwards an installer needs no network but the tunnel. Returns how many.
-   * Throws `host_pull_failed` with all failures, and what keeps a host from being asked.
+   * Every node pulls every image of the set that runs on nodes by its local name: afterwards an installer needs no
+   * network but the tunnel. Returns how many. Throws `host_pull_failed` with all failures, and what keeps a host from
+   * being asked.
    */
   async pullImages(
     { nodes, fields }: Pick<Cluster, 'nodes' | 'fields'>,
@@ -89,7 +90,8 @@ export class CreateClusterService {
         ...pulls.flatMap((one) => (one.error ? [{ what: `${hostName}: ${one.reference}`, error: one.error }] : [])),
       ]);
     let problems = await pullAll(1);
-    // A runtime does not say whether the registry went away in the middle. What a host has costs nothing the second time.
+    // A runtime does not say whether the registry went away in the middle. What a host has costs nothing the second
+    // time.
     if (problems.length > 0) problems = await pullAll(2);
     if (problems.length === 0) return references.length;
     // What may pass, such as a registry that is away, is tried again by the job.

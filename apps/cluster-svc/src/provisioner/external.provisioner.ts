@@ -1,6 +1,9 @@
 import type { Found, Provisioner, Target } from './provisioner.schema.js';
 
-/** Someone else runs the installer: what Airdock does for it, images on every node and the configuration, is done for all provisioners. */
+/**
+ * Someone else runs the installer: what Airdock does for it, images on every node and the configuration, is done for
+ * all provisioners.
+ */
 export class ExternalProvisioner implements Provisioner {
   async check(): Promise<void> {}
 

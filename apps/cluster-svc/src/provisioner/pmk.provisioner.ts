@@ -37,7 +37,10 @@ export class PmkProvisioner implements Provisioner {
     if (cluster.upgradingTo !== to && cluster.kubeRoleVersion !== to) offeredKind(cluster, to);
   }
 
-  /** A cluster of this name that is there is the one that an earlier run has made: who gave its name to another was refused. */
+  /**
+   * A cluster of this name that is there is the one that an earlier run has made: who gave its name to another was
+   * refused.
+   */
   async create(
     { name, ...target }: Target,
     context: JobContext,
@@ -90,7 +93,10 @@ export class PmkProvisioner implements Provisioner {
     await this.follow(client, cluster.uuid, target, context, onNodes);
   }
 
-  /** Until PMK says that it is done, and all nodes are healthy. Throws `node_unhealthy` with what PMK says of a task that failed. */
+  /**
+   * Until PMK says that it is done, and all nodes are healthy. Throws `node_unhealthy` with what PMK says of a task
+   * that failed.
+   */
   private async follow(
     client: PmkClient,
     uuid: string,
@@ -139,7 +145,10 @@ export class PmkProvisioner implements Provisioner {
     }
   }
 
-  /** The nodes of PMK that are our hosts, known by address or name. Throws `provisioner_unavailable` naming hosts without a host agent. */
+  /**
+   * The nodes of PMK that are our hosts, known by address or name. Throws `provisioner_unavailable` naming hosts
+   * without a host agent.
+   */
   private async nodesOf(
     client: PmkClient,
     nodes: readonly TargetNode[],

@@ -50,21 +50,28 @@ export interface Found {
 }
 
 /**
- * Who makes Kubernetes clusters of hosts. Every method may be called again after a crash at any instruction, and goes on with what is there. What is in the
- * way of a single node is thrown as `node_unhealthy`; `dependency_unavailable` and other transient errors are tried again by the job.
+ * Who makes Kubernetes clusters of hosts. Every method may be called again after a crash at any instruction, and goes
+ * on with what is there. What is in the way of a single node is thrown as `node_unhealthy`; `dependency_unavailable`
+ * and other transient errors are tried again by the job.
  */
 export interface Provisioner {
-  /** Refuses early what it cannot make. Throws `provisioner_unavailable`, `resource_exists`, `kubernetes_version_unsupported`, `runtime_unsupported`. */
+  /**
+   * Refuses early what it cannot make. Throws `provisioner_unavailable`, `resource_exists`,
+   * `kubernetes_version_unsupported`, `runtime_unsupported`.
+   */
   check(cluster: WantedCluster): Promise<void>;
   /** Throws `upgrade_refused` when it does not offer the version. */
   checkUpgrade(cluster: Pick<Target, 'name' | 'provisionerId' | 'options'>, to: string): Promise<void>;
-  /** Makes the cluster and waits until all nodes are healthy. `note` keeps the id that the provisioner gave it, as soon as there is one. */
+  /**
+   * Makes the cluster and waits until all nodes are healthy. `note` keeps the id that the provisioner gave it, as soon
+   * as there is one.
+   */
   create(target: Target, context: JobContext, note: (provisionerId: string) => Promise<void>): Promise<void>;
   /** A cluster that is there. Throws `cluster_diverged` when it is not. */
   find(target: Pick<Target, 'name' | 'kubernetesVersion' | 'provisionerId'>, signal: AbortSignal): Promise<Found>;
   /**
-   * Upgrades one node and waits until it is healthy with the new version. `key` is the same for the same try. Provisioners that only upgrade whole clusters have
-   * `upgradeCluster` instead.
+   * Upgrades one node and waits until it is healthy with the new version. `key` is the same for the same try.
+   * Provisioners that only upgrade whole clusters have `upgradeCluster` instead.
    */
   upgradeNode?(target: Target, node: TargetNode, key: string, signal: AbortSignal): Promise<void>;
   /** Upgrades all nodes, in an order of its own. `onNodes` is told which are healthy with the new version. */

@@ -18,7 +18,10 @@ import { ReadinessCheckEntity } from './readiness-check.entity.js';
 
 export const readinessCheckJobType = 'cluster.check-readiness';
 
-/** The question of readiness for a cluster or for hosts, answered at once from what is known, or by a job that lets hosts pull. */
+/**
+ * The question of readiness for a cluster or for hosts, answered at once from what is known, or by a job that lets
+ * hosts pull.
+ */
 @Injectable()
 export class ReadinessCheckService {
   constructor(

@@ -18,7 +18,9 @@ export interface ReadinessQuestion {
   imageSetId?: string | null | undefined;
 }
 
-/** Would a cluster stand up, with no network, now? From what is known, and from what hosts have pulled for the answer. */
+/**
+ * Would a cluster stand up, with no network, now? From what is known, and from what hosts have pulled for the answer.
+ */
 @Injectable()
 export class ReadinessService {
   constructor(
@@ -70,7 +72,10 @@ export class ReadinessService {
     return { answer, images };
   }
 
-  /** References that hosts should pull to prove that they can: the smallest image that is there and runs on all of them, or all images. */
+  /**
+   * References that hosts should pull to prove that they can: the smallest image that is there and runs on all of them,
+   * or all images.
+   */
   async references(
     { kubernetesVersion, registryMode, imageSetId, hostIds }: ReadinessQuestion,
     kind: Readiness['pull'],
@@ -90,7 +95,10 @@ export class ReadinessService {
     return this.facts.references(kind === 'sample' ? (sample ? [sample] : []) : present, fields.k8sPrivateRegistry);
   }
 
-  /** Pushes what is missing and in registered bundles, from as few bundles as possible. What no bundle has is told by the answer afterwards. */
+  /**
+   * Pushes what is missing and in registered bundles, from as few bundles as possible. What no bundle has is told by
+   * the answer afterwards.
+   */
   async pushMissing(
     question: ReadinessQuestion,
     { jobId, attempt, signal, progress }: JobContext,

@@ -19,8 +19,9 @@ import { batchesOf, batchSize, UpgradeService } from './upgrade.service.js';
 const pauseLookMs = 1_000;
 
 /**
- * Upgrades a cluster: images into the registry, the gate of readiness, images onto every node before anything is drained, then node after node. What is done
- * is on the row before and after each node, so that a run after a crash, a failure or a cancellation goes on with the node where the last one stopped.
+ * Upgrades a cluster: images into the registry, the gate of readiness, images onto every node before anything is
+ * drained, then node after node. What is done is on the row before and after each node, so that a run after a crash, a
+ * failure or a cancellation goes on with the node where the last one stopped.
  */
 @Injectable()
 export class UpgradeCluster {
@@ -186,7 +187,10 @@ export class UpgradeCluster {
     await this.upgrades.save(upgrade.id, { nodes: upgrade.nodes });
   }
 
-  /** What the cluster runs with now. PMK may have kept the registry fields of its creation: then the cluster has not joined, whatever was asked for. */
+  /**
+   * What the cluster runs with now. PMK may have kept the registry fields of its creation: then the cluster has not
+   * joined, whatever was asked for.
+   */
   private async verify(
     provisioner: Provisioner,
     cluster: Cluster,

@@ -37,8 +37,9 @@ export class UpgradeService {
   ) {}
 
   /**
-   * Accepts an upgrade that could be begun now. Throws `upgrade_refused`, `kubernetes_version_unsupported`, `du_version_unsupported`, `cluster_busy`, and what is
-   * in the way as `ClusterService.create` does; with `dryRun` that is told by the plan.
+   * Accepts an upgrade that could be begun now. Throws `upgrade_refused`, `kubernetes_version_unsupported`,
+   * `du_version_unsupported`, `cluster_busy`, and what is in the way as `ClusterService.create` does; with `dryRun`
+   * that is told by the plan.
    */
   async create(
     clusterId: string,
@@ -123,7 +124,10 @@ export class UpgradeService {
     }
   }
 
-  /** Nothing else may be done to the cluster; one that an upgrade has left half way goes where that led, and nowhere else. Returns that upgrade. */
+  /**
+   * Nothing else may be done to the cluster; one that an upgrade has left half way goes where that led, and nowhere
+   * else. Returns that upgrade.
+   */
   private async assertFree({ jobId, upgradeId, state }: Cluster, to: string): Promise<UpgradeEntity | undefined> {
     await this.clusters.assertIdle([jobId]);
     // The job may have ended after the state was seen.

@@ -174,7 +174,10 @@ export class HostCheckService {
     }
   }
 
-  /** Looks at a host and keeps what was found. Where its `tunnel` is up the host asks the registry through it, unless that is seen in another way. */
+  /**
+   * Looks at a host and keeps what was found. Where its `tunnel` is up the host asks the registry through it, unless
+   * that is seen in another way.
+   */
   async inspect(
     host: Host,
     connection: SshConnection,
@@ -197,7 +200,10 @@ export class HostCheckService {
     return inspection;
   }
 
-  /** What of a tunnel is tried on a host: nothing that its own tunnel proves, or is about to. Where the registry is elsewhere there is none. */
+  /**
+   * What of a tunnel is tried on a host: nothing that its own tunnel proves, or is about to. Where the registry is
+   * elsewhere there is none.
+   */
   private async triesFor(tunnel: Tunnel | undefined): Promise<Look['tries']> {
     const asked = await getRegistry({ client: this.clients.registry });
     if (asked.data?.sockets === null) return { ports: [], sockets: false };
@@ -208,7 +214,10 @@ export class HostCheckService {
     };
   }
 
-  /** False when the tunnel is down, or is up and the host gets no answer: one that was taken over, or is of a worker that was killed, may be back in a moment. */
+  /**
+   * False when the tunnel is down, or is up and the host gets no answer: one that was taken over, or is of a worker
+   * that was killed, may be back in a moment.
+   */
   async leadsSoon(hostId: string, system: HostSystem, signal: AbortSignal): Promise<boolean> {
     const deadline = Date.now() + leadsSoonMs;
     while ((await this.tunnels.settled(hostId, signal))?.state === 'up') {
@@ -254,7 +263,10 @@ export class HostCheckService {
     return wanted;
   }
 
-  /** One pull by the host's own runtime, its digest compared with what the registry holds. Never throws but for a broken connection. */
+  /**
+   * One pull by the host's own runtime, its digest compared with what the registry holds. Never throws but for a broken
+   * connection.
+   */
   async pullOne(runtime: RuntimeHost, reference: string, known?: WantedDigests): Promise<Pull> {
     try {
       const wanted = (known ?? (await this.digestsOf([reference]))).get(reference);

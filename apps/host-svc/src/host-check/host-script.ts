@@ -1,9 +1,9 @@
 import { scriptFunctions, statusScript, systemFactsScript } from '@airdock/host/system/host-system';
 
 /**
- * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a program that the host lacks only
- * leaves its line empty. Prints `key=value`; a key may come several times. $1 is the port of the registry when it is to be asked; Docker is
- * not asked where $2 says so.
+ * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a
+ * program that the host lacks only leaves its line empty. Prints `key=value`; a key may come several times. $1 is the
+ * port of the registry when it is to be asked; Docker is not asked where $2 says so.
  */
 export const hostScript = `
 {

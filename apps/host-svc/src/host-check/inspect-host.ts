@@ -21,7 +21,10 @@ export interface Inspection {
   ports: HostPorts;
   /** Why a tunnel would not come up, as far as it was tried. */
   refusal: AppError | undefined;
-  /** Asked through our own tunnel the registry answers the host, or the host has nothing to ask with. Undefined where it was not asked. */
+  /**
+   * Asked through our own tunnel the registry answers the host, or the host has nothing to ask with. Undefined where it
+   * was not asked.
+   */
   leads: boolean | undefined;
 }
 
@@ -55,7 +58,8 @@ export interface Look {
 }
 
 /**
- * Looks at a host: how it is reached, what it is, what it has, and what is in the way. Changes nothing. Throws `host_sudo_failed`, `host_timeout`, and what breaks the connection.
+ * Looks at a host: how it is reached, what it is, what it has, and what is in the way. Changes nothing. Throws
+ * `host_sudo_failed`, `host_timeout`, and what breaks the connection.
  */
 export async function inspectHost(
   connection: SshConnection,
@@ -305,7 +309,10 @@ function osOf({ os, osVersion, architecture }: HostFacts): Found {
 
 const noSockets = 'its sshd does not allow stream local forwarding';
 
-/** What stands in the way of a tunnel on these ports. One that is taken is another matter, as is one that the host holds. Throws what breaks the connection. */
+/**
+ * What stands in the way of a tunnel on these ports. One that is taken is another matter, as is one that the host
+ * holds. Throws what breaks the connection.
+ */
 async function tryPorts(
   connection: SshConnection,
   { holder }: HostPorts,

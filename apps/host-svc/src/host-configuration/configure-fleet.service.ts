@@ -23,7 +23,10 @@ import { UnconfigureHost } from './unconfigure-host.service.js';
 
 export const configureHostJobType = 'host.configure-host';
 
-/** The rollout of a configuration: a child job for each host, so many at once, canaries first, and no further one when too many fail. */
+/**
+ * The rollout of a configuration: a child job for each host, so many at once, canaries first, and no further one when
+ * too many fail.
+ */
 @Injectable()
 export class ConfigureFleet {
   private readonly logger = new Logger(ConfigureFleet.name);
@@ -41,8 +44,8 @@ export class ConfigureFleet {
   ) {}
 
   /**
-   * Begins children, and waits for their ends. A run after a crash goes on with them; one after a failure is a retry, and begins again what failed or was
-   * never begun. Throws the first failure of a host.
+   * Begins children, and waits for their ends. A run after a crash goes on with them; one after a failure is a retry,
+   * and begins again what failed or was never begun. Throws the first failure of a host.
    */
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { jobId, resourceId, signal, progress } = context;
@@ -101,7 +104,9 @@ export class ConfigureFleet {
     }
   }
 
-  /** Returns the id of the child job, which is stored together with its member: one that was begun is never begun again. */
+  /**
+   * Returns the id of the child job, which is stored together with its member: one that was begun is never begun again.
+   */
   private async begin(member: ConfiguredHostEntity, parentId: string): Promise<string> {
     const id = newId();
     const claim = this.members

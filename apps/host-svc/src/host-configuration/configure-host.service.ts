@@ -50,7 +50,10 @@ export class ConfigureHost {
     private readonly clients: ServiceClients,
   ) {}
 
-  /** Notes each step in `result` as it goes, so that what was done is known also when a later step throws. Image data keeps to the `limits`. */
+  /**
+   * Notes each step in `result` as it goes, so that what was done is known also when a later step throws. Image data
+   * keeps to the `limits`.
+   */
   async run(
     host: Host,
     { bundleIds, dryRun, options }: Configuration,
@@ -182,11 +185,15 @@ export class ConfigureHost {
     await this.hosts.saveConfigured(host.id, { ...options, containerRuntime: runtime.name });
   }
 
-  /** The tunnel is up, and the host gets an answer from the registry through it. A connection that died is noticed by its owner within 20 s, and made anew. */
+  /**
+   * The tunnel is up, and the host gets an answer from the registry through it. A connection that died is noticed by
+   * its owner within 20 s, and made anew.
+   */
   private async ensureLeads(hostId: string, steps: HostSteps, ports: HeldPorts): Promise<Tunnel> {
     const deadline = Date.now() + leadsMs;
     for (;;) {
-      // A port that the tunnel itself has held until now is free for the host's own unit when the tunnel has moved to its socket.
+      // A port that the tunnel itself has held until now is free for the host's own unit when the tunnel has moved to
+      // its socket.
       const tunnel = await this.tunnels.ensureUp(hostId, steps.signal, ports.hostEnd);
       await ports.listen();
       if (await this.checks.leads(steps.system)) return tunnel;
@@ -203,8 +210,8 @@ export class ConfigureHost {
   }
 
   /**
-   * A real pull through the tunnel, by digest: of a small image, since the way is what is tested. Where one cannot be pulled the next is tried: an image of somebody
-   * else that is not what it says stops nobody.
+   * A real pull through the tunnel, by digest: of a small image, since the way is what is tested. Where one cannot be
+   * pulled the next is tried: an image of somebody else that is not what it says stops nobody.
    */
   private async verify(host: Host, runtime: RuntimeHost, where: RunsWhere, warnings: string[]): Promise<Outcome> {
     const candidates = await this.smallestImages(where);
@@ -232,8 +239,9 @@ export class ConfigureHost {
   }
 
   /**
-   * The pull of `verify` while the host is looked at. It holds when nothing is changed afterwards. Only of an image that the host has, so that nothing gets there
-   * before the checks have passed. Undefined where the host has it not, or could not pull it: `verify` tells what is wrong.
+   * The pull of `verify` while the host is looked at. It holds when nothing is changed afterwards. Only of an image
+   * that the host has, so that nothing gets there before the checks have passed. Undefined where the host has it not,
+   * or could not pull it: `verify` tells what is wrong.
    */
   private async verifyEarly(
     { facts }: Host,
@@ -254,7 +262,10 @@ export class ConfigureHost {
     }
   }
 
-  /** The local references, by digest, of small images of the catalogue that surely run there, the smallest first, of several bundles. */
+  /**
+   * The local references, by digest, of small images of the catalogue that surely run there, the smallest first, of
+   * several bundles.
+   */
   private async smallestImages(where: RunsWhere): Promise<string[]> {
     const [found, spare] = [new Set<string>(), new Set<string>()];
     const ofBundle = new Map<string, number>();

@@ -10,8 +10,9 @@ import { HostConfigurationService } from './host-configuration.service.js';
 const rowId = 'drift';
 
 /**
- * Looks at all configured hosts every `airdock.hosts.drift.everyMinutes`, and puts right what has drifted where that is wanted. Several workers begin it once;
- * what was missed while none ran is made up for once; it is not begun while the one before still runs.
+ * Looks at all configured hosts every `airdock.hosts.drift.everyMinutes`, and puts right what has drifted where that is
+ * wanted. Several workers begin it once; what was missed while none ran is made up for once; it is not begun while the
+ * one before still runs.
  */
 @Injectable()
 export class DriftSchedule extends BackgroundLoop {

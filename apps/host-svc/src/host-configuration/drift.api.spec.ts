@@ -42,7 +42,8 @@ describe('driftAfter', () => {
   ])('tells of %s', (_, found, error, dryRun, expected) => expect(after(found, error, dryRun)).toEqual(expected));
 });
 
-// What a host's configuration does is tested on real hosts, see test/e2e. Here it is what is known of hosts, and when they are looked at.
+// What a host's configuration does is tested on real hosts, see test/e2e. Here it is what is known of hosts, and when
+// they are looked at.
 describe.each(['SQLite', 'PostgreSQL'])('drift, on %s', (database) => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
   let redis: Awaited<ReturnType<typeof startRedis>>;

@@ -3,8 +3,8 @@ import type { Change, Drift } from '../host/host.schema.js';
 import type { HostConfigurationResult } from './host-configuration.schema.js';
 
 /**
- * What is known of a host's drift after a configuration has ended on it. Where that failed, what was known before and was not put right stays: a host that
- * cannot be reached is not fine for that.
+ * What is known of a host's drift after a configuration has ended on it. Where that failed, what was known before and
+ * was not put right stays: a host that cannot be reached is not fine for that.
  */
 export function driftAfter(
   before: Drift | null,

@@ -35,7 +35,10 @@ export class ConfiguredHostEntity {
   @Column('simple-json', { nullable: true }) result!: HostConfigurationResult | null;
 }
 
-/** When all hosts were last looked at for drift: one row, whose change decides which of several workers begins the next look. */
+/**
+ * When all hosts were last looked at for drift: one row, whose change decides which of several workers begins the next
+ * look.
+ */
 @Entity('drift_schedule')
 export class DriftScheduleEntity {
   @PrimaryColumn('varchar') id!: string;

@@ -43,7 +43,10 @@ export class HostConfigurationService {
     return this.submit(request, hosts, { action, bundleIds, dryRun, options, rollout, bandwidth });
   }
 
-  /** A host that is named must be configured to be configured again; of those that a selector finds the others are left out. */
+  /**
+   * A host that is named must be configured to be configured again; of those that a selector finds the others are left
+   * out.
+   */
   private async hostsOf({ action, hostIds, labelSelector }: CreateHostConfiguration): Promise<Host[]> {
     const all = labelSelector ? await this.hosts.select(labelSelector) : await this.hosts.getAll([...new Set(hostIds)]);
     if (action !== 'reapply') return all;
@@ -57,8 +60,8 @@ export class HostConfigurationService {
   }
 
   /**
-   * Begins a `reapply` of all configured hosts for the schedule, if `claim` still finds its row: of several workers one gets it. Returns the id of the
-   * configuration; undefined when no host is configured, or another worker was faster.
+   * Begins a `reapply` of all configured hosts for the schedule, if `claim` still finds its row: of several workers one
+   * gets it. Returns the id of the configuration; undefined when no host is configured, or another worker was faster.
    */
   async schedule(dryRun: boolean, claim: (configurationId: string) => Statement): Promise<string | undefined> {
     const hosts = await this.hosts.configured();
@@ -93,7 +96,10 @@ export class HostConfigurationService {
     return job !== undefined && !isEnded(job.state);
   }
 
-  /** Forgets all but the newest scheduled configurations, with their jobs; one that has not ended stays until the next time. */
+  /**
+   * Forgets all but the newest scheduled configurations, with their jobs; one that has not ended stays until the next
+   * time.
+   */
   async forgetScheduled(): Promise<void> {
     const old = await this.configurations.find({
       where: { scheduled: true },

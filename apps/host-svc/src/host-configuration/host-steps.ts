@@ -40,7 +40,10 @@ export class HostSteps {
     this.system = new HostSystem(connection, signal);
   }
 
-  /** Brings a file to what it should say, unless this is a dry run. Returns the change, undefined when the file says it already. */
+  /**
+   * Brings a file to what it should say, unless this is a dry run. Returns the change, undefined when the file says it
+   * already.
+   */
   async bring(before: HostFile, text: string, options: WriteOptions): Promise<Change | undefined> {
     if (before.text === text) return undefined;
     if (!this.dryRun) await this.files.write(before, text, options);

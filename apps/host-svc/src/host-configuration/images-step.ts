@@ -20,7 +20,10 @@ import { limited, type RateLimit } from '@airdock/ssh/connection/rate-limit';
 import pLimit from 'p-limit';
 import { change, type HostSteps, type Outcome } from './host-steps.js';
 
-/** Names travel in the URL, so only so many images are asked for by name; of more the whole bundle comes, and the runtime skips the layers that it has. */
+/**
+ * Names travel in the URL, so only so many images are asked for by name; of more the whole bundle comes, and the
+ * runtime skips the layers that it has.
+ */
 const maxNamed = 50;
 
 export interface Warming {
@@ -41,8 +44,9 @@ interface Missing {
 }
 
 /**
- * The runtime's cache has the images of a bundle. What is there under its names with its ID is not sent again. The others are pulled through the tunnel where
- * the registry has them, which moves layers compressed, and only those that the host lacks; else they are streamed into the runtime.
+ * The runtime's cache has the images of a bundle. What is there under its names with its ID is not sent again. The
+ * others are pulled through the tunnel where the registry has them, which moves layers compressed, and only those that
+ * the host lacks; else they are streamed into the runtime.
  */
 export async function warmImages(steps: HostSteps, bundleId: string, warming: Warming): Promise<Outcome> {
   const { clients, runtime, where, rename, limits, warnings } = warming;
@@ -119,7 +123,10 @@ function whyNotPulled({ hasTunnel }: HostSteps, limits: Warming['limits']): stri
     : 'the registry does not have them (push them first)';
 }
 
-/** Of what has only a digest the local names: no runtime tags an image with a digest, and no other registry can be asked. */
+/**
+ * Of what has only a digest the local names: no runtime tags an image with a digest, and no other registry can be
+ * asked.
+ */
 function namesOf({ names, localReferences }: BundleImage, rename: boolean): string[] {
   const tagged = (rename ? localReferences : names).filter((name) => !isDigestOnly(name));
   return tagged.length > 0 ? tagged : localReferences;

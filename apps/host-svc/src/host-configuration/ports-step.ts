@@ -62,7 +62,10 @@ export class HeldPorts {
     return this.seen.holder ? 'socket' : 'port';
   }
 
-  /** Brings the units, from the next boot on; one that is no longer wanted goes. A host that cannot hold ports is left without. Throws `host_command_failed`. */
+  /**
+   * Brings the units, from the next boot on; one that is no longer wanted goes. A host that cannot hold ports is left
+   * without. Throws `host_command_failed`.
+   */
   async bring(): Promise<Change[]> {
     const { holder, held } = this.seen;
     if (!holder) return this.takeBack();
@@ -84,7 +87,10 @@ export class HeldPorts {
     return [...changed, ...gone];
   }
 
-  /** The host listens, once whatever held the ports before has let go, and on its loopback only. Throws `host_port_taken`, `tunnel_exposed`. */
+  /**
+   * The host listens, once whatever held the ports before has let go, and on its loopback only. Throws
+   * `host_port_taken`, `tunnel_exposed`.
+   */
   async listen(): Promise<void> {
     if (this.steps.dryRun) return;
     for (const held of this.restarts) {

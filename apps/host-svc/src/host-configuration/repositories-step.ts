@@ -17,8 +17,8 @@ import { change, type HostSteps, type Outcome, skipped } from './host-steps.js';
 export const listPaths = { debian: '/etc/apt/sources.list.d/airdock.list', redhat: '/etc/yum.repos.d/airdock.repo' };
 
 /**
- * The host finds the package repositories of the DU, and has the packages of `airdock.packages.install`. The way to the DU must be open.
- * Throws `host_packages_failed`.
+ * The host finds the package repositories of the DU, and has the packages of `airdock.packages.install`. The way to the
+ * DU must be open. Throws `host_packages_failed`.
  */
 export async function configureRepositories(steps: HostSteps, packages: PackageRepositoryService): Promise<Outcome> {
   const { config, facts, system } = steps;

@@ -28,8 +28,9 @@ export interface RuntimeOutcome extends Outcome {
 }
 
 /**
- * The host has a container runtime that pulls through the tunnel: Docker is installed where there is none, its or containerd's configuration is merged.
- * Throws `host_runtime_missing`, `host_packages_failed`, `host_file_refused`, and `host_runtime_failed` after the old configuration was put back.
+ * The host has a container runtime that pulls through the tunnel: Docker is installed where there is none, its or
+ * containerd's configuration is merged. Throws `host_runtime_missing`, `host_packages_failed`, `host_file_refused`, and
+ * `host_runtime_failed` after the old configuration was put back.
  */
 export async function configureRuntime(steps: HostSteps): Promise<RuntimeOutcome> {
   const { facts, options } = steps;
@@ -189,8 +190,9 @@ async function configureContainerd(steps: HostSteps): Promise<RuntimeOutcome> {
 }
 
 /**
- * Takes Airdock out of the configuration of a runtime; what others have changed there since stays. `isThere` is false when the runtime itself was taken away.
- * Throws `host_file_refused` when a file cannot be told apart from what others made of it, and `host_runtime_failed`.
+ * Takes Airdock out of the configuration of a runtime; what others have changed there since stays. `isThere` is false
+ * when the runtime itself was taken away. Throws `host_file_refused` when a file cannot be told apart from what others
+ * made of it, and `host_runtime_failed`.
  */
 export async function unconfigureRuntime(steps: HostSteps, name: RuntimeName, isThere: boolean): Promise<Outcome> {
   const { files, config } = steps;

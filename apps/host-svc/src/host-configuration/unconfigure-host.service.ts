@@ -29,7 +29,10 @@ export class UnconfigureHost {
     private readonly packageRepositories: PackageRepositoryService,
   ) {}
 
-  /** Notes each step in `result` as it goes. What cannot be taken away, since others use it now, stays and is named in the warnings. */
+  /**
+   * Notes each step in `result` as it goes. What cannot be taken away, since others use it now, stays and is named in
+   * the warnings.
+   */
   async run(host: Host, dryRun: boolean, result: HostConfigurationResult, signal: AbortSignal): Promise<void> {
     const note = stepLog(result);
     await using connection = await this.hosts.connect(host, signal);
@@ -60,7 +63,10 @@ export class UnconfigureHost {
     if (!dryRun) await this.hosts.saveUnconfigured(host.id, left);
   }
 
-  /** Its owner closes it at its next look, which a configuration that follows must not overtake: the port would be taken. */
+  /**
+   * Its owner closes it at its next look, which a configuration that follows must not overtake: the port would be
+   * taken.
+   */
   private async closeTunnel(
     host: Host,
     connection: SshConnection,

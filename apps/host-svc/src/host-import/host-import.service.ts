@@ -27,7 +27,10 @@ export class HostImportService {
     private readonly credentials: SshCredentialService,
   ) {}
 
-  /** Throws `inventory_invalid`, `inventory_refused` with the hosts that are, `resource_not_found` and `jump_host_invalid` for the defaults. */
+  /**
+   * Throws `inventory_invalid`, `inventory_refused` with the hosts that are, `resource_not_found` and
+   * `jump_host_invalid` for the defaults.
+   */
   async create({ format, content, groupLabels, defaults, dryRun, partial }: CreateHostImport): Promise<HostImport> {
     const warnings: string[] = [];
     const found = await readInventory(format, content, { groupLabels, partial, warn: (text) => warnings.push(text) });
@@ -153,7 +156,10 @@ function toItem(entry: InventoryHost | undefined, plan: Plan, ids = new Map<stri
   return { line, name, outcome: 'created', hostId: ids.get(name) ?? null, problem: null };
 }
 
-/** With as many labels of groups as there is room for beside those that the host has, or gets in any case; the nearest groups, which are last. */
+/**
+ * With as many labels of groups as there is room for beside those that the host has, or gets in any case; the nearest
+ * groups, which are last.
+ */
 function fitted(entry: InventoryHost, base: Record<string, string>): InventoryHost {
   const excess = new Set([...Object.keys(base), ...Object.keys(entry.labels)]).size - maxLabels;
   const groups = Object.keys(entry.labels).filter(

@@ -53,8 +53,9 @@ const heapMib = 256;
 const heavyBytes = 1024 * 1024;
 
 /**
- * The process that speaks to hosts, apart from everything else, and its watchdog. One that is silent for five seconds, or takes more memory than it may, is
- * killed and started anew; whose data it was looking at is left for the new one as a verdict.
+ * The process that speaks to hosts, apart from everything else, and its watchdog. One that is silent for five seconds,
+ * or takes more memory than it may, is killed and started anew; whose data it was looking at is left for the new one as
+ * a verdict.
  */
 export class HostWorker {
   private readonly runDir: string;

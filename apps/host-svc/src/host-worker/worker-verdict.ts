@@ -11,7 +11,10 @@ const verdict = z.object({
   reason: z.enum(['silent', 'memory', 'crashed']),
   at: z.iso.datetime(),
 });
-/** What is known of a worker that was ended, or ended by itself: for the next one, which acts on it before it serves anybody. */
+/**
+ * What is known of a worker that was ended, or ended by itself: for the next one, which acts on it before it serves
+ * anybody.
+ */
 export type WorkerVerdict = z.infer<typeof verdict>;
 
 const isVerdict = (name: string) => name.startsWith('host-verdict-') && name.endsWith('.json');
@@ -20,8 +23,8 @@ const isVerdict = (name: string) => name.startsWith('host-verdict-') && name.end
 const maxUnnamed = 100;
 
 /**
- * Leaves a verdict in the run folder, where it outlives also the process that gives it. While nobody acts on them the newest of each host is kept; what the dead processes of
- * the others held is freed when their leases have ended.
+ * Leaves a verdict in the run folder, where it outlives also the process that gives it. While nobody acts on them the
+ * newest of each host is kept; what the dead processes of the others held is freed when their leases have ended.
  */
 export function leaveVerdict(runDir: string, value: WorkerVerdict): void {
   const path = join(runDir, `host-verdict-${randomUUID()}.json`);

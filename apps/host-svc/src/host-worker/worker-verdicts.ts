@@ -6,7 +6,10 @@ import { HostService } from '../host/host.service.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import { findVerdicts } from './worker-verdict.js';
 
-/** Acts on what is known of the workers before this one, before anything here speaks to a host: quarantines whom they died of, and frees what they held. */
+/**
+ * Acts on what is known of the workers before this one, before anything here speaks to a host: quarantines whom they
+ * died of, and frees what they held.
+ */
 @Injectable()
 export class WorkerVerdicts implements OnModuleInit {
   constructor(

@@ -15,7 +15,10 @@ export class HostTurn {
     private readonly jobs: JobsService,
   ) {}
 
-  /** Waits until the job that has the host has ended, and takes it. A job has it to its end, wherever it goes on. Throws `resource_not_found`. */
+  /**
+   * Waits until the job that has the host has ended, and takes it. A job has it to its end, wherever it goes on. Throws
+   * `resource_not_found`.
+   */
   async take(hostId: string, jobId: string, signal: AbortSignal): Promise<void> {
     for (;;) {
       signal.throwIfAborted();

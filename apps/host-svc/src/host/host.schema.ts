@@ -130,7 +130,10 @@ export const Host = z
 export type Host = z.infer<typeof Host>;
 export const HostPage = pageOf(Host, 'HostPage');
 
-/** What configurations have brought to a host: names of packages, those that came along among them, and full references of images. */
+/**
+ * What configurations have brought to a host: names of packages, those that came along among them, and full references
+ * of images.
+ */
 export interface Brought {
   packages: string[];
   images: string[];

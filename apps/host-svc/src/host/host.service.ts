@@ -69,7 +69,10 @@ export class HostService implements CredentialUsersService {
     @Inject(CONFIG) private readonly config: Config,
   ) {}
 
-  /** Throws `resource_not_found` for the credential, `resource_exists` for the name, `request_invalid` for the host key, `jump_host_invalid`. */
+  /**
+   * Throws `resource_not_found` for the credential, `resource_exists` for the name, `request_invalid` for the host key,
+   * `jump_host_invalid`.
+   */
   async create(body: CreateHost): Promise<Host> {
     await this.credentials.get(body.credentialId);
     const row = newRow(body);
@@ -83,7 +86,10 @@ export class HostService implements CredentialUsersService {
     return toResource(row);
   }
 
-  /** Creates and changes many hosts, all or none: false when one of them was removed meanwhile, or its name was taken. Answers the ids of the new ones by name. */
+  /**
+   * Creates and changes many hosts, all or none: false when one of them was removed meanwhile, or its name was taken.
+   * Answers the ids of the new ones by name.
+   */
   async applyAll(changes: (HostInsert | HostUpdate)[]): Promise<Map<string, string> | false> {
     const rows = changes.flatMap((change) => ('insert' in change ? [newRow(change.insert)] : []));
     const statements: Statement[] = [...chunks(rows, 100)].map((some) =>
@@ -119,7 +125,10 @@ export class HostService implements CredentialUsersService {
     return { items, nextCursor: found.length > query.limit ? items.at(-1)?.id : undefined };
   }
 
-  /** All hosts that a label selector matches, newest first. Throws `label_selector_invalid`, and `resource_not_found` when there is none. */
+  /**
+   * All hosts that a label selector matches, newest first. Throws `label_selector_invalid`, and `resource_not_found`
+   * when there is none.
+   */
   async select(labelSelector: string): Promise<Host[]> {
     const requirements = parseLabelSelector(labelSelector);
     const found = await this.matching(({ labels }) => matchesLabels(requirements, labels));
@@ -133,7 +142,10 @@ export class HostService implements CredentialUsersService {
     return this.matching(({ configuration }) => configuration !== null);
   }
 
-  /** Labels are JSON, which the two databases search in different ways; a fleet of thousands is read in a few milliseconds. */
+  /**
+   * Labels are JSON, which the two databases search in different ways; a fleet of thousands is read in a few
+   * milliseconds.
+   */
   private async matching(
     isWanted: (host: Host) => boolean,
     limit = Number.POSITIVE_INFINITY,
@@ -200,8 +212,8 @@ export class HostService implements CredentialUsersService {
 
   /**
    * Logs in to a host, through its jump hosts; the caller closes the connection, and with it those to the jump hosts.
-   * Throws `host_unreachable`, `host_timeout`, `host_key_mismatch`, `host_auth_failed`, with the jump host in `detail` when it is the one; `host_quarantined`,
-   * before anything is sent.
+   * Throws `host_unreachable`, `host_timeout`, `host_key_mismatch`, `host_auth_failed`, with the jump host in `detail`
+   * when it is the one; `host_quarantined`, before anything is sent.
    */
   async connect({ id }: Pick<Host, 'id'>, signal?: AbortSignal): Promise<SshConnection> {
     // As it is now: whoever asks may have read it before it was quarantined.
@@ -247,8 +259,9 @@ export class HostService implements CredentialUsersService {
   }
 
   /**
-   * Nobody connects to the host for a while, since it stopped the process that serves hosts: for a minute at the first time, twice as long at each further one
-   * within a day, for an hour at the most. Told as an event. Nothing for a host that is gone.
+   * Nobody connects to the host for a while, since it stopped the process that serves hosts: for a minute at the first
+   * time, twice as long at each further one within a day, for an hour at the most. Told as an event. Nothing for a host
+   * that is gone.
    */
   async strike(id: string, reason: Quarantine['reason'], at: string): Promise<void> {
     const row = await this.hosts.findOneBy({ id });
@@ -327,7 +340,10 @@ export class HostService implements CredentialUsersService {
     };
   }
 
-  /** Pins the key that a host shows first. Of two first connections one pins; the other is held to it. Returns the key that is pinned now. */
+  /**
+   * Pins the key that a host shows first. Of two first connections one pins; the other is held to it. Returns the key
+   * that is pinned now.
+   */
   private async pinFirst(id: string, seen: string): Promise<string> {
     await this.hosts.update(
       { id, hostKeyFingerprint: IsNull(), hostKeySource: 'firstUse' },
@@ -351,7 +367,10 @@ export class HostService implements CredentialUsersService {
     return path;
   }
 
-  /** Throws `resource_not_found`, or `jump_host_invalid` when some host could no longer be reached if this one had the jump host. */
+  /**
+   * Throws `resource_not_found`, or `jump_host_invalid` when some host could no longer be reached if this one had the
+   * jump host.
+   */
   async assertJumpsLead(id: string, jumpHostId: string): Promise<void> {
     const jumpHost = await this.get(jumpHostId);
     const using = await this.hosts.find({

@@ -15,7 +15,8 @@ const token = 'abcdef.0123456789abcdef';
 const key = 'f'.repeat(64);
 const facts = 'os=debian\nosLike=\ncodename=bookworm\nosVersion=12\ndockerd=yes\ndocker=20.10.24\n';
 
-// What becomes of hosts is tested on real ones, see test/e2e/node-operations.e2e.ts. Here an SSH server that answers as it is told stands for them.
+// What becomes of hosts is tested on real ones, see test/e2e/node-operations.e2e.ts. Here an SSH server that answers as
+// it is told stands for them.
 describe('operations on nodes', () => {
   let folder: Awaited<ReturnType<typeof tempDir>>;
   let redis: Awaited<ReturnType<typeof startRedis>>;

@@ -28,7 +28,10 @@ import type { CreateNodeOperation, NodeAction, NodeOperation, NodeOperationResul
 
 export const operateNodeJobType = 'host.operate-node';
 
-/** Makes Kubernetes nodes of hosts that are configured, one host and one step of its life at a time. Who calls it keeps the order of the nodes. */
+/**
+ * Makes Kubernetes nodes of hosts that are configured, one host and one step of its life at a time. Who calls it keeps
+ * the order of the nodes.
+ */
 @Injectable()
 export class NodeOperationService {
   constructor(
@@ -40,7 +43,10 @@ export class NodeOperationService {
     private readonly jobs: JobsService,
   ) {}
 
-  /** Throws `resource_not_found`, `host_not_configured`, `kubernetes_version_unsupported`, `runtime_unsupported`, `reference_invalid`. */
+  /**
+   * Throws `resource_not_found`, `host_not_configured`, `kubernetes_version_unsupported`, `runtime_unsupported`,
+   * `reference_invalid`.
+   */
   async create(request: JobRequest, { hostId, operation, dryRun }: CreateNodeOperation): Promise<Job> {
     const [host] = (await this.hosts.getAll([hostId, controlPlaneOf(hostId, operation)])).map(assertConfigured);
     if ('cluster' in operation) {

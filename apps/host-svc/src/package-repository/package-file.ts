@@ -4,8 +4,9 @@ import { join, relative } from 'node:path';
 import { openRegularFile } from '@airdock/disk/files/regular-file';
 
 /**
- * Opens a file of a package repository; the caller closes it. Links may lead to other files of the folder, as those of mirrors do, but not out of it: what was opened is
- * looked at, so that one that is changed meanwhile leads nowhere else. Undefined for what is no such file, or cannot be read. `realPath` is below the folder.
+ * Opens a file of a package repository; the caller closes it. Links may lead to other files of the folder, as those of
+ * mirrors do, but not out of it: what was opened is looked at, so that one that is changed meanwhile leads nowhere
+ * else. Undefined for what is no such file, or cannot be read. `realPath` is below the folder.
  */
 export async function openPackageFile(
   folder: string,

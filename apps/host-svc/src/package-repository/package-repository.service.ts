@@ -42,7 +42,10 @@ export class PackageRepositoryService {
     return this.opened;
   }
 
-  /** The public keys that a repository's packages are signed with, when the configuration says that they are. Throws `configuration_invalid`. */
+  /**
+   * The public keys that a repository's packages are signed with, when the configuration says that they are. Throws
+   * `configuration_invalid`.
+   */
   async vendorKey({ name, folder, gpgKey }: PackageRepositoryConfig): Promise<string | undefined> {
     if (gpgKey === undefined) return undefined;
     const path = join(folder, gpgKey);

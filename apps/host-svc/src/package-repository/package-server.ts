@@ -14,8 +14,9 @@ import type { RepositoryKey } from './repository-key.js';
 import { SignedMetadata } from './signed-metadata.js';
 
 /**
- * Serves the files of the package repositories to the tunnels of this process: no listing, nothing but GET and HEAD, nothing outside the folders. It listens on a Unix
- * socket in a folder that is closed to others, so that no other program of the machine can answer in its place.
+ * Serves the files of the package repositories to the tunnels of this process: no listing, nothing but GET and HEAD,
+ * nothing outside the folders. It listens on a Unix socket in a folder that is closed to others, so that no other
+ * program of the machine can answer in its place.
  */
 @Injectable()
 export class PackageServer extends BackgroundLoop {

@@ -5,8 +5,9 @@ import type { PrivateKey } from 'openpgp';
 const rsaBits = 3072;
 
 /**
- * The OpenPGP key that vouches for what hosts install from the DU: RFC 9580, made when it is first asked for. Hosts get its public part over SSH. It lies unencrypted in a
- * file of 0600, since it has to sign while nobody is there to type a passphrase.
+ * The OpenPGP key that vouches for what hosts install from the DU: RFC 9580, made when it is first asked for. Hosts get
+ * its public part over SSH. It lies unencrypted in a file of 0600, since it has to sign while nobody is there to type a
+ * passphrase.
  */
 export class RepositoryKey {
   private constructor(

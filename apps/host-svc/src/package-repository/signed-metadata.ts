@@ -8,8 +8,8 @@ const maxBytes = 64 * 1024 * 1024;
 const indexNames = ['Packages', 'Packages.gz', 'Packages.xz', 'Packages.zst', 'Packages.bz2'];
 
 /**
- * The metadata of a package repository as hosts get it: signed by the DU, whoever else has signed it. The folder of the release stays as it is. What was signed is kept
- * until a file that it speaks of changes.
+ * The metadata of a package repository as hosts get it: signed by the DU, whoever else has signed it. The folder of the
+ * release stays as it is. What was signed is kept until a file that it speaks of changes.
  */
 export class SignedMetadata {
   private readonly made = new Map<string, { of: string; content: string }>();
@@ -19,7 +19,9 @@ export class SignedMetadata {
     private readonly key: () => Promise<RepositoryKey>,
   ) {}
 
-  /** The content of a file below the repository; undefined for one that is not made here, or whose source is missing. */
+  /**
+   * The content of a file below the repository; undefined for one that is not made here, or whose source is missing.
+   */
   async find(path: string): Promise<string | undefined> {
     const { format, distributions } = this.repository;
     const isDistribution = (name: string | undefined) =>

@@ -36,8 +36,9 @@ export class SshCredentialService {
   }
 
   /**
-   * Changes what is given; a new key or password takes the place of the old one. Connections that are open stay; hosts are logged in to with the new one from
-   * now on. Throws `credential_invalid`, `resource_exists`, and `resource_changed` when the secrets were changed at the same time.
+   * Changes what is given; a new key or password takes the place of the old one. Connections that are open stay; hosts
+   * are logged in to with the new one from now on. Throws `credential_invalid`, `resource_exists`, and
+   * `resource_changed` when the secrets were changed at the same time.
    */
   async patch(id: string, { name, username, sudoPassword, ...login }: PatchSshCredential): Promise<SshCredential> {
     const row = await getRow(this.credentials, id);

@@ -13,7 +13,9 @@ export class TunnelEntity {
   @Column('varchar') target!: string;
   /** On 127.0.0.1 of the host. */
   @Column('integer', { nullable: true }) packagePort!: number | null;
-  /** What it binds on the host: the ports themselves, or the sockets that a unit of the host hands their connections to. */
+  /**
+   * What it binds on the host: the ports themselves, or the sockets that a unit of the host hands their connections to.
+   */
   @Column('varchar', { default: 'port' }) hostEnd!: 'port' | 'socket';
   @Column('integer') reconnects!: number;
   /** Of the connection that is up, or was last. */

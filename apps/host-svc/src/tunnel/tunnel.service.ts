@@ -43,7 +43,10 @@ export class TunnelService implements HostTunnelService {
     return row ? toResource(row, this.target) : undefined;
   }
 
-  /** The tunnel of a host, when its owner has brought it up or has failed; at the latest after `timeoutMs`. Undefined when none is wanted. */
+  /**
+   * The tunnel of a host, when its owner has brought it up or has failed; at the latest after `timeoutMs`. Undefined
+   * when none is wanted.
+   */
   settled(hostId: string, signal: AbortSignal, timeoutMs = 15_000): Promise<Tunnel | undefined> {
     return this.watch(hostId, (tunnel) => tunnel?.state !== 'connecting', signal, timeoutMs);
   }
@@ -70,8 +73,8 @@ export class TunnelService implements HostTunnelService {
   }
 
   /**
-   * Wants a tunnel for a host, and waits until it is up. Which end it has there is left as it is where none is named. Throws why it is not up, e.g. `host_port_taken`,
-   * `tunnel_failed`.
+   * Wants a tunnel for a host, and waits until it is up. Which end it has there is left as it is where none is named.
+   * Throws why it is not up, e.g. `host_port_taken`, `tunnel_failed`.
    */
   async ensureUp(
     hostId: string,
@@ -103,7 +106,8 @@ export class TunnelService implements HostTunnelService {
       });
     } catch (error) {
       if (!isUniqueViolation(error)) throw error;
-      // One that is up stays up. One that is down forgets its old error, so that what we see next is new; its owner goes on trying.
+      // One that is up stays up. One that is down forgets its old error, so that what we see next is new; its owner
+      // goes on trying.
       const row = await this.tunnels.findOneByOrFail({ hostId });
       if (!isSame(row, wanted))
         await this.tunnels.update({ hostId }, { ...wanted, ...fresh, leaseOwner: null, leaseUntil: null });
@@ -125,7 +129,10 @@ export class TunnelService implements HostTunnelService {
     return tunnel.state === 'up' && isSame(tunnel, { ...this.ports, hostEnd });
   }
 
-  /** The Unix socket of the registry that hosts pull from: of the configuration alone, so that no row can lead a host elsewhere. */
+  /**
+   * The Unix socket of the registry that hosts pull from: of the configuration alone, so that no row can lead a host
+   * elsewhere.
+   */
   get target(): string {
     return registrySockets(this.config.registry.socketDir).readOnly.slice('unix:'.length);
   }
@@ -179,7 +186,10 @@ export class TunnelService implements HostTunnelService {
     await this.note(id, owner, columns<TunnelEntity>({ error: null, ...seen, since: now() }));
   }
 
-  /** What holds the port on the host: see `sessionOf`. It has to outlive a power cut of the DU, after which the host takes it for alive. */
+  /**
+   * What holds the port on the host: see `sessionOf`. It has to outlive a power cut of the DU, after which the host
+   * takes it for alive.
+   */
   async noteSession(id: string, owner: string, session: string | null): Promise<void> {
     await this.tunnels.update({ id, leaseOwner: owner }, { session });
   }
@@ -199,7 +209,9 @@ export class TunnelService implements HostTunnelService {
     await this.note(id, owner, seen);
   }
 
-  /** What was seen may be lost in a power cut, which ends the tunnel as well; two hundred must not keep the disk busy. */
+  /**
+   * What was seen may be lost in a power cut, which ends the tunnel as well; two hundred must not keep the disk busy.
+   */
   private async note(id: string, owner: string, seen: QueryDeepPartialEntity<TunnelEntity>): Promise<void> {
     await runUnflushed(
       this.tunnels.manager.dataSource,

@@ -41,7 +41,10 @@ interface Running {
   done: Promise<void>;
 }
 
-/** Keeps the wanted tunnels up: one owner among all workers, reconnects with backoff and jitter, gives them up on shutdown. */
+/**
+ * Keeps the wanted tunnels up: one owner among all workers, reconnects with backoff and jitter, gives them up on
+ * shutdown.
+ */
 @Injectable()
 export class TunnelSupervisor extends BackgroundLoop {
   protected readonly pauseMs = 1_000;
@@ -134,7 +137,10 @@ export class TunnelSupervisor extends BackgroundLoop {
     ];
   }
 
-  /** The host's sockets lead here from now on, if the tunnel is still ours: of two workers only one may do that. What our last connection still serves ends. */
+  /**
+   * The host's sockets lead here from now on, if the tunnel is still ours: of two workers only one may do that. What
+   * our last connection still serves ends.
+   */
   private async publish(
     { id, hostPort, packagePort }: TunnelEntity,
     connection: SshConnection,

@@ -51,7 +51,10 @@ export class BundleService {
     this.workDir = join(config.dataDir, 'image', 'work');
   }
 
-  /** Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`, `reference_invalid`, `request_invalid` for the checksum. */
+  /**
+   * Throws `bundle_path_forbidden`, `bundle_not_found`, `upload_not_found`, `reference_invalid`, `request_invalid` for
+   * the checksum.
+   */
   async create(request: JobRequest, { path, uploadId, sha256, names, strict }: CreateBundle): Promise<Job> {
     for (const reference of Object.values(names ?? {}).flat()) parseReference(reference);
     const file = path !== undefined ? await this.resolvePath(path) : await this.uploads.finishedPath(uploadId ?? '');
@@ -125,7 +128,10 @@ export class BundleService {
     return (await getRow(this.bundles, id)).unusable ?? [];
   }
 
-  /** The images of a list inside the bundle; of the bundle itself when it has none. Throws `bundle_not_ready`, `image_list_unclear`. */
+  /**
+   * The images of a list inside the bundle; of the bundle itself when it has none. Throws `bundle_not_ready`,
+   * `image_list_unclear`.
+   */
   async listOf(id: string, name?: string): Promise<string[]> {
     const all = (await this.images(id)).flatMap(({ names }) => names);
     const lists = (await getRow(this.bundles, id)).lists ?? [];
@@ -156,8 +162,9 @@ export class BundleService {
   }
 
   /**
-   * Reads names, platforms and sizes, and keeps them. Everything that can be wrong with a bundle without reading its layers is found here, and a declared
-   * checksum that its bytes do not have. What was found is compared with the registry.
+   * Reads names, platforms and sizes, and keeps them. Everything that can be wrong with a bundle without reading its
+   * layers is found here, and a declared checksum that its bytes do not have. What was found is compared with the
+   * registry.
    */
   async read(
     id: string,
@@ -206,7 +213,10 @@ export class BundleService {
     });
   }
 
-  /** Opens a bundle for reading; the caller disposes the source. Throws `bundle_changed` and whatever is wrong with the file. */
+  /**
+   * Opens a bundle for reading; the caller disposes the source. Throws `bundle_changed` and whatever is wrong with the
+   * file.
+   */
   async open(id: string, signal?: AbortSignal): Promise<ImageSource> {
     const row = await getRow(this.bundles, id);
     // A folder on the way may have become a link since it was registered.
@@ -262,7 +272,10 @@ export class BundleService {
     return (await this.bundles.countBy({ uploadId })) > 0;
   }
 
-  /** Removes unpacked bundles and unfinished files of workers that were killed, and compressed layers that nobody asked for in a month. Returns how many. */
+  /**
+   * Removes unpacked bundles and unfinished files of workers that were killed, and compressed layers that nobody asked
+   * for in a month. Returns how many.
+   */
   async sweep(): Promise<number> {
     const dayMs = 24 * 60 * 60 * 1000;
     let removed = 0;

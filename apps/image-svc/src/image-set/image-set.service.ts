@@ -32,7 +32,10 @@ export class ImageSetService implements ImageUsersService {
     private readonly clients: ServiceClients,
   ) {}
 
-  /** Throws `bundle_not_ready`, `image_list_unclear`, `reference_invalid`, `kubernetes_version_unsupported`, `resource_exists`. */
+  /**
+   * Throws `bundle_not_ready`, `image_list_unclear`, `reference_invalid`, `kubernetes_version_unsupported`,
+   * `resource_exists`.
+   */
   async create({ name, kubernetesVersion, images, bundleId, list }: CreateImageSet): Promise<ImageSet> {
     if (kubernetesVersion !== undefined) parseKubernetesVersion(kubernetesVersion);
     const wanted = images ?? (await this.bundles.listOf(bundleId ?? '', list));
@@ -76,7 +79,10 @@ export class ImageSetService implements ImageUsersService {
     await this.imageSets.delete({ id });
   }
 
-  /** What the registry has of a set now, and which bundles contain the images. Throws `registry_off`, `registry_unavailable`. */
+  /**
+   * What the registry has of a set now, and which bundles contain the images. Throws `registry_off`,
+   * `registry_unavailable`.
+   */
   async missing(id: string): Promise<MissingImages> {
     const { images: upstreams } = await getRow(this.imageSets, id);
     const [states, bundles] = await Promise.all([this.images.states(upstreams), this.bundles.containing(upstreams)]);

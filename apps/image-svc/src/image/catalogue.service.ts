@@ -65,7 +65,10 @@ export class CatalogueService {
     return this.removeRows(rows, query);
   }
 
-  /** Throws `image_in_use`. The registry first: a row without an image can be removed again, an image without a row would be forgotten. */
+  /**
+   * Throws `image_in_use`. The registry first: a row without an image can be removed again, an image without a row
+   * would be forgotten.
+   */
   private async removeRows(rows: readonly ImageEntity[], { dryRun, force }: DeleteImageQuery): Promise<ImageDeletion> {
     const usedBy = force ? null : await this.users.usersOf(rows.map(({ upstream }) => upstream));
     const users = Object.entries(usedBy ?? {}).flatMap(([kind, list]) =>
@@ -143,8 +146,9 @@ export class CatalogueService {
   }
 
   /**
-   * Reads all tags of the registry. A name below its upstream tells the upstream; a flat name belongs to the upstream that would be rewritten to it and is the
-   * same image, else to what the catalogue knows, else to itself. Rows whose names have all gone are removed; of the others, bundle and time of the first push stay.
+   * Reads all tags of the registry. A name below its upstream tells the upstream; a flat name belongs to the upstream
+   * that would be rewritten to it and is the same image, else to what the catalogue knows, else to itself. Rows whose
+   * names have all gone are removed; of the others, bundle and time of the first push stay.
    */
   async rebuild(context: JobContext): Promise<Record<string, unknown>> {
     const { signal, progress } = context;

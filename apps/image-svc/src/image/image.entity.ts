@@ -22,7 +22,10 @@ export class ImageEntity {
   @Column('varchar') pushedAt!: string;
 }
 
-/** Who a local name belongs to: no other image may take it. Written before the name's tag, so that two pushes at a time cannot both have it. */
+/**
+ * Who a local name belongs to: no other image may take it. Written before the name's tag, so that two pushes at a time
+ * cannot both have it.
+ */
 @Entity('image_name')
 export class ImageNameEntity {
   /** `repository:tag` in the local registry. */

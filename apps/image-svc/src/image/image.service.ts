@@ -50,7 +50,10 @@ export class ImageService {
     return requireRegistry(this.clients.registry, { waits: false, use: 'look' });
   }
 
-  /** For a job that relies on what it finds there, and writes unless its `use` is another; after the garbage collection if one is under way. Throws as `registry`, and `registry_collecting`. */
+  /**
+   * For a job that relies on what it finds there, and writes unless its `use` is another; after the garbage collection
+   * if one is under way. Throws as `registry`, and `registry_collecting`.
+   */
   registryForJob(
     { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
     use: RegistryUse = 'write',
@@ -63,14 +66,17 @@ export class ImageService {
   }
 
   /**
-   * For a job that has read, before it says that something is missing. Throws `registry_storage_changed` when the disk went away meanwhile, of which nothing can be said. Waits for no
-   * garbage collection: that waits for the job.
+   * For a job that has read, before it says that something is missing. Throws `registry_storage_changed` when the disk
+   * went away meanwhile, of which nothing can be said. Waits for no garbage collection: that waits for the job.
    */
   async assertStorage(): Promise<void> {
     await requireRegistry(this.clients.registry, { waits: false, use: 'read' });
   }
 
-  /** Throws `registry_fenced`, `registry_storage_changed` and `registry_storage_read_only` too: for what changes the registry. */
+  /**
+   * Throws `registry_fenced`, `registry_storage_changed` and `registry_storage_read_only` too: for what changes the
+   * registry.
+   */
   async openRegistry(): Promise<RequiredRegistry> {
     const registry = await requireRegistry(this.clients.registry, { waits: false });
     if (registry.isFenced) throw new AppError('registry_fenced');
@@ -174,8 +180,8 @@ export class ImageService {
   }
 
   /**
-   * What the registry serves of these upstream references now: asked of the registry itself, not of the catalogue. In their order.
-   * Throws `registry_off`, `registry_unavailable`.
+   * What the registry serves of these upstream references now: asked of the registry itself, not of the catalogue. In
+   * their order. Throws `registry_off`, `registry_unavailable`.
    */
   async states(upstreams: readonly string[]): Promise<ImageState[]> {
     const names = upstreams.map(withoutDigest);

@@ -72,8 +72,8 @@ export class LocalNamesService {
   }
 
   /**
-   * The names that each image would get, in the order of the images, and those that two want. A name that another image has, or wants too, goes to the
-   * winner that the rule names; the same image under two upstreams may share one.
+   * The names that each image would get, in the order of the images, and those that two want. A name that another image
+   * has, or wants too, goes to the winner that the rule names; the same image under two upstreams may share one.
    */
   async assign(
     images: readonly NamedImage[],
@@ -84,8 +84,8 @@ export class LocalNamesService {
   }
 
   /**
-   * Takes the names of images before anything of them is visible. Returns those of each image, in the order of the images. Throws `image_name_collision` with
-   * both sources, also when another push was faster.
+   * Takes the names of images before anything of them is visible. Returns those of each image, in the order of the
+   * images. Throws `image_name_collision` with both sources, also when another push was faster.
    */
   async reserve(images: readonly NamedImage[], rule: NamingRule = {}): Promise<LocalName[][]> {
     const first = await this.decide(images, rule);
@@ -105,7 +105,10 @@ export class LocalNamesService {
     return images.map((image) => this.pick(image, granted, rule));
   }
 
-  /** The same upstream with new content keeps its name; a winner takes it from the one who had it, whose catalogue entry loses it in the same commit. */
+  /**
+   * The same upstream with new content keeps its name; a winner takes it from the one who had it, whose catalogue entry
+   * loses it in the same commit.
+   */
   private async take(row: ImageNameEntity, holder: ImageNameEntity, full: string): Promise<void> {
     const statements = [
       this.imageNames
@@ -199,8 +202,9 @@ export class LocalNamesService {
 }
 
 /**
- * The same image saved by two tools has the same configurations, whatever its layers are compressed with. An artifact is its manifest: its configuration is often the
- * empty one that all share. Source: https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor
+ * The same image saved by two tools has the same configurations, whatever its layers are compressed with. An artifact
+ * is its manifest: its configuration is often the empty one that all share. Source:
+ * https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor
  */
 const identityOf = ({ imageIds, digest }: Pick<NamedImage, 'imageIds' | 'digest'>): string =>
   [...imageIds].sort().join() || (digest ?? '');

@@ -100,8 +100,8 @@ export class PushService {
   }
 
   /**
-   * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure, and a retry pushes only
-   * what is missing then.
+   * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure,
+   * and a retry pushes only what is missing then.
    */
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;

@@ -32,7 +32,10 @@ const codeByStatus: Record<number, ErrorCode> = {
   415: 'media_type_unsupported',
 };
 
-/** Uploads by the tus protocol 1.0.0: any tus client works, e.g. tus-js-client or tusc. The last part of `Location` is the upload's id. */
+/**
+ * Uploads by the tus protocol 1.0.0: any tus client works, e.g. tus-js-client or tusc. The last part of `Location` is
+ * the upload's id.
+ */
 @ApiTags('uploads')
 @Controller({ path: 'uploads', version: '1' })
 export class UploadController implements OnModuleInit {

@@ -10,7 +10,10 @@ import { Server } from '@tus/server';
 
 const expiryMs = 7 * 24 * 60 * 60 * 1000;
 
-/** Resumable uploads (https://tus.io/protocols/resumable-upload), kept as files with their state beside them: any process can go on with them. */
+/**
+ * Resumable uploads (https://tus.io/protocols/resumable-upload), kept as files with their state beside them: any
+ * process can go on with them.
+ */
 @Injectable()
 export class UploadService {
   private readonly directory: string;
@@ -83,8 +86,8 @@ export class UploadService {
   }
 
   /**
-   * Removes uploads that nobody went on with for a week, and that are no bundle: finished or not, as their files say. What the store keeps beside a file is
-   * of the moment when the upload was begun. Returns how many.
+   * Removes uploads that nobody went on with for a week, and that are no bundle: finished or not, as their files say.
+   * What the store keeps beside a file is of the moment when the upload was begun. Returns how many.
    */
   async sweep(isBundle: (id: string) => Promise<boolean>): Promise<number> {
     mkdirSync(this.directory, { recursive: true, mode: 0o700 });

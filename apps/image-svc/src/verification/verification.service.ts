@@ -64,7 +64,10 @@ export class VerificationService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
-  /** Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found, `registry_storage_changed` when that is because of the disk. */
+  /**
+   * Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found,
+   * `registry_storage_changed` when that is because of the disk.
+   */
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const row = await getRow(this.verifications, resourceId);
@@ -138,7 +141,10 @@ export class VerificationService {
     return { images: images.length, parts: parts.size, bytes: bytesTotal };
   }
 
-  /** Of the bytes that the registry has for a digest now, read in its folder where that is ours to see; undefined when it has none. */
+  /**
+   * Of the bytes that the registry has for a digest now, read in its folder where that is ours to see; undefined when
+   * it has none.
+   */
   private async digestOf(
     registry: RegistryClient,
     { repairs }: RequiredRegistry,

@@ -54,8 +54,9 @@ const harmless: readonly DuUpgradePhase[] = ['preflight', 'backup'];
 const rollingBack: readonly DuUpgradePhase[] = ['rollBackEngine', 'rollBackData', 'rollBackOpen'];
 
 /**
- * Carries the registry over an upgrade of the DU, which keeps no image. A chain of phases, each of which may be begun again at any time; where it is stands in the row,
- * and in a file beside it. What fails after pushes were fenced off is rolled back.
+ * Carries the registry over an upgrade of the DU, which keeps no image. A chain of phases, each of which may be begun
+ * again at any time; where it is stands in the row, and in a file beside it. What fails after pushes were fenced off is
+ * rolled back.
  */
 @Injectable()
 export class DuUpgradeService {
@@ -87,7 +88,10 @@ export class DuUpgradeService {
     return last && (last.configuredVersion ?? last.fromVersion) === duVersion ? last.toVersion : duVersion;
   }
 
-  /** Throws `du_upgrade_running`, `du_upgrade_file_unreadable`, `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
+  /**
+   * Throws `du_upgrade_running`, `du_upgrade_file_unreadable`, `bundle_path_forbidden`, `bundle_not_found`,
+   * `du_engine_digest_missing`.
+   */
   async create(
     request: JobRequest,
     { toVersion, step, engine: wanted, backupTarget, backupId, dryRun, allowUnsigned, confirm }: CreateDuUpgrade,
@@ -162,7 +166,8 @@ export class DuUpgradeService {
     const refuse = (detail: string) => new AppError('du_upgrade_state', { detail });
     if (endedPhases.includes(row.phase) || row.dryRun) throw refuse(`it has ended: ${row.phase}`);
     if (job && !isEnded(job.state)) throw refuse(`its job ${job.id} is ${job.state}`);
-    // Asked for once more, since the data could not be brought back: pushes are let in again all the same, and the report says what is missing.
+    // Asked for once more, since the data could not be brought back: pushes are let in again all the same, and the
+    // report says what is missing.
     const isStuck = change.goal === 'rolledBack' && row.phase === 'rollBackData' && row.error !== null;
     if (change.goal === 'done' && (rollingBack.includes(row.phase) || row.phase === 'preflight'))
       throw refuse(`it is at ${row.phase}`);
@@ -246,7 +251,10 @@ export class DuUpgradeService {
     };
   }
 
-  /** A row for what the file tells of, after the tables were lost. Throws `du_upgrade_file_unreadable`: that it cannot be read says nothing of there being none. */
+  /**
+   * A row for what the file tells of, after the tables were lost. Throws `du_upgrade_file_unreadable`: that it cannot
+   * be read says nothing of there being none.
+   */
   async recover(): Promise<void> {
     let saved: DuUpgradeEntity;
     try {
@@ -280,7 +288,8 @@ export class DuUpgradeService {
       return 'fence';
     },
     fence: async (row, signal) => {
-      // From here on only the backup that is made behind the fence counts: names that moved before it must not be turned back.
+      // From here on only the backup that is made behind the fence counts: names that moved before it must not be
+      // turned back.
       await this.save(row, { backupId: null });
       if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
       return 'finalBackup';
@@ -455,7 +464,8 @@ export class DuUpgradeService {
     const seen = await this.restoreJob(row, { ...options, dryRun: true }, signal);
     const isGone =
       (seen.report?.missing.length ?? 0) + (seen.report?.conflicts.length ?? 0) + (seen.report?.missingBytes ?? 0) > 0;
-    // What this DU has signed is its own settings: where an attempt before this one has brought half of them, nobody has to confirm the rest.
+    // What this DU has signed is its own settings: where an attempt before this one has brought half of them, nobody
+    // has to confirm the rest.
     const confirm = seen.report?.signature.state === 'own' ? seen.report.planDigest : row.confirm;
     await this.restoreJob(row, { ...options, ...(confirm && { confirm }) }, signal);
     await this.save(row, {
@@ -546,7 +556,10 @@ export class DuUpgradeService {
     return join(this.config.dataDir, 'registry', 'engines');
   }
 
-  /** With the real path of the file, which is looked for this once only. Throws `bundle_path_forbidden`, `bundle_not_found`, `du_engine_digest_missing`. */
+  /**
+   * With the real path of the file, which is looked for this once only. Throws `bundle_path_forbidden`,
+   * `bundle_not_found`, `du_engine_digest_missing`.
+   */
   private async found(engine: NewEngine, dryRun: boolean): Promise<NewEngine> {
     const { path: wanted } = engineFile(engine);
     const { path, refusal, why } = { why: undefined, ...(await allowedPath(this.config.bundleDirs, wanted)) };
@@ -577,7 +590,9 @@ const engineFile = (engine: NewEngine) =>
     ? ({ kind: 'program', path: engine.binary } as const)
     : ({ kind: 'image', path: engine.image } as const);
 
-/** What rolling back would fail with too: a key, a disk, a store that somebody has to bring. Then the job is retried. */
+/**
+ * What rolling back would fail with too: a key, a disk, a store that somebody has to bring. Then the job is retried.
+ */
 const needsSomebody = (error: unknown): boolean =>
   error instanceof AppError &&
   /^(registry_off|restore_unconfirmed|secrets_key_mismatch|space_insufficient|backup_.*)$/.test(error.code);

@@ -179,8 +179,9 @@ export class GarbageCollectionService {
   }
 
   /**
-   * Returns when no job of another service relies on the registry, and none will before `setCollecting(…, false)`: first the mark, then the look at them; they
-   * are marked as running first, and then look at the mark. While some run there is no mark, or those that wait for it would be waited for. Throws `registry_busy`.
+   * Returns when no job of another service relies on the registry, and none will before `setCollecting(…, false)`:
+   * first the mark, then the look at them; they are marked as running first, and then look at the mark. While some run
+   * there is no mark, or those that wait for it would be waited for. Throws `registry_busy`.
    */
   private async keepOthersAway(
     { waitMinutes }: GarbageCollectionEntity,

@@ -5,18 +5,25 @@ import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import { parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { Injectable } from '@nestjs/common';
 
-/** Jobs that rely on what they have found in the registry. Each asks, once it runs, whether a collection is under way: `requireRegistry`. */
+/**
+ * Jobs that rely on what they have found in the registry. Each asks, once it runs, whether a collection is under way:
+ * `requireRegistry`.
+ */
 const imageJobTypes = ['image.push', 'image.verify', 'image.rebuild-catalogue'];
 const backupJobTypes = ['backup.create', 'backup.restore', 'backup.verify'];
 
-/** What other services need of the registry, and which of their jobs use it. Everything throws `dependency_unavailable` while one of them does not answer. */
+/**
+ * What other services need of the registry, and which of their jobs use it. Everything throws `dependency_unavailable`
+ * while one of them does not answer.
+ */
 @Injectable()
 export class RegistryUsers {
   constructor(private readonly clients: ServiceClients) {}
 
   /**
-   * Digests of the images that image sets name, and of those that were pushed by digest only, with what belongs to them: no tag has to lead there. When a cluster's
-   * image set was deleted nobody knows what it needs: then those of the whole catalogue.
+   * Digests of the images that image sets name, and of those that were pushed by digest only, with what belongs to
+   * them: no tag has to lead there. When a cluster's image set was deleted nobody knows what it needs: then those of
+   * the whole catalogue.
    */
   async needed(): Promise<ReadonlySet<Digest>> {
     const [imageSets, clusters, images] = await Promise.all([

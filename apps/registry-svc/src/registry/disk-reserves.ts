@@ -5,7 +5,10 @@ import { Inject, Injectable } from '@nestjs/common';
 import { RegistryService } from './registry.service.js';
 import { StorageService } from './storage.service.js';
 
-/** Keeps room on the disks of the data folder and of the registry's storage, and gives it out when they are full. A loop of its own: no other may hold it up. */
+/**
+ * Keeps room on the disks of the data folder and of the registry's storage, and gives it out when they are full. A loop
+ * of its own: no other may hold it up.
+ */
 @Injectable()
 export class DiskReserves extends BackgroundLoop {
   protected readonly pauseMs = 2_000;

@@ -21,7 +21,9 @@ export interface ForeignProcess {
 export class RegistryEntity {
   @PrimaryColumn('varchar') id!: string;
   @Column('varchar') mode!: RegistryMode;
-  /** The configuration file's value when it was last read: a change in the file wins over the API, a restart does not. */
+  /**
+   * The configuration file's value when it was last read: a change in the file wins over the API, a restart does not.
+   */
   @Column('varchar') configuredMode!: RegistryMode;
   @Column('varchar', { nullable: true }) configuredUrl!: string | null;
   @Column('varchar', { nullable: true }) externalUrl!: string | null;
@@ -29,7 +31,9 @@ export class RegistryEntity {
   @Column('varchar', { nullable: true }) engineVersion!: string | null;
   /** Of the storage folder, when blobs may be placed in it directly. */
   @Column('varchar', { nullable: true }) storageId!: string | null;
-  /** Of the folder that is the registry's storage, since it was on for the first time: another one counts as changed. */
+  /**
+   * Of the folder that is the registry's storage, since it was on for the first time: another one counts as changed.
+   */
   @Column('varchar', { nullable: true }) recordedStorageId!: string | null;
   /** What a folder without an id gets when it is adopted. */
   @Column('varchar', { nullable: true }) offeredStorageId!: string | null;

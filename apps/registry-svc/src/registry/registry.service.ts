@@ -193,7 +193,10 @@ export class RegistryService implements NoticeSource {
     };
   }
 
-  /** Where the registry of mode external may be reached now; a refusal, and no address, when its name leads where it must not. */
+  /**
+   * Where the registry of mode external may be reached now; a refusal, and no address, when its name leads where it
+   * must not.
+   */
   private async reachExternal(url: string): Promise<{ address: string | null; refusal: Problem | null }> {
     // Whoever wrote the configuration file may name any.
     if (url === this.config.registry.externalUrl) return { address: url, refusal: null };
@@ -211,7 +214,10 @@ export class RegistryService implements NoticeSource {
     }
   }
 
-  /** Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws `resource_changed`, `registry_fenced`, `registry_target_forbidden`, `registry_external_silent`. */
+  /**
+   * Changes the wanted state and starts the job that follows it. `ifMatch` is the version that the caller saw. Throws
+   * `resource_changed`, `registry_fenced`, `registry_target_forbidden`, `registry_external_silent`.
+   */
   async put(request: JobRequest, { mode, externalUrl }: PutRegistry, ifMatch?: number): Promise<Job> {
     const row = await this.load();
     const { version, fence } = row;
@@ -239,7 +245,10 @@ export class RegistryService implements NoticeSource {
     if (why !== undefined) throw new AppError('registry_external_silent', { detail: `${new URL(url).origin}: ${why}` });
   }
 
-  /** Takes the folder that is there for the storage, and starts the job that follows. Throws `storage_adoption_refused`, `registry_off`, `registry_external`. */
+  /**
+   * Takes the folder that is there for the storage, and starts the job that follows. Throws `storage_adoption_refused`,
+   * `registry_off`, `registry_external`.
+   */
   async adopt(request: JobRequest, storageId: string): Promise<Job> {
     const row = await this.load();
     assertMode(row);
@@ -327,7 +336,10 @@ export class RegistryService implements NoticeSource {
     this.hasWarned = true;
   }
 
-  /** Id of the storage folder, when the registry that runs now keeps its blobs as we know it. A push over HTTP is always possible. */
+  /**
+   * Id of the storage folder, when the registry that runs now keeps its blobs as we know it. A push over HTTP is always
+   * possible.
+   */
   private async enablePlacement({ recordedStorageId }: RegistryEntity): Promise<string | null> {
     await using registry = new RegistryClient(registrySockets(this.config.registry.socketDir).readWrite);
     const storageId = await RegistryStorage.enable(
@@ -340,7 +352,10 @@ export class RegistryService implements NoticeSource {
     return storageId ?? null;
   }
 
-  /** True when the row wants a local registry and it does not run or, if asked, does not answer; or when the last try failed. */
+  /**
+   * True when the row wants a local registry and it does not run or, if asked, does not answer; or when the last try
+   * failed.
+   */
   async needsReconcile(isAsked = true): Promise<boolean> {
     const row = await this.load();
     if (row.mode === 'external') return isAsked && row.error?.code === 'registry_external_silent';
@@ -376,7 +391,10 @@ export class RegistryService implements NoticeSource {
     };
   }
 
-  /** Names the processes of others that pass for the registry: looks at every process of the machine, so a few times a minute at the most. */
+  /**
+   * Names the processes of others that pass for the registry: looks at every process of the machine, so a few times a
+   * minute at the most.
+   */
   async lookForOthers(): Promise<void> {
     const row = await this.load();
     if (row.mode !== 'local') return;
@@ -409,7 +427,10 @@ export class RegistryService implements NoticeSource {
       await this.registries.update({ id }, columns({ foreignProcesses: found }));
   }
 
-  /** Keeps pushes away from now on, or lets them in again; idempotent for one upgrade. Throws `registry_fenced` when another upgrade has it. */
+  /**
+   * Keeps pushes away from now on, or lets them in again; idempotent for one upgrade. Throws `registry_fenced` when
+   * another upgrade has it.
+   */
   async setFence(upgradeId: string, isUp: boolean, signal?: AbortSignal): Promise<void> {
     const row = await this.load();
     if (row.fence && row.fence.upgradeId !== upgradeId)
@@ -459,7 +480,10 @@ export class RegistryService implements NoticeSource {
     return row.mode === 'local' && row.recordedStorageId !== null && (await this.storage.look(row)) === undefined;
   }
 
-  /** Throws `registry_storage_changed` or `registry_storage_read_only` while nothing may be written to the storage folder. */
+  /**
+   * Throws `registry_storage_changed` or `registry_storage_read_only` while nothing may be written to the storage
+   * folder.
+   */
   async assertStorage(): Promise<void> {
     const row = await this.load();
     const changed = await this.storage.look(row);

@@ -23,7 +23,10 @@ import { RegistryEntity } from './registry.entity.js';
 /** A disk may hang, and nobody who asks for the registry waits for that. */
 const lookTimeoutMs = 2_000;
 
-/** Whether the folder of the registry's storage is the one that the row knows. Where it is not, nothing is written there until it is back, or is adopted by name. */
+/**
+ * Whether the folder of the registry's storage is the one that the row knows. Where it is not, nothing is written there
+ * until it is back, or is adopted by name.
+ */
 @Injectable()
 export class StorageService {
   private readonly logger = new Logger(StorageService.name);
@@ -38,7 +41,10 @@ export class StorageService {
     return this.config.registry.storageDir;
   }
 
-  /** `registry_storage_changed` or `registry_storage_read_only`, as it is now; undefined when all is well, and before the registry was on for the first time. */
+  /**
+   * `registry_storage_changed` or `registry_storage_read_only`, as it is now; undefined when all is well, and before
+   * the registry was on for the first time.
+   */
   async look({ mode, recordedStorageId, offeredStorageId }: RegistryEntity): Promise<AppError | undefined> {
     if (mode !== 'local' || recordedStorageId === null) return undefined;
     const mark = await this.mark();
@@ -104,8 +110,9 @@ export class StorageService {
   }
 
   /**
-   * The change of the row that makes a folder with another id, or with none, the registry's storage. The id that the registry knows says that only the mark was lost, and is
-   * written anew. Nothing to change when it is that already. Throws `storage_adoption_refused`, `registry_storage_changed` where the folder cannot be looked at.
+   * The change of the row that makes a folder with another id, or with none, the registry's storage. The id that the
+   * registry knows says that only the mark was lost, and is written anew. Nothing to change when it is that already.
+   * Throws `storage_adoption_refused`, `registry_storage_changed` where the folder cannot be looked at.
    */
   async adopt(row: RegistryEntity, storageId: string) {
     const changed = await this.look(row);

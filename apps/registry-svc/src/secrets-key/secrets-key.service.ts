@@ -33,8 +33,9 @@ export class SecretsKeyService {
   }
 
   /**
-   * The file gets the new key before the old one, so that everybody seals with the new and opens with both; then every service seals what it has anew, until two rounds
-   * find nothing more; only then the old key goes. Broken off anywhere, it goes on from what the file and the rows say.
+   * The file gets the new key before the old one, so that everybody seals with the new and opens with both; then every
+   * service seals what it has anew, until two rounds find nothing more; only then the old key goes. Broken off
+   * anywhere, it goes on from what the file and the rows say.
    */
   async run({ signal, progress }: JobContext): Promise<Record<string, unknown>> {
     this.secrets.beginRotation();

@@ -31,7 +31,10 @@ const measureEvery = 30;
 const askEvery = 5;
 const lookEvery = 30;
 
-/** Keeps the engine and its storage in order while nobody asks: after a crash of the engine or of a collection, and after a restart of the machine. */
+/**
+ * Keeps the engine and its storage in order while nobody asks: after a crash of the engine or of a collection, and
+ * after a restart of the machine.
+ */
 @Injectable()
 export class RegistrySupervisor extends BackgroundLoop {
   protected readonly pauseMs = 2_000;

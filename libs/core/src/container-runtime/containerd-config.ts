@@ -7,9 +7,10 @@ import { formatTable, setTomlString } from './toml-edit.js';
 const defaultHostsDir = '/etc/containerd/certs.d';
 
 /**
- * `hosts.toml` of one upstream: everything is pulled from the host's end of the tunnel, and from nowhere else, since `server` takes the place of the
- * upstream. Images are asked for below their upstream where they have such names (`override_path`), else under their flat names.
- * Format: https://github.com/containerd/containerd/blob/main/docs/hosts.md
+ * `hosts.toml` of one upstream: everything is pulled from the host's end of the tunnel, and from nowhere else, since
+ * `server` takes the place of the upstream. Images are asked for below their upstream where they have such names
+ * (`override_path`), else under their flat names. Format:
+ * https://github.com/containerd/containerd/blob/main/docs/hosts.md
  */
 export function renderHostsToml(
   upstream: string,
@@ -25,9 +26,10 @@ export function renderHostsToml(
 }
 
 /**
- * containerd's main configuration with a folder of `hosts.toml` files, and that folder: one that is configured already is used as it is, and the text is
- * returned itself. Comments and everything else stay. `null` is a file that is not there. `major` is containerd's own version, for a file without one.
- * Throws `host_file_refused` when the text is no TOML or cannot be edited without changing more than this.
+ * containerd's main configuration with a folder of `hosts.toml` files, and that folder: one that is configured already
+ * is used as it is, and the text is returned itself. Comments and everything else stay. `null` is a file that is not
+ * there. `major` is containerd's own version, for a file without one. Throws `host_file_refused` when the text is no
+ * TOML or cannot be edited without changing more than this.
  */
 export function setHostsDir(text: string | null, major: number): { text: string; hostsDir: string } {
   const { content, isEmpty, version } = readConfig(text, major);
@@ -36,8 +38,9 @@ export function setHostsDir(text: string | null, major: number): { text: string;
   const present = registry?.config_path;
   if (typeof present === 'string' && present !== '')
     return { text: text ?? '', hostsDir: present.split(':')[0] ?? present };
-  // containerd would start without its CRI plugin. Credentials (`auths`, `configs.*.auth`) may stay; version 2 no longer knows `configs.*.tls`.
-  // Source: https://github.com/containerd/containerd/blob/v1.6.0/pkg/cri/config/config.go#L337
+  // containerd would start without its CRI plugin. Credentials (`auths`, `configs.*.auth`) may stay; version 2 no
+  // longer knows `configs.*.tls`. Source:
+  // https://github.com/containerd/containerd/blob/v1.6.0/pkg/cri/config/config.go#L337
   const configs = Object.values((registry?.configs as Record<string, Record<string, unknown>> | undefined) ?? {});
   const inTheWay = [
     ...(Object.keys((registry?.mirrors as object | undefined) ?? {}).length > 0 ? ['registry.mirrors'] : []),
@@ -56,9 +59,10 @@ export function setHostsDir(text: string | null, major: number): { text: string;
 }
 
 /**
- * What is wrong with the configuration that containerd really uses, as `containerd config dump` or `migrate` prints it: a file that the main one imports replaces the whole section
- * of a plugin that it names. Undefined where images are pulled by `hostsDir`. Throws `host_file_refused` when the text is no TOML.
- * Source: https://github.com/containerd/containerd/blob/v1.6.0/services/server/config/config.go#L299
+ * What is wrong with the configuration that containerd really uses, as `containerd config dump` or `migrate` prints it:
+ * a file that the main one imports replaces the whole section of a plugin that it names. Undefined where images are
+ * pulled by `hostsDir`. Throws `host_file_refused` when the text is no TOML. Source:
+ * https://github.com/containerd/containerd/blob/v1.6.0/services/server/config/config.go#L299
  */
 export function ineffectiveHostsDir(
   { file, text }: { file: string; text: string },
@@ -91,8 +95,9 @@ export function ineffectiveHostsDir(
 }
 
 /**
- * True where the CRI leaves pulls to the transfer service, which knows one folder only: from containerd 2.1 on, unless it is told otherwise, or there are settings that the service lacks.
- * Source: https://github.com/containerd/containerd/blob/v2.4.2/internal/cri/config/config.go#L545
+ * True where the CRI leaves pulls to the transfer service, which knows one folder only: from containerd 2.1 on, unless
+ * it is told otherwise, or there are settings that the service lacks. Source:
+ * https://github.com/containerd/containerd/blob/v2.4.2/internal/cri/config/config.go#L545
  */
 function usesTransferService(images: Record<string, unknown> | undefined): boolean {
   const registry = images?.registry as Record<string, object | undefined> | undefined;
@@ -107,8 +112,8 @@ function usesTransferService(images: Record<string, unknown> | undefined): boole
 }
 
 /**
- * containerd's main configuration with the image of the containers that hold pods together; the text itself when it names that one. `null` and `major` as
- * for `setHostsDir`, `host_file_refused` as there.
+ * containerd's main configuration with the image of the containers that hold pods together; the text itself when it
+ * names that one. `null` and `major` as for `setHostsDir`, `host_file_refused` as there.
  */
 export function setSandboxImage(text: string | null, major: number, image: string): string {
   const { isEmpty, version } = readConfig(text, major);
@@ -117,7 +122,10 @@ export function setSandboxImage(text: string | null, major: number, image: strin
   return setTomlString(base, sandboxTable(version), sandboxKey(version), image);
 }
 
-/** The image that `setSandboxImage` sets; undefined where the text leaves it to containerd. Throws `host_file_refused` when the text is no TOML. */
+/**
+ * The image that `setSandboxImage` sets; undefined where the text leaves it to containerd. Throws `host_file_refused`
+ * when the text is no TOML.
+ */
 export function sandboxImageOf(text: string | null, major: number): string | undefined {
   const { content, version } = readConfig(text, major);
   const image = tableOf(content, sandboxTable(version))?.[sandboxKey(version)];

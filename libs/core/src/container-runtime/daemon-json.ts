@@ -16,8 +16,9 @@ interface Mirrors {
 }
 
 /**
- * Docker's `daemon.json` with `mirror` (`http://127.0.0.1:5100`) as the first of its registry mirrors; every byte that does not speak of it stays. Returns the
- * text itself when it already says so. `null` is a file that is not there. Throws `host_file_refused` for what Docker does not read: it is not ours to repair.
+ * Docker's `daemon.json` with `mirror` (`http://127.0.0.1:5100`) as the first of its registry mirrors; every byte that
+ * does not speak of it stays. Returns the text itself when it already says so. `null` is a file that is not there.
+ * Throws `host_file_refused` for what Docker does not read: it is not ours to repair.
  */
 export function mergeDaemonJson(text: string | null, mirror: string): string {
   const mark = text?.startsWith(bom) ? bom : '';
@@ -38,8 +39,8 @@ export function mergeDaemonJson(text: string | null, mirror: string): string {
 }
 
 /**
- * The opposite of `mergeDaemonJson`: `before` where nothing else was changed since, so also null where there was no file; else the text without the mirror, in
- * which every other byte stays. Throws `host_file_refused`.
+ * The opposite of `mergeDaemonJson`: `before` where nothing else was changed since, so also null where there was no
+ * file; else the text without the mirror, in which every other byte stays. Throws `host_file_refused`.
  */
 export function unmergeDaemonJson(text: string, before: string | null, mirror: string): string | null {
   if (withoutMark(text).trim() === '') return text;
@@ -99,7 +100,9 @@ const leadOf = (text: string, { offset }: Node): string => {
 
 const refuse = (detail: string) => new AppError('host_file_refused', { detail: `daemon.json ${detail}` });
 
-/** Throws `host_file_refused` for what is no JSON object to Docker, which takes neither comments nor a comma at the end. */
+/**
+ * Throws `host_file_refused` for what is no JSON object to Docker, which takes neither comments nor a comma at the end.
+ */
 function read(whole: string): Mirrors {
   const text = withoutMark(whole);
   try {

@@ -12,13 +12,17 @@ export interface Mirrors {
   naming: readonly NameKind[];
 }
 
-/** The path below which the images of an upstream are: its own where they have such names, else none, where flat names are. */
+/**
+ * The path below which the images of an upstream are: its own where they have such names, else none, where flat names
+ * are.
+ */
 const pathOf = (upstream: string, naming: readonly NameKind[]): string =>
   naming.includes('upstream') ? upstream.toLowerCase().replaceAll(':', '_') : '';
 
 /**
- * `/etc/rancher/k3s/registries.yaml`, or `/etc/rancher/rke2/registries.yaml`. Only `--disable-default-registry-endpoint` keeps k3s (1.29 and later) and RKE2
- * from asking the upstream when an image is missing here. Format: https://docs.k3s.io/installation/private-registry
+ * `/etc/rancher/k3s/registries.yaml`, or `/etc/rancher/rke2/registries.yaml`. Only
+ * `--disable-default-registry-endpoint` keeps k3s (1.29 and later) and RKE2 from asking the upstream when an image is
+ * missing here. Format: https://docs.k3s.io/installation/private-registry
  */
 export function renderRegistriesYaml({ upstreams, localRegistry, port, naming }: Mirrors): string {
   const mirror = (name: string, path: string) => [
@@ -35,8 +39,9 @@ export function renderRegistriesYaml({ upstreams, localRegistry, port, naming }:
 }
 
 /**
- * `/etc/containers/registries.conf.d/airdock.conf` for CRI-O, podman and skopeo. The local registry is the `location` of each upstream and not a mirror of it:
- * nobody asks the upstream. Format: https://github.com/containers/image/blob/main/docs/containers-registries.conf.5.md
+ * `/etc/containers/registries.conf.d/airdock.conf` for CRI-O, podman and skopeo. The local registry is the `location`
+ * of each upstream and not a mirror of it: nobody asks the upstream. Format:
+ * https://github.com/containers/image/blob/main/docs/containers-registries.conf.5.md
  */
 export function renderRegistriesConf({ upstreams, localRegistry, port, naming }: Mirrors): string {
   const registry = (prefix: string, path: string) => [

@@ -1,6 +1,7 @@
 /**
- * One change in a TOML text that leaves every other byte as it is: there is no library for that. The text is scanned only for where tables and keys
- * stand; that the result means what it should is checked by a real parser, and what cannot be done this way is refused.
+ * One change in a TOML text that leaves every other byte as it is: there is no library for that. The text is scanned
+ * only for where tables and keys stand; that the result means what it should is checked by a real parser, and what
+ * cannot be done this way is refused.
  */
 import { parse } from 'smol-toml';
 import { AppError } from '../errors.js';

@@ -21,7 +21,10 @@ export function renderRelease(name: string, files: readonly ReleaseFile[], date:
   return `${[...fields, ...sums].join('\n')}\n`;
 }
 
-/** The text of a clear-signed file without its signature, https://www.rfc-editor.org/rfc/rfc9580#section-7; a text that is not signed stays as it is. */
+/**
+ * The text of a clear-signed file without its signature, https://www.rfc-editor.org/rfc/rfc9580#section-7; a text that
+ * is not signed stays as it is.
+ */
 export function withoutSignature(text: string): string {
   const begin = '-----BEGIN PGP SIGNED MESSAGE-----';
   if (!text.startsWith(begin)) return text;

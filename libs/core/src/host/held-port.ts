@@ -1,8 +1,9 @@
 import { ownHeader } from './host-file.js';
 
 /**
- * A port of a host that is the host's own from boot on: a socket unit of systemd listens there and hands connections to a Unix socket, which the tunnel binds. While the
- * tunnel is down whoever connects is sent away at once, and no user of the host can answer in its place.
+ * A port of a host that is the host's own from boot on: a socket unit of systemd listens there and hands connections to
+ * a Unix socket, which the tunnel binds. While the tunnel is down whoever connects is sent away at once, and no user of
+ * the host can answer in its place.
  */
 export interface HeldPort {
   /** What it leads to. */
@@ -51,7 +52,10 @@ export function renderHeldPorts(ports: readonly HeldPort[], holder: PortHolder):
   return files;
 }
 
-/** Both addresses of `localhost`: whoever could answer at one of them would be asked by some programs. See systemd.socket(5). */
+/**
+ * Both addresses of `localhost`: whoever could answer at one of them would be asked by some programs. See
+ * systemd.socket(5).
+ */
 function renderSocket({ name, port }: HeldPort, { hasIpv6 }: PortHolder): string {
   return `${ownHeader}
 [Unit]
@@ -70,7 +74,9 @@ WantedBy=sockets.target
 `;
 }
 
-/** Without rights: the listening socket comes from systemd, and the tunnel's socket is the user's. See systemd.exec(5). */
+/**
+ * Without rights: the listening socket comes from systemd, and the tunnel's socket is the user's. See systemd.exec(5).
+ */
 function renderService({ name }: HeldPort, { proxyd, systemdVersion, userId }: PortHolder): string {
   const limit = systemdVersion >= 233 ? ` --connections-max=${maxConnections}` : '';
   return `${ownHeader}

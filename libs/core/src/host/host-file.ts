@@ -1,7 +1,10 @@
 import { createTwoFilesPatch } from 'diff';
 import { cleanText } from './host-text.js';
 
-/** First line of every file that is Airdock's own, where the format has comments: who removes the file later knows it by this. */
+/**
+ * First line of every file that is Airdock's own, where the format has comments: who removes the file later knows it by
+ * this.
+ */
 export const ownHeader = '# Written by Airdock (configure-hosts). Changes made here are lost when it runs again.';
 
 /** True for a file that Airdock has written as a whole. */
@@ -12,8 +15,9 @@ const maxDiffLength = 20_000;
 const diffBounds = { maxEditLength: 1_000, timeout: 200 };
 
 /**
- * What becomes of a file, as a unified diff; null stands for "not there". Credentials are masked, since diffs are kept with the results of a
- * configuration and lines around a change are shown too. At most 20 000 characters; of files that differ in too many lines only how long they are.
+ * What becomes of a file, as a unified diff; null stands for "not there". Credentials are masked, since diffs are kept
+ * with the results of a configuration and lines around a change are shown too. At most 20 000 characters; of files that
+ * differ in too many lines only how long they are.
  */
 export function fileDiff(path: string, before: string | null, after: string | null): string {
   const [from, to] = [before === null ? '/dev/null' : path, after === null ? '/dev/null' : path];

@@ -1,6 +1,7 @@
 /**
- * What a host says, made harmless for terminals, log lines and answers. Left out are escape sequences (ECMA-48), control characters but for tabs and line
- * ends, and what turns the direction of text or hides in it (Unicode TR 36, bidirectional formatting). Takes time in proportion to the length.
+ * What a host says, made harmless for terminals, log lines and answers. Left out are escape sequences (ECMA-48),
+ * control characters but for tabs and line ends, and what turns the direction of text or hides in it (Unicode TR 36,
+ * bidirectional formatting). Takes time in proportion to the length.
  */
 export function cleanText(text: string, maxLength = 20_000): string {
   const bounded = text.length > maxLength ? `${text.slice(0, maxLength)}…` : text;
@@ -27,7 +28,8 @@ const characters =
   '\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb';
 const unsafe = new RegExp(`[${characters}]`);
 const unsafeAll = new RegExp(`[${characters}]`, 'g');
-// CSI … final byte; OSC, DCS, SOS, PM and APC up to their end; other sequences of two characters. Each part ends where the next can begin.
+// CSI … final byte; OSC, DCS, SOS, PM and APC up to their end; other sequences of two characters. Each part ends where
+// the next can begin.
 const escapeSequences = new RegExp(
   [
     '(?:\\u001b\\[|\\u009b)[0-?]*[ -/]*[@-~]',

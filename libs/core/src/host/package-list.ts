@@ -8,7 +8,10 @@ export interface ServedRepository {
   distributions: readonly string[];
   /** apt with distributions. */
   components: readonly string[];
-  /** yum: the packages are signed themselves, by a key that the site knows; the metadata is signed by the DU in any case. */
+  /**
+   * yum: the packages are signed themselves, by a key that the site knows; the metadata is signed by the DU in any
+   * case.
+   */
   gpgKey?: string | undefined;
 }
 
@@ -43,8 +46,8 @@ export const keyPaths = {
 };
 
 /**
- * `/etc/apt/sources.list.d/airdock.list`, see sources.list(5). Only what the DU has signed is taken: whoever else answers at `baseUrl` on a host, which any of its users may
- * try while the tunnel is down, has not.
+ * `/etc/apt/sources.list.d/airdock.list`, see sources.list(5). Only what the DU has signed is taken: whoever else
+ * answers at `baseUrl` on a host, which any of its users may try while the tunnel is down, has not.
  */
 export function renderAptList(repositories: readonly ServedRepository[], baseUrl: string, codename: string): string {
   const lines = repositories.map(
@@ -54,7 +57,10 @@ export function renderAptList(repositories: readonly ServedRepository[], baseUrl
   return `${[ownHeader, ...lines].join('\n')}\n`;
 }
 
-/** `/etc/yum.repos.d/airdock.repo`, see dnf.conf(5). A tunnel that is down must not keep the host from its other repositories. */
+/**
+ * `/etc/yum.repos.d/airdock.repo`, see dnf.conf(5). A tunnel that is down must not keep the host from its other
+ * repositories.
+ */
 export function renderYumRepo(repositories: readonly ServedRepository[], baseUrl: string, release: string): string {
   const sections = repositories.map(({ name, distributions, gpgKey }) =>
     [
@@ -67,7 +73,8 @@ export function renderYumRepo(repositories: readonly ServedRepository[], baseUrl
       `gpgcheck=${gpgKey ? 1 : 0}`,
       `gpgkey=${[keyPaths.redhat, ...(gpgKey ? [keyPaths.vendor(name)] : [])].map((path) => `file://${path}`).join(' ')}`,
       'skip_if_unavailable=1',
-      // What the site brings is not for the distribution's modules to filter out. yum of version 7 does not know the key, and leaves it alone.
+      // What the site brings is not for the distribution's modules to filter out. yum of version 7 does not know the
+      // key, and leaves it alone.
       'module_hotfixes=1',
       'proxy=_none_',
     ].join('\n'),

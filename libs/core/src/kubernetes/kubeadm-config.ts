@@ -1,6 +1,6 @@
 /**
- * The files that kubeadm makes nodes by, as text, and what has to be known about its versions for that.
- * Format: https://kubernetes.io/docs/reference/config-api/kubeadm-config.v1beta4/ and its predecessors v1beta2, v1beta3.
+ * The files that kubeadm makes nodes by, as text, and what has to be known about its versions for that. Format:
+ * https://kubernetes.io/docs/reference/config-api/kubeadm-config.v1beta4/ and its predecessors v1beta2, v1beta3.
  */
 import { AppError } from '../errors.js';
 import { type KubernetesVersion, parseKubernetesVersion } from '../kubernetes-version.js';
@@ -16,7 +16,10 @@ export interface NodeSettings {
   pauseImage: string;
   /** As Kubernetes shows it: lower case. */
   nodeName: string;
-  /** Where the API server of a control plane is found; undefined leaves it to kubeadm, which takes the address of the default route. */
+  /**
+   * Where the API server of a control plane is found; undefined leaves it to kubeadm, which takes the address of the
+   * default route.
+   */
   advertiseAddress: string | undefined;
 }
 
@@ -40,7 +43,10 @@ export interface JoinSettings extends NodeSettings {
 /** How long a token is good that a node joins with. */
 export const tokenTtl = '15m0s';
 
-/** `1.20.11` or `1.20.11-pmk.2038` as kubeadm, packages and images have it: `1.20.11`. Throws `kubernetes_version_unsupported`. */
+/**
+ * `1.20.11` or `1.20.11-pmk.2038` as kubeadm, packages and images have it: `1.20.11`. Throws
+ * `kubernetes_version_unsupported`.
+ */
 export function plainVersion(text: string): string {
   const { major, minor, patch } = parseKubernetesVersion(text);
   return `${major}.${minor}.${patch}`;
@@ -50,8 +56,8 @@ export function plainVersion(text: string): string {
 const isFrom = ({ major, minor }: KubernetesVersion, from: number): boolean => major > 1 || minor >= from;
 
 /**
- * v1beta2 is read by kubeadm 1.15 to 1.26, v1beta3 from 1.22 on, v1beta4 from 1.31 on. Of the fields used here v1beta4 alone differs: extra arguments of the
- * kubelet are a list of `name` and `value` there, not a map.
+ * v1beta2 is read by kubeadm 1.15 to 1.26, v1beta3 from 1.22 on, v1beta4 from 1.31 on. Of the fields used here v1beta4
+ * alone differs: extra arguments of the kubelet are a list of `name` and `value` there, not a map.
  */
 export function kubeadmApiVersion(kubernetesVersion: string): 'v1beta2' | 'v1beta3' | 'v1beta4' {
   const version = parseKubernetesVersion(kubernetesVersion);
@@ -59,7 +65,10 @@ export function kubeadmApiVersion(kubernetesVersion: string): 'v1beta2' | 'v1bet
   return isFrom(version, 22) ? 'v1beta3' : 'v1beta2';
 }
 
-/** Where the kubelet finds the runtime. Throws `runtime_unsupported` for Docker from Kubernetes 1.24 on, which has no shim for it any more. */
+/**
+ * Where the kubelet finds the runtime. Throws `runtime_unsupported` for Docker from Kubernetes 1.24 on, which has no
+ * shim for it any more.
+ */
 export function criSocketOf(runtime: 'docker' | 'containerd', kubernetesVersion: string): string {
   const hasShim = !isFrom(parseKubernetesVersion(kubernetesVersion), 24);
   if (runtime === 'docker') {
@@ -72,10 +81,11 @@ export function criSocketOf(runtime: 'docker' | 'containerd', kubernetesVersion:
 const dockerShim = '/var/run/dockershim.sock';
 
 /**
- * What `dns.imageRepository` has to be for CoreDNS to have the name in the local registry that the flat rewriting gave it, as all other images have;
- * undefined where nothing has to be said. Upstream it is `k8s.gcr.io/coredns` up to Kubernetes 1.20 and `k8s.gcr.io/coredns/coredns` from 1.21 on, so here it is
- * `REPOSITORY/coredns` and `REPOSITORY/coredns/coredns`. kubeadm 1.21.0 and 1.21.1 ask for just that; from 1.21.2 on kubeadm appends `coredns` once to any
- * repository but its own default: https://github.com/kubernetes/kubernetes/pull/102502
+ * What `dns.imageRepository` has to be for CoreDNS to have the name in the local registry that the flat rewriting gave
+ * it, as all other images have; undefined where nothing has to be said. Upstream it is `k8s.gcr.io/coredns` up to
+ * Kubernetes 1.20 and `k8s.gcr.io/coredns/coredns` from 1.21 on, so here it is `REPOSITORY/coredns` and
+ * `REPOSITORY/coredns/coredns`. kubeadm 1.21.0 and 1.21.1 ask for just that; from 1.21.2 on kubeadm appends `coredns`
+ * once to any repository but its own default: https://github.com/kubernetes/kubernetes/pull/102502
  */
 export function dnsRepositoryOf(imageRepository: string, kubernetesVersion: string): string | undefined {
   const { major, minor, patch } = parseKubernetesVersion(kubernetesVersion);
@@ -84,8 +94,8 @@ export function dnsRepositoryOf(imageRepository: string, kubernetesVersion: stri
 }
 
 /**
- * The file of `kubeadm init`: InitConfiguration, ClusterConfiguration, KubeletConfiguration. It has no secrets: kubeadm makes the first token by itself, and
- * here it only hears that it is good for 15 minutes, not 24 hours.
+ * The file of `kubeadm init`: InitConfiguration, ClusterConfiguration, KubeletConfiguration. It has no secrets: kubeadm
+ * makes the first token by itself, and here it only hears that it is good for 15 minutes, not 24 hours.
  */
 export function renderInitConfig(settings: InitSettings): string {
   const { kubernetesVersion, imageRepository, podSubnet, serviceSubnet, controlPlaneEndpoint, advertiseAddress } =
@@ -146,7 +156,10 @@ interface Fields {
 const renderDocuments = (documents: Fields[]): string =>
   documents.map((fields) => `---\n${render(fields, '')}`).join('');
 
-/** As YAML in block style. All strings are quoted as in JSON, which YAML 1.2 contains: none can be taken for something else, nor end early. */
+/**
+ * As YAML in block style. All strings are quoted as in JSON, which YAML 1.2 contains: none can be taken for something
+ * else, nor end early.
+ */
 function render(fields: Fields, indent: string): string {
   return Object.entries(fields)
     .map(([key, value]) => {

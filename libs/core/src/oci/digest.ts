@@ -1,6 +1,9 @@
 import { createHash, type Hash } from 'node:crypto';
 
-/** A digest as OCI writes it: `sha256:` and 64 hex digits. Source: https://github.com/opencontainers/image-spec/blob/main/descriptor.md#digests */
+/**
+ * A digest as OCI writes it: `sha256:` and 64 hex digits. Source:
+ * https://github.com/opencontainers/image-spec/blob/main/descriptor.md#digests
+ */
 export type Digest = `sha256:${string}`;
 
 const pattern = /^sha256:[0-9a-f]{64}$/;

@@ -3,7 +3,10 @@ import { AppError } from '../errors.js';
 import type { OddEntry } from './manifest.js';
 import { parseStrictJson } from './strict-json.js';
 
-/** One image of a docker-archive's `manifest.json`. Source: https://github.com/moby/docker-image-spec/blob/main/v1.2.md#combined-image-json--filesystem-changeset-format */
+/**
+ * One image of a docker-archive's `manifest.json`. Source:
+ * https://github.com/moby/docker-image-spec/blob/main/v1.2.md#combined-image-json--filesystem-changeset-format
+ */
 export interface DockerArchiveImage {
   /** Member name of the image configuration: `<hex>.json`, since Docker 25 `blobs/sha256/<hex>`. */
   config: string;
@@ -26,8 +29,8 @@ const imageSchema = z.looseObject({
 const archiveSchema = z.array(z.unknown()).max(10_000);
 
 /**
- * Reads the `manifest.json` of a docker-archive; an entry that is none is told in `odd`. Throws `bundle_corrupt`, `bundle_format_unknown` and
- * `bundle_too_large` for what is wrong with all of it.
+ * Reads the `manifest.json` of a docker-archive; an entry that is none is told in `odd`. Throws `bundle_corrupt`,
+ * `bundle_format_unknown` and `bundle_too_large` for what is wrong with all of it.
  */
 export function parseDockerArchive(bytes: Uint8Array): { images: DockerArchiveImage[]; odd: OddEntry[] } {
   const entries = parseList(bytes);
@@ -82,7 +85,9 @@ function nameOf(entry: unknown): string | null {
   return typeof first === 'string' && first !== '' ? first.slice(0, 512) : null;
 }
 
-/** What is in a `manifest.json` that has nothing of Docker's: imgpkg and web applications have files of this name too. */
+/**
+ * What is in a `manifest.json` that has nothing of Docker's: imgpkg and web applications have files of this name too.
+ */
 function otherKeys(json: unknown): string[] | undefined {
   if (typeof json !== 'object' || json === null || Array.isArray(json)) return undefined;
   const keys = Object.keys(json);

@@ -134,8 +134,9 @@ const configSchema = z.looseObject({
 });
 
 /**
- * Reads the bytes of a manifest or an index. `mediaType` is what the descriptor or the response header says; without it the document's own
- * field, and without that its shape decides. Throws `digest_unsupported`, and `bundle_corrupt` for anything that is neither (also Docker schema 1).
+ * Reads the bytes of a manifest or an index. `mediaType` is what the descriptor or the response header says; without it
+ * the document's own field, and without that its shape decides. Throws `digest_unsupported`, and `bundle_corrupt` for
+ * anything that is neither (also Docker schema 1).
  */
 export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManifest | ImageIndex {
   const corrupt = (detail: string, cause?: unknown) => new AppError('bundle_corrupt', { detail }, { cause });
@@ -154,7 +155,8 @@ export function parseManifest(bytes: Uint8Array, mediaType?: string): ImageManif
       detail: 'a manifest refers to something by another digest than sha256',
     });
   }
-  // An index that is a manifest too is one of them to each reader. Source: https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh
+  // An index that is a manifest too is one of them to each reader. Source:
+  // https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh
   if (isIndex && ['layers', 'config'].some((key) => key in (json as object)))
     throw corrupt('a manifest is an index too');
   if (!parsed.success) throw corrupt(`a manifest is not valid: ${z.prettifyError(parsed.error).slice(0, 500)}`);
@@ -176,8 +178,8 @@ export interface OddEntry {
 }
 
 /**
- * An index that nobody takes as a whole, such as a layout's `index.json`: where it is not valid, each of its entries counts by itself. Throws as `parseManifest` where none of them is the
- * reason.
+ * An index that nobody takes as a whole, such as a layout's `index.json`: where it is not valid, each of its entries
+ * counts by itself. Throws as `parseManifest` where none of them is the reason.
  */
 export function parseEntries(bytes: Uint8Array): { manifests: Descriptor[]; odd: OddEntry[] } {
   try {
@@ -236,8 +238,9 @@ const digestsIn = (value: unknown): Digest[] =>
   [...new Set(JSON.stringify(value).match(/sha256:[0-9a-f]{64}/g) ?? [])] as Digest[];
 
 /**
- * What has to stay for a manifest to be complete, read with as little understanding as possible: also kinds that Airdock does not move, such as Docker's
- * schema 1, and keys that only Go takes for the same. Rather too much than too little. Throws `bundle_corrupt` for what is no JSON object.
+ * What has to stay for a manifest to be complete, read with as little understanding as possible: also kinds that
+ * Airdock does not move, such as Docker's schema 1, and keys that only Go takes for the same. Rather too much than too
+ * little. Throws `bundle_corrupt` for what is no JSON object.
  */
 export function manifestReferences(bytes: Uint8Array): ManifestReferences {
   let document: unknown;
@@ -262,7 +265,10 @@ export function manifestReferences(bytes: Uint8Array): ManifestReferences {
   };
 }
 
-/** The bytes of an index with some of its manifests only; everything else stays as it is. Another digest, so signatures of the whole do not hold for it. */
+/**
+ * The bytes of an index with some of its manifests only; everything else stays as it is. Another digest, so signatures
+ * of the whole do not hold for it.
+ */
 export function filterIndex(bytes: Uint8Array, keep: (digest: Digest) => boolean): Buffer {
   const index = JSON.parse(Buffer.from(bytes).toString('utf8')) as { manifests: { digest: Digest }[] };
   return Buffer.from(JSON.stringify({ ...index, manifests: index.manifests.filter(({ digest }) => keep(digest)) }));
@@ -273,8 +279,8 @@ export const isIndexMediaType = (mediaType: string): boolean =>
 export const isManifestMediaType = (mediaType: string): boolean => manifestMediaTypes.includes(mediaType);
 
 /**
- * Platform and layer identities of an image configuration; no identities when it does not speak of layers. With `strict` it must be JSON that every
- * reader understands alike. Throws `bundle_corrupt`.
+ * Platform and layer identities of an image configuration; no identities when it does not speak of layers. With
+ * `strict` it must be JSON that every reader understands alike. Throws `bundle_corrupt`.
  */
 export function parseImageConfig(
   bytes: Uint8Array,

@@ -33,8 +33,8 @@ const canonicalRegistry = (registry: string): string =>
   registry.replace(/^\[.+\]/, (address) => new URL(`http://${address}`).hostname);
 
 /**
- * Reads a reference the way Docker does: without a registry it is Docker Hub's, a one-word Docker Hub name is in `library/`,
- * and without tag or digest the tag is `latest`. Throws `reference_invalid`.
+ * Reads a reference the way Docker does: without a registry it is Docker Hub's, a one-word Docker Hub name is in
+ * `library/`, and without tag or digest the tag is `latest`. Throws `reference_invalid`.
  */
 export function parseReference(text: string): Reference {
   const invalid = (detail: string) => new AppError('reference_invalid', { detail, reference: text.slice(0, 300) });
@@ -99,9 +99,10 @@ export const nameKinds = ['flat', 'upstream'] as const;
 export type NameKind = (typeof nameKinds)[number];
 
 /**
- * The names that an upstream image gets in the local registry, the one that PMK uses first. Official Docker Hub images have both `nginx` and
- * `library/nginx` as flat names. The first is where the bytes go; the others are mounts. An upstream's port is written with `_`, and an IPv6 address as
- * `ipv6-fd00-0-0-0-0-0-0-10`, since `:` cannot stand in a path.
+ * The names that an upstream image gets in the local registry, the one that PMK uses first. Official Docker Hub images
+ * have both `nginx` and `library/nginx` as flat names. The first is where the bytes go; the others are mounts. An
+ * upstream's port is written with `_`, and an IPv6 address as `ipv6-fd00-0-0-0-0-0-0-10`, since `:` cannot stand in a
+ * path.
  */
 export function localReferences(
   upstream: Reference,
@@ -126,7 +127,10 @@ function pathOfRegistry(registry: string): string {
   return `ipv6-${groups.map((group) => Number.parseInt(group, 16).toString(16)).join('-')}${port && `_${port}`}`;
 }
 
-/** The upstream whose name below its upstream this is: `k8s.gcr.io/pause` → `k8s.gcr.io`, `pause`. Undefined for a flat name. */
+/**
+ * The upstream whose name below its upstream this is: `k8s.gcr.io/pause` → `k8s.gcr.io`, `pause`. Undefined for a flat
+ * name.
+ */
 export function upstreamOf({
   repository,
   tag,

@@ -3,10 +3,14 @@ import { type Descriptor, type ImageManifest, mediaTypes, type Platform } from '
 /**
  * The one answer to "does this image run there?". It has three parts:
  *
- * - A manifest is an image when its configuration is of an image's type and speaks of layers and of a platform, and all of its layers are such as a runtime unpacks.
- *   Charts, files, signatures, what is encrypted and what lies with its vendor run nowhere: they are needed in the registry only.
- * - A platform runs what is made for it and for the lesser variants of its architecture, as containerd matches them: `arm64` is `arm64/v8`, `arm` is `arm/v7`, which
- *   runs v6 and v5 too; `amd64` is its first level, and `amd64/v3` runs v2 and v1 too. Source: https://github.com/containerd/platforms/blob/main/compare.go
+ * - A manifest is an image when its configuration is of an image's type and speaks of layers and of a platform, and all
+ *   of its layers are such as a runtime unpacks.
+ *   Charts, files, signatures, what is encrypted and what lies with its vendor run nowhere: they are needed in the
+ *   registry only.
+ * - A platform runs what is made for it and for the lesser variants of its architecture, as containerd matches them:
+ *   `arm64` is `arm64/v8`, `arm` is `arm/v7`, which
+ *   runs v6 and v5 too; `amd64` is its first level, and `amd64/v3` runs v2 and v1 too. Source:
+ *   https://github.com/containerd/platforms/blob/main/compare.go
  * - Layers compressed with zstd need Docker 23 or containerd 1.5.
  */
 export interface Runnable {
@@ -81,7 +85,10 @@ export function matchesPlatform(own: string, platform: string): boolean {
   return Number(needed[1]) < Number(has[1]) || (needed[1] === has[1] && Number(needed[2] ?? 0) <= Number(has[2] ?? 0));
 }
 
-/** For selections, which come before the hosts are known: a platform without a variant stands for all of its variants, one with a variant for what runs there. */
+/**
+ * For selections, which come before the hosts are known: a platform without a variant stands for all of its variants,
+ * one with a variant for what runs there.
+ */
 export function isPlatformWanted(own: string, wanted: string): boolean {
   const [made, asked] = [parsePlatform(own), parsePlatform(wanted)];
   return wanted.split('/').length < 3
@@ -90,8 +97,8 @@ export function isPlatformWanted(own: string, wanted: string): boolean {
 }
 
 /**
- * All texts of platforms that `isPlatformWanted` is true for, where such are kept as text; one that ends in `/` stands for all that begin so. Variants are known up to
- * v9, minor ones not at all.
+ * All texts of platforms that `isPlatformWanted` is true for, where such are kept as text; one that ends in `/` stands
+ * for all that begin so. Variants are known up to v9, minor ones not at all.
  */
 export function platformTexts(wanted: string): string[] {
   const { os, architecture } = parsePlatform(wanted);
@@ -102,7 +109,10 @@ export function platformTexts(wanted: string): string[] {
   );
 }
 
-/** Names that mean the same as others, as Go, dpkg and the kernel have them. Source: https://github.com/containerd/platforms/blob/main/database.go */
+/**
+ * Names that mean the same as others, as Go, dpkg and the kernel have them. Source:
+ * https://github.com/containerd/platforms/blob/main/database.go
+ */
 const otherNames: Record<string, [architecture: string, variant?: string]> = {
   x86_64: ['amd64'],
   'x86-64': ['amd64'],

@@ -10,8 +10,9 @@ interface Selectable {
 }
 
 /**
- * The images that a selection names, in their own order. A pattern has `*` for any characters and `?` for one; anything else is a reference as Docker reads it, whose
- * digest, if it has one beside its tag, must be that of the image. Throws `image_not_found` with everything that names nothing.
+ * The images that a selection names, in their own order. A pattern has `*` for any characters and `?` for one; anything
+ * else is a reference as Docker reads it, whose digest, if it has one beside its tag, must be that of the image. Throws
+ * `image_not_found` with everything that names nothing.
  */
 export function selectImages<T extends Selectable>(
   images: readonly T[],
@@ -47,7 +48,10 @@ function referenceOrNothing(text: string): Reference | undefined {
   }
 }
 
-/** A pattern as `selectImages` has them. In steps of at most the product of both lengths, whatever the pattern: it comes from a request. */
+/**
+ * A pattern as `selectImages` has them. In steps of at most the product of both lengths, whatever the pattern: it comes
+ * from a request.
+ */
 export function matchesPattern(name: string, pattern: string): boolean {
   let at = 0;
   let star = -1;

@@ -1,16 +1,22 @@
 import { assertJsonBounds } from '../bounded-json.js';
 
 /**
- * JSON that every reader understands alike. A manifest is read here, by the registry and by what runs the image, in different languages; where they
- * would see different things it is refused.
+ * JSON that every reader understands alike. A manifest is read here, by the registry and by what runs the image, in
+ * different languages; where they would see different things it is refused.
  */
 
 /** Deeper than any document of an image, and far less than what makes parsers fail. */
 const maxDepth = 100;
-/** Many times what the largest index, manifest or configuration has: beyond that not the bytes cost time, but what is in them. */
+/**
+ * Many times what the largest index, manifest or configuration has: beyond that not the bytes cost time, but what is in
+ * them.
+ */
 export const documentBounds = { maxBytes: 16 * 1024 * 1024, maxValues: 300_000, maxMembers: 10_000, maxDepth };
 
-/** Parses UTF-8 without a byte order mark. Throws a SyntaxError for what is no JSON, for repeated keys, for more than 100 levels, and for more values than a document has. */
+/**
+ * Parses UTF-8 without a byte order mark. Throws a SyntaxError for what is no JSON, for repeated keys, for more than
+ * 100 levels, and for more values than a document has.
+ */
 export function parseStrictJson(bytes: Uint8Array): unknown {
   assertJsonBounds(bytes, documentBounds);
   let text: string;

@@ -1,6 +1,6 @@
 /**
- * The body of qbert's `POST /clusters`. Source: the API document that Platform9 publishes with its Terraform provider, `cluster_details_for_post` in
- * https://github.com/platform9/terraform-provider-pf9/blob/main/openapi-spec/pf9-2.0.yml
+ * The body of qbert's `POST /clusters`. Source: the API document that Platform9 publishes with its Terraform provider,
+ * `cluster_details_for_post` in https://github.com/platform9/terraform-provider-pf9/blob/main/openapi-spec/pf9-2.0.yml
  */
 import { AppError } from '../errors.js';
 import { isRegistry } from '../oci/reference.js';
@@ -65,8 +65,9 @@ export interface PmkCreateBody extends Partial<Record<PmkRegistryField, string>>
 }
 
 /**
- * The body that creates a cluster. Throws `pmk_field_invalid` for a registry with a scheme or a path, which PMK takes and its nodes fail with (a `sed` with `/`
- * as its delimiter), and for one half of a virtual IP. All else is left to PMK to judge.
+ * The body that creates a cluster. Throws `pmk_field_invalid` for a registry with a scheme or a path, which PMK takes
+ * and its nodes fail with (a `sed` with `/` as its delimiter), and for one half of a virtual IP. All else is left to
+ * PMK to judge.
  */
 export function pmkCreateBody(request: PmkClusterRequest): PmkCreateBody {
   const {

@@ -13,8 +13,9 @@ import {
 import { type FileSpan, type OnPiece, SourceFile } from './read-pieces.js';
 
 /**
- * A file that is written from beginning to end, past the page cache where the file system allows it (O_DIRECT): large blobs are not read again soon, and
- * filling the cache with them takes longer than hashing them. Elsewhere, e.g. on tmpfs, it is an ordinary file. `close` must be called, also after a failure.
+ * A file that is written from beginning to end, past the page cache where the file system allows it (O_DIRECT): large
+ * blobs are not read again soon, and filling the cache with them takes longer than hashing them. Elsewhere, e.g. on
+ * tmpfs, it is an ordinary file. `close` must be called, also after a failure.
  */
 export class DirectFile {
   /** While one piece is being written the other one fills. */
@@ -88,7 +89,10 @@ export class DirectFile {
     }
   }
 
-  /** Copies a part of another file; `onPiece` looks at the bytes while they are written. Ends early where that file ends. */
+  /**
+   * Copies a part of another file; `onPiece` looks at the bytes while they are written. Ends early where that file
+   * ends.
+   */
   async appendFrom(source: FileSpan, onPiece: OnPiece): Promise<void> {
     const input = await SourceFile.open(source, { isAligned: this.isDirect && this.filled === 0 });
     try {

@@ -12,9 +12,9 @@ export interface DurableOptions {
 }
 
 /**
- * Writes a file so that it is either there in full, also after a power cut, or not there at all: temporary file, fsync, rename, fsync of the
- * folder. Destroys the stream. Removes the temporary file when it fails; a killed process leaves a `.part` file. Throws `space_insufficient`,
- * the signal's reason, and what the stream throws.
+ * Writes a file so that it is either there in full, also after a power cut, or not there at all: temporary file, fsync,
+ * rename, fsync of the folder. Destroys the stream. Removes the temporary file when it fails; a killed process leaves a
+ * `.part` file. Throws `space_insufficient`, the signal's reason, and what the stream throws.
  */
 export async function writeDurably(
   path: string,

@@ -1,6 +1,7 @@
 /**
- * Whether the folder that is there is the one that was there before. A disk that is not mounted leaves an empty folder, and another disk may be mounted in its place: so each
- * folder with state has a file with an id, and whoever keeps the state knows the id. Empty is never taken for new where an id is known.
+ * Whether the folder that is there is the one that was there before. A disk that is not mounted leaves an empty folder,
+ * and another disk may be mounted in its place: so each folder with state has a file with an id, and whoever keeps the
+ * state knows the id. Empty is never taken for new where an id is known.
  */
 import { randomUUID } from 'node:crypto';
 import { stat } from 'node:fs/promises';
@@ -9,7 +10,10 @@ import { AppError } from '@airdock/core/errors';
 import { writeDurably } from './durable-file.js';
 import { openRegularFile } from './regular-file.js';
 
-/** absent: no such folder; unmarked: no such file in it; damaged: the file holds no id; unreadable: neither could be told. */
+/**
+ * absent: no such folder; unmarked: no such file in it; damaged: the file holds no id; unreadable: neither could be
+ * told.
+ */
 export type FolderMark =
   | { state: 'marked'; id: string }
   | { state: 'absent' | 'unmarked' | 'damaged' | 'unreadable'; why: string };
@@ -17,7 +21,10 @@ export type FolderMark =
 const idPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const maxMarkBytes = 128;
 
-/** Never throws. Whoever else may write to the folder cannot have another file of this machine read: see `openRegularFile`. */
+/**
+ * Never throws. Whoever else may write to the folder cannot have another file of this machine read: see
+ * `openRegularFile`.
+ */
 export async function readFolderMark(folder: string, name: string): Promise<FolderMark> {
   try {
     await stat(folder);
@@ -57,7 +64,10 @@ export async function writeFolderMark(folder: string, name: string, id: string):
   await writeDurably(join(folder, name), Buffer.from(`${id}\n`));
 }
 
-/** The id of a folder of which none is known yet: its own, or one that it gets now. Throws what the disk throws, also when it could not be told. */
+/**
+ * The id of a folder of which none is known yet: its own, or one that it gets now. Throws what the disk throws, also
+ * when it could not be told.
+ */
 export async function ensureFolderMark(folder: string, name: string): Promise<string> {
   const mark = await readFolderMark(folder, name);
   if (mark.state === 'marked') return mark.id;

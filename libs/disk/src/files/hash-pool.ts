@@ -14,8 +14,8 @@ const maxThreads = 4;
 /** A running digest; its calls are worked off in their order. */
 export interface PooledDigest {
   /**
-   * Resolves when the bytes are hashed: until then their memory must stay as it is. Bytes in a `SharedArrayBuffer` are not copied. A caller may go on without
-   * waiting.
+   * Resolves when the bytes are hashed: until then their memory must stay as it is. Bytes in a `SharedArrayBuffer` are
+   * not copied. A caller may go on without waiting.
    */
   update(chunk: Uint8Array): Promise<void>;
   /** Of everything until here; more may follow. */
@@ -165,7 +165,10 @@ export interface DigestFileOptions {
   size?: number;
 }
 
-/** The digest of a file, or of that part of it which is there. Throws what opening and reading throw, and the signal's reason. */
+/**
+ * The digest of a file, or of that part of it which is there. Throws what opening and reading throw, and the signal's
+ * reason.
+ */
 export async function digestOfFile(
   path: string,
   { offset = 0, size = Number.POSITIVE_INFINITY, ...options }: DigestFileOptions = {},

@@ -1,4 +1,7 @@
-/** Hashes for `hash-pool.ts` in a thread of its own. Imports Node.js only, and has no syntax that type stripping does not take: specs run this file as it is. */
+/**
+ * Hashes for `hash-pool.ts` in a thread of its own. Imports Node.js only, and has no syntax that type stripping does
+ * not take: specs run this file as it is.
+ */
 import { createHash, type Hash } from 'node:crypto';
 import { readlinkSync } from 'node:fs';
 import { setPriority } from 'node:os';
@@ -20,7 +23,8 @@ export interface HashAnswer {
 
 const hashes = new Map<number, Hash>();
 
-// Where processors are few the main thread goes first. On Linux a priority is a thread's own; the link ends with its number.
+// Where processors are few the main thread goes first. On Linux a priority is a thread's own; the link ends with its
+// number.
 try {
   setPriority(Number(readlinkSync('/proc/thread-self').split('/').at(-1)), 5);
 } catch {

@@ -3,8 +3,8 @@ import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
 /**
- * The text of a file with a secret (0600), made by `make` when there is none. Safe when several processes start at once: whoever comes first has made it for all, and nobody
- * sees a part of it.
+ * The text of a file with a secret (0600), made by `make` when there is none. Safe when several processes start at
+ * once: whoever comes first has made it for all, and nobody sees a part of it.
  */
 export async function readOrMakeOnce(path: string, make: () => string | Promise<string>): Promise<string> {
   try {

@@ -1,12 +1,15 @@
-/** Writing to folders that others can write to as well, such as the storage of a registry that somebody may have taken over, or a backup store on a stick. */
+/**
+ * Writing to folders that others can write to as well, such as the storage of a registry that somebody may have taken
+ * over, or a backup store on a stick.
+ */
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
 import { mkdir, open, readlink, realpath, rename, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 
 /**
- * Makes the folder of `path`, and calls `write` with a path that leads there whatever becomes of the folder's name. Throws where a link below `root` leads to it: whoever made
- * that could have us write, or replace files, anywhere.
+ * Makes the folder of `path`, and calls `write` with a path that leads there whatever becomes of the folder's name.
+ * Throws where a link below `root` leads to it: whoever made that could have us write, or replace files, anywhere.
  */
 export async function writeBelow<T>(root: string, path: string, write: (path: string) => Promise<T>): Promise<T> {
   const folder = dirname(path);
@@ -22,7 +25,9 @@ export async function writeBelow<T>(root: string, path: string, write: (path: st
   }
 }
 
-/** Writes a small file as `writeBelow` does. It takes the place of whatever is there in one step, and follows no link. */
+/**
+ * Writes a small file as `writeBelow` does. It takes the place of whatever is there in one step, and follows no link.
+ */
 export const replaceBelow = (root: string, path: string, content: string): Promise<void> =>
   writeBelow(root, path, async (to) => {
     const fresh = `${to}.${randomUUID()}`;

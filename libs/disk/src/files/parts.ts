@@ -1,7 +1,8 @@
 /**
- * Unfinished files and folders, `<subject>.<owner>.<id>.part`, that outlive the process which made them, so that the next one goes on from there. The owner is a
- * process of this boot and PID namespace, by its number and start time: numbers are used again. Another machine's or container's is never taken over, since
- * nobody here can tell whether it still writes.
+ * Unfinished files and folders, `<subject>.<owner>.<id>.part`, that outlive the process which made them, so that the
+ * next one goes on from there. The owner is a process of this boot and PID namespace, by its number and start time:
+ * numbers are used again. Another machine's or container's is never taken over, since nobody here can tell whether it
+ * still writes.
  */
 import { randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
@@ -67,7 +68,10 @@ const partPath = (folder: string, subject: string, of: string, id: string): stri
 export const newPart = (folder: string, subject: string): string =>
   partPath(folder, subject, owner?.name ?? 'unknown', randomUUID());
 
-/** Takes over a part of `subject` that was given up, or whose process is dead. Of several who try, one gets it. Undefined when there is none. */
+/**
+ * Takes over a part of `subject` that was given up, or whose process is dead. Of several who try, one gets it.
+ * Undefined when there is none.
+ */
 export async function takePart(folder: string, subject: string): Promise<string | undefined> {
   if (!owner) return undefined;
   for (const name of await readdir(folder).catch(() => [])) {

@@ -20,7 +20,10 @@ export function settledLater(first: Promise<unknown>, second: Promise<unknown> |
   return all;
 }
 
-/** Pieces that are not in use: new memory costs a fault for each of its pages, and finding out where a disk takes it from takes tries. */
+/**
+ * Pieces that are not in use: new memory costs a fault for each of its pages, and finding out where a disk takes it
+ * from takes tries.
+ */
 const alignedPool: Buffer[] = [];
 const ordinaryPool: Buffer[] = [];
 const maxOrdinary = 16;
@@ -37,11 +40,13 @@ export function giveBack(memories: readonly Buffer[]): void {
 }
 
 /**
- * Memory that the disk takes direct reads and writes from: it has to begin at a multiple of some power of two that nobody tells, and where memory begins is not
- * told either, so it is tried at the start of the file, of which a new one is empty. Undefined when no place suits.
+ * Memory that the disk takes direct reads and writes from: it has to begin at a multiple of some power of two that
+ * nobody tells, and where memory begins is not told either, so it is tried at the start of the file, of which a new one
+ * is empty. Undefined when no place suits.
  *
- * A multiple of 512 may be taken, but was written at a tenth of the speed of a whole page. The C library maps what is larger than 32 MiB, whatever was
- * freed before, and puts 16 bytes in front of it: so several pieces are made at once, and the first try finds a page.
+ * A multiple of 512 may be taken, but was written at a tenth of the speed of a whole page. The C library maps what is
+ * larger than 32 MiB, whatever was freed before, and puts 16 bytes in front of it: so several pieces are made at once,
+ * and the first try finds a page.
  */
 export async function alignedMemory(handle: FileHandle, by: 'read' | 'write'): Promise<Buffer | undefined> {
   const pooled = alignedPool.pop();

@@ -27,14 +27,18 @@ export interface FileSpan {
 /** Sees bytes in memory that is used again once the promise resolves. May throw, which ends the work. */
 export type OnPiece = (bytes: Buffer) => Promise<unknown> | undefined;
 
-/** A read that is faster came out of the page cache, or from a disk for which the way there makes no difference. Bytes per millisecond. */
+/**
+ * A read that is faster came out of the page cache, or from a disk for which the way there makes no difference. Bytes
+ * per millisecond.
+ */
 const cachedRate = 800_000;
 /** After a slower read so many pieces are read past the page cache before it is tried again. */
 const directPieces = 8;
 
 /**
- * A file whose bytes come from the page cache as long as they are there, and past it otherwise, while the file system allows that: what was carried in just now is
- * in memory, at several times the speed of a disk; what is not would only push out what others need. Node.js cannot ask which it is, so a read is timed.
+ * A file whose bytes come from the page cache as long as they are there, and past it otherwise, while the file system
+ * allows that: what was carried in just now is in memory, at several times the speed of a disk; what is not would only
+ * push out what others need. Node.js cannot ask which it is, so a read is timed.
  */
 export class SourceFile {
   /** Pieces to read past the page cache before it is tried again. */
@@ -118,8 +122,9 @@ export async function readPieces(span: FileSpan, onPiece: OnPiece): Promise<numb
 }
 
 /**
- * The bytes of a part of a file, for whoever is done with a piece when it asks for the one after the next: memory is used again, since new memory for every piece
- * would have the garbage collector run through the whole heap every few of them. `onPiece` sees each first.
+ * The bytes of a part of a file, for whoever is done with a piece when it asks for the one after the next: memory is
+ * used again, since new memory for every piece would have the garbage collector run through the whole heap every few of
+ * them. `onPiece` sees each first.
  */
 export class PieceStream {
   /** One is with the consumer, one on its way there, and one is being read. */
@@ -134,7 +139,9 @@ export class PieceStream {
     private readonly onPiece: OnPiece,
   ) {}
 
-  /** Undefined at the end, which may come early where the file does. Throws what opening, reading and `onPiece` throw. */
+  /**
+   * Undefined at the end, which may come early where the file does. Throws what opening, reading and `onPiece` throw.
+   */
   async next(): Promise<Buffer | undefined> {
     const bytes = await (this.reading ?? this.read());
     if (bytes.byteLength === 0) return undefined;

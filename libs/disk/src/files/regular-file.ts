@@ -1,6 +1,7 @@
 /**
- * Opens files that others have written: bundles on a stick, backup stores, packages. What is opened is a regular file that lies where its path says, or it is not
- * opened: a link would lead to any file of this machine, a pipe would hold one of the few threads that Node.js has for files, and a device may do anything.
+ * Opens files that others have written: bundles on a stick, backup stores, packages. What is opened is a regular file
+ * that lies where its path says, or it is not opened: a link would lead to any file of this machine, a pipe would hold
+ * one of the few threads that Node.js has for files, and a device may do anything.
  */
 import type { Stats } from 'node:fs';
 import { constants } from 'node:fs';
@@ -27,8 +28,8 @@ export const onlyPlain = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O
 export const identityOf = ({ dev, ino }: Pick<Stats, 'dev' | 'ino'>): string => `${dev}:${ino}`;
 
 /**
- * Opens a regular file for reading; the caller closes it. Links are followed at no level below `inside`. Throws `bundle_unsafe`, or the given code, for whatever is
- * no such file, and what open(2) fails with, e.g. `ENOENT`.
+ * Opens a regular file for reading; the caller closes it. Links are followed at no level below `inside`. Throws
+ * `bundle_unsafe`, or the given code, for whatever is no such file, and what open(2) fails with, e.g. `ENOENT`.
  */
 export async function openRegularFile(
   path: string,
@@ -66,7 +67,10 @@ export async function statRegularFile(path: string, code: ErrorCode = 'bundle_un
   return status;
 }
 
-/** The bytes of a regular file from `start` to `end` (not with it), opened when they are asked for. What goes wrong ends the iteration; a stream is made of it with `Readable.from`. */
+/**
+ * The bytes of a regular file from `start` to `end` (not with it), opened when they are asked for. What goes wrong ends
+ * the iteration; a stream is made of it with `Readable.from`.
+ */
 export async function* readRegularFile(
   path: string,
   { start = 0, end, ...options }: RegularFileOptions & { start?: number; end?: number | undefined } = {},

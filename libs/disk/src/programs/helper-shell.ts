@@ -1,6 +1,6 @@
 /**
- * Starts programs through a small shell. A process that starts one itself is copied for that, and every page of its memory that it then writes to costs a fault:
- * with the buffers of a push more than the program's own work.
+ * Starts programs through a small shell. A process that starts one itself is copied for that, and every page of its
+ * memory that it then writes to costs a fault: with the buffers of a push more than the program's own work.
  */
 import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import type { Socket } from 'node:net';
@@ -50,8 +50,9 @@ class HelperShell {
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { program, resolve, reject });
       this.#hold(true);
-      // One `printf`, so that answers of several programs do not mix.
-      // Started by a shell in between that ends at once, which this one waits for: one that runs in the background itself would stay a zombie, since no shell waits for those unasked.
+      // One `printf`, so that answers of several programs do not mix. Started by a shell in between that ends at once,
+      // which this one waits for: one that runs in the background itself would stay a zombie, since no shell waits for
+      // those unasked.
       this.#child.stdin.write(
         `( (said=$( { ${command} ${redirections}; } 2>&1 ); code=$?; set -- $said; printf '%s\\n' "${id} $code $*") < /dev/null & )\n`,
       );
@@ -89,7 +90,10 @@ export function startHelperShell(): HelperShell {
   return shell;
 }
 
-/** Runs a program, with files as its input and output; without them it gets and says nothing. Throws `internal_error` with its words when it fails. */
+/**
+ * Runs a program, with files as its input and output; without them it gets and says nothing. Throws `internal_error`
+ * with its words when it fails.
+ */
 export function runProgram(
   program: string,
   args: readonly string[],

@@ -1,7 +1,8 @@
 /**
- * Programs that read what others have made — the registry's engine, decompressors — run where nothing else is: without capabilities, network and other processes, and with
- * no file of this machine but the system's programs and those that are named. A program that was taken over can then read no key and reach nobody.
- * By bubblewrap: https://github.com/containers/bubblewrap
+ * Programs that read what others have made — the registry's engine, decompressors — run where nothing else is: without
+ * capabilities, network and other processes, and with no file of this machine but the system's programs and those that
+ * are named. A program that was taken over can then read no key and reach nobody. By bubblewrap:
+ * https://github.com/containers/bubblewrap
  */
 import { execFileSync } from 'node:child_process';
 import { lstatSync, readlinkSync, realpathSync } from 'node:fs';
@@ -33,7 +34,9 @@ const systemFiles = [
   '/etc/alternatives',
 ];
 
-/** The command that runs a program in a sandbox, or the plain one where this machine allows none: see `whyNoSandbox`. */
+/**
+ * The command that runs a program in a sandbox, or the plain one where this machine allows none: see `whyNoSandbox`.
+ */
 export function inSandbox([program, ...args]: readonly [string, ...string[]], sandbox: Sandbox): [string, ...string[]] {
   if (whyNoSandbox() !== undefined) return [program, ...args];
   const { readable = [], writable = [], hasNetwork = false, endsWithParent = true } = sandbox;
@@ -65,7 +68,10 @@ const retryMs = 60_000;
 let reason: string | false | undefined;
 let triedAt = 0;
 
-/** Why programs run without a sandbox here; undefined when they have one. Where it does not work it is tried again now and then. */
+/**
+ * Why programs run without a sandbox here; undefined when they have one. Where it does not work it is tried again now
+ * and then.
+ */
 export function whyNoSandbox(): string | undefined {
   if (reason === undefined || (reason !== false && performance.now() - triedAt > retryMs)) {
     triedAt = performance.now();
@@ -84,7 +90,10 @@ export function whyNoSandbox(): string | undefined {
   return reason === false ? undefined : reason;
 }
 
-/** The file that a program's name or path leads to; a program that lies outside of the system's folders has to be readable in its sandbox. */
+/**
+ * The file that a program's name or path leads to; a program that lies outside of the system's folders has to be
+ * readable in its sandbox.
+ */
 export function programFile(name: string, path = process.env.PATH ?? ''): string | undefined {
   const candidates = name.includes('/') ? [name] : path.split(':').map((folder) => `${folder}/${name}`);
   for (const candidate of candidates) {

@@ -25,7 +25,9 @@ export interface ClusterNodeDetails extends ClusterNode {
 export interface NodeState {
   /** Files below /etc/kubernetes that kubeadm init or join would trip over, by their relative path. */
   files: ReadonlySet<string>;
-  /** Digest of the certificate of the cluster's authority, which tells clusters apart; undefined where there is none. */
+  /**
+   * Digest of the certificate of the cluster's authority, which tells clusters apart; undefined where there is none.
+   */
   authority: string | undefined;
   /** The version of the API server that runs, or is to run, as a static pod: `1.20.11`. */
   apiServerVersion: string | undefined;
@@ -47,7 +49,8 @@ export const unfinishedFile = '/etc/kubernetes/airdock-unfinished.yaml';
 /** Of one run of kubeadm, with the id of the process behind it: what it reads once. In memory, for root only. */
 const workDirs = '/run/airdock-kubeadm.';
 
-// A worker that was killed may have left a kubeadm at work: its end is waited for, since only then it is known what there is.
+// A worker that was killed may have left a kubeadm at work: its end is waited for, since only then it is known what
+// there is.
 const waitScript = `
 isBusy() {
   for work in ${workDirs}*; do
@@ -71,8 +74,8 @@ for file in kubelet.conf bootstrap-kubelet.conf admin.conf pki/ca.crt manifests/
 sed -n 's,^ *image: *.*/kube-apiserver:v\\([0-9.]*\\).*,apiServer=\\1,p' manifests/kube-apiserver.yaml 2>/dev/null
 exit 0`;
 
-// Runs kubeadm to its end also when the connection breaks: nothing that it writes to leads there, but for what is asked for. The configuration comes on
-// standard input, \`$1\` bytes of it, and is gone afterwards; --config is added for it.
+// Runs kubeadm to its end also when the connection breaks: nothing that it writes to leads there, but for what is asked
+// for. The configuration comes on standard input, \`$1\` bytes of it, and is gone afterwards; --config is added for it.
 const kubeadmScript = `
 umask 077
 bytes=$1 output=$2 work=${workDirs}$$
@@ -100,8 +103,9 @@ const jsonPath = [
 const controlPlaneLabels = ['node-role.kubernetes.io/control-plane', 'node-role.kubernetes.io/master'];
 
 /**
- * kubeadm and, on a control plane, kubectl on a host; both must be installed. Commands of https://kubernetes.io/docs/reference/setup-tools/kubeadm/ that are
- * alike in Kubernetes 1.20 and later. Secrets go to the host on standard input only, and no error repeats them.
+ * kubeadm and, on a control plane, kubectl on a host; both must be installed. Commands of
+ * https://kubernetes.io/docs/reference/setup-tools/kubeadm/ that are alike in Kubernetes 1.20 and later. Secrets go to
+ * the host on standard input only, and no error repeats them.
  */
 export class KubeadmHost {
   constructor(
@@ -116,7 +120,10 @@ export class KubeadmHost {
     return this.hostName.toLowerCase();
   }
 
-  /** As it is when no kubeadm is at work on the host; that is waited for. Throws `kubeadm_failed` when it takes more than ten minutes. */
+  /**
+   * As it is when no kubeadm is at work on the host; that is waited for. Throws `kubeadm_failed` when it takes more
+   * than ten minutes.
+   */
   state(): Promise<NodeState> {
     return this.look(`${waitScript}${stateScript}`);
   }
@@ -154,8 +161,9 @@ export class KubeadmHost {
   }
 
   /**
-   * Runs kubeadm with a configuration, if one is given, that nobody else can read and that is gone afterwards. It goes on when the connection breaks. Returns
-   * standard output where `output` is `kept`. Throws `kubeadm_failed` with the end of what it complains about, `host_timeout`, `host_unreachable`.
+   * Runs kubeadm with a configuration, if one is given, that nobody else can read and that is gone afterwards. It goes
+   * on when the connection breaks. Returns standard output where `output` is `kept`. Throws `kubeadm_failed` with the
+   * end of what it complains about, `host_timeout`, `host_unreachable`.
    */
   async kubeadm(
     argv: string[],
@@ -233,7 +241,10 @@ export class KubeadmHost {
     };
   }
 
-  /** What another host needs to join, good for 15 minutes; `config` is a file of `kubeadm init`. Never to be stored, logged, or an argument of a command. */
+  /**
+   * What another host needs to join, good for 15 minutes; `config` is a file of `kubeadm init`. Never to be stored,
+   * logged, or an argument of a command.
+   */
   async createJoinSecrets(config: string, isControlPlane: boolean): Promise<JoinSecrets> {
     const said = await this.kubeadm(['token', 'create', '--print-join-command'], {
       config,

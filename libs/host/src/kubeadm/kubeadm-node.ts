@@ -1,4 +1,7 @@
-/** A host becomes a node of a cluster, a newer one, or none: each action looks first, does what is missing, and looks again. */
+/**
+ * A host becomes a node of a cluster, a newer one, or none: each action looks first, does what is missing, and looks
+ * again.
+ */
 import { AppError } from '@airdock/core/errors';
 import { fileDiff, ownHeader } from '@airdock/core/host/host-file';
 import {
@@ -51,8 +54,9 @@ const lastPhases = [
 ];
 
 /**
- * The host becomes the first control plane of a cluster. One that is already is left as it is, whatever its version; what an earlier init left half made is
- * taken away first. Throws `kubeadm_failed`, `host_in_cluster`, `kubernetes_api_failed`, `host_packages_failed`, `host_file_refused`, `host_runtime_failed`.
+ * The host becomes the first control plane of a cluster. One that is already is left as it is, whatever its version;
+ * what an earlier init left half made is taken away first. Throws `kubeadm_failed`, `host_in_cluster`,
+ * `kubernetes_api_failed`, `host_packages_failed`, `host_file_refused`, `host_runtime_failed`.
  */
 export async function initNode(work: NodeWork, cluster: ClusterSettings): Promise<void> {
   const { host, dryRun } = work;
@@ -85,8 +89,8 @@ export async function initNode(work: NodeWork, cluster: ClusterSettings): Promis
 }
 
 /**
- * The host becomes a further control plane, or a worker. The token goes to the host inside the file of `kubeadm join` only. Throws as `initNode`, and
- * `host_in_cluster` when the host is a node of another cluster, or has another role.
+ * The host becomes a further control plane, or a worker. The token goes to the host inside the file of `kubeadm join`
+ * only. Throws as `initNode`, and `host_in_cluster` when the host is a node of another cluster, or has another role.
  */
 export async function joinNode(work: NodeWork, role: NodeRole, cluster: ClusterSettings): Promise<void> {
   const { host, controlPlane, dryRun } = work;
@@ -144,9 +148,10 @@ export async function joinNode(work: NodeWork, role: NodeRole, cluster: ClusterS
 }
 
 /**
- * The node gets a newer version, in the order of https://kubernetes.io/docs/tasks/administer-cluster/kubeadm/kubeadm-upgrade/: kubeadm upgrades what it has
- * written, the node is drained, the kubelet is exchanged, and the node takes pods again when it is ready. Throws `kubernetes_version_skew` before anything is
- * changed, `drain_failed`, `node_not_ready`, and as `initNode`.
+ * The node gets a newer version, in the order of
+ * https://kubernetes.io/docs/tasks/administer-cluster/kubeadm/kubeadm-upgrade/: kubeadm upgrades what it has written,
+ * the node is drained, the kubelet is exchanged, and the node takes pods again when it is ready. Throws
+ * `kubernetes_version_skew` before anything is changed, `drain_failed`, `node_not_ready`, and as `initNode`.
  */
 export async function upgradeNode(
   work: NodeWork,
@@ -228,8 +233,9 @@ export interface Upgrade {
 }
 
 /**
- * The host is no node any more: `kubeadm reset`, and what Airdock wrote for the node is taken back. Its packages, what its network plugin left, and rules of
- * iptables stay. With another host as control plane the node is also taken out of the cluster. Throws `kubeadm_failed`, `kubernetes_api_failed`.
+ * The host is no node any more: `kubeadm reset`, and what Airdock wrote for the node is taken back. Its packages, what
+ * its network plugin left, and rules of iptables stay. With another host as control plane the node is also taken out of
+ * the cluster. Throws `kubeadm_failed`, `kubernetes_api_failed`.
  */
 export async function resetNode(work: NodeWork): Promise<void> {
   const { host, controlPlane, dryRun, family } = work;
@@ -250,7 +256,10 @@ export async function resetNode(work: NodeWork): Promise<void> {
 
 const isKubeadm = (name: string): boolean => name.startsWith('kubeadm');
 
-/** What a host is to the cluster. `half made`: it is no member, and kubeadm would trip over what there is. `unfinished`: a member whose making was cut short. */
+/**
+ * What a host is to the cluster. `half made`: it is no member, and kubeadm would trip over what there is. `unfinished`:
+ * a member whose making was cut short.
+ */
 type Standing = 'new' | 'half made' | 'unfinished' | 'member';
 
 function check(work: NodeWork, standing: Standing): void {
@@ -472,7 +481,10 @@ async function readClusterConfig(controlPlane: KubeadmHost): Promise<ClusterConf
   }
 }
 
-/** An upgrade takes the names of images from what is stored: a cluster that had them elsewhere gets them from here from now on. */
+/**
+ * An upgrade takes the names of images from what is stored: a cluster that had them elsewhere gets them from here from
+ * now on.
+ */
 async function setClusterRepository(
   work: NodeWork,
   { configMap }: ClusterConfig,

@@ -23,7 +23,10 @@ export async function packagesToInstall(
   });
 }
 
-/** Brings the packages in exactly this version, those of which `isMeant`. Throws `host_packages_failed`, with the versions that there are. */
+/**
+ * Brings the packages in exactly this version, those of which `isMeant`. Throws `host_packages_failed`, with the
+ * versions that there are.
+ */
 export async function bringPackages(
   work: NodeWork,
   kubernetesVersion: string,

@@ -8,7 +8,10 @@ import { type NodeChange, type NodeWork, toolsOf } from './node-work.js';
 
 const kubeletFlags = '/var/lib/kubelet/kubeadm-flags.env';
 
-/** What kubeadm wrote for the kubelet when the node was made, and a newer kubeadm leaves alone. The kubelet has to be started anew. */
+/**
+ * What kubeadm wrote for the kubelet when the node was made, and a newer kubeadm leaves alone. The kubelet has to be
+ * started anew.
+ */
 export async function setKubeletPauseImage({ host, dryRun }: NodeWork, pauseImage: string): Promise<NodeChange[]> {
   const { files } = toolsOf(host);
   const before = await files.read(kubeletFlags);
@@ -18,7 +21,10 @@ export async function setKubeletPauseImage({ host, dryRun }: NodeWork, pauseImag
   return [{ kind: 'file', action: 'change', target: kubeletFlags, diff: fileDiff(kubeletFlags, before.text, text) }];
 }
 
-/** containerd takes the image that holds pods together from its own configuration. Throws `host_file_refused`, `host_runtime_failed`. */
+/**
+ * containerd takes the image that holds pods together from its own configuration. Throws `host_file_refused`,
+ * `host_runtime_failed`.
+ */
 export async function setPauseImage(work: NodeWork, pauseImage: string): Promise<NodeChange[]> {
   const before = await toolsOf(work.host).files.read(configToml);
   const text = setSandboxImage(before.text, await containerdMajor(work.host), pauseImage);

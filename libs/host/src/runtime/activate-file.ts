@@ -29,8 +29,9 @@ export async function containerdActivation(containerd: ContainerdHost): Promise<
 }
 
 /**
- * Writes the main file of a runtime and makes it known: by `takeOver` where that is enough, else by a restart. When the runtime is not up afterwards the
- * old file is put back, and the runtime started again with it; throws `host_runtime_failed`, which says how either went.
+ * Writes the main file of a runtime and makes it known: by `takeOver` where that is enough, else by a restart. When the
+ * runtime is not up afterwards the old file is put back, and the runtime started again with it; throws
+ * `host_runtime_failed`, which says how either went.
  */
 export async function activateFile(
   files: HostFiles,

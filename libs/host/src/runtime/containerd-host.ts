@@ -35,8 +35,9 @@ const ctr = ['ctr', '--namespace', 'k8s.io'];
 const manifestsAtOnce = 50;
 
 /**
- * Prints the configuration that containerd makes of its files: the main one, which its command line may name, and all that this imports. Before it, as comments, the main file, and which
- * of them were changed after containerd had read them. The kernel tells the start of a process in ticks after the boot, of which the time is known to a second.
+ * Prints the configuration that containerd makes of its files: the main one, which its command line may name, and all
+ * that this imports. Before it, as comments, the main file, and which of them were changed after containerd had read
+ * them. The kernel tells the start of a process in ticks after the boot, of which the time is known to a second.
  */
 const dumpScript = `
 pid=
@@ -71,7 +72,10 @@ if [ -n "$started" ]; then
 fi
 printf '%s\\n' "$dump"`;
 
-/** containerd on a host: images are pulled as the kubelet lets it pull them, through its CRI; all else is asked of the `ctr` that comes with it. */
+/**
+ * containerd on a host: images are pulled as the kubelet lets it pull them, through its CRI; all else is asked of the
+ * `ctr` that comes with it.
+ */
 export class ContainerdHost implements RuntimeHost {
   readonly name = 'containerd';
   /** Pulls went by `ctr`, since there is no way to the CRI, though containerd says that it has one. */
@@ -151,7 +155,9 @@ export class ContainerdHost implements RuntimeHost {
     return digest;
   }
 
-  /** An older curl breaks off in the middle of the answer that there is no CRI: whether there is one says containerd. */
+  /**
+   * An older curl breaks off in the middle of the answer that there is no CRI: whether there is one says containerd.
+   */
   private async pullByCri(name: string): Promise<boolean> {
     try {
       return await pullByCri(this.connection, name, this.signal);
@@ -166,7 +172,10 @@ export class ContainerdHost implements RuntimeHost {
     await this.connection.run([...ctr, 'images', 'tag', '--force', from, to], { sudo: true, signal: this.signal });
   }
 
-  /** Containers keep what they run on by themselves. With the last of its names go those that the CRI has given it by itself. */
+  /**
+   * Containers keep what they run on by themselves. With the last of its names go those that the CRI has given it by
+   * itself.
+   */
   async remove(reference: string): Promise<boolean> {
     const { registry, repository, tag, digest } = parseReference(reference);
     const name = formatReference({ registry, repository, tag, digest });
@@ -184,7 +193,10 @@ export class ContainerdHost implements RuntimeHost {
     return true;
   }
 
-  /** `ok`, `error` or `skip` as containerd says of the plugin that Kubernetes speaks to; undefined when containerd does not answer. */
+  /**
+   * `ok`, `error` or `skip` as containerd says of the plugin that Kubernetes speaks to; undefined when containerd does
+   * not answer.
+   */
   async criState(): Promise<string | undefined> {
     const { exitCode, stdout } = await this.connection.exec(['ctr', 'plugins', 'list'], {
       sudo: true,
@@ -217,8 +229,9 @@ export class ContainerdHost implements RuntimeHost {
   }
 
   /**
-   * Kubernetes can use this containerd, which pulls by `hostsDir`: not its file counts, but what it makes of that and of all that this imports, and when it has read them.
-   * Throws `host_cri_unavailable`, `host_config_ineffective`, and `host_command_failed` where containerd cannot say.
+   * Kubernetes can use this containerd, which pulls by `hostsDir`: not its file counts, but what it makes of that and
+   * of all that this imports, and when it has read them. Throws `host_cri_unavailable`, `host_config_ineffective`, and
+   * `host_command_failed` where containerd cannot say.
    */
   async assertInForce(): Promise<void> {
     await this.assertCri();

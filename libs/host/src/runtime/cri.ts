@@ -1,6 +1,7 @@
 /**
- * The kubelet's way to images: `PullImage` of containerd's CRI (https://github.com/kubernetes/cri-api), which is gRPC over its Unix socket. `ctr` goes another way:
- * it reads neither containerd's configuration nor what that imports, and works without a CRI. One call with one field needs no library for gRPC.
+ * The kubelet's way to images: `PullImage` of containerd's CRI (https://github.com/kubernetes/cri-api), which is gRPC
+ * over its Unix socket. `ctr` goes another way: it reads neither containerd's configuration nor what that imports, and
+ * works without a CRI. One call with one field needs no library for gRPC.
  */
 import { connect, constants } from 'node:http2';
 import { Readable } from 'node:stream';
@@ -25,7 +26,8 @@ interface CallStatus {
   message: string;
 }
 
-// Prints the headers and trailers of a call, whose message comes on standard input; or lets crictl pull. 69: the host has neither.
+// Prints the headers and trailers of a call, whose message comes on standard input; or lets crictl pull. 69: the host
+// has neither.
 const callScript = `${scriptFunctions}
 socket=$1 image=$2 path=$3
 if has crictl; then exec crictl --image-endpoint "unix://$socket" --runtime-endpoint "unix://$socket" --timeout 900s pull "$image" 2>&1; fi
@@ -36,8 +38,9 @@ fi
 exit 69`;
 
 /**
- * Lets containerd pull as the kubelet does. False where there is no way to ask it: the user is not root, or sshd forbids it, and the host has neither crictl nor a
- * curl with HTTP/2. Throws `host_cri_unavailable`, `host_pull_failed`, `host_disk_full`, and what breaks the connection.
+ * Lets containerd pull as the kubelet does. False where there is no way to ask it: the user is not root, or sshd
+ * forbids it, and the host has neither crictl nor a curl with HTTP/2. Throws `host_cri_unavailable`,
+ * `host_pull_failed`, `host_disk_full`, and what breaks the connection.
  */
 export async function pullByCri(connection: SshConnection, reference: string, signal: AbortSignal): Promise<boolean> {
   for (const version of versions) {
@@ -145,7 +148,10 @@ async function callByProgram(
   };
 }
 
-/** `PullImageRequest { ImageSpec image = 1 { string image = 1 } }`, behind the five bytes that gRPC puts before a message. */
+/**
+ * `PullImageRequest { ImageSpec image = 1 { string image = 1 } }`, behind the five bytes that gRPC puts before a
+ * message.
+ */
 function message(reference: string): Buffer {
   const field = (content: Buffer) => Buffer.concat([Buffer.from([0x0a]), varint(content.length), content]);
   const request = field(field(Buffer.from(reference)));

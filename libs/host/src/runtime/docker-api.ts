@@ -24,10 +24,11 @@ export interface DockerAnswer {
 }
 
 /**
- * One request to Docker's API on a host (https://docs.docker.com/reference/api/engine/), through an SSH channel to its socket: it answers in a millisecond what its
- * program, which has to be started there, answers in thirty. Undefined where there is no such way: the user is not root, sshd forbids it, Docker does not listen there.
- * Throws `host_unreachable`, `host_timeout`, `host_command_timeout`, `host_output_exceeded`, `host_buffer_exceeded`, `host_command_failed` when Docker does not
- * answer to the end, and the signal's reason.
+ * One request to Docker's API on a host (https://docs.docker.com/reference/api/engine/), through an SSH channel to its
+ * socket: it answers in a millisecond what its program, which has to be started there, answers in thirty. Undefined
+ * where there is no such way: the user is not root, sshd forbids it, Docker does not listen there. Throws
+ * `host_unreachable`, `host_timeout`, `host_command_timeout`, `host_output_exceeded`, `host_buffer_exceeded`,
+ * `host_command_failed` when Docker does not answer to the end, and the signal's reason.
  */
 export async function askDocker(
   connection: SshConnection,

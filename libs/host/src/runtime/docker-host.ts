@@ -188,7 +188,10 @@ export class DockerHost implements RuntimeHost {
     }
   }
 
-  /** The running daemon asks this mirror before any other: not its file counts, but what it made of that. Throws `host_config_ineffective`. */
+  /**
+   * The running daemon asks this mirror before any other: not its file counts, but what it made of that. Throws
+   * `host_config_ineffective`.
+   */
   async assertInForce(mirror: string): Promise<void> {
     const mirrors = await this.mirrors();
     if (mirrors && isFirstMirror(mirrors, mirror)) return;
@@ -201,7 +204,10 @@ export class DockerHost implements RuntimeHost {
     throw new AppError('host_config_ineffective', { detail });
   }
 
-  /** Lets the daemon read its configuration again. It takes over what it can without a restart, mirrors among it, soon after; or tells its log why not. */
+  /**
+   * Lets the daemon read its configuration again. It takes over what it can without a restart, mirrors among it, soon
+   * after; or tells its log why not.
+   */
   async reload(): Promise<void> {
     await this.connection.exec(['sh', '-c', 'kill -HUP "$(cat /var/run/docker.pid)"'], {
       sudo: true,

@@ -47,7 +47,8 @@ for path; do
   else echo unusable; fi
 done`;
 
-// The new text comes on standard input. A copy of the old file gives the new one its mode and owner; the name changes over in one step.
+// The new text comes on standard input. A copy of the old file gives the new one its mode and owner; the name changes
+// over in one step.
 const writeScript = `
 set -e
 path=$1 keep=$2 created=$3 pending=$4 expected=$5 content=$6
@@ -115,9 +116,9 @@ rm -f "$path.airdock-before" "$path.airdock-created" "$path.airdock-pending"
 ${removeFolders}`;
 
 /**
- * Configuration files of a host. Who takes Airdock off a host later needs what was there before: a file that is not Airdock's own is kept as
- * `FILE.airdock-before` when it is changed for the first time, and an empty `FILE.airdock-created` stands beside a file that was not there and cannot
- * say so itself.
+ * Configuration files of a host. Who takes Airdock off a host later needs what was there before: a file that is not
+ * Airdock's own is kept as `FILE.airdock-before` when it is changed for the first time, and an empty
+ * `FILE.airdock-created` stands beside a file that was not there and cannot say so itself.
  */
 export class HostFiles {
   private readonly ahead = new Map<string, Promise<string>>();
@@ -128,8 +129,8 @@ export class HostFiles {
   ) {}
 
   /**
-   * Begins to read files, with one command, that are wanted soon: the next `read` of each answers what they say now. Who changes a file in between is noticed
-   * by `write`.
+   * Begins to read files, with one command, that are wanted soon: the next `read` of each answers what they say now.
+   * Who changes a file in between is noticed by `write`.
    */
   readAhead(paths: readonly string[]): void {
     const lines = this.lines(paths);
@@ -163,7 +164,8 @@ export class HostFiles {
   }
 
   /**
-   * Replaces a file in one step, keeping its mode and owner. Throws `host_file_refused` when it is no longer as `before` says, and then changes nothing.
+   * Replaces a file in one step, keeping its mode and owner. Throws `host_file_refused` when it is no longer as
+   * `before` says, and then changes nothing.
    */
   async write(before: HostFile, text: string, { hasHeader, pending = false }: WriteOptions): Promise<void> {
     const flags = [before.text !== null && !isOwn(before.text), before.text === null && !hasHeader, pending].map(
@@ -187,7 +189,10 @@ export class HostFiles {
       });
   }
 
-  /** Takes back a `write`, as if it had not been; `before` is what was read before it. Of a pending file what was there before Airdock comes back. */
+  /**
+   * Takes back a `write`, as if it had not been; `before` is what was read before it. Of a pending file what was there
+   * before Airdock comes back.
+   */
   async restore(before: HostFile): Promise<void> {
     const state = before.isPending ? 'pending' : before.text === null ? 'absent' : 'present';
     const text = before.text ?? '';
@@ -207,8 +212,9 @@ export class HostFiles {
   }
 
   /**
-   * Takes Airdock out of a file: `text` takes its place, with mode and owner of what was there before when it is that, and null removes the file, with
-   * the folders that were made for it and are empty then. Throws `host_file_refused` when the file is no longer as it was read.
+   * Takes Airdock out of a file: `text` takes its place, with mode and owner of what was there before when it is that,
+   * and null removes the file, with the folders that were made for it and are empty then. Throws `host_file_refused`
+   * when the file is no longer as it was read.
    */
   async takeBack({ path, text: current }: HostFile, text: string | null): Promise<void> {
     const arguments_ = [path, sha256Of(current ?? ''), text === null ? 'absent' : 'present', sha256Of(text ?? '')];

@@ -7,7 +7,9 @@ import { runPackageManager } from './package-locks.js';
 
 export interface SystemFacts {
   family: PackageFamily | undefined;
-  /** Which of several distributions of a repository is the host's: the codename on Debian, the major release on Red Hat. */
+  /**
+   * Which of several distributions of a repository is the host's: the codename on Debian, the major release on Red Hat.
+   */
   distribution: string;
   /** Docker's daemon is there, and answers. */
   docker: { isInstalled: boolean; version: string | undefined };
@@ -37,7 +39,10 @@ brief() { if has timeout; then timeout 20 "$@"; else "$@"; fi 2>/dev/null; }`;
 /** Prints Docker's version, as its program has it from its daemon. */
 export const dockerVersionScript = `if has docker; then echo "docker=$(brief docker version --format '{{.Server.Version}}')"; fi`;
 
-/** The part of one that prints what `systemFacts` wants to know, as `key=value`; of Docker not what `$knowsDocker` says that is known. */
+/**
+ * The part of one that prints what `systemFacts` wants to know, as `key=value`; of Docker not what `$knowsDocker` says
+ * that is known.
+ */
 export const systemFactsScript = `
 ( . /etc/os-release 2>/dev/null; echo "os=$ID"; echo "osVersion=$VERSION_ID"; echo "osLike=$ID_LIKE"; echo "codename=$VERSION_CODENAME" )
 if has dockerd; then echo dockerd=yes; fi
@@ -67,8 +72,8 @@ else echo "there is neither systemd nor /etc/init.d/$name"; exit 69; fi
 ${quietScript}`;
 
 /**
- * Prints the HTTP status that the host gets from a URL: $1, its host, port and path. The first program that is there asks, bash
- * first, which starts faster than the others; without any nothing is printed.
+ * Prints the HTTP status that the host gets from a URL: $1, its host, port and path. The first program that is there
+ * asks, bash first, which starts faster than the others; without any nothing is printed.
  */
 export const statusScript = `
 unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
@@ -148,8 +153,8 @@ export class HostSystem {
   }
 
   /**
-   * The HTTP status that the host itself gets from a plain HTTP URL; 0 when it gets no answer, undefined when it has no program to ask with (bash with
-   * timeout, curl, or wget). wget tells 200 and 0 only.
+   * The HTTP status that the host itself gets from a plain HTTP URL; 0 when it gets no answer, undefined when it has no
+   * program to ask with (bash with timeout, curl, or wget). wget tells 200 and 0 only.
    */
   async statusOf(url: string): Promise<number | undefined> {
     const { hostname, port, pathname } = new URL(url);
@@ -198,7 +203,10 @@ export class HostSystem {
     else await this.packages([await this.yum(), ...dnfAlways, ...dnfOnly, 'makecache']);
   }
 
-  /** Installs packages with what they need, without asking. Throws `host_packages_failed` with the package manager's own words. */
+  /**
+   * Installs packages with what they need, without asking. Throws `host_packages_failed` with the package manager's own
+   * words.
+   */
   async install(
     family: PackageFamily,
     names: readonly string[],
@@ -208,7 +216,10 @@ export class HostSystem {
     else await this.packages([await this.yum(), ...dnfAlways, ...(onlyAirdock ? dnfOnly : []), 'install', ...names]);
   }
 
-  /** What `install` would bring or bring anew, as far as that is known before: dnf says it to people only, so there it is the packages themselves. */
+  /**
+   * What `install` would bring or bring anew, as far as that is known before: dnf says it to people only, so there it
+   * is the packages themselves.
+   */
   async wouldInstall(
     family: PackageFamily,
     names: readonly string[],
@@ -225,8 +236,9 @@ export class HostSystem {
   }
 
   /**
-   * Installs packages, and looks whether they are there. `remember` gets the names of those that were not there before, also of those that came along: first of
-   * what is about to come, then of what has come, also when it ended half way. Throws `host_packages_failed`, `host_packages_locked`.
+   * Installs packages, and looks whether they are there. `remember` gets the names of those that were not there before,
+   * also of those that came along: first of what is about to come, then of what has come, also when it ended half way.
+   * Throws `host_packages_failed`, `host_packages_locked`.
    */
   async bring(
     family: PackageFamily,
@@ -286,15 +298,16 @@ export class HostSystem {
   }
 
   /**
-   * The versions of a package that Airdock's repositories have, as far as their lists were read; in the order of the package manager. Throws
-   * `host_packages_locked`.
+   * The versions of a package that Airdock's repositories have, as far as their lists were read; in the order of the
+   * package manager. Throws `host_packages_locked`.
    */
   async offeredVersions(family: PackageFamily, name: string): Promise<string[]> {
     const argv =
       family === 'debian'
         ? ['apt-cache', ...aptOnly, 'madison', '--', name]
         : [await this.yum(), '-q', ...dnfAlways, ...dnfOnly, 'list', '--showduplicates', name];
-    // No answer is an answer: dnf calls it an error. Without its cache it reads the lists first, for which it wants their lock.
+    // No answer is an answer: dnf calls it an error. Without its cache it reads the lists first, for which it wants
+    // their lock.
     const { stdout } =
       family === 'debian'
         ? await this.connection.exec(argv, { sudo: true, signal: this.signal })
@@ -306,7 +319,10 @@ export class HostSystem {
     return [...new Set(lines.filter(isOffered).flatMap(([, version]) => version ?? []))];
   }
 
-  /** Keeps packages from being exchanged by an automatic upgrade, or no longer. Where the package manager has no such mark nothing is done. */
+  /**
+   * Keeps packages from being exchanged by an automatic upgrade, or no longer. Where the package manager has no such
+   * mark nothing is done.
+   */
   async hold(family: PackageFamily, names: readonly string[], isHeld: boolean): Promise<void> {
     if (family === 'debian' && names.length > 0)
       await this.packages(['apt-mark', isHeld ? 'hold' : 'unhold', ...names]);
@@ -377,7 +393,10 @@ export class HostSystem {
 /** The version that the makers of the program gave it: without epoch and build. `1:1.20.11-00` is `1.20.11`. */
 export const upstreamVersion = (version: string): string => version.replace(/^\d+:/, '').replace(/-[^-]*$/, '');
 
-/** Split at single characters: an expression that takes blanks on both sides of one along tries each beginning of a long run of them. */
+/**
+ * Split at single characters: an expression that takes blanks on both sides of one along tries each beginning of a long
+ * run of them.
+ */
 const columnsOf = (line: string, family: PackageFamily): string[] =>
   family === 'debian'
     ? line.split('|').map((column) => column.trim())

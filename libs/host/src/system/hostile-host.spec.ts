@@ -1,4 +1,7 @@
-/** A host that has a shell as root and uses it against us: what it can do to the process that serves it, and to other hosts. */
+/**
+ * A host that has a shell as root and uses it against us: what it can do to the process that serves it, and to other
+ * hosts.
+ */
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { Readable } from 'node:stream';
 import type { AppError } from '@airdock/core/errors';

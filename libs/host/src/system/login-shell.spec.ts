@@ -1,4 +1,7 @@
-/** Logins that print around what they run, that are no POSIX shells, or run nothing: real shells, behind an SSH server of the test. */
+/**
+ * Logins that print around what they run, that are no POSIX shells, or run nothing: real shells, behind an SSH server
+ * of the test.
+ */
 import { createHash, randomBytes } from 'node:crypto';
 import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,9 +1,15 @@
-/** Package managers of hosts, which somebody else may be using: unattended-upgrades, cloud-init, a colleague, or what a connection that broke has left running. */
+/**
+ * Package managers of hosts, which somebody else may be using: unattended-upgrades, cloud-init, a colleague, or what a
+ * connection that broke has left running.
+ */
 import { AppError } from '@airdock/core/errors';
 import { cleanLine } from '@airdock/core/host/host-text';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 
-/** Of dpkg, apt, rpm, dnf and yum. Those that end in `.pid` say whose they are; the others are locked as in fcntl(2), and are there in any case. */
+/**
+ * Of dpkg, apt, rpm, dnf and yum. Those that end in `.pid` say whose they are; the others are locked as in fcntl(2),
+ * and are there in any case.
+ */
 const lockFiles = [
   ...['/var/lib/dpkg/lock-frontend', '/var/lib/dpkg/lock', '/var/lib/apt/lists/lock', '/var/cache/apt/archives/lock'],
   ...['/var/lib/rpm/.rpm.lock', '/usr/lib/sysimage/rpm/.rpm.lock', '/var/run/yum.pid'],
@@ -22,9 +28,10 @@ const refusals =
 const lockedCode = 75;
 
 /**
- * Runs a program, $2 and what follows, when nobody holds a lock, and again when somebody was faster; waits $1 s at the most. What the program starts may keep its output open for as long as it
- * runs, so that goes through a file. /proc/locks has pids and inodes; its devices are not those of stat(2) on some file systems, so the open files of the process decide. Each second something is
- * printed: who waits for nobody any more ends by it.
+ * Runs a program, $2 and what follows, when nobody holds a lock, and again when somebody was faster; waits $1 s at the
+ * most. What the program starts may keep its output open for as long as it runs, so that goes through a file.
+ * /proc/locks has pids and inodes; its devices are not those of stat(2) on some file systems, so the open files of the
+ * process decide. Each second something is printed: who waits for nobody any more ends by it.
  */
 const script = `
 LC_ALL=C
@@ -75,7 +82,10 @@ while :; do
   sleep 1
 done`;
 
-/** Waits for the locks of the package manager, for so long at the most, and runs it. Throws `host_packages_locked` with who holds which; the exit code is a result. */
+/**
+ * Waits for the locks of the package manager, for so long at the most, and runs it. Throws `host_packages_locked` with
+ * who holds which; the exit code is a result.
+ */
 export async function runPackageManager(
   connection: SshConnection,
   argv: readonly string[],

@@ -91,8 +91,8 @@ interface PartName {
 
 const archiveName = String.raw`.+\.(?:tar|tgz|tzst|txz|gz|zst|xz|zip|7z|oci)`;
 /**
- * Names of parts, the surest first: `x.part01`, `x.part1.tar`; `x.tar.003`, `x.tar.ab`, `x.tar_aa`, `x.tar00`; `x.003` and `x.ab`; `xaa`, which is split's own choice. `x.1` and
- * `x.2` may well be two files.
+ * Names of parts, the surest first: `x.part01`, `x.part1.tar`; `x.tar.003`, `x.tar.ab`, `x.tar_aa`, `x.tar00`; `x.003`
+ * and `x.ab`; `xaa`, which is split's own choice. `x.1` and `x.2` may well be two files.
  */
 const partNames = [
   /^(.+[._-]part[-_.]?)(\d{1,6}|[a-z]{2,6})((?:\.[a-z\d]{1,5}){0,2})$/i,
@@ -120,7 +120,10 @@ function increment(suffix: string, alphabet: string): string | undefined {
   return carried === undefined ? undefined : carried + alphabet[0];
 }
 
-/** Letters behind a file's name that say what another file beside it is; as the name of a part they count only where it follows the one before. */
+/**
+ * Letters behind a file's name that say what another file beside it is; as the name of a part they count only where it
+ * follows the one before.
+ */
 const otherFiles = new Set(
   'gz xz bz lz zst tar tgz asc sig pem crt cer sum sha txt log lst doc bak old orig json yaml yml xml list sign sbom spdx info'.split(
     ' ',
@@ -130,8 +133,9 @@ const otherFiles = new Set(
 const letters = 'abcdefghijklmnopqrstuvwxyz';
 
 /**
- * What may follow a suffix: the next of the same length, in hexadecimal too; the next number without zeros in front; and what GNU split writes when the length is used
- * up: 89 is followed by 9000, yz by zaaa. Source: https://www.gnu.org/software/coreutils/manual/html_node/split-invocation.html
+ * What may follow a suffix: the next of the same length, in hexadecimal too; the next number without zeros in front;
+ * and what GNU split writes when the length is used up: 89 is followed by 9000, yz by zaaa. Source:
+ * https://www.gnu.org/software/coreutils/manual/html_node/split-invocation.html
  */
 function successors(suffix: string): string[] {
   const isNumber = /^\d+$/.test(suffix);
@@ -147,8 +151,9 @@ function successors(suffix: string): string[] {
 }
 
 /**
- * All parts of the file that `path` is a part of, in their order; `[path]` when it is none, or has no other. The small first part that Zarf writes, `{"sha256Sum",
- * "bytes", "count"}`, is left out, and what it says is checked. Throws `bundle_truncated` naming what is missing.
+ * All parts of the file that `path` is a part of, in their order; `[path]` when it is none, or has no other. The small
+ * first part that Zarf writes, `{"sha256Sum", "bytes", "count"}`, is left out, and what it says is checked. Throws
+ * `bundle_truncated` naming what is missing.
  */
 export async function findParts(path: string): Promise<string[]> {
   const name = partNameOf(basename(path));

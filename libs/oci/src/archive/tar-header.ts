@@ -1,8 +1,9 @@
 import { AppError } from '@airdock/core/errors';
 
 /**
- * Reads single tar headers: ustar with the GNU and PAX extensions.
- * Formats: https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html and https://www.gnu.org/software/tar/manual/html_node/Standard.html
+ * Reads single tar headers: ustar with the GNU and PAX extensions. Formats:
+ * https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html and
+ * https://www.gnu.org/software/tar/manual/html_node/Standard.html
  */
 export const blockSize = 512;
 
@@ -26,7 +27,10 @@ const unsafe = (detail: string) => new AppError('bundle_unsafe', { detail });
 
 const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
-/** Text up to the first NUL. Anything but UTF-8 is refused: two readers could understand it differently. A byte order mark stays. */
+/**
+ * Text up to the first NUL. Anything but UTF-8 is refused: two readers could understand it differently. A byte order
+ * mark stays.
+ */
 export function tarText(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   try {
@@ -79,7 +83,10 @@ export function parseTarHeader(block: Uint8Array): TarHeader {
   };
 }
 
-/** Adds what an extension header says of the next member. Readers differ in which of two headers they believe, so they may not disagree. */
+/**
+ * Adds what an extension header says of the next member. Readers differ in which of two headers they believe, so they
+ * may not disagree.
+ */
 export function mergeOverrides(known: TarOverrides, more: TarOverrides): TarOverrides {
   for (const key of ['name', 'linkName', 'size'] as const) {
     if (known[key] !== undefined && more[key] !== undefined && known[key] !== more[key])
@@ -91,7 +98,10 @@ export function mergeOverrides(known: TarOverrides, more: TarOverrides): TarOver
 /** The largest size in octal digits; what is larger has its true size in a PAX header, and anything in this field. */
 const maxOctalSize = 0o77777777777;
 
-/** A member as its extension headers correct it. A small size cannot be corrected: a reader without PAX would find other members than we do. */
+/**
+ * A member as its extension headers correct it. A small size cannot be corrected: a reader without PAX would find other
+ * members than we do.
+ */
 export function withOverrides(header: TarHeader, overrides: TarOverrides): TarHeader {
   if (
     overrides.size !== undefined &&
@@ -104,8 +114,8 @@ export function withOverrides(header: TarHeader, overrides: TarOverrides): TarHe
 }
 
 /**
- * The records of a PAX extended header, `<length> <key>=<value>\n`, as far as they concern us. A global header may not rename or resize
- * members: no image tool writes that, and it would hold for every member that follows.
+ * The records of a PAX extended header, `<length> <key>=<value>\n`, as far as they concern us. A global header may not
+ * rename or resize members: no image tool writes that, and it would hold for every member that follows.
  */
 export function parsePax(bytes: Uint8Array, scope: 'next' | 'global'): TarOverrides {
   let overrides: TarOverrides = {};

@@ -33,7 +33,9 @@ export interface TarMember {
 
 /** Where the files of a tar lie. Nothing of it was unpacked. */
 export interface TarIndex {
-  /** The content behind a name, however it is written (`./a//b`), through links. Undefined when there is no such file. */
+  /**
+   * The content behind a name, however it is written (`./a//b`), through links. Undefined when there is no such file.
+   */
   find(name: string): TarMember | undefined;
   /** Names of all files and links. */
   names(): string[];
@@ -47,7 +49,10 @@ const unsafe = (detail: string, member: string) =>
 
 const segmentsOf = (path: string): string[] => path.split('/').filter((segment) => segment !== '' && segment !== '.');
 
-/** `./a//b/` → `a/b`; the root itself is ''. Refuses what leaves the root, and characters that garble or hide themselves in logs and terminals. */
+/**
+ * `./a//b/` → `a/b`; the root itself is ''. Refuses what leaves the root, and characters that garble or hide themselves
+ * in logs and terminals.
+ */
 function safeName(raw: string): string {
   if (raw.length > maxNameLength) throw unsafe('a member name is too long', raw);
   if (/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u.test(raw)) throw unsafe('a member name has control characters', raw);
@@ -59,8 +64,8 @@ function safeName(raw: string): string {
 }
 
 /**
- * Where a link leads, by its text alone; both kinds must stay inside. Docker up to 24 writes `<id>/layer.tar -> ../<other>/layer.tar`
- * for shared layers, so `..` is fine in a symlink as long as it stays below the root.
+ * Where a link leads, by its text alone; both kinds must stay inside. Docker up to 24 writes `<id>/layer.tar ->
+ * ../<other>/layer.tar` for shared layers, so `..` is fine in a symlink as long as it stays below the root.
  */
 function linkTarget(name: string, linkName: string, type: string): string {
   if (type === '1') return safeName(linkName);
@@ -102,10 +107,11 @@ const truncated = (missingBytes: number, fileSize: number) =>
   });
 
 /**
- * Lists the members of an uncompressed tar by seeking from header to header: the time depends on the number of members, not on the size.
- * The tar is hostile input: `bundle_unsafe` for names and links that leave the archive, devices, sparse files, duplicates and whatever tar readers
- * understand differently, `bundle_too_large` for more members or longer names than fit into memory, `bundle_truncated` when a member ends beyond the file, `bundle_format_unknown` when the file is no tar, `bundle_corrupt` for damaged headers.
- * The file stays open and belongs to the caller.
+ * Lists the members of an uncompressed tar by seeking from header to header: the time depends on the number of members,
+ * not on the size. The tar is hostile input: `bundle_unsafe` for names and links that leave the archive, devices,
+ * sparse files, duplicates and whatever tar readers understand differently, `bundle_too_large` for more members or
+ * longer names than fit into memory, `bundle_truncated` when a member ends beyond the file, `bundle_format_unknown`
+ * when the file is no tar, `bundle_corrupt` for damaged headers. The file stays open and belongs to the caller.
  */
 export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<TarIndex> {
   const { size: fileSize } = file;
@@ -181,8 +187,9 @@ function readExtension(header: TarHeader, content: Buffer): TarOverrides {
 }
 
 /**
- * Returns the earlier file of the same name and size, which is the same file if its bytes are too: tools write shared layers twice. Which of two different ones counts
- * differs between readers; that is a way to show one thing to a scanner and another to us.
+ * Returns the earlier file of the same name and size, which is the same file if its bytes are too: tools write shared
+ * layers twice. Which of two different ones counts differs between readers; that is a way to show one thing to a
+ * scanner and another to us.
  */
 function addMember(
   member: TarHeader,

@@ -12,7 +12,9 @@ import type { BlobReader } from '../image/image-source.js';
 export interface BundleFiles {
   /** A regular file, through the tar's links; undefined when there is none. */
   find(name: string): Promise<BlobReader | undefined>;
-  /** The names of files below a folder, without it; of a folder on disk only of those right in it. Default: the root. */
+  /**
+   * The names of files below a folder, without it; of a folder on disk only of those right in it. Default: the root.
+   */
   names(folder?: string): Promise<string[]>;
   /** False when a tar was cut between two members: what is missing is missing for that reason. */
   complete: boolean;
@@ -53,7 +55,9 @@ export async function openTarFiles(paths: readonly string[], signal?: AbortSigna
   };
 }
 
-/** Opens a folder. Links are not followed, at no level: a layout from outside could point at any file of this machine. */
+/**
+ * Opens a folder. Links are not followed, at no level: a layout from outside could point at any file of this machine.
+ */
 export async function openFolderFiles(path: string): Promise<BundleFiles> {
   const root = await realpath(path);
   return {
@@ -117,7 +121,10 @@ export function missingFile(files: BundleFiles, name: string): AppError {
     : new AppError('bundle_truncated', { detail: `${detail}, and the end of the archive too`, member: name });
 }
 
-/** A metadata blob in memory, verified. Throws `digest_mismatch`, `bundle_too_large`, and `bundle_corrupt` when it is missing. */
+/**
+ * A metadata blob in memory, verified. Throws `digest_mismatch`, `bundle_too_large`, and `bundle_corrupt` when it is
+ * missing.
+ */
 export async function readVerified(
   files: BundleFiles,
   name: string,

@@ -1,6 +1,6 @@
 /**
- * Opens image bundles: files that crossed the air gap. This is not a tar library: of a bundle only the images are of interest, nothing
- * is extracted, and everything that image tools do not write is refused.
+ * Opens image bundles: files that crossed the air gap. This is not a tar library: of a bundle only the images are of
+ * interest, nothing is extracted, and everything that image tools do not write is refused.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -26,7 +26,10 @@ import { namesByConfig, openDockerArchive } from './docker-archive.js';
 import { isOciLayout, openOciLayout } from './oci-layout.js';
 
 export interface OpenBundleOptions {
-  /** For what has to be unpacked or compressed: `layers/` stays for later runs, `unpacked/` goes when the source is disposed. */
+  /**
+   * For what has to be unpacked or compressed: `layers/` stays for later runs, `unpacked/` goes when the source is
+   * disposed.
+   */
   workDir: string;
   /** For images that have no name in the bundle. */
   names?: GivenNames | undefined;
@@ -36,14 +39,17 @@ export interface OpenBundleOptions {
 }
 
 /**
- * Opens a bundle by its content, whatever its name: docker-archive, OCI layout, Zarf package or Hauler haul; as a tar, also in parts and compressed with
- * gzip, zstd or xz, or, where it has a layout, as a folder. Reads metadata only, except that a compressed tar is unpacked into `workDir` first. All manifests
- * and configurations are verified by digest, and every blob is there with its size; the content of blobs is verified by whoever moves it. What cannot be used is
- * named in `unusable`; when that is all, or with `isStrict`, the reason of the first is thrown. The caller disposes the source.
+ * Opens a bundle by its content, whatever its name: docker-archive, OCI layout, Zarf package or Hauler haul; as a tar,
+ * also in parts and compressed with gzip, zstd or xz, or, where it has a layout, as a folder. Reads metadata only,
+ * except that a compressed tar is unpacked into `workDir` first. All manifests and configurations are verified by
+ * digest, and every blob is there with its size; the content of blobs is verified by whoever moves it. What cannot be
+ * used is named in `unusable`; when that is all, or with `isStrict`, the reason of the first is thrown. The caller
+ * disposes the source.
  *
- * Throws `bundle_not_found`, `bundle_format_unknown`, `compression_unsupported`, `bundle_truncated`, `bundle_corrupt`, `bundle_unsafe`,
- * `bundle_too_large`, `digest_mismatch`, `digest_unsupported`, `image_name_missing`, `reference_invalid`, `image_unsupported`, `layer_encrypted`,
- * `layer_foreign`, `space_insufficient`, and the signal's reason.
+ * Throws `bundle_not_found`, `bundle_format_unknown`, `compression_unsupported`, `bundle_truncated`, `bundle_corrupt`,
+ * `bundle_unsafe`, `bundle_too_large`, `digest_mismatch`, `digest_unsupported`, `image_name_missing`,
+ * `reference_invalid`, `image_unsupported`, `layer_encrypted`, `layer_foreign`, `space_insufficient`, and the signal's
+ * reason.
  */
 export async function openBundle(path: string, options: OpenBundleOptions): Promise<ImageSource> {
   const status = await stat(path).catch((cause: unknown) => {
@@ -144,8 +150,9 @@ async function openImages(
 }
 
 /**
- * An archive with both lists, as Docker since 25 writes it. The OCI side counts, whose digests the images had before; from the other come names that it does not
- * have, and images that it lacks or has only in part. When one of the lists cannot be read it is named, and the other one is all there is.
+ * An archive with both lists, as Docker since 25 writes it. The OCI side counts, whose digests the images had before;
+ * from the other come names that it does not have, and images that it lacks or has only in part. When one of the lists
+ * cannot be read it is named, and the other one is all there is.
  */
 async function openBoth(
   files: BundleFiles,
@@ -242,7 +249,10 @@ function isListName(path: string): boolean {
 const maxListBytes = 1024 * 1024;
 const maxLists = 100;
 
-/** Text files with a reference on each line, as release folders have them; `#` begins a comment. Any other text is no list. */
+/**
+ * Text files with a reference on each line, as release folders have them; `#` begins a comment. Any other text is no
+ * list.
+ */
 async function readLists(files: BundleFiles): Promise<ImageList[]> {
   const lists: ImageList[] = [];
   for (const name of (await files.names()).filter(isListName).slice(0, maxLists)) {

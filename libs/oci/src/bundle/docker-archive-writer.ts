@@ -32,9 +32,10 @@ const maxConfigBytes = 8 * 1024 * 1024;
 const layerMember = ({ digest }: Descriptor): string => `${digestHex(digest)}/layer.tar`;
 
 /**
- * Makes a docker-archive for `docker load` (20.10 and later) while it is read: nothing is kept on disk, layers stay compressed, and a layer of several
- * images is written once. Of a multi-platform image the manifest for `platform` is taken. The caller destroys the stream. It fails with
- * `image_not_found` when there is no such platform, `image_unsupported` for what Docker cannot load, `digest_mismatch`, and the signal's reason.
+ * Makes a docker-archive for `docker load` (20.10 and later) while it is read: nothing is kept on disk, layers stay
+ * compressed, and a layer of several images is written once. Of a multi-platform image the manifest for `platform` is
+ * taken. The caller destroys the stream. It fails with `image_not_found` when there is no such platform,
+ * `image_unsupported` for what Docker cannot load, `digest_mismatch`, and the signal's reason.
  */
 export function writeDockerArchive(
   source: ImageSource,

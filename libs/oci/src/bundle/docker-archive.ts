@@ -31,8 +31,9 @@ import {
 import { type BundleFiles, missingFile, readSmall } from './bundle-files.js';
 
 /**
- * Reads what `docker save` writes. It has no manifests, and layers are not compressed: `prepare` compresses them once and makes the Docker
- * schema 2 manifest, so that the same archive and the same compression program give the same digest.
+ * Reads what `docker save` writes. It has no manifests, and layers are not compressed: `prepare` compresses them once
+ * and makes the Docker schema 2 manifest, so that the same archive and the same compression program give the same
+ * digest.
  */
 const maxConfigBytes = 8 * 1024 * 1024;
 const checksAtOnce = 4;
@@ -49,7 +50,10 @@ interface ArchiveImage {
   layers: Layer[];
 }
 
-/** The digest that a configuration's name promises: `<hex>.json`, `blobs/sha256/<hex>` since Docker 25, or crane's `sha256:<hex>`. */
+/**
+ * The digest that a configuration's name promises: `<hex>.json`, `blobs/sha256/<hex>` since Docker 25, or crane's
+ * `sha256:<hex>`.
+ */
 function promisedDigest(member: string): Digest | undefined {
   const text = `sha256:${posix.basename(member).replace(/^sha256:|\.json$/g, '')}`;
   return isDigest(text) ? text : undefined;
@@ -197,7 +201,10 @@ class DockerArchive implements ImageSource {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
-/** The digest of a layer that came compressed; it travels as it is. Its content must still be what the configuration says. */
+/**
+ * The digest of a layer that came compressed; it travels as it is. Its content must still be what the configuration
+ * says.
+ */
 async function checkGzip(
   diffId: Digest,
   member: string,
@@ -246,7 +253,10 @@ export async function firstBytes(reader: BlobReader, count: number): Promise<Buf
   return start;
 }
 
-/** Names with tags. containerd writes IDs too, and names by the digest of the manifest or index which the archive was made from, and does not have. */
+/**
+ * Names with tags. containerd writes IDs too, and names by the digest of the manifest or index which the archive was
+ * made from, and does not have.
+ */
 function tagsOf(
   { repoTags }: Pick<DockerArchiveImage, 'repoTags'>,
   onError: (error: unknown, tag: string) => void,
@@ -268,7 +278,10 @@ async function readListing(files: BundleFiles): Promise<ReturnType<typeof parseD
   return parseDockerArchive(await readSmall('manifest.json', listing, maxManifestBytes));
 }
 
-/** The names that a docker-archive has for its images, by the digests that the names of their configurations promise. What is no reference is left out. */
+/**
+ * The names that a docker-archive has for its images, by the digests that the names of their configurations promise.
+ * What is no reference is left out.
+ */
 export async function namesByConfig(files: BundleFiles): Promise<Map<Digest, string[]>> {
   const names = new Map<Digest, string[]>();
   for (const { config, repoTags } of (await readListing(files)).images) {
@@ -281,8 +294,8 @@ export async function namesByConfig(files: BundleFiles): Promise<Map<Digest, str
 }
 
 /**
- * Opens a docker-archive. Reads metadata only; images that are not whole are in `unusable`. Throws what is wrong with the list itself: `bundle_corrupt`,
- * `bundle_truncated`, `bundle_too_large`.
+ * Opens a docker-archive. Reads metadata only; images that are not whole are in `unusable`. Throws what is wrong with
+ * the list itself: `bundle_corrupt`, `bundle_truncated`, `bundle_too_large`.
  */
 export async function openDockerArchive(
   files: BundleFiles,

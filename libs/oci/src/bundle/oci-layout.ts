@@ -94,8 +94,9 @@ export interface LayoutSource extends ImageSource {
 }
 
 /**
- * Opens the images of a layout; those that are not whole, or that no registry takes, are in `unusable`. Throws what is wrong with the layout itself: `bundle_corrupt`,
- * `bundle_truncated`, `bundle_unsafe`, `bundle_format_unknown`, `bundle_too_large`.
+ * Opens the images of a layout; those that are not whole, or that no registry takes, are in `unusable`. Throws what is
+ * wrong with the layout itself: `bundle_corrupt`, `bundle_truncated`, `bundle_unsafe`, `bundle_format_unknown`,
+ * `bundle_too_large`.
  */
 export async function openOciLayout(files: BundleFiles, options: OpenLayoutOptions): Promise<LayoutSource> {
   await checkVersion(files);
@@ -237,9 +238,9 @@ class Layout {
   }
 
   /**
-   * Tools export the index of a multi-platform image also when only some of its platforms are there. Such a bundle stands for those: the only manifest becomes the
-   * root, or an index of those that are there. An index without any is damage, which `walkImage` reports.
-   * Source: https://github.com/opencontainers/image-spec/pull/1025
+   * Tools export the index of a multi-platform image also when only some of its platforms are there. Such a bundle
+   * stands for those: the only manifest becomes the root, or an index of those that are there. An index without any is
+   * damage, which `walkImage` reports. Source: https://github.com/opencontainers/image-spec/pull/1025
    */
   async #presentRoot(root: Descriptor): Promise<{ root: Descriptor; absent: string[] }> {
     const whole = { root, absent: [] };
@@ -277,8 +278,8 @@ class Layout {
   }
 
   /**
-   * Referrers that are among the blobs and not in `index.json`: cosign 3 and others write them so, and count on the registry's list of them. Returns those that are none.
-   * Source: https://github.com/sigstore/cosign/issues/4695
+   * Referrers that are among the blobs and not in `index.json`: cosign 3 and others write them so, and count on the
+   * registry's list of them. Returns those that are none. Source: https://github.com/sigstore/cosign/issues/4695
    */
   async #addUnlisted(byRoot: Map<Digest, Entry>, signal?: AbortSignal): Promise<UnusableImage[]> {
     const odd = new Map<Digest, UnusableImage>();
@@ -318,7 +319,10 @@ class Layout {
     return [...odd.values()];
   }
 
-  /** A nameless manifest that names what it is about. Source: https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidelines-for-artifact-usage */
+  /**
+   * A nameless manifest that names what it is about. Source:
+   * https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidelines-for-artifact-usage
+   */
   async #attachReferrer(entry: Entry, owners: ReadonlyMap<Digest, Entry>): Promise<void> {
     const document = parseManifest(await this.readManifest(entry.root.digest), entry.root.mediaType);
     const subject = document.kind === 'manifest' ? document.subject?.digest : undefined;
@@ -326,7 +330,10 @@ class Layout {
     if (owner && owner !== entry) entry.companion = { root: entry.root, subject };
   }
 
-  /** Platforms and image IDs, after checking that everything that the image and its companions need is there, with the right size. Undefined when it is not. */
+  /**
+   * Platforms and image IDs, after checking that everything that the image and its companions need is there, with the
+   * right size. Undefined when it is not.
+   */
   async #describe(
     entry: Entry,
     belonging: readonly Entry[],
@@ -386,8 +393,8 @@ class Layout {
 }
 
 /**
- * A digest in a name says what the name led to where the bundle was made. Of an index of which only a part is here that is something else than the content: then the tag
- * is the name, and a name without one leads nowhere.
+ * A digest in a name says what the name led to where the bundle was made. Of an index of which only a part is here that
+ * is something else than the content: then the tag is the name, and a name without one leads nowhere.
  */
 function settleNames(entry: Entry): UnusableImage[] {
   const { digest: own } = entry.root;
@@ -466,7 +473,10 @@ function attachByBareTag(entry: Entry, tag: string | undefined, owners: Readonly
     entry.companion = { root: entry.root, subject, tag };
 }
 
-/** By a tag such as `sha256-<hex>.sig`, in the repository of the image. Without its image in the bundle it is an image of its own. */
+/**
+ * By a tag such as `sha256-<hex>.sig`, in the repository of the image. Without its image in the bundle it is an image
+ * of its own.
+ */
 function attachByTag(entry: Entry, owners: ReadonlyMap<Digest, Entry>): void {
   const references = entry.names.map(parseReference);
   const [first] = references;

@@ -1,4 +1,7 @@
-/** Bundles that other tools really write, of which one entry is odd: what is whole is taken, and what is not is named with its reason. */
+/**
+ * Bundles that other tools really write, of which one entry is odd: what is whole is taken, and what is not is named
+ * with its reason.
+ */
 import { execFile } from 'node:child_process';
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -19,7 +19,10 @@ export interface CompressedLayer {
   size: number;
 }
 
-/** Each has its buffers. Small layers take more waiting for the disk than processor time, which a large one beside them has a use for. */
+/**
+ * Each has its buffers. Small layers take more waiting for the disk than processor time, which a large one beside them
+ * has a use for.
+ */
 const layersAtOnce = 4;
 
 /** Programs to look for, fastest first; without any of them zlib is used, which is slower by far. */
@@ -59,7 +62,10 @@ export function hashing(onBytes?: (count: number) => void): { through: Transform
   return { through, digest: () => digest.value(), size: () => size };
 }
 
-/** Uncompressed layers, compressed once into a folder and found there by every later run: `<folder>/<diff ID>.tar.gz` with a `.json` beside it. */
+/**
+ * Uncompressed layers, compressed once into a folder and found there by every later run: `<folder>/<diff ID>.tar.gz`
+ * with a `.json` beside it.
+ */
 export class LayerCache {
   readonly #running = new Map<Digest, Promise<CompressedLayer>>();
 
@@ -77,9 +83,10 @@ export class LayerCache {
   }
 
   /**
-   * Compresses a layer, or finds it. The same layer asked for twice at a time is compressed once. Throws `digest_mismatch` naming `member` when the
-   * bytes are not those of `diffId`, `space_insufficient`, and the signal's reason. `onBytes` counts uncompressed bytes. A run that was killed or aborted leaves
-   * a `.part` folder, which the next one for this layer continues, and which goes after an hour without one.
+   * Compresses a layer, or finds it. The same layer asked for twice at a time is compressed once. Throws
+   * `digest_mismatch` naming `member` when the bytes are not those of `diffId`, `space_insufficient`, and the signal's
+   * reason. `onBytes` counts uncompressed bytes. A run that was killed or aborted leaves a `.part` folder, which the
+   * next one for this layer continues, and which goes after an hour without one.
    */
   get(
     diffId: Digest,
@@ -106,7 +113,10 @@ export class LayerCache {
     return `${dev}:${ino}`;
   }
 
-  /** Removes the layers whose files are these, so that the space of files which had second names elsewhere is given back; they are made again when they are needed. */
+  /**
+   * Removes the layers whose files are these, so that the space of files which had second names elsewhere is given
+   * back; they are made again when they are needed.
+   */
   static async forget(folder: string, fileIds: ReadonlySet<string>): Promise<void> {
     for (const name of (await readdir(folder).catch(() => [])).filter((each) => each.endsWith('.tar.gz'))) {
       const path = join(folder, name);

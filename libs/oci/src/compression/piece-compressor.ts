@@ -1,6 +1,7 @@
 /**
- * gzip of a layer by several processors: pieces of the input become members of one gzip file (RFC 1952, 2.2), which every reader takes as one stream. Where a
- * piece ends is part of the format: the same engine gives the same bytes on any machine.
+ * gzip of a layer by several processors: pieces of the input become members of one gzip file (RFC 1952, 2.2), which
+ * every reader takes as one stream. Where a piece ends is part of the format: the same engine gives the same bytes on
+ * any machine.
  */
 import { randomUUID } from 'node:crypto';
 import { createReadStream, createWriteStream } from 'node:fs';
@@ -37,7 +38,10 @@ export interface CompressOptions {
   onBytes?: ((count: number) => void) | undefined;
 }
 
-/** Written after each member: what has been done up to its end. Digests of a beginning tell whether it is still the same. */
+/**
+ * Written after each member: what has been done up to its end. Digests of a beginning tell whether it is still the
+ * same.
+ */
 interface Mark {
   engine: string;
   plainBytes: number;
@@ -87,9 +91,9 @@ function feedOf(reader: BlobReader): { feed: Feed; close(): void } {
 }
 
 /**
- * Compresses a layer into `layerFile(folder)`, on disk when it resolves. `folder` must exist; what a stopped run left in it is continued when it still fits, and
- * the result has the same bytes. Returns the digests of both, which the caller checks. Throws the signal's reason, `space_insufficient`,
- * and what reading and writing throw.
+ * Compresses a layer into `layerFile(folder)`, on disk when it resolves. `folder` must exist; what a stopped run left
+ * in it is continued when it still fits, and the result has the same bytes. Returns the digests of both, which the
+ * caller checks. Throws the signal's reason, `space_insufficient`, and what reading and writing throw.
  */
 export async function compressInPieces(
   reader: BlobReader,
@@ -192,7 +196,10 @@ class LayerRun {
     }
   }
 
-  /** Into a file, which takes less processor time than a pipe. It is used again for later members, and mostly gone before it would reach the disk. */
+  /**
+   * Into a file, which takes less processor time than a pipe. It is used again for later members, and mostly gone
+   * before it would reach the disk.
+   */
   private async spool(path: string): Promise<number> {
     const { signal, onBytes } = this.options;
     const look = hashPieces(this.plain, { signal, onBytes });

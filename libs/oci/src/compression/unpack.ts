@@ -67,16 +67,20 @@ export function bounded(compressedBytes: number, what: string): Transform {
   });
 }
 
-/** zstd by its own program, since zlib's stops silently after the first of several frames, which pzstd writes. Both have their memory bounded. */
+/**
+ * zstd by its own program, since zlib's stops silently after the first of several frames, which pzstd writes. Both have
+ * their memory bounded.
+ */
 const programs: Record<'zstd' | 'xz', string[]> = {
   zstd: ['-dcq', '--memory=128MB'],
   xz: ['-dcq', '--memlimit-decompress=256MiB'],
 };
 
 /**
- * Decompresses a file into `target`, which must not exist. Throws `bundle_format_unknown` when no tar is inside, `bundle_truncated` and
- * `bundle_corrupt` for damaged input, `bundle_unsafe` for bombs, `space_insufficient`, and `compression_unsupported` for what is compressed twice,
- * needs too much memory, or has no program here. The caller removes `target` with `removeUnpacked`, also after an error.
+ * Decompresses a file into `target`, which must not exist. Throws `bundle_format_unknown` when no tar is inside,
+ * `bundle_truncated` and `bundle_corrupt` for damaged input, `bundle_unsafe` for bombs, `space_insufficient`, and
+ * `compression_unsupported` for what is compressed twice, needs too much memory, or has no program here. The caller
+ * removes `target` with `removeUnpacked`, also after an error.
  */
 export async function unpack(
   file: JoinedFile,
@@ -176,7 +180,8 @@ async function throughProgram(
     throw error;
   });
   const results = await Promise.allSettled([unpacked, ended, fed]);
-  // What stops the output also ends the program, whose words are about that then; without a program there is just no output.
+  // What stops the output also ends the program, whose words are about that then; without a program there is just no
+  // output.
   const reasons = results.flatMap((result) => (result.status === 'rejected' ? [result.reason as unknown] : []));
   const cause =
     reasons.find(

@@ -27,7 +27,10 @@ export interface ImageGraph {
   images: { descriptor: Descriptor; manifest: ImageManifest }[];
 }
 
-/** BuildKit's provenance and SBOM documents. Source: https://github.com/moby/buildkit/blob/master/docs/attestations/attestation-storage.md */
+/**
+ * BuildKit's provenance and SBOM documents. Source:
+ * https://github.com/moby/buildkit/blob/master/docs/attestations/attestation-storage.md
+ */
 export const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
   annotations?.['vnd.docker.reference.type'] === 'attestation-manifest' ||
   (platform?.os === 'unknown' && platform.architecture === 'unknown');
@@ -36,7 +39,10 @@ export const isAttestation = ({ platform, annotations }: Descriptor): boolean =>
 export const isForeignLayer = ({ mediaType }: Descriptor): boolean =>
   mediaType === mediaTypes.dockerForeignLayer || mediaType.includes('.nondistributable.');
 
-/** The refusal of a layer that its vendor keeps; `urls` says where its vendor has it. They come from the bundle, and nobody here opens them. */
+/**
+ * The refusal of a layer that its vendor keeps; `urls` says where its vendor has it. They come from the bundle, and
+ * nobody here opens them.
+ */
 export const foreignLayer = ({
   digest,
   urls = [],
@@ -47,12 +53,14 @@ export const foreignLayer = ({
   new AppError('layer_foreign', { detail: digest, digest, urls: urls.slice(0, 10).map((url) => url.slice(0, 2000)) });
 
 /**
- * Refuses what no registry takes or no host could run: `layer_encrypted`, `layer_foreign`, `compression_unsupported`, `image_unsupported` for other
- * blobs with urls, and `bundle_corrupt` for blobs that say to be something which cannot be at their place.
+ * Refuses what no registry takes or no host could run: `layer_encrypted`, `layer_foreign`, `compression_unsupported`,
+ * `image_unsupported` for other blobs with urls, and `bundle_corrupt` for blobs that say to be something which cannot
+ * be at their place.
  */
 export function checkKinds({ images, blobs }: ImageGraph): void {
   for (const blob of [...blobs, ...images.flatMap(({ manifest }) => manifest.layers)]) {
-    // The `distribution` registry refuses urls that it was not told to allow, and Docker's foreign layers without any, as if it would do so only now.
+    // The `distribution` registry refuses urls that it was not told to allow, and Docker's foreign layers without any,
+    // as if it would do so only now.
     if (blob.mediaType === mediaTypes.dockerForeignLayer) throw foreignLayer(blob);
     if (!blob.urls?.length) continue;
     if (isForeignLayer(blob)) throw foreignLayer(blob);
@@ -88,8 +96,9 @@ const isLayer = ({ mediaType }: Descriptor): boolean =>
   /^application\/vnd\.(oci\.image\.layer\.|docker\.image\.rootfs\.)/.test(mediaType);
 
 /**
- * Follows an image down to its blobs. `readManifest` must return verified bytes. Throws `bundle_corrupt` for documents that contradict their
- * descriptors, `bundle_too_large`, `image_unsupported` for children that are no manifests, and what `readManifest` throws.
+ * Follows an image down to its blobs. `readManifest` must return verified bytes. Throws `bundle_corrupt` for documents
+ * that contradict their descriptors, `bundle_too_large`, `image_unsupported` for children that are no manifests, and
+ * what `readManifest` throws.
  */
 export async function walkImage(
   root: Descriptor,
@@ -158,8 +167,9 @@ export interface ImageFacts {
 }
 
 /**
- * Platforms, image IDs (of what runs) and size of an image. `readConfig` must return verified bytes, at most `maxBytes`. With `strict` it throws
- * `bundle_corrupt` for configurations that readers understand differently, or that speak of other layers than the manifest: no engine runs such an image.
+ * Platforms, image IDs (of what runs) and size of an image. `readConfig` must return verified bytes, at most
+ * `maxBytes`. With `strict` it throws `bundle_corrupt` for configurations that readers understand differently, or that
+ * speak of other layers than the manifest: no engine runs such an image.
  */
 export async function describeImage(
   { images, manifests, blobs }: ImageGraph,
@@ -170,7 +180,8 @@ export async function describeImage(
   const zstdPlatforms: Platform[] = [];
   const configDigests: Digest[] = [];
   for (const { manifest } of images) {
-    // Charts, signatures and other artifacts have configurations or layers of their own kinds, or a configuration that speaks of no layers or of no platform.
+    // Charts, signatures and other artifacts have configurations or layers of their own kinds, or a configuration that
+    // speaks of no layers or of no platform.
     const config = hasImageTypes(manifest)
       ? parseImageConfig(await readConfig(manifest.config, maxConfigBytes), { strict })
       : undefined;

@@ -2,13 +2,16 @@ import { type Digest, isDigest } from '@airdock/core/oci/digest';
 import type { Descriptor } from '@airdock/core/oci/manifest';
 import { formatReference, parseReference } from '@airdock/core/oci/reference';
 
-/** Names for images that have none in their bundle: full references by digest of the manifest, image ID, or the bare tag that the bundle has for it. */
+/**
+ * Names for images that have none in their bundle: full references by digest of the manifest, image ID, or the bare tag
+ * that the bundle has for it.
+ */
 export type GivenNames = Readonly<Record<string, string | readonly string[]>>;
 
 /**
- * The full name that a tool wrote beside an image. containerd, Docker and Hauler write `io.containerd.image.name`; skopeo, crane, Zarf and others put what
- * they were given into `ref.name`, which is a tag only when it has neither `/` nor `:`. containerd keeps images of Kubernetes a second time under their
- * ID, which is no name.
+ * The full name that a tool wrote beside an image. containerd, Docker and Hauler write `io.containerd.image.name`;
+ * skopeo, crane, Zarf and others put what they were given into `ref.name`, which is a tag only when it has neither `/`
+ * nor `:`. containerd keeps images of Kubernetes a second time under their ID, which is no name.
  */
 export function annotatedName({ annotations }: Descriptor): string | undefined {
   const refName = bareName({ annotations });
@@ -26,7 +29,10 @@ export function givenNames(given: GivenNames, keys: readonly (string | undefined
   return [given[key] ?? []].flat().map((name) => formatReference(parseReference(name)));
 }
 
-/** How the tag of a signature, attestation or SBOM begins with the digest that it speaks of. Source: https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md */
+/**
+ * How the tag of a signature, attestation or SBOM begins with the digest that it speaks of. Source:
+ * https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md
+ */
 export function companionSubject(tag: string | undefined): Digest | undefined {
   const [, hex] = /^sha256-([0-9a-f]{64})(?:\.[a-z]+)?$/.exec(tag ?? '') ?? [];
   const digest = `sha256:${hex}`;

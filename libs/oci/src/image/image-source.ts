@@ -7,11 +7,14 @@ import type { Descriptor, Platform } from '@airdock/core/oci/manifest';
 export interface BlobReader {
   /** Bytes. */
   size: number;
-  /** The bytes from `start` (default 0) to the end. The caller destroys the stream. Content is not verified here: consumers hash what they move. */
+  /**
+   * The bytes from `start` (default 0) to the end. The caller destroys the stream. Content is not verified here:
+   * consumers hash what they move.
+   */
   open(range?: { start: number }): Readable;
   /**
-   * Where the bytes lie, when they lie in one piece in a file: a copy may read them there without a stream. `verified` is the digest of the whole file when
-   * it is ours, was hashed when it was written and never changes.
+   * Where the bytes lie, when they lie in one piece in a file: a copy may read them there without a stream. `verified`
+   * is the digest of the whole file when it is ours, was hashed when it was written and never changes.
    */
   file?: { path: string; offset: number; verified?: Digest | undefined } | undefined;
 }
@@ -21,24 +24,33 @@ export interface Companion {
   root: Descriptor;
   /** The manifest of the image that it speaks of. */
   subject: Digest;
-  /** The tag that leads to it, as cosign writes it: `sha256-<hex>.sig`. Undefined for a referrer, which names its subject itself. */
+  /**
+   * The tag that leads to it, as cosign writes it: `sha256-<hex>.sig`. Undefined for a referrer, which names its
+   * subject itself.
+   */
   tag?: string | undefined;
 }
 
 /** What is known of an image by looking at its metadata only. */
 export interface SourceImage {
-  /** Full upstream references as `formatReference` writes them, e.g. `k8s.gcr.io/pause:3.2`; of a backup: `repository:tag`, names in the local registry. */
+  /**
+   * Full upstream references as `formatReference` writes them, e.g. `k8s.gcr.io/pause:3.2`; of a backup:
+   * `repository:tag`, names in the local registry.
+   */
   names: string[];
   /**
-   * Manifest or index, exactly as the registry will hold it. Undefined while it has to be made: a docker-archive has no manifest before its
-   * layers are compressed; `ImageSource.prepare` makes and returns it.
+   * Manifest or index, exactly as the registry will hold it. Undefined while it has to be made: a docker-archive has no
+   * manifest before its layers are compressed; `ImageSource.prepare` makes and returns it.
    */
   root?: Descriptor | undefined;
   /** One per image manifest, in the order of the index. */
   platforms: Platform[];
   /** Those of them whose layers are compressed with zstd. */
   zstdPlatforms?: readonly Platform[] | undefined;
-  /** Unique blobs and manifests, with those of companions, bytes as they lie in the source: of a docker-archive the uncompressed layers. */
+  /**
+   * Unique blobs and manifests, with those of companions, bytes as they lie in the source: of a docker-archive the
+   * uncompressed layers.
+   */
   sizeBytes: number;
   /** Image IDs, one per image manifest. Together they identify the image in its source, before `root` is known too. */
   configDigests: Digest[];
@@ -68,7 +80,10 @@ export interface UnusableImage {
   detail: string;
 }
 
-/** The entry for what opening an image has thrown. What is no fault of that image alone is thrown again: a file that was cut, or that nobody should trust. */
+/**
+ * The entry for what opening an image has thrown. What is no fault of that image alone is thrown again: a file that was
+ * cut, or that nobody should trust.
+ */
 export function unusableImage(error: unknown, { name, digest }: Pick<UnusableImage, 'name' | 'digest'>): UnusableImage {
   if (
     !(error instanceof AppError) ||
@@ -84,7 +99,10 @@ export function unusableImage(error: unknown, { name, digest }: Pick<UnusableIma
 
 const reasons = new WeakMap<UnusableImage, AppError>();
 
-/** For a bundle that shall not be used in part, or has nothing else: the error of its first unusable image. `unnamed` are what `names` of a request may use as keys. */
+/**
+ * For a bundle that shall not be used in part, or has nothing else: the error of its first unusable image. `unnamed`
+ * are what `names` of a request may use as keys.
+ */
 export function refusalOf(unusable: readonly UnusableImage[]): AppError {
   const [first] = unusable as [UnusableImage];
   const unnamed = unusable.filter(({ code }) => code === 'image_name_missing').map(({ digest }) => digest);
@@ -102,7 +120,10 @@ export function refusalOf(unusable: readonly UnusableImage[]): AppError {
   );
 }
 
-/** Where images come from. Disposing it closes files and removes what it unpacked; compressed layers stay in the work folder for the next run. */
+/**
+ * Where images come from. Disposing it closes files and removes what it unpacked; compressed layers stay in the work
+ * folder for the next run.
+ */
 export interface ImageSource extends AsyncDisposable {
   readonly format: 'docker-archive' | 'oci-archive' | 'oci-layout' | 'zarf-package' | 'backup';
   readonly images: readonly SourceImage[];
@@ -111,16 +132,21 @@ export interface ImageSource extends AsyncDisposable {
   /** Lists of images that came with them. */
   lists?: readonly ImageList[] | undefined;
   /**
-   * Does what has to be done before the manifests and blobs of an image can be read, and returns its root. Idempotent; costs nothing where
-   * `image.root` is known. Throws `digest_mismatch` naming the damaged layer, `space_insufficient`, and the signal's reason.
+   * Does what has to be done before the manifests and blobs of an image can be read, and returns its root. Idempotent;
+   * costs nothing where `image.root` is known. Throws `digest_mismatch` naming the damaged layer, `space_insufficient`,
+   * and the signal's reason.
    */
   prepare(image: SourceImage, options?: PrepareOptions): Promise<Descriptor>;
   /**
-   * The blobs that an image needs, as far as they are known before `prepare`: without a digest is a layer that has to be compressed first, with its size before
-   * that. Only a source whose images have no root has this; of the others the manifests tell.
+   * The blobs that an image needs, as far as they are known before `prepare`: without a digest is a layer that has to
+   * be compressed first, with its size before that. Only a source whose images have no root has this; of the others the
+   * manifests tell.
    */
   blobsOf?(image: SourceImage): Promise<{ digest?: Digest | undefined; size: number }[]>;
-  /** Bytes of a manifest or index below a prepared root, verified against the digest. Throws `bundle_corrupt` or `backup_corrupt`. */
+  /**
+   * Bytes of a manifest or index below a prepared root, verified against the digest. Throws `bundle_corrupt` or
+   * `backup_corrupt`.
+   */
   readManifest(digest: Digest): Promise<Uint8Array>;
   /** A config or layer of a prepared image. */
   blob(descriptor: Descriptor): Promise<BlobReader>;

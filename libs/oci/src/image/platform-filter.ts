@@ -15,9 +15,10 @@ import type { ImageSource, SourceImage } from './image-source.js';
 const attestationOf = 'vnd.docker.reference.digest';
 
 /**
- * The same source with only these platforms (`linux/amd64`; without a variant any). An image that has all that is left of it keeps its digest; of others one
- * manifest becomes the image, or a new index of several. Images without any of the platforms are left out; what runs nowhere, such as charts, stays.
- * Disposing the result disposes the source. Throws `image_not_found` when nothing is left.
+ * The same source with only these platforms (`linux/amd64`; without a variant any). An image that has all that is left
+ * of it keeps its digest; of others one manifest becomes the image, or a new index of several. Images without any of
+ * the platforms are left out; what runs nowhere, such as charts, stays. Disposing the result disposes the source.
+ * Throws `image_not_found` when nothing is left.
  */
 export async function filterPlatforms(source: ImageSource, wanted: readonly string[]): Promise<ImageSource> {
   const made = new Map<Digest, Buffer>();
@@ -49,7 +50,10 @@ export async function filterPlatforms(source: ImageSource, wanted: readonly stri
     return { mediaType: root.mediaType, digest, size: filtered.byteLength };
   }
 
-  /** By the platform that the index says, else by that of the configuration. What runs nowhere is for all platforms; what speaks of a sibling goes with that. */
+  /**
+   * By the platform that the index says, else by that of the configuration. What runs nowhere is for all platforms;
+   * what speaks of a sibling goes with that.
+   */
   async function matches(child: Descriptor): Promise<boolean> {
     if (isAttestation(child) || child.annotations?.[attestationOf]) return false;
     if (child.platform?.os) return isWanted(child.platform);

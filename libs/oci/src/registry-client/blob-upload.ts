@@ -14,7 +14,10 @@ const cancelTimeoutMs = 500;
 
 export interface UploadOptions {
   signal?: AbortSignal | undefined;
-  /** Called with the number of bytes that were just handed to the connection, or that an earlier upload has already brought. */
+  /**
+   * Called with the number of bytes that were just handed to the connection, or that an earlier upload has already
+   * brought.
+   */
   onBytes?: ((count: number) => void) | undefined;
   /** Remembers an upload of more than one piece (64 MiB), so that another run goes on with it. */
   session?: SessionSlot | undefined;
@@ -83,7 +86,10 @@ export class BlobUpload {
     return { location: answer.header('location') ?? location, offset };
   }
 
-  /** Whole pieces, each acknowledged by the registry, and the rest with the digest. Keeps `upload` at what has been acknowledged. */
+  /**
+   * Whole pieces, each acknowledged by the registry, and the rest with the digest. Keeps `upload` at what has been
+   * acknowledged.
+   */
   async #send(upload: UploadSession, content: VerifiedContent, slot: SessionSlot | undefined): Promise<void> {
     const { http, descriptor } = this;
     const { signal, onBytes } = this.options;
@@ -123,8 +129,8 @@ export class BlobUpload {
 }
 
 /**
- * Removes an unfinished upload, as far as the registry can: distribution 2 refuses for one that broke off in the middle, because its state
- * no longer matches the location, and removes it with its own purge of old uploads.
+ * Removes an unfinished upload, as far as the registry can: distribution 2 refuses for one that broke off in the
+ * middle, because its state no longer matches the location, and removes it with its own purge of old uploads.
  */
 export async function cancelUpload(http: RegistryHttp, location: string): Promise<void> {
   const cancelled = http.send({ method: 'DELETE', path: location, timeoutMs: cancelTimeoutMs }, () => true);
@@ -150,8 +156,8 @@ interface Chunks {
 }
 
 /**
- * The bytes of a blob, hashed as they are taken; the last of them only when size and digest are right, so that a registry never gets the end of wrong bytes. A chunk
- * may be overwritten when the one after the next is asked for.
+ * The bytes of a blob, hashed as they are taken; the last of them only when size and digest are right, so that a
+ * registry never gets the end of wrong bytes. A chunk may be overwritten when the one after the next is asked for.
  */
 class VerifiedContent {
   readonly #digest = createPooledDigest();

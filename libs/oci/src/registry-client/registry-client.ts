@@ -1,6 +1,6 @@
 /**
- * A client for registries that speak the OCI distribution API, as far as images are moved and listed. It does not retry, and knows no
- * references, only names inside one registry: `copyImages` and `backupRegistry` do the rest.
+ * A client for registries that speak the OCI distribution API, as far as images are moved and listed. It does not
+ * retry, and knows no references, only names inside one registry: `copyImages` and `backupRegistry` do the rest.
  * Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
  */
 
@@ -37,8 +37,8 @@ const maxPages = 10_000;
 const maxPageBytes = 16 * 1024 * 1024;
 
 /**
- * All methods throw `registry_unavailable` when trying again may help, `registry_rejected` with the registry's own `registryCode`, and the
- * signal's reason. Many calls may run at a time. The owner calls `close`.
+ * All methods throw `registry_unavailable` when trying again may help, `registry_rejected` with the registry's own
+ * `registryCode`, and the signal's reason. Many calls may run at a time. The owner calls `close`.
  */
 export class RegistryClient implements AsyncDisposable {
   readonly #http: RegistryHttp;
@@ -67,8 +67,8 @@ export class RegistryClient implements AsyncDisposable {
   }
 
   /**
-   * The bytes of a blob from `start` (default 0). Not verified: the caller hashes, and destroys the stream. Throws `image_not_found`.
-   * Redirects to the registry's storage are followed, without the credential.
+   * The bytes of a blob from `start` (default 0). Not verified: the caller hashes, and destroys the stream. Throws
+   * `image_not_found`. Redirects to the registry's storage are followed, without the credential.
    */
   async getBlob(
     repository: string,
@@ -95,7 +95,10 @@ export class RegistryClient implements AsyncDisposable {
     throw new AppError('registry_rejected', { detail: 'too many redirects' });
   }
 
-  /** Makes a blob of another repository known in this one, without copying. False when the registry does not do it; then upload. */
+  /**
+   * Makes a blob of another repository known in this one, without copying. False when the registry does not do it; then
+   * upload.
+   */
   async mountBlob(repository: string, digest: Digest, from: string, options: CallOptions = {}): Promise<boolean> {
     const path = `/v2/${repository}/blobs/uploads/?mount=${encodeURIComponent(digest)}&from=${encodeURIComponent(from)}`;
     const response = await this.#http.send({ method: 'POST', path, headers: { 'content-length': '0' }, ...options });
@@ -107,9 +110,10 @@ export class RegistryClient implements AsyncDisposable {
   }
 
   /**
-   * Uploads a blob, in one request or, with a session to remember it by, in pieces of 64 MiB from where an earlier upload has got to. It is hashed on the
-   * way and its end is held back until the digest is right, so the registry never gets to see the end of wrong bytes: `digest_mismatch`. Does not look
-   * whether the blob is there. A failed upload is cancelled in the registry, unless it can go on.
+   * Uploads a blob, in one request or, with a session to remember it by, in pieces of 64 MiB from where an earlier
+   * upload has got to. It is hashed on the way and its end is held back until the digest is right, so the registry
+   * never gets to see the end of wrong bytes: `digest_mismatch`. Does not look whether the blob is there. A failed
+   * upload is cancelled in the registry, unless it can go on.
    */
   async uploadBlob(
     repository: string,
@@ -146,7 +150,9 @@ export class RegistryClient implements AsyncDisposable {
     return manifest && { mediaType: manifest.mediaType, digest: manifest.digest, size: manifest.bytes.byteLength };
   }
 
-  /** A manifest or index, verified against the digest asked for or announced, or undefined. Throws `digest_mismatch`. */
+  /**
+   * A manifest or index, verified against the digest asked for or announced, or undefined. Throws `digest_mismatch`.
+   */
   async getManifest(
     repository: string,
     reference: string,
@@ -177,7 +183,9 @@ export class RegistryClient implements AsyncDisposable {
     };
   }
 
-  /** Stores a manifest under a tag or its digest. Throws `digest_mismatch` when the registry made something else of it. */
+  /**
+   * Stores a manifest under a tag or its digest. Throws `digest_mismatch` when the registry made something else of it.
+   */
   async putManifest(
     repository: string,
     reference: string,
@@ -215,8 +223,9 @@ export class RegistryClient implements AsyncDisposable {
   }
 
   /**
-   * Stores a manifest that names a subject. Registries without the referrers API do not list it by themselves: then it is added to the list under `listTag`.
-   * Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-manifests-with-subject
+   * Stores a manifest that names a subject. Registries without the referrers API do not list it by themselves: then it
+   * is added to the list under `listTag`. Source:
+   * https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-manifests-with-subject
    */
   async putReferrer(
     repository: string,

@@ -14,7 +14,10 @@ export interface RegistryAuth {
 export interface RegistryHttpOptions {
   /** Sent as HTTP Basic. Default: none. */
   auth?: RegistryAuth | undefined;
-  /** How long no byte may move in either direction before a request is given up, ms. Default 60 000. There is no limit on the whole. */
+  /**
+   * How long no byte may move in either direction before a request is given up, ms. Default 60 000. There is no limit
+   * on the whole.
+   */
   timeoutMs?: number | undefined;
 }
 
@@ -44,8 +47,9 @@ const transientStatus = (status: number): boolean => status >= 500 || status ===
 const strangers = new OutboundTargets([], { code: 'registry_target_forbidden', key: 'airdock.registry.allowedHosts' });
 
 /**
- * Any async iterable is a body, which the types of undici do not say; it asks for a chunk when the connection has taken the one before.
- * Source: https://github.com/nodejs/undici/blob/main/docs/docs/api/Dispatcher.md#parameter-dispatchoptions
+ * Any async iterable is a body, which the types of undici do not say; it asks for a chunk when the connection has taken
+ * the one before. Source:
+ * https://github.com/nodejs/undici/blob/main/docs/docs/api/Dispatcher.md#parameter-dispatchoptions
  */
 const iterable = (chunks: AsyncIterable<Uint8Array>) => chunks as Readable;
 
@@ -54,8 +58,9 @@ type Accepts = (status: number) => boolean;
 const success: Accepts = (status) => status >= 200 && status < 300;
 
 /**
- * HTTP to one registry: its own connections, one meaning for every way to fail. Throws `registry_unavailable` when trying again may help
- * (no connection, stalled, 408, 429, 5xx), `registry_rejected` with the registry's own `registryCode` otherwise, and the signal's reason.
+ * HTTP to one registry: its own connections, one meaning for every way to fail. Throws `registry_unavailable` when
+ * trying again may help (no connection, stalled, 408, 429, 5xx), `registry_rejected` with the registry's own
+ * `registryCode` otherwise, and the signal's reason.
  */
 export class RegistryHttp {
   readonly #agent: Agent;
@@ -66,8 +71,8 @@ export class RegistryHttp {
   readonly #authorization: string | undefined;
 
   /**
-   * @param address `http://…`, `https://…`, perhaps with the addresses that were allowed for it (`pinUrl`), or `unix:PATH` for a registry that listens on a socket of
-   * this machine
+   * @param address `http://…`, `https://…`, perhaps with the addresses that were allowed for it (`pinUrl`), or
+   * `unix:PATH` for a registry that listens on a socket of this machine
    */
   constructor(address: string, { auth, timeoutMs = 60_000 }: RegistryHttpOptions = {}) {
     const socketPath = /^unix:(.+)$/.exec(address)?.[1];
@@ -95,7 +100,10 @@ export class RegistryHttp {
     return new URL(url, this.#base).origin === this.#base.origin;
   }
 
-  /** The full URL of a path, or of a URL that the registry gave us. One that has moved from a port of this machine to a socket goes on there. */
+  /**
+   * The full URL of a path, or of a URL that the registry gave us. One that has moved from a port of this machine to a
+   * socket goes on there.
+   */
   resolve(path: string): URL {
     const url = new URL(path, this.#base);
     return this.#isSocket && url.hostname === 'localhost' ? new URL(`${url.pathname}${url.search}`, this.#base) : url;
@@ -143,7 +151,8 @@ export class RegistryHttp {
       response = await request(url, {
         method,
         dispatcher: this.#agent,
-        // Else undici closes a connection after each HEAD, for servers that send a body all the same. Source: https://github.com/nodejs/undici/issues/258
+        // Else undici closes a connection after each HEAD, for servers that send a body all the same. Source:
+        // https://github.com/nodejs/undici/issues/258
         reset: false,
         signal: abort,
         headers: {
@@ -196,7 +205,9 @@ export class RegistryHttp {
   }
 }
 
-/** The registry itself is where it was allowed; other servers that it names are looked at when they are connected to. */
+/**
+ * The registry itself is where it was allowed; other servers that it names are looked at when they are connected to.
+ */
 const pinnedLookup =
   (own: string, addresses: { address: string; family: number }[]): LookupFunction =>
   (name, options, callback) => {
@@ -251,7 +262,10 @@ async function readAll(chunks: AsyncIterable<Uint8Array>, maxBytes: number, what
 /** In words, or as distribution tells of an error of its file system: ENOSPC, EDQUOT. */
 const fullDisk = /no space left on device|disk quota exceeded|"Err":(?:28|122)\b/i;
 
-/** The error for a status that means failure. Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes */
+/**
+ * The error for a status that means failure. Source:
+ * https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes
+ */
 async function refusal(method: string, path: string, response: RegistryResponse): Promise<AppError> {
   const { status } = response;
   const text = await response.read(64 * 1024).then(

@@ -4,9 +4,10 @@ import { RegistryHttp, type RegistryResponse } from './registry-http.js';
 const maxAnswerBytes = 64 * 1024;
 
 /**
- * Why what answers at an address is no registry, or nothing does; undefined for a registry, also for one that wants a login. Not every server that says 200 to everything is one: a
- * registry says so in a header, or answers for an image that nobody has in the words of the distribution API. Never throws.
- * Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#determining-support
+ * Why what answers at an address is no registry, or nothing does; undefined for a registry, also for one that wants a
+ * login. Not every server that says 200 to everything is one: a registry says so in a header, or answers for an image
+ * that nobody has in the words of the distribution API. Never throws. Source:
+ * https://github.com/opencontainers/distribution-spec/blob/main/spec.md#determining-support
  */
 export async function whyNoRegistry(address: string, timeoutMs: number): Promise<string | undefined> {
   const http = new RegistryHttp(address, { timeoutMs });

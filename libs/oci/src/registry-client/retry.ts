@@ -11,8 +11,8 @@ export interface RetryOptions {
 }
 
 /**
- * Tries again what failed for a reason that may vanish by waiting. Pauses are random up to their limit, so that many waiting for one
- * registry do not return all at once. Ends at once, with the signal's reason, when the signal aborts.
+ * Tries again what failed for a reason that may vanish by waiting. Pauses are random up to their limit, so that many
+ * waiting for one registry do not return all at once. Ends at once, with the signal's reason, when the signal aborts.
  */
 export async function withRetry<T>(
   work: () => Promise<T>,
@@ -41,9 +41,9 @@ export type Ask = typeof lookUp;
 const unreadableTries = 2;
 
 /**
- * Asks a registry, as `withRetry`, for something that is written anew when it is missing. What the registry itself cannot read counts as missing: distribution 2
- * writes its links in place, and when it was killed in between answers 500 for an empty one until it is written again. A registry that is ill in another way
- * refuses what is written then.
+ * Asks a registry, as `withRetry`, for something that is written anew when it is missing. What the registry itself
+ * cannot read counts as missing: distribution 2 writes its links in place, and when it was killed in between answers
+ * 500 for an empty one until it is written again. A registry that is ill in another way refuses what is written then.
  */
 export async function lookUp<T>(
   look: () => Promise<T | undefined>,

@@ -22,13 +22,16 @@ export interface SessionSlot {
   /** On disk when it resolves. */
   save(session: UploadSession): Promise<void>;
   clear(): Promise<void>;
-  /** Forgets the upload at `location`, which was cancelled, and takes away what distribution 2 keeps of one that broke off in the middle. */
+  /**
+   * Forgets the upload at `location`, which was cancelled, and takes away what distribution 2 keeps of one that broke
+   * off in the middle.
+   */
   discard(location: string): Promise<void>;
 }
 
 /**
- * The unfinished uploads of one run, in a folder that survives the process: a later run goes on where the registry has acknowledged bytes. Only one run at a
- * time may use a folder.
+ * The unfinished uploads of one run, in a folder that survives the process: a later run goes on where the registry has
+ * acknowledged bytes. Only one run at a time may use a folder.
  */
 export class UploadSessions {
   constructor(
@@ -66,9 +69,10 @@ export class UploadSessions {
   }
 
   /**
-   * distribution keeps what arrived of a piece that broke off, and gives such an upload up when it is asked to go on from the last piece that it has
-   * acknowledged (registry/handlers/blobupload.go, ResumeBlobUpload). Cutting the rest off lets it go on, once the registry has written
-   * what it still had of the piece. An upload that is somewhere else is left alone.
+   * distribution keeps what arrived of a piece that broke off, and gives such an upload up when it is asked to go on
+   * from the last piece that it has acknowledged (registry/handlers/blobupload.go, ResumeBlobUpload). Cutting the rest
+   * off lets it go on, once the registry has written what it still had of the piece. An upload that is somewhere else
+   * is left alone.
    */
   async #trim(session: StoredSession): Promise<void> {
     const folder = this.#folderOf(session);

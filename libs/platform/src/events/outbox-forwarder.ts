@@ -11,7 +11,10 @@ import { OutboxEventEntity } from './outbox.entity.js';
 const eventsAtOnce = 100;
 const timeoutMs = 10_000;
 
-/** Runs in workers: hands the events of a service to backup-svc, which sends webhooks. At least once: backup-svc knows an event by its id. */
+/**
+ * Runs in workers: hands the events of a service to backup-svc, which sends webhooks. At least once: backup-svc knows
+ * an event by its id.
+ */
 export class OutboxForwarder extends BackgroundLoop {
   protected readonly pauseMs = 500;
   private readonly quiet: QuietDatabase;
@@ -39,7 +42,8 @@ export class OutboxForwarder extends BackgroundLoop {
 
   private async hand(event: OutboxEventEntity): Promise<void> {
     const { status, words } = await this.post(JSON.stringify(event));
-    // An event that nobody will ever take, of another version of Airdock perhaps, must not keep all later ones from their way.
+    // An event that nobody will ever take, of another version of Airdock perhaps, must not keep all later ones from
+    // their way.
     if (status === 422 || status === 413)
       this.logger.error({ event: event.id, type: event.type, words }, 'an event was refused, and is given up');
     else if (status < 200 || status > 299)

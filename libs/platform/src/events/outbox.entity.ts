@@ -1,6 +1,8 @@
 import { Column, Entity, PrimaryColumn } from 'typeorm';
 
-/** The outbox of a service: an event, written together with the state change that it tells of, until backup-svc has it. */
+/**
+ * The outbox of a service: an event, written together with the state change that it tells of, until backup-svc has it.
+ */
 @Entity('outbox_event')
 export class OutboxEventEntity {
   @PrimaryColumn('varchar') id!: string;

@@ -21,12 +21,18 @@ export class Outbox {
       .values({ id: newId(), type, payload, createdAt });
   }
 
-  /** Says it if the change finds its row, in one commit with it. False, and nothing is said, when it does not: somebody else was faster. */
+  /**
+   * Says it if the change finds its row, in one commit with it. False, and nothing is said, when it does not: somebody
+   * else was faster.
+   */
   together(change: Statement, type: EventType, data: EventData): Promise<boolean> {
     return atomically(this.database.dataSource, [change, this.statement(type, data)]);
   }
 
-  /** Says what belongs to no other change, e.g. that something is overdue. Whoever calls it sees to it that this happens once. */
+  /**
+   * Says what belongs to no other change, e.g. that something is overdue. Whoever calls it sees to it that this happens
+   * once.
+   */
   async emit(type: EventType, data: EventData): Promise<void> {
     await this.statement(type, data).execute();
   }

@@ -3,7 +3,8 @@ import { FASTIFY_ROUTE_CONFIG_METADATA } from '@nestjs/platform-fastify/constant
 import { ApiSecurity } from '@nestjs/swagger';
 
 /**
- * Who asks. `admin` showed the API token, `local` came by the API's Unix socket, `internal` is a service of Airdock. Without any of them: health only.
+ * Who asks. `admin` showed the API token, `local` came by the API's Unix socket, `internal` is a service of Airdock.
+ * Without any of them: health only.
  */
 export type Principal = 'admin' | 'local' | 'internal' | 'anonymous';
 
@@ -44,7 +45,9 @@ export const routeAccess =
 /** Marks a route that needs no token: health only. */
 export const Public = () => routeAccess({ access: 'public' });
 
-/** Marks a route that only services call, with a credential of their own: not the operators' token, not the Unix socket. */
+/**
+ * Marks a route that only services call, with a credential of their own: not the operators' token, not the Unix socket.
+ */
 export const Internal = () => applyDecorators(routeAccess({ access: 'internal' }), ApiSecurity('internal'));
 
 /** Marks a route whose body is streamed to a file. */

@@ -29,7 +29,10 @@ export interface HttpAppOptions {
   servers?: Servers;
 }
 
-/** The Nest application of a root module, with everything that is the same for each: validation, problems, versions, documents. Not listening yet. */
+/**
+ * The Nest application of a root module, with everything that is the same for each: validation, problems, versions,
+ * documents. Not listening yet.
+ */
 export async function createHttpApp(
   module: Type,
   { title, preview = false, servers = new Servers(defaultLimits) }: HttpAppOptions,
@@ -108,8 +111,8 @@ const frameworkErrors: NonNullable<FastifyServerOptions['frameworkErrors']> = (e
 };
 
 /**
- * Clients that always send a content type may post without a body, e.g. to cancel a job. Everything else is parsed as Fastify does; a text with a NUL is none that a
- * database takes, wherever it stands.
+ * Clients that always send a content type may post without a body, e.g. to cancel a job. Everything else is parsed as
+ * Fastify does; a text with a NUL is none that a database takes, wherever it stands.
  */
 function acceptEmptyJson(app: NestFastifyApplication): void {
   const parse = app.getHttpAdapter().getInstance().getDefaultJsonParser('error', 'error');

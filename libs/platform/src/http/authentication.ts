@@ -50,8 +50,9 @@ export class Authentication {
   }
 
   /**
-   * By the token, or by the Unix socket, which only administrators can open. A wrong token is refused on the socket too, where whoever shows it believes to need it. The
-   * documents take the token as the password of HTTP Basic as well, which is what a browser can ask for. Throws `token_missing`, `token_invalid`.
+   * By the token, or by the Unix socket, which only administrators can open. A wrong token is refused on the socket
+   * too, where whoever shows it believes to need it. The documents take the token as the password of HTTP Basic as
+   * well, which is what a browser can ask for. Throws `token_missing`, `token_invalid`.
    */
   private identify(headers: TokenHeaders, isLocal: boolean, isBrowser: boolean): Principal {
     const token = bearer(headers) ?? (isBrowser ? basicPassword(headers) : undefined);

@@ -13,8 +13,8 @@ export function hasBodyToCome({ raw }: FastifyRequest): boolean {
 }
 
 /**
- * Ends a request whose body does not come: as a whole within `timeoutMs`, or, where it is streamed to a file, when it has hardly moved for as long. What waits for our own disk
- * is not the client's fault.
+ * Ends a request whose body does not come: as a whole within `timeoutMs`, or, where it is streamed to a file, when it
+ * has hardly moved for as long. What waits for our own disk is not the client's fault.
  */
 export function watchBody(request: FastifyRequest, reply: FastifyReply, timeoutMs: number): void {
   const { raw } = request;

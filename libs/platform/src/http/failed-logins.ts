@@ -24,8 +24,8 @@ interface Address {
 }
 
 /**
- * Wrong tokens, by address: counted, logged, and slowed down. Right ones are never kept waiting: on loopback an attacker has the address of the operator. What is remembered
- * is bounded, and so is what is logged.
+ * Wrong tokens, by address: counted, logged, and slowed down. Right ones are never kept waiting: on loopback an
+ * attacker has the address of the operator. What is remembered is bounded, and so is what is logged.
  */
 @Injectable()
 export class FailedLogins {

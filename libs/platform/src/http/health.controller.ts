@@ -12,7 +12,10 @@ export interface ReadinessCheck {
 
 export const READINESS_CHECKS = Symbol('READINESS_CHECKS');
 
-/** What a service knows to be wrong while requests make sense all the same, such as a stranger on one of its ports: a few words by name, without secrets. */
+/**
+ * What a service knows to be wrong while requests make sense all the same, such as a stranger on one of its ports: a
+ * few words by name, without secrets.
+ */
 export interface NoticeSource {
   notices(): Promise<Record<string, string>>;
 }
@@ -24,7 +27,8 @@ export class Metrics {
   readonly registry = new Registry();
 
   constructor() {
-    // The delay of the event loop is measured by a timer: every 10 ms, as is the default, it costs more than all else that an idle DU does.
+    // The delay of the event loop is measured by a timer: every 10 ms, as is the default, it costs more than all else
+    // that an idle DU does.
     collectDefaultMetrics({ register: this.registry, prefix: 'airdock_', eventLoopMonitoringPrecision: 500 });
   }
 }

@@ -15,7 +15,9 @@ const documentationPolicy =
   "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const answerPolicy = "default-src 'none'; frame-ancestors 'none'";
 
-/** What is the same for every request, before its body is read and after it was answered. Before the routes are made. */
+/**
+ * What is the same for every request, before its body is read and after it was answered. Before the routes are made.
+ */
 export function installHooks(app: NestFastifyApplication, servers: Servers): void {
   const fastify = app.getHttpAdapter().getInstance();
   const authentication = app.get(Authentication, { strict: false });

@@ -33,7 +33,10 @@ const keyOf = (request: FastifyRequest): string | undefined => {
 /** The job that a request will create. */
 export interface JobRequest {
   id: string;
-  /** From the Idempotency-Key: a request repeated after a crash between the commit and the answer finds the job of the first. */
+  /**
+   * From the Idempotency-Key: a request repeated after a crash between the commit and the answer finds the job of the
+   * first.
+   */
   requestKey: string | null;
   /** Who asked for it: `admin`, `local`, `internal`. */
   createdBy?: string;
@@ -105,8 +108,9 @@ export class IdempotencyInterceptor implements NestInterceptor {
   }
 
   /**
-   * Takes the key for this request, or finds the answer that it had. Throws `idempotency_key_reused`, `idempotency_key_running`. The digest of the request is a keyed one:
-   * a request may hold a password, which nobody shall find by trying.
+   * Takes the key for this request, or finds the answer that it had. Throws `idempotency_key_reused`,
+   * `idempotency_key_running`. The digest of the request is a keyed one: a request may hold a password, which nobody
+   * shall find by trying.
    */
   private async begin(keys: Repository<IdempotencyKeyEntity>, id: string, text: string): Promise<Answered | undefined> {
     const requestDigest = this.secrets.digest(text);

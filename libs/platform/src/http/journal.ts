@@ -6,13 +6,16 @@ import { CONFIG, type Config } from '../config.js';
 const readMethods = new Set(['GET', 'HEAD', 'OPTIONS']);
 const maxLength = 300;
 
-/** What others have written, on one line, and without what a terminal would act on: control characters, and those that turn the direction of writing. */
+/**
+ * What others have written, on one line, and without what a terminal would act on: control characters, and those that
+ * turn the direction of writing.
+ */
 export const asLine = (text: string): string =>
   text.slice(0, maxLength).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, '\uFFFD');
 
 /**
- * One line for every call that changes something, or was not allowed to: who, from where, what, on which object, with which result. Nothing of bodies and no secret. It is
- * written whatever the log level is; only `silent` silences it.
+ * One line for every call that changes something, or was not allowed to: who, from where, what, on which object, with
+ * which result. Nothing of bodies and no secret. It is written whatever the log level is; only `silent` silences it.
  */
 @Injectable()
 export class Journal {

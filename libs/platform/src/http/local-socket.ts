@@ -15,8 +15,8 @@ export interface LocalSocket {
 }
 
 /**
- * Listens on a Unix socket that its owner and one group can open (0660). What an ended process has left is replaced, as long as it is ours and nobody answers there. Throws
- * `api_socket_refused`, `file_exposed`.
+ * Listens on a Unix socket that its owner and one group can open (0660). What an ended process has left is replaced, as
+ * long as it is ours and nobody answers there. Throws `api_socket_refused`, `file_exposed`.
  */
 export async function listenLocally(server: Server, { path, group }: LocalSocket): Promise<void> {
   if (Buffer.byteLength(path) > maxPathBytes)
@@ -56,7 +56,10 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
   }
 }
 
-/** Folders that are made for the socket let its group in, whatever the umask; those that are there are somebody's who knows why they are as they are. */
+/**
+ * Folders that are made for the socket let its group in, whatever the umask; those that are there are somebody's who
+ * knows why they are as they are.
+ */
 function makeFolder(folder: string, gid: number | undefined, group: string | undefined): void {
   const top = mkdirSync(folder, { recursive: true, mode: 0o700 });
   if (top === undefined) return;

@@ -28,7 +28,10 @@ export function cursorId(cursor: string): string {
   return cursor;
 }
 
-/** One page of rows, newest first, of those that one of the conditions holds for. Ids sort by time of creation, so the last id is the cursor. */
+/**
+ * One page of rows, newest first, of those that one of the conditions holds for. Ids sort by time of creation, so the
+ * last id is the cursor.
+ */
 export async function findPage<T extends { id: string }>(
   rows: Repository<T>,
   query: PageQuery,

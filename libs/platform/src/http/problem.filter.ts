@@ -18,7 +18,9 @@ const codeByStatus: Record<number, ErrorCode> = {
 
 const pathOf = (request: FastifyRequest): string => (request.url.split('?')[0] ?? '').slice(0, 500);
 
-/** The framework's own errors (unknown route, bad JSON, body too large) in our words; anything unknown stays internal. */
+/**
+ * The framework's own errors (unknown route, bad JSON, body too large) in our words; anything unknown stays internal.
+ */
 export function toAppError(error: unknown, request: FastifyRequest): AppError {
   const translated = translateDatabaseError(error);
   if (translated instanceof AppError) return translated;
@@ -33,7 +35,10 @@ export function toAppError(error: unknown, request: FastifyRequest): AppError {
   return new AppError(code, { detail: detail.slice(0, 500) }, { cause: translated });
 }
 
-/** Answers with a problem document (RFC 9457), with the request's id to find it in the log. `status` is for protocols that have statuses of their own. */
+/**
+ * Answers with a problem document (RFC 9457), with the request's id to find it in the log. `status` is for protocols
+ * that have statuses of their own.
+ */
 export function sendProblem(
   request: FastifyRequest,
   reply: FastifyReply,

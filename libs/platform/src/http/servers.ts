@@ -15,8 +15,8 @@ export interface ServerLimits {
 }
 
 /**
- * Makes the servers of a process: one for TCP, and one for a Unix socket, with one handler and the same bounds. Each has connections of its own, so that nobody on the
- * network or on loopback keeps whoever may open the socket out.
+ * Makes the servers of a process: one for TCP, and one for a Unix socket, with one handler and the same bounds. Each
+ * has connections of its own, so that nobody on the network or on loopback keeps whoever may open the socket out.
  */
 export class Servers {
   private readonly local = new WeakSet<object>();
@@ -32,7 +32,10 @@ export class Servers {
     return this.bound(handler);
   };
 
-  /** Listens on a Unix socket too; whoever connects there counts as local. After `create`. Throws as `listenLocally` does. */
+  /**
+   * Listens on a Unix socket too; whoever connects there counts as local. After `create`. Throws as `listenLocally`
+   * does.
+   */
   async listenLocally(socket: LocalSocket): Promise<void> {
     if (!this.handler) throw new Error('the server of TCP comes first');
     const server = this.bound(this.handler);
@@ -111,7 +114,9 @@ const reasons: Record<string, ErrorCode> = {
   ERR_HTTP_REQUEST_TIMEOUT: 'request_timeout',
 };
 
-/** What the parser of HTTP could not take, as a problem document: there is no request yet that a filter could answer. */
+/**
+ * What the parser of HTTP could not take, as a problem document: there is no request yet that a filter could answer.
+ */
 function answerClientError(error: Error & { code?: string }, socket: Duplex): void {
   if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
   refuse(socket, reasons[error.code ?? ''] ?? 'request_malformed', 'this is not HTTP/1.1 as it is specified');

@@ -6,7 +6,10 @@ const maxOfClient = 64;
 /** And of all. */
 const maxOfAll = 512;
 
-/** Bounds how many answers stay open at once. Services are not bounded: they stream images to as many hosts as they were asked to. */
+/**
+ * Bounds how many answers stay open at once. Services are not bounded: they stream images to as many hosts as they were
+ * asked to.
+ */
 export class StreamLimits {
   private readonly open = new Map<string, number>();
   private total = 0;

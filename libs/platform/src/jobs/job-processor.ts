@@ -16,7 +16,10 @@ export interface JobContext {
   resourceId: string;
   /** 1 on the first run; more when it continues an earlier one. */
   attempt: number;
-  /** Aborts on cancel, on shutdown and when the claim is lost; its reason is an AppError. Pass it to everything that waits. */
+  /**
+   * Aborts on cancel, on shutdown and when the claim is lost; its reason is an AppError. Pass it to everything that
+   * waits.
+   */
   signal: AbortSignal;
   /** Cheap to call often; stored a few times a second. */
   progress(update: ProgressUpdate): void;
@@ -25,8 +28,8 @@ export interface JobContext {
 }
 
 /**
- * The job, for a phase of it that is from `from` to `to` percent of the whole: without it a phase of one item would bring the job to its end. What has no items
- * counts by its end.
+ * The job, for a phase of it that is from `from` to `to` percent of the whole: without it a phase of one item would
+ * bring the job to its end. What has no items counts by its end.
  */
 export function phaseOf(context: JobContext, from: number, to: number): JobContext {
   let total = 0;
@@ -46,12 +49,12 @@ const flushMs = 300;
 class Interrupted extends Error {}
 
 /**
- * Queue options for processors: a wake-up is short-lived, the job's own row carries everything that has to last. They start with `startProcessors`, when the
- * process answers requests: jobs call services, perhaps this one.
+ * Queue options for processors: a wake-up is short-lived, the job's own row carries everything that has to last. They
+ * start with `startProcessors`, when the process answers requests: jobs call services, perhaps this one.
  */
 export const JobType = (type: string, concurrency = 2) =>
-  // Whoever waits for a wake-up gets it at once: to ask every five seconds, as is the default, only keeps an idle DU busy. What a worker that is frozen was handed is found
-  // by the look after locks: it must not wait for long.
+  // Whoever waits for a wake-up gets it at once: to ask every five seconds, as is the default, only keeps an idle DU
+  // busy. What a worker that is frozen was handed is found by the look after locks: it must not wait for long.
   Processor(type, {
     autorun: false,
     concurrency,
@@ -63,8 +66,8 @@ export const JobType = (type: string, concurrency = 2) =>
   });
 
 /**
- * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass implements `run` as something that
- * may be started again at any time and continues from what is already done.
+ * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass
+ * implements `run` as something that may be started again at any time and continues from what is already done.
  */
 export abstract class JobProcessor extends WorkerHost implements BeforeApplicationShutdown {
   private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
@@ -85,7 +88,10 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     void this.worker.run();
   }
 
-  /** Does the work; the value becomes the job's `result`. Transient errors (family `unavailable`) are tried again with backoff. */
+  /**
+   * Does the work; the value becomes the job's `result`. Transient errors (family `unavailable`) are tried again with
+   * backoff.
+   */
   protected abstract run(context: JobContext): Promise<Record<string, unknown> | undefined>;
 
   async process(wakeUp: QueueJob<{ jobId: string }>): Promise<void> {
@@ -109,7 +115,8 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       if (claim === 'cancelRequested') controller.abort(new AppError('job_cancelled'));
       if (claim === 'lost') controller.abort(new Interrupted('the claim was lost'));
     });
-    // Without a claim another worker may have the job: a database that cannot be reached, or a process that was frozen, must not go on writing.
+    // Without a claim another worker may have the job: a database that cannot be reached, or a process that was frozen,
+    // must not go on writing.
     const watchdog = setInterval(() => {
       if (performance.now() - renewedAt > leaseMs - heartbeatMs)
         controller.abort(new Interrupted('the claim could not be renewed'));
@@ -187,7 +194,10 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     }
   }
 
-  /** Repeats `action`, one at a time; `stop` waits for the running one. A failing database does not end the loop: the lease decides. */
+  /**
+   * Repeats `action`, one at a time; `stop` waits for the running one. A failing database does not end the loop: the
+   * lease decides.
+   */
   private every(ms: number, action: () => Promise<void>): { stop(): Promise<void> } {
     let current: Promise<void> = Promise.resolve();
     const timer = setInterval(() => {
@@ -209,7 +219,10 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     this.logger.debug(`queue: ${error.message}`);
   }
 
-  /** Lets running jobs go back to the queue while the database is still open, so that another worker continues them at once. */
+  /**
+   * Lets running jobs go back to the queue while the database is still open, so that another worker continues them at
+   * once.
+   */
   async beforeApplicationShutdown(): Promise<void> {
     this.isClosing = true;
     const running = [...this.running];

@@ -11,8 +11,8 @@ const jobsAtOnce = 200;
 type Row = { id: string; jobId: string };
 
 /**
- * Runs in workers: removes jobs that ended long ago, with the resources that tell of nothing else, such as pushes and checks, and old answers to repeated requests. A job that any
- * other row names stays.
+ * Runs in workers: removes jobs that ended long ago, with the resources that tell of nothing else, such as pushes and
+ * checks, and old answers to repeated requests. A job that any other row names stays.
  */
 export class JobRetention extends BackgroundLoop {
   protected readonly pauseMs = 3_600_000;

@@ -28,8 +28,8 @@ const watchMs = 150;
 const heartbeatMs = 15_000;
 
 /**
- * Finds a job's service, and tells watchers about changes by comparing revisions: one query per service for all of them, a few times a second and whenever
- * this process has changed a watched job.
+ * Finds a job's service, and tells watchers about changes by comparing revisions: one query per service for all of
+ * them, a few times a second and whenever this process has changed a watched job.
  */
 @Injectable()
 export class JobDirectory {
@@ -47,7 +47,10 @@ export class JobDirectory {
     throw new AppError('resource_not_found', { detail: `no job with id ${id.slice(0, 60)}` });
   }
 
-  /** Calls back whenever the job's revision is another one than before, first than `seen`, until the returned function is called. */
+  /**
+   * Calls back whenever the job's revision is another one than before, first than `seen`, until the returned function
+   * is called.
+   */
   watch(id: string, seen: number, changed: () => void): () => void {
     const watcher = { seen, changed };
     const watchers = this.watchers.get(id) ?? new Set();

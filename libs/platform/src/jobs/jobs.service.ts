@@ -21,7 +21,10 @@ import { JobEntity } from './job.entity.js';
 import { isEnded, type Job, type JobListQuery } from './job.schema.js';
 import { noProgress } from './progress.js';
 
-/** How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its jobs wait where nobody knows of its death. */
+/**
+ * How long a worker's claim on a job is good without being renewed. After a worker was killed, this is how long its
+ * jobs wait where nobody knows of its death.
+ */
 export const leaseMs = 6_000;
 
 /** Owners of leases are named for their process: those whose name begins like this, and all others. */
@@ -50,8 +53,8 @@ export interface NewJob {
 }
 
 /**
- * A service's jobs. The row is the truth: whatever is said here is first in the table, and only then a wake-up is put on the queue.
- * When Redis is away the wake-up is lost and nothing else: the sweeper puts it there again.
+ * A service's jobs. The row is the truth: whatever is said here is first in the table, and only then a wake-up is put
+ * on the queue. When Redis is away the wake-up is lost and nothing else: the sweeper puts it there again.
  */
 export class JobsService {
   private readonly logger = new Logger('jobs');
@@ -74,7 +77,8 @@ export class JobsService {
   }
 
   /**
-   * Stores a job together with the rows that it needs, all or none, and wakes a worker up. Repeating it with the same key returns the first job.
+   * Stores a job together with the rows that it needs, all or none, and wakes a worker up. Repeating it with the same
+   * key returns the first job.
    */
   async submit(
     { id = newId(), requestKey = null, type, resource, parentId, createdBy = 'airdock' }: NewJob,
@@ -158,7 +162,10 @@ export class JobsService {
     );
   }
 
-  /** Stops a job: at once when it is queued, at the next heartbeat of its worker (one second) when it runs. Throws `job_finished`. */
+  /**
+   * Stops a job: at once when it is queued, at the next heartbeat of its worker (one second) when it runs. Throws
+   * `job_finished`.
+   */
   async cancel(id: string): Promise<Job> {
     // Between two looks a worker may take the job or hand it back.
     for (let attempt = 0; attempt < 10; attempt++) {
@@ -208,8 +215,9 @@ export class JobsService {
   }
 
   /**
-   * Puts a wake-up on the queue. Its id names the attempt that it is for, so that repeating it is harmless while one waits, and a new one gets
-   * past the rest of a worker that was killed. Never throws, never waits long: the sweeper repeats it.
+   * Puts a wake-up on the queue. Its id names the attempt that it is for, so that repeating it is harmless while one
+   * waits, and a new one gets past the rest of a worker that was killed. Never throws, never waits long: the sweeper
+   * repeats it.
    */
   async wake({ id, type, attempt, runAfter }: Pick<JobEntity, 'id' | 'type' | 'attempt' | 'runAfter'>): Promise<void> {
     const delay = runAfter && runAfter < beyond(maxDelayMs) ? Math.max(0, Date.parse(runAfter) - Date.now()) : 0;
@@ -232,7 +240,10 @@ export class JobsService {
     }
   }
 
-  /** Wakes every job up that is due and has no living worker. Safe to run anywhere, any time. True when all jobs have ended. */
+  /**
+   * Wakes every job up that is due and has no living worker. Safe to run anywhere, any time. True when all jobs have
+   * ended.
+   */
   async sweep(): Promise<boolean> {
     const due = await this.rows
       .createQueryBuilder('job')
@@ -252,14 +263,15 @@ export class JobsService {
   }
 
   /**
-   * Takes a job for this worker; the first time is an event. Undefined when it has ended, is not due, or another worker has it; so also when three workers have
-   * died with it and it got no further: then it ends with `worker_lost`.
+   * Takes a job for this worker; the first time is an event. Undefined when it has ended, is not due, or another worker
+   * has it; so also when three workers have died with it and it got no further: then it ends with `worker_lost`.
    */
   async claim(id: string, owner: string): Promise<JobEntity | undefined> {
     const at = now();
     const job = await this.find(id);
     if (!job) return undefined;
-    // Whoever hands a job back takes its name off. A lease that ends too late is of a clock that was set back, not of a worker that died.
+    // Whoever hands a job back takes its name off. A lease that ends too late is of a clock that was set back, not of a
+    // worker that died.
     const lost = job.lost + (job.state === 'running' && job.leaseOwner !== null && (job.leaseUntil ?? at) < at ? 1 : 0);
     const isGivenUp = lost >= maxLost;
     const ended = job.cancelRequestedAt
@@ -326,8 +338,9 @@ export class JobsService {
   }
 
   /**
-   * Lets the jobs of processes that are known to be dead go on at once, instead of when their leases have ended. `owners` matches their owners. Where it is known what
-   * a process died of, `isExplained`, that is dealt with by itself, and the death counts for none of them: they only ran beside it.
+   * Lets the jobs of processes that are known to be dead go on at once, instead of when their leases have ended.
+   * `owners` matches their owners. Where it is known what a process died of, `isExplained`, that is dealt with by
+   * itself, and the death counts for none of them: they only ran beside it.
    */
   async releaseDead(owners: FindOperator<string>, { isExplained }: { isExplained: boolean }): Promise<void> {
     const handedBack = { leaseOwner: null, leaseUntil: null };
@@ -341,7 +354,10 @@ export class JobsService {
     return (await this.find(id))?.cancelRequestedAt ? 'cancelRequested' : 'held';
   }
 
-  /** Stores progress, if the claim still holds. One that is further than it was when it was claimed forgets which workers died before. */
+  /**
+   * Stores progress, if the claim still holds. One that is further than it was when it was claimed forgets which
+   * workers died before.
+   */
   async saveProgress(
     id: string,
     owner: string,
@@ -360,7 +376,10 @@ export class JobsService {
     );
   }
 
-  /** Puts a running job back into the queue, after a transient failure or because its worker shuts down. One that was to be cancelled ends instead. */
+  /**
+   * Puts a running job back into the queue, after a transient failure or because its worker shuts down. One that was to
+   * be cancelled ends instead.
+   */
   async release(
     id: string,
     owner: string,
@@ -425,7 +444,8 @@ export class JobsService {
   }
 
   /**
-   * Removes a job and its children, together with the rows that they were for, all or none. False, with nothing changed, when one of them has not ended.
+   * Removes a job and its children, together with the rows that they were for, all or none. False, with nothing
+   * changed, when one of them has not ended.
    */
   remove(id: string, together: Statement[]): Promise<boolean> {
     const { sql, parameters } = this.noneOpenWhere('open.id = :id OR open.parentId = :id', { id });
@@ -433,7 +453,10 @@ export class JobsService {
     return atomically(this.database.dataSource, [jobs, ...together]);
   }
 
-  /** A condition that holds while none of these jobs is queued or running: for a statement that must not meet one, which a retry may have begun again. */
+  /**
+   * A condition that holds while none of these jobs is queued or running: for a statement that must not meet one, which
+   * a retry may have begun again.
+   */
   noneOpen(jobIds: string[]): Condition {
     return jobIds.length === 0
       ? { sql: '1 = 1', parameters: {} }
@@ -485,7 +508,10 @@ const essence = ({ code, title, detail, nextStep }: Problem) => ({
   nextStep,
 });
 
-/** Later than what is given for so long can end: that was written before the clock was set back, and must keep nobody waiting. */
+/**
+ * Later than what is given for so long can end: that was written before the clock was set back, and must keep nobody
+ * waiting.
+ */
 const beyond = (ms: number): string => new Date(Date.now() + 2 * ms).toISOString();
 
 const leaseEnd = (): string => new Date(Date.now() + leaseMs).toISOString();

@@ -1,6 +1,9 @@
 import type { JobProgress, JobProgressItem } from './job.schema.js';
 
-/** Progress as a job's row has it. `phases` are all that it was ever in, the first hundred: a new one means that it got further. */
+/**
+ * Progress as a job's row has it. `phases` are all that it was ever in, the first hundred: a new one means that it got
+ * further.
+ */
 export interface StoredProgress extends JobProgress {
   phases?: string[];
 }
@@ -27,8 +30,9 @@ export interface ProgressUpdate
 }
 
 /**
- * Turns what a processor reports into progress that never runs backwards, also across restarts of the worker: it starts from the row's.
- * The rate is averaged over the last seconds of this run; bytes that were found done at the start do not count as speed.
+ * Turns what a processor reports into progress that never runs backwards, also across restarts of the worker: it starts
+ * from the row's. The rate is averaged over the last seconds of this run; bytes that were found done at the start do
+ * not count as speed.
  */
 export class ProgressMeter {
   private samples: { atMs: number; bytes: number }[] = [];
@@ -44,7 +48,10 @@ export class ProgressMeter {
     this.phases = new Set(current.phases);
   }
 
-  /** Whether this run brought the job further than all before it: a share of the work, or a phase that none of them reached. */
+  /**
+   * Whether this run brought the job further than all before it: a share of the work, or a phase that none of them
+   * reached.
+   */
   get hasAdvanced(): boolean {
     return this.current.percent > this.start.percent || this.phases.size > (this.start.phases?.length ?? 0);
   }

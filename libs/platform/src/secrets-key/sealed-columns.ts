@@ -16,7 +16,10 @@ const rowsAtOnce = 200;
 export const sealedColumnsOf = (metadata: Pick<EntityMetadata, 'columns'>): string[] =>
   metadata.columns.map(({ propertyName }) => propertyName).filter((name) => name.startsWith('sealed'));
 
-/** All sealed texts of a service: each is in a column whose name begins with `sealed`, in a row whose `id` is its context. */
+/**
+ * All sealed texts of a service: each is in a column whose name begins with `sealed`, in a row whose `id` is its
+ * context.
+ */
 export class SealedColumns {
   constructor(
     private readonly database: ServiceDatabase,
@@ -61,7 +64,10 @@ export class SealedColumns {
     }
   }
 
-  /** Digests of requests cannot be made anew from themselves; without them the answers to repeated requests are of no use. */
+  /**
+   * Digests of requests cannot be made anew from themselves; without them the answers to repeated requests are of no
+   * use.
+   */
   private async forgetAnswers(): Promise<number> {
     const keys = this.database.dataSource.getRepository(IdempotencyKeyEntity);
     const others = keys

@@ -8,7 +8,10 @@ export type StateRow = Record<string, unknown>;
 /** A table that outlives its machine. */
 export interface StateTable {
   entity: new () => object;
-  /** What every row must be, whoever wrote it: the API's own schemas where it shows a column. What it does not name is left out. */
+  /**
+   * What every row must be, whoever wrote it: the API's own schemas where it shows a column. What it does not name is
+   * left out.
+   */
   row: z.ZodType<StateRow>;
   /** Columns that name a row of a table of the same service. */
   references?: Record<string, string> | undefined;

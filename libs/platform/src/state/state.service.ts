@@ -49,8 +49,8 @@ export class StateService {
   }
 
   /**
-   * Idempotent. Checks every row before any is written. Throws `resource_not_found` for tables of no state, `secrets_key_mismatch`, and `state_rows_invalid` for rows
-   * that the service would not have written itself.
+   * Idempotent. Checks every row before any is written. Throws `resource_not_found` for tables of no state,
+   * `secrets_key_mismatch`, and `state_rows_invalid` for rows that the service would not have written itself.
    */
   async write(name: string, request: PutStateRows): Promise<StateRowsResult> {
     const table = this.tables.find((one) => this.repositoryOf(one).metadata.tableName === name);
@@ -131,7 +131,10 @@ export class StateService {
     return found;
   }
 
-  /** Throws `state_rows_invalid` for a row that names one which neither is there nor comes. Returns what is there now, and which rows name one that was left. */
+  /**
+   * Throws `state_rows_invalid` for a row that names one which neither is there nor comes. Returns what is there now,
+   * and which rows name one that was left.
+   */
   private async checkReferences(
     table: StateTable,
     rows: readonly StateRow[],

@@ -17,15 +17,18 @@ export interface RequiredRegistry {
   readOnlyAddress: string | null;
   /** Its own folder, when that is one of this machine and blobs may be placed in it. */
   storage: RegistryStorage | undefined;
-  /** Its own folder, when that is one of this machine: what is damaged there may be looked at and set aside, also where blobs go over HTTP. */
+  /**
+   * Its own folder, when that is one of this machine: what is damaged there may be looked at and set aside, also where
+   * blobs go over HTTP.
+   */
   repairs: RegistryStorage | undefined;
   /** The folder in any case; null for a registry of others. */
   storageDir: string | null;
 }
 
 /**
- * `write` needs the storage that was there before, with a disk that takes writes; `read` needs that storage too, since what is missing on another disk is not missing; `look`
- * goes on with whatever is there.
+ * `write` needs the storage that was there before, with a disk that takes writes; `read` needs that storage too, since
+ * what is missing on another disk is not missing; `look` goes on with whatever is there.
  */
 export type RegistryUse = 'write' | 'read' | 'look';
 
@@ -34,8 +37,8 @@ const goesOn = (use: RegistryUse, storageError: string): boolean =>
 
 export interface RequireRegistryOptions {
   /**
-   * Whether to wait for the end of a garbage collection, which waits for the jobs that read or write images. Such a job asks for the registry before it looks at
-   * anything in it. Default true.
+   * Whether to wait for the end of a garbage collection, which waits for the jobs that read or write images. Such a job
+   * asks for the registry before it looks at anything in it. Default true.
    */
   waits?: boolean;
   /** What for. Default `write`. */
@@ -46,8 +49,9 @@ export interface RequireRegistryOptions {
 }
 
 /**
- * The registry to push to. Throws `registry_off`, `registry_storage_changed` and `registry_storage_read_only` where its use does not go on then, `registry_unavailable`
- * while registry-svc knows that what answers there is not it, `registry_collecting` after ten minutes of waiting, and the signal's reason.
+ * The registry to push to. Throws `registry_off`, `registry_storage_changed` and `registry_storage_read_only` where its
+ * use does not go on then, `registry_unavailable` while registry-svc knows that what answers there is not it,
+ * `registry_collecting` after ten minutes of waiting, and the signal's reason.
  */
 export async function requireRegistry(
   client: Client,

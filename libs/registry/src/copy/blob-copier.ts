@@ -23,7 +23,10 @@ export interface BlobCopierOptions {
   retry?: RetryOptions | undefined;
 }
 
-/** Brings the blobs of one run into repositories: what is there is left alone, the rest is uploaded once and mounted everywhere else. */
+/**
+ * Brings the blobs of one run into repositories: what is there is left alone, the rest is uploaded once and mounted
+ * everywhere else.
+ */
 export class BlobCopier {
   /** The repository that a blob is in, or will be in when the promise resolves. */
   readonly #homes = new Map<Digest, { repository: string; arrived: Promise<void> }>();
@@ -32,8 +35,9 @@ export class BlobCopier {
   constructor(private readonly options: BlobCopierOptions) {}
 
   /**
-   * Resolves when the repository has the blob. `onBytes` gets how much of the blob is done, which never shrinks, over retries too. Throws
-   * `digest_mismatch`, `registry_rejected`, `registry_unavailable` after the last attempt, and the signal's reason.
+   * Resolves when the repository has the blob. `onBytes` gets how much of the blob is done, which never shrinks, over
+   * retries too. Throws `digest_mismatch`, `registry_rejected`, `registry_unavailable` after the last attempt, and the
+   * signal's reason.
    */
   async ensure(repository: string, descriptor: Descriptor, onBytes?: (bytesDone: number) => void): Promise<void> {
     const key = `${repository}@${descriptor.digest}`;

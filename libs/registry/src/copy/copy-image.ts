@@ -1,6 +1,7 @@
 /**
- * Copies images from any source into a registry. Nothing half-visible: blobs, then manifests by digest, children first, then everything is
- * looked at in the registry, then the tags. Whatever point a run dies at, the next one finds what is there and continues.
+ * Copies images from any source into a registry. Nothing half-visible: blobs, then manifests by digest, children first,
+ * then everything is looked at in the registry, then the tags. Whatever point a run dies at, the next one finds what is
+ * there and continues.
  */
 import { AppError, isTransient } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
@@ -76,8 +77,9 @@ export interface CopyImagesOptions {
 }
 
 /**
- * Copies images; the result is in the order of `images`. An image that fails does not stop the others: its `error` says why, and no tag of it was
- * touched, except when a tag itself was refused. Throws only the signal's reason, within a second of its abort.
+ * Copies images; the result is in the order of `images`. An image that fails does not stop the others: its `error` says
+ * why, and no tag of it was touched, except when a tag itself was refused. Throws only the signal's reason, within a
+ * second of its abort.
  */
 export async function copyImages(options: CopyImagesOptions): Promise<CopiedImage[]> {
   const { images, signal, concurrency = 4 } = options;
@@ -174,7 +176,10 @@ class ImageCopy {
     }
   }
 
-  /** A garbage collection of the registry may take something between the look that found it and the manifest that needs it: then it is sent once more. */
+  /**
+   * A garbage collection of the registry may take something between the look that found it and the manifest that needs
+   * it: then it is sent once more.
+   */
   async #bringAll(root: Descriptor, graph: ImageGraph, belongings: readonly Belonging[]): Promise<void> {
     for (let attempt = 1; ; attempt++) {
       try {
@@ -247,7 +252,10 @@ class ImageCopy {
     for (const manifest of children) await this.#expect(repository, manifest.digest, manifest, ask);
   }
 
-  /** The registry checks that all children are there, and answers with the digest of what it stored; what it then gives to whoever pulls is asked for. */
+  /**
+   * The registry checks that all children are there, and answers with the digest of what it stored; what it then gives
+   * to whoever pulls is asked for.
+   */
   async #put(repository: string, reference: string, { digest, mediaType }: Descriptor): Promise<void> {
     const bytes = await this.#manifestToPut(digest);
     await this.#call((registry, signal) => registry.putManifest(repository, reference, bytes, mediaType, { signal }));
@@ -270,7 +278,10 @@ class ImageCopy {
     });
   }
 
-  /** By its tag, or as a referrer, which a registry without the referrers API finds by the list under `sha256-<subject>`. */
+  /**
+   * By its tag, or as a referrer, which a registry without the referrers API finds by the list under
+   * `sha256-<subject>`.
+   */
   async #putCompanion(repository: string, { root, subject, tag }: Companion): Promise<void> {
     if (tag !== undefined) return this.#put(repository, tag, root);
     const bytes = await this.#manifestToPut(root.digest);
@@ -303,7 +314,10 @@ class ImageCopy {
   }
 }
 
-/** Of the manifest that a registry really answers with; undefined when there is none, or when its bytes are others than it says: HEAD would not tell. */
+/**
+ * Of the manifest that a registry really answers with; undefined when there is none, or when its bytes are others than
+ * it says: HEAD would not tell.
+ */
 export async function answeredDigest(
   registry: RegistryClient,
   repository: string,
@@ -319,7 +333,10 @@ export async function answeredDigest(
   }
 }
 
-/** The registry says that it does not have what an image needs. Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes */
+/**
+ * The registry says that it does not have what an image needs. Source:
+ * https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes
+ */
 const isPartMissing = (error: unknown): boolean =>
   error instanceof AppError &&
   error.code === 'registry_rejected' &&
@@ -362,8 +379,8 @@ export function partsOf(
 }
 
 /**
- * The failures of a copy as one error, or undefined: the first that waiting would not cure, else the first. Its detail says how many images failed, and
- * `images` names them.
+ * The failures of a copy as one error, or undefined: the first that waiting would not cure, else the first. Its detail
+ * says how many images failed, and `images` names them.
  */
 export function failureOf(copied: readonly CopiedImage[]): AppError | undefined {
   const failed = copied.filter(({ error }) => error);

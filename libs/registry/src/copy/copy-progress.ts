@@ -20,7 +20,9 @@ export interface CopyProgress {
   /** Images that are finished, also those that failed. */
   itemsDone: number;
   itemsTotal: number;
-  /** Makes the list of what is being copied now, the longest at work first, at most so many images and parts of each. */
+  /**
+   * Makes the list of what is being copied now, the longest at work first, at most so many images and parts of each.
+   */
   active(maxImages: number, maxParts: number): ImageProgress[];
 }
 
@@ -35,8 +37,8 @@ interface Part {
 }
 
 /**
- * Bytes done over all images. An image that has to be prepared counts half for being compressed and half for being sent; compressed sizes are
- * stretched to those of the source, which are the only ones known from the beginning.
+ * Bytes done over all images. An image that has to be prepared counts half for being compressed and half for being
+ * sent; compressed sizes are stretched to those of the source, which are the only ones known from the beginning.
  */
 export class CopyMeter<Item extends { image: SourceImage }> {
   readonly #parts = new Map<Item, Part>();

@@ -12,11 +12,16 @@ const requestsAtOnce = 8;
 const looksAtOnce = 8;
 
 export interface PlannedImage {
-  /** `present`: every name leads to it, and every repository has all of it. `changed`: a name leads to something else. */
+  /**
+   * `present`: every name leads to it, and every repository has all of it. `changed`: a name leads to something else.
+   */
   state: 'present' | 'changed' | 'missing';
   /** Of the root; undefined while its layers have never been compressed. */
   digest?: Digest | undefined;
-  /** Bytes that the registry lacks; what an earlier image of the plan brings is not counted again. Of layers that have to be compressed first their size before that. */
+  /**
+   * Bytes that the registry lacks; what an earlier image of the plan brings is not counted again. Of layers that have
+   * to be compressed first their size before that.
+   */
   missingBytes: number;
 }
 
@@ -49,7 +54,10 @@ interface Looked {
   isPresent: boolean;
 }
 
-/** What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what the registry client throws. */
+/**
+ * What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what
+ * the registry client throws.
+ */
 export async function planCopy({
   source,
   images,
@@ -172,7 +180,8 @@ export async function planCopy({
   };
 
   const looked = images.map((item) => looks(() => look(item)));
-  // A look that fails before its turn to be counted must not count as a rejection that nobody handles, which ends the process.
+  // A look that fails before its turn to be counted must not count as a rejection that nobody handles, which ends the
+  // process.
   const all = Promise.allSettled(looked);
   const planned: PlannedImage[] = [];
   try {

@@ -16,8 +16,9 @@ export interface RegistryImage {
 }
 
 /**
- * What an image in a registry consists of, with the signatures and lists of referrers beside it (`tags` of its repository). Manifests and configurations are
- * verified by digest; layers are not read. Throws `image_not_found` when something of it is missing, and what the registry client throws.
+ * What an image in a registry consists of, with the signatures and lists of referrers beside it (`tags` of its
+ * repository). Manifests and configurations are verified by digest; layers are not read. Throws `image_not_found` when
+ * something of it is missing, and what the registry client throws.
  */
 export async function describeRegistryImage(
   registry: RegistryClient,

@@ -14,8 +14,9 @@ const maxProgramBytes = 512 * 1024 * 1024;
 const architectures: Record<string, string> = { x64: 'amd64', arm64: 'arm64' };
 
 /**
- * Takes the registry's program, which cannot be run yet, out of an image in a file, such as `docker save registry:2` writes, for this machine's architecture. Throws what `openBundle` throws, and
- * `registry_engine_missing` when the image has no such program.
+ * Takes the registry's program, which cannot be run yet, out of an image in a file, such as `docker save registry:2`
+ * writes, for this machine's architecture. Throws what `openBundle` throws, and `registry_engine_missing` when the
+ * image has no such program.
  */
 export async function extractEngine(
   imageFile: string,

@@ -1,6 +1,6 @@
 /**
- * Programs of the registry that upgrades bring. They come from folders that others write to, so a program is known by its digest: a copy in a folder of ours is
- * checked, and only then may it be run. Nothing here runs one.
+ * Programs of the registry that upgrades bring. They come from folders that others write to, so a program is known by
+ * its digest: a copy in a folder of ours is checked, and only then may it be run. Nothing here runs one.
  */
 import { createHash } from 'node:crypto';
 import { chmod, mkdir, mkdtemp, open, rename, rm } from 'node:fs/promises';
@@ -26,7 +26,10 @@ export interface EngineStoreOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** What a program is, by its bytes: its digest, and the version where that can be read. Leaves nothing behind. Throws as `installEngine`. */
+/**
+ * What a program is, by its bytes: its digest, and the version where that can be read. Leaves nothing behind. Throws as
+ * `installEngine`.
+ */
 export async function inspectEngine(
   file: EngineFile,
   options: EngineStoreOptions,
@@ -35,8 +38,9 @@ export async function inspectEngine(
 }
 
 /**
- * Copies a program to a path of its own and lets it be run from there, if it has the digest. Returns that path. Throws `du_engine_digest_wrong`, `bundle_unsafe` for
- * what is no regular file, `registry_engine_missing` for what is too large or an image without one, what `openBundle` throws, and `space_insufficient`.
+ * Copies a program to a path of its own and lets it be run from there, if it has the digest. Returns that path. Throws
+ * `du_engine_digest_wrong`, `bundle_unsafe` for what is no regular file, `registry_engine_missing` for what is too
+ * large or an image without one, what `openBundle` throws, and `space_insufficient`.
  */
 export async function installEngine(
   file: EngineFile,

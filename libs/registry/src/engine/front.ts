@@ -1,7 +1,8 @@
 /**
- * The registry's front: a process of its own on `localhost:5100`, there to pull from for everybody on the machine. It knows the registry by Unix sockets that nobody
- * else can open. What reads goes to the read-only instance; what writes needs the credential of `localPush`, and goes to the read-write one.
- * It outlives Airdock as the registry does, and uses nothing but Node.js: `node front.js CONFIGURATION`.
+ * The registry's front: a process of its own on `localhost:5100`, there to pull from for everybody on the machine. It
+ * knows the registry by Unix sockets that nobody else can open. What reads goes to the read-only instance; what writes
+ * needs the credential of `localPush`, and goes to the read-write one. It outlives Airdock as the registry does, and
+ * uses nothing but Node.js: `node front.js CONFIGURATION`.
  */
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
@@ -47,7 +48,8 @@ export async function startFront(configuration: FrontConfiguration): Promise<{ c
   const servers = [front.server()];
   await listen(servers[0] as Server, configuration.port, '127.0.0.1');
   const second = front.server();
-  // `localhost` leads to ::1 as well, and whoever has that port there is asked first by some clients. Airdock names whoever it is.
+  // `localhost` leads to ::1 as well, and whoever has that port there is asked first by some clients. Airdock names
+  // whoever it is.
   await listen(second, configuration.port, '::1').then(
     () => servers.push(second),
     () => undefined,
@@ -214,8 +216,8 @@ class Front {
 }
 
 /**
- * Without what is between two neighbours only (RFC 9110, 7.6.1), and so nothing for the next one; Node.js throws for a `trailer` that it has nothing to send with.
- * How a body is sent stays as it is.
+ * Without what is between two neighbours only (RFC 9110, 7.6.1), and so nothing for the next one; Node.js throws for a
+ * `trailer` that it has nothing to send with. How a body is sent stays as it is.
  */
 const endToEnd = (headers: IncomingHttpHeaders): IncomingHttpHeaders =>
   Object.fromEntries(Object.entries(headers).filter(([name]) => !hopByHop.has(name)));
@@ -230,7 +232,10 @@ const pathOf = (target: string): string => {
   }
 };
 
-/** A name that leads to this machine alone: a page of the network that a browser here shows may have another name for it. */
+/**
+ * A name that leads to this machine alone: a page of the network that a browser here shows may have another name for
+ * it.
+ */
 const isLocal = (host: string | undefined): boolean =>
   /^(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?$/i.test(host ?? '');
 

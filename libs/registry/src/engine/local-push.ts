@@ -6,7 +6,10 @@ import type { FrontConfiguration } from './front.js';
 /** Where an operator finds the password for `docker login localhost:5100 --username airdock`. */
 export const localPushPasswordFile = (dataDir: string): string => join(dataDir, 'registry/local-push.password');
 
-/** Who may push to localhost; the password is made when there is none. It never leaves its file: the front knows its digest. */
+/**
+ * Who may push to localhost; the password is made when there is none. It never leaves its file: the front knows its
+ * digest.
+ */
 export function localPushCredential(dataDir: string): NonNullable<FrontConfiguration['push']> {
   const path = localPushPasswordFile(dataDir);
   if (!existsSync(path)) {

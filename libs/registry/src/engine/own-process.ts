@@ -1,6 +1,7 @@
 /**
- * Which processes are ours, known by what they are: their owner, start time, boot and program, and a mark in their environment that only we can have made.
- * The words of a command line prove nothing, since any user may run a program with any arguments.
+ * Which processes are ours, known by what they are: their owner, start time, boot and program, and a mark in their
+ * environment that only we can have made. The words of a command line prove nothing, since any user may run a program
+ * with any arguments.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFileSync, readlinkSync, statSync } from 'node:fs';
@@ -43,7 +44,10 @@ export class ProcessIdentity {
     this.mark = createHash('sha256').update(`${secret}\0${recordFile}`).digest('hex');
   }
 
-  /** What a process of this kind has to have in its environment, to be found again. `version` says what it was started with. */
+  /**
+   * What a process of this kind has to have in its environment, to be found again. `version` says what it was started
+   * with.
+   */
   environment(version: string): Record<string, string> {
     return { [variable]: `${this.mark}.${version}` };
   }
@@ -75,7 +79,8 @@ export class ProcessIdentity {
   }
 
   /**
-   * All processes that carry the mark and have one of the users: Airdock may have been killed before it wrote one down. Looks at every process of the machine.
+   * All processes that carry the mark and have one of the users: Airdock may have been killed before it wrote one down.
+   * Looks at every process of the machine.
    */
   async find(): Promise<OwnProcess[]> {
     const found: OwnProcess[] = [];
@@ -112,8 +117,9 @@ export class ProcessIdentity {
 }
 
 /**
- * Ends a process in good order, after `graceMs` by force, and waits until it is gone. Touches no other process that got the same id. Throws `process_not_ended`, with its id and why, for one
- * that the kernel does not let go, such as one that waits for a disk that is gone.
+ * Ends a process in good order, after `graceMs` by force, and waits until it is gone. Touches no other process that got
+ * the same id. Throws `process_not_ended`, with its id and why, for one that the kernel does not let go, such as one
+ * that waits for a disk that is gone.
  */
 export async function endProcess(
   { pid, startTime }: Pick<OwnProcess, 'pid' | 'startTime'>,
@@ -216,7 +222,8 @@ async function openFiles(pid: number): Promise<string[]> {
 const processIds = async (): Promise<number[]> =>
   (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
 
-// One process is looked at by calls that wait: the kernel answers them from memory, and supervision asks every two seconds. A way through a thread costs ten times as much.
+// One process is looked at by calls that wait: the kernel answers them from memory, and supervision asks every two
+// seconds. A way through a thread costs ten times as much.
 
 let thisBoot: string | undefined;
 const bootId = (): string => {
@@ -236,7 +243,10 @@ const programOf = (pid: number): string | undefined => {
   }
 };
 
-/** The fields behind the name in brackets, see proc_pid_stat(5). A zombie without threads holds nothing any more; whoever started it will reap it. */
+/**
+ * The fields behind the name in brackets, see proc_pid_stat(5). A zombie without threads holds nothing any more;
+ * whoever started it will reap it.
+ */
 function stateOf(pid: number): { isRunning: boolean; startTime: string } | undefined {
   let text: string;
   try {

@@ -35,7 +35,10 @@ export interface RegistryEngineOptions {
   socketDir: string;
   /** The distribution program, a path or a name on PATH. */
   binary: string;
-  /** The port on localhost to pull from, and who may push there. Without it the registry is reached by its sockets alone. */
+  /**
+   * The port on localhost to pull from, and who may push there. Without it the registry is reached by its sockets
+   * alone.
+   */
   front?: { port: number; push: FrontConfiguration['push'] } | undefined;
 }
 
@@ -63,9 +66,10 @@ const portTimeoutMs = 5_000;
 const maxSocketPath = 107;
 
 /**
- * A real `distribution` registry as two child processes over one storage folder, each on a Unix socket, and its front on localhost. They are sessions of their own: they
- * outlive Airdock, and the next start adopts them when they still run with the configuration that is wanted.
- * Configuration: https://distribution.github.io/distribution/about/configuration/
+ * A real `distribution` registry as two child processes over one storage folder, each on a Unix socket, and its front
+ * on localhost. They are sessions of their own: they outlive Airdock, and the next start adopts them when they still
+ * run with the configuration that is wanted. Configuration:
+ * https://distribution.github.io/distribution/about/configuration/
  */
 export class ProcessRegistryEngine {
   /** What was spawned here. */
@@ -77,10 +81,11 @@ export class ProcessRegistryEngine {
   }
 
   /**
-   * Brings all instances up, or adopts them. Idempotent. Returns which of them had to be started, and what `repairRegistry` did before that. When only the front cannot be
-   * had, the registry works without it, and `frontError` says why: another program on its port must not keep hosts from their images.
-   * With `isReadOnly` nothing writes to the storage, which must be there: the read-write instance is ended.
-   * Throws `registry_engine_missing`, `registry_socket_taken`, `registry_start_failed`.
+   * Brings all instances up, or adopts them. Idempotent. Returns which of them had to be started, and what
+   * `repairRegistry` did before that. When only the front cannot be had, the registry works without it, and
+   * `frontError` says why: another program on its port must not keep hosts from their images. With `isReadOnly` nothing
+   * writes to the storage, which must be there: the read-write instance is ended. Throws `registry_engine_missing`,
+   * `registry_socket_taken`, `registry_start_failed`.
    */
   async start(
     signal?: AbortSignal,
@@ -132,7 +137,10 @@ export class ProcessRegistryEngine {
     return { started: [...started.keys()], repair, frontError };
   }
 
-  /** Stops all instances at once, and waits until they are gone. Idempotent. Throws `process_not_ended` for the first that stays. */
+  /**
+   * Stops all instances at once, and waits until they are gone. Idempotent. Throws `process_not_ended` for the first
+   * that stays.
+   */
   async stop(options: { graceMs?: number } = {}): Promise<void> {
     const found = (
       await Promise.all((Object.keys(fileNames) as Instance[]).map((instance) => this.findProcesses(instance)))
@@ -141,7 +149,10 @@ export class ProcessRegistryEngine {
     for (const result of ended) if (result.status === 'rejected') throw result.reason;
   }
 
-  /** True when all instances run and answer. Without `isAsked` it is only seen whether they run, which costs next to nothing. */
+  /**
+   * True when all instances run and answer. Without `isAsked` it is only seen whether they run, which costs next to
+   * nothing.
+   */
   async isHealthy({ isAsked = true, isReadOnly = false } = {}): Promise<boolean> {
     if (isReadOnly && (await (await this.identityOf('readWrite')).recorded())) return false;
     for (const instance of this.instances(isReadOnly)) if (!(await this.isWell(instance, { isAsked }))) return false;
@@ -178,8 +189,8 @@ export class ProcessRegistryEngine {
   }
 
   /**
-   * Keeps writes away from the front, or lets them in again. Idempotent; holds until it is changed, whoever restarts. What is being written when the fence goes up is ended
-   * with the processes that do it: `start` has to follow.
+   * Keeps writes away from the front, or lets them in again. Idempotent; holds until it is changed, whoever restarts.
+   * What is being written when the fence goes up is ended with the processes that do it: `start` has to follow.
    */
   async setFence(isUp: boolean): Promise<void> {
     if (!isUp) return rm(this.fenceFile, { force: true });
@@ -242,8 +253,8 @@ export class ProcessRegistryEngine {
   }
 
   /**
-   * The processes of an Airdock that gave them no mark yet. They are looked for until this one has started its own: this user's processes with a configuration file that
-   * lies in a folder which nobody else can write to.
+   * The processes of an Airdock that gave them no mark yet. They are looked for until this one has started its own:
+   * this user's processes with a configuration file that lies in a folder which nobody else can write to.
    */
   private async unmarkedProcesses(instance: Instance): Promise<Pick<OwnProcess, 'pid' | 'startTime'>[]> {
     if (instance === 'front' || existsSync(join(this.options.stateDir, `${fileNames[instance]}.process`))) return [];
@@ -254,7 +265,10 @@ export class ProcessRegistryEngine {
     return shown.filter(({ uid }) => uid === process.geteuid?.()).map(({ pid, startTime }) => ({ pid, startTime }));
   }
 
-  /** A folder that somebody else made, or can write to, would let him answer for the registry. Throws `registry_socket_taken`, `configuration_invalid`. */
+  /**
+   * A folder that somebody else made, or can write to, would let him answer for the registry. Throws
+   * `registry_socket_taken`, `configuration_invalid`.
+   */
   private async prepareSocketDir(): Promise<void> {
     const { socketDir } = this.options;
     const longest = this.sockets.readWrite.slice('unix:'.length);
@@ -270,7 +284,10 @@ export class ProcessRegistryEngine {
       });
   }
 
-  /** Nobody else goes into the storage: a registry that was taken over could leave a program there with its own user's rights for whoever starts it. */
+  /**
+   * Nobody else goes into the storage: a registry that was taken over could leave a program there with its own user's
+   * rights for whoever starts it.
+   */
   private async closeStorage(): Promise<void> {
     const { uid, mode } = await stat(this.options.storageDir);
     if (uid === process.geteuid?.() && (mode & 0o007) !== 0) await chmod(this.options.storageDir, mode & 0o770);
@@ -284,7 +301,10 @@ export class ProcessRegistryEngine {
     if (info && !info.isSocket()) await rm(path, { recursive: true });
   }
 
-  /** What an instance is started with; `version` changes with all that matters for it: its configuration, the program's file, and its sandbox. */
+  /**
+   * What an instance is started with; `version` changes with all that matters for it: its configuration, the program's
+   * file, and its sandbox.
+   */
   private async configurationOf(instance: Instance): Promise<{ version: string; content: string }> {
     const content = instance === 'front' ? await this.frontConfiguration() : await this.registryConfiguration(instance);
     const files = instance === 'front' ? [process.execPath, ...frontFiles] : this.programFiles();
@@ -321,7 +341,8 @@ export class ProcessRegistryEngine {
         delete: { enabled: true },
         // No blob descriptor cache: it would go on answering for blobs that were collected or restored behind its back.
         maintenance: {
-          // An upload that broke in the middle cannot be cancelled (distribution 2.8 answers BLOB_UPLOAD_INVALID): the registry sweeps it.
+          // An upload that broke in the middle cannot be cancelled (distribution 2.8 answers BLOB_UPLOAD_INVALID): the
+          // registry sweeps it.
           uploadpurging:
             instance === 'readOnly' ? { enabled: false } : { enabled: true, age: '24h', interval: '1h', dryrun: false },
           readonly: { enabled: instance === 'readOnly' },

@@ -1,4 +1,7 @@
-/** Copies blobs of any source to files of a folder, verified, so that nothing wrong or half ever has its name: for a registry's storage and for backup stores. */
+/**
+ * Copies blobs of any source to files of a folder, verified, so that nothing wrong or half ever has its name: for a
+ * registry's storage and for backup stores.
+ */
 import { link, lstat, mkdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
@@ -41,9 +44,10 @@ export class BlobPlacer {
   ) {}
 
   /**
-   * Copies a blob to `path`: hashed on the way, flushed to disk and only then given its name. Idempotent, safe beside others that bring the same blob. A copy that
-   * was killed, aborted or failed for a reason that may pass leaves its part, which the next one continues, and which goes after an hour without one. Throws
-   * `digest_mismatch`, `space_insufficient`, what reading throws, and the signal's reason.
+   * Copies a blob to `path`: hashed on the way, flushed to disk and only then given its name. Idempotent, safe beside
+   * others that bring the same blob. A copy that was killed, aborted or failed for a reason that may pass leaves its
+   * part, which the next one continues, and which goes after an hour without one. Throws `digest_mismatch`,
+   * `space_insufficient`, what reading throws, and the signal's reason.
    */
   async bring(
     path: string,
@@ -79,7 +83,10 @@ export class BlobPlacer {
     }
   }
 
-  /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
+  /**
+   * Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the
+   * next one.
+   */
   flush(): Promise<void> {
     this.#nextFlush ??= this.#lastFlush.then(async () => {
       // A moment for others to join: a flush costs about as much for one blob as for a hundred.
@@ -104,8 +111,8 @@ async function linkOrFalse(from: string, to: string): Promise<boolean> {
 }
 
 /**
- * Copies a large blob into `path`. What is there already was left by another process: it is hashed and continued, and when the whole turns out wrong the blob is
- * copied once more from its beginning.
+ * Copies a large blob into `path`. What is there already was left by another process: it is hashed and continued, and
+ * when the whole turns out wrong the blob is copied once more from its beginning.
  */
 async function copyVerified(
   reader: BlobReader,

@@ -77,7 +77,9 @@ async function collect(more: Partial<SweepOptions> = {}): Promise<Garbage> {
   return sweep.freed;
 }
 
-/** Pushes a bundle as Airdock does: every image under its name below `repository`, or the repositories of its own name. */
+/**
+ * Pushes a bundle as Airdock does: every image under its name below `repository`, or the repositories of its own name.
+ */
 async function push(
   file: string,
   { placed = false, names }: { placed?: boolean; names?: string[] } = {},
@@ -106,7 +108,10 @@ async function pushImage(image: TestImage, name: string): Promise<Digest> {
   return digest as Digest;
 }
 
-/** Reads all of an image as a host does, from the read-only registry, and checks every digest. Returns the digest of its root. */
+/**
+ * Reads all of an image as a host does, from the read-only registry, and checks every digest. Returns the digest of its
+ * root.
+ */
 async function pull(name: string): Promise<Digest> {
   const at = name.includes('@') ? name.indexOf('@') : name.lastIndexOf(':');
   const repository = name.slice(0, at);
@@ -139,7 +144,9 @@ const manifestOf = ({ config, configDigest, layers }: TestImage): Buffer =>
     }),
   );
 
-/** A push by Docker: it asks for each blob, sends what is missing, and then the manifest, which is accepted or refused. */
+/**
+ * A push by Docker: it asks for each blob, sends what is missing, and then the manifest, which is accepted or refused.
+ */
 class DockerPush {
   constructor(
     private readonly image: TestImage,

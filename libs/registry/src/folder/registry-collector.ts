@@ -1,7 +1,8 @@
 /**
- * Garbage collection in the folder of a `distribution` registry that goes on serving, and may take pushes. What nothing needs loses its links first, so that whoever
- * asks is told to send it again, and is then set aside on the same file system; only what a last look still does not need is removed. At every point before that
- * all of it can be brought back, whatever was killed. Why in this order: docs/adr/0011.
+ * Garbage collection in the folder of a `distribution` registry that goes on serving, and may take pushes. What nothing
+ * needs loses its links first, so that whoever asks is told to send it again, and is then set aside on the same file
+ * system; only what a last look still does not need is removed. At every point before that all of it can be brought
+ * back, whatever was killed. Why in this order: docs/adr/0011.
  */
 import { randomBytes, randomUUID } from 'node:crypto';
 import { mkdir, realpath, rename, rm, rmdir, writeFile } from 'node:fs/promises';
@@ -81,7 +82,9 @@ export interface Sweep {
 
 /** A sweep that is out of the way of everybody. */
 export interface SweptAside extends Sweep {
-  /** The disk had no room to set all of it aside: what was found beside it takes another sweep, when this has made room. */
+  /**
+   * The disk had no room to set all of it aside: what was found beside it takes another sweep, when this has made room.
+   */
   isPartial: boolean;
   remove(): Promise<void>;
 }
@@ -108,8 +111,9 @@ export class RegistryCollector {
   }
 
   /**
-   * Ends what a sweep that was cut short has left: brings everything back that was only set aside, and removes what was condemned, after `onSwept` got to know of
-   * it, perhaps not for the first time. Idempotent. Call it when no sweep runs.
+   * Ends what a sweep that was cut short has left: brings everything back that was only set aside, and removes what was
+   * condemned, after `onSwept` got to know of it, perhaps not for the first time. Idempotent. Call it when no sweep
+   * runs.
    */
   async recover(onSwept: (sweep: Sweep) => Promise<void>): Promise<void> {
     await this.#removeLinks();
@@ -122,7 +126,10 @@ export class RegistryCollector {
     await this.#removeAside();
   }
 
-  /** A registry that was taken over could have us tidy up anywhere. What it makes of them later is seen where folders are listed. */
+  /**
+   * A registry that was taken over could have us tidy up anywhere. What it makes of them later is seen where folders
+   * are listed.
+   */
   async #removeLinks(): Promise<void> {
     for (const folder of [dirname(this.#aside), this.#aside, this.#condemned])
       if ((await statOrGone(folder))?.isDirectory() === false) await rm(folder);
@@ -145,8 +152,9 @@ export class RegistryCollector {
   }
 
   /**
-   * Frees what nothing needs. Resolves when it is out of the way of everybody; `remove` then gives the space back. Before that an abort or a failure brings back
-   * all that was set aside. Call `recover` first, and only one sweep at a time. Setting aside takes folders: on a full disk as much is set aside as there is room for. Throws as
+   * Frees what nothing needs. Resolves when it is out of the way of everybody; `remove` then gives the space back.
+   * Before that an abort or a failure brings back all that was set aside. Call `recover` first, and only one sweep at a
+   * time. Setting aside takes folders: on a full disk as much is set aside as there is room for. Throws as
    * `surveyRegistry`, `needed`, the signal's reason, and `space_insufficient` where there is room for nothing.
    */
   async sweep(options: SweepOptions): Promise<SweptAside> {
@@ -235,7 +243,10 @@ export class RegistryCollector {
     });
   }
 
-  /** False when it has gone by itself, or was written since the survey: then it stays. Throws `space_insufficient` with nothing moved. */
+  /**
+   * False when it has gone by itself, or was written since the survey: then it stays. Throws `space_insufficient` with
+   * nothing moved.
+   */
   async #setAside({ path }: GarbageItem, since: Date): Promise<boolean> {
     const to = join(this.#aside, path);
     try {

@@ -1,6 +1,7 @@
 /**
- * Where `distribution` keeps things: storage paths v2, filesystem driver. Paths are relative to `<storage>/docker/registry/v2`. Repositories contain links only,
- * files that hold a digest; bytes are below `blobs`. Source: registry/storage/paths.go
+ * Where `distribution` keeps things: storage paths v2, filesystem driver. Paths are relative to
+ * `<storage>/docker/registry/v2`. Repositories contain links only, files that hold a digest; bytes are below `blobs`.
+ * Source: registry/storage/paths.go
  */
 import type { Dirent } from 'node:fs';
 import { lstat, open, readdir, realpath } from 'node:fs/promises';
@@ -35,8 +36,9 @@ export const historiesPath = (repository: string, tag: string): string => `${tag
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
 /**
- * What is in a folder; nothing when it is not there, or not any more: a registry works beside us. Throws for a folder that a link below `registryRoot`, or below what is set aside, leads
- * to: a registry makes none, and one that was taken over could have us look, write and remove elsewhere.
+ * What is in a folder; nothing when it is not there, or not any more: a registry works beside us. Throws for a folder
+ * that a link below `registryRoot`, or below what is set aside, leads to: a registry makes none, and one that was taken
+ * over could have us look, write and remove elsewhere.
  */
 export async function listFolder(path: string): Promise<Dirent[]> {
   try {
@@ -69,7 +71,10 @@ export async function listRepositoryFolders(root: string, parent = ''): Promise<
 export const isGone = (error: unknown): boolean =>
   ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
 
-/** What a storage folder cannot be read with is said with its path: `registry_storage_unreadable`. Errors of Airdock stay. */
+/**
+ * What a storage folder cannot be read with is said with its path: `registry_storage_unreadable`. Errors of Airdock
+ * stay.
+ */
 const unreadable = (error: unknown, path: string): unknown =>
   error instanceof AppError
     ? error
@@ -79,7 +84,10 @@ const unreadable = (error: unknown, path: string): unknown =>
         { cause: error },
       );
 
-/** As `lstat`; undefined when there is no such file, or not any more. A registry makes neither links nor pipes nor devices, so one that is taken for a file is refused when it is read. */
+/**
+ * As `lstat`; undefined when there is no such file, or not any more. A registry makes neither links nor pipes nor
+ * devices, so one that is taken for a file is refused when it is read.
+ */
 export async function statOrGone(path: string) {
   try {
     return await lstat(path);
@@ -90,8 +98,9 @@ export async function statOrGone(path: string) {
 }
 
 /**
- * Undefined when the file is not there, is larger, or is something else in its place. In as few calls as can be, since a push reads thousands. Folders above it may be links, as
- * those that `openRegularFile` refuses: what is read is compared with a digest, or is one, and goes nowhere else.
+ * Undefined when the file is not there, is larger, or is something else in its place. In as few calls as can be, since
+ * a push reads thousands. Folders above it may be links, as those that `openRegularFile` refuses: what is read is
+ * compared with a digest, or is one, and goes nowhere else.
  */
 export async function readSmall(path: string, maxBytes: number): Promise<Buffer | undefined> {
   try {
@@ -114,8 +123,9 @@ export async function readSmall(path: string, maxBytes: number): Promise<Buffer 
 const maxFileBytes = maxManifestBytes;
 
 /**
- * The bytes of a small file in a storage folder; undefined when it is not there, or not any more. Throws `registry_damaged` for what is too large, is no regular file, or
- * lies behind a link: a registry that was taken over could have us read any file of this machine, or wait for a pipe for ever.
+ * The bytes of a small file in a storage folder; undefined when it is not there, or not any more. Throws
+ * `registry_damaged` for what is too large, is no regular file, or lies behind a link: a registry that was taken over
+ * could have us read any file of this machine, or wait for a pipe for ever.
  */
 export async function readFileOrGone(storageDir: string, path: string): Promise<Buffer | undefined> {
   const chunks: Buffer[] = [];

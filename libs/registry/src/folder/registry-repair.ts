@@ -27,7 +27,10 @@ import { setBlobAside } from './registry-storage.js';
 
 const filesAtOnce = 16;
 const tagsAtOnce = 8;
-/** A manifest that was cut short is among the newest blobs, or is dated in the future by a clock that was set back since. */
+/**
+ * A manifest that was cut short is among the newest blobs, or is dated in the future by a clock that was set back
+ * since.
+ */
 const lastWritesMs = 600_000;
 const emptyDigest = digestOf(Buffer.alloc(0));
 
@@ -39,10 +42,12 @@ export interface Repair {
 }
 
 /**
- * Ends what a registry was writing when it was killed, or when its disk was full. distribution 2 writes links and manifests in place, so that it leaves a file without
- * content, answers 500 for it, and takes the bytes of a manifest for complete when they are pushed again. What a link says follows from where it lies: it is written as
- * the registry would have, or removed when its blob is not there; a tag goes on to what it was just given. Manifests that were cut short are set aside, for the next push
- * to bring them. Call it while no registry writes to the folder; placing blobs may go on. Idempotent. Throws the signal's reason only.
+ * Ends what a registry was writing when it was killed, or when its disk was full. distribution 2 writes links and
+ * manifests in place, so that it leaves a file without content, answers 500 for it, and takes the bytes of a manifest
+ * for complete when they are pushed again. What a link says follows from where it lies: it is written as the registry
+ * would have, or removed when its blob is not there; a tag goes on to what it was just given. Manifests that were cut
+ * short are set aside, for the next push to bring them. Call it while no registry writes to the folder; placing blobs
+ * may go on. Idempotent. Throws the signal's reason only.
  */
 export async function repairRegistry(storageDir: string, signal?: AbortSignal): Promise<Repair> {
   const repair = new RegistryRepair(storageDir, signal);
@@ -168,7 +173,10 @@ class RegistryRepair {
     else await this.#remove(tagPath(repository, tag));
   }
 
-  /** States of the hash that were not written go: the registry then reads the bytes again. An upload that was not announced yet goes as a whole. */
+  /**
+   * States of the hash that were not written go: the registry then reads the bytes again. An upload that was not
+   * announced yet goes as a whole.
+   */
   async #upload(folder: string): Promise<void> {
     if ((await this.#status(`${folder}/startedat`))?.size === 0) await this.#remove(folder);
     for (const { name } of await listFolder(join(this.#root, folder, 'hashstates/sha256'))) {

@@ -1,7 +1,8 @@
 /**
- * Puts blobs into the folder of a `distribution` registry on this machine, past its HTTP interface, which hashes everything twice. Only what the registry
- * itself never changes again is written: blob files, and the links that make them part of a repository. Manifests and tags go through the registry, which
- * then checks that every blob is there. Layout: storage paths v2 of distribution, registry/storage/paths.go; see docs/adr/0009.
+ * Puts blobs into the folder of a `distribution` registry on this machine, past its HTTP interface, which hashes
+ * everything twice. Only what the registry itself never changes again is written: blob files, and the links that make
+ * them part of a repository. Manifests and tags go through the registry, which then checks that every blob is there.
+ * Layout: storage paths v2 of distribution, registry/storage/paths.go; see docs/adr/0009.
  */
 import { constants } from 'node:fs';
 import { access, lutimes, rename, rm, rmdir, stat } from 'node:fs/promises';
@@ -35,7 +36,10 @@ import {
 /** Written by registry-svc into the storage folder: proof that a folder seen here is the one that the registry uses. */
 export const storageMarker = 'airdock-storage-id';
 
-/** Up to this size a blob is there when its bytes are: reading them costs as much as looking for the file. Of larger ones the size has to do, and verifications read them. */
+/**
+ * Up to this size a blob is there when its bytes are: reading them costs as much as looking for the file. Of larger
+ * ones the size has to do, and verifications read them.
+ */
 const readBytes = 64 * 1024;
 
 export class RegistryStorage {
@@ -50,9 +54,10 @@ export class RegistryStorage {
   }
 
   /**
-   * Asks the registry that uses a storage folder whether a blob that was placed there is really there for it. Returns the folder's id, or undefined when this
-   * registry keeps its blobs in another way than we know: then nobody may place any. Called by whoever runs the registry, after each start, with the id that the
-   * folder must have; without one it is marked if need be. Throws `registry_storage_changed`.
+   * Asks the registry that uses a storage folder whether a blob that was placed there is really there for it. Returns
+   * the folder's id, or undefined when this registry keeps its blobs in another way than we know: then nobody may place
+   * any. Called by whoever runs the registry, after each start, with the id that the folder must have; without one it
+   * is marked if need be. Throws `registry_storage_changed`.
    */
   static async enable(folder: string, registry: RegistryClient, expectedId?: string): Promise<string | undefined> {
     const id = expectedId ?? (await ensureFolderMark(folder, storageMarker));
@@ -78,7 +83,10 @@ export class RegistryStorage {
     }
   }
 
-  /** The storage in `folder` if it can be written from here and carries the id; else undefined, and blobs have to go over HTTP. */
+  /**
+   * The storage in `folder` if it can be written from here and carries the id; else undefined, and blobs have to go
+   * over HTTP.
+   */
   static async open({ folder, id }: { folder: string; id: string }): Promise<RegistryStorage | undefined> {
     try {
       const identity = identityOf(await stat(folder));
@@ -136,8 +144,9 @@ export class RegistryStorage {
   }
 
   /**
-   * As `has`, and makes the link new: what a push relies on is not collected as garbage before its manifest comes. The blob itself is left as it is, since its
-   * file may have a second name in the cache of compressed layers, whose age counts there.
+   * As `has`, and makes the link new: what a push relies on is not collected as garbage before its manifest comes. The
+   * blob itself is left as it is, since its file may have a second name in the cache of compressed layers, whose age
+   * counts there.
    */
   async keep(repository: string, descriptor: Descriptor): Promise<boolean> {
     await this.assertSame();
@@ -151,7 +160,9 @@ export class RegistryStorage {
     }
   }
 
-  /** The digest that the bytes of a blob really have; undefined when it is not there. `onBytes` gets what was just read. */
+  /**
+   * The digest that the bytes of a blob really have; undefined when it is not there. `onBytes` gets what was just read.
+   */
   async digestOf(
     digest: Digest,
     { signal, onBytes }: Pick<PlaceOptions, 'signal' | 'onBytes'> = {},
@@ -160,14 +171,18 @@ export class RegistryStorage {
     return digestOfFile(this.blobFile(digest), { signal, onBytes });
   }
 
-  /** Takes a damaged blob out of the registry, so that the next push brings it again; the bytes stay in `airdock-damaged/` to be looked at. */
+  /**
+   * Takes a damaged blob out of the registry, so that the next push brings it again; the bytes stay in
+   * `airdock-damaged/` to be looked at.
+   */
   async setAside({ digest }: Pick<Descriptor, 'digest' | 'size'>): Promise<void> {
     await setBlobAside(this.root, digest);
   }
 
   /**
-   * As `setAside`, when other bytes lie there than those of the digest: distribution takes a file that is there for the blob, whatever is in it, so that nothing pushed by HTTP mends
-   * it. Source: `blobStore.Put` and `blobWriter.moveBlob` in registry/storage. True when there were.
+   * As `setAside`, when other bytes lie there than those of the digest: distribution takes a file that is there for the
+   * blob, whatever is in it, so that nothing pushed by HTTP mends it. Source: `blobStore.Put` and `blobWriter.moveBlob`
+   * in registry/storage. True when there were.
    */
   async setAsideDamaged(descriptor: Pick<Descriptor, 'digest' | 'size'>): Promise<boolean> {
     if (!(await statOrGone(this.blobFile(descriptor.digest))) || (await this.isWhole(descriptor, maxManifestBytes)))
@@ -189,8 +204,9 @@ export class RegistryStorage {
   }
 
   /**
-   * What a tag or the digest of a manifest leads to in a repository, as the registry would answer: the manifest is known there, and its bytes, which are read,
-   * lie in the folder. Undefined when it is not so, or not seen here: then the registry has to be asked.
+   * What a tag or the digest of a manifest leads to in a repository, as the registry would answer: the manifest is
+   * known there, and its bytes, which are read, lie in the folder. Undefined when it is not so, or not seen here: then
+   * the registry has to be asked.
    */
   async resolve(repository: string, reference: string): Promise<Digest | undefined> {
     const root = registryRoot(this.root);
@@ -206,10 +222,11 @@ export class RegistryStorage {
   }
 
   /**
-   * Makes a blob part of a repository. Content that is not in the storage is copied and hashed on the way, flushed to disk and only then given its name:
-   * nothing wrong or half is ever visible. The link is on disk after the next `flush`. Idempotent, safe beside others that place the same blob. A copy that was
-   * killed, aborted or failed for a reason that may pass leaves its part, which the next one continues, and which goes after an hour without one. Throws
-   * `digest_mismatch`, `space_insufficient`, and the signal's reason.
+   * Makes a blob part of a repository. Content that is not in the storage is copied and hashed on the way, flushed to
+   * disk and only then given its name: nothing wrong or half is ever visible. The link is on disk after the next
+   * `flush`. Idempotent, safe beside others that place the same blob. A copy that was killed, aborted or failed for a
+   * reason that may pass leaves its part, which the next one continues, and which goes after an hour without one.
+   * Throws `digest_mismatch`, `space_insufficient`, and the signal's reason.
    */
   async place(
     repository: string,
@@ -231,7 +248,10 @@ export class RegistryStorage {
       throw storageChanged(this.root, 'another folder is there now: its disk is not mounted any more');
   }
 
-  /** Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the next one. */
+  /**
+   * Resolves when everything that was placed before the call is on disk. Calls that come while a flush runs share the
+   * next one.
+   */
   flush(): Promise<void> {
     return this.placer.flush();
   }

@@ -1,6 +1,7 @@
 /**
- * Looks through the folder of a `distribution` registry and says what has to stay and what is garbage; changes nothing. It may run while the registry serves and
- * takes pushes: what vanishes meanwhile is skipped, and what is just being written counts as young.
+ * Looks through the folder of a `distribution` registry and says what has to stay and what is garbage; changes nothing.
+ * It may run while the registry serves and takes pushes: what vanishes meanwhile is skipped, and what is just being
+ * written counts as young.
  */
 import { realpath, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -36,7 +37,9 @@ const writingMs = 10_000;
 const writingTries = 10;
 
 export interface GarbageItem {
-  /** `revision`: the link that makes a manifest one of a repository; `link`: that of a blob, or what a tag once led to. */
+  /**
+   * `revision`: the link that makes a manifest one of a repository; `link`: that of a blob, or what a tag once led to.
+   */
   kind: 'revision' | 'link' | 'blob' | 'upload';
   /** Of a blob the first one that it was linked in; null for a blob without any link. */
   repository: string | null;
@@ -67,7 +70,10 @@ export interface Survey {
   garbage: GarbageItem[];
 }
 
-/** Throws `registry_damaged` with all manifests that cannot be read, since nobody knows what they need; and the signal's reason. */
+/**
+ * Throws `registry_damaged` with all manifests that cannot be read, since nobody knows what they need; and the signal's
+ * reason.
+ */
 export async function surveyRegistry(storageDir: string, options: SurveyOptions): Promise<Survey> {
   // The kernel tells the real paths of open files.
   return new RegistrySurvey(await realpath(storageDir), options).run();
@@ -118,7 +124,9 @@ class RegistrySurvey {
         if (subject) referrers.set(subject, [...(referrers.get(subject) ?? []), digest]);
       }),
     );
-    /** A manifest, all that it consists of, and what refers to it. Whatever a tag or an index leads to must be there. */
+    /**
+     * A manifest, all that it consists of, and what refers to it. Whatever a tag or an index leads to must be there.
+     */
     const keep = async (root: Digest, name: string, isRequired: boolean) => {
       const waiting = [{ digest: root, isRequired }];
       for (let next = waiting.pop(); next; next = waiting.pop()) {
@@ -265,7 +273,10 @@ class RegistrySurvey {
     }
   }
 
-  /** Undefined when there is no such manifest; one that cannot be read is noted as damaged, and as one without references. */
+  /**
+   * Undefined when there is no such manifest; one that cannot be read is noted as damaged, and as one without
+   * references.
+   */
   async #readManifest(digest: Digest, name: string): Promise<ManifestReferences | undefined> {
     return this.#limit(async () => {
       try {

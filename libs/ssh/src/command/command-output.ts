@@ -13,8 +13,8 @@ const keptNoiseBytes = 300;
 const maxCodeBytes = 4;
 
 /**
- * What a stream of a host says, up to a bound, in one piece of memory that grows: as a list of chunks a megabyte that comes byte by byte would take hundreds.
- * It is part of what is kept for the host until `release`.
+ * What a stream of a host says, up to a bound, in one piece of memory that grows: as a list of chunks a megabyte that
+ * comes byte by byte would take hundreds. It is part of what is kept for the host until `release`.
  */
 export class BoundedOutput {
   private kept = Buffer.alloc(0);
@@ -70,7 +70,10 @@ export class BoundedOutput {
   }
 }
 
-/** What a program prints between its marks, see `shellLine`. What is outside of them is noise: counted, and the begin of it kept. */
+/**
+ * What a program prints between its marks, see `shellLine`. What is outside of them is noise: counted, and the begin of
+ * it kept.
+ */
 export class MarkedOutput {
   private readonly own: BoundedOutput;
   private readonly begin: string;

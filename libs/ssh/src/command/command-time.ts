@@ -7,7 +7,10 @@ export const defaultStallMs = 120_000;
 /** How long something on a host may take in all: by its kind, or by how long it may say nothing. */
 export const deadlineOf = (stallTimeoutMs: number, kind?: CommandKind): number =>
   deadlinesMs[kind ?? (stallTimeoutMs > defaultStallMs ? 'work' : 'look')];
-/** For the first commands on a host, which have nothing to do: one that hangs is not waited for as long as one that works. */
+/**
+ * For the first commands on a host, which have nothing to do: one that hangs is not waited for as long as one that
+ * works.
+ */
 export const firstCommandMs = 30_000;
 
 /** Calls `onStall` when nobody has touched it for so long. */

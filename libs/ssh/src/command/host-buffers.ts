@@ -3,15 +3,18 @@ import { AppError } from '@airdock/core/errors';
 const mib = 1024 * 1024;
 /** For one host, over all of its connections and channels. */
 export const maxBufferedBytes = 8 * mib;
-/** For all hosts of this process. The nearer it comes the less each may have, but never less than its share: many that are stuck keep nobody else from working. */
+/**
+ * For all hosts of this process. The nearer it comes the less each may have, but never less than its share: many that
+ * are stuck keep nobody else from working.
+ */
 const maxTotalBytes = 256 * mib;
 const shareBytes = mib / 4;
 
 let total = 0;
 
 /**
- * Counts what is kept in memory for one host at a time: what its commands have printed, and what goes to it through tunnels and is not taken yet. A host that
- * is at its bound slows down or ends what it does itself, and nobody else.
+ * Counts what is kept in memory for one host at a time: what its commands have printed, and what goes to it through
+ * tunnels and is not taken yet. A host that is at its bound slows down or ends what it does itself, and nobody else.
  */
 export class HostBuffers {
   private used = 0;

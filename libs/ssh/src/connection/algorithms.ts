@@ -8,8 +8,9 @@ export interface SshAlgorithms {
 }
 
 /**
- * Left out of what ssh2 knows: group exchanges, whose primes the server chooses and OpenSSL tests for minutes; the largest groups, of which each takes a tenth of a second and
- * more; SHA-1 and CBC; compression, whose packets unfold to a thousand times their size. AES-128-GCM is first, which costs least where the processor has AES.
+ * Left out of what ssh2 knows: group exchanges, whose primes the server chooses and OpenSSL tests for minutes; the
+ * largest groups, of which each takes a tenth of a second and more; SHA-1 and CBC; compression, whose packets unfold to
+ * a thousand times their size. AES-128-GCM is first, which costs least where the processor has AES.
  */
 export const defaultAlgorithms: SshAlgorithms = {
   kex: [

@@ -11,7 +11,10 @@ import { ssh2 } from './ssh2.js';
 
 export interface ConnectOptions {
   signal?: AbortSignal | undefined;
-  /** A connection to a jump host, through which this one goes. It belongs to the new one from here on: it is closed with it, and when connecting fails. */
+  /**
+   * A connection to a jump host, through which this one goes. It belongs to the new one from here on: it is closed with
+   * it, and when connecting fails.
+   */
   via?: SshConnection | undefined;
   /** Called before anything that the host has sent is looked at. */
   onServed?: (() => void) | undefined;
@@ -31,8 +34,8 @@ const hostKeyTypes: ServerHostKeyAlgorithm[][] = [
 ];
 
 /**
- * Connects and logs in, after the host has shown the pinned key.
- * Throws `host_unreachable`, `host_timeout`, `host_key_mismatch` (with both fingerprints), `host_auth_failed`; `detail` names the host and the way to it.
+ * Connects and logs in, after the host has shown the pinned key. Throws `host_unreachable`, `host_timeout`,
+ * `host_key_mismatch` (with both fingerprints), `host_auth_failed`; `detail` names the host and the way to it.
  */
 export async function connectSsh(target: SshTarget, options: ConnectOptions = {}): Promise<SshConnection> {
   // On first use all types are asked for at once: the first one that the host has is taken.
@@ -96,11 +99,13 @@ async function connectOnce(
       let isAnswered = false;
       client
         .once('ready', resolve)
-        // Not once: a host can make more than one of them before anybody else listens, and one without a listener ends the process.
+        // Not once: a host can make more than one of them before anybody else listens, and one without a listener ends
+        // the process.
         .on('error', reject)
         .once('close', () => reject(Object.assign(new Error('the connection was closed'), { level: 'client-socket' })))
         .on('keyboard-interactive', (_name, _instructions, _language, prompts, finish) => {
-          // The first hidden question is that for the password. A second one is for a one-time code, or for a new password.
+          // The first hidden question is that for the password. A second one is for a one-time code, or for a new
+          // password.
           const isFirst = !isAnswered && prompts.some(({ echo }) => !echo);
           asksForMore ||= !isFirst;
           isAnswered ||= isFirst;
@@ -127,7 +132,8 @@ async function connectOnce(
       // `connect` has paused the socket, so that nothing is lost before ssh2 listens too.
       own.prependListener('data', () => {
         onServed();
-        // What ssh2 answers to it goes out together: a window that opens lets a channel send as many packets as fit, each of which would be a system call.
+        // What ssh2 answers to it goes out together: a window that opens lets a channel send as many packets as fit,
+        // each of which would be a system call.
         own.cork();
         process.nextTick(() => own.uncork());
       });

@@ -37,7 +37,10 @@ export interface SshTarget {
   algorithms?: Partial<SshAlgorithms> | undefined;
 }
 
-/** Gets the fingerprint that a host shows, before any credential is sent; answers the one that is pinned from now on, which may be another. */
+/**
+ * Gets the fingerprint that a host shows, before any credential is sent; answers the one that is pinned from now on,
+ * which may be another.
+ */
 export type FirstUse = (seen: string) => Promise<string>;
 
 /** How the user becomes root on a host. */
@@ -51,7 +54,10 @@ export interface ExecOptions {
   sudo?: boolean;
   /** Ends the command when it prints and takes nothing for this long. Default 120 000. */
   stallTimeoutMs?: number;
-  /** Bounds its time in all. Default: `transfer` with a stream as input, `work` where the stall timeout is longer than that of a look, else `look`. */
+  /**
+   * Bounds its time in all. Default: `transfer` with a stream as input, `work` where the stall timeout is longer than
+   * that of a look, else `look`.
+   */
   kind?: CommandKind | undefined;
   /** Instead of the time of its kind. */
   deadlineMs?: number | undefined;
@@ -69,9 +75,13 @@ export interface ExecResult {
 /** For what an SSH server answers by itself, without starting anything. */
 const answerMs = 30_000;
 const closeMs = 2_000;
-/** So long a session that has ended for us may go on to count there: sshd lets a program end that was given up. The first one has none before it. */
+/**
+ * So long a session that has ended for us may go on to count there: sshd lets a program end that was given up. The
+ * first one has none before it.
+ */
 const releaseMs = { first: 3_000, later: 30_000 };
-// -S: reads one line of its standard input, byte by byte, so that what follows is the command's. -k: asks in any case, and remembers nothing.
+// -S: reads one line of its standard input, byte by byte, so that what follows is the command's. -k: asks in any case,
+// and remembers nothing.
 const sudoWithPassword = ['sudo', '-S', '-k', '-p', '', '--'];
 
 /** One SSH connection to a host. Close it; `closed` settles when it ends for whatever reason. */
@@ -123,14 +133,16 @@ export class SshConnection implements AsyncDisposable {
   }
 
   /**
-   * Runs a program with arguments. Nothing is spliced into a command line: each argument is quoted for the remote shell as it is.
-   * A non-zero exit code is a result, not an error. Throws `host_unreachable` when the connection breaks, `host_timeout` on a stall, `host_command_timeout`,
-   * `host_output_exceeded`, `host_buffer_exceeded`, `host_sudo_failed`, and the signal's reason.
+   * Runs a program with arguments. Nothing is spliced into a command line: each argument is quoted for the remote shell
+   * as it is. A non-zero exit code is a result, not an error. Throws `host_unreachable` when the connection breaks,
+   * `host_timeout` on a stall, `host_command_timeout`, `host_output_exceeded`, `host_buffer_exceeded`,
+   * `host_sudo_failed`, and the signal's reason.
    */
   async exec(argv: string[], { sudo = false, ...options }: ExecOptions = {}): Promise<ExecResult> {
     const elevation = sudo ? await this.elevation(options.signal) : 'root';
     const mark = newMark();
-    // Marked once more: sudo, and what PAM lets it say, print too. Through `sh`, as when it was tried: where some programs need no password, their input must not begin with one.
+    // Marked once more: sudo, and what PAM lets it say, print too. Through `sh`, as when it was tried: where some
+    // programs need no password, their input must not begin with one.
     const result =
       elevation === 'root'
         ? await this.start(argv, options)
@@ -158,7 +170,8 @@ export class SshConnection implements AsyncDisposable {
   }
 
   /**
-   * How the user becomes root; asked of the host once per connection, so that a wrong password is tried once. Throws `host_sudo_failed`.
+   * How the user becomes root; asked of the host once per connection, so that a wrong password is tried once. Throws
+   * `host_sudo_failed`.
    */
   elevation(signal?: AbortSignal): Promise<Elevation> {
     this.becomesRoot ??= this.findElevation(signal).catch((error: unknown) => {
@@ -275,7 +288,8 @@ export class SshConnection implements AsyncDisposable {
       // The program may end before it has read everything; its exit code tells why.
       else {
         if (first) channel.write(first);
-        // Of a channel that is closed already ssh2 says nothing more, neither that its input was taken nor that it was not.
+        // Of a channel that is closed already ssh2 says nothing more, neither that its input was taken nor that it was
+        // not.
         const over = new AbortController();
         exit.then(
           () => over.abort(),
@@ -316,7 +330,10 @@ export class SshConnection implements AsyncDisposable {
     }
   }
 
-  /** A session in which the login shell reads this line. Throws `host_session_refused`, `host_shell_unusable`, what breaks the connection, and the signal's reason. */
+  /**
+   * A session in which the login shell reads this line. Throws `host_session_refused`, `host_shell_unusable`, what
+   * breaks the connection, and the signal's reason.
+   */
   private async openSession(line: string, signal: AbortSignal | undefined): Promise<OpenSession> {
     const since = Date.now();
     for (;;) {
@@ -347,7 +364,10 @@ export class SshConnection implements AsyncDisposable {
     }
   }
 
-  /** An answer of the SSH server itself: it comes soon, or the host cannot be waited for. ssh2 throws at once when the connection is already closed. */
+  /**
+   * An answer of the SSH server itself: it comes soon, or the host cannot be waited for. ssh2 throws at once when the
+   * connection is already closed.
+   */
   private async answered<T>(
     signal: AbortSignal | undefined,
     ask: (resolve: (answer: T) => void, reject: (error: unknown) => void) => void,
@@ -379,7 +399,10 @@ export class SshConnection implements AsyncDisposable {
     }
   }
 
-  /** As `exec`, but a non-zero exit code throws `host_command_failed` with the command's own message, or `host_disk_full`. Returns standard output, trimmed. */
+  /**
+   * As `exec`, but a non-zero exit code throws `host_command_failed` with the command's own message, or
+   * `host_disk_full`. Returns standard output, trimmed.
+   */
   async run(argv: string[], options?: ExecOptions): Promise<string> {
     const result = await this.exec(argv, options);
     const { exitCode } = result;
@@ -409,7 +432,10 @@ export class SshConnection implements AsyncDisposable {
     });
   }
 
-  /** A channel to a socket on the host, with the rights of the user that logged in. Undefined where the host does not open it. Throws `host_unreachable`, `host_timeout`. */
+  /**
+   * A channel to a socket on the host, with the rights of the user that logged in. Undefined where the host does not
+   * open it. Throws `host_unreachable`, `host_timeout`.
+   */
   async forwardToSocket(path: string): Promise<ClientChannel | undefined> {
     return this.answered<ClientChannel>(undefined, (resolve, reject) => {
       this.client.openssh_forwardOutStreamLocal(path, (error, channel) => (error ? reject(error) : resolve(channel)));
@@ -419,7 +445,10 @@ export class SshConnection implements AsyncDisposable {
     });
   }
 
-  /** What is written meanwhile goes out together: ssh2 writes a packet in three pieces, each of which would be a system call and a segment of its own. */
+  /**
+   * What is written meanwhile goes out together: ssh2 writes a packet in three pieces, each of which would be a system
+   * call and a segment of its own.
+   */
   batched<T>(write: () => T): T {
     this.socket.cork();
     try {
@@ -437,7 +466,10 @@ export class SshConnection implements AsyncDisposable {
     return performance.now() - started;
   }
 
-  /** Lets the host listen for a tunnel, on a port of `address` or a Unix socket, or no longer. Throws ssh2's error of a refusal, and what breaks the connection. */
+  /**
+   * Lets the host listen for a tunnel, on a port of `address` or a Unix socket, or no longer. Throws ssh2's error of a
+   * refusal, and what breaks the connection.
+   */
   async forwardFrom(place: number | string, isWanted: boolean, address = '127.0.0.1'): Promise<void> {
     await this.answered<void>(undefined, (resolve, reject) => {
       const done = (error?: Error | null) => (error ? reject(Object.assign(error, { reason: 'refused' })) : resolve());
@@ -465,7 +497,8 @@ export class SshConnection implements AsyncDisposable {
   async close(): Promise<void> {
     this.isClosing = true;
     this.client.end();
-    // Also one that the host has made half closed, or a channel through a host that is gone: that ends only with the connection to that host.
+    // Also one that the host has made half closed, or a channel through a host that is gone: that ends only with the
+    // connection to that host.
     const timer = setTimeout(
       () => this.client.emit('error', new Error('the host did not close the connection')),
       closeMs,

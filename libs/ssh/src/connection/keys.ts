@@ -10,7 +10,8 @@ export const fingerprintOf = (key: Buffer): string =>
   `SHA256:${createHash('sha256').update(key).digest('base64').replace(/=+$/, '')}`;
 
 /**
- * The fingerprint of a host key given as `SHA256:…`, or as a line of `ssh-keyscan` or of a `.pub` file. Throws `request_invalid`.
+ * The fingerprint of a host key given as `SHA256:…`, or as a line of `ssh-keyscan` or of a `.pub` file. Throws
+ * `request_invalid`.
  */
 export function parseHostKey(text: string): string {
   const trimmed = text.trim();
@@ -45,8 +46,8 @@ export function parsePrivateKey(privateKey: string, passphrase?: string): { fing
 }
 
 /**
- * The key in a format that ssh2 reads: it knows those of OpenSSH and the older PEM ones, but not PKCS #8, which `openssl genpkey` writes.
- * What is no PKCS #8, or cannot be opened, comes back as it is.
+ * The key in a format that ssh2 reads: it knows those of OpenSSH and the older PEM ones, but not PKCS #8, which
+ * `openssl genpkey` writes. What is no PKCS #8, or cannot be opened, comes back as it is.
  */
 export function readablePrivateKey(
   privateKey: string,

@@ -1,6 +1,6 @@
 /**
- * The sessions of a connection, of which an sshd may allow few (MaxSessions): when one is refused while others run, no more than these run at a time from then on, and who comes
- * waits for one to end.
+ * The sessions of a connection, of which an sshd may allow few (MaxSessions): when one is refused while others run, no
+ * more than these run at a time from then on, and who comes waits for one to end.
  */
 export class SessionSlots {
   private open = 0;

@@ -13,7 +13,10 @@ export interface OpenSession {
   closed: Promise<number | undefined>;
   /** The host has closed it. */
   freed: Promise<void>;
-  /** The program has ended: when the shell has too, nothing else is waited for, such as what it has left running in the background. */
+  /**
+   * The program has ended: when the shell has too, nothing else is waited for, such as what it has left running in the
+   * background.
+   */
   hasSaidAll(): void;
 }
 
@@ -66,7 +69,10 @@ export function shellUnusable(where: string, username: string, exitCode: number 
   });
 }
 
-/** What ssh2 says of a command that was not begun: a refused session with its reason, or that the host runs no commands in one. */
+/**
+ * What ssh2 says of a command that was not begun: a refused session with its reason, or that the host runs no commands
+ * in one.
+ */
 export const refusedExec = (error: Error, where: string, username: string): Error =>
   (error as SshError).reason === undefined && /unable to exec/i.test(error.message)
     ? shellUnusable(where, username, 1, error.message)

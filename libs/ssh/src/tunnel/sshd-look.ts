@@ -1,4 +1,7 @@
-/** What a host's sshd binds, and what it refuses: seen on the host, since SSH says neither (RFC 4254 section 7.1 has a yes and a no). */
+/**
+ * What a host's sshd binds, and what it refuses: seen on the host, since SSH says neither (RFC 4254 section 7.1 has a
+ * yes and a no).
+ */
 import { AppError } from '@airdock/core/errors';
 import { type HeldPort, socketUnitOf } from '@airdock/core/host/held-port';
 import { cleanLine } from '@airdock/core/host/host-text';
@@ -67,7 +70,10 @@ systemctl show -p Listen -p DropInPaths "$1" 2>/dev/null | sed -n 's/^Listen[A-Z
   case "$users" in *'"systemd"'*) echo "address=$local" ;; esac
 done`;
 
-/** Throws `tunnel_exposed` when a unit that holds a port of the host for us listens on more than its loopback, e.g. by a drop-in. */
+/**
+ * Throws `tunnel_exposed` when a unit that holds a port of the host for us listens on more than its loopback, e.g. by a
+ * drop-in.
+ */
 export async function assertHeldLocally(
   connection: SshConnection,
   held: Pick<HeldPort, 'name' | 'port'>,
@@ -115,8 +121,8 @@ const settings = {
 };
 
 /**
- * Which settings of the host's sshd make it refuse, or open too wide, what `about` says, in words: those in force for this login, where they are said, and options of keys.
- * Empty where none can be seen.
+ * Which settings of the host's sshd make it refuse, or open too wide, what `about` says, in words: those in force for
+ * this login, where they are said, and options of keys. Empty where none can be seen.
  */
 export async function settingsOf(
   connection: SshConnection,

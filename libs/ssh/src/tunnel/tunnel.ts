@@ -10,19 +10,29 @@ import { isLoopback, isOwnListener, listenersOn, refusalOf, settingsOf } from '.
 export interface TunnelOptions {
   /** Listens on the host's 127.0.0.1 only. */
   hostPort: number;
-  /** Instead of the port, a Unix socket of the host: connections to the port are handed to it there. Its folder is the login user's, and nobody else's. */
+  /**
+   * Instead of the port, a Unix socket of the host: connections to the port are handed to it there. Its folder is the
+   * login user's, and nobody else's.
+   */
   hostSocket?: string | undefined;
-  /** Where it leads, seen from here: in the DU the Unix socket of the read-only registry, or of the package repositories. */
+  /**
+   * Where it leads, seen from here: in the DU the Unix socket of the read-only registry, or of the package
+   * repositories.
+   */
   target: { path: string } | { host: string; port: number };
   /** Called before data for the host is looked at. */
   onServed?: (() => void) | undefined;
 }
 
-/** One read of a socket. The larger, the fewer writes to the connection; freed when no more than so many are used at once. */
+/**
+ * One read of a socket. The larger, the fewer writes to the connection; freed when no more than so many are used at
+ * once.
+ */
 const readBytes = 512 * 1024;
 /**
- * A read of so many bytes is part of something large: the next one waits for more to come, since it costs little more for it. Not after a read that took about all that a
- * Unix socket holds (`net.core.wmem_default`, 208 KiB): no more could come.
+ * A read of so many bytes is part of something large: the next one waits for more to come, since it costs little more
+ * for it. Not after a read that took about all that a Unix socket holds (`net.core.wmem_default`, 208 KiB): no more
+ * could come.
  */
 const partBytes = { least: 16 * 1024, most: 128 * 1024 };
 const gatherMs = 1;
@@ -40,20 +50,24 @@ export interface Tunnel {
   bytesSent(): number;
   /** Connections that were refused since the host had too many. */
   refused(): number;
-  /** Makes the host's socket lead here, whoever it led to before; of a port nothing is left to do. Throws what breaks the connection, and `tunnel_failed`. */
+  /**
+   * Makes the host's socket lead here, whoever it led to before; of a port nothing is left to do. Throws what breaks
+   * the connection, and `tunnel_failed`.
+   */
   publish(signal?: AbortSignal): Promise<void>;
   /** Frees the host's port, and closes what goes through the tunnel, also when the connection is broken. */
   close(): Promise<void>;
 }
 
 /**
- * Makes the host's `127.0.0.1:hostPort` lead to `target` through the connection. Every connection that the host opens becomes one SSH channel, and
- * can reach nothing but the target. A connection can carry several tunnels, each with a port of its own. Throws `host_port_taken` when something else listens on the host's port,
- * `host_forwarding_refused` when its sshd does not let us, `tunnel_exposed` when that binds more than loopback (GatewayPorts), `tunnel_failed`, `host_unreachable`. Nothing is
- * answered through it before the addresses that are bound have been looked at.
+ * Makes the host's `127.0.0.1:hostPort` lead to `target` through the connection. Every connection that the host opens
+ * becomes one SSH channel, and can reach nothing but the target. A connection can carry several tunnels, each with a
+ * port of its own. Throws `host_port_taken` when something else listens on the host's port, `host_forwarding_refused`
+ * when its sshd does not let us, `tunnel_exposed` when that binds more than loopback (GatewayPorts), `tunnel_failed`,
+ * `host_unreachable`. Nothing is answered through it before the addresses that are bound have been looked at.
  *
- * A socket is bound under a name that nobody has had, and gets its own name in one step by `publish`: what a connection left that died without a word is in nobody's way, and a
- * client finds the old way or the new one, never none.
+ * A socket is bound under a name that nobody has had, and gets its own name in one step by `publish`: what a connection
+ * left that died without a word is in nobody's way, and a client finds the old way or the new one, never none.
  */
 export async function openTunnel(
   connection: SshConnection,
@@ -134,8 +148,9 @@ export async function openTunnel(
 }
 
 /**
- * See `openTunnel`; returns the address by which sshd was asked. OpenSSH gives no reason for a no. What PermitListen names it compares as text, so that it
- * may let us listen on `localhost` and not on 127.0.0.1. Of `localhost` it says yes also when it got ::1 only.
+ * See `openTunnel`; returns the address by which sshd was asked. OpenSSH gives no reason for a no. What PermitListen
+ * names it compares as text, so that it may let us listen on `localhost` and not on 127.0.0.1. Of `localhost` it says
+ * yes also when it got ::1 only.
  */
 async function bindPort(connection: SshConnection, port: number): Promise<string> {
   let address = '127.0.0.1';
@@ -215,7 +230,10 @@ async function bindSocket(connection: SshConnection, bound: string, hostSocket: 
   }
 }
 
-/** Whether the host's sshd lets us listen on a port, on its loopback only: tried, and given up again. Throws as `openTunnel`. */
+/**
+ * Whether the host's sshd lets us listen on a port, on its loopback only: tried, and given up again. Throws as
+ * `openTunnel`.
+ */
 export async function tryPort(connection: SshConnection, hostPort: number): Promise<void> {
   const tunnel = await openTunnel(connection, { hostPort, target: { path: '/nowhere' } });
   await tunnel.close();
@@ -303,7 +321,10 @@ class Forward {
     this.on.onRoom();
   }
 
-  /** Reads on or not, as there is room: each of many may have as much as is free, so that some that are stuck leave room for the others. */
+  /**
+   * Reads on or not, as there is room: each of many may have as much as is free, so that some that are stuck leave room
+   * for the others.
+   */
   regulate(): void {
     const isHeld = this.unsent >= Math.min(maxUnsentBytes, this.connection.buffers.free);
     if (isHeld === this.isHeld || this.socket.destroyed) return;
@@ -344,8 +365,8 @@ class Forward {
 const oPath = 0o10000000;
 
 /**
- * Connects to the socket that lies at a path, and not to where a link leads: a registry that was taken over could put one there, and hosts would come to any socket of this
- * machine, such as the API's own. Fails as a connection does.
+ * Connects to the socket that lies at a path, and not to where a link leads: a registry that was taken over could put
+ * one there, and hosts would come to any socket of this machine, such as the API's own. Fails as a connection does.
  */
 function connectToSocket(path: string, onread: OnReadOpts): Socket {
   let fd: number | undefined;
@@ -390,8 +411,8 @@ set -- \${stat##*) }
 [ "\${20}" != "$start" ] || kill "$pid"`;
 
 /**
- * The process of the host's sshd that serves this connection, and so holds its tunnels' ports: pid and start time, as proc(5) says it. Undefined where the host
- * does not tell.
+ * The process of the host's sshd that serves this connection, and so holds its tunnels' ports: pid and start time, as
+ * proc(5) says it. Undefined where the host does not tell.
  */
 export async function sessionOf(connection: SshConnection, signal?: AbortSignal): Promise<string | undefined> {
   const { stdout } = await connection.exec(['sh', '-c', findSession], { signal, stallTimeoutMs: 10_000 });
@@ -400,8 +421,8 @@ export async function sessionOf(connection: SshConnection, signal?: AbortSignal)
 const sessionPattern = /^\d{1,10} \d{1,20}$/;
 
 /**
- * Ends what serves an earlier connection of ours, if it is still that process. A connection that died without a word is taken for alive by the host, for hours
- * perhaps, and its port stays taken. Throws what breaks the connection.
+ * Ends what serves an earlier connection of ours, if it is still that process. A connection that died without a word is
+ * taken for alive by the host, for hours perhaps, and its port stays taken. Throws what breaks the connection.
  */
 export async function endSession(connection: SshConnection, session: string, signal?: AbortSignal): Promise<void> {
   await connection.exec(['sh', '-c', endSessionScript, 'sh', ...session.split(' ')], {

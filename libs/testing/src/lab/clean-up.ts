@@ -37,7 +37,10 @@ export async function removeRun(docker: Docker, runId: string): Promise<void> {
   await removeCgroups((id) => id === runId);
 }
 
-/** Removes what runs left whose process is gone; with `all`, what any run left: for an engine that nobody else can be using. */
+/**
+ * Removes what runs left whose process is gone; with `all`, what any run left: for an engine that nobody else can be
+ * using.
+ */
 export async function removeAbandoned(docker: Docker, { all = false } = {}): Promise<void> {
   await removeLabelled(docker, (labels) => all || isAbandoned(labels));
   await removeCgroups(isGone);
@@ -100,12 +103,16 @@ async function cgroupsOf(selects: (runId: string) => boolean): Promise<string[]>
   });
 }
 
-/** The engine inside a host makes its own cgroups in the machine's tree, and dies with the host before it removes them. */
+/**
+ * The engine inside a host makes its own cgroups in the machine's tree, and dies with the host before it removes them.
+ */
 async function removeCgroups(selects: (runId: string) => boolean): Promise<void> {
   for (const path of await cgroupsOf(selects)) await removeCgroup(path);
 }
 
-/** A cgroup can only be removed when it is empty, children first. One that still has processes is left for the next run. */
+/**
+ * A cgroup can only be removed when it is empty, children first. One that still has processes is left for the next run.
+ */
 async function removeCgroup(path: string): Promise<void> {
   for (const name of await directoriesIn(path)) await removeCgroup(join(path, name));
   await rmdir(path).catch(() => undefined);

@@ -22,9 +22,9 @@ export interface Dockerd {
 }
 
 /**
- * Starts `dockerd` in the first slot that no other process uses. A slot has a data root, a bridge with a subnet, and a folder in /run.
- * The bridge is ours, and the engine sets no packet filter: hosts are reached by their address, there is nothing to undo,
- * and no route leads from a host to the internet.
+ * Starts `dockerd` in the first slot that no other process uses. A slot has a data root, a bridge with a subnet, and a
+ * folder in /run. The bridge is ours, and the engine sets no packet filter: hosts are reached by their address, there
+ * is nothing to undo, and no route leads from a host to the internet.
  */
 export async function startDockerd(cacheDir: string, log?: Log): Promise<Dockerd> {
   for (const slot of slots) {

@@ -26,7 +26,10 @@ export interface EngineOptions {
   own?: boolean;
 }
 
-/** Where the lab keeps what is slow to make: `${AIRDOCK_CACHE:-~/.cache/airdock}/lab`. It may be deleted when no lab runs. */
+/**
+ * Where the lab keeps what is slow to make: `${AIRDOCK_CACHE:-~/.cache/airdock}/lab`. It may be deleted when no lab
+ * runs.
+ */
 export function labCacheDir(): string {
   return join(
     process.env.AIRDOCK_CACHE ?? join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'airdock'),
@@ -35,8 +38,8 @@ export function labCacheDir(): string {
 }
 
 /**
- * DOCKER_HOST, else the engine at /var/run/docker.sock, else an own one. What earlier runs left because they were killed is removed first.
- * Where there is none and none can be started, `reason` says why.
+ * DOCKER_HOST, else the engine at /var/run/docker.sock, else an own one. What earlier runs left because they were
+ * killed is removed first. Where there is none and none can be started, `reason` says why.
  */
 export async function startEngine({
   log,

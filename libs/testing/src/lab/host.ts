@@ -1,4 +1,7 @@
-/** A machine for Airdock to configure: own file system, own address, a real sshd, and a real Docker or containerd if wanted. */
+/**
+ * A machine for Airdock to configure: own file system, own address, a real sshd, and a real Docker or containerd if
+ * wanted.
+ */
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { connect } from 'node:net';
@@ -78,7 +81,10 @@ const bootCapabilities = ['SYS_BOOT', 'SYS_TIME', 'AUDIT_READ', 'SYS_CHROOT'];
 const keys = sshKeyPair('airdock-lab');
 let count = 0;
 
-/** Starts a host and waits until it is ready, usually four to eight seconds. The first one on a machine makes `hostImage`. */
+/**
+ * Starts a host and waits until it is ready, usually four to eight seconds. The first one on a machine makes
+ * `hostImage`.
+ */
 export async function startHost(engine: LabEngine, options: HostOptions = {}): Promise<LabHost> {
   const {
     name = `host-${++count}`,
@@ -114,7 +120,8 @@ export async function startHost(engine: LabEngine, options: HostOptions = {}): P
   const hostConfig: Docker.HostConfig & { CgroupnsMode: string } = {
     CapAdd: withSystemd ? [...capabilities, ...bootCapabilities] : capabilities,
     SecurityOpt: ['seccomp=unconfined', 'apparmor=unconfined'],
-    // What `--security-opt systempaths=unconfined` means: the engine inside mounts its own /proc and writes to /proc/sys.
+    // What `--security-opt systempaths=unconfined` means: the engine inside mounts its own /proc and writes to
+    // /proc/sys.
     MaskedPaths: [],
     ReadonlyPaths: [],
     // systemd wants a tree for itself; with the machine's it would be one for all hosts.

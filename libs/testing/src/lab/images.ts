@@ -82,7 +82,9 @@ function noise(seed: string, sizeBytes: number): Buffer {
   );
 }
 
-/** Makes the images with the classic builder; they go when the engine is stopped. An image with the same name loses it. */
+/**
+ * Makes the images with the classic builder; they go when the engine is stopped. An image with the same name loses it.
+ */
 export async function buildImages(engine: LabEngine, specs: readonly ImageSpec[]): Promise<void> {
   const base = await ensureBaseImage(engine.docker);
   for (const { name, says = `hello from ${name}`, layersBytes = [] } of specs) {
@@ -121,8 +123,9 @@ export async function saveImages(engine: LabEngine, names: readonly string[], fi
 }
 
 /**
- * Turns one image of a docker-archive into an OCI archive with skopeo: other layers (compressed), another manifest, other digests.
- * `imageName` is its name in the archive, `fullName` what the annotation org.opencontainers.image.ref.name will say.
+ * Turns one image of a docker-archive into an OCI archive with skopeo: other layers (compressed), another manifest,
+ * other digests. `imageName` is its name in the archive, `fullName` what the annotation
+ * org.opencontainers.image.ref.name will say.
  */
 export async function skopeoToOciArchive(
   dockerArchive: string,

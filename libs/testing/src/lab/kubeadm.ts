@@ -1,12 +1,16 @@
 /**
- * Stand-ins of kubeadm, kubelet and kubectl, as packages. There are no packages of the real ones, nor images of Kubernetes, where these tests run. They
- * refuse what the real ones refuse, and pull every image by the host's runtime; what they do instead of running Kubernetes is in docs/nodes.md.
+ * Stand-ins of kubeadm, kubelet and kubectl, as packages. There are no packages of the real ones, nor images of
+ * Kubernetes, where these tests run. They refuse what the real ones refuse, and pull every image by the host's runtime;
+ * what they do instead of running Kubernetes is in docs/nodes.md.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { makeDeb } from './package-folders.js';
 
-/** Tags of the images that come with a version of Kubernetes but have versions of their own: `kubeadm config images list`. */
+/**
+ * Tags of the images that come with a version of Kubernetes but have versions of their own: `kubeadm config images
+ * list`.
+ */
 const ownTags: Record<string, { pause: string; etcd: string; coredns: string }> = {
   '1.19.16': { pause: '3.2', etcd: '3.4.13-0', coredns: '1.7.0' },
   '1.20.11': { pause: '3.2', etcd: '3.4.13-0', coredns: '1.7.0' },
@@ -39,7 +43,9 @@ Restart=always
 WantedBy=multi-user.target
 `;
 
-/** Started and restarted as on a Debian without systemd. What starts it must not wait for it, nor leave it an open file. */
+/**
+ * Started and restarted as on a Debian without systemd. What starts it must not wait for it, nor leave it an open file.
+ */
 const initScript = `#!/bin/sh
 ### BEGIN INIT INFO
 # Provides: kubelet
@@ -76,7 +82,9 @@ esac
 // Beside the source, also for what is built.
 const programs = join(import.meta.dirname.replace('/dist/', '/src/'), 'kubeadm');
 
-/** Makes the packages `kubeadm` `kubelet` `kubectl` of these versions, in Debian's form of upstream's (`1.20.11-00`). */
+/**
+ * Makes the packages `kubeadm` `kubelet` `kubectl` of these versions, in Debian's form of upstream's (`1.20.11-00`).
+ */
 export async function makeKubernetesPackages(folder: string, versions: readonly string[]): Promise<void> {
   const names = ['kubeadm', 'kubelet', 'kubectl'] as const;
   const [shared, ...sources] = await Promise.all(

@@ -1,4 +1,7 @@
-/** Who a lab's leftovers belong to, and whether that process still lives: what a killed run left is removed by the next one, and nothing else is. */
+/**
+ * Who a lab's leftovers belong to, and whether that process still lives: what a killed run left is removed by the next
+ * one, and nothing else is.
+ */
 import { readFileSync, readlinkSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { waitFor } from '../servers.js';
@@ -8,7 +11,9 @@ export const runLabel = 'airdock-lab';
 /** The machine on which the run's process can be looked for. */
 export const machineLabel = 'airdock-lab.machine';
 
-/** Field 22 of proc_pid_stat(5); with the pid it names a process unmistakably. The command (field 2) may contain blanks. */
+/**
+ * Field 22 of proc_pid_stat(5); with the pid it names a process unmistakably. The command (field 2) may contain blanks.
+ */
 function startTime(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
@@ -41,8 +46,8 @@ export function isAbandoned(labels: Record<string, string> = {}): boolean {
 }
 
 /**
- * Takes a lock that ends with the process: an abstract Unix socket (unix(7)) can be bound once per network namespace, and leaves no file.
- * Undefined when another process holds it.
+ * Takes a lock that ends with the process: an abstract Unix socket (unix(7)) can be bound once per network namespace,
+ * and leaves no file. Undefined when another process holds it.
  */
 export async function tryLock(name: string): Promise<AsyncDisposable | undefined> {
   const server = createServer();

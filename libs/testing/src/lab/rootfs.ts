@@ -1,4 +1,7 @@
-/** The file system of the lab's hosts: Debian with sshd, Docker, dnf and systemd, made once per machine. What differs between hosts is `hostFiles` and settings. */
+/**
+ * The file system of the lab's hosts: Debian with sshd, Docker, dnf and systemd, made once per machine. What differs
+ * between hosts is `hostFiles` and settings.
+ */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync } from 'node:fs';
@@ -140,7 +143,10 @@ const maskedUnits = [
 ].map((name) => `${name}.service`);
 maskedUnits.push('getty.target', 'sys-kernel-debug.mount', 'sys-kernel-tracing.mount');
 
-/** What a real boot would have done before the first process, which systemd is. The cgroup tree is the host's own and comes read-only. */
+/**
+ * What a real boot would have done before the first process, which systemd is. The cgroup tree is the host's own and
+ * comes read-only.
+ */
 const bootScript = `#!/bin/sh
 set -e
 mount --make-rshared /
@@ -174,8 +180,8 @@ const recipe = createHash('sha256')
 export const hostImage = `airdock-lab/root:${recipe}`;
 
 /**
- * Makes `hostImage` in the engine if it is not there. The first time on a machine this runs debootstrap, which takes a minute and needs the
- * Debian mirror that the machine's apt uses; after that the file system comes from the cache.
+ * Makes `hostImage` in the engine if it is not there. The first time on a machine this runs debootstrap, which takes a
+ * minute and needs the Debian mirror that the machine's apt uses; after that the file system comes from the cache.
  */
 export async function ensureHostImage(engine: LabEngine, log?: Log): Promise<string> {
   const exists = () =>
@@ -240,7 +246,8 @@ async function debootstrap(root: string): Promise<void> {
     root,
     ...(mirror ? [mirror] : []),
   ];
-  // Its own namespaces: when this process dies, all that debootstrap started dies, and what it mounted in the new root is gone.
+  // Its own namespaces: when this process dies, all that debootstrap started dies, and what it mounted in the new root
+  // is gone.
   const command = ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--mount-proc', '--kill-child', ...args];
   const env = { ...process.env, PATH: `${process.env.PATH}:/usr/sbin:/sbin`, LANG: 'C.UTF-8' };
   await run('setpriv', command, { timeout: 1_200_000, maxBuffer: 64 * 1024 * 1024, env }).catch(

@@ -1,4 +1,6 @@
-/** A plain SSH client for what the tests themselves do on hosts. What Airdock does there goes through its own client. */
+/**
+ * A plain SSH client for what the tests themselves do on hosts. What Airdock does there goes through its own client.
+ */
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import ssh2 from 'ssh2';
