@@ -21,6 +21,7 @@ import type { StoreLock } from './store-lock.js';
  */
 const copiesAtOnce = 1;
 
+/** How far a backup is. */
 export interface BackupProgress {
   phase: 'reading names' | 'reading manifests' | 'copying blobs';
   /** Bytes that are in the store, also those that were there. Never less than before. */
@@ -32,6 +33,7 @@ export interface BackupProgress {
   itemsTotal: number;
 }
 
+/** What a backup reads, where it goes, and what of the registry it takes. */
 export interface BackupRegistryOptions {
   registry: RegistryClient;
   /** The registry's folder, when it lies on this machine: what can be read there does not go through the registry. */
@@ -65,6 +67,7 @@ export interface SkippedReference {
   reason: string;
 }
 
+/** What a backup holds when its record is written. */
 export interface BackupResult {
   record: BackupRecord;
   skipped: SkippedReference[];

@@ -17,6 +17,7 @@ export interface OpenBackupOptions extends ReadOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** A backup that is open for reading, as an image source. */
 export interface BackupSource extends ImageSource {
   record: BackupRecord;
   signature: RecordSignature;

@@ -19,6 +19,7 @@ export interface StoredFile {
   modifiedAt: number;
 }
 
+/** How one file is written to a storage. */
 export interface WriteOptions {
   signal?: AbortSignal | undefined;
   /** Bytes of a stream, about. */

@@ -32,12 +32,14 @@ import { type LockOptions, StoreLock } from './store-lock.js';
 
 const version = 'airdock-backup 1\n';
 
+/** A blob that a store has. */
 export interface BackupBlob {
   digest: Digest;
   /** Bytes, not encoded. */
   size: number;
 }
 
+/** How new blobs and records are encoded and signed. */
 export interface BackupStoreOptions extends RecordOptions {
   /** With recipients new blobs are encrypted. */
   keys?: EncryptionKeys | undefined;
@@ -52,6 +54,7 @@ export interface BackupStoreOptions extends RecordOptions {
   create?: boolean | undefined;
 }
 
+/** How one blob is brought into a store. */
 export interface PutOptions extends BlobOptions {
   /** False for what is known to be compressed. Default true: a look at its first bytes decides. */
   mayCompress?: boolean | undefined;
@@ -389,6 +392,7 @@ export class BackupStore extends BackupRecords implements AsyncDisposable {
   }
 }
 
+/** What a prune has freed. */
 export interface Pruned {
   blobs: number;
   /** As they lay there, with unfinished files. */

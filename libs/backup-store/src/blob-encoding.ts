@@ -9,7 +9,9 @@ import { constants, createZstdCompress, createZstdDecompress, zstdCompress } fro
 import { AppError } from '@airdock/core/errors';
 import type { BlobReader } from '@airdock/oci/image/image-source';
 
+/** The endings of encoded blobs: how a file of a store is to be read, outermost last. */
 export const encodings = ['', '.zst', '.age', '.zst.age'] as const;
+/** One of the endings of encoded blobs. */
 export type Encoding = (typeof encodings)[number];
 
 /** Age keys: `age1…` to encrypt for, `AGE-SECRET-KEY-1…` to decrypt with. */
@@ -61,6 +63,7 @@ const throughWeb = (
 /** Most sites encrypt no backups, and do without its cryptography in memory. */
 const loadAge = () => import('age-encryption');
 
+/** Compresses and encrypts as the ending says. Errors end the returned stream. */
 export function encode(content: Readable, encoding: Encoding, { recipients }: EncryptionKeys): Readable {
   const compressed = encoding.startsWith('.zst') ? through(content, createZstdCompress(level)) : content;
   if (!encoding.endsWith('.age')) return compressed;

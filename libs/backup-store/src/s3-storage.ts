@@ -21,6 +21,7 @@ import {
   type WriteOptions,
 } from './backup-storage.js';
 
+/** A bucket, a place in it, and who asks. */
 export interface S3StorageOptions {
   endpoint: string;
   region: string;

@@ -10,6 +10,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import type { BackupStorage, StoredFile } from './backup-storage.js';
 
+/** Backups and restores share a store; a prune has it alone. */
 export type LockKind = 'shared' | 'exclusive';
 
 const renewMs = 60_000;
@@ -19,6 +20,7 @@ const staleMs = 15 * 60_000;
 /** After so long without having renewed it a holder stops by itself, before others may take the lock for stale. */
 const trustMs = 10 * 60_000;
 
+/** Who takes a lock, and what for. */
 export interface LockOptions {
   kind: LockKind;
   /** Of the work: whoever takes it up again after a kill has its lock. */
@@ -38,6 +40,7 @@ export interface LockOptions {
   onWait?: ((holders: string[]) => void) | undefined;
 }
 
+/** A lock that is held, renewed each minute until it is disposed of. */
 export class StoreLock implements AsyncDisposable {
   /** Aborts with the signal that was given, and when the lock cannot be kept. */
   readonly signal: AbortSignal;

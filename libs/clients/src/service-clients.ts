@@ -4,6 +4,7 @@ import { type Client, createClient, createConfig } from './generated/client/inde
 
 export type { Client };
 
+/** Where a service answers. */
 export interface ServiceEndpoint {
   url: string;
   /** The Unix socket that leads there; the URL's host and port then mean nothing. */

@@ -20,6 +20,7 @@ export interface InventoryHost {
   problem?: string | undefined;
 }
 
+/** How an inventory is read. */
 export interface InventoryOptions {
   /** Names of Ansible's groups that become labels, with `*` for any text; default: all. */
   groupLabels?: readonly string[] | undefined;
@@ -29,6 +30,7 @@ export interface InventoryOptions {
   warn?: ((text: string) => void) | undefined;
 }
 
+/** The largest number of hosts that one inventory may name. */
 export const maxHosts = 5000;
 /** What the labels of Ansible's groups begin with. */
 export const groupLabel = 'ansible-group/';
@@ -43,6 +45,7 @@ export const invalid = (line: number | undefined, detail: string): AppError =>
 const secretKey =
   /^(?:ansible_)?(?:ssh_|become_|sudo_?|su_|enable_|login_|private_?key_?)*(?:pass|password|passwd|passphrase|secret|private_?key)$/i;
 
+/** Whether a variable of an inventory holds a secret, by its name: such a host is refused. */
 export const isSecret = (key: string): boolean => secretKey.test(key);
 
 /** The problem of a host that brings a secret: the key is named, its value never. */
@@ -68,6 +71,7 @@ export const hostName = (text: string): string => (/^[A-Za-z0-9][A-Za-z0-9._-]{0
 /** NaN when the text is no port. */
 export const portNumber = (text: string): number => (/^\d{1,5}$/.test(text) ? Number(text) : Number.NaN);
 
+/** Whether a parsed value is a mapping. */
 export const isRecord = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
 

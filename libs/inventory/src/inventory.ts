@@ -21,7 +21,9 @@ import {
 
 export type { InventoryHost, InventoryOptions };
 
+/** The formats that inventories are read from. */
 export const inventoryFormats = ['csv', 'yaml', 'ini'] as const;
+/** One of the formats. */
 export type InventoryFormat = (typeof inventoryFormats)[number];
 
 /** Throws `inventory_invalid`, with `line` where that is known. */

@@ -27,4 +27,5 @@ export function makeDirectFetch({ socketPath }: { socketPath?: string | undefine
   };
 }
 
+/** Fetches past the proxies of the environment, over TCP. */
 export const directFetch = makeDirectFetch();

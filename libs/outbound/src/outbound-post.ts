@@ -4,6 +4,7 @@ import { AppError } from '@airdock/core/errors';
 import { OutboundTargets, type Resolve } from './outbound-targets.js';
 import { rootMessage } from './root-message.js';
 
+/** One request, and its bounds. */
 export interface PostOptions {
   headers: Record<string, string>;
   body: string;

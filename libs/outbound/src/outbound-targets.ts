@@ -12,6 +12,7 @@ interface Address {
 /** Resolves a name to its addresses, as `dns.lookup` does. */
 export type Resolve = (name: string) => Promise<Address[]>;
 
+/** Which addresses beyond the public ones a feature may ask, and how a refusal is worded. */
 export interface OutboundPolicy {
   /** What a refusal is called. */
   code: ErrorCode;

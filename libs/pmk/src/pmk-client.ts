@@ -11,6 +11,7 @@ import { type PmkConnection, PmkHttp, type PmkHttpOptions } from './pmk-http.js'
 
 export type { PmkConnection, PmkHttpOptions };
 
+/** A cluster as qbert shows it. */
 export interface PmkCluster extends Record<PmkRegistryField, string> {
   uuid: string;
   name: string;
@@ -32,6 +33,7 @@ export interface PmkCluster extends Record<PmkRegistryField, string> {
   servicesCidr: string;
 }
 
+/** A node as qbert shows it. */
 export interface PmkNode {
   uuid: string;
   name: string;
@@ -44,6 +46,7 @@ export interface PmkNode {
   kubeRoleVersion?: string | undefined;
 }
 
+/** What an upgrade is asked for with. */
 export interface PmkUpgradeBody {
   /** Workers upgraded at a time, 1 to 100. Default: one node at a time, masters first. */
   batchUpgradePercent?: number | undefined;

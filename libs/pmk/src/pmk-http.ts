@@ -3,6 +3,7 @@ import { directFetch } from '@airdock/outbound/direct-fetch';
 import { rootMessage } from '@airdock/outbound/root-message';
 import { z } from 'zod';
 
+/** A control plane, and the user who asks it. */
 export interface PmkConnection {
   /** Of the DU, such as `https://du.example.com`. A DU is one region, so this names the region too. */
   url: string;
@@ -15,6 +16,7 @@ export interface PmkConnection {
   region?: string | undefined;
 }
 
+/** Bounds of requests, and the version of the API. */
 export interface PmkHttpOptions {
   /** For one request, its whole answer included, ms. Default 60 000. */
   requestTimeoutMs?: number | undefined;
@@ -22,6 +24,7 @@ export interface PmkHttpOptions {
   apiVersion?: 'v3' | 'v4' | undefined;
 }
 
+/** One request to qbert. */
 export interface PmkRequest {
   method: 'GET' | 'POST' | 'DELETE';
   /** Below the project, with its query: `/clusters`. */

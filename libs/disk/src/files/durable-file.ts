@@ -5,6 +5,7 @@ import { addAbortSignal, type Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { DirectFile } from './direct-file.js';
 
+/** How a file is written before it takes its place. */
 export interface DurableOptions {
   signal?: AbortSignal | undefined;
   /** Where the unfinished file lies; must be on the same file system. Default: beside the file. */

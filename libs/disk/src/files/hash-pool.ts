@@ -155,6 +155,7 @@ export const hashPieces =
     return hashed;
   };
 
+/** Which part of a file is hashed, and who hears of it. */
 export interface DigestFileOptions {
   signal?: AbortSignal | undefined;
   /** Called with the number of bytes just read. */

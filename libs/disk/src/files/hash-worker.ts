@@ -7,6 +7,7 @@ import { readlinkSync } from 'node:fs';
 import { setPriority } from 'node:os';
 import { parentPort } from 'node:worker_threads';
 
+/** What a hashing thread is asked: more bytes of one of its hashes, or the end of it. */
 export interface HashRequest {
   /** Answered with the same number. */
   call: number;
@@ -16,6 +17,7 @@ export interface HashRequest {
   ask?: 'prefix' | 'end' | 'drop';
 }
 
+/** What a hashing thread answers. */
 export interface HashAnswer {
   call: number;
   hex?: string;

@@ -2,6 +2,7 @@ import type { FileHandle } from 'node:fs/promises';
 
 /** Large files are read and written in pieces of this size. */
 export const pieceBytes = 4 * 1024 * 1024;
+/** The unit of direct reads and writes, in bytes: sizes and offsets are multiples of it. */
 export const blockBytes = 4096;
 
 /** Memory shared with the threads that hash it; `used` ends when nobody looks at it any more. */
@@ -30,8 +31,10 @@ const maxOrdinary = 16;
 /** Aligned pieces come so many at once. */
 const slabPieces = 8;
 
+/** Memory of one piece, shared with the hashing threads. It comes from a pool; `giveBack` returns it. */
 export const ordinaryMemory = (): Buffer => ordinaryPool.pop() ?? Buffer.from(new SharedArrayBuffer(pieceBytes));
 
+/** Returns memory to its pool, which keeps a bounded number. */
 export function giveBack(memories: readonly Buffer[]): void {
   for (const memory of memories) {
     if (memory.buffer.byteLength > pieceBytes) alignedPool.push(memory);

@@ -15,6 +15,7 @@ import { openRegularFile } from './regular-file.js';
 /** Direct reads begin at multiples of this; members of tars do. */
 const sectorBytes = 512;
 
+/** A part of a file. */
 export interface FileSpan {
   path: string;
   offset: number;

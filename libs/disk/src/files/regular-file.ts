@@ -10,6 +10,7 @@ import { basename, dirname, join, sep } from 'node:path';
 import type { Readable } from 'node:stream';
 import { AppError, type ErrorCode } from '@airdock/core/errors';
 
+/** What a file must be to be opened, and which error says that it is not. */
 export interface RegularFileOptions {
   /** The folder that it must lie in, however deep. Default: the one that `path` names. */
   inside?: string | undefined;

@@ -7,6 +7,7 @@
 import { execFileSync } from 'node:child_process';
 import { lstatSync, readlinkSync, realpathSync } from 'node:fs';
 
+/** What a program in the sandbox may touch; everything else is out of its sight. */
 export interface Sandbox {
   /** Files and folders that the program may read. */
   readable?: readonly string[];

@@ -1,5 +1,6 @@
 /** How long a command may take in all, by what it does: a host may make each of its bytes wait. */
 const deadlinesMs = { look: 120_000, work: 3_600_000, transfer: 6 * 3_600_000 };
+/** What a command does, which decides how long it may take in all. */
 export type CommandKind = keyof typeof deadlinesMs;
 
 /** The stall timeout of a command that says none. */

@@ -11,6 +11,7 @@ export const newMark = (): string => `airdock-${randomBytes(12).toString('hex')}
  * shell may repeat (`set -x`, csh's `set echo`).
  */
 export const beginOf = (mark: string): string => `${mark}b\n`;
+/** The mark that ends an output which began with `mark`. */
 export const endOf = (mark: string): string => `${mark}e`;
 /** So many bytes of marks may stand in an output. */
 export const markBytes = 256;

@@ -9,6 +9,7 @@ import { fingerprintOf, readablePrivateKey } from './keys.js';
 import { brokenRule, cleanError } from './ssh-error.js';
 import { ssh2 } from './ssh2.js';
 
+/** How a connection is made. */
 export interface ConnectOptions {
   signal?: AbortSignal | undefined;
   /**

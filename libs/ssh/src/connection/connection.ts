@@ -21,6 +21,7 @@ import { SessionSlots } from './session-slots.js';
 import { brokenRule, cleanError, type SshError } from './ssh-error.js';
 import { followSession, type OpenSession, refusedExec, shellUnusable, sudoRefused } from './ssh-session.js';
 
+/** Where to log in, as whom, and which host key is expected. */
 export interface SshTarget {
   address: string;
   port: number;
@@ -46,6 +47,7 @@ export type FirstUse = (seen: string) => Promise<string>;
 /** How the user becomes root on a host. */
 export type Elevation = 'root' | 'sudo without password' | 'sudo with password';
 
+/** How a command is run: its input, its user, its bounds. */
 export interface ExecOptions {
   /** Written to the command's standard input; destroyed on failure. */
   stdin?: Readable | string | undefined;
@@ -65,6 +67,7 @@ export interface ExecOptions {
   onOutput?: (() => void) | undefined;
 }
 
+/** How a command ended. An exit code other than 0 is a result, not an error. */
 export interface ExecResult {
   exitCode: number;
   stdout: string;

@@ -7,6 +7,7 @@ import type { AcceptConnection, ClientChannel, RejectConnection } from 'ssh2';
 import type { SshConnection } from '../connection/connection.js';
 import { isLoopback, isOwnListener, listenersOn, refusalOf, settingsOf } from './sshd-look.js';
 
+/** Where a tunnel begins on the host, and where it leads. */
 export interface TunnelOptions {
   /** Listens on the host's 127.0.0.1 only. */
   hostPort: number;
