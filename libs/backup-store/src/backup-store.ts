@@ -62,6 +62,7 @@ export interface PutOptions extends BlobOptions {
   limit?: <T>(work: () => Promise<T>) => Promise<T>;
 }
 
+/** Who may stop a call, and who hears of its bytes. */
 export interface BlobOptions {
   signal?: AbortSignal | undefined;
   /** Called with the number of plain bytes that were just read. */

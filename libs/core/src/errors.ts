@@ -1007,6 +1007,7 @@ const definitions = {
   },
 } as const satisfies Record<string, ErrorDefinition>;
 
+/** One of the codes; docs/errors.md lists them. */
 export type ErrorCode = keyof typeof definitions;
 
 /** All codes with what they mean: the OpenAPI documents and docs are made from it. */

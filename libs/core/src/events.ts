@@ -26,6 +26,7 @@ const jobTypes = [
 ] as const;
 
 const jobMoments = ['started', 'succeeded', 'failed', 'cancelled'] as const;
+/** When in the life of a job something is told. */
 export type JobMoment = (typeof jobMoments)[number];
 
 /** What is no job's; services emit it through their outbox. */
@@ -34,11 +35,13 @@ const otherEvents = ['host.quarantined', 'backup.stale', 'webhook.disabled'] as 
 /** Sent to one endpoint, whatever it wants to hear of, when it is tried out. */
 export const pingEvent = 'webhook.ping';
 
+/** All types of events that webhooks can subscribe to. */
 export const eventTypes = [
   ...jobTypes.flatMap((type) => jobMoments.map((moment) => `${type}.${moment}` as const)),
   ...otherEvents,
   pingEvent,
 ] as const;
+/** One of the types. */
 export type EventType = (typeof eventTypes)[number];
 
 /** The event that tells of a job; undefined for job types that nobody is told of. */

@@ -12,6 +12,7 @@ export const labelKey = new RegExp(`^(?:(?=[^/]{1,253}/)${dnsLabel}(?:\\.${dnsLa
 /** Empty, or as the name of a key. */
 export const labelValue = new RegExp(`^(?:${name})?$`);
 
+/** Labels of a host, by key. */
 export type Labels = Readonly<Record<string, string>>;
 
 /**

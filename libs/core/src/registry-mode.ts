@@ -1,5 +1,6 @@
 /** `none` runs no registry, `local` runs one in the DU, `external` uses one that someone else runs. */
 export const registryModes = ['none', 'local', 'external'] as const;
+/** One of the modes of the registry. */
 export type RegistryMode = (typeof registryModes)[number];
 
 /** What plainly means that there is to be no registry. */

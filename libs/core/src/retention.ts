@@ -6,6 +6,7 @@ export interface RetentionPolicy {
   monthly: number;
 }
 
+/** A backup, as keep rules see it. */
 export interface RetainedBackup {
   id: string;
   /** RFC 3339, UTC. */

@@ -3,6 +3,7 @@ import { join, sep } from 'node:path';
 
 const isInside = (folder: string, file: string) => file.startsWith(folder.endsWith(sep) ? folder : folder + sep);
 
+/** A real path within the allowed folders, or why there is none. */
 export type AllowedPath =
   | { path: string; refusal?: undefined }
   | { path?: undefined; refusal: 'missing' | 'forbidden' | 'unreadable'; why?: string };

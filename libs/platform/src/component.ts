@@ -5,6 +5,7 @@ import { createHttpApp } from './http/app.js';
 import { apiToken, internalToken } from './platform.module.js';
 import { listen, type Roles, rootModule, type ServiceModule } from './service.js';
 
+/** What a service under test runs with. */
 export interface ComponentOptions {
   dataDir: string;
   redisUrl: string;

@@ -8,7 +8,9 @@ import { type RegistryMode, readRegistryMode } from '@airdock/core/registry-mode
 import { type Document, LineCounter, parseDocument } from 'yaml';
 import { z } from 'zod';
 
+/** The services of Airdock. */
 export const serviceNames = ['registry', 'image', 'host', 'cluster', 'backup'] as const;
+/** One of the services. */
 export type ServiceName = (typeof serviceNames)[number];
 
 const port = z.coerce.number().int().min(1).max(65535);
@@ -400,6 +402,7 @@ const environmentKeys: Record<string, string> = {
 
 const defaultFiles = ['/opt/pf9/airctl/conf/airctl-config.yaml', join(homedir(), 'airctl-config.yaml')];
 
+/** Where configuration comes from; later sources win. */
 export interface ConfigSources {
   /** A file that must exist; without it the first of airctl's own places that exists, or none. */
   file?: string | undefined;

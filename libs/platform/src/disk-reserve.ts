@@ -45,6 +45,7 @@ export const isMountedReadOnly = (folder: string): Promise<boolean> =>
     (error: NodeJS.ErrnoException) => error.code === 'EROFS',
   );
 
+/** Bytes and inodes kept on a disk, to be given out when it is full and something must make room. */
 export class DiskReserve {
   /** `folder` is made in one that is there, on the disk that it is for. */
   constructor(private readonly folder: string) {}

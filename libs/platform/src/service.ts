@@ -47,6 +47,7 @@ import type { TokenFile } from './token-file.js';
 
 /** What a process does for a service: answer requests, work off jobs, or both. */
 export type Role = 'api' | 'worker';
+/** What of a service runs in a process. */
 export type Roles = readonly Role[];
 
 /** A service module as the DU and the entry points use it. */
@@ -54,6 +55,7 @@ export interface ServiceModule {
   register(roles: Roles): DynamicModule;
 }
 
+/** What a service consists of. */
 export interface ServiceDefinition {
   module: Type;
   name: ServiceName;

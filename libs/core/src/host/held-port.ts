@@ -32,10 +32,15 @@ export interface HostPorts {
 
 /** The folder of the tunnel's sockets on hosts. Only the login user, and root, get in. */
 export const socketFolder = '/run/airdock';
+/** The Unix socket on the host that connections to the port are handed to. */
 export const hostSocketOf = ({ name }: Pick<HeldPort, 'name'>): string => `${socketFolder}/${name}.sock`;
+/** The systemd unit that hands connections over. */
 export const unitOf = ({ name }: Pick<HeldPort, 'name'>): string => `airdock-${name}`;
+/** The systemd unit that listens on the port. */
 export const socketUnitOf = (held: Pick<HeldPort, 'name'>): string => `${unitOf(held)}.socket`;
+/** Where units of the administrator lie. */
 export const unitFolder = '/etc/systemd/system';
+/** What makes the folder of the sockets at each boot. */
 export const tmpfilesPath = '/etc/tmpfiles.d/airdock.conf';
 
 /** Connections at a time; each of a proxy takes six descriptors. */

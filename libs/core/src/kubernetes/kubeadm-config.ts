@@ -5,6 +5,7 @@
 import { AppError } from '../errors.js';
 import { type KubernetesVersion, parseKubernetesVersion } from '../kubernetes-version.js';
 
+/** What every configuration of kubeadm says. */
 export interface NodeSettings {
   /** `1.20.11`; a PMK build number is left out of what kubeadm gets. */
   kubernetesVersion: string;
@@ -23,6 +24,7 @@ export interface NodeSettings {
   advertiseAddress: string | undefined;
 }
 
+/** What the first control plane is made with. */
 export interface InitSettings extends NodeSettings {
   podSubnet: string;
   serviceSubnet: string;
@@ -30,6 +32,7 @@ export interface InitSettings extends NodeSettings {
   controlPlaneEndpoint: string;
 }
 
+/** What a further node joins with. */
 export interface JoinSettings extends NodeSettings {
   /** `address:port` */
   apiServerEndpoint: string;

@@ -40,6 +40,7 @@ export interface BackupRecord {
   importedFrom?: string | undefined;
 }
 
+/** The state of one service in a backup. */
 export interface BackupSettings {
   service: string;
   digest: Digest;
@@ -49,6 +50,7 @@ export interface BackupSettings {
 /** What a record says beside what follows from it. */
 export type BackupContent = Omit<BackupRecord, 'formatVersion' | 'totalBytes'>;
 
+/** A record that is larger is refused before it is parsed. */
 export const maxBackupRecordBytes = 40 * 1024 * 1024;
 /** Several times what a registry of a large site has. */
 const maxReferences = 50_000;

@@ -8,6 +8,7 @@ export type Digest = `sha256:${string}`;
 
 const pattern = /^sha256:[0-9a-f]{64}$/;
 
+/** Whether a value is a digest of SHA-256. */
 export const isDigest = (text: unknown): text is Digest => typeof text === 'string' && pattern.test(text);
 
 /** The digest of bytes held in memory; streams use `createDigest`. */

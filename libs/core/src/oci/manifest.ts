@@ -4,6 +4,7 @@ import { AppError } from '../errors.js';
 import { type Digest, isDigest } from './digest.js';
 import { documentBounds, parseStrictJson } from './strict-json.js';
 
+/** Media types of OCI and of Docker. */
 export const mediaTypes = {
   ociIndex: 'application/vnd.oci.image.index.v1+json',
   ociManifest: 'application/vnd.oci.image.manifest.v1+json',
@@ -29,6 +30,7 @@ export const manifestMediaTypes: readonly string[] = [
 /** A manifest larger than this is refused; the registry's own limit is the same. */
 export const maxManifestBytes = 4 * 1024 * 1024;
 
+/** Where an image runs, as the image-spec writes it. */
 export interface Platform {
   os: string;
   architecture: string;
@@ -46,6 +48,7 @@ export interface Descriptor {
   urls?: string[] | undefined;
 }
 
+/** A manifest of one image or artifact. */
 export interface ImageManifest {
   kind: 'manifest';
   mediaType: string;
@@ -55,6 +58,7 @@ export interface ImageManifest {
   annotations?: Record<string, string> | undefined;
 }
 
+/** A manifest of several manifests. */
 export interface ImageIndex {
   kind: 'index';
   mediaType: string;
@@ -274,8 +278,10 @@ export function filterIndex(bytes: Uint8Array, keep: (digest: Digest) => boolean
   return Buffer.from(JSON.stringify({ ...index, manifests: index.manifests.filter(({ digest }) => keep(digest)) }));
 }
 
+/** Whether a media type is that of an index. */
 export const isIndexMediaType = (mediaType: string): boolean =>
   mediaType === mediaTypes.ociIndex || mediaType === mediaTypes.dockerList;
+/** Whether a media type is that of a manifest or an index. */
 export const isManifestMediaType = (mediaType: string): boolean => manifestMediaTypes.includes(mediaType);
 
 /**

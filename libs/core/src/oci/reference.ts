@@ -25,7 +25,9 @@ const maxLength = 1000;
 /** True for `host[:port]`, as a registry stands in references: no scheme, no path. */
 export const isRegistry = (text: string): boolean =>
   text.length <= 255 && registryPattern.test(text) && (!text.startsWith('[') || URL.canParse(`http://${text}`));
+/** Whether a text is the name of a repository, without registry. */
 export const isRepository = (text: string): boolean => text.length <= 255 && repositoryPattern.test(text);
+/** Whether a text is a tag. */
 export const isTag = (text: string): boolean => tagPattern.test(text);
 
 /** An IPv6 address in its shortest form, e.g. `[fd00::10]:5000`; anything else as it is. */
@@ -96,6 +98,7 @@ export function parseName(name: string): Pick<Reference, 'repository' | 'tag'> {
  * - `upstream`: below its upstream, for containerd mirrors with `override_path`: `localhost:5100/k8s.gcr.io/pause:3.2`
  */
 export const nameKinds = ['flat', 'upstream'] as const;
+/** One of the kinds of local names. */
 export type NameKind = (typeof nameKinds)[number];
 
 /**

@@ -20,6 +20,7 @@ export interface Runnable {
   zstdPlatforms?: readonly string[] | null | undefined;
 }
 
+/** A host, as far as it decides what runs there. */
 export interface RunsWhere {
   /** e.g. `linux/amd64`; the architecture may be as `uname -m` says it. */
   platform: string;
@@ -33,6 +34,7 @@ export const dockerLoad: RunsWhere['runtime'] = { name: 'docker', version: '20.1
 /** Why an image does not run: it is none, it is for other platforms, or its layers are too new for the runtime. */
 export type Obstacle = 'artifact' | 'platform' | 'compression';
 
+/** Whether an image runs on a host. */
 export const runsOn = (image: Runnable, where: RunsWhere): boolean => obstacleOn(image, where) === undefined;
 
 /** Undefined where the image runs. */
@@ -148,6 +150,7 @@ const knowsZstd = ({ name, version = '' }: NonNullable<RunsWhere['runtime']>): b
   return name === 'docker' ? Number(major) >= 23 : Number(major) > 1 || (Number(major) === 1 && Number(minor) >= 5);
 };
 
+/** Whether a configuration is that of an image, and not of an artifact. */
 export const isImageConfig = ({ mediaType }: Descriptor): boolean =>
   mediaType === mediaTypes.ociConfig || mediaType === mediaTypes.dockerConfig;
 
@@ -160,5 +163,6 @@ export const hasImageTypes = ({ config, layers }: Pick<ImageManifest, 'config' |
   // What lies elsewhere is out of reach behind an air gap.
   isImageConfig(config) && layers.every(({ mediaType, urls }) => layerPattern.test(mediaType) && !urls?.length);
 
+/** Whether layers are compressed by zstd, which Docker pulls from version 23 on. */
 export const hasZstdLayers = ({ layers }: Pick<ImageManifest, 'layers'>): boolean =>
   layers.some(({ mediaType }) => /[+.]zstd$/.test(mediaType));

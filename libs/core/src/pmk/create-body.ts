@@ -5,16 +5,20 @@
 import { AppError } from '../errors.js';
 import { isRegistry } from '../oci/reference.js';
 
+/** The fields by which qbert points a cluster at a registry. */
 export const pmkRegistryFields = [
   'dockerPrivateRegistry',
   'quayPrivateRegistry',
   'gcrPrivateRegistry',
   'k8sPrivateRegistry',
 ] as const;
+/** One of the fields. */
 export type PmkRegistryField = (typeof pmkRegistryFields)[number];
 
+/** What PMK calls a container runtime. */
 export type PmkContainerRuntime = 'docker' | 'containerd';
 
+/** The network of a cluster, in qbert’s terms. */
 export interface PmkNetwork {
   /** Default 10.20.0.0/16. */
   containersCidr?: string | undefined;

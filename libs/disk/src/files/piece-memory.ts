@@ -11,6 +11,7 @@ export interface Piece {
   used: Promise<unknown>;
 }
 
+/** Two memories as pieces that nobody uses yet. */
 export const toPieces = (memories: readonly Buffer[]) =>
   memories.map((memory) => ({ memory, used: Promise.resolve() as Promise<unknown> })) as unknown as [Piece, Piece];
 

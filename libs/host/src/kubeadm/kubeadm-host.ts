@@ -35,6 +35,7 @@ export interface NodeState {
   isUnfinished: boolean;
 }
 
+/** What a node needs to join: short-lived, and never stored. */
 export interface JoinSecrets {
   apiServerEndpoint: string;
   token: string;
@@ -43,6 +44,7 @@ export interface JoinSecrets {
 }
 
 const maxLines = 10_000;
+/** What kubectl on a control plane uses. */
 export const adminConf = '/etc/kubernetes/admin.conf';
 /** Stands on a host from before an init or join until its end was seen; what was asked for, without secrets. */
 export const unfinishedFile = '/etc/kubernetes/airdock-unfinished.yaml';

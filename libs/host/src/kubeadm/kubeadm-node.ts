@@ -20,8 +20,10 @@ import { bringPackages, packagesToInstall } from './node-packages.js';
 import { type NodeChange, type NodeWork, noteStep, runKubeadm, runKubectl, toolsOf } from './node-work.js';
 import { setKubeletPauseImage, setPauseImage, takeBackPauseImage } from './pause-image.js';
 
+/** What a node is in its cluster. */
 export type NodeRole = 'controlPlane' | 'worker';
 
+/** What all nodes of a cluster have in common. */
 export interface ClusterSettings {
   kubernetesVersion: string;
   imageRepository: string;
@@ -225,6 +227,7 @@ export async function upgradeNode(
   }
   noteStep(work, 'uncordon', uncordon, host.nodeName);
 }
+/** One node, and the version that it is brought to. */
 export interface Upgrade {
   kubernetesVersion: string;
   role: NodeRole;

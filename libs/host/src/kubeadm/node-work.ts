@@ -3,6 +3,7 @@ import { HostFiles } from '../system/host-files.js';
 import { HostSystem } from '../system/host-system.js';
 import type { KubeadmHost } from './kubeadm-host.js';
 
+/** One thing on a node that a step has changed, or would change in a dry run. */
 export interface NodeChange {
   kind: 'file' | 'package' | 'service' | 'command';
   /** Path, package, service, or the words of a command. */
@@ -12,6 +13,7 @@ export interface NodeChange {
   diff: string | null;
 }
 
+/** The steps of work on a node, in their order. */
 export const nodeStepNames = [
   'check',
   'packages',
@@ -22,6 +24,7 @@ export const nodeStepNames = [
   'node',
   'uncordon',
 ] as const;
+/** What became of one step. */
 export interface NodeStep {
   name: (typeof nodeStepNames)[number];
   status: 'done' | 'unchanged' | 'planned';
@@ -47,11 +50,13 @@ export interface NodeWork {
   remember: (packages: string[]) => Promise<void>;
 }
 
+/** The system and the files of a host, for one run. */
 export const toolsOf = ({ connection, signal }: KubeadmHost) => ({
   system: new HostSystem(connection, signal),
   files: new HostFiles(connection, signal),
 });
 
+/** Reports a step: `planned` in a dry run, `unchanged` without changes. */
 export function noteStep(
   { note, dryRun }: NodeWork,
   name: NodeStep['name'],

@@ -25,7 +25,9 @@ const manifest = z.object({
 });
 type Manifest = z.infer<typeof manifest>;
 
+/** The main configuration file of containerd. */
 export const configToml = '/etc/containerd/config.toml';
+/** The major version of `1.7.2` or `v2.0.5`; 1 where it is not known. */
 export const majorOf = (version: string | undefined): number =>
   Number.parseInt((version ?? '').replace(/^v/, ''), 10) || 1;
 

@@ -11,6 +11,7 @@ import { commandError } from '@airdock/ssh/command/command-error';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { scriptFunctions } from '../system/host-system.js';
 
+/** Where containerd answers CRI requests unless it is told otherwise. */
 export const containerdSocket = '/run/containerd/containerd.sock';
 /** containerd ends a pull itself that makes no progress for some minutes. */
 const pullMs = 900_000;

@@ -9,6 +9,7 @@ const dockerSocket = '/var/run/docker.sock';
 const maxAnswerBytes = 4 * 1024 * 1024;
 const maxLineLength = 256 * 1024;
 
+/** How a request to the Docker engine of a host is made. */
 export interface DockerRequest {
   signal?: AbortSignal | undefined;
   /** Ends the request when nothing comes for this long. Default 120 000. */
@@ -17,6 +18,7 @@ export interface DockerRequest {
   onLine?: (line: string) => void;
 }
 
+/** What a Docker engine has answered. */
 export interface DockerAnswer {
   status: number;
   headers: IncomingHttpHeaders;

@@ -1,6 +1,8 @@
 import type { Readable } from 'node:stream';
 
+/** The container runtimes that Airdock configures. */
 export const runtimeNames = ['docker', 'containerd'] as const;
+/** One of the container runtimes. */
 export type RuntimeName = (typeof runtimeNames)[number];
 
 /** A runtime fetches the layers of one image beside each other by itself; more at once only share the way. */

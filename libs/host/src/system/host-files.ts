@@ -4,6 +4,7 @@ import { isOwn } from '@airdock/core/host/host-file';
 import { commandError } from '@airdock/ssh/command/command-error';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 
+/** A file of a host, as it was read. */
 export interface HostFile {
   path: string;
   /** Null where there is no file. */
@@ -14,6 +15,7 @@ export interface HostFile {
   isKept: boolean;
 }
 
+/** How a file is written, and how it is taken back. */
 export interface WriteOptions {
   /** The file can be marked as Airdock's own by its first line, which JSON cannot. */
   hasHeader: boolean;

@@ -5,6 +5,7 @@ import { commandError } from '@airdock/ssh/command/command-error';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { runPackageManager } from './package-locks.js';
 
+/** What a host is: its distribution, its package manager, its init. */
 export interface SystemFacts {
   family: PackageFamily | undefined;
   /**
@@ -17,6 +18,7 @@ export interface SystemFacts {
   containerd: { version: string | undefined };
 }
 
+/** Which packages may be taken, and what they may change. */
 export interface InstallOptions {
   /** Only from Airdock's repositories, since others may be out of reach. */
   onlyAirdock: boolean;

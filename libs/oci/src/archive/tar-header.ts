@@ -7,6 +7,7 @@ import { AppError } from '@airdock/core/errors';
  */
 export const blockSize = 512;
 
+/** The header of one member of a tar file. */
 export interface TarHeader {
   name: string;
   /** Bytes of content that follow the header. */

@@ -24,6 +24,7 @@ const maxNamesLength = 20_000_000;
 const windowBytes = 64 * 1024;
 const compareBytes = 1024 * 1024;
 
+/** Where a member of a tar file lies. */
 export interface TarMember {
   /** Where the content starts in the file, bytes. */
   offset: number;

@@ -23,6 +23,7 @@ export interface BundleFiles {
 /** As many as a tar may have. */
 const maxNames = 100_000;
 
+/** Where an OCI layout has a blob. */
 export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
 
 /** The files below a folder of other files. */

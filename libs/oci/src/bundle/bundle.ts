@@ -25,6 +25,7 @@ import { type BundleFiles, below, openFolderFiles, openTarFiles, readSmall } fro
 import { namesByConfig, openDockerArchive } from './docker-archive.js';
 import { isOciLayout, openOciLayout } from './oci-layout.js';
 
+/** How a bundle is opened, and where it may unpack. */
 export interface OpenBundleOptions {
   /**
    * For what has to be unpacked or compressed: `layers/` stays for later runs, `unpacked/` goes when the source is

@@ -14,6 +14,7 @@ import { type Pack, pack } from 'tar-stream';
 import { walkImage } from '../image/image-graph.js';
 import type { ImageSource, SourceImage } from '../image/image-source.js';
 
+/** One image of a docker-archive that is written. */
 export interface ImageToLoad {
   /** One of `source.images`. */
   image: SourceImage;

@@ -80,6 +80,7 @@ interface Entry {
   companion?: Companion | undefined;
 }
 
+/** How an OCI layout is opened, alone or beside another list. */
 export interface OpenLayoutOptions {
   format: ImageSource['format'];
   names?: GivenNames | undefined;
@@ -88,6 +89,7 @@ export interface OpenLayoutOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** An OCI layout that is open, as an image source. */
 export interface LayoutSource extends ImageSource {
   /** Configurations of images that have no name. */
   namelessConfigs: ReadonlySet<Digest>;

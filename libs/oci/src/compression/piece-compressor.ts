@@ -26,12 +26,14 @@ const lanes = Math.min(availableParallelism(), 4);
 /** Bounds what runs for all layers together. */
 const limit = pLimit(lanes);
 
+/** What compresses gzip: a program, or zlib. */
 export interface Engine {
   name: string;
   /** Compresses its input to its output. Absent for zlib, in the threads of this process. */
   command?: readonly [string, ...string[]];
 }
 
+/** How a layer is compressed, and who hears of it. */
 export interface CompressOptions {
   signal?: AbortSignal | undefined;
   /** Counts bytes of the layer, also those that an earlier process has compressed. */
@@ -50,6 +52,7 @@ interface Mark {
   compressed: Digest;
 }
 
+/** The compressed layer in its folder, whole once the journal says so. */
 export const layerFile = (folder: string): string => join(folder, 'layer');
 const journalFile = (folder: string): string => join(folder, 'journal');
 

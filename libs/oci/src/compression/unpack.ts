@@ -11,6 +11,7 @@ import { inSandbox } from '@airdock/disk/programs/sandbox';
 import type { JoinedFile } from '../archive/joined-file.js';
 import { blockSize, isTarHeader } from '../archive/tar-header.js';
 
+/** How a file is compressed, by its first bytes. */
 export type Compression = 'gzip' | 'zstd' | 'xz';
 
 const isReadable = (name: string): name is Compression => name === 'gzip' || name === 'zstd' || name === 'xz';

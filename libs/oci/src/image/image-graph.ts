@@ -200,6 +200,7 @@ export async function describeImage(
   return { platforms, zstdPlatforms, sizeBytes: totalSize([...manifests, ...blobs]), configDigests };
 }
 
+/** The sum of sizes, in bytes. */
 export const totalSize = (descriptors: Iterable<{ size: number }>): number => {
   let sum = 0;
   for (const { size } of descriptors) sum += size;

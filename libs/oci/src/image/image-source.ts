@@ -64,6 +64,7 @@ export interface ImageList {
   images: string[];
 }
 
+/** How an image is prepared for reading, and who hears of it. */
 export interface PrepareOptions {
   signal?: AbortSignal | undefined;
   /** Called with the source bytes processed so far, of `SourceImage.sizeBytes`. */

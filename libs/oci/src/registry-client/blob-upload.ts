@@ -12,6 +12,7 @@ const pieceBytes = 64 * 1024 * 1024;
 /** Cleaning up an upload is a courtesy; the registry purges what is left. It must not hold up a cancel. */
 const cancelTimeoutMs = 500;
 
+/** How a blob is uploaded, and who hears of it. */
 export interface UploadOptions {
   signal?: AbortSignal | undefined;
   /**

@@ -20,10 +20,12 @@ import { BlobUpload, cancelUpload, type UploadOptions } from './blob-upload.js';
 import { RegistryHttp, type RegistryHttpOptions, type RegistryResponse } from './registry-http.js';
 import type { UploadSession } from './upload-sessions.js';
 
+/** Of every request. */
 export interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** A manifest as the registry served it; its bytes have its digest. */
 export interface FetchedManifest {
   bytes: Buffer;
   mediaType: string;

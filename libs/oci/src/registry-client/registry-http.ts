@@ -6,11 +6,13 @@ import { addressesIn } from '@airdock/outbound/pinned-url';
 import { rootMessage } from '@airdock/outbound/root-message';
 import { Agent, type Dispatcher, request } from 'undici';
 
+/** Who asks a registry. */
 export interface RegistryAuth {
   username: string;
   password: string;
 }
 
+/** How a registry is reached. */
 export interface RegistryHttpOptions {
   /** Sent as HTTP Basic. Default: none. */
   auth?: RegistryAuth | undefined;
@@ -21,6 +23,7 @@ export interface RegistryHttpOptions {
   timeoutMs?: number | undefined;
 }
 
+/** One request to a registry. */
 export interface RegistryRequest {
   method: 'GET' | 'HEAD' | 'POST' | 'PATCH' | 'PUT' | 'DELETE';
   /** Path below the registry, or a full URL that the registry gave us. */
@@ -31,6 +34,7 @@ export interface RegistryRequest {
   timeoutMs?: number;
 }
 
+/** An answer whose body is yet to be read. */
 export interface RegistryResponse {
   status: number;
   header(name: string): string | undefined;

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { AppError, isTransient } from '@airdock/core/errors';
 
+/** How often, how fast and what is tried again. */
 export interface RetryOptions {
   /** How often something is tried in all. Default 5. */
   attempts?: number | undefined;

@@ -20,6 +20,7 @@ import { assertNoNul } from './text.js';
 const bodyLimitBytes = 1024 * 1024;
 const defaultLimits = { maxConnections: 1024, maxConnectionsPerAddress: 256, headerTimeoutSeconds: 20 };
 
+/** How an application answers HTTP. */
 export interface HttpAppOptions {
   /** Of the OpenAPI document. */
   title: string;

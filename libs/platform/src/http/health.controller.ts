@@ -10,6 +10,7 @@ export interface ReadinessCheck {
   check(): Promise<void>;
 }
 
+/** Injection token: the checks of `/readyz`. */
 export const READINESS_CHECKS = Symbol('READINESS_CHECKS');
 
 /**
@@ -20,8 +21,10 @@ export interface NoticeSource {
   notices(): Promise<Record<string, string>>;
 }
 
+/** Injection token: what has notices for `/readyz`. */
 export const NOTICE_SOURCES = Symbol('NOTICE_SOURCES');
 
+/** Counters and gauges of this process, in the format of Prometheus. */
 @Injectable()
 export class Metrics {
   readonly registry = new Registry();
@@ -33,6 +36,7 @@ export class Metrics {
   }
 }
 
+/** `/livez`, `/readyz` and `/metrics`. */
 @ApiExcludeController()
 @Controller({ version: VERSION_NEUTRAL })
 export class HealthController {

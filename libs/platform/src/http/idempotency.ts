@@ -31,6 +31,7 @@ const keyOf = (request: FastifyRequest): string | undefined => {
 };
 
 /** The job that a request will create. */
+/** What a request that starts a job is known by. */
 export interface JobRequest {
   id: string;
   /**

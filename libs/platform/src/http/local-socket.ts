@@ -8,6 +8,7 @@ import { assertSafeParents } from '../secret-file.js';
 /** sun_path of unix(7) has 108 bytes, with its closing zero. */
 const maxPathBytes = 107;
 
+/** A Unix socket, and who may open it. */
 export interface LocalSocket {
   path: string;
   /** Name or id; default: the group of the process. */

@@ -3,6 +3,7 @@ import { ApiOperation, ApiResponse } from '@nestjs/swagger';
 import { z } from 'zod';
 import { routeAccess } from './access.js';
 
+/** A problem document (RFC 9457), as every error is answered. */
 export const ProblemDocument = z
   .object({
     type: z.string(),

@@ -3,6 +3,7 @@ import { type FindOptionsWhere, LessThan, type Repository } from 'typeorm';
 import { z } from 'zod';
 
 /** Query of every list: newest first, `cursor` from the page before. */
+/** The query of every list. */
 export const PageQuery = z.strictObject({
   limit: z.coerce.number().int().min(1).max(500).default(100).describe('Items a page'),
   cursor: z.string().max(200).optional().describe('`nextCursor` of the page before'),
@@ -15,6 +16,7 @@ export const pageOf = <T extends z.ZodType>(item: T, name: string) =>
     .object({ items: z.array(item), nextCursor: z.string().optional().describe('Absent on the last page') })
     .meta({ id: name });
 
+/** One page of a list; without `nextCursor` the last. */
 export interface Page<T> {
   items: T[];
   nextCursor?: string | undefined;

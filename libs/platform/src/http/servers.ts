@@ -5,6 +5,7 @@ import { AppError, type ErrorCode, toProblem } from '@airdock/core/errors';
 import type { FastifyServerFactoryHandler } from 'fastify';
 import { type LocalSocket, listenLocally } from './local-socket.js';
 
+/** What all clients together, and each of them, may take of a server. */
 export interface ServerLimits {
   /** Open at once, of all clients. */
   maxConnections: number;

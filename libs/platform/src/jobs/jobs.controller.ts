@@ -83,6 +83,7 @@ export class JobDirectory {
   }
 }
 
+/** `/v1/jobs` of all services. */
 @ApiTags('jobs')
 @Controller({ path: 'jobs', version: '1' })
 export class JobsController {

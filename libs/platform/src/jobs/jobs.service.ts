@@ -29,6 +29,7 @@ export const leaseMs = 6_000;
 
 /** Owners of leases are named for their process: those whose name begins like this, and all others. */
 export const ownedBy = (prefix: string): FindOperator<string> => Like(`${prefix}%`);
+/** Matches the owners of jobs that do not begin with `prefix`. */
 export const ownedByOthers = (prefix: string): FindOperator<string> => Not(ownedBy(prefix));
 
 /** How long a job that has failed for a while waits at the most before it is tried again. */
@@ -41,6 +42,7 @@ interface Condition {
   parameters: Record<string, unknown>;
 }
 
+/** A job to be submitted. */
 export interface NewJob {
   id?: string;
   /** Repeating a job with the same key returns the first one. */

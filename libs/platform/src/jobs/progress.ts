@@ -10,6 +10,7 @@ export interface StoredProgress extends JobProgress {
 
 const maxPhases = 100;
 
+/** The progress of a job that nobody has taken up. */
 export const noProgress: StoredProgress = {
   phase: 'queued',
   percent: 0,

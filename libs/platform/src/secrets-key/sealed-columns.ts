@@ -3,6 +3,7 @@ import type { ServiceDatabase } from '../database.js';
 import { IdempotencyKeyEntity } from '../http/idempotency.entity.js';
 import type { SecretBox } from '../secrets.js';
 
+/** What a change of the secrets key has done. */
 export interface Resealed {
   /** Texts that were sealed with the key before, and are with the one of now. */
   resealed: number;

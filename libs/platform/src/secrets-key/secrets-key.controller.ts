@@ -10,6 +10,7 @@ import { ResealedSecrets, RotatedToken, RotateToken } from './secrets-key.schema
 /** The sealed columns of all services in this process. */
 export const SEALED_COLUMNS = Symbol('SEALED_COLUMNS');
 
+/** Tells which secrets the key of now does not open, and seals them anew. */
 @ApiTags('secrets')
 @Controller({ version: '1' })
 export class SecretsKeyController {

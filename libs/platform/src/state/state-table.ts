@@ -21,6 +21,7 @@ export interface StateTable {
   leads?: StateLeads | undefined;
 }
 
+/** What of a row leads elsewhere, such as an address or a credential: a restore shows it, and may have it confirmed. */
 export interface StateLeads {
   /** The column that people know a row by. */
   name: string;

@@ -9,6 +9,7 @@ import type { StateService } from './state.service.js';
 /** The state of all services in this process. */
 export const STATE_SERVICES = Symbol('STATE_SERVICES');
 
+/** `/v1/states`: what backups hold of a service. */
 @ApiTags('states')
 @Controller({ path: 'states', version: '1' })
 export class StatesController {

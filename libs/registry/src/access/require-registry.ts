@@ -8,6 +8,7 @@ const lookMs = 500;
 /** A collection keeps others away for as long as it takes to look through the storage three times. */
 const collectingMs = 10 * 60 * 1000;
 
+/** The registry, as far as a job may use it. */
 export interface RequiredRegistry {
   /** What Airdock itself writes to and reads from, as `RegistryClient` takes it. */
   address: string;
@@ -35,6 +36,7 @@ export type RegistryUse = 'write' | 'read' | 'look';
 const goesOn = (use: RegistryUse, storageError: string): boolean =>
   use === 'look' || (use === 'read' && storageError === 'registry_storage_read_only');
 
+/** What the registry is needed for, and whether to wait for it. */
 export interface RequireRegistryOptions {
   /**
    * Whether to wait for the end of a garbage collection, which waits for the jobs that read or write images. Such a job

@@ -8,6 +8,7 @@ import type { UploadSessions } from '@airdock/oci/registry-client/upload-session
 import type { LimitFunction } from 'p-limit';
 import type { RegistryStorage } from '../folder/registry-storage.js';
 
+/** Where blobs come from and go to. */
 export interface BlobCopierOptions {
   source: ImageSource;
   registry: RegistryClient;

@@ -27,6 +27,7 @@ export interface LocalName {
   tag?: string | undefined;
 }
 
+/** An image, and the names that it gets. */
 export interface ImageToCopy {
   /** One of `source.images`. */
   image: SourceImage;
@@ -34,6 +35,7 @@ export interface ImageToCopy {
   names: readonly LocalName[];
 }
 
+/** A manifest or blob of an image. */
 export interface ImagePart {
   digest: Digest;
   /** Bytes. */
@@ -43,6 +45,7 @@ export interface ImagePart {
   platform?: string | undefined;
 }
 
+/** What became of one image. */
 export interface CopiedImage {
   image: SourceImage;
   /** Of the root; undefined when it failed before that was known. */
@@ -55,6 +58,7 @@ export interface CopiedImage {
   error?: AppError | undefined;
 }
 
+/** What is copied where, and who hears of it. */
 export interface CopyImagesOptions {
   source: ImageSource;
   images: readonly ImageToCopy[];

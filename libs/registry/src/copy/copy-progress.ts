@@ -12,6 +12,7 @@ export interface ImageProgress {
   parts: { name: Digest; bytesDone: number; bytesTotal: number }[];
 }
 
+/** How far a copy is. */
 export interface CopyProgress {
   /** Bytes of the source that need no more work, also because they were there. Never less than before in one run. */
   bytesDone: number;

@@ -11,6 +11,7 @@ import { answeredDigest, type ImageToCopy } from './copy-image.js';
 const requestsAtOnce = 8;
 const looksAtOnce = 8;
 
+/** What a copy would do with one image. */
 export interface PlannedImage {
   /**
    * `present`: every name leads to it, and every repository has all of it. `changed`: a name leads to something else.
@@ -25,12 +26,14 @@ export interface PlannedImage {
   missingBytes: number;
 }
 
+/** What a copy would do. */
 export interface CopyPlan {
   /** In the order of the images. */
   images: PlannedImage[];
   missingBytes: number;
 }
 
+/** What is compared with what. */
 export interface PlanCopyOptions {
   source: ImageSource;
   images: readonly ImageToCopy[];

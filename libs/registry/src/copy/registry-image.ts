@@ -6,6 +6,7 @@ import { companionSubject } from '@airdock/oci/image/image-names';
 import type { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { type ImagePart, partsOf } from './copy-image.js';
 
+/** An image as a registry has it. */
 export interface RegistryImage {
   root: Descriptor;
   parts: ImagePart[];

@@ -20,6 +20,7 @@ export interface EngineFile {
 
 const maxProgramBytes = 512 * 1024 * 1024;
 
+/** Where programs of engines are kept. */
 export interface EngineStoreOptions {
   /** Of the programs; nobody else writes to it. */
   folder: string;

@@ -32,7 +32,9 @@ export interface FrontConfiguration {
 
 /** Answers `proofHeader` when a request carries a challenge in `challengeHeader`. */
 export const challengeHeader = 'x-airdock-challenge';
+/** The header by which the front shows that it is ours. */
 export const proofHeader = 'x-airdock-proof';
+/** The answer to a challenge, which only who has the secret can give. */
 export const proofOf = (secret: string, challenge: string): string =>
   createHmac('sha256', secret).update(challenge).digest('hex');
 

@@ -160,6 +160,7 @@ export interface ForeignProcess {
   program: string | null;
 }
 
+/** A process that looks like one of ours, with what tells it from another of the same pid. */
 export type ShownProcess = ForeignProcess & Pick<OwnProcess, 'pid' | 'startTime'>;
 
 /** Processes that show these words in their arguments: ours, decoys, or those of an earlier version. */

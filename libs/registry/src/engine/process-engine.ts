@@ -27,6 +27,7 @@ import {
 
 const run = promisify(execFile);
 
+/** Where the registry keeps its things, where it listens, and what it may do. */
 export interface RegistryEngineOptions {
   /** Folder for configuration, log and process records; not for images. */
   stateDir: string;

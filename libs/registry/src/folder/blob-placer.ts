@@ -21,6 +21,7 @@ import type { BlobReader } from '@airdock/oci/image/image-source';
 const smallBytes = 256 * 1024;
 const gatherMs = 5;
 
+/** How a blob is placed, and who hears of it. */
 export interface PlaceOptions {
   signal?: AbortSignal | undefined;
   /** Called with the number of bytes that were just placed. */
@@ -33,6 +34,7 @@ export interface PlaceOptions {
 
 type Blob = Pick<Descriptor, 'digest' | 'size'>;
 
+/** Places blobs in a folder: written apart, hashed on the way, flushed, then renamed. Several share one flush. */
 export class BlobPlacer {
   #lastFlush: Promise<void> = Promise.resolve();
   #nextFlush: Promise<void> | undefined;

@@ -49,6 +49,7 @@ export interface Garbage {
   largest: { repository: string | null; digest: string | null; bytes: number }[];
 }
 
+/** What a collection leaves alone. */
 export interface CollectOptions {
   /** What was written within this time is not touched, ms. */
   protectMs: number;
@@ -62,6 +63,7 @@ export interface CollectOptions {
 /** What was just done: `removed` is the end. Up to `lookedAgain` all of it can be undone. */
 export type SweepStep = 'looked' | 'unlinked' | 'lookedAgain' | 'setAside' | 'settled' | 'condemned' | 'removed';
 
+/** Who collects, and where names of blobs lie elsewhere. */
 export interface SweepOptions extends CollectOptions {
   /** Whose sweep it is: stands beside what was set aside, see `recover`. */
   owner: string;
@@ -92,6 +94,7 @@ export interface SweptAside extends Sweep {
 /** Of bytes that are kept for the record of a sweep, while folders are made for what is set aside. */
 const recordBytes = 64 * 1024;
 
+/** Finds what nothing needs in the storage of a registry, sets it aside, and frees it. */
 export class RegistryCollector {
   /** Beside the folders that the registry knows, on their file system. */
   readonly #aside: string;

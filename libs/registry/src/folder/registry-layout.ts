@@ -14,6 +14,7 @@ import { onlyPlain, readRegularFile } from '@airdock/disk/files/regular-file';
 const rootPath = '/docker/registry/v2';
 /** Where nobody makes links. */
 const withoutLinks = [rootPath, '/airdock-garbage'];
+/** The folder of a storage below which distribution has everything. */
 export const registryRoot = (storageDir: string): string => join(storageDir, rootPath);
 
 /** Folder of a blob; its bytes are in `data`. */
@@ -22,17 +23,21 @@ export const blobPath = (digest: Digest): string =>
 /** Folder of the link that makes a blob part of a repository. */
 export const layerPath = (repository: string, digest: Digest): string =>
   `${layersPath(repository)}/${digestHex(digest)}`;
+/** Folder of the links that make blobs a repository’s. */
 export const layersPath = (repository: string): string => `repositories/${repository}/_layers/sha256`;
 /** Folder of the link that makes a manifest one of a repository. */
 export const revisionPath = (repository: string, digest: Digest): string =>
   `${revisionsPath(repository)}/${digestHex(digest)}`;
+/** Folder of the links that make manifests a repository’s. */
 export const revisionsPath = (repository: string): string => `repositories/${repository}/_manifests/revisions/sha256`;
 /** Folder of a tag: what it leads to is in `current/link`, what it ever led to below `index/sha256`. */
 export const tagPath = (repository: string, tag: string): string => `repositories/${repository}/_manifests/tags/${tag}`;
 /** Folder of the link that says that a tag once led to a manifest. */
 export const historyPath = (repository: string, tag: string, digest: Digest): string =>
   `${historiesPath(repository, tag)}/${digestHex(digest)}`;
+/** Folder of what a tag ever led to. */
 export const historiesPath = (repository: string, tag: string): string => `${tagPath(repository, tag)}/index/sha256`;
+/** Folder of unfinished uploads. */
 export const uploadsPath = (repository: string): string => `repositories/${repository}/_uploads`;
 
 /**
@@ -52,6 +57,7 @@ export async function listFolder(path: string): Promise<Dirent[]> {
   }
 }
 
+/** The names of the folders in a folder; none when it is gone. */
 export const folderNames = async (path: string): Promise<string[]> =>
   (await listFolder(path)).filter((entry) => entry.isDirectory()).map(({ name }) => name);
 
@@ -68,6 +74,7 @@ export async function listRepositoryFolders(root: string, parent = ''): Promise<
   return found;
 }
 
+/** Whether an error says that a file is not there. */
 export const isGone = (error: unknown): boolean =>
   ['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '');
 

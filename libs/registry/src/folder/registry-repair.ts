@@ -34,6 +34,7 @@ const tagsAtOnce = 8;
 const lastWritesMs = 600_000;
 const emptyDigest = digestOf(Buffer.alloc(0));
 
+/** What a repair did. */
 export interface Repair {
   /** Paths below `registryRoot`. */
   changed: string[];

@@ -42,6 +42,7 @@ export const storageMarker = 'airdock-storage-id';
  */
 const readBytes = 64 * 1024;
 
+/** The storage of Airdock’s own registry, on this machine: reads, places and mends what is in it. */
 export class RegistryStorage {
   private readonly placer: BlobPlacer;
 

@@ -36,6 +36,7 @@ const filesAtOnce = 16;
 const writingMs = 10_000;
 const writingTries = 10;
 
+/** One thing that nothing needs. */
 export interface GarbageItem {
   /**
    * `revision`: the link that makes a manifest one of a repository; `link`: that of a blob, or what a tag once led to.
@@ -50,6 +51,7 @@ export interface GarbageItem {
   size: number;
 }
 
+/** What counts as needed. */
 export interface SurveyOptions {
   /** What was written since then stays. */
   youngSince: Date;
@@ -64,6 +66,7 @@ export interface SurveyOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** What a storage holds: what stays, and what is garbage. */
 export interface Survey {
   /** `path` of everything that has to stay, whether it is in its place or was set aside. */
   kept: ReadonlySet<string>;
