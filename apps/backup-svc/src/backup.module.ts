@@ -94,7 +94,7 @@ export class BackupModule {
         WebhookEventController,
       ],
       providers: [
-        serviceClientsProvider(ServiceClients),
+        ...serviceClientsProvider(ServiceClients),
         outbound,
         SigningKeyService,
         targets,

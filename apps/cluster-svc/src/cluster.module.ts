@@ -34,7 +34,7 @@ export class ClusterModule {
       entities: [ClusterEntity, ClusterNodeEntity, ReadinessCheckEntity, UpgradeEntity],
       controllers: [ClusterDefaultsController, ClusterController, ReadinessController, UpgradeController],
       providers: [
-        serviceClientsProvider(ServiceClients),
+        ...serviceClientsProvider(ServiceClients),
         ClusterDefaultsService,
         ClusterFacts,
         ReadinessService,

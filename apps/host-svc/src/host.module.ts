@@ -74,7 +74,7 @@ export class HostModule {
         NodeOperationController,
       ],
       providers: [
-        serviceClientsProvider(ServiceClients),
+        ...serviceClientsProvider(ServiceClients),
         SshCredentialService,
         HostService,
         { provide: CredentialUsersService, useExisting: HostService },

@@ -48,7 +48,7 @@ export class ImageModule {
         VerificationController,
       ],
       providers: [
-        serviceClientsProvider(ServiceClients),
+        ...serviceClientsProvider(ServiceClients),
         UploadService,
         LocalNamesService,
         BundleService,

@@ -43,7 +43,7 @@ export class RegistryModule {
       entities: [RegistryEntity, GarbageCollectionEntity, DuUpgradeEntity],
       controllers: [SecretsKeyController, RegistryController, GarbageCollectionController, DuUpgradeController],
       providers: [
-        serviceClientsProvider(ServiceClients),
+        ...serviceClientsProvider(ServiceClients),
         targets,
         StorageService,
         RegistryService,

@@ -1,6 +1,8 @@
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
 import { makeDirectFetch } from '@airdock/outbound/direct-fetch';
 import { type Client, createClient, createConfig } from './generated/client/index.js';
+import { createWebhookEvent } from './generated/sdk.gen.js';
+import type { WebhookEvent } from './generated/types.gen.js';
 
 export type { Client };
 
@@ -39,6 +41,8 @@ export function createServiceClient(endpoint: string | ServiceEndpoint, token?: 
   return client;
 }
 
+const eventTimeoutMs = 10_000;
+
 type ServiceName = 'registry' | 'image' | 'host' | 'cluster' | 'backup';
 
 /** A client for each service, as services use each other. */
@@ -55,5 +59,16 @@ export class ServiceClients implements Record<ServiceName, Client> {
     this.host = createServiceClient(endpoints.host, token);
     this.cluster = createServiceClient(endpoints.cluster, token);
     this.backup = createServiceClient(endpoints.backup, token);
+  }
+
+  /** Hands an event to backup-svc, which sends webhooks. Throws as every call does. */
+  async takeEvent({ id, type, payload, createdAt }: WebhookEvent): Promise<void> {
+    const body = { id, type, payload, createdAt };
+    await createWebhookEvent({
+      client: this.backup,
+      body,
+      signal: AbortSignal.timeout(eventTimeoutMs),
+      throwOnError: true,
+    });
   }
 }

@@ -11,6 +11,7 @@ import type { DataSource } from 'typeorm';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { z } from 'zod';
 import { loadConfig } from './config.js';
+import { EventSink } from './events/event-sink.js';
 import { createHttpApp } from './http/app.js';
 import { Idempotent, JobRequest } from './http/idempotency.js';
 import { Operation } from './http/operation.js';
@@ -83,7 +84,7 @@ class ThingModule {
       name: 'image',
       entities: [],
       controllers: [ThingsController],
-      providers: [],
+      providers: [{ provide: EventSink, useValue: { takeEvent: async () => undefined } }],
       workers: [ThingProcessor],
       jobTypes: ['image.thing'],
     });

@@ -17,6 +17,7 @@ import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
 import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
 import { DiskReserve } from './disk-reserve.js';
+import { EventSink } from './events/event-sink.js';
 import { Outbox } from './events/outbox.js';
 import { OutboxForwarder } from './events/outbox-forwarder.js';
 import {
@@ -34,7 +35,7 @@ import { JobRetention } from './jobs/job-retention.js';
 import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
-import { INTERNAL_TOKEN, PlatformModule } from './platform.module.js';
+import { PlatformModule } from './platform.module.js';
 import { exitWithProblem, stopSignal } from './process.js';
 import { readSecretFile, securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
@@ -43,7 +44,6 @@ import { SEALED_COLUMNS, SecretsKeyController } from './secrets-key/secrets-key.
 import { StateService } from './state/state.service.js';
 import type { StateTable } from './state/state-table.js';
 import { STATE_SERVICES, StatesController } from './state/states.controller.js';
-import type { TokenFile } from './token-file.js';
 
 /** What a process does for a service: answer requests, work off jobs, or both. */
 export type Role = 'api' | 'worker';
@@ -111,9 +111,8 @@ export function defineService(
   const isWorker = roles.includes('worker');
   const forwarder: Provider = {
     provide: OutboxForwarder,
-    inject: [CONFIG, ServiceDatabase, INTERNAL_TOKEN],
-    useFactory: (config: Config, database: ServiceDatabase, token: TokenFile) =>
-      new OutboxForwarder(config, database, token),
+    inject: [ServiceDatabase, EventSink],
+    useFactory: (database: ServiceDatabase, sink: EventSink) => new OutboxForwarder(database, sink),
   };
   const retention: Provider = {
     provide: JobRetention,

@@ -5,7 +5,7 @@ import { AppError, toProblem } from '@airdock/core/errors';
 import { formatPlatform } from '@airdock/core/oci/manifest';
 import { isPlatformWanted } from '@airdock/core/oci/runs';
 import { matchesPattern, selectedName, selectImages } from '@airdock/core/oci/select-images';
-import type { ImageSource, SourceImage, UnusableImage } from '@airdock/oci/image/image-source';
+import type { ImageSource, UnusableImage } from '@airdock/oci/image/image-source';
 import { filterPlatforms } from '@airdock/oci/image/platform-filter';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { UploadSessions } from '@airdock/oci/registry-client/upload-sessions';
