@@ -10,7 +10,7 @@ import { JOB_SERVICES } from '@airdock/platform/jobs/jobs.controller';
 import { type JobsService, ownedByOthers } from '@airdock/platform/jobs/jobs.service';
 import { exitWithProblem, freeStartupMemory, stopSignal } from '@airdock/platform/process';
 import { databaseToken, dataReserve, keepPrivate, rootModule, serve } from '@airdock/platform/service';
-import { RegistryService, registryEngine } from '@airdock/registry-svc/registry/registry.service';
+import { RegistryEngineService, registryEngine } from '@airdock/registry-svc/registry-engine/registry-engine.service';
 import { Command, InvalidArgumentError } from '@commander-js/extra-typings';
 import { type INestApplicationContext, Logger } from '@nestjs/common';
 import { lockDataDir } from './data-dir-lock.js';
@@ -56,7 +56,7 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
       rootModule({ ...config, redisUrl }, { ...services, host }, ['api', 'worker']),
       'Airdock',
     );
-    const registry = app.get(RegistryService, { strict: false });
+    const registry = app.get(RegistryEngineService, { strict: false });
     if (!config.databaseUrl) await releaseDead(app);
     const hostDatabase: ServiceDatabase = app.get(databaseToken('host'), { strict: false });
     void waitForHostWork(hostDatabase, config, ending.signal).then(

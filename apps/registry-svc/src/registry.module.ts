@@ -13,14 +13,19 @@ import { GarbageCollectionEntity } from './garbage-collection/garbage-collection
 import { GarbageCollectionProcessor } from './garbage-collection/garbage-collection.processor.js';
 import { collectJobType, GarbageCollectionService } from './garbage-collection/garbage-collection.service.js';
 import { RegistryUsers } from './garbage-collection/registry-users.service.js';
-import { DiskReserves } from './registry/disk-reserves.js';
+import { CollectionClaimService } from './registry/collection-claim.service.js';
+import { ExternalRegistryService } from './registry/external-registry.service.js';
 import { RegistryController } from './registry/registry.controller.js';
 import { RegistryEntity } from './registry/registry.entity.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
+import { RegistryRowService } from './registry/registry-row.service.js';
 import { StorageService } from './registry/storage.service.js';
+import { RegistryEngineService } from './registry-engine/registry-engine.service.js';
+import { RegistryWatchService } from './registry-engine/registry-watch.service.js';
 import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
 import { SecretsKeyProcessor } from './secrets-key/secrets-key.processor.js';
 import { rotateSecretsKeyJobType, SecretsKeyService } from './secrets-key/secrets-key.service.js';
+import { DiskReserves } from './upkeep/disk-reserves.js';
 import { RegistryProcessor, RegistrySupervisor } from './upkeep/upkeep.processor.js';
 
 const targets = {
@@ -46,7 +51,12 @@ export class RegistryModule {
         ...serviceClientsProvider(ServiceClients),
         targets,
         StorageService,
+        RegistryRowService,
+        ExternalRegistryService,
+        CollectionClaimService,
         RegistryService,
+        RegistryEngineService,
+        RegistryWatchService,
         RegistryUsers,
         GarbageCollectionService,
         DuUpgradeService,
@@ -63,7 +73,7 @@ export class RegistryModule {
       ],
       jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
       history: [GarbageCollectionEntity],
-      noticeSource: RegistryService,
+      noticeSource: RegistryWatchService,
     });
   }
 }

@@ -31,7 +31,10 @@ import { inspectEngine, installEngine } from '@airdock/registry/engine/engine-st
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import { In, Not, type Repository } from 'typeorm';
-import { RegistryService, registryEngine } from '../registry/registry.service.js';
+import { RegistryService } from '../registry/registry.service.js';
+import { RegistryRowService } from '../registry/registry-row.service.js';
+import { RegistryEngineService, registryEngine } from '../registry-engine/registry-engine.service.js';
+import { RegistryWatchService } from '../registry-engine/registry-watch.service.js';
 import { DuUpgradeEntity } from './du-upgrade.entity.js';
 import {
   type CreateDuUpgrade,
@@ -66,6 +69,9 @@ export class DuUpgradeService {
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(DuUpgradeEntity, 'registry') private readonly upgrades: Repository<DuUpgradeEntity>,
     private readonly registry: RegistryService,
+    private readonly rows: RegistryRowService,
+    private readonly engine: RegistryEngineService,
+    private readonly watch: RegistryWatchService,
     private readonly jobs: JobsService,
     private readonly clients: ServiceClients,
   ) {
@@ -125,7 +131,7 @@ export class DuUpgradeService {
       ...{
         problems: null,
         restores: 0,
-        formerBinary: (await this.registry.load()).engineBinary,
+        formerBinary: (await this.rows.load()).engineBinary,
         report: null,
         error: null,
         jobId: request.id,
@@ -291,7 +297,7 @@ export class DuUpgradeService {
       // From here on only the backup that is made behind the fence counts: names that moved before it must not be
       // turned back.
       await this.save(row, { backupId: null });
-      if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
+      if (await this.hasRegistry()) await this.engine.setFence(row.id, true, signal);
       return 'finalBackup';
     },
     finalBackup: async (row, signal) => {
@@ -312,10 +318,10 @@ export class DuUpgradeService {
           detail: 'the registry was on before the upgrade: set privateRegistryType',
         });
       // A DU that has lost its tables has lost its fence too.
-      if (await this.hasRegistry()) await this.registry.setFence(row.id, true, signal);
+      if (await this.hasRegistry()) await this.engine.setFence(row.id, true, signal);
       if (row.engine) {
-        await this.registry.setEngineBinary(await this.installEngine(row, row.engine, signal), signal);
-      } else await this.registry.reconcile(signal);
+        await this.engine.setEngineBinary(await this.installEngine(row, row.engine, signal), signal);
+      } else await this.engine.reconcile(signal);
       return 'migrate';
     },
     // Each service brings its tables up to date when it starts; here they have to answer with them.
@@ -333,11 +339,11 @@ export class DuUpgradeService {
       return 'open';
     },
     open: async (row, signal) => {
-      if ((await this.registry.load()).fence) await this.registry.setFence(row.id, false, signal);
+      if ((await this.rows.load()).fence) await this.engine.setFence(row.id, false, signal);
       return 'done';
     },
     rollBackEngine: async (row, signal) => {
-      await this.registry.setEngineBinary(row.formerBinary, signal);
+      await this.engine.setEngineBinary(row.formerBinary, signal);
       return 'rollBackData';
     },
     rollBackData: async (row, signal) => {
@@ -348,7 +354,7 @@ export class DuUpgradeService {
       return 'rollBackOpen';
     },
     rollBackOpen: async (row, signal) => {
-      if ((await this.registry.load()).fence?.upgradeId === row.id) await this.registry.setFence(row.id, false, signal);
+      if ((await this.rows.load()).fence?.upgradeId === row.id) await this.engine.setFence(row.id, false, signal);
       return 'rolledBack';
     },
   };
@@ -363,7 +369,7 @@ export class DuUpgradeService {
     if (!capabilities.hasRegistry) add('version', 'failure', `a DU of version ${row.toVersion} has no local registry`);
     else if (capabilities.movesClusters && !duCapabilities(row.fromVersion).movesClusters)
       add('version', 'info', 'from 5.3 on clusters that exist can be switched to local mode, by being upgraded');
-    const { mode, error } = await this.registry.load();
+    const { mode, error } = await this.rows.load();
     if (mode === 'none')
       add(
         'registry',
@@ -371,7 +377,7 @@ export class DuUpgradeService {
         'the registry is off: there is nothing to carry over; set privateRegistryType to have one afterwards',
       );
     else if (mode === 'external') add('registry', 'info', 'the registry is run by someone else, and is not touched');
-    else if (error || !(await registryEngine(this.config, await this.registry.load()).isHealthy()))
+    else if (error || !(await registryEngine(this.config, await this.rows.load()).isHealthy()))
       add('registry', 'failure', 'the registry does not answer');
     await this.registry.assertStorage().catch((changed: AppError) => add('registry', 'failure', changed.message));
     if (mode === 'local') problems.push(...(await this.spaceProblems(row, signal)));
@@ -417,8 +423,8 @@ export class DuUpgradeService {
         },
       ];
     // What was measured last may be from before a push.
-    await this.registry.measure();
-    const usedBytes = (await this.registry.load()).storage?.usedBytes ?? 0;
+    await this.watch.measure();
+    const usedBytes = (await this.rows.load()).storage?.usedBytes ?? 0;
     if (target.freeBytes === null || target.freeBytes >= usedBytes) return [];
     const { data: backups } = await listBackups({
       client,
@@ -432,7 +438,7 @@ export class DuUpgradeService {
   }
 
   private async hasRegistry(): Promise<boolean> {
-    return (await this.registry.load()).mode === 'local';
+    return (await this.rows.load()).mode === 'local';
   }
 
   /** One backup for a phase, however often it is begun. Returns the names that it skipped. */
@@ -519,7 +525,7 @@ export class DuUpgradeService {
       [...(report?.missing ?? []), ...(report?.broken ?? []).map(({ name }) => name)],
       report?.conflicts ?? [],
     ];
-    const { engineVersion } = await this.registry.load();
+    const { engineVersion } = await this.rows.load();
     await this.save(row, {
       report: {
         images: backup.images ?? 0,

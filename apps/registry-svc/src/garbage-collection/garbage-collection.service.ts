@@ -19,7 +19,9 @@ import {
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
+import { CollectionClaimService } from '../registry/collection-claim.service.js';
 import { RegistryService } from '../registry/registry.service.js';
+import { RegistryWatchService } from '../registry-engine/registry-watch.service.js';
 import { GarbageCollectionEntity } from './garbage-collection.entity.js';
 import type { CreateGarbageCollection, Garbage, GarbageCollection } from './garbage-collection.schema.js';
 import { RegistryUsers } from './registry-users.service.js';
@@ -51,6 +53,8 @@ export class GarbageCollectionService {
     @InjectRepository(GarbageCollectionEntity, 'registry')
     private readonly collections: Repository<GarbageCollectionEntity>,
     private readonly registry: RegistryService,
+    private readonly claims: CollectionClaimService,
+    private readonly watch: RegistryWatchService,
     private readonly users: RegistryUsers,
     private readonly jobs: JobsService,
   ) {
@@ -67,7 +71,7 @@ export class GarbageCollectionService {
       ...{ id, dryRun, protectHours: protectHours ?? this.config.registry.garbageCollection.protectHours, waitMinutes },
       ...{ estimate: null, sweeps: {}, jobId: request.id, createdAt: now() },
     };
-    const claim = await this.registry.claimCollection(request.id);
+    const claim = await this.claims.claim(request.id);
     try {
       return await this.jobs.submit(
         { ...request, type: collectJobType, resource: `/v1/registry/garbage-collections/${id}` },
@@ -76,7 +80,7 @@ export class GarbageCollectionService {
     } catch (error) {
       if (!(error instanceof AppError && error.code === 'resource_changed')) throw error;
       // Says which.
-      await this.registry.claimCollection(request.id);
+      await this.claims.claim(request.id);
       throw new AppError('collection_running', { detail: 'another one was begun, and has ended' });
     }
   }
@@ -106,9 +110,9 @@ export class GarbageCollectionService {
   private async collect({ resourceId, jobId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.collections, resourceId);
     await this.registry.assertLocal();
-    await this.registry.retakeCollection(jobId);
+    await this.claims.retake(jobId);
     await this.collector.recover((sweep) => this.note(sweep));
-    await this.registry.setCollecting(jobId, false);
+    await this.claims.setCollecting(jobId, false);
     const { uploadHours } = this.config.registry.garbageCollection;
     const options: CollectOptions = {
       protectMs: row.protectHours * hourMs,
@@ -131,11 +135,7 @@ export class GarbageCollectionService {
   /** Puts right what collections have left that were cut short, unless one will do that itself. */
   async recover(): Promise<void> {
     // What lies in another folder is another registry's.
-    if (
-      !(await this.registry.hasItsStorage()) ||
-      !(await this.collector.hasLeftovers()) ||
-      (await this.registry.openCollection())
-    )
+    if (!(await this.registry.hasItsStorage()) || !(await this.collector.hasLeftovers()) || (await this.claims.open()))
       return;
     if (this.isRunning) return;
     this.recovering ??= this.collector
@@ -168,13 +168,13 @@ export class GarbageCollectionService {
       await this.note(sweep);
       await this.registry.assertStorage();
       // Nobody sees any more what is left to do.
-      await this.registry.setCollecting(jobId, false);
+      await this.claims.setCollecting(jobId, false);
       await sweep.remove();
       isPartial = sweep.isPartial;
     } finally {
-      await this.registry.setCollecting(jobId, false);
+      await this.claims.setCollecting(jobId, false);
     }
-    await this.registry.measure();
+    await this.watch.measure();
     return isPartial;
   }
 
@@ -193,10 +193,10 @@ export class GarbageCollectionService {
     for (;;) {
       let running = await this.users.runningJobs();
       if (running.length === 0) {
-        await this.registry.setCollecting(jobId, true);
+        await this.claims.setCollecting(jobId, true);
         running = await this.users.runningJobs();
         if (running.length === 0) return;
-        await this.registry.setCollecting(jobId, false);
+        await this.claims.setCollecting(jobId, false);
       }
       const names = running.map(({ id, type }) => `${type} ${id}`);
       if (Date.now() >= deadline)

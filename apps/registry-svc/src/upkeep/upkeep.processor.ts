@@ -4,6 +4,8 @@ import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
 import { GarbageCollectionService } from '../garbage-collection/garbage-collection.service.js';
 import { applyJobType, RegistryService } from '../registry/registry.service.js';
+import { RegistryEngineService } from '../registry-engine/registry-engine.service.js';
+import { RegistryWatchService } from '../registry-engine/registry-watch.service.js';
 
 /** Brings the engine to the wanted state. */
 @JobType(applyJobType, 1)
@@ -11,6 +13,8 @@ export class RegistryProcessor extends JobProcessor {
   constructor(
     jobs: JobsService,
     private readonly registry: RegistryService,
+    private readonly engine: RegistryEngineService,
+    private readonly watch: RegistryWatchService,
     private readonly collections: GarbageCollectionService,
   ) {
     super(jobs);
@@ -19,10 +23,10 @@ export class RegistryProcessor extends JobProcessor {
   protected async run({ signal, progress }: JobContext) {
     progress({ phase: 'apply', itemsTotal: 2 });
     await this.collections.recover();
-    const { mode } = await this.registry.reconcile(signal);
+    const { mode } = await this.engine.reconcile(signal);
     await this.registry.assertStorage();
     progress({ phase: 'measure', itemsDone: 1 });
-    await this.registry.measure();
+    await this.watch.measure();
     return { mode };
   }
 }
@@ -41,7 +45,8 @@ export class RegistrySupervisor extends BackgroundLoop {
   private rounds = 0;
 
   constructor(
-    private readonly registry: RegistryService,
+    private readonly engine: RegistryEngineService,
+    private readonly watch: RegistryWatchService,
     private readonly collections: GarbageCollectionService,
   ) {
     super();
@@ -50,8 +55,8 @@ export class RegistrySupervisor extends BackgroundLoop {
   protected async round(): Promise<void> {
     const count = this.rounds++;
     await this.collections.recover();
-    if (count === 0 || (await this.registry.needsReconcile(count % askEvery === 0))) await this.registry.reconcile();
-    if (count % measureEvery === 0) await this.registry.measure();
-    if (count % lookEvery === 1) await this.registry.lookForOthers();
+    if (count === 0 || (await this.engine.needsReconcile(count % askEvery === 0))) await this.engine.reconcile();
+    if (count % measureEvery === 0) await this.watch.measure();
+    if (count % lookEvery === 1) await this.watch.lookForOthers();
   }
 }

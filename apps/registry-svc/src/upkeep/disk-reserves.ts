@@ -2,8 +2,8 @@ import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { dataReserve } from '@airdock/platform/service';
 import { Inject, Injectable } from '@nestjs/common';
-import { RegistryService } from './registry.service.js';
-import { StorageService } from './storage.service.js';
+import { RegistryService } from '../registry/registry.service.js';
+import { StorageService } from '../registry/storage.service.js';
 
 /**
  * Keeps room on the disks of the data folder and of the registry's storage, and gives it out when they are full. A loop
