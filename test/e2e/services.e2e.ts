@@ -83,15 +83,17 @@ describe('the services as ten processes', () => {
     const { bundleId, job } = await startPush('whole', { format: 'oci' });
     await success(image(), job);
     expect(await missingOf(image(), services.registryPort, bundleId)).toEqual([]);
-    const { data: images } = await listImages({
-      client: image(),
-      query: { sort: 'smallest', platform: 'linux/amd64/v1' },
-      throwOnError: true,
-    });
-    const cursor = images.items[0]?.id;
-    expect(
-      (await listImages({ client: image(), query: { sort: 'smallest', cursor }, throwOnError: true })).data.items,
-    ).toHaveLength(images.items.length - 1);
+    const list = async (query: { limit?: number; cursor?: string | undefined }) =>
+      (
+        await listImages({
+          client: image(),
+          query: { sort: 'smallest', platform: 'linux/amd64/v1', ...query },
+          throwOnError: true,
+        })
+      ).data;
+    const images = await list({});
+    const { nextCursor } = await list({ limit: 1 });
+    expect((await list({ cursor: nextCursor })).items).toHaveLength(images.items.length - 1);
     const references = images.items.flatMap(({ localReferences, digest }) =>
       localReferences.map((reference) => [nameOf(reference), digest] as const),
     );
