@@ -64,6 +64,8 @@ class ThingProcessor extends JobProcessor {
       await saved();
       return { stored: flush?.stored };
     }
+    if (resourceId === 'silent')
+      await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
     if (resourceId === 'bad') throw new AppError('bundle_corrupt', { detail: 'no good' });
     for (const bytesDone of [50, 10, 80]) progress({ phase: 'work', bytesDone, bytesTotal: 100 });
     if (resourceId === 'long') {
@@ -194,6 +196,16 @@ describe('a service', () => {
       error: { code: 'registry_unavailable' },
       progress: { percent: 5 },
     });
+  });
+
+  it('ends a job that reports nothing any more, after trying it again', async () => {
+    const processor = app.get(ThingProcessor, { strict: false });
+    const usual = Object.assign({ stallMs: 0 }, processor).stallMs;
+    Object.assign(processor, { stallMs: 500 });
+    const job = await ended(await make('silent'));
+    Object.assign(processor, { stallMs: usual });
+    const error = { code: 'job_stalled', detail: expect.stringContaining('queued') };
+    expect(job).toMatchObject({ state: 'failed', attempt: 3, error });
   });
 
   it('has stored what was reported when it says so, also while that is under way', async () => {

@@ -74,6 +74,8 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
   private readonly running = new Map<AbortController, Promise<void>>();
   /** How many transient failures in a row end the job. */
   protected readonly maxFailures: number = 8;
+  /** A run that reports nothing for so long is aborted with `job_stalled`, and tried again, ms. */
+  protected readonly stallMs: number = 2 * 60 * 60 * 1000;
   protected readonly logger = new Logger(this.constructor.name);
 
   private isClosing = false;
@@ -107,7 +109,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
   private async runClaimed(job: JobEntity, controller: AbortController): Promise<void> {
     const meter = new ProgressMeter(job.progress);
     let dirty = false;
-    let renewedAt = performance.now();
+    let [renewedAt, reportedAt] = [performance.now(), performance.now()];
     const heartbeat = this.every(heartbeatMs, async () => {
       const askedAt = performance.now();
       const claim = await this.jobs.renew(job.id, this.owner);
@@ -120,6 +122,13 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
     const watchdog = setInterval(() => {
       if (performance.now() - renewedAt > leaseMs - heartbeatMs)
         controller.abort(new Interrupted('the claim could not be renewed'));
+      const silentMs = performance.now() - reportedAt;
+      if (silentMs > this.stallMs)
+        controller.abort(
+          new AppError('job_stalled', {
+            detail: `nothing since ${Math.round(silentMs / 60_000)} min, in "${meter.value.phase}"`,
+          }),
+        );
     }, heartbeatMs / 2);
     let saving: Promise<void> = Promise.resolve();
     const saveNow = async () => {
@@ -149,6 +158,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
         signal: controller.signal,
         progress: (update) => {
           meter.update(update);
+          reportedAt = performance.now();
           dirty = true;
         },
         saved: save,
@@ -176,7 +186,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
         });
       } else {
         // What another job's cancellation has kept this one from is a failure.
-        const cancelled = controller.signal.aborted;
+        const cancelled = controller.signal.aborted && !isTransient(error);
         if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
         await this.jobs.end(
           job.id,
