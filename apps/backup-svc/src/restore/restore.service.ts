@@ -24,7 +24,7 @@ import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { SecretBox } from '@airdock/platform/secrets';
 import type { ServiceState } from '@airdock/platform/state/state.schema';
-import { copyImages, failureOf, type ImageToCopy, type LocalName } from '@airdock/registry/copy/copy-image';
+import { copyImages, failureOf, type ImageToCopy, type TargetName } from '@airdock/registry/copy/copy-image';
 import { planCopy } from '@airdock/registry/copy/plan-copy';
 import { ProcessRegistryEngine, registrySockets } from '@airdock/registry/engine/process-engine';
 import type { RegistryStorage } from '@airdock/registry/folder/registry-storage';
@@ -374,7 +374,7 @@ const summaryOf = ({ images, record }: BackupSource, { present, missingBytes, ve
   backupId: record.id,
 });
 
-const nameOf = ({ image: { root } }: ImageToCopy, name: LocalName): string =>
+const nameOf = ({ image: { root } }: ImageToCopy, name: TargetName): string =>
   formatName({ ...name, digest: root?.digest });
 
 const toResource = (

@@ -9,7 +9,7 @@ import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { assertHeldLocally } from '@airdock/ssh/tunnel/sshd-look';
 import {
   endSession,
-  type Tunnel as OpenTunnel,
+  type OpenTunnel,
   openTunnel,
   publishMs,
   sessionOf,

@@ -24,7 +24,7 @@ export interface BundleFiles {
 const maxNames = 100_000;
 
 /** Where an OCI layout has a blob. */
-export const blobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
+export const layoutBlobPath = (digest: Digest): string => `blobs/sha256/${digestHex(digest)}`;
 
 /** The files below a folder of other files. */
 export const below = (files: BundleFiles, folder: string): BundleFiles => ({

@@ -37,7 +37,7 @@ import {
   type UnusableImage,
   unusableImage,
 } from '../image/image-source.js';
-import { type BundleFiles, blobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
+import { type BundleFiles, layoutBlobPath, missingFile, readSmall, readVerified } from './bundle-files.js';
 
 /**
  * Reads an OCI image layout, in a tar or a folder. Digests stay bit by bit what they are.
@@ -113,7 +113,7 @@ export async function openOciLayout(files: BundleFiles, options: OpenLayoutOptio
     },
     readManifest: (digest) => layout.readManifest(digest),
     blob: async ({ digest }) => {
-      const reader = isDigest(digest) ? await files.find(blobPath(digest)) : undefined;
+      const reader = isDigest(digest) ? await files.find(layoutBlobPath(digest)) : undefined;
       if (!reader) throw missingFile(files, `blob ${digest}`);
       return reader;
     },
@@ -132,7 +132,7 @@ class Layout {
   async readManifest(digest: Digest): Promise<Buffer> {
     const kept = this.#kept.get(digest);
     if (kept) return kept;
-    const bytes = await readVerified(this.files, blobPath(digest), digest, maxManifestBytes);
+    const bytes = await readVerified(this.files, layoutBlobPath(digest), digest, maxManifestBytes);
     if (bytes.byteLength <= keptManifestBytes && this.#keptBytes + bytes.byteLength <= keptTotalBytes)
       this.#keep(digest, bytes);
     return bytes;
@@ -267,7 +267,7 @@ class Layout {
   }
 
   async #isComplete({ digest, mediaType }: Descriptor): Promise<boolean> {
-    if (!(await this.files.find(blobPath(digest)))) return false;
+    if (!(await this.files.find(layoutBlobPath(digest)))) return false;
     if (!isManifestMediaType(mediaType)) return true;
     const document = parseManifest(await this.readManifest(digest), mediaType);
     if (document.kind === 'index') {
@@ -275,7 +275,7 @@ class Layout {
       return true;
     }
     for (const part of [document.config, ...document.layers])
-      if (!(await this.files.find(blobPath(part.digest))) && !isForeignLayer(part)) return false;
+      if (!(await this.files.find(layoutBlobPath(part.digest))) && !isForeignLayer(part)) return false;
     return true;
   }
 
@@ -293,7 +293,7 @@ class Layout {
       const digest = `sha256:${name}`;
       if (!isDigest(digest) || known.has(digest)) continue;
       signal?.throwIfAborted();
-      const { size = 0 } = (await this.files.find(blobPath(digest))) ?? {};
+      const { size = 0 } = (await this.files.find(layoutBlobPath(digest))) ?? {};
       if (size === 0 || size > keptManifestBytes) continue;
       const bytes = await this.readManifest(digest).catch(() => undefined);
       const document = bytes?.includes('"subject"') ? parseOrNothing(bytes) : undefined;
@@ -346,7 +346,7 @@ class Layout {
     try {
       await this.#expectBlobs(graph, name);
       const readConfig = ({ digest }: Descriptor, maxBytes: number) =>
-        readVerified(this.files, blobPath(digest), digest, maxBytes);
+        readVerified(this.files, layoutBlobPath(digest), digest, maxBytes);
       const facts = await describeImage(graph, readConfig, { strict: true });
       const whole: Entry[] = [];
       for (const one of belonging) {
@@ -379,7 +379,7 @@ class Layout {
   async #expectBlobs(graph: ImageGraph, name: string): Promise<void> {
     checkKinds(graph);
     for (const blob of graph.blobs) {
-      const member = blobPath(blob.digest);
+      const member = layoutBlobPath(blob.digest);
       const found = this.#sizes.get(blob.digest) ?? this.files.find(member).then((reader) => reader?.size);
       this.#sizes.set(blob.digest, found);
       const size = await found;

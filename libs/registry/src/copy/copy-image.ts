@@ -22,7 +22,7 @@ const imagesAtOnce = 64;
 const bringTries = 3;
 
 /** A name inside the registry. Without a tag the image is there by digest only. */
-export interface LocalName {
+export interface TargetName {
   repository: string;
   tag?: string | undefined;
 }
@@ -32,7 +32,7 @@ export interface ImageToCopy {
   /** One of `source.images`. */
   image: SourceImage;
   /** The first repository gets the bytes, the others mounts of them. */
-  names: readonly LocalName[];
+  names: readonly TargetName[];
 }
 
 /** A manifest or blob of an image. */

@@ -124,7 +124,7 @@ describe('LayerCache', () => {
     beforeEach(async () => {
       reader = await makeLayer(size);
       child = spawnSource(`
-        const { LayerCache } = await import(${JSON.stringify(new URL('@airdock/oci/compression/layer-cache', import.meta.url).href)});
+        const { LayerCache } = await import(${JSON.stringify(new URL('../../../oci/src/compression/layer-cache.ts', import.meta.url).href)});
         let count = 0;
         const onBytes = (bytes) => { count += bytes; if (count > ${150 * MiB}) process.kill(process.pid, 'SIGKILL'); };
         const file = { path: ${JSON.stringify(plain)}, offset: 512 };

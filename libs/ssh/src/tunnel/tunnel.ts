@@ -46,7 +46,7 @@ const keep = (buffer: Uint8Array): void => {
 };
 
 /** An open tunnel; it ends with its connection. */
-export interface Tunnel {
+export interface OpenTunnel {
   /** Bytes that went to the host so far. */
   bytesSent(): number;
   /** Connections that were refused since the host had too many. */
@@ -73,7 +73,7 @@ export interface Tunnel {
 export async function openTunnel(
   connection: SshConnection,
   { hostPort, hostSocket, target, onServed = () => undefined }: TunnelOptions,
-): Promise<Tunnel> {
+): Promise<OpenTunnel> {
   const bound = hostSocket === undefined ? hostPort : `${hostSocket}.${randomBytes(8).toString('hex')}`;
   // ssh2 is patched to say when it refuses a channel.
   const client: EventEmitter = connection.client;
