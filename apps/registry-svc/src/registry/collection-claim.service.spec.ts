@@ -110,6 +110,23 @@ it('gives the registry back to a retried garbage collection, unless another one 
   expect((await row()).collectionJobId).toBe(first);
 });
 
+it('gives nothing back when the one that ended last is retried between the look and the write', async () => {
+  const first = await begin();
+  await fail(first);
+  const last = await begin();
+  await fail(last);
+  await api().jobs.retry(first);
+  const { jobs, claims } = worker();
+  const find = jobs.find.bind(jobs);
+  jobs.find = async (id) => {
+    const found = await find(id);
+    await api().jobs.retry(last);
+    return found;
+  };
+  await expect(claims.retake(first)).rejects.toMatchObject({ code: 'collection_running' });
+  expect((await row()).collectionJobId).toBe(last);
+});
+
 it('only the garbage collection that has the registry keeps others away', async () => {
   const id = await begin();
   await worker().claims.setCollecting(newId(), true);
