@@ -59,3 +59,9 @@ it('goes on in the folder that was opened when a link takes its name meanwhile',
   expect(await readdir(elsewhere)).toEqual([]);
   expect(await readFile(join(root, 'moved/file'), 'utf8')).toBe('ours');
 });
+
+it('leaves no file of its own behind when it cannot replace what is there', async () => {
+  await mkdir(join(root, 'a/file'), { recursive: true });
+  await expect(replaceBelow(root, join(root, 'a/file'), 'ours')).rejects.toMatchObject({ code: 'EISDIR' });
+  expect(await readdir(join(root, 'a'))).toEqual(['file']);
+});
