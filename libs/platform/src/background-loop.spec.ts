@@ -28,6 +28,14 @@ const start = (work?: (round: number) => Promise<void>) => {
   loop = new Loop(work);
   loop.onApplicationBootstrap();
 };
+/** A promise that the test fulfils. */
+function gateOf(): { promise: Promise<void>; resolve: () => void } {
+  let resolve = (): void => undefined;
+  const promise = new Promise<void>((fulfil) => {
+    resolve = fulfil;
+  });
+  return { promise, resolve };
+}
 const pass = (ms: number) => vi.advanceTimersByTimeAsync(ms);
 
 beforeEach(() => {
@@ -63,7 +71,7 @@ it('begins the next round at once when it is woken up in a pause, and pauses in 
 });
 
 it('begins one round right after the running one, however often it was woken up meanwhile', async () => {
-  const gate = Promise.withResolvers<void>();
+  const gate = gateOf();
   start((round) => (round === 1 ? gate.promise : Promise.resolve()));
   for (let i = 0; i < 3; i++) loop.wakeUp();
   await pass(10 * pauseMs);
@@ -88,7 +96,7 @@ it('goes on after a round that fails, and logs it once until one succeeds', asyn
 });
 
 it('waits for the running round at shutdown, and begins no other', async () => {
-  const gate = Promise.withResolvers<void>();
+  const gate = gateOf();
   start(() => gate.promise);
   loop.wakeUp();
   const ended = vi.fn();

@@ -31,11 +31,15 @@ it('makes nothing where there is a file', async () => {
 
 it('gives all who come at once what the first one has made', async () => {
   // Nobody writes before all have looked and begun to make one.
-  const [all, begun] = [Promise.withResolvers<void>(), { count: 0 }];
+  let begun = 0;
+  let go = (): void => undefined;
+  const all = new Promise<void>((resolve) => {
+    go = resolve;
+  });
   const made = Array.from({ length: 10 }, (_, index) =>
     readOrMakeOnce(path, async () => {
-      if (++begun.count === 10) all.resolve();
-      await all.promise;
+      if (++begun === 10) go();
+      await all;
       return `${index}`;
     }),
   );

@@ -1,6 +1,6 @@
-import { mkdtemp, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { appendFile, mkdtemp, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { buffer } from 'node:stream/consumers';
+import { buffer, text } from 'node:stream/consumers';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -59,6 +59,14 @@ describe('JoinedFile', () => {
     expect(file.locate(3, 3)).toEqual({ path: second, offset: 0 });
     expect(file.locate(2, 2)).toBeUndefined();
     expect(file.locate(5, 2)).toBeUndefined();
+  });
+
+  it('reads of a part that has grown what it was when it was opened', async () => {
+    const [first = '', second = ''] = await files({ a: 'abc', b: 'def' });
+    await using file = await JoinedFile.open([first, second]);
+    await appendFile(first, 'xyz');
+    expect(await file.read(Buffer.alloc(6), 0, 6, 1)).toMatchObject({ bytesRead: 2 });
+    expect(await text(file.stream(0, 6))).toBe('abcdef');
   });
 
   it('opens no link, and streams no file that has taken the name of a part', async () => {
