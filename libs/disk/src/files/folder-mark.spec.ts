@@ -55,7 +55,7 @@ it('gives no id to a folder that cannot be looked at', async () => {
     state: 'unreadable',
     why: expect.stringContaining('ENOTDIR'),
   });
-  await expect(ensureFolderMark(below, name)).rejects.toThrow('ENOTDIR');
+  await expect(ensureFolderMark(below, name)).rejects.toThrow('cannot be looked at (ENOTDIR)');
 });
 
 it('tells why a folder is not the one that is known', () => {
