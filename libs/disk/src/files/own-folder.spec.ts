@@ -39,7 +39,9 @@ it.each([
 ])('writes nothing where a link leads to %s', async (_where, name) => {
   await mkdir(join(elsewhere, 'b'));
   await symlink(elsewhere, join(root, 'a'));
-  await expect(replaceBelow(root, join(root, 'a', name), 'ours')).rejects.toThrow();
+  await expect(replaceBelow(root, join(root, 'a', name), 'ours')).rejects.toThrow(
+    /ENOTDIR|ELOOP|reached through a link/,
+  );
   expect(await readdir(elsewhere, { recursive: true })).toEqual(['b']);
 });
 
