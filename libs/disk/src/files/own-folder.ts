@@ -4,7 +4,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { mkdir, open, readlink, realpath, rename, writeFile } from 'node:fs/promises';
+import { mkdir, open, readlink, realpath, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 
 /**
@@ -31,6 +31,12 @@ export async function writeBelow<T>(root: string, path: string, write: (path: st
 export const replaceBelow = (root: string, path: string, content: string): Promise<void> =>
   writeBelow(root, path, async (to) => {
     const fresh = `${to}.${randomUUID()}`;
-    await writeFile(fresh, content, { flag: 'wx' });
-    await rename(fresh, to);
+    try {
+      await writeFile(fresh, content, { flag: 'wx' });
+      await rename(fresh, to);
+    } catch (error) {
+      // On a full disk each further try would take more of it. What failed first is what is told.
+      await rm(fresh, { force: true }).catch(() => undefined);
+      throw error;
+    }
   });

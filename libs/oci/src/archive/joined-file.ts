@@ -165,7 +165,12 @@ export async function findParts(path: string): Promise<string[]> {
     if (other && other.head === name.head && other.tail === name.tail) suffixes.add(other.suffix);
   }
   const given = isFirst(name.suffix) ? name.suffix : undefined;
-  const first = given ?? [...suffixes].filter((suffix) => isFirst(suffix) && isAlike(suffix, name.suffix)).sort()[0];
+  // Where tools count from 0, the second part has the name that others give to the first one.
+  const before = given?.replace(/1$/, '0');
+  const first =
+    before !== undefined && suffixes.has(before)
+      ? before
+      : (given ?? [...suffixes].filter((suffix) => isFirst(suffix) && isAlike(suffix, name.suffix)).sort()[0]);
   if (first === undefined) return [path];
   const parts = [first];
   suffixes.delete(first);
