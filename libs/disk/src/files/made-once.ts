@@ -14,10 +14,14 @@ export async function readOrMakeOnce(path: string, make: () => string | Promise<
   }
   await mkdir(dirname(path), { recursive: true, mode: 0o700 });
   const fresh = `${path}.${randomBytes(4).toString('hex')}`;
-  await writeFile(fresh, await make(), { mode: 0o600 });
-  await link(fresh, path).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EEXIST') throw error;
-  });
-  await rm(fresh);
+  const text = await make();
+  try {
+    await writeFile(fresh, text, { mode: 0o600 });
+    await link(fresh, path).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EEXIST') throw error;
+    });
+  } finally {
+    await rm(fresh, { force: true });
+  }
   return readFile(path, 'utf8');
 }
