@@ -101,8 +101,9 @@ export default {
     },
     {
       name: 'slices-share-service-and-schema-only',
+      comment: 'a spec may look at the tables of others',
       severity: 'error',
-      from: { path: '^apps/[^/]+/src/([^/]+)/' },
+      from: { path: '^apps/[^/]+/src/([^/]+)/', pathNot: notSpec },
       to: { path: '^apps/[^/]+/src/([^/]+)/', pathNot: ['^apps/[^/]+/src/$1/', '\\.(service|schema)\\.ts$'] },
     },
     {
