@@ -85,7 +85,7 @@ const schemes: Record<string, (index: number) => string> = {
   'split -d': (index) => `image.tar.${index < 90 ? String(index).padStart(2, '0') : index + 8910}`,
   split: (index) => `image.tar.${letters[Math.floor(index / 26)]}${letters[index % 26]}`,
   'split without a name': (index) => `x${letters[Math.floor(index / 26)]}${letters[index % 26]}`,
-  'split --hex-suffixes': (index) => `image.tar${index.toString(16).padStart(2, '0')}`,
+  'split --hex-suffixes': (index) => `image.tar${(index < 240 ? index : index + 61_200).toString(16).padStart(2, '0')}`,
   Zarf: (index) => `package.tar.zst.part${String(index).padStart(3, '0')}`,
   'numbers without zeros': (index) => `image.part${index + 1}.tar`,
   '7z -v': (index) => `image.7z.${String(index + 1).padStart(3, '0')}`,
@@ -110,7 +110,17 @@ describe('findParts', () => {
         details: { missing: nameOf(missing) },
       });
     });
-    await fc.assert(run, { numRuns: 10 });
+    await fc.assert(run, { numRuns: 25 });
+  });
+
+  it('names the first part with a letter where parts are numbered in hexadecimal', async () => {
+    const nameOf = schemes['split --hex-suffixes'] as (index: number) => string;
+    for (const count of [12, 16, 17, 27, 245]) {
+      const paths = await files(Object.fromEntries(Array.from({ length: count }, (_, index) => [nameOf(index), 'x'])));
+      expect(await findParts(paths[0] as string)).toEqual(paths);
+      await rm(paths[10] as string);
+      await expect(findParts(paths[0] as string)).rejects.toMatchObject({ details: { missing: 'image.tar0a' } });
+    }
   });
 
   it('takes no other file for a part', async () => {

@@ -132,17 +132,24 @@ const otherFiles = new Set(
 
 const letters = 'abcdefghijklmnopqrstuvwxyz';
 
+const digits = '0123456789';
+const hexDigits = `${digits}abcdef`;
+
+/** The characters that the parts are numbered with. One part with digits and letters, `0a`, makes all hexadecimal. */
+function alphabetOf(first: string, suffixes: Iterable<string>): string {
+  const isHex = (suffix: string) => /^[\da-f]+$/.test(suffix) && /\d/.test(suffix) && /[a-f]/.test(suffix);
+  if (/^\d/.test(first)) return [...suffixes].some(isHex) ? hexDigits : digits;
+  return /[A-Z]/.test(first) ? letters.toUpperCase() : letters;
+}
+
 /**
- * What may follow a suffix: the next of the same length, in hexadecimal too; the next number without zeros in front;
+ * What may follow a suffix, the likeliest first: the next of the same length; the next number without zeros in front;
  * and what GNU split writes when the length is used up: 89 is followed by 9000, yz by zaaa. Source:
  * https://www.gnu.org/software/coreutils/manual/html_node/split-invocation.html
  */
-function successors(suffix: string): string[] {
-  const isNumber = /^\d+$/.test(suffix);
-  const alphabet = isNumber ? '0123456789' : /[A-Z]/.test(suffix) ? letters.toUpperCase() : letters;
-  const isHex = /^[\da-f]+$/.test(suffix) && /\d/.test(suffix);
-  const found = [isHex ? increment(suffix, '0123456789abcdef') : undefined, increment(suffix, alphabet)];
-  if (isNumber) found.push(String(Number(suffix) + 1));
+function successors(suffix: string, alphabet: string): string[] {
+  const found = [increment(suffix, alphabet)];
+  if (alphabet === digits) found.push(String(Number(suffix) + 1));
   const [zero = '', top = ''] = [alphabet[0], alphabet.at(-1)];
   const filled = (suffix.length - 2) / 2;
   if (Number.isInteger(filled) && suffix === top.repeat(filled) + alphabet.at(-2) + top.repeat(filled + 1))
@@ -172,11 +179,12 @@ export async function findParts(path: string): Promise<string[]> {
       ? before
       : (given ?? [...suffixes].filter((suffix) => isFirst(suffix) && isAlike(suffix, name.suffix)).sort()[0]);
   if (first === undefined) return [path];
+  const alphabet = alphabetOf(first, suffixes);
   const parts = [first];
   suffixes.delete(first);
   let last = first;
   while (parts.length < maxParts) {
-    const next = successors(last).find((candidate) => suffixes.delete(candidate));
+    const next = successors(last, alphabet).find((candidate) => suffixes.delete(candidate));
     if (next === undefined) break;
     parts.push(next);
     last = next;
@@ -192,7 +200,7 @@ export async function findParts(path: string): Promise<string[]> {
     .sort((one, other) => one.length - other.length || (one < other ? -1 : 1));
   const nameOf = (suffix: string) => `${name.head}${suffix}${name.tail}`;
   if (stray !== undefined) {
-    const missing = nameOf(successors(last).find((next) => !/^\d+$/.test(last) || /^\d+$/.test(next)) ?? last);
+    const missing = nameOf(successors(last, alphabet)[0] ?? last);
     throw new AppError('bundle_truncated', {
       detail: `the part ${missing} is missing, while ${nameOf(stray)} is there`,
       missing,
