@@ -100,6 +100,12 @@ export default {
       to: { path: lib('testing') },
     },
     {
+      name: 'platform-testing-is-for-specs',
+      severity: 'error',
+      from: { path: ['^apps/', '^libs/'], pathNot: [notSpec, '^libs/platform/src/testing/'] },
+      to: { path: '^libs/platform/src/testing/' },
+    },
+    {
       name: 'slices-share-service-and-schema-only',
       comment: 'a spec may look at the tables of others',
       severity: 'error',

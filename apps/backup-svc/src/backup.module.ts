@@ -10,6 +10,7 @@ import { BackupEntity } from './backup/backup.entity.js';
 import { BackupProcessor } from './backup/backup.processor.js';
 import { BackupService, backupJobType } from './backup/backup.service.js';
 import { BackupCatalogue } from './backup/backup-catalogue.js';
+import { backupMigrations } from './backup.migrations.js';
 import { backupState } from './backup.state.js';
 import { BackupOperationController } from './backup-operation/backup-operation.controller.js';
 import { BackupOperationEntity } from './backup-operation/backup-operation.entity.js';
@@ -81,6 +82,7 @@ export class BackupModule {
         WebhookEventEntity,
         WebhookDeliveryEntity,
       ],
+      migrations: backupMigrations,
       controllers: [
         BackupTargetController,
         SigningKeyController,

@@ -1,10 +1,10 @@
 import { createServer, type IncomingHttpHeaders, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { type ComponentOptions, startComponent } from '@airdock/platform/component';
 import { Outbox } from '@airdock/platform/events/outbox';
 import type { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { jobsToken } from '@airdock/platform/service';
+import { type ComponentOptions, startComponent } from '@airdock/platform/testing/component';
 import { freePort, startPostgres, startRedis, type TempDir, tempDir, waitFor } from '@airdock/testing/servers';
 import { Webhook } from 'standardwebhooks';
 import request from 'supertest';

@@ -8,6 +8,7 @@ import { CreateClusterProcessor } from './cluster/cluster.processor.js';
 import { ClusterService, createClusterJobType } from './cluster/cluster.service.js';
 import { ClusterConfigurationService } from './cluster/cluster-configuration.service.js';
 import { CreateClusterService } from './cluster/create-cluster.service.js';
+import { clusterMigrations } from './cluster.migrations.js';
 import { clusterState } from './cluster.state.js';
 import { ClusterDefaultsController } from './cluster-defaults/cluster-defaults.controller.js';
 import { ClusterDefaultsService } from './cluster-defaults/cluster-defaults.service.js';
@@ -32,6 +33,7 @@ export class ClusterModule {
       module: ClusterModule,
       name: 'cluster',
       entities: [ClusterEntity, ClusterNodeEntity, ReadinessCheckEntity, UpgradeEntity],
+      migrations: clusterMigrations,
       controllers: [ClusterDefaultsController, ClusterController, ReadinessController, UpgradeController],
       providers: [
         ...serviceClientsProvider(ServiceClients),

@@ -1,7 +1,7 @@
 import { cp, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { startComponent } from '@airdock/platform/component';
 import type { ServiceState, StateRowsResult } from '@airdock/platform/state/state.schema';
+import { startComponent } from '@airdock/platform/testing/component';
 import { startRedis, tempDir } from '@airdock/testing/servers';
 import request from 'supertest';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';

@@ -1,8 +1,8 @@
 import { mkdir } from 'node:fs/promises';
 import { connect, createServer, type Server } from 'node:net';
 import { join } from 'node:path';
-import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import { startComponent } from '@airdock/platform/testing/component';
 import { freePort, startJsonServer, startRedis, startRegistry, tempDir, waitFor } from '@airdock/testing/servers';
 import { type SshServerOptions, startSshServer } from '@airdock/testing/ssh-server';
 import { type Sshd, startSshd } from '@airdock/testing/sshd';

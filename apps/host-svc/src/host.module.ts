@@ -7,6 +7,7 @@ import { HostEntity } from './host/host.entity.js';
 import { HostService } from './host/host.service.js';
 import { HostTunnelService } from './host/host-tunnel.service.js';
 import { HostTurn } from './host/host-turn.service.js';
+import { hostMigrations } from './host.migrations.js';
 import { hostState } from './host.state.js';
 import { HostCheckController } from './host-check/host-check.controller.js';
 import { HostCheckEntity } from './host-check/host-check.entity.js';
@@ -63,6 +64,7 @@ export class HostModule {
         TunnelEntity,
         NodeOperationEntity,
       ],
+      migrations: hostMigrations,
       controllers: [
         SshCredentialController,
         HostImportController,

@@ -2,8 +2,8 @@ import { createHash } from 'node:crypto';
 import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { digestHex, digestOf } from '@airdock/core/oci/digest';
-import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import { startComponent } from '@airdock/platform/testing/component';
 import {
   breakConfig,
   buildDockerArchive,

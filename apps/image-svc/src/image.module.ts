@@ -14,6 +14,7 @@ import { ImageEntity, ImageNameEntity } from './image/image.entity.js';
 import { ImageService } from './image/image.service.js';
 import { ImageUsersService } from './image/image-users.service.js';
 import { LocalNamesService } from './image/local-names.service.js';
+import { imageMigrations } from './image.migrations.js';
 import { imageState } from './image.state.js';
 import { ImageSetController } from './image-set/image-set.controller.js';
 import { ImageSetEntity } from './image-set/image-set.entity.js';
@@ -39,6 +40,7 @@ export class ImageModule {
       module: ImageModule,
       name: 'image',
       entities: [BundleEntity, PushEntity, ImageEntity, ImageNameEntity, ImageSetEntity, VerificationEntity],
+      migrations: imageMigrations,
       controllers: [
         UploadController,
         BundleController,

@@ -20,6 +20,7 @@ import { RegistryEntity } from './registry/registry.entity.js';
 import { applyJobType, RegistryService } from './registry/registry.service.js';
 import { RegistryRowService } from './registry/registry-row.service.js';
 import { StorageService } from './registry/storage.service.js';
+import { registryMigrations } from './registry.migrations.js';
 import { RegistryEngineService } from './registry-engine/registry-engine.service.js';
 import { RegistryWatchService } from './registry-engine/registry-watch.service.js';
 import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
@@ -46,6 +47,7 @@ export class RegistryModule {
       module: RegistryModule,
       name: 'registry',
       entities: [RegistryEntity, GarbageCollectionEntity, DuUpgradeEntity],
+      migrations: registryMigrations,
       controllers: [SecretsKeyController, RegistryController, GarbageCollectionController, DuUpgradeController],
       providers: [
         ...serviceClientsProvider(ServiceClients),

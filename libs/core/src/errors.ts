@@ -162,10 +162,10 @@ const definitions = {
     title: "The API's Unix socket cannot be made",
     nextStep: 'Do what `detail` says, or set airdock.http.socket to another path.',
   },
-  schema_loses_data: {
+  schema_newer: {
     family: 'conflict',
-    title: 'The database holds columns that this version does not know and would remove',
-    nextStep: 'Start the version that wrote them, or restore a backup of this version.',
+    title: 'The database belongs to a later version of Airdock',
+    nextStep: 'Start that version. To go back, restore a backup that this version made into an empty data folder.',
   },
   data_dir_in_use: {
     family: 'conflict',

@@ -6,6 +6,7 @@ import {
   DataSource,
   type DataSourceOptions,
   type DeleteQueryBuilder,
+  type EntitySchema,
   type InsertQueryBuilder,
   type ObjectLiteral,
   QueryFailedError,
@@ -13,6 +14,8 @@ import {
 } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { Config, ServiceName } from './config.js';
+import type { Migration } from './schema/frozen-tables.js';
+import { migrate } from './schema/migrate.js';
 
 /** A service's own tables. One per service module, so that shared providers reach the right one. */
 export class ServiceDatabase {
@@ -36,14 +39,18 @@ export class ServiceDatabase {
   }
 }
 
+/** A table as TypeORM knows it. */
+type Entity = EntitySchema | (new () => ObjectLiteral);
+
 /** The options of a service's data source: a SQLite file of its own, or a PostgreSQL schema of its own. */
 export function dataSourceOptions(
   config: Config,
   service: ServiceName,
-  entities: DataSourceOptions['entities'],
+  entities: Entity[],
+  migrations: readonly Migration[],
 ): DataSourceOptions {
-  // The schema is made in connectDatabase, one process at a time.
-  const common = { name: service, entities: entities ?? [], synchronize: false };
+  // `connectDatabase` runs the migrations.
+  const common = { name: service, entities, migrations: [...migrations], synchronize: false };
   if (config.databaseUrl)
     return { ...common, type: 'postgres', url: config.databaseUrl, schema: service, extra: { max: 8 } };
   return {
@@ -61,75 +68,16 @@ export function dataSourceOptions(
   };
 }
 
-/**
- * Connects, and brings the schema up to date. Several processes may start at once: on PostgreSQL an advisory lock lets
- * one go first.
- */
+/** Connects, and brings the tables to this version. Throws `schema_newer` for data of a later one. */
 export async function connectDatabase(options: DataSourceOptions): Promise<DataSource> {
   if (options.type === 'better-sqlite3') mkdirSync(join(options.database, '..'), { recursive: true, mode: 0o700 });
   const dataSource = await new DataSource(options).initialize();
   try {
-    await prepare(dataSource);
+    await migrate(dataSource);
     return dataSource;
   } catch (error) {
     await dataSource.destroy();
     throw error;
-  }
-}
-
-async function prepare(dataSource: DataSource): Promise<void> {
-  const { options } = dataSource;
-  if (options.type !== 'postgres') return synchronize(dataSource);
-  const lock = dataSource.createQueryRunner();
-  try {
-    await lock.query('SELECT pg_advisory_lock(hashtext($1))', ['airdock schema']);
-    await lock.query(`CREATE SCHEMA IF NOT EXISTS "${options.schema}"`);
-    await synchronize(dataSource);
-  } finally {
-    await lock.query('SELECT pg_advisory_unlock(hashtext($1))', ['airdock schema']);
-    await lock.release();
-  }
-}
-
-/**
- * Columns that a version has given up on purpose, as `table.column`: they may go at a start, and everything else in
- * them with them.
- */
-const retiredColumns = new Set<string>([]);
-
-/**
- * Brings the schema up to date, unless something would be lost by it. Throws `schema_loses_data` before anything is
- * changed.
- */
-async function synchronize(dataSource: DataSource): Promise<void> {
-  const lost = await unknownColumns(dataSource);
-  if (lost.length > 0)
-    throw new AppError('schema_loses_data', { detail: lost.join(', ').slice(0, 500), columns: lost });
-  await dataSource.synchronize();
-}
-
-/**
- * What the tables have and the entities have not, or have in another form that takes a new column: TypeORM drops both.
- */
-async function unknownColumns(dataSource: DataSource): Promise<string[]> {
-  const runner = dataSource.createQueryRunner();
-  try {
-    const lost: string[] = [];
-    for (const { tablePath, tableName, columns: known } of dataSource.entityMetadatas) {
-      const table = await runner.getTable(tablePath);
-      const names = new Set(known.map(({ databaseName }) => databaseName));
-      lost.push(
-        ...(table?.columns ?? []).filter(({ name }) => !names.has(name)).map(({ name }) => `${tableName}.${name}`),
-      );
-    }
-    const { upQueries } = await dataSource.driver.createSchemaBuilder().log();
-    for (const { query } of upQueries) {
-      const [, table, column] = /ALTER TABLE (?:"[^"]+"\.)?"([^"]+)" DROP COLUMN "([^"]+)"/i.exec(query) ?? [];
-      if (table && column) lost.push(`${table}.${column}`);
-    }
-    return [...new Set(lost)].filter((column) => !retiredColumns.has(column));
-  } finally {
-    await runner.release();
   }
 }
 

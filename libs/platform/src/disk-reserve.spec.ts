@@ -8,6 +8,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadConfig } from './config.js';
 import { atomically, connectDatabase, dataSourceOptions, runUnflushed, translateDatabaseError } from './database.js';
 import { DiskReserve, isMountedReadOnly, whatIsShort } from './disk-reserve.js';
+import { tablesOf } from './testing/tables.js';
 
 const run = promisify(execFile);
 const thing = new EntitySchema<{ id: number; text: string }>({
@@ -111,7 +112,7 @@ describe('a disk', () => {
       const make = 'truncate -s 40M "$0" && mkfs.ext4 -q -m 0 "$0" && mount -o loop,errors=remount-ro "$0" "$1"';
       await run('sh', ['-c', make, join(folder.path, 'image'), disk]);
       const dataSource: DataSource = await connectDatabase(
-        dataSourceOptions(loadConfig({ overrides: { dataDir: disk } }), 'image', [thing]),
+        dataSourceOptions(loadConfig({ overrides: { dataDir: disk } }), 'image', [thing], [tablesOf([thing])]),
       );
       try {
         const rows = dataSource.getRepository(thing);

@@ -1,6 +1,6 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { AppError } from '@airdock/core/errors';
+import { AppError, toProblem } from '@airdock/core/errors';
 import { killAfter } from './hard-stop.js';
 
 const shutdownMs = 10_000;
@@ -50,7 +50,7 @@ export function exitWithProblem(error: unknown): never {
 
   function known(): string | undefined {
     const { message, stack } = error as Error;
-    if (error instanceof AppError) return message;
+    if (error instanceof AppError) return `${message} (${error.code})\n${toProblem(error).nextStep}`;
     if (code === 'EADDRINUSE') return `another program listens on port ${port}; set airdock.http.port`;
     if (code === 'EACCES' || code === 'EPERM')
       return `${message}; use a folder that you may write, with --data-dir or airdock.dataDir`;

@@ -5,12 +5,15 @@ import { loadConfig } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
 import { OutboxEventEntity } from './events/outbox.entity.js';
 import { QuietDatabase } from './quiet-database.js';
+import { tablesOf } from './testing/tables.js';
 
 it('QuietDatabase looks again after a write of its own or of another process, and only then, once it has found nothing', async () => {
   await using folder = await tempDir('quiet');
   const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { dataDir: join(folder.path, 'data') } });
   const open = async () =>
-    new ServiceDatabase(await connectDatabase(dataSourceOptions(config, 'backup', [OutboxEventEntity])));
+    new ServiceDatabase(
+      await connectDatabase(dataSourceOptions(config, 'backup', [OutboxEventEntity], [tablesOf([OutboxEventEntity])])),
+    );
   const [own, other] = [await open(), await open()];
   const quiet = new QuietDatabase(own);
   let looks = 0;

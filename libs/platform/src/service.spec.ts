@@ -19,6 +19,7 @@ import { Job } from './jobs/job.schema.js';
 import { type JobContext, JobProcessor, JobType } from './jobs/job-processor.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { apiToken } from './platform.module.js';
+import { baseline } from './schema/frozen-tables.js';
 import { defineService, listen, rootModule } from './service.js';
 
 const Thing = z.strictObject({ name: z.string().min(1) }).meta({ id: 'Thing' });
@@ -85,6 +86,7 @@ class ThingModule {
       module: ThingModule,
       name: 'image',
       entities: [],
+      migrations: [baseline({})],
       controllers: [ThingsController],
       providers: [{ provide: EventSink, useValue: { takeEvent: async () => undefined } }],
       workers: [ThingProcessor],

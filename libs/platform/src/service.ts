@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { AppError } from '@airdock/core/errors';
+import { AppError, isTransient } from '@airdock/core/errors';
 import { BullModule, getQueueToken } from '@nestjs/bullmq';
 import {
   type DynamicModule,
@@ -13,9 +13,9 @@ import {
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { getDataSourceToken, TypeOrmModule } from '@nestjs/typeorm';
 import type { Queue } from 'bullmq';
-import { DataSource, type EntityTarget, type ObjectLiteral } from 'typeorm';
+import { DataSource, type ObjectLiteral } from 'typeorm';
 import { CONFIG, type Config, loadConfig, type ServiceName } from './config.js';
-import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
+import { connectDatabase, dataSourceOptions, ServiceDatabase, translateDatabaseError } from './database.js';
 import { DiskReserve } from './disk-reserve.js';
 import { EventSink } from './events/event-sink.js';
 import { Outbox } from './events/outbox.js';
@@ -37,6 +37,7 @@ import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controll
 import { JobsService } from './jobs/jobs.service.js';
 import { PlatformModule } from './platform.module.js';
 import { exitWithProblem, stopSignal } from './process.js';
+import type { Migration } from './schema/frozen-tables.js';
 import { readSecretFile, securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
 import { SealedColumns } from './secrets-key/sealed-columns.js';
@@ -60,6 +61,8 @@ export interface ServiceDefinition {
   module: Type;
   name: ServiceName;
   entities: (new () => ObjectLiteral)[];
+  /** What makes and changes the tables of the entities, oldest first. */
+  migrations: readonly Migration[];
   /** Present in the role `api`. */
   controllers: Type[];
   /** Present in both roles. */
@@ -92,6 +95,7 @@ export function defineService(
     module,
     name,
     entities,
+    migrations,
     controllers,
     providers,
     workers,
@@ -126,9 +130,10 @@ export function defineService(
         name,
         inject: [CONFIG],
         useFactory: (config: Config) => ({
-          ...dataSourceOptions(config, name, tables as EntityTarget<ObjectLiteral>[] as never),
+          ...dataSourceOptions(config, name, tables, migrations),
           retryAttempts: 3,
           retryDelay: 1000,
+          toRetry: (error: unknown) => isTransient(translateDatabaseError(error)),
         }),
         dataSourceFactory: async (options) => {
           if (!options) throw new Error('no data source options');

@@ -115,6 +115,11 @@ describe('the import rules', () => {
       'testing-is-for-specs',
     ],
     [
+      'a service using what platform offers to specs',
+      { 'apps/host-svc/src/a.ts': to('../../../libs/platform/src/testing/b.js'), 'libs/platform/src/testing/b.ts': x },
+      'platform-testing-is-for-specs',
+    ],
+    [
       "a slice using another slice's table",
       { 'apps/image-svc/src/push/a.ts': to('../image/b.entity.js'), 'apps/image-svc/src/image/b.entity.ts': x },
       'slices-share-service-and-schema-only',

@@ -1,6 +1,6 @@
 import { AppError, toProblem } from '@airdock/core/errors';
-import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import { startComponent } from '@airdock/platform/testing/component';
 import { startPostgres, startRedis, tempDir, waitFor } from '@airdock/testing/servers';
 import request from 'supertest';
 import type { DataSource } from 'typeorm';

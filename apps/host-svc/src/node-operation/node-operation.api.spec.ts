@@ -1,6 +1,6 @@
 import { AppError } from '@airdock/core/errors';
-import { startComponent } from '@airdock/platform/component';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import { startComponent } from '@airdock/platform/testing/component';
 import { freePort, startJsonServer, startRedis, tempDir, waitFor } from '@airdock/testing/servers';
 import { type SshServer, startSshServer } from '@airdock/testing/ssh-server';
 import request from 'supertest';

@@ -7,6 +7,7 @@ import { ExternalRegistryService } from '../registry/external-registry.service.j
 import { RegistryEntity } from '../registry/registry.entity.js';
 import { RegistryRowService } from '../registry/registry-row.service.js';
 import { StorageService } from '../registry/storage.service.js';
+import { registryMigrations } from '../registry.migrations.js';
 import { RegistryEngineService, registryEngine } from './registry-engine.service.js';
 
 describe('the fence', () => {
@@ -28,7 +29,9 @@ describe('the fence', () => {
     });
     databases = [];
     const open = async () => {
-      const dataSource = await connectDatabase(dataSourceOptions(config, 'registry', [RegistryEntity]));
+      const dataSource = await connectDatabase(
+        dataSourceOptions(config, 'registry', [RegistryEntity], registryMigrations),
+      );
       databases.push(new ServiceDatabase(dataSource));
       const registries = dataSource.getRepository(RegistryEntity);
       rows = new RegistryRowService(config, registries);

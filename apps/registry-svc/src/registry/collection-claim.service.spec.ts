@@ -6,6 +6,7 @@ import { platformEntities } from '@airdock/platform/jobs/job.entity';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import { registryMigrations } from '../registry.migrations.js';
 import { CollectionClaimService } from './collection-claim.service.js';
 import { RegistryEntity } from './registry.entity.js';
 import { RegistryRowService } from './registry-row.service.js';
@@ -29,7 +30,7 @@ beforeEach(async () => {
   const config = loadConfig({ environment: {}, file: '/dev/null', overrides: { dataDir: folder.path } });
   processes = [];
   for (let i = 0; i < 2; i++) {
-    const options = dataSourceOptions(config, 'registry', [...platformEntities, RegistryEntity]);
+    const options = dataSourceOptions(config, 'registry', [...platformEntities, RegistryEntity], registryMigrations);
     const database = new ServiceDatabase(await connectDatabase(options));
     const registries = database.dataSource.getRepository(RegistryEntity);
     const rows = new RegistryRowService(config, registries);

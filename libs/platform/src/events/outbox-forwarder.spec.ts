@@ -4,6 +4,7 @@ import { Logger } from '@nestjs/common';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { loadConfig } from '../config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from '../database.js';
+import { tablesOf } from '../testing/tables.js';
 import { EventSink } from './event-sink.js';
 import { OutboxEventEntity } from './outbox.entity.js';
 import { OutboxForwarder } from './outbox-forwarder.js';
@@ -33,7 +34,9 @@ const allForwarded = () => waitFor(async () => (await events().count()) === 0);
 beforeEach(async () => {
   folder = await tempDir('outbox');
   const config = loadConfig({ file: '/dev/null', environment: {}, overrides: { dataDir: folder.path } });
-  database = new ServiceDatabase(await connectDatabase(dataSourceOptions(config, 'image', [OutboxEventEntity])));
+  database = new ServiceDatabase(
+    await connectDatabase(dataSourceOptions(config, 'image', [OutboxEventEntity], [tablesOf([OutboxEventEntity])])),
+  );
   sink = new Sink();
   forwarder = new OutboxForwarder(database, sink);
   logged.mockClear();

@@ -49,11 +49,14 @@ export async function createHttpApp(
   });
   const app = await NestFactory.create<NestFastifyApplication>(module, adapter, {
     bufferLogs: !preview,
+    // A start that fails is told by its error alone.
+    autoFlushLogs: false,
     abortOnError: false,
     preview,
     logger: preview ? false : undefined,
   });
   if (!preview) app.useLogger(quietLogger(app.get(Logger)));
+  app.flushLogs();
   acceptEmptyJson(app);
   if (!preview) installHooks(app, servers);
   app.enableVersioning({ type: VersioningType.URI });

@@ -1,9 +1,9 @@
 import { type RegistryMode } from '@airdock/core/registry-mode';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
-import { loadConfig, type ServiceName } from './config.js';
-import { createHttpApp } from './http/app.js';
-import { apiToken, internalToken } from './platform.module.js';
-import { listen, type Roles, rootModule, type ServiceModule } from './service.js';
+import { loadConfig, type ServiceName } from '../config.js';
+import { createHttpApp } from '../http/app.js';
+import { apiToken, internalToken } from '../platform.module.js';
+import { listen, type Roles, rootModule, type ServiceModule } from '../service.js';
 
 /** What a service under test runs with. */
 export interface ComponentOptions {

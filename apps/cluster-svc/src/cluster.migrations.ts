@@ -1,0 +1,78 @@
+import { baseline } from '@airdock/platform/schema/frozen-tables';
+
+/** What has changed the tables of this service since its first version, oldest first. Add to the end; change nothing. */
+export const clusterMigrations = [
+  baseline({
+    cluster: {
+      columns: {
+        id: 'key varchar',
+        name: 'unique varchar',
+        kubernetesVersion: 'varchar',
+        network: 'text',
+        options: 'text',
+        imageSetId: 'varchar?',
+        wantedMode: 'varchar?',
+        effectiveMode: 'varchar',
+        fields: 'text',
+        packages: 'text',
+        provisioner: 'varchar',
+        provisionerId: 'varchar?',
+        existing: 'boolean',
+        jobId: 'varchar',
+        upgradeId: 'varchar?',
+        upgradeJobId: 'varchar?',
+        targetImageSetId: 'varchar?',
+        pausedAt: 'varchar?',
+        createdAt: 'varchar',
+      },
+      indices: [['imageSetId'], ['targetImageSetId']],
+    },
+    cluster_node: {
+      columns: {
+        hostId: 'key varchar',
+        clusterId: 'varchar',
+        role: 'varchar',
+        position: 'integer',
+        kubernetesVersion: 'varchar?',
+      },
+      indices: [['clusterId']],
+    },
+    cluster_upgrade: {
+      columns: {
+        id: 'key varchar',
+        clusterId: 'varchar',
+        from: 'varchar',
+        to: 'varchar',
+        dryRun: 'boolean',
+        batch: 'text',
+        wantedMode: 'varchar?',
+        registryMode: 'varchar',
+        imageSetId: 'varchar?',
+        fields: 'text',
+        packages: 'text',
+        plan: 'text',
+        nodes: 'text',
+        pulledAt: 'varchar?',
+        jobId: 'varchar',
+        createdAt: 'varchar',
+      },
+      indices: [['clusterId']],
+    },
+    readiness_check: {
+      columns: {
+        id: 'key varchar',
+        clusterId: 'varchar?',
+        kubernetesVersion: 'varchar',
+        registryMode: 'varchar',
+        imageSetId: 'varchar?',
+        hostIds: 'text',
+        pull: 'varchar',
+        fix: 'boolean',
+        result: 'text?',
+        pushed: 'text',
+        jobId: 'varchar',
+        createdAt: 'varchar',
+      },
+    },
+  }),
+];

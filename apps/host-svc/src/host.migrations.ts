@@ -1,0 +1,117 @@
+import { baseline } from '@airdock/platform/schema/frozen-tables';
+
+/** What has changed the tables of this service since its first version, oldest first. Add to the end; change nothing. */
+export const hostMigrations = [
+  baseline({
+    drift_schedule: {
+      columns: {
+        id: 'key varchar',
+        lastAt: 'varchar',
+        configurationId: 'varchar?',
+      },
+    },
+    host: {
+      columns: {
+        id: 'key varchar',
+        name: 'unique varchar',
+        address: 'varchar',
+        port: 'integer',
+        credentialId: 'varchar',
+        hostKeyFingerprint: 'varchar?',
+        hostKeySource: 'varchar = pinned',
+        jumpHostId: 'varchar?',
+        labels: 'text?',
+        facts: 'text?',
+        configuration: 'text?',
+        brought: 'text?',
+        configuredAt: 'varchar?',
+        drift: 'text?',
+        quarantine: 'text?',
+        turnJobId: 'varchar?',
+        createdAt: 'varchar',
+      },
+    },
+    host_check: {
+      columns: {
+        id: 'key varchar',
+        hostIds: 'text',
+        pull: 'text',
+        results: 'text?',
+        jobId: 'varchar',
+        createdAt: 'varchar',
+      },
+    },
+    host_configuration: {
+      columns: {
+        id: 'key varchar',
+        action: 'varchar = configure',
+        bundleIds: 'text',
+        dryRun: 'boolean',
+        options: 'text',
+        rollout: 'text',
+        bandwidth: 'text',
+        scheduled: 'boolean = false',
+        jobId: 'varchar',
+        failedAt: 'varchar?',
+        createdAt: 'varchar',
+      },
+    },
+    host_configuration_host: {
+      columns: {
+        id: 'key varchar',
+        configurationId: 'varchar',
+        position: 'integer',
+        hostId: 'varchar',
+        hostName: 'varchar',
+        jobId: 'varchar?',
+        result: 'text?',
+      },
+      indices: [['hostId']],
+      uniqueIndices: [['configurationId', 'position']],
+    },
+    node_operation: {
+      columns: {
+        id: 'key varchar',
+        hostId: 'varchar',
+        operation: 'text',
+        dryRun: 'boolean',
+        result: 'text?',
+        jobId: 'varchar',
+        createdAt: 'varchar',
+      },
+    },
+    ssh_credential: {
+      columns: {
+        id: 'key varchar',
+        name: 'unique varchar',
+        username: 'varchar',
+        kind: 'varchar',
+        publicKeyFingerprint: 'varchar?',
+        hasSudoPassword: 'boolean = false',
+        sealed: 'text',
+        createdAt: 'varchar',
+      },
+    },
+    tunnel: {
+      columns: {
+        id: 'key varchar',
+        hostId: 'unique varchar',
+        state: 'varchar',
+        since: 'varchar',
+        hostPort: 'integer',
+        target: 'varchar',
+        packagePort: 'integer?',
+        hostEnd: 'varchar = port',
+        reconnects: 'integer',
+        latencyMs: 'float?',
+        bytesSent: 'bigint = 0',
+        bytesPerSecond: 'integer = 0',
+        error: 'text?',
+        session: 'varchar?',
+        leaseOwner: 'varchar?',
+        leaseUntil: 'varchar?',
+        createdAt: 'varchar',
+      },
+    },
+  }),
+];

@@ -1,0 +1,67 @@
+import { baseline } from '@airdock/platform/schema/frozen-tables';
+
+/** What has changed the tables of this service since its first version, oldest first. Add to the end; change nothing. */
+export const registryMigrations = [
+  baseline({
+    du_upgrade: {
+      columns: {
+        id: 'key varchar',
+        fromVersion: 'varchar',
+        toVersion: 'varchar',
+        configuredVersion: 'varchar?',
+        target: 'varchar',
+        engine: 'text?',
+        phase: 'varchar',
+        goal: 'varchar',
+        dryRun: 'boolean',
+        allowUnsigned: 'boolean = false',
+        confirm: 'varchar?',
+        hasLostTables: 'boolean = false',
+        problems: 'text?',
+        backupId: 'varchar?',
+        restores: 'integer = 0',
+        formerBinary: 'varchar?',
+        report: 'text?',
+        error: 'text?',
+        jobId: 'varchar',
+        createdAt: 'varchar',
+        finishedAt: 'varchar?',
+      },
+    },
+    garbage_collection: {
+      columns: {
+        id: 'key varchar',
+        dryRun: 'boolean',
+        protectHours: 'float',
+        waitMinutes: 'float',
+        estimate: 'text?',
+        sweeps: 'text',
+        jobId: 'varchar',
+        createdAt: 'varchar',
+      },
+    },
+    registry: {
+      columns: {
+        id: 'key varchar',
+        mode: 'varchar',
+        configuredMode: 'varchar',
+        configuredUrl: 'varchar?',
+        externalUrl: 'varchar?',
+        version: 'integer',
+        engineVersion: 'varchar?',
+        storageId: 'varchar?',
+        recordedStorageId: 'varchar?',
+        offeredStorageId: 'varchar?',
+        storageError: 'text?',
+        storage: 'text?',
+        engineBinary: 'varchar?',
+        fence: 'text?',
+        collectionJobId: 'varchar?',
+        collectingJobId: 'varchar?',
+        error: 'text?',
+        localhostError: 'text?',
+        foreignProcesses: 'text?',
+      },
+    },
+  }),
+];

@@ -1,0 +1,78 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { AppError } from '@airdock/core/errors';
+import type BetterSqlite3 from 'better-sqlite3';
+import { type DataSource, MigrationExecutor, type QueryRunner } from 'typeorm';
+
+const lockPauseMs = 50;
+const lockTimeoutMs = 60_000;
+
+/**
+ * Brings the tables of a service to this version: runs the migrations that the database has not seen, all or none.
+ * Several processes may start at once: one goes first, the others find its work done. Throws `schema_newer`, with
+ * nothing changed, for data of a later version.
+ */
+export async function migrate(dataSource: DataSource): Promise<void> {
+  const executor = new MigrationExecutor(dataSource);
+  const known = new Set(dataSource.migrations.map(({ name }) => name));
+  const unknown = (await executor.getExecutedMigrations()).map(({ name }) => name).filter((name) => !known.has(name));
+  if (unknown.length > 0) throw new AppError('schema_newer', { detail: unknown.join(', '), migrations: unknown });
+  if ((await executor.getPendingMigrations()).length === 0) return;
+  const runner = dataSource.createQueryRunner();
+  try {
+    if (dataSource.options.type === 'postgres') await runOnPostgres(dataSource, runner);
+    else await runOnSqlite(dataSource, runner);
+  } finally {
+    await runner.release();
+  }
+}
+
+async function runOnPostgres(dataSource: DataSource, runner: QueryRunner): Promise<void> {
+  const { options } = dataSource;
+  if (options.type !== 'postgres') return;
+  await runner.startTransaction();
+  try {
+    await runner.query('SELECT pg_advisory_xact_lock(hashtext($1))', ['airdock schema']);
+    await runner.query(`CREATE SCHEMA IF NOT EXISTS "${options.schema}"`);
+    await new MigrationExecutor(dataSource, runner).executePendingMigrations();
+    await runner.commitTransaction();
+  } catch (error) {
+    if (runner.isTransactionActive) await runner.rollbackTransaction();
+    throw error;
+  }
+}
+
+async function runOnSqlite(dataSource: DataSource, runner: QueryRunner): Promise<void> {
+  const database = (await runner.connect()) as BetterSqlite3.Database;
+  const executor = new MigrationExecutor(dataSource, runner);
+  // It would begin without the lock for writing, and fail where another process writes in between.
+  executor.transaction = 'none';
+  await beginImmediate(database);
+  try {
+    await executor.executePendingMigrations();
+    database.exec('COMMIT');
+  } catch (error) {
+    if (database.inTransaction) database.exec('ROLLBACK');
+    throw error;
+  }
+}
+
+/** Waits for the lock without holding up this process, which may be the one that has it. */
+async function beginImmediate(database: BetterSqlite3.Database): Promise<void> {
+  const waitMs = database.pragma('busy_timeout', { simple: true }) as number;
+  const endsAt = performance.now() + lockTimeoutMs;
+  database.pragma('busy_timeout = 0');
+  try {
+    for (;;) {
+      try {
+        database.exec('BEGIN IMMEDIATE');
+        return;
+      } catch (error) {
+        const isBusy = (error as { code?: string }).code?.startsWith('SQLITE_BUSY') ?? false;
+        if (!isBusy || performance.now() > endsAt) throw error;
+      }
+      await delay(lockPauseMs);
+    }
+  } finally {
+    database.pragma(`busy_timeout = ${waitMs}`);
+  }
+}
