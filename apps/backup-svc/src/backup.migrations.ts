@@ -1,4 +1,4 @@
-import { baseline } from '@airdock/platform/schema/frozen-tables';
+import { baseline } from '@airdock/platform/schema/baseline';
 
 /** What has changed the tables of this service since its first version, oldest first. Add to the end; change nothing. */
 export const backupMigrations = [

@@ -28,7 +28,7 @@ import { JobEntity, platformEntities } from './jobs/job.entity.js';
 import { JobRetention } from './jobs/job-retention.js';
 import { JobsService, ownedBy, ownedByOthers } from './jobs/jobs.service.js';
 import { noProgress } from './jobs/progress.js';
-import { ForwardMigration, type Migration, tablePath } from './schema/frozen-tables.js';
+import { ForwardMigration, type Migration, tablePath } from './schema/migration.js';
 import { tablesOf } from './testing/tables.js';
 
 @Entity('thing')

@@ -14,8 +14,8 @@ import {
 } from 'typeorm';
 import type { QueryDeepPartialEntity } from 'typeorm/query-builder/QueryPartialEntity.js';
 import type { Config, ServiceName } from './config.js';
-import type { Migration } from './schema/frozen-tables.js';
 import { migrate } from './schema/migrate.js';
+import type { Migration } from './schema/migration.js';
 
 /** A service's own tables. One per service module, so that shared providers reach the right one. */
 export class ServiceDatabase {

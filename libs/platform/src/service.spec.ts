@@ -19,7 +19,7 @@ import { Job } from './jobs/job.schema.js';
 import { type JobContext, JobProcessor, JobType } from './jobs/job-processor.js';
 import { JobsService } from './jobs/jobs.service.js';
 import { apiToken } from './platform.module.js';
-import { baseline } from './schema/frozen-tables.js';
+import { baseline } from './schema/baseline.js';
 import { defineService, listen, rootModule } from './service.js';
 
 const Thing = z.strictObject({ name: z.string().min(1) }).meta({ id: 'Thing' });

@@ -37,7 +37,7 @@ import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controll
 import { JobsService } from './jobs/jobs.service.js';
 import { PlatformModule } from './platform.module.js';
 import { exitWithProblem, stopSignal } from './process.js';
-import type { Migration } from './schema/frozen-tables.js';
+import type { Migration } from './schema/migration.js';
 import { readSecretFile, securePrivateFolder } from './secret-file.js';
 import { SecretBox } from './secrets.js';
 import { SealedColumns } from './secrets-key/sealed-columns.js';

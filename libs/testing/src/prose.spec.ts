@@ -28,5 +28,7 @@ describe('the documents', () => {
 it('a line of prose is measured without where its links lead', () => {
   const words = 'word '.repeat(30).trim();
   expect(longLines(`${words} [text](https://example.com/${'a'.repeat(200)})`)).toEqual([]);
-  expect(longLines(`${words} and more words\n| ${words} ${words} |\n\`\`\`\n${words} ${words}\n\`\`\``)).toHaveLength(1);
+  expect(longLines(`${words} and more words\n| ${words} ${words} |\n\`\`\`\n${words} ${words}\n\`\`\``)).toHaveLength(
+    1,
+  );
 });

@@ -1,4 +1,4 @@
-import type { FrozenTables } from './frozen-tables.js';
+import type { FrozenTables } from './migration.js';
 
 /** The tables that every service has beside its own, as they were when migrations began. */
 export const platformTables: FrozenTables = {
