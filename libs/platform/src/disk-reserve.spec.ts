@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, symlink, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { type TempDir, tempDir } from '@airdock/testing/servers';
@@ -67,6 +67,18 @@ describe('a disk', () => {
       expect([await kept(), await reserve.isGivenOut()]).toEqual([256, false]);
     },
   );
+
+  it('that has its reserve for a while gets back a piece that somebody has taken', async () => {
+    await reserve.keep();
+    const anHourAgo = new Date(Date.now() - 3_600_000);
+    await utimes(join(disk, 'reserve'), anHourAgo, anHourAgo);
+    for (let round = 0; round < 2; round++) {
+      await reserve.keep();
+      await rm(join(disk, `reserve/piece-${round}`));
+      await reserve.keep();
+      expect(await kept()).toBe(256);
+    }
+  });
 
   it('with hardly more room than a reserve takes gets none, and what is no piece stays', async () => {
     await writeFile(join(disk, 'large'), Buffer.alloc(40 * 1024 * 1024, 1));

@@ -16,6 +16,7 @@ const lowBytes = 1024 * 1024;
 const lowFiles = 32;
 /** A reserve is not what fills a disk: it is made where so many times as much stays free. */
 const roomy = 4;
+const settleMs = 1_000;
 
 /**
  * What this user may still write to the disk of a folder. Root may have what others may not, but for what ext4 keeps to
@@ -47,8 +48,11 @@ export const isMountedReadOnly = (folder: string): Promise<boolean> =>
 
 /** Bytes and inodes kept on a disk, to be given out when it is full and something must make room. */
 export class DiskReserve {
+  /** When the folder was last changed while it held all pieces, ns since 1970. */
+  private completeAt: bigint | undefined;
+
   /** `folder` is made in one that is there, on the disk that it is for. */
-  constructor(private readonly folder: string) {}
+  constructor(readonly folder: string) {}
 
   /**
    * Whether the disk was full and has not got room again. The first piece is the first to go, and the first to come
@@ -71,12 +75,22 @@ export class DiskReserve {
     if (await this.relieve()) return;
     const { bytes, files } = await roomOf(dirname(this.folder));
     if (bytes < roomy * pieces * pieceBytes || files < roomy * pieces) return;
+    // To list hundreds of names every two seconds takes more time than all else that an idle DU does.
+    if (this.completeAt !== undefined && (await this.changedAt()) === this.completeAt) return;
+    const changedAt = await this.changedAt();
     const there = new Set(await this.list());
+    // A change within the same tick of the clock would not be seen.
+    const isSettled = changedAt !== undefined && changedAt < BigInt(Date.now() - settleMs) * 1_000_000n;
+    this.completeAt = there.size === pieces && isSettled ? changedAt : undefined;
     if (there.size === pieces) return;
     await mkdir(this.folder, { recursive: true, mode: 0o700 });
     for (let index = 0; index < pieces; index++)
       if (!there.has(`piece-${index}`))
         await writeFile(join(this.folder, `piece-${index}`), randomBytes(pieceBytes), { flag: 'wx', mode: 0o600 });
+  }
+
+  private async changedAt(): Promise<bigint | undefined> {
+    return (await lstat(this.folder, { bigint: true }).catch(() => undefined))?.mtimeNs;
   }
 
   /** In the registry's storage somebody who took it over could put a link here. */

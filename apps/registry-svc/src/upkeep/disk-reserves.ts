@@ -1,5 +1,6 @@
 import { BackgroundLoop } from '@airdock/platform/background-loop';
 import { CONFIG, type Config } from '@airdock/platform/config';
+import type { DiskReserve } from '@airdock/platform/disk-reserve';
 import { dataReserve } from '@airdock/platform/service';
 import { Inject, Injectable } from '@nestjs/common';
 import { RegistryService } from '../registry/registry.service.js';
@@ -12,6 +13,7 @@ import { StorageService } from '../registry/storage.service.js';
 @Injectable()
 export class DiskReserves extends BackgroundLoop {
   protected readonly pauseMs = 2_000;
+  private readonly reserves = new Map<string, DiskReserve>();
 
   constructor(
     @Inject(CONFIG) private readonly config: Config,
@@ -22,7 +24,18 @@ export class DiskReserves extends BackgroundLoop {
   }
 
   protected async round(): Promise<void> {
-    await dataReserve(this.config).keep();
-    if (await this.registry.ownsStorage()) await (await this.storage.reserve()).keep();
+    const data = this.kept(dataReserve(this.config));
+    await data.keep();
+    if (!(await this.registry.ownsStorage())) return;
+    // Where both share a disk it is the same one.
+    const storage = this.kept(await this.storage.reserve());
+    if (storage !== data) await storage.keep();
+  }
+
+  /** The same object in each round: it knows what it has seen. */
+  private kept(reserve: DiskReserve): DiskReserve {
+    const known = this.reserves.get(reserve.folder) ?? reserve;
+    this.reserves.set(known.folder, known);
+    return known;
   }
 }
