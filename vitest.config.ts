@@ -12,6 +12,7 @@ export default defineConfig({
   test: {
     // Tests wait more than they compute; by default a machine of two cores would run one file at a time. Each has ports, folders and a lab of its own.
     maxWorkers: 2,
+    // Waits have bounds of their own (`waitFor`); these end a test that hangs in none of them.
     projects: [
       {
         ...source,
@@ -19,8 +20,8 @@ export default defineConfig({
           name: 'unit',
           include: ['libs/**/src/**/*.spec.ts'],
           exclude: ['**/dist/**', '**/node_modules/**'],
-          testTimeout: 120_000,
-          hookTimeout: 120_000,
+          testTimeout: 600_000,
+          hookTimeout: 600_000,
         },
       },
       {
@@ -29,8 +30,8 @@ export default defineConfig({
           name: 'component',
           include: ['apps/**/src/**/*.spec.ts'],
           exclude: ['**/dist/**', '**/node_modules/**'],
-          testTimeout: 180_000,
-          hookTimeout: 180_000,
+          testTimeout: 600_000,
+          hookTimeout: 600_000,
         },
       },
       {
@@ -39,8 +40,8 @@ export default defineConfig({
           name: 'e2e',
           include: ['test/**/*.e2e.ts'],
           exclude: ['**/dist/**', '**/node_modules/**'],
-          testTimeout: 300_000,
-          hookTimeout: 300_000,
+          testTimeout: 1_200_000,
+          hookTimeout: 1_200_000,
         },
       },
     ],

@@ -220,7 +220,7 @@ describe.skipIf(!started.lab)('clusters', () => {
     });
     // The plan alone is no event.
     const told = () => receiver.received.map(({ event, verified }) => [event.type, verified]);
-    await expect.poll(told, { timeout: 20_000 }).toEqual(events.map((type) => [type, true]));
+    await expect.poll(told, { timeout: 120_000 }).toEqual(events.map((type) => [type, true]));
     await expectPulls(registryPort, first);
     expect((await getClusterReadiness({ client, path: { id }, throwOnError: true })).data).toMatchObject({
       ready: true,

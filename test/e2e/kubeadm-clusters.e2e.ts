@@ -92,7 +92,7 @@ describe.skipIf(!started.lab)('a cluster made with kubeadm', () => {
   /** Once all have told their state. */
   const expectNodes = (version: Version) =>
     expect
-      .poll(() => out(master(), `kubectl get nodes | grep -c ' Ready .*v${version}'`), { timeout: 30_000 })
+      .poll(() => out(master(), `kubectl get nodes | grep -c ' Ready .*v${version}'`), { timeout: 120_000 })
       .toBe(String(names.length));
   const local = (version: Version) =>
     kubernetesImages(version).map((name) => name.replace('k8s.gcr.io', `localhost:${du.registryPort}`));

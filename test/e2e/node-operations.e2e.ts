@@ -210,7 +210,7 @@ describe.skipIf(!started.lab)('nodes', () => {
         kubernetesImages(oldVersion).map((name) => name.replace('k8s.gcr.io', cluster.imageRepository)),
       ),
     );
-    await expect.poll(seen, { timeout: 30_000 }).toEqual([`master Ready ${oldVersion}`]);
+    await expect.poll(seen, { timeout: 120_000 }).toEqual([`master Ready ${oldVersion}`]);
   });
 
   it('are refused by kubeadm with its words when an image is not there, and a later call is not in the way of that', async () => {
@@ -272,7 +272,7 @@ describe.skipIf(!started.lab)('nodes', () => {
       await out(hosts.second, 'ls -A /etc/kubernetes; ls -dA /run/airdock-kubeadm* 2>/dev/null || true'),
     ).not.toMatch(/unfinished|airdock-kubeadm/);
     await expect
-      .poll(seen, { timeout: 30_000 })
+      .poll(seen, { timeout: 120_000 })
       .toEqual([`first Ready ${oldVersion}`, `master Ready ${oldVersion}`, `second Ready ${oldVersion}`]);
   });
 

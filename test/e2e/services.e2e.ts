@@ -164,7 +164,7 @@ describe('a worker that is killed while it tells of a job', () => {
     expect(await endOf(backup(), job.id)).toMatchObject({ state: 'succeeded' });
     const told = () => new Set(receiver.received.map(({ id, verified, event }) => `${id} ${verified} ${event.type}`));
     await expect
-      .poll(() => [...told()].map((line) => line.slice(37)).sort(), { timeout: 60_000 })
+      .poll(() => [...told()].map((line) => line.slice(37)).sort(), { timeout: 120_000 })
       .toEqual(['true backup.create.started', 'true backup.create.succeeded']);
     const delivered = async () => {
       const { data } = await listWebhookDeliveries({

@@ -903,7 +903,7 @@ describe('cluster-svc', () => {
       expect((await api('post', `${job.resource}/pause`).expect(200)).body).toMatchObject({ paused: true });
       release();
       await expect
-        .poll(async () => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase, { timeout: 20_000 })
+        .poll(async () => (await api('get', `/v1/jobs/${job.id}`)).body.progress.phase, { timeout: 120_000 })
         .toBe('paused');
       expect((await api('get', path)).body).toMatchObject({ state: 'paused', targetImageSetId: set121 });
       expect(
@@ -915,7 +915,7 @@ describe('cluster-svc', () => {
       // The worker hears of it within a second: while it waits for the first node, or for the second at the latest.
       others.looksAtNodes = 25;
       await api('post', `${job.resource}/resume`).expect(200);
-      await expect.poll(async () => (await upgradeOf(job)).nodes[0].state, { timeout: 20_000 }).toBe('upgrading');
+      await expect.poll(async () => (await upgradeOf(job)).nodes[0].state, { timeout: 120_000 }).toBe('upgrading');
       await api('post', `/v1/jobs/${job.id}/cancel`).expect(202);
       expect(await endOf(job.id)).toMatchObject({ state: 'cancelled' });
       const states = (await upgradeOf(job)).nodes.map(({ state }: { state: string }) => state);
@@ -939,7 +939,7 @@ describe('cluster-svc', () => {
       const { body: job } = await upgrade(path).expect(202);
       await expect
         .poll(async () => (await upgradeOf(job)).nodes.some(({ state }: { state: string }) => state === 'upgrading'), {
-          timeout: 20_000,
+          timeout: 120_000,
         })
         .toBe(true);
       await service.app.close();

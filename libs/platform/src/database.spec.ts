@@ -286,7 +286,7 @@ describe.each(databases)('on %s', (_name, start) => {
     retention.onApplicationBootstrap();
     // Not before its first round is over, which `isStopped` would cut short.
     await expect
-      .poll(async () => (await keys.find()).length + (await jobs.countBy({ id: ids.old })), { timeout: 10_000 })
+      .poll(async () => (await keys.find()).length + (await jobs.countBy({ id: ids.old })), { timeout: 120_000 })
       .toBe(1);
     await retention.beforeApplicationShutdown();
     const left = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
