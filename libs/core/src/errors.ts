@@ -1047,6 +1047,11 @@ export interface Problem {
 /**
  * The one error class. Adapters translate foreign errors into it once, at their edge, with `cause`. Whatever they
  * repeat of what a host, a file or a server has said is cleaned here: it comes to terminals, logs and answers.
+ *
+ * @example
+ * ```ts
+ * throw new AppError('bundle_not_found', { path }, { cause: error });
+ * ```
  */
 export class AppError extends Error {
   readonly details: ErrorDetails;

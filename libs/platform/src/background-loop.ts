@@ -3,6 +3,18 @@ import { type BeforeApplicationShutdown, Logger, type OnApplicationBootstrap } f
 /**
  * Something that a worker does now and then by itself, one round at a time. A failing round is logged once, until one
  * succeeds, and does not end the loop. Shutdown waits for the running round, while databases are still open.
+ *
+ * @example
+ * ```ts
+ * @Injectable()
+ * export class UploadSweeper extends BackgroundLoop {
+ *   protected readonly pauseMs = 60_000;
+ *
+ *   protected async round(): Promise<void> {
+ *     await this.uploads.removeOlderThan(Date.now() - 86_400_000);
+ *   }
+ * }
+ * ```
  */
 export abstract class BackgroundLoop implements OnApplicationBootstrap, BeforeApplicationShutdown {
   protected readonly logger = new Logger(this.constructor.name);

@@ -94,6 +94,14 @@ export type Statement =
  * Why not `dataSource.transaction`: on SQLite TypeORM has one connection per data source, and statements of other
  * requests would run inside an open transaction and be rolled back with it (typeorm#10372). Here nothing awaits between
  * BEGIN and COMMIT.
+ *
+ * @example
+ * ```ts
+ * const take = hosts.createQueryBuilder().update().set({ turnJobId: jobId }).where({ id, turnJobId: IsNull() });
+ * const note = events.createQueryBuilder().insert().values({ id: newId(), hostId: id });
+ * // False when another job has the host: then no event is written either.
+ * const isTaken = await atomically(dataSource, [take, note]);
+ * ```
  */
 export async function atomically(dataSource: DataSource, statements: Statement[]): Promise<boolean> {
   if (dataSource.options.type === 'postgres') {

@@ -88,6 +88,25 @@ export const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /**
  * The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for.
+ *
+ * @example
+ * ```ts
+ * @Module({})
+ * export class ImageModule {
+ *   static register(roles: Roles): DynamicModule {
+ *     return defineService(roles, {
+ *       module: ImageModule,
+ *       name: 'image',
+ *       entities: [PushEntity],
+ *       migrations: imageMigrations,
+ *       controllers: [PushController],
+ *       providers: [PushService],
+ *       workers: [PushProcessor],
+ *       jobTypes: [pushJobType],
+ *     });
+ *   }
+ * }
+ * ```
  */
 export function defineService(
   roles: Roles,

@@ -51,6 +51,12 @@ export interface OpenBundleOptions {
  * `bundle_unsafe`, `bundle_too_large`, `digest_mismatch`, `digest_unsupported`, `image_name_missing`,
  * `reference_invalid`, `image_unsupported`, `layer_encrypted`, `layer_foreign`, `space_insufficient`, and the signal's
  * reason.
+ *
+ * @example
+ * ```ts
+ * await using bundle = await openBundle('/srv/bundles/kubernetes.tar', { workDir });
+ * for (const { names, platforms } of bundle.images) console.log(names, platforms);
+ * ```
  */
 export async function openBundle(path: string, options: OpenBundleOptions): Promise<ImageSource> {
   const status = await stat(path).catch((cause: unknown) => {

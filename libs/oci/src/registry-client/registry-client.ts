@@ -41,6 +41,12 @@ const maxPageBytes = 16 * 1024 * 1024;
 /**
  * All methods throw `registry_unavailable` when trying again may help, `registry_rejected` with the registry's own
  * `registryCode`, and the signal's reason. Many calls may run at a time. The owner calls `close`.
+ *
+ * @example
+ * ```ts
+ * await using registry = new RegistryClient('http://127.0.0.1:5100');
+ * const manifest = await registry.getManifest('pause', '3.2');
+ * ```
  */
 export class RegistryClient implements AsyncDisposable {
   readonly #http: RegistryHttp;

@@ -28,7 +28,18 @@ interface OperationOptions {
   status?: number;
 }
 
-/** One route, as the OpenAPI document and the response see it. */
+/**
+ * One route, as the OpenAPI document and the response see it.
+ *
+ * @example
+ * ```ts
+ * @Get(':id')
+ * @Operation({ id: 'getPush', summary: 'One push', returns: pushSchema })
+ * get(@Param('id') id: string) {
+ *   return this.pushes.get(id);
+ * }
+ * ```
+ */
 export function Operation({ id, summary, returns, status = returns ? 200 : 204 }: OperationOptions) {
   return applyDecorators(
     ApiOperation({ operationId: id, summary }),

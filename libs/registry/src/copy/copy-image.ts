@@ -84,6 +84,13 @@ export interface CopyImagesOptions {
  * Copies images; the result is in the order of `images`. An image that fails does not stop the others: its `error` says
  * why, and no tag of it was touched, except when a tag itself was refused. Throws only the signal's reason, within a
  * second of its abort.
+ *
+ * @example
+ * ```ts
+ * const images = source.images.map((image) => ({ image, names: [{ repository: 'pause', tag: '3.2' }] }));
+ * const copied = await copyImages({ source, images, registry, storage, signal });
+ * const failed = copied.filter(({ error }) => error);
+ * ```
  */
 export async function copyImages(options: CopyImagesOptions): Promise<CopiedImage[]> {
   const { images, signal, concurrency = 4 } = options;

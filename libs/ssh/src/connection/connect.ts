@@ -37,6 +37,12 @@ const hostKeyTypes: ServerHostKeyAlgorithm[][] = [
 /**
  * Connects and logs in, after the host has shown the pinned key. Throws `host_unreachable`, `host_timeout`,
  * `host_key_mismatch` (with both fingerprints), `host_auth_failed`; `detail` names the host and the way to it.
+ *
+ * @example
+ * ```ts
+ * await using host = await connectSsh({ address, port: 22, username: 'root', privateKey, hostKeyFingerprint });
+ * const kernel = await host.run(['uname', '-r']);
+ * ```
  */
 export async function connectSsh(target: SshTarget, options: ConnectOptions = {}): Promise<SshConnection> {
   // On first use all types are asked for at once: the first one that the host has is taken.

@@ -69,6 +69,12 @@ export interface OpenTunnel {
  *
  * A socket is bound under a name that nobody has had, and gets its own name in one step by `publish`: what a connection
  * left that died without a word is in nobody's way, and a client finds the old way or the new one, never none.
+ *
+ * @example
+ * ```ts
+ * const tunnel = await openTunnel(host, { hostPort: 5100, target: { path: registrySocket } });
+ * await tunnel.close();
+ * ```
  */
 export async function openTunnel(
   connection: SshConnection,
