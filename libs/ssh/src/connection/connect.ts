@@ -1,6 +1,6 @@
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
-import { AppError } from '@airdock/core/errors';
+import { AppError, type ErrorCode } from '@airdock/core/errors';
 import type { ConnectConfig, ServerHostKeyAlgorithm } from 'ssh2';
 import { HostBuffers } from '../command/host-buffers.js';
 import { algorithmsToOffer } from './algorithms.js';
@@ -51,7 +51,7 @@ export async function connectSsh(target: SshTarget, options: ConnectOptions = {}
   try {
     for (const serverHostKey of attempts) {
       try {
-        return await connectOnce(target, serverHostKey, options);
+        return await new Login(target, serverHostKey, options).run();
       } catch (error) {
         if (!(error instanceof AppError) || error.code !== 'host_key_mismatch') throw error;
         // A type that the host does not have shows no key; what it did show is the better message.
@@ -65,128 +65,165 @@ export async function connectSsh(target: SshTarget, options: ConnectOptions = {}
   }
 }
 
-async function connectOnce(
-  target: SshTarget,
-  serverHostKey: ServerHostKeyAlgorithm[],
-  { signal, via, onServed = () => undefined, buffers = new HostBuffers() }: ConnectOptions,
-): Promise<SshConnection> {
-  signal?.throwIfAborted();
-  const client = new (ssh2().Client)();
-  const { hostKeyFingerprint, password } = target;
-  let pinned = typeof hostKeyFingerprint === 'string' ? hostKeyFingerprint : undefined;
-  let seen: string | undefined;
-  let notPinned: unknown;
-  let asksForMore = false;
-  let abort = () => undefined as unknown;
-  let socket: Duplex | undefined;
-  const where = `${target.address}:${target.port}${via ? ` through ${via.where}` : ''}`;
-  const verify = (key: Buffer, answer: (permitted: boolean) => void) => {
-    seen = fingerprintOf(key);
-    // Asked once: keys are exchanged again in the life of a connection.
-    if (pinned !== undefined || typeof hostKeyFingerprint === 'string') return answer(seen === pinned);
-    hostKeyFingerprint(seen).then(
-      (answered) => {
-        pinned = answered;
-        answer(seen === pinned);
+/** One try to connect and log in. */
+class Login {
+  private readonly client = new (ssh2().Client)();
+  /** The host, and the way to it, for errors. */
+  private readonly where: string;
+  private pinned: string | undefined;
+  private shown: string | undefined;
+  /** Why the key that was shown on first use could not be pinned. */
+  private pinError: unknown;
+  private isPasswordGiven = false;
+  private asksForMore = false;
+
+  constructor(
+    private readonly target: SshTarget,
+    private readonly serverHostKey: ServerHostKeyAlgorithm[],
+    private readonly options: ConnectOptions,
+  ) {
+    const { address, port, hostKeyFingerprint } = target;
+    this.where = `${address}:${port}${options.via ? ` through ${options.via.where}` : ''}`;
+    this.pinned = typeof hostKeyFingerprint === 'string' ? hostKeyFingerprint : undefined;
+  }
+
+  async run(): Promise<SshConnection> {
+    const { signal, via, buffers = new HostBuffers() } = this.options;
+    const { address: host, port } = this.target;
+    signal?.throwIfAborted();
+    let socket: Duplex | undefined;
+    try {
+      // Nagle's algorithm costs a factor of forty on small writes.
+      socket = (await via?.forwardTo(this.target)) ?? connect({ host, port, noDelay: true });
+      await this.ready(socket);
+    } catch (error) {
+      this.client.destroy();
+      socket?.destroy();
+      throw this.translate(error);
+    }
+    return new SshConnection(this.client, socket, this.target, this.where, via, buffers);
+  }
+
+  /** Resolves when the host has shown the pinned key and let us in; rejects with the signal's reason. */
+  private async ready(socket: Duplex): Promise<void> {
+    const { signal, onServed } = this.options;
+    const ended = new AbortController();
+    try {
+      await new Promise<void>((resolve, reject) => {
+        const abort = () => reject(signal?.reason);
+        signal?.addEventListener('abort', abort, { once: true, signal: ended.signal });
+        if (signal?.aborted) abort();
+        this.client
+          .once('ready', resolve)
+          // Not once: a host can make more than one of them before anybody else listens, and one without a listener
+          // ends the process.
+          .on('error', reject)
+          .once('close', () =>
+            reject(Object.assign(new Error('the connection was closed'), { level: 'client-socket' })),
+          )
+          .on('keyboard-interactive', (_name, _instructions, _language, prompts, finish) =>
+            finish(this.answers(prompts)),
+          )
+          .connect(this.settings(socket));
+        // `connect` has paused the socket, so that nothing is lost before ssh2 listens too.
+        socket.prependListener('data', () => {
+          onServed?.();
+          // What ssh2 answers to it goes out together: a window that opens lets a channel send as many packets as fit,
+          // each of which would be a system call.
+          socket.cork();
+          process.nextTick(() => socket.uncork());
+        });
+      });
+    } finally {
+      ended.abort();
+    }
+  }
+
+  private settings(socket: Duplex): ConnectConfig & { maxChannels: number } {
+    const { username, password, privateKey, passphrase, algorithms } = this.target;
+    return {
+      // Of any kind: ssh2's own type names the one of node:net.
+      sock: socket as ConnectConfig['sock'],
+      username,
+      ...(privateKey ? readablePrivateKey(privateKey, passphrase) : {}),
+      ...(password ? { password, tryKeyboard: true } : {}),
+      // Not 'none' first, which every sshd refuses, and OpenSSH only after some milliseconds.
+      authHandler: [
+        ...(password ? ['password' as const] : []),
+        ...(privateKey ? ['publickey' as const] : []),
+        ...(password ? ['keyboard-interactive' as const] : []),
+      ],
+      readyTimeout: connectTimeoutMs,
+      keepaliveInterval: 5_000,
+      keepaliveCountMax: 3,
+      algorithms: { ...algorithmsToOffer(algorithms), serverHostKey: this.serverHostKey },
+      hostVerifier: (key: Buffer, answer: (isPinned: boolean) => void) => this.verify(key, answer),
+      maxChannels,
+    };
+  }
+
+  private verify(key: Buffer, answer: (isPinned: boolean) => void): void {
+    const { hostKeyFingerprint } = this.target;
+    const shown = fingerprintOf(key);
+    this.shown = shown;
+    // Whoever pins is asked once: keys are exchanged again in the life of a connection.
+    if (this.pinned !== undefined || typeof hostKeyFingerprint === 'string') return answer(shown === this.pinned);
+    hostKeyFingerprint(shown).then(
+      (pinned) => {
+        this.pinned = pinned;
+        answer(shown === pinned);
       },
       (error: unknown) => {
-        notPinned = error;
+        this.pinError = error;
         answer(false);
       },
     );
-  };
-  try {
-    // Nagle's algorithm costs a factor of forty on small writes.
-    const own = (await via?.forwardTo(target)) ?? connect({ host: target.address, port: target.port, noDelay: true });
-    socket = own;
-    await new Promise<void>((resolve, reject) => {
-      abort = () => reject(signal?.reason);
-      signal?.addEventListener('abort', abort, { once: true });
-      if (signal?.aborted) abort();
-      let isAnswered = false;
-      client
-        .once('ready', resolve)
-        // Not once: a host can make more than one of them before anybody else listens, and one without a listener ends
-        // the process.
-        .on('error', reject)
-        .once('close', () => reject(Object.assign(new Error('the connection was closed'), { level: 'client-socket' })))
-        .on('keyboard-interactive', (_name, _instructions, _language, prompts, finish) => {
-          // The first hidden question is that for the password. A second one is for a one-time code, or for a new
-          // password.
-          const isFirst = !isAnswered && prompts.some(({ echo }) => !echo);
-          asksForMore ||= !isFirst;
-          isAnswered ||= isFirst;
-          finish(prompts.map(({ echo }) => (isFirst && !echo ? (password ?? '') : '')));
-        })
-        .connect({
-          sock: own,
-          username: target.username,
-          ...(target.privateKey ? readablePrivateKey(target.privateKey, target.passphrase) : {}),
-          ...(password ? { password, tryKeyboard: true } : {}),
-          // Not 'none' first, which every sshd refuses, and OpenSSH only after some milliseconds.
-          authHandler: [
-            ...(password ? ['password' as const] : []),
-            ...(target.privateKey ? ['publickey' as const] : []),
-            ...(password ? ['keyboard-interactive' as const] : []),
-          ],
-          readyTimeout: connectTimeoutMs,
-          keepaliveInterval: 5_000,
-          keepaliveCountMax: 3,
-          algorithms: { ...algorithmsToOffer(target.algorithms), serverHostKey },
-          hostVerifier: verify,
-          maxChannels,
-        } as ConnectConfig & { maxChannels: number });
-      // `connect` has paused the socket, so that nothing is lost before ssh2 listens too.
-      own.prependListener('data', () => {
-        onServed();
-        // What ssh2 answers to it goes out together: a window that opens lets a channel send as many packets as fit,
-        // each of which would be a system call.
-        own.cork();
-        process.nextTick(() => own.uncork());
-      });
-    });
-  } catch (thrown) {
-    client.destroy();
-    socket?.destroy();
-    if (thrown instanceof AppError) throw thrown;
+  }
+
+  /**
+   * The first hidden question is that for the password. A second one is for a one-time code, or for a new password: it
+   * gets no answer.
+   */
+  private answers(prompts: readonly { echo?: boolean }[]): string[] {
+    const isForPassword = !this.isPasswordGiven && prompts.some(({ echo }) => !echo);
+    this.asksForMore ||= !isForPassword;
+    this.isPasswordGiven ||= isForPassword;
+    return prompts.map(({ echo }) => (isForPassword && !echo ? (this.target.password ?? '') : ''));
+  }
+
+  private translate(thrown: unknown): unknown {
+    if (thrown instanceof AppError) return thrown;
+    const { signal } = this.options;
+    if (signal?.aborted) return signal.reason;
+    if (this.pinError) return this.pinError;
     const cause = cleanError(thrown);
-    signal?.throwIfAborted();
-    if (notPinned) throw notPinned;
     const { level, message, code } = cause;
-    const details = { host: where };
-    if (seen && pinned && seen !== pinned)
-      throw new AppError('host_key_mismatch', {
-        ...details,
-        detail: `pinned ${pinned}, but ${where} shows ${seen}`,
-        pinned,
-        seen,
-      });
-    if (/no matching host key/i.test(message))
-      throw new AppError('host_key_mismatch', {
-        ...details,
-        detail: pinned ? `${where} has no key of the pinned kind` : `${where} has no Ed25519, ECDSA or RSA key`,
-        pinned,
-      });
+    if (this.shown && this.pinned && this.shown !== this.pinned) return this.wrongKey();
+    if (/no matching host key/i.test(message)) return this.noKey();
+    const error = (of: ErrorCode, detail: string) => new AppError(of, { host: this.where, detail }, { cause });
+    const { where } = this;
     if (level === 'client-authentication')
-      throw new AppError(
+      return error(
         'host_auth_failed',
-        {
-          ...details,
-          detail: `${target.username}@${where}${asksForMore ? ', which asks for more than the password' : ''}`,
-        },
-        { cause },
+        `${this.target.username}@${where}${this.asksForMore ? ', which asks for more than the password' : ''}`,
       );
     const broken = brokenRule(cause);
-    if (broken) throw new AppError(broken, { ...details, detail: `${where}: ${message}` }, { cause });
+    if (broken) return error(broken, `${where}: ${message}`);
     if (level === 'client-timeout')
-      throw new AppError(
-        'host_timeout',
-        { ...details, detail: `${where} did not answer within ${connectTimeoutMs / 1000} s` },
-        { cause },
-      );
-    throw new AppError('host_unreachable', { ...details, detail: `${where}: ${code ?? message}` }, { cause });
-  } finally {
-    signal?.removeEventListener('abort', abort);
+      return error('host_timeout', `${where} did not answer within ${connectTimeoutMs / 1000} s`);
+    return error('host_unreachable', `${where}: ${code ?? message}`);
   }
-  return new SshConnection(client, socket, target, where, via, buffers);
+
+  private wrongKey(): AppError {
+    const { where: host, pinned, shown } = this;
+    const detail = `pinned ${pinned}, but ${host} shows ${shown}`;
+    return new AppError('host_key_mismatch', { host, detail, pinned, seen: shown });
+  }
+
+  /** Of the kinds that were asked for. */
+  private noKey(): AppError {
+    const { where: host, pinned } = this;
+    const detail = pinned ? `${host} has no key of the pinned kind` : `${host} has no Ed25519, ECDSA or RSA key`;
+    return new AppError('host_key_mismatch', { host, detail, pinned });
+  }
 }
