@@ -5,7 +5,8 @@ import { connect, type OnReadOpts, Socket } from 'node:net';
 import { AppError } from '@airdock/core/errors';
 import type { AcceptConnection, ClientChannel, RejectConnection } from 'ssh2';
 import type { SshConnection } from '../connection/connection.js';
-import { isLoopback, isOwnListener, listenersOn, refusalOf, settingsOf } from './sshd-look.js';
+import { bindPort } from './port-binding.js';
+import { settingsOf } from './sshd-look.js';
 
 /** Where a tunnel begins on the host, and where it leads. */
 export interface TunnelOptions {
@@ -76,165 +77,10 @@ export interface OpenTunnel {
  * await tunnel.close();
  * ```
  */
-export async function openTunnel(
-  connection: SshConnection,
-  { hostPort, hostSocket, target, onServed = () => undefined }: TunnelOptions,
-): Promise<OpenTunnel> {
-  const bound = hostSocket === undefined ? hostPort : `${hostSocket}.${randomBytes(8).toString('hex')}`;
-  // ssh2 is patched to say when it refuses a channel.
-  const client: EventEmitter = connection.client;
-  const forwards = new Set<Forward>();
-  let bytesSent = 0;
-  let refused = 0;
-  const onRefused = () => {
-    refused += 1;
-  };
-  const release = (isLocal: boolean) => {
-    const waiting = held;
-    held = undefined;
-    for (const decide of waiting ?? []) decide(isLocal);
-  };
-  // A read that takes the last room stops the others too, so that there is at most one read more than the bound.
-  const onRoom = () => {
-    for (const forward of forwards) forward.regulate();
-  };
-  const onSent = (bytes: number) => {
-    bytesSent += bytes;
-  };
-  // Until it is known who can connect, connections wait.
-  let held: Set<(isLocal: boolean) => void> | undefined = new Set();
-  const lead = (
-    from: { destPort?: number; socketPath?: string },
-    accept: AcceptConnection<ClientChannel>,
-    reject: RejectConnection,
-  ) => {
-    if ((from.socketPath ?? from.destPort) !== bound) return;
-    if (held) return void held.add((isLocal) => (isLocal ? lead(from, accept, reject) : attempt(reject)));
-    const forward = new Forward(
-      connection,
-      target,
-      { accept, reject },
-      { onServed, onSent, onRoom, onEnd: () => forwards.delete(forward) },
-    );
-    forwards.add(forward);
-  };
-  const closeAll = () => {
-    release(false);
-    client.off('tcp connection', lead).off('unix connection', lead).off('channel refused', onRefused);
-    for (const forward of forwards) forward.destroy();
-  };
-  client.on('tcp connection', lead).on('unix connection', lead).on('channel refused', onRefused);
-  let address: string | undefined;
-  try {
-    if (hostSocket === undefined) address = await bindPort(connection, hostPort);
-    else await bindSocket(connection, String(bound), hostSocket);
-  } catch (error) {
-    closeAll();
-    throw error;
-  }
-  release(true);
-  void connection.closed.then(closeAll);
-  return {
-    bytesSent: () => bytesSent,
-    refused: () => refused,
-    publish: async (signal) => {
-      if (hostSocket === undefined) return;
-      const { exitCode, stderr } = await connection.exec(['sh', '-c', publishScript, 'sh', String(bound), hostSocket], {
-        signal,
-        deadlineMs: publishMs,
-      });
-      if (exitCode !== 0)
-        throw new AppError('tunnel_failed', { detail: `${hostSocket} on the host: ${stderr.trim().slice(-300)}` });
-    },
-    close: async () => {
-      // What is broken, or refused, frees the port as well.
-      await connection.forwardFrom(bound, false, address).catch(() => undefined);
-      closeAll();
-    },
-  };
-}
-
-/**
- * See `openTunnel`; returns the address by which sshd was asked. OpenSSH gives no reason for a no. What PermitListen
- * names it compares as text, so that it may let us listen on `localhost` and not on 127.0.0.1. Of `localhost` it says
- * yes also when it got ::1 only.
- */
-async function bindPort(connection: SshConnection, port: number): Promise<string> {
-  let address = '127.0.0.1';
-  const bind = () =>
-    connection.forwardFrom(port, true, address).then(
-      () => undefined,
-      (error: unknown) => {
-        if (error instanceof AppError) throw error;
-        return error as Error;
-      },
-    );
-  const giveUp = () => connection.forwardFrom(port, false, address).catch(() => undefined);
-  const wide = async () => (await listenersOn(connection, port)).filter((one) => !isLoopback(one));
-  const taken = (by: string, cause?: Error) =>
-    new AppError(
-      'host_port_taken',
-      { detail: `127.0.0.1:${port} on the host could not be bound: ${by}`, port },
-      { cause },
-    );
-  const settled = async () => {
-    if (address === '127.0.0.1' || (await isOwnListener(connection, port))) return address;
-    await giveUp();
-    throw taken('another user listens there');
-  };
-  let cause = await bind();
-  if (cause) {
-    const listeners = await listenersOn(connection, port);
-    if (listeners.length > 0) throw taken(`somebody listens on ${listeners.join(', ')}`, cause);
-    // Whoever had it may have gone just now.
-    cause = await bind();
-    if (cause) {
-      address = 'localhost';
-      if (await bind()) {
-        const reason = await refusalOf(connection, 'tcp');
-        const enough = /permitlisten/i.test(reason) ? `; PermitListen 127.0.0.1:${port} is enough for this port` : '';
-        const detail = `${connection.where}: 127.0.0.1:${port} on the host could not be bound: ${reason}${enough}`;
-        throw new AppError('host_forwarding_refused', { detail, port }, { cause });
-      }
-    }
-  }
-  const seen = await listenersOn(connection, port);
-  if (seen.length > 0 && seen.every(isLoopback)) return settled();
-  // Another program may listen on another address of the host: what is left without us is not ours.
-  await giveUp();
-  const others = await wide();
-  const own = seen.filter((one) => !isLoopback(one) && !others.includes(one));
-  if (own.length > 0)
-    throw new AppError('tunnel_exposed', {
-      detail: `${connection.where}: its sshd bound port ${port} on ${own.join(', ')}: ${await refusalOf(connection, 'address')}`,
-      port,
-    });
-  if (seen.length === 0)
-    throw new AppError('tunnel_failed', {
-      detail: `${connection.where}: on which addresses its sshd listens on port ${port} cannot be seen`,
-    });
-  cause = await bind();
-  const now = cause ? [] : await wide();
-  if (!cause && now.every((one) => others.includes(one))) return settled();
-  await giveUp();
-  throw new AppError(
-    'tunnel_failed',
-    { detail: `${connection.where}: who listens on port ${port} changes too fast` },
-    cause ? { cause } : undefined,
-  );
-}
-
-/** See `openTunnel`. */
-async function bindSocket(connection: SshConnection, bound: string, hostSocket: string): Promise<void> {
-  try {
-    await connection.forwardFrom(bound, true);
-  } catch (cause) {
-    if (cause instanceof AppError) throw cause;
-    const settings = await settingsOf(connection, 'streamLocal');
-    const detail = `${connection.where}: its sshd does not bind ${hostSocket} for us`;
-    if (settings) throw new AppError('host_forwarding_refused', { detail: `${detail}: ${settings}` }, { cause });
-    throw new AppError('tunnel_failed', { detail: `${detail}: is the folder the login user's?` }, { cause });
-  }
+export async function openTunnel(connection: SshConnection, options: TunnelOptions): Promise<OpenTunnel> {
+  const tunnel = new Tunnel(connection, options);
+  await tunnel.bind();
+  return tunnel;
 }
 
 /**
@@ -267,6 +113,128 @@ export const publishMs = 4_000;
 const publishScript = `
 mv -f "$1" "$2" || exit 1
 for other in "$2".*; do [ ! -S "$other" ] || rm -f "$other"; done`;
+
+/** See `openTunnel`. */
+class Tunnel implements OpenTunnel {
+  /** What sshd was asked to bind: a port, or a path that nobody has had. */
+  private readonly bound: number | string;
+  /** Of a port: the address by which sshd was asked. */
+  private address: string | undefined;
+  private readonly forwards = new Set<Forward>();
+  /** Until it is known who can connect, connections wait here. */
+  private waiting: Set<(isLocal: boolean) => void> | undefined = new Set();
+  private sent = 0;
+  private refusals = 0;
+
+  constructor(
+    private readonly connection: SshConnection,
+    private readonly options: TunnelOptions,
+  ) {
+    const { hostPort, hostSocket } = options;
+    this.bound = hostSocket === undefined ? hostPort : `${hostSocket}.${randomBytes(8).toString('hex')}`;
+  }
+
+  async bind(): Promise<void> {
+    const { hostPort, hostSocket } = this.options;
+    this.client.on('tcp connection', this.take).on('unix connection', this.take).on('channel refused', this.count);
+    try {
+      if (hostSocket === undefined) this.address = await bindPort(this.connection, hostPort);
+      else await bindSocket(this.connection, String(this.bound), hostSocket);
+    } catch (error) {
+      this.end();
+      throw error;
+    }
+    this.release(true);
+    void this.connection.closed.then(() => this.end());
+  }
+
+  bytesSent(): number {
+    return this.sent;
+  }
+
+  refused(): number {
+    return this.refusals;
+  }
+
+  async publish(signal?: AbortSignal): Promise<void> {
+    const { hostSocket } = this.options;
+    if (hostSocket === undefined) return;
+    const rename = ['sh', '-c', publishScript, 'sh', String(this.bound), hostSocket];
+    const { exitCode, stderr } = await this.connection.exec(rename, { signal, deadlineMs: publishMs });
+    if (exitCode !== 0)
+      throw new AppError('tunnel_failed', { detail: `${hostSocket} on the host: ${stderr.trim().slice(-300)}` });
+  }
+
+  async close(): Promise<void> {
+    // What is broken, or refused, frees the port as well.
+    await this.connection.forwardFrom(this.bound, false, this.address).catch(() => undefined);
+    this.end();
+  }
+
+  /** ssh2 is patched to say when it refuses a channel. */
+  private get client(): EventEmitter {
+    return this.connection.client;
+  }
+
+  private readonly count = (): void => {
+    this.refusals += 1;
+  };
+
+  private readonly take = (
+    from: { destPort?: number; socketPath?: string },
+    accept: AcceptConnection<ClientChannel>,
+    reject: RejectConnection,
+  ): void => {
+    if ((from.socketPath ?? from.destPort) !== this.bound) return;
+    if (this.waiting) {
+      this.waiting.add((isLocal) => (isLocal ? this.take(from, accept, reject) : attempt(reject)));
+      return;
+    }
+    const { target, onServed = () => undefined } = this.options;
+    const forward: Forward = new Forward(
+      this.connection,
+      target,
+      { accept, reject },
+      {
+        onServed,
+        onSent: (bytes) => {
+          this.sent += bytes;
+        },
+        // A read that takes the last room stops the others too, so that there is at most one read more than the bound.
+        onRoom: () => {
+          for (const other of this.forwards) other.regulate();
+        },
+        onEnd: () => this.forwards.delete(forward),
+      },
+    );
+    this.forwards.add(forward);
+  };
+
+  private release(isLocal: boolean): void {
+    const { waiting } = this;
+    this.waiting = undefined;
+    for (const decide of waiting ?? []) decide(isLocal);
+  }
+
+  private end(): void {
+    this.release(false);
+    this.client.off('tcp connection', this.take).off('unix connection', this.take).off('channel refused', this.count);
+    for (const forward of this.forwards) forward.destroy();
+  }
+}
+
+/** See `openTunnel`. */
+async function bindSocket(connection: SshConnection, bound: string, hostSocket: string): Promise<void> {
+  try {
+    await connection.forwardFrom(bound, true);
+  } catch (cause) {
+    if (cause instanceof AppError) throw cause;
+    const settings = await settingsOf(connection, 'streamLocal');
+    const detail = `${connection.where}: its sshd does not bind ${hostSocket} for us`;
+    if (settings) throw new AppError('host_forwarding_refused', { detail: `${detail}: ${settings}` }, { cause });
+    throw new AppError('tunnel_failed', { detail: `${detail}: is the folder the login user's?` }, { cause });
+  }
+}
 
 interface ForwardEvents {
   onServed: () => void;
