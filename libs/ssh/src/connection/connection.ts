@@ -1,22 +1,15 @@
-import type { Duplex, Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
+import type { Duplex } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { cleanLine, cleanText } from '@airdock/core/host/host-text';
 import type { Client, ClientChannel } from 'ssh2';
 import { commandError } from '../command/command-error.js';
-import { betweenMarks, MarkedOutput, maxOutputBytes, readInto } from '../command/command-output.js';
-import {
-  type CommandKind,
-  deadlineOf,
-  defaultStallMs,
-  firstCommandMs,
-  stallTimer,
-  touching,
-} from '../command/command-time.js';
+import { betweenMarks, maxOutputBytes } from '../command/command-output.js';
+import { firstCommandMs } from '../command/command-time.js';
 import type { HostBuffers } from '../command/host-buffers.js';
 import { marked, newMark, shellLine } from '../command/shell-line.js';
 import type { SshAlgorithms } from './algorithms.js';
+import { CommandRun, type ExecOptions, type ExecResult } from './command-run.js';
 import { SessionSlots } from './session-slots.js';
 import { brokenRule, cleanError, type SshError } from './ssh-error.js';
 import { followSession, type OpenSession, refusedExec, shellUnusable, sudoRefused } from './ssh-session.js';
@@ -46,34 +39,6 @@ export type FirstUse = (seen: string) => Promise<string>;
 
 /** How the user becomes root on a host. */
 export type Elevation = 'root' | 'sudo without password' | 'sudo with password';
-
-/** How a command is run: its input, its user, its bounds. */
-export interface ExecOptions {
-  /** Written to the command's standard input; destroyed on failure. */
-  stdin?: Readable | string | undefined;
-  signal?: AbortSignal | undefined;
-  /** Run as root, through sudo when the user is another. */
-  sudo?: boolean;
-  /** Ends the command when it prints and takes nothing for this long. Default 120 000. */
-  stallTimeoutMs?: number;
-  /**
-   * Bounds its time in all. Default: `transfer` with a stream as input, `work` where the stall timeout is longer than
-   * that of a look, else `look`.
-   */
-  kind?: CommandKind | undefined;
-  /** Instead of the time of its kind. */
-  deadlineMs?: number | undefined;
-  /** Called whenever the command prints something. */
-  onOutput?: (() => void) | undefined;
-}
-
-/** How a command ended. An exit code other than 0 is a result, not an error. */
-export interface ExecResult {
-  exitCode: number;
-  stdout: string;
-  /** Without what a terminal would act on. */
-  stderr: string;
-}
 
 /** For what an SSH server answers by itself, without starting anything. */
 const answerMs = 30_000;
@@ -225,111 +190,21 @@ export class SshConnection implements AsyncDisposable {
 
   /** `firstLine` goes before everything else to the standard input. */
   private async start(
-    full: string[],
-    {
-      stdin,
-      signal,
-      stallTimeoutMs = defaultStallMs,
-      kind,
-      deadlineMs,
-      onOutput,
-      firstLine,
-    }: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
+    argv: string[],
+    options: Omit<ExecOptions, 'sudo'> & { firstLine?: string | undefined },
   ): Promise<ExecResult> {
-    signal?.throwIfAborted();
-    const first = firstLine === undefined ? '' : `${firstLine}\n`;
-    const timeMs = deadlineMs ?? deadlineOf(stallTimeoutMs, kind ?? (isStream(stdin) ? 'transfer' : undefined));
+    options.signal?.throwIfAborted();
     const mark = newMark();
-    const { channel, closed, hasSaidAll } = await this.openSession(shellLine(marked(full, mark)), signal);
-    const ended = new AbortController();
-    const stop = (reason: unknown) => {
-      ended.abort(reason);
-      // The server keeps the channel until the program has gone, which nobody waits for here.
-      channel.signal('TERM');
-      channel.close();
-    };
-    const stall = stallTimer(stallTimeoutMs, () =>
-      stop(new AppError('host_timeout', { detail: `${full[0]} did nothing for ${stallTimeoutMs / 1000} s` })),
-    );
-    const deadline = setTimeout(
-      () => stop(new AppError('host_command_timeout', { detail: `${full[0]} after ${timeMs / 1000} s` })),
-      timeMs,
-    );
-    const abort = () => stop(signal?.reason);
-    signal?.addEventListener('abort', abort, { once: true });
+    const session = await this.openSession(shellLine(marked(argv, mark)), options.signal);
+    const run = new CommandRun(session, { ...options, name: argv[0] ?? '', mark, buffers: this.buffers, errors: this });
     // The end of the channel comes first, with an exit code perhaps, where it comes at all.
-    const lost = (error: Error) => setImmediate(() => stop(this.broken(error)));
+    const lost = (error: Error) => setImmediate(() => run.stop(this.broken(error)));
     this.waiting.add(lost);
-    const onExcess = (error: unknown) =>
-      stop(
-        error instanceof AppError ? new AppError(error.code, { detail: `${full[0]}: ${error.details.detail}` }) : error,
-      );
-    const [stdout, stderr] = [new MarkedOutput(this.buffers, mark), new MarkedOutput(this.buffers, mark)];
-    const onChunk = (isOutput: boolean) => {
-      stall.touch();
-      if (isOutput && stdout.size > 0) onOutput?.();
-      if (stdout.exitCode !== undefined && stderr.exitCode !== undefined) hasSaidAll();
-    };
-    readInto(stdout, channel, () => onChunk(true), onExcess);
-    readInto(stderr, channel.stderr, () => onChunk(false), onExcess);
-    const unusable = (code: number | undefined) =>
-      shellUnusable(this.where, this.target.username, code, this.withoutSecrets(stdout.noise || stderr.noise));
-    // A menu, say: it would wait for an answer until the time is over.
-    const begin = setTimeout(() => {
-      if (!stdout.hasBegun && stdout.noise + stderr.noise !== '') stop(unusable(undefined));
-    }, firstCommandMs);
-    const stopped = new Promise<never>((_, reject) => {
-      ended.signal.addEventListener('abort', () => reject(ended.signal.reason), { once: true });
-    });
-    const exit = Promise.race([closed, stopped]);
-    // A stop may come while the input is still being fed.
-    exit.catch(() => undefined);
-    if (signal?.aborted) abort();
-    let fed: unknown;
     try {
-      if (!isStream(stdin)) channel.end(first + (stdin ?? ''));
-      // The program may end before it has read everything; its exit code tells why.
-      else {
-        if (first) channel.write(first);
-        // Of a channel that is closed already ssh2 says nothing more, neither that its input was taken nor that it was
-        // not.
-        const over = new AbortController();
-        exit.then(
-          () => over.abort(),
-          () => undefined,
-        );
-        await pipeline(stdin, touching(stall.touch), channel.stdin, {
-          signal: AbortSignal.any([ended.signal, over.signal]),
-        }).catch((error: unknown) => {
-          const isOver = over.signal.aborted && !ended.signal.aborted;
-          fed = isOver
-            ? new AppError(
-                'host_command_failed',
-                { detail: `${full[0]} ended before it had read its input` },
-                { cause: error },
-              )
-            : error;
-          if (isOver && stdin.readableEnded) fed = undefined;
-          channel.end();
-        });
-      }
-      const code = await exit;
-      // What the shell does at its end may give another one.
-      const exitCode = stdout.exitCode ?? code;
-      if (exitCode === undefined) throw fed ?? this.broken(new Error('the connection was closed'));
-      if (!stdout.hasBegun || (exitCode === 0 && stdout.exitCode === undefined)) throw unusable(exitCode);
-      if (fed && exitCode === 0) throw fed;
-      return { exitCode, stdout: stdout.text(), stderr: stderr.text() };
+      return await run.result();
     } finally {
-      this.noteNoise(stdout.noise);
-      this.noteNoise(stderr.noise);
-      clearTimeout(begin);
-      stall.stop();
-      clearTimeout(deadline);
       this.waiting.delete(lost);
-      stdout.release();
-      stderr.release();
-      signal?.removeEventListener('abort', abort);
+      for (const text of run.noise) this.noteNoise(text);
     }
   }
 
@@ -484,6 +359,11 @@ export class SshConnection implements AsyncDisposable {
     });
   }
 
+  /** The login shell began no program, and ended with this code, if it ended. */
+  unusable(exitCode: number | undefined, said: string): AppError {
+    return shellUnusable(this.where, this.target.username, exitCode, this.withoutSecrets(said));
+  }
+
   /** Errors of a broken connection in our words. */
   broken(cause: unknown): AppError {
     if (cause instanceof AppError) return cause;
@@ -515,6 +395,3 @@ export class SshConnection implements AsyncDisposable {
     await this.close();
   }
 }
-
-const isStream = (stdin: Readable | string | undefined): stdin is Readable =>
-  stdin !== undefined && typeof stdin !== 'string';
