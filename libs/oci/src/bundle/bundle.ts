@@ -133,13 +133,16 @@ async function openFiles(
   return source;
 }
 
+/** Where bundles that are opened with this folder for their work have their compressed layers. */
+export const layerCacheIn = (workDir: string): LayerCache => new LayerCache(join(workDir, 'layers'));
+
 async function openImages(
   files: BundleFiles,
   layout: 'oci-archive' | 'oci-layout',
   { workDir, names, signal }: OpenBundleOptions,
 ) {
   const isDocker = (await files.find('manifest.json')) !== undefined;
-  const openDocker = () => openDockerArchive(files, new LayerCache(join(workDir, 'layers')), { names, signal });
+  const openDocker = () => openDockerArchive(files, layerCacheIn(workDir), { names, signal });
   if (await isOciLayout(files))
     return isDocker
       ? openBoth(files, layout, { names, signal }, openDocker)
