@@ -13,7 +13,7 @@ export const libraries = {
   host: ['core', 'ssh'],
   inventory: ['core'],
   pmk: ['core', 'outbound'],
-  platform: ['core'],
+  platform: ['core', 'disk'],
   testing: ['core'],
 };
 
@@ -120,6 +120,13 @@ export default {
       scope: 'folder',
       from: { path: '^(apps/[^/]+|libs/platform)/src/' },
       to: { circular: true },
+    },
+    {
+      name: 'programs-are-started-in-one-place',
+      comment: 'libs/disk/src/programs says what is waited for, bounded, and ended with its owner',
+      severity: 'error',
+      from: { path: ['^apps/', '^libs/'], pathNot: [notSpec, lib('testing'), room('disk', 'programs')] },
+      to: { path: '^(node:)?child_process$', dependencyTypesNot: ['type-only'] },
     },
     { name: 'no-unresolved', severity: 'error', from: {}, to: { couldNotResolve: true } },
   ],

@@ -125,6 +125,7 @@ describe('the API of a DU', () => {
       ['GET', '/v1/states/host'],
       ['PUT', '/v1/states/host/tables/tunnel'],
       ['POST', '/v1/webhook-events'],
+      ['POST', '/v1/bundles/forget-layers'],
       ['GET', '/v1/bundles/0198c0de-0000-7000-8000-000000000000/docker-archive'],
     ] as const;
     for (const [method, path] of routes) {

@@ -1,9 +1,10 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
+import { startOwned } from '@airdock/disk/programs/start-program';
 
 const startTimeoutMs = 10_000;
 const restartMs = 500;
@@ -70,8 +71,7 @@ export class EmbeddedRedis {
       '--dir',
       this.folder,
     ];
-    // Dies with this process, also when that is killed: setpriv is part of util-linux.
-    const child = spawn('setpriv', ['--pdeathsig', 'TERM', 'redis-server', ...options], { stdio: 'ignore' });
+    const child = startOwned(['redis-server', ...options], 'TERM');
     this.child = child;
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);

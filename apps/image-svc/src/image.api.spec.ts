@@ -2,8 +2,10 @@ import { createHash } from 'node:crypto';
 import { mkdir, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { digestHex, digestOf } from '@airdock/core/oci/digest';
+import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import { startComponent } from '@airdock/platform/testing/component';
+import { RegistryStorage } from '@airdock/registry/folder/registry-storage';
 import {
   breakConfig,
   buildDockerArchive,
@@ -650,6 +652,40 @@ describe('image-svc', () => {
         await fetch(`${registry.url}/v2/${repository}/manifests/${root?.digest}`, { method: 'DELETE' });
       await post('/v1/images/rebuild', {});
       expect(await catalogue('reg.site/untagged')).toEqual([]);
+    });
+
+    it('forgets compressed layers that the registry has no more, and those only', async () => {
+      const before = answers['/v1/registry'];
+      const storageDir = registry.storageDir;
+      await using client = new RegistryClient(registry.url);
+      const recordedId = await RegistryStorage.enable(storageDir, client);
+      answers['/v1/registry'] = { ...(before as object), storage: { path: storageDir, id: null, recordedId } };
+      const names = ['reg.site/kept:1', 'reg.site/collected:1'];
+      const images = await Promise.all(
+        names.map((name) => makeImage({ name, layers: [{ randomBytes: 90_000, seed: name }] })),
+      );
+      await buildDockerArchive(join(bundleDir, 'collected.tar'), images);
+      await post('/v1/pushes', { bundleId: idOf(await post('/v1/bundles', { path: 'collected.tar' })) });
+      const layers = async () =>
+        (await readdir(join(folder.path, 'data/image/work/layers'))).filter((each) => each.endsWith('.gz'));
+      const all = await layers();
+      const forget = () =>
+        api('post', '/v1/bundles/forget-layers').set('authorization', `Bearer ${service.internalToken}`);
+      await forget().expect(204);
+      expect(await layers()).toEqual(all);
+      const [{ layers: parts }] = await catalogue('reg.site/collected');
+      const hex = (parts[0].digest as string).slice(7);
+      await rm(join(storageDir, 'docker/registry/v2/blobs/sha256', hex.slice(0, 2), hex), { recursive: true });
+      // Of a disk that is not there everything is missing.
+      const storageError = { code: 'registry_storage_changed', status: 503, title: '', type: '', nextStep: '' };
+      answers['/v1/registry'] = { ...(answers['/v1/registry'] as object), storageError };
+      expect((await forget()).body.code).toBe('registry_storage_changed');
+      expect(await layers()).toEqual(all);
+      answers['/v1/registry'] = { ...(answers['/v1/registry'] as object), storageError: null };
+      await forget().expect(204);
+      expect(all.length - (await layers()).length).toBe(1);
+      await api('post', '/v1/bundles/forget-layers').expect(403);
+      answers['/v1/registry'] = before;
     });
 
     it('finds damage by reading everything again, sets it aside, and a push mends it', async () => {

@@ -25,6 +25,8 @@ describe('garbage collections', () => {
   let registry: RegistryClient;
   let storage: string;
   let answers: Record<string, unknown>;
+  /** What image-svc does when it is to forget layers. */
+  let forget: () => unknown;
   /** What image-svc and backup-svc say is running. */
   let running: { id: string; type: string }[];
   const api = (method: 'get' | 'post' | 'put', url: string) =>
@@ -42,10 +44,12 @@ describe('garbage collections', () => {
     storage = join(folder.path, 'storage');
     redis = await startRedis();
     running = [];
+    forget = () => ({});
     answers = {
       '/v1/image-sets': { items: [] },
       '/v1/clusters': { items: [] },
       '/v1/images': { items: [] },
+      '/v1/bundles/forget-layers': () => forget(),
       '/v1/jobs': ({ query }: JsonRequest) => ({ items: running.filter(({ type }) => type === query.get('type')) }),
     };
     others = await startJsonServer(answers);
@@ -211,6 +215,38 @@ describe('garbage collections', () => {
     expect((await at(job)).estimate).toBeNull();
     answers['/v1/clusters'] = { items: [] };
     expect(await end(job)).toMatchObject({ state: 'succeeded', result: { blobs: 3 } });
+  });
+
+  it('has image-svc forget compressed layers while nobody else is at work, and before their space is given back', async () => {
+    const condemned = join(storage, 'airdock-garbage/condemned');
+    const [old] = await push('old', 'new');
+    const seen: unknown[] = [];
+    forget = async () => {
+      seen.push({
+        isCollecting: await isCollecting(),
+        isThere: await isThere(old),
+        isKept: (await readdir(condemned)).length > 0,
+      });
+      return {};
+    };
+    expect(await collect()).toMatchObject({ state: 'succeeded', result: { blobs: 3 } });
+    expect(seen).toEqual([{ isCollecting: true, isThere: false, isKept: true }]);
+    expect(await collect({ dryRun: true })).toMatchObject({ state: 'succeeded' });
+    expect(seen).toHaveLength(1);
+  });
+
+  it('keeps what it has swept until image-svc, which was away, has forgotten its layers', async () => {
+    await push('old', 'new');
+    let asked = 0;
+    const marks: boolean[] = [];
+    forget = async () => {
+      marks.push(await isCollecting());
+      return ++asked < 3 ? unavailable : {};
+    };
+    expect(await collect()).toMatchObject({ state: 'succeeded', result: { blobs: 3 } });
+    expect(marks).toEqual([true, true, true]);
+    expect(await isCollecting()).toBe(false);
+    expect(await readdir(join(storage, 'airdock-garbage')).catch(() => [])).toEqual([]);
   });
 
   it('waits for jobs that use the registry, keeps others away while it collects, and gives up without removing anything', async () => {

@@ -4,9 +4,14 @@ import { CONFIG, type Config } from '@airdock/platform/config';
 import { defineService, type Roles } from '@airdock/platform/service';
 import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';
+import { DuUpgradeActions } from './du-upgrade/du-upgrade.actions.js';
 import { DuUpgradeController } from './du-upgrade/du-upgrade.controller.js';
+import { DuUpgradeData } from './du-upgrade/du-upgrade.data.js';
+import { DuUpgradeEngine } from './du-upgrade/du-upgrade.engine.js';
 import { DuUpgradeEntity } from './du-upgrade/du-upgrade.entity.js';
+import { DuUpgradePreflight } from './du-upgrade/du-upgrade.preflight.js';
 import { DuUpgradeProcessor, DuUpgradeRecovery } from './du-upgrade/du-upgrade.processor.js';
+import { DuUpgradeRows } from './du-upgrade/du-upgrade.rows.js';
 import { DuUpgradeService, upgradeJobType } from './du-upgrade/du-upgrade.service.js';
 import { GarbageCollectionController } from './garbage-collection/garbage-collection.controller.js';
 import { GarbageCollectionEntity } from './garbage-collection/garbage-collection.entity.js';
@@ -61,6 +66,11 @@ export class RegistryModule {
         RegistryWatchService,
         RegistryUsers,
         GarbageCollectionService,
+        DuUpgradeRows,
+        DuUpgradeEngine,
+        DuUpgradePreflight,
+        DuUpgradeData,
+        DuUpgradeActions,
         DuUpgradeService,
         SecretsKeyService,
       ],

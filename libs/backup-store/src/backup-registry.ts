@@ -89,87 +89,28 @@ interface Root {
  * `backup_target_unavailable`, and the signal's reason.
  */
 export async function backupRegistry(options: BackupRegistryOptions): Promise<BackupResult> {
-  const { store, id, signal, settings = [], about, concurrency = 8 } = options;
+  const { store, id, settings = [], about, concurrency = 8 } = options;
   const limit = pLimit(concurrency);
-  const progress: BackupProgress = { phase: 'reading names', bytesDone: 0, bytesTotal: 0, itemsDone: 0, itemsTotal: 0 };
-  const report = () => options.onProgress?.({ ...progress });
-  report();
+  const meter = new BackupMeter(options.onProgress);
   const createdAt = new Date().toISOString();
   const [{ references, lost }, index, sequence] = await Promise.all([
     readNames(options, limit),
     store.index(),
     store.nextSequence(),
   ]);
-  progress.phase = 'reading manifests';
-  report();
+  meter.advance({ phase: 'reading manifests' });
   const damage = new Map<Digest, string>();
   const roots = await readRoots(options, references, limit, damage);
-  const wanted = blobsOf(roots);
-  const missing = [...wanted.values()].filter(({ descriptor }) => !index.has(descriptor));
-  const addedBytes = missing.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
-  await checkSpace(store, addedBytes);
-  progress.phase = 'copying blobs';
-  progress.bytesTotal = [...wanted.values()].reduce((sum, { descriptor }) => sum + descriptor.size, 0);
-  progress.bytesDone = progress.bytesTotal - addedBytes;
-  progress.itemsTotal = wanted.size;
-  progress.itemsDone = wanted.size - missing.length;
-  report();
-  // Large ones first: the last one to end is then a small one.
-  missing.sort((a, b) => b.descriptor.size - a.descriptor.size);
-  const copying = pLimit(copiesAtOnce);
-  await all(missing, limit, signal, async ({ descriptor, repository }) => {
-    let counted = 0;
-    const advance = (count: number) => {
-      const more = Math.max(0, Math.min(count, descriptor.size - counted));
-      counted += more;
-      progress.bytesDone += more;
-      report();
-    };
-    try {
-      await copyBlob(options, index, descriptor, repository, copying, advance);
-    } catch (error) {
-      const reason = damageOf(error);
-      if (!reason) throw error;
-      damage.set(descriptor.digest, reason);
-    }
-    progress.itemsDone += 1;
-    advance(descriptor.size);
-  });
-  const complete = roots.filter(
-    ({ graph }) => ![...graph.manifests, ...graph.blobs].some(({ digest }) => damage.has(digest)),
-  );
-  const stored = await Promise.all(
-    settings.map(async ({ service, bytes }) => {
-      const blob = { digest: digestOf(bytes), size: bytes.byteLength };
-      await store.putBlob(
-        index,
-        blob,
-        async () => ({ size: blob.size, open: () => Readable.from([bytes], { objectMode: false }) }),
-        { signal },
-      );
-      return { service, ...blob };
-    }),
-  );
-  const blobs = new Map<Digest, { digest: Digest; size: number }>(
-    stored.map(({ digest, size }) => [digest, { digest, size }]),
-  );
-  for (const [digest, { descriptor }] of blobsOf(complete)) blobs.set(digest, descriptor);
-  const taken = new Set(complete.flatMap((root) => root.references));
-  const reasonOf = new Map(
-    roots.map(({ references: [first], graph }) => [
-      first?.digest,
-      [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean),
-    ]),
-  );
-  const skipped = references
-    .filter((reference) => !taken.has(reference))
-    .map(({ repository, tag, digest }) => ({
-      name: formatName({ repository, tag, digest }),
-      reason: damage.get(digest) ?? reasonOf.get(digest) ?? 'it is not complete',
-    }))
+  const addedBytes = await copyMissing(options, { roots, index, limit, damage, meter });
+  const stored = await Promise.all(settings.map((setting) => storeSettings(options, index, setting)));
+  const complete = roots.filter((root) => damageOfRoot(root, damage) === undefined);
+  const skipped = skippedOf(references, roots, complete, damage)
     .concat(lost)
     .sort((a, b) => a.name.localeCompare(b.name));
   await options.beforeRecord?.({ skipped, addedBytes });
+  const blobs = new Map<Digest, { digest: Digest; size: number }>();
+  for (const { digest, size } of stored) blobs.set(digest, { digest, size });
+  for (const [digest, { descriptor }] of blobsOf(complete)) blobs.set(digest, descriptor);
   const record = await store.writeRecord(
     {
       ...about,
@@ -183,6 +124,109 @@ export async function backupRegistry(options: BackupRegistryOptions): Promise<Ba
     { index, lock: options.lock },
   );
   return { record, skipped, addedBytes };
+}
+
+/** What is told while a backup is made. */
+class BackupMeter {
+  readonly progress: BackupProgress = {
+    phase: 'reading names',
+    bytesDone: 0,
+    bytesTotal: 0,
+    itemsDone: 0,
+    itemsTotal: 0,
+  };
+
+  constructor(private readonly onProgress: BackupRegistryOptions['onProgress']) {
+    this.advance({});
+  }
+
+  advance(change: Partial<BackupProgress>): void {
+    Object.assign(this.progress, change);
+    this.onProgress?.({ ...this.progress });
+  }
+
+  /** For one blob: never more than its size is counted, however often it is read. */
+  ofBlob(size: number): (count: number) => void {
+    let counted = 0;
+    return (count) => {
+      const more = Math.max(0, Math.min(count, size - counted));
+      counted += more;
+      this.advance({ bytesDone: this.progress.bytesDone + more });
+    };
+  }
+}
+
+interface Copying {
+  roots: readonly Root[];
+  index: BlobIndex;
+  limit: LimitFunction;
+  /** Gets what cannot be copied, and why. */
+  damage: Map<Digest, string>;
+  meter: BackupMeter;
+}
+
+/** Copies the blobs that the store lacks. Returns how many bytes these have. */
+async function copyMissing(
+  options: BackupRegistryOptions,
+  { roots, index, limit, damage, meter }: Copying,
+): Promise<number> {
+  const wanted = blobsOf(roots);
+  const missing = [...wanted.values()].filter(({ descriptor }) => !index.has(descriptor));
+  const addedBytes = sizeOf(missing);
+  await checkSpace(options.store, addedBytes);
+  const bytesTotal = sizeOf([...wanted.values()]);
+  const [bytesDone, itemsDone] = [bytesTotal - addedBytes, wanted.size - missing.length];
+  meter.advance({ phase: 'copying blobs', bytesTotal, bytesDone, itemsTotal: wanted.size, itemsDone });
+  // Large ones first: the last one to end is then a small one.
+  missing.sort((a, b) => b.descriptor.size - a.descriptor.size);
+  const copying = pLimit(copiesAtOnce);
+  await all(missing, limit, options.signal, async ({ descriptor, repository }) => {
+    const advance = meter.ofBlob(descriptor.size);
+    try {
+      await copyBlob(options, index, descriptor, repository, copying, advance);
+    } catch (error) {
+      const reason = damageOf(error);
+      if (!reason) throw error;
+      damage.set(descriptor.digest, reason);
+    }
+    meter.progress.itemsDone += 1;
+    advance(descriptor.size);
+  });
+  return addedBytes;
+}
+
+const sizeOf = (blobs: readonly { descriptor: Descriptor }[]): number =>
+  blobs.reduce((sum, { descriptor }) => sum + descriptor.size, 0);
+
+async function storeSettings(
+  { store, signal }: BackupRegistryOptions,
+  index: BlobIndex,
+  { service, bytes }: { service: string; bytes: Buffer },
+) {
+  const blob = { digest: digestOf(bytes), size: bytes.byteLength };
+  const reader = { size: blob.size, open: () => Readable.from([bytes], { objectMode: false }) };
+  await store.putBlob(index, blob, async () => reader, { signal });
+  return { service, ...blob };
+}
+
+const damageOfRoot = ({ graph }: Root, damage: ReadonlyMap<Digest, string>): string | undefined =>
+  [...graph.manifests, ...graph.blobs].map(({ digest }) => damage.get(digest)).find(Boolean);
+
+/** The names whose images are not complete, and why. */
+function skippedOf(
+  references: readonly BackupReference[],
+  roots: readonly Root[],
+  complete: readonly Root[],
+  damage: ReadonlyMap<Digest, string>,
+): SkippedReference[] {
+  const taken = new Set(complete.flatMap((root) => root.references));
+  const reasons = new Map(roots.map((root) => [root.references[0]?.digest, damageOfRoot(root, damage)]));
+  return references
+    .filter((reference) => !taken.has(reference))
+    .map(({ repository, tag, digest }) => ({
+      name: formatName({ repository, tag, digest }),
+      reason: damage.get(digest) ?? reasons.get(digest) ?? 'it is not complete',
+    }));
 }
 
 /**

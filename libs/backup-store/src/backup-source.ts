@@ -3,7 +3,7 @@ import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import type { Digest } from '@airdock/core/oci/digest';
 import { type Descriptor, maxManifestBytes } from '@airdock/core/oci/manifest';
 import { formatName } from '@airdock/core/oci/reference';
-import { describeImage, walkImage } from '@airdock/oci/image/image-graph';
+import { describeImage, type ImageGraph, walkImage } from '@airdock/oci/image/image-graph';
 import type { ImageSource, SourceImage } from '@airdock/oci/image/image-source';
 import type { ReadOptions } from './backup-records.js';
 import type { SkippedReference } from './backup-registry.js';
@@ -48,47 +48,20 @@ export async function openBackup(
   };
   const open = async (name: string, root: Descriptor): Promise<SourceImage> => {
     const graph = await walkImage(root, async (wanted) => read(wanted, maxManifestBytes));
-    const forgotten = [...graph.manifests, ...graph.blobs].find((needed) => sizes.get(needed.digest) !== needed.size);
-    if (forgotten)
-      throw new AppError('backup_incomplete', {
-        detail: `the record does not list ${forgotten.digest}, which ${name} needs`,
-        digest: forgotten.digest,
-      });
+    assertListed(sizes, graph, name);
     for (const blob of graph.blobs) store.openBlob(index, blob);
-    return {
-      names: [],
-      root,
-      ...(await describeImage(graph, async (config, maxBytes) => read(config.digest, maxBytes))),
-    };
+    const facts = await describeImage(graph, async (config, maxBytes) => read(config.digest, maxBytes));
+    return { names: [], root, ...facts };
   };
-  const byRoot = new Map<Digest, SourceImage>();
-  const broken: BackupSource['broken'] = [];
-  for (const { repository, tag, digest, mediaType, size } of record.references.filter(({ repository, tag = '' }) =>
-    filter({ repository, tag }),
-  )) {
-    signal?.throwIfAborted();
-    const name = formatName({ repository, tag, digest });
-    try {
-      const image = byRoot.get(digest) ?? (await open(name, { mediaType, digest, size }));
-      image.names.push(name);
-      byRoot.set(digest, image);
-    } catch (error) {
-      if (!(error instanceof AppError)) throw error;
-      // The words of the first two are about bundles; what is damaged here is the backup.
-      const isDamage = ['bundle_corrupt', 'image_unsupported', 'backup_corrupt', 'backup_incomplete'].includes(
-        error.code,
-      );
-      if (!isDamage) throw error;
-      broken.push({ name, reason: error.details.detail ?? error.message });
-    }
-  }
+  const references = record.references.filter(({ repository, tag = '' }) => filter({ repository, tag }));
+  const { images, broken } = await openImages(references, open, signal);
   return {
     format: 'backup',
     unusable: [],
     record,
     signature,
     broken,
-    images: [...byRoot.values()],
+    images,
     prepare: async ({ root }) => {
       if (!root) throw new TypeError('the image is of another source');
       return root;
@@ -98,3 +71,40 @@ export async function openBackup(
     [Symbol.asyncDispose]: async () => {},
   };
 }
+
+/** Throws `backup_incomplete` when the record forgets something that an image needs. */
+function assertListed(sizes: ReadonlyMap<Digest, number>, { manifests, blobs }: ImageGraph, name: string): void {
+  const forgotten = [...manifests, ...blobs].find((needed) => sizes.get(needed.digest) !== needed.size);
+  if (forgotten)
+    throw new AppError('backup_incomplete', {
+      detail: `the record does not list ${forgotten.digest}, which ${name} needs`,
+      digest: forgotten.digest,
+    });
+}
+
+/** Opens each image once, whatever number of names it has, and tells those that are damaged. */
+async function openImages(
+  references: BackupRecord['references'],
+  open: (name: string, root: Descriptor) => Promise<SourceImage>,
+  signal: AbortSignal | undefined,
+): Promise<Pick<BackupSource, 'images' | 'broken'>> {
+  const byRoot = new Map<Digest, SourceImage>();
+  const broken: BackupSource['broken'] = [];
+  for (const { repository, tag, digest, mediaType, size } of references) {
+    signal?.throwIfAborted();
+    const name = formatName({ repository, tag, digest });
+    try {
+      const image = byRoot.get(digest) ?? (await open(name, { mediaType, digest, size }));
+      image.names.push(name);
+      byRoot.set(digest, image);
+    } catch (error) {
+      if (!(error instanceof AppError && isDamage(error))) throw error;
+      broken.push({ name, reason: error.details.detail ?? error.message });
+    }
+  }
+  return { images: [...byRoot.values()], broken };
+}
+
+/** The words of the first two are about bundles; what is damaged here is the backup. */
+const isDamage = ({ code }: AppError): boolean =>
+  ['bundle_corrupt', 'image_unsupported', 'backup_corrupt', 'backup_incomplete'].includes(code);

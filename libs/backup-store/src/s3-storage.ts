@@ -104,6 +104,7 @@ export class S3Storage implements BackupStorage {
     { signal, sizeHint = 0 }: WriteOptions = {},
   ): Promise<void> {
     try {
+      signal?.throwIfAborted();
       if (content instanceof Uint8Array) {
         await this.#client.send(
           new PutObjectCommand({ ...this.#key(name), Body: content }),

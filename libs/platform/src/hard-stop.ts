@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { startOwned } from '@airdock/disk/programs/start-program';
 
 /**
  * Has this process killed when it is still there after a while. `process.exit` is not enough: it waits for the threads
@@ -10,7 +10,7 @@ export function killAfter(ms: number): void {
   // `$PPID` is this process: it cannot be another one with its number, since with it the killer ends, and the killer's
   // `sleep` with that.
   const script = `trap 'kill "$!"; exit' USR1; sleep ${seconds} & wait "$!" && kill -KILL "$PPID"`;
-  const killer = spawn('setpriv', ['--pdeathsig', 'USR1', 'sh', '-c', script], { stdio: 'ignore' });
+  const killer = startOwned(['sh', '-c', script], 'USR1');
   killer.on('error', () =>
     process.stderr.write('airdock: no setpriv, so nobody ends this process if it hangs; install util-linux\n'),
   );

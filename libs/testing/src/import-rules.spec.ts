@@ -125,6 +125,11 @@ describe('the import rules', () => {
       'slices-share-service-and-schema-only',
     ],
     [
+      'a service starting a program',
+      { 'apps/host-svc/src/a.ts': "import { spawn } from 'node:child_process';\nexport const y = spawn;\n" },
+      'programs-are-started-in-one-place',
+    ],
+    [
       'two files that import each other',
       {
         'libs/core/src/a.ts': to('./b.js'),

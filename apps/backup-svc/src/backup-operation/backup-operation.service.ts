@@ -163,36 +163,12 @@ export class BackupOperationService {
       };
     },
 
-    prune: async (row, { keep, scheduleId, dryRun, waitMinutes }, store, context) => {
+    prune: async (row, action, store, context) => {
       const { progress } = context;
-      const planned = async () => {
-        const listed = await store.listRecords({ allowUnsigned: true });
-        const broken = listed.find(({ error }) => error);
-        // What it needs is not known, so nothing may go.
-        if (broken?.error) throw broken.error;
-        // What somebody else has put there must not take the place of a backup that is kept, and stays until somebody
-        // looks at it.
-        const records = listed.flatMap((one) => (one.record && isTrusted(one.signature) ? one.record : []));
-        const mine = scheduleId
-          ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id))
-          : undefined;
-        const judged = mine ? records.filter(({ id }) => mine.has(id)) : records;
-        const reasons = keep ? reasonsToKeep(judged, keep) : new Map<string, string[]>();
-        reasons.get((await this.backups.heldBackup()) ?? '')?.push('upgrade of the DU');
-        return reasons;
-      };
-      const report = (reasons: Map<string, string[]>): BackupOperationResult => ({
-        kept: [...reasons].filter(([, why]) => why.length > 0).map(([id, why]) => ({ backupId: id, reasons: why })),
-        // An attempt before that was killed may have removed some.
-        removed: [
-          ...new Set([
-            ...(row.result?.removed ?? []).filter((id) => !reasons.get(id)?.length),
-            ...[...reasons].filter(([, why]) => why.length === 0).map(([id]) => id),
-          ]),
-        ],
-      });
+      const { dryRun, waitMinutes } = action;
+      const plan = async () => pruneResult(row, await this.judge(store, action));
       if (dryRun) {
-        const result = report(await planned());
+        const result = await plan();
         const unneeded = await store.findUnneeded(new Set(result.removed));
         await this.save(row, { ...result, blobs: unneeded.length, bytes: sumOf(unneeded) });
         return { backups: result.removed?.length ?? 0, blobs: unneeded.length, bytes: sumOf(unneeded) };
@@ -201,7 +177,7 @@ export class BackupOperationService {
       await using lock = await store.lock(exclusive).catch(async (error: unknown) => {
         if (!isFull(error)) throw error;
         // Not even room for an empty file. Records need no lock to go, and make some.
-        const ids = report(await planned()).removed ?? [];
+        const ids = (await plan()).removed ?? [];
         for (const id of ids) await store.deleteRecord(id);
         await this.backups.forget(ids);
         row.result = { ...row.result, removed: ids };
@@ -215,7 +191,7 @@ export class BackupOperationService {
           }
       });
       const { signal } = lock;
-      const result = report(await planned());
+      const result = await plan();
       await this.save(row, result);
       for (const id of result.removed ?? []) {
         signal.throwIfAborted();
@@ -286,6 +262,27 @@ export class BackupOperationService {
       return { backupId: id, images: record.references.length, bytes: record.totalBytes };
     },
   };
+
+  /** Why each backup is kept; none for those that may go. Throws what is wrong with one whose needs are not known. */
+  private async judge(
+    store: BackupStore,
+    { keep, scheduleId }: Extract<BackupAction, { action: 'prune' }>,
+  ): Promise<Map<string, string[]>> {
+    const listed = await store.listRecords({ allowUnsigned: true });
+    const broken = listed.find(({ error }) => error);
+    // What it needs is not known, so nothing may go.
+    if (broken?.error) throw broken.error;
+    // What somebody else has put there must not take the place of a backup that is kept, and stays until somebody looks
+    // at it.
+    const records = listed.flatMap((one) => (one.record && isTrusted(one.signature) ? one.record : []));
+    const mine = scheduleId
+      ? new Set((await this.backups.ofSchedule(scheduleId, 10_000)).map(({ id }) => id))
+      : undefined;
+    const judged = mine ? records.filter(({ id }) => mine.has(id)) : records;
+    const reasons = keep ? reasonsToKeep(judged, keep) : new Map<string, string[]>();
+    reasons.get((await this.backups.heldBackup()) ?? '')?.push('upgrade of the DU');
+    return reasons;
+  }
 
   /**
    * Brings blobs again from the registry, as far as it has them with the right bytes, and adds their digests to
@@ -461,6 +458,17 @@ function whyNotHealed(error: unknown): string {
     return `cannot be replaced (${error.code})`;
   throw error;
 }
+
+/** What a prune keeps and removes; an attempt before that was killed may have removed some. */
+const pruneResult = ({ result }: BackupOperationEntity, reasons: Map<string, string[]>): BackupOperationResult => ({
+  kept: [...reasons].filter(([, why]) => why.length > 0).map(([id, why]) => ({ backupId: id, reasons: why })),
+  removed: [
+    ...new Set([
+      ...(result?.removed ?? []).filter((id) => !reasons.get(id)?.length),
+      ...[...reasons].filter(([, why]) => why.length === 0).map(([id]) => id),
+    ]),
+  ],
+});
 
 const sumOf = (files: readonly { size: number }[]): number => files.reduce((sum, { size }) => sum + size, 0);
 

@@ -35,7 +35,7 @@ import { BackupService, filterByRepository, settingsServices } from '../backup/b
 import { lockFor, withoutLock } from '../backup-target/backup-target.service.js';
 import { RestoreEntity } from './restore.entity.js';
 import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
-import { isWithin, maxStateBytes, parseState, StateRestore } from './state-restore.js';
+import { isWithin, maxStateBytes, parseState, type StatePlan, StateRestore } from './state-restore.js';
 
 export const restoreJobType = 'backup.restore';
 
@@ -122,7 +122,7 @@ export class RestoreService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { progress } = context;
     const row = await getRow(this.restores, context.resourceId);
-    const { mode, onConflict, dryRun, drill, repositories, allowUnsigned, confirm } = row.request;
+    const { mode, onConflict, dryRun, drill, repositories, allowUnsigned } = row.request;
     await using store = await this.backups.openStore(row.target);
     await using lock = await store.lock({ ...lockFor(context), isReader: true });
     const { signal } = lock;
@@ -152,26 +152,11 @@ export class RestoreService {
     // Also of a dry run: what it would change is in the report, and that it cannot is in the error.
     if (found.mismatch) throw found.mismatch;
     if (dryRun) return { ...summaryOf(source, report), ...withoutLock(lock) };
-    // One that was ended between two tables finds its own rows there, and goes on with what it began.
-    const isBegun = row.accepted !== null && isWithin(statePlan, row.accepted);
-    if (report.planDigest !== null && report.planDigest !== (confirm ?? null) && !isBegun)
-      throw new AppError('restore_unconfirmed', {
-        detail: `${statePlan.guarded.length} changes${confirm ? ', other ones than were confirmed' : ''}: /v1/restores/${row.id}`,
-        planDigest: report.planDigest,
-      });
-    const reservedBytes = destination.dir ? this.config.registry.minFreeBytes : 0;
-    if (report.freeBytes !== null && plan.missingBytes + reservedBytes > report.freeBytes) {
-      throw new AppError('space_insufficient', {
-        detail: `the restore needs ${plan.missingBytes} bytes, and ${Math.max(0, report.freeBytes - reservedBytes)} may be used in ${destination.dir ?? ''}`,
-        neededBytes: plan.missingBytes,
-        freeBytes: report.freeBytes,
-      });
-    }
+    const isBegun = isBegunWith(row, statePlan);
+    if (!isBegun) assertConfirmed(row, report, statePlan);
+    this.assertRoom(report, destination.dir);
     if (!isBegun) await this.restores.update({ id: row.id }, columns<RestoreEntity>({ accepted: statePlan.accepted }));
-    const conflicts = new Set(onConflict === 'keep' ? report.conflicts : []);
-    const wanted = images
-      .map((item) => ({ ...item, names: item.names.filter((local) => !conflicts.has(nameOf(item, local))) }))
-      .filter(({ names }) => names.length > 0);
+    const wanted = withoutNames(images, onConflict === 'keep' ? report.conflicts : []);
     const copied = await copyImages({
       source,
       registry,
@@ -191,13 +176,19 @@ export class RestoreService {
     report.settings = settings ? await states.write() : null;
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report, accepted: null }));
     if (failure) throw failure;
-    if (source.broken.length > 0) {
-      const [first] = source.broken;
-      throw new AppError('backup_incomplete', {
-        detail: `${source.broken.length} images are damaged in the backup, first ${first?.name}: ${first?.reason}`,
-      });
-    }
+    assertWhole(source);
     return { ...summaryOf(source, report), ...withoutLock(lock) };
+  }
+
+  /** Throws `space_insufficient` where what is missing does not fit beside what has to stay free. */
+  private assertRoom({ freeBytes, missingBytes }: RestoreReport, dir: string | null): void {
+    const reservedBytes = dir ? this.config.registry.minFreeBytes : 0;
+    if (freeBytes === null || missingBytes + reservedBytes <= freeBytes) return;
+    throw new AppError('space_insufficient', {
+      detail: `the restore needs ${missingBytes} bytes, and ${Math.max(0, freeBytes - reservedBytes)} may be used in ${dir ?? ''}`,
+      neededBytes: missingBytes,
+      freeBytes,
+    });
   }
 
   /** What the registry has in place of what the backup says, and what nobody restores. */
@@ -384,3 +375,36 @@ const toResource = (
   ...{ id, backupId, target, request, report, jobId, createdAt },
   state: job?.state ?? 'failed',
 });
+
+/** The images with the names that are left to them, if any. */
+function withoutNames(images: readonly ImageToCopy[], taken: readonly string[]): ImageToCopy[] {
+  const names = new Set(taken);
+  return images
+    .map((item) => ({ ...item, names: item.names.filter((local) => !names.has(nameOf(item, local))) }))
+    .filter((item) => item.names.length > 0);
+}
+
+/** Throws `backup_incomplete` for images that the backup has and cannot give. */
+function assertWhole({ broken: [first, ...others] }: BackupSource): void {
+  if (first)
+    throw new AppError('backup_incomplete', {
+      detail: `${others.length + 1} images are damaged in the backup, first ${first.name}: ${first.reason}`,
+    });
+}
+
+/** One that was ended between two tables finds its own rows there, and goes on with what it began. */
+const isBegunWith = ({ accepted }: RestoreEntity, plan: StatePlan): boolean =>
+  accepted !== null && isWithin(plan, accepted);
+
+/** Throws `restore_unconfirmed` unless somebody has confirmed where hosts, credentials and webhooks will lead. */
+function assertConfirmed(
+  { id, request: { confirm } }: RestoreEntity,
+  { planDigest }: RestoreReport,
+  plan: StatePlan,
+): void {
+  if (planDigest === null || planDigest === confirm) return;
+  throw new AppError('restore_unconfirmed', {
+    detail: `${plan.guarded.length} changes${confirm ? ', other ones than were confirmed' : ''}: /v1/restores/${id}`,
+    planDigest,
+  });
+}

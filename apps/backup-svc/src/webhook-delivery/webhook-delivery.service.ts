@@ -177,16 +177,10 @@ export class WebhookDeliveryService {
    * counts as not made.
    */
   async attempt(delivery: WebhookDeliveryEntity, signal: AbortSignal): Promise<void> {
-    const { id, eventId, endpointId, eventType, attempts, createdAt } = delivery;
-    const isPing = eventType === pingEvent;
-    const held = { id, attempts, state: 'pending' as const };
-    const target = await this.endpoints.target(endpointId).catch((error: unknown) => {
-      if (error instanceof AppError && error.code === 'secrets_key_invalid') return error;
-      throw error;
-    });
-    if (!target || (!(target instanceof AppError) && !target.isEnabled && !isPing)) {
-      const error = target ? 'the endpoint is disabled' : 'the endpoint was deleted';
-      await this.deliveries.update(held, { state: 'failed', error, nextAttemptAt: null });
+    const { eventId, eventType } = delivery;
+    const target = await this.targetOf(delivery);
+    if ('refused' in target) {
+      await this.deliveries.update(heldBy(delivery), { state: 'failed', error: target.refused, nextAttemptAt: null });
       return;
     }
     const at = new Date();
@@ -198,48 +192,52 @@ export class WebhookDeliveryService {
       'webhook-timestamp': String(Math.floor(at.getTime() / 1000)),
     };
     const outcome =
-      target instanceof AppError
-        ? { error: target.message }
-        : await this.send(target, { at, headers, payload, signal });
+      'unusable' in target ? { error: target.unusable } : await this.send(target, { at, headers, payload, signal });
     if (signal.aborted && !('status' in outcome)) {
-      await this.deliveries.update(held, { attempts: attempts - 1, nextAttemptAt: now() });
+      const attempts = delivery.attempts - 1;
+      await this.deliveries.update(heldBy(delivery), { attempts, nextAttemptAt: now() });
       return;
     }
-    const status = 'status' in outcome ? outcome.status : null;
-    const error = 'status' in outcome ? refusal(outcome.status) : outcome.error;
-    const made = {
-      responseStatus: status,
-      error,
-      request: target instanceof AppError ? null : { url: target.url, headers },
-      response: 'status' in outcome ? { body: outcome.body, isCut: outcome.isCut } : null,
-      log: [
-        ...(delivery.log ?? []),
-        { at: at.toISOString(), durationMs: Math.round(Date.now() - at.getTime()), status, error },
-      ],
-    };
-    if (error === null) {
-      await this.deliveries.update(
-        held,
-        columns<WebhookDeliveryEntity>({ ...made, state: 'delivered', nextAttemptAt: null, deliveredAt: now() }),
-      );
-      return;
+    const url = 'unusable' in target ? undefined : target.url;
+    const made = madeOf(delivery, at, url === undefined ? null : { url, headers }, outcome);
+    if (made.error === null) return this.noteDelivered(delivery, made);
+    const giveUpAt = Date.parse(delivery.createdAt) + this.config.webhooks.giveUpAfterHours * 3_600_000;
+    if (eventType === pingEvent || made.responseStatus === gone || Date.now() >= giveUpAt)
+      return this.giveUp(delivery, made, url);
+    const nextAttemptAt = new Date(Math.min(Date.now() + retryWaitMs(delivery.attempts), giveUpAt)).toISOString();
+    await this.deliveries.update(heldBy(delivery), columns<WebhookDeliveryEntity>({ ...made, nextAttemptAt }));
+  }
+
+  /** Where a delivery goes; `refused` for good, or `unusable` as long as its secrets cannot be read. */
+  private async targetOf({
+    endpointId,
+    eventType,
+  }: WebhookDeliveryEntity): Promise<WebhookTarget | { refused: string } | { unusable: string }> {
+    try {
+      const target = await this.endpoints.target(endpointId);
+      if (!target) return { refused: 'the endpoint was deleted' };
+      return target.isEnabled || eventType === pingEvent ? target : { refused: 'the endpoint is disabled' };
+    } catch (error) {
+      if (error instanceof AppError && error.code === 'secrets_key_invalid') return { unusable: error.message };
+      throw error;
     }
-    const giveUpAt = Date.parse(createdAt) + this.config.webhooks.giveUpAfterHours * 3_600_000;
-    if (!isPing && status !== gone && Date.now() < giveUpAt) {
-      const nextAttemptAt = new Date(Math.min(Date.now() + retryWaitMs(attempts), giveUpAt)).toISOString();
-      await this.deliveries.update(held, columns<WebhookDeliveryEntity>({ ...made, nextAttemptAt }));
-      return;
-    }
+  }
+
+  private async noteDelivered(delivery: WebhookDeliveryEntity, made: Attempt): Promise<void> {
+    const change: Partial<WebhookDeliveryEntity> = { state: 'delivered', nextAttemptAt: null, deliveredAt: now() };
+    await this.deliveries.update(heldBy(delivery), columns<WebhookDeliveryEntity>({ ...made, ...change }));
+  }
+
+  /** It is not tried again, and an endpoint that takes nothing for days is disabled. */
+  private async giveUp(delivery: WebhookDeliveryEntity, made: Attempt, url: string | undefined): Promise<void> {
+    const { id, endpointId, eventType } = delivery;
     const failed = this.deliveries
       .createQueryBuilder()
       .update()
       .set(columns<WebhookDeliveryEntity>({ ...made, state: 'failed', nextAttemptAt: null }))
-      .where(held);
-    const url = target instanceof AppError ? undefined : target.url;
-    const disabling =
-      isPing || !url
-        ? []
-        : this.endpoints.disabling(endpointId, url, `${eventType} could not be delivered: ${error}`, id);
+      .where(heldBy(delivery));
+    const why = `${eventType} could not be delivered: ${made.error}`;
+    const disabling = eventType === pingEvent || !url ? [] : this.endpoints.disabling(endpointId, url, why, id);
     // Another delivery may have been the last straw.
     if (!(await atomically(this.database.dataSource, [failed, ...disabling])))
       await atomically(this.database.dataSource, [failed]);
@@ -277,6 +275,30 @@ export class WebhookDeliveryService {
       .execute();
     await this.endpoints.forgetSecrets();
   }
+}
+
+/** Of the one who has counted the attempt. */
+const heldBy = ({ id, attempts }: WebhookDeliveryEntity) => ({ id, attempts, state: 'pending' as const });
+
+/** What an attempt leaves in its row. */
+type Attempt = Pick<WebhookDeliveryEntity, 'responseStatus' | 'error' | 'request' | 'response' | 'log'>;
+
+function madeOf(
+  { log }: WebhookDeliveryEntity,
+  at: Date,
+  request: WebhookDeliveryEntity['request'],
+  outcome: PostOutcome,
+): Attempt {
+  const responseStatus = 'status' in outcome ? outcome.status : null;
+  const error = 'status' in outcome ? refusal(outcome.status) : outcome.error;
+  const durationMs = Math.round(Date.now() - at.getTime());
+  return {
+    responseStatus,
+    error,
+    request,
+    response: 'status' in outcome ? { body: outcome.body, isCut: outcome.isCut } : null,
+    log: [...(log ?? []), { at: at.toISOString(), durationMs, status: responseStatus, error }],
+  };
 }
 
 /** The receiver wants no more, as Standard Webhooks says. */

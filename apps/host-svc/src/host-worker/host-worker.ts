@@ -1,8 +1,9 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { startOwned } from '@airdock/disk/programs/start-program';
 import { servedHostOf } from '../served-host.js';
 import { leaveVerdict, type WorkerVerdict } from './worker-verdict.js';
 
@@ -114,8 +115,8 @@ export class HostWorker {
     const main = this.options.main ?? fileURLToPath(new URL('../host-worker-main.js', import.meta.url));
     // `bin/airdock` sets these for a process that mostly waits; this one moves the bytes of tunnels.
     const { MALLOC_ARENA_MAX: _arenas, MALLOC_MMAP_THRESHOLD_: _threshold, ...env } = process.env;
-    // Dies with this process, also when it is frozen and that is killed: setpriv is part of util-linux.
-    const child = spawn('setpriv', ['--pdeathsig', 'KILL', process.execPath, ...flags, main], {
+    // Also when it is frozen.
+    const child = startOwned([process.execPath, ...flags, main], 'KILL', {
       env,
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
     });

@@ -43,6 +43,16 @@ export class BundleController {
     return this.bundles.remove(id);
   }
 
+  @Post('forget-layers')
+  @Internal()
+  @Operation({
+    id: 'forgetBundleLayers',
+    summary: 'Forget compressed layers that the registry has no more: for registry-svc, while it collects garbage',
+  })
+  forgetLayers(): Promise<void> {
+    return this.bundles.forgetLayers();
+  }
+
   @Get(':id/docker-archive')
   @Internal()
   @StreamedAnswer()

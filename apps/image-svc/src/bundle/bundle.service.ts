@@ -9,7 +9,7 @@ import { dockerLoad, runsOn } from '@airdock/core/oci/runs';
 import { createPooledDigest } from '@airdock/disk/files/hash-pool';
 import { statRegularFile } from '@airdock/disk/files/regular-file';
 import { findParts, JoinedFile } from '@airdock/oci/archive/joined-file';
-import { openBundle } from '@airdock/oci/bundle/bundle';
+import { layerCacheIn, openBundle } from '@airdock/oci/bundle/bundle';
 import { writeDockerArchive } from '@airdock/oci/bundle/docker-archive-writer';
 import type { ImageSource, UnusableImage } from '@airdock/oci/image/image-source';
 import { allowedPath } from '@airdock/platform/allowed-path';
@@ -25,6 +25,7 @@ import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
+import { ImageService } from '../image/image.service.js';
 import { LocalNamesService } from '../image/local-names.service.js';
 import { type SeenImage, toSeenImage } from '../image/seen-image.schema.js';
 import { PushPlanService } from '../push-plan/push-plan.service.js';
@@ -43,6 +44,7 @@ export class BundleService {
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(BundleEntity, 'image') private readonly bundles: Repository<BundleEntity>,
     private readonly uploads: UploadService,
+    private readonly catalogue: ImageService,
     private readonly names: LocalNamesService,
     private readonly plans: PushPlanService,
     private readonly jobs: JobsService,
@@ -289,6 +291,16 @@ export class BundleService {
       }
     }
     return removed;
+  }
+
+  /**
+   * Forgets compressed layers that the registry has no more: they may be second names of files whose space a garbage
+   * collection gives back. Idempotent; nothing may read bundles meanwhile. A registry of others shares no files with us.
+   * Throws `registry_storage_changed`: of another disk nobody knows what it lacks.
+   */
+  async forgetLayers(): Promise<void> {
+    const { repairs: storage } = await this.catalogue.registryToRead();
+    if (storage) await layerCacheIn(this.workDir).forget(async (blob) => !(await storage.hasBlob(blob)));
   }
 
   private async toResource(row: BundleEntity, job: JobEntity | undefined): Promise<Bundle> {

@@ -14,7 +14,7 @@ import type { ImagePart } from '@airdock/registry/copy/copy-image';
 import { describeRegistryImage } from '@airdock/registry/copy/registry-image';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import pLimit from 'p-limit';
+import pLimit, { type LimitFunction } from 'p-limit';
 import { In, type Repository } from 'typeorm';
 import { ImageEntity, ImageNameEntity } from './image.entity.js';
 import type { DeleteImageQuery, ImageDeletion, ImageInUse } from './image.schema.js';
@@ -156,61 +156,20 @@ export class CatalogueService {
     await using registry = new RegistryClient(address);
     const limit = pLimit(requestsAtOnce);
     progress({ phase: 'list' });
-    const tagsOf = new Map<string, string[]>();
-    const found: FoundTag[] = [];
-    const repositories = await registry.listRepositories({ signal });
-    await Promise.all(
-      repositories.map((repository) =>
-        limit(async () => {
-          const tags = await registry.listTags(repository, { signal });
-          tagsOf.set(repository, tags);
-          for (const tag of tags.filter((each) => !companionSubject(each))) {
-            const root = await registry.headManifest(repository, tag, { signal });
-            if (root) found.push({ repository, tag, root });
-          }
-        }),
-      ),
-    );
+    const { found, tagsOf } = await listTags(registry, limit, signal);
     const known = await this.rows.find();
     const upstreams = this.upstreamsOf(found, known);
     const broken: string[] = [];
     let itemsDone = 0;
     const recorded: RecordedImage[] = [];
-    await Promise.all(
-      [...upstreams].map(([upstream, tags]) =>
-        limit(async () => {
-          const [first] = tags as [FoundTag, ...FoundTag[]];
-          const image = await describeRegistryImage(
-            registry,
-            first.repository,
-            first.root,
-            tagsOf.get(first.repository) ?? [],
-            signal,
-          ).catch((error: unknown) => {
-            // One damaged image must not hide all others.
-            if (error instanceof AppError && error.family !== 'unavailable') return undefined;
-            throw error;
-          });
-          progress({ phase: 'describe', itemsDone: ++itemsDone, itemsTotal: upstreams.size });
-          if (!image) return void broken.push(upstream);
-          const row = known.find((each) => each.upstream === upstream);
-          recorded.push({
-            upstream,
-            localReferences: tags.map(({ repository, tag }) =>
-              formatReference({ registry: this.names.localRegistry, repository, tag }),
-            ),
-            digest: image.root.digest,
-            mediaType: image.root.mediaType,
-            imageIds: image.configDigests,
-            platforms: image.platforms,
-            zstdPlatforms: image.zstdPlatforms,
-            parts: image.parts,
-            sizeBytes: String(image.sizeBytes),
-            bundleId: row?.bundleId ?? null,
-          });
-        }),
-      ),
-    );
+    const describe = async (upstream: string, tags: readonly FoundTag[]) => {
+      const image = await describeOrNothing(registry, tags, tagsOf, signal);
+      progress({ phase: 'describe', itemsDone: ++itemsDone, itemsTotal: upstreams.size });
+      if (!image) return void broken.push(upstream);
+      const bundleId = known.find((each) => each.upstream === upstream)?.bundleId ?? null;
+      recorded.push({ ...this.recordOf(upstream, tags, image), bundleId });
+    };
+    await Promise.all([...upstreams].map(([upstream, tags]) => limit(() => describe(upstream, tags))));
     await this.images.record(recorded);
     await this.names.adopt(recorded);
     const gone: string[] = [];
@@ -219,6 +178,26 @@ export class CatalogueService {
     if (gone.length > 0) await this.images.assertStorage();
     await this.forget(gone);
     return { images: recorded.length, removed: gone.length, broken: broken.slice(0, 100) };
+  }
+
+  private recordOf(
+    upstream: string,
+    tags: readonly FoundTag[],
+    image: Awaited<ReturnType<typeof describeRegistryImage>>,
+  ): Omit<RecordedImage, 'bundleId'> {
+    return {
+      upstream,
+      localReferences: tags.map(({ repository, tag }) =>
+        formatReference({ registry: this.names.localRegistry, repository, tag }),
+      ),
+      digest: image.root.digest,
+      mediaType: image.root.mediaType,
+      imageIds: image.configDigests,
+      platforms: image.platforms,
+      zstdPlatforms: image.zstdPlatforms,
+      parts: image.parts,
+      sizeBytes: String(image.sizeBytes),
+    };
   }
 
   /** No list tells of what was pushed without a tag. */
@@ -259,5 +238,44 @@ export class CatalogueService {
       );
     }
     return upstreams;
+  }
+}
+
+/** Every tag that leads to an image, and all tags of each repository. */
+async function listTags(
+  registry: RegistryClient,
+  limit: LimitFunction,
+  signal: AbortSignal,
+): Promise<{ found: FoundTag[]; tagsOf: Map<string, string[]> }> {
+  const tagsOf = new Map<string, string[]>();
+  const found: FoundTag[] = [];
+  const list = async (repository: string) => {
+    const tags = await registry.listTags(repository, { signal });
+    tagsOf.set(repository, tags);
+    for (const tag of tags.filter((each) => !companionSubject(each))) {
+      const root = await registry.headManifest(repository, tag, { signal });
+      if (root) found.push({ repository, tag, root });
+    }
+  };
+  const repositories = await registry.listRepositories({ signal });
+  await Promise.all(repositories.map((repository) => limit(() => list(repository))));
+  return { found, tagsOf };
+}
+
+/** Undefined for a damaged image, which must not hide all others. */
+async function describeOrNothing(
+  registry: RegistryClient,
+  tags: readonly FoundTag[],
+  tagsOf: ReadonlyMap<string, string[]>,
+  signal: AbortSignal,
+) {
+  const [first] = tags;
+  if (!first) return undefined;
+  const { repository, root } = first;
+  try {
+    return await describeRegistryImage(registry, repository, root, tagsOf.get(repository) ?? [], signal);
+  } catch (error) {
+    if (error instanceof AppError && error.family !== 'unavailable') return undefined;
+    throw error;
   }
 }

@@ -70,7 +70,12 @@ export class ImageService {
    * went away meanwhile, of which nothing can be said. Waits for no garbage collection: that waits for the job.
    */
   async assertStorage(): Promise<void> {
-    await requireRegistry(this.clients.registry, { waits: false, use: 'read' });
+    await this.registryToRead();
+  }
+
+  /** Where the images are that were there before. Throws `registry_storage_changed` on another disk. */
+  registryToRead(): Promise<RequiredRegistry> {
+    return requireRegistry(this.clients.registry, { waits: false, use: 'read' });
   }
 
   /**

@@ -69,59 +69,19 @@ export class VerificationService {
    * `registry_storage_changed` when that is because of the disk.
    */
   async run(context: JobContext): Promise<Record<string, unknown>> {
-    const { resourceId, signal, progress } = context;
+    const { resourceId, signal } = context;
     const row = await getRow(this.verifications, resourceId);
     const target = await this.images.registryForJob(context, 'look');
     const images = selectImages(await this.images.all(), row.images ?? undefined);
     await using registry = new RegistryClient(target.address);
-    const limit = pLimit(readsAtOnce);
+    const parts = partsOf(images);
+    const found = await this.readParts(registry, target, parts, row, context);
     const problems: VerificationProblem[] = [];
-    const parts = new Map(
-      images.flatMap((image) =>
-        image.parts.map((part) => [
-          part.digest,
-          { ...part, image, repository: parseReference(image.localReferences[0] ?? image.upstream).repository },
-        ]),
-      ),
-    );
-    const bytesTotal = [...parts.values()].reduce((sum, { size }) => sum + size, 0);
-    let bytesDone = 0;
-    let itemsDone = 0;
-    const found = new Map<Digest, Omit<VerificationProblem, 'upstream'>>();
-    await Promise.all(
-      [...parts.values()].map(({ digest, size, repository }) =>
-        limit(async () => {
-          signal.throwIfAborted();
-          const actual = await this.digestOf(registry, target, repository, digest, signal, (bytes) => {
-            bytesDone += bytes;
-            progress({
-              phase: 'read',
-              bytesDone: Math.min(bytesDone, bytesTotal),
-              bytesTotal,
-              itemsDone,
-              itemsTotal: parts.size,
-            });
-          });
-          itemsDone += 1;
-          if (actual === digest) return;
-          found.set(digest, {
-            kind: actual ? 'part_damaged' : 'part_missing',
-            subject: digest,
-            actual: actual ?? null,
-          });
-          if (actual && row.quarantine) await target.repairs?.setAside({ digest, size });
-        }),
-      ),
-    );
     for (const image of images) {
+      const readable = { ...image, parts: image.parts.filter(({ digest }) => !found.has(digest)) };
       problems.push(
         ...(await this.namesOf(registry, image, signal)),
-        ...(await this.linksOf(
-          registry,
-          target,
-          { ...image, parts: image.parts.filter(({ digest }) => !found.has(digest)) },
-          signal,
-        )),
+        ...(await this.linksOf(registry, target, readable, signal)),
       );
       for (const { digest } of image.parts) {
         const problem = found.get(digest);
@@ -138,7 +98,36 @@ export class VerificationService {
         images: damaged.slice(0, 100),
       });
     }
-    return { images: images.length, parts: parts.size, bytes: bytesTotal };
+    return { images: images.length, parts: parts.size, bytes: sizeOf(parts) };
+  }
+
+  /** What is wrong with the bytes of the parts. What is damaged is set aside where that was asked for. */
+  private async readParts(
+    registry: RegistryClient,
+    target: RequiredRegistry,
+    parts: ReadonlyMap<Digest, PartToRead>,
+    { quarantine }: VerificationEntity,
+    { signal, progress }: JobContext,
+  ): Promise<Map<Digest, Omit<VerificationProblem, 'upstream'>>> {
+    const limit = pLimit(readsAtOnce);
+    const [bytesTotal, itemsTotal] = [sizeOf(parts), parts.size];
+    let bytesDone = 0;
+    let itemsDone = 0;
+    const found = new Map<Digest, Omit<VerificationProblem, 'upstream'>>();
+    const read = async ({ digest, size, repository }: PartToRead) => {
+      signal.throwIfAborted();
+      const actual = await this.digestOf(registry, target, repository, digest, signal, (bytes) => {
+        bytesDone += bytes;
+        progress({ phase: 'read', bytesDone: Math.min(bytesDone, bytesTotal), bytesTotal, itemsDone, itemsTotal });
+      });
+      itemsDone += 1;
+      if (actual === digest) return;
+      const kind = actual ? 'part_damaged' : 'part_missing';
+      found.set(digest, { kind, subject: digest, actual: actual ?? null });
+      if (actual && quarantine) await target.repairs?.setAside({ digest, size });
+    };
+    await Promise.all([...parts.values()].map((part) => limit(() => read(part))));
+    return found;
   }
 
   /**
@@ -241,3 +230,21 @@ const toResource = (row: VerificationEntity, job: JobEntity | undefined): Verifi
   ...row,
   state: job?.state ?? 'failed',
 });
+
+interface PartToRead {
+  digest: Digest;
+  size: number;
+  repository: string;
+}
+
+/** Each part once, whatever number of images it is in. */
+const partsOf = (images: readonly CatalogueImage[]): Map<Digest, PartToRead> =>
+  new Map(
+    images.flatMap(({ parts, localReferences, upstream }) => {
+      const { repository } = parseReference(localReferences[0] ?? upstream);
+      return parts.map(({ digest, size }) => [digest, { digest, size, repository }]);
+    }),
+  );
+
+const sizeOf = (parts: ReadonlyMap<Digest, PartToRead>): number =>
+  [...parts.values()].reduce((sum, { size }) => sum + size, 0);

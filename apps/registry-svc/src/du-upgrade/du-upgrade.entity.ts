@@ -25,7 +25,7 @@ export class DuUpgradeEntity {
   @Column('simple-json', { nullable: true }) problems!: UpgradeProblem[] | null;
   /** Of the backup that was made last: what has to be there afterwards. */
   @Column('varchar', { nullable: true }) backupId!: string | null;
-  /** Restores of it that have ended: after a kill the next attempt finds the one that has not. */
+  /** Attempts to bring it back that are over: after a kill the next run finds the restore of the one that is not. */
   @Column('integer', { default: 0 }) restores!: number;
   /** The engine's program before the upgrade; null for the configured one. */
   @Column('varchar', { nullable: true }) formerBinary!: string | null;

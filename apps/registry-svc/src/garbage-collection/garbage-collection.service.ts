@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -111,7 +110,12 @@ export class GarbageCollectionService {
     const row = await getRow(this.collections, resourceId);
     await this.registry.assertLocal();
     await this.claims.retake(jobId);
-    await this.collector.recover((sweep) => this.note(sweep));
+    await this.collector.recover(async (sweep) => {
+      await this.note(sweep);
+      // What was swept stays until its layers are forgotten: image-svc may not have answered.
+      await this.keepOthersAway(row, jobId, signal, progress);
+      await this.users.forgetLayers();
+    });
     await this.claims.setCollecting(jobId, false);
     const { uploadHours } = this.config.registry.garbageCollection;
     const options: CollectOptions = {
@@ -160,13 +164,12 @@ export class GarbageCollectionService {
       const sweep = await this.collector.sweep({
         ...options,
         owner: row.id,
-        // Where image-svc keeps compressed layers, which are second names of the files of blobs.
-        layerCaches: [join(this.config.dataDir, 'image/work/layers')],
         onStep: (step) => progress({ phase: phases[step] }),
         onProgress: progress,
       });
       await this.note(sweep);
       await this.registry.assertStorage();
+      await this.users.forgetLayers();
       // Nobody sees any more what is left to do.
       await this.claims.setCollecting(jobId, false);
       await sweep.remove();

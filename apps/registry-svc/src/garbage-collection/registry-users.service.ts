@@ -1,4 +1,10 @@
-import { listClusters, listImageSets, listImages, listJobs } from '@airdock/clients/generated/sdk.gen';
+import {
+  forgetBundleLayers,
+  listClusters,
+  listImageSets,
+  listImages,
+  listJobs,
+} from '@airdock/clients/generated/sdk.gen';
 import type { Job } from '@airdock/clients/generated/types.gen';
 import { type Client, ServiceClients } from '@airdock/clients/service-clients';
 import { type Digest, isDigest } from '@airdock/core/oci/digest';
@@ -45,6 +51,11 @@ export class RegistryUsers {
       .flatMap(({ digest, companions }) => [digest, ...companions])
       .concat(references.map((reference) => parseReference(reference).digest ?? ''));
     return new Set(digests.filter((digest) => isDigest(digest)));
+  }
+
+  /** Lets image-svc give back the space of layers that were set aside and that it has compressed. No job may run. */
+  async forgetLayers(): Promise<void> {
+    await forgetBundleLayers({ client: this.clients.image, throwOnError: true });
   }
 
   async runningJobs(): Promise<Pick<Job, 'id' | 'type'>[]> {

@@ -41,34 +41,10 @@ export class RegistryService {
 
   async get(): Promise<Registry> {
     const row = await this.rows.load();
-    const {
-      mode,
-      externalUrl,
-      engineVersion,
-      storageId,
-      storage,
-      fence,
-      error,
-      localhostError,
-      foreignProcesses,
-      version,
-      collectingJobId,
-    } = row;
-    const changed = await this.storage.look(row);
-    // Until it was settled that it is back nothing writes there.
-    const storageError = mode === 'local' ? (changed ? toProblem(changed) : row.storageError) : null;
-    const { port, storageDir } = this.config.registry;
-    const changes = {
-      warnings: this.config.warnings,
-      storageError,
-      collecting: collectingJobId !== null && (await this.claims.isOpen(collectingJobId)),
-      fence: fence && { upgradeId: fence.upgradeId, since: fence.since },
-      localhostError: mode === 'local' ? localhostError : null,
-      foreignProcesses: (mode === 'local' && foreignProcesses) || [],
-    };
-    if (mode === 'none')
-      return {
-        mode,
+    const { mode, error, version } = row;
+    const shared = await this.sharedOf(row);
+    if (mode === 'none') {
+      const nothing = {
         host: null,
         url: null,
         sockets: null,
@@ -76,13 +52,14 @@ export class RegistryService {
         engine: null,
         health: null,
         storage: null,
-        ...changes,
-        error,
-        version,
       };
-    const url = mode === 'local' ? `http://localhost:${port}` : (externalUrl ?? '');
+      return { mode, ...nothing, ...shared, error, version };
+    }
+    const { port, storageDir, socketDir } = this.config.registry;
+    const { storageError, localhostError } = shared;
+    const url = mode === 'local' ? `http://localhost:${port}` : (row.externalUrl ?? '');
     // Tunnels must not lead to an endpoint that takes pushes, and an external registry has no other that we know of.
-    const sockets = mode === 'local' ? registrySockets(this.config.registry.socketDir) : null;
+    const sockets = mode === 'local' ? registrySockets(socketDir) : null;
     const { address, refusal } = sockets
       ? { address: storageError ? sockets.readOnly : sockets.readWrite, refusal: null }
       : await this.external.reach(url);
@@ -90,9 +67,7 @@ export class RegistryService {
     const [readWrite, readOnly] = await Promise.all([probe(address), probe(sockets?.readOnly ?? address)]);
     const seen = { ...readWrite, readOnlyOk: readOnly.ok, localhostOk: !localhostError };
     const withStorage = storageError ? { ...seen, ok: false, error: storageError.code } : seen;
-    const health = problem
-      ? { ...seen, ok: false, error: problem.code, readOnlyOk: false, localhostOk: false }
-      : withStorage;
+    const unwell = { ok: false, readOnlyOk: false, localhostOk: false };
     return {
       mode,
       // What image-svc begins local references with, in every mode; in mode external no tunnel leads there yet.
@@ -102,16 +77,36 @@ export class RegistryService {
       address,
       engine:
         mode === 'local'
-          ? { kind: 'process', version: engineVersion, isSandboxed: whyNoSandbox() === undefined }
+          ? { kind: 'process', version: row.engineVersion, isSandboxed: whyNoSandbox() === undefined }
           : { kind: 'external', version: null, isSandboxed: null },
-      health,
+      health: problem ? { ...seen, ...unwell, error: problem.code } : withStorage,
       storage:
-        mode === 'local' && storage
-          ? { path: storageDir, id: storageError ? null : storageId, recordedId: row.recordedStorageId, ...storage }
+        mode === 'local' && row.storage
+          ? {
+              path: storageDir,
+              id: storageError ? null : row.storageId,
+              recordedId: row.recordedStorageId,
+              ...row.storage,
+            }
           : null,
-      ...changes,
+      ...shared,
       error: problem,
       version,
+    };
+  }
+
+  /** What is told of the registry in every mode. */
+  private async sharedOf(row: RegistryEntity) {
+    const { mode, fence, collectingJobId, foreignProcesses } = row;
+    const changed = await this.storage.look(row);
+    return {
+      warnings: this.config.warnings,
+      // Until it was settled that it is back nothing writes there.
+      storageError: mode === 'local' ? (changed ? toProblem(changed) : row.storageError) : null,
+      collecting: collectingJobId !== null && (await this.claims.isOpen(collectingJobId)),
+      fence: fence && { upgradeId: fence.upgradeId, since: fence.since },
+      localhostError: mode === 'local' ? row.localhostError : null,
+      foreignProcesses: (mode === 'local' && foreignProcesses) || [],
     };
   }
 

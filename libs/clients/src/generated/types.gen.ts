@@ -4025,6 +4025,35 @@ export type GetBundleResponses = {
 
 export type GetBundleResponse = GetBundleResponses[keyof GetBundleResponses];
 
+export type ForgetBundleLayersData = {
+    body?: never;
+    path?: never;
+    query?: never;
+    url: '/v1/bundles/forget-layers';
+};
+
+export type ForgetBundleLayersErrors = {
+    /**
+     * A problem document (RFC 9457)
+     */
+    '4XX': Problem;
+    /**
+     * A problem document (RFC 9457)
+     */
+    '5XX': Problem;
+};
+
+export type ForgetBundleLayersError = ForgetBundleLayersErrors[keyof ForgetBundleLayersErrors];
+
+export type ForgetBundleLayersResponses = {
+    /**
+     * Forget compressed layers that the registry has no more: for registry-svc, while it collects garbage
+     */
+    204: void;
+};
+
+export type ForgetBundleLayersResponse = ForgetBundleLayersResponses[keyof ForgetBundleLayersResponses];
+
 export type GetBundleDockerArchiveData = {
     body?: never;
     path: {

@@ -39,7 +39,7 @@ export function setTomlString(text: string, table: readonly string[], key: strin
 }
 
 function edit(text: string, table: readonly string[], key: string, value: string): string {
-  const { entries, tables } = scan(text);
+  const { entries, tables } = new TomlScanner(text).scan();
   const entry = entries.find(({ path }) => isSame(path, [...table, key]));
   if (entry) return text.slice(0, entry.start) + value + text.slice(entry.end);
   const own = tables.find(({ path }) => isSame(path, table));
@@ -60,99 +60,117 @@ const formatKey = (key: string): string => (/^[A-Za-z0-9_-]+$/.test(key) ? key :
 export const formatTable = (path: readonly string[]): string => `[${path.map(formatKey).join('.')}]`;
 
 /** Where tables and keys stand in a text that is valid TOML (https://toml.io/en/v1.0.0). */
-function scan(text: string): { entries: Entry[]; tables: Table[] } {
-  const entries: Entry[] = [];
-  const tables: Table[] = [];
-  let at = 0;
-  let current: string[] | undefined = [];
+class TomlScanner {
+  readonly entries: Entry[] = [];
+  readonly tables: Table[] = [];
+  #at = 0;
+  /** Undefined below an array of tables, whose entries have no one place. */
+  #current: string[] | undefined = [];
 
-  const blanks = () => {
-    while (text[at] === ' ' || text[at] === '\t') at++;
-  };
-  const toLineEnd = () => {
-    const end = text.indexOf('\n', at);
-    at = end < 0 ? text.length : end + 1;
-  };
-  /** Past a string that begins here. */
-  const string = (): string => {
-    const quote = text[at] as string;
-    const isLong = text.startsWith(quote.repeat(3), at);
-    const closing = isLong ? quote.repeat(3) : quote;
-    const start = at;
-    at += closing.length;
-    while (at < text.length && !text.startsWith(closing, at)) at += quote === '"' && text[at] === '\\' ? 2 : 1;
-    at += closing.length;
-    // Up to two quotes may stand before the closing three.
-    while (isLong && text[at] === quote) at++;
-    return text.slice(start, at);
-  };
-  const keys = (): string[] => {
+  constructor(private readonly text: string) {}
+
+  scan(): this {
+    while (this.#at < this.text.length) {
+      const lineStart = this.#at;
+      this.#skipBlanks();
+      const char = this.text[this.#at];
+      if (char === '[') this.#table(this.text.slice(lineStart, this.#at));
+      else if (char !== undefined && !'#\r\n'.includes(char)) this.#entry();
+      else this.#skipLine();
+    }
+    return this;
+  }
+
+  #table(indent: string): void {
+    const isArray = this.text[this.#at + 1] === '[';
+    this.#at += isArray ? 2 : 1;
+    const path = this.#keys();
+    this.#skipLine();
+    this.#current = isArray ? undefined : path;
+    if (!isArray) this.tables.push({ path, indent, end: this.#at });
+  }
+
+  #entry(): void {
+    const path = this.#keys();
+    this.#at++; // =
+    this.#skipBlanks();
+    const start = this.#at;
+    const end = this.#value();
+    if (this.#current) this.entries.push({ path: [...this.#current, ...path], start, end });
+    this.#skipLine();
+  }
+
+  #keys(): string[] {
     const path: string[] = [];
     for (;;) {
-      blanks();
-      if (text[at] === '"') path.push(JSON.parse(string()) as string);
-      else if (text[at] === "'") path.push(string().slice(1, -1));
-      else {
-        const bare = /[A-Za-z0-9_-]+/y;
-        bare.lastIndex = at;
-        const [found = ''] = bare.exec(text) ?? [];
-        if (!found) throw new Error('no key');
-        at += found.length;
-        path.push(found);
-      }
-      blanks();
+      this.#skipBlanks();
+      path.push(this.#key());
+      this.#skipBlanks();
       if (path.length > maxPath) throw new Error('too deep');
-      if (text[at] !== '.') return path;
-      at++;
+      if (this.text[this.#at] !== '.') return path;
+      this.#at++;
     }
-  };
+  }
+
+  #key(): string {
+    const quote = this.text[this.#at];
+    if (quote === '"') return JSON.parse(this.#string()) as string;
+    if (quote === "'") return this.#string().slice(1, -1);
+    const bare = /[A-Za-z0-9_-]+/y;
+    bare.lastIndex = this.#at;
+    const [found = ''] = bare.exec(this.text) ?? [];
+    if (!found) throw new Error('no key');
+    this.#at += found.length;
+    return found;
+  }
+
+  /** Past a string that begins here. */
+  #string(): string {
+    const { text } = this;
+    const start = this.#at;
+    const quote = text[start] as string;
+    const isLong = text.startsWith(quote.repeat(3), start);
+    const closing = isLong ? quote.repeat(3) : quote;
+    this.#at += closing.length;
+    while (this.#at < text.length && !text.startsWith(closing, this.#at))
+      this.#at += quote === '"' && text[this.#at] === '\\' ? 2 : 1;
+    this.#at += closing.length;
+    // Up to two quotes may stand before the closing three.
+    while (isLong && text[this.#at] === quote) this.#at++;
+    return text.slice(start, this.#at);
+  }
+
   /** Past a value; returns where it ends. */
-  const value = (): number => {
+  #value(): number {
     let depth = 0;
-    let end = at;
-    while (at < text.length) {
-      const char = text[at] as string;
-      if (char === '"' || char === "'") string();
+    let end = this.#at;
+    while (this.#at < this.text.length) {
+      const char = this.text[this.#at] as string;
+      if (char === '"' || char === "'") this.#string();
       else if (char === '#') {
         if (depth === 0) return end;
-        toLineEnd();
+        this.#skipLine();
         continue;
       } else if (char === '\n' && depth === 0) return end;
       else {
         if (char === '[' || char === '{') depth++;
         if (char === ']' || char === '}') depth--;
-        at++;
+        this.#at++;
         if (/\s/.test(char)) continue;
       }
-      end = at;
+      end = this.#at;
     }
     return end;
-  };
-
-  while (at < text.length) {
-    const lineStart = at;
-    blanks();
-    const char = text[at];
-    if (char === '[') {
-      const indent = text.slice(lineStart, at);
-      const isArray = text[at + 1] === '[';
-      at += isArray ? 2 : 1;
-      const path = keys();
-      toLineEnd();
-      // Entries below an array of tables have no one place.
-      current = isArray ? undefined : path;
-      if (!isArray) tables.push({ path, indent, end: at });
-    } else if (char !== undefined && !'#\r\n'.includes(char)) {
-      const path = keys();
-      at++; // =
-      blanks();
-      const start = at;
-      const end = value();
-      if (current) entries.push({ path: [...current, ...path], start, end });
-      toLineEnd();
-    } else toLineEnd();
   }
-  return { entries, tables };
+
+  #skipBlanks(): void {
+    while (this.text[this.#at] === ' ' || this.text[this.#at] === '\t') this.#at++;
+  }
+
+  #skipLine(): void {
+    const end = this.text.indexOf('\n', this.#at);
+    this.#at = end < 0 ? this.text.length : end + 1;
+  }
 }
 
 function withValue(

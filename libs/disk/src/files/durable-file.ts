@@ -27,7 +27,7 @@ export async function writeDurably(
   const tmp = join(tmpDir, `${basename(path)}.${randomUUID()}.part`);
   try {
     if (content instanceof Uint8Array) await writeSmall(tmp, content);
-    else await writeStream(tmp, signal ? addAbortSignal(signal, content) : content);
+    else await writeStream(tmp, content, signal);
     await rename(tmp, path);
     await syncFolder(dirname(path));
   } catch (error) {
@@ -47,7 +47,10 @@ async function writeSmall(path: string, content: Uint8Array): Promise<void> {
   }
 }
 
-async function writeStream(path: string, content: Readable): Promise<void> {
+async function writeStream(path: string, content: Readable, signal: AbortSignal | undefined): Promise<void> {
+  // An abort before the first read would be an error that nobody hears, which ends the process; reading throws it.
+  content.on('error', () => undefined);
+  if (signal) addAbortSignal(signal, content);
   const file = await DirectFile.create(path);
   try {
     for await (const chunk of content) await file.append(chunk as Buffer);

@@ -29,6 +29,29 @@ describe('the helper shell', () => {
     expect(all.filter(({ state, parent }) => state === 'Z' && own.has(parent))).toEqual([]);
   });
 
+  it('leaves no zombie of ten thousand compressors, some of which fail', async () => {
+    const started = 10_000;
+    const before = new Set(processes().map(({ pid }) => pid));
+    let failures = 0;
+    // As the layer unpackers do: a few at a time, each with files as its input and output.
+    const worker = async (own: number) => {
+      for (let index = own; index < started; index += 4)
+        await runProgram(index % 100 ? 'true' : 'false', []).catch(() => (failures += 1));
+    };
+    await Promise.all([0, 1, 2, 3].map(worker));
+    expect(failures).toBe(started / 100);
+    // Of others that run beside this test too some may be dead for a moment: ours are below the shell or this process.
+    const all = processes().filter(({ pid }) => !before.has(pid));
+    const ours = new Set(
+      processes()
+        .filter(({ parent }) => parent === process.pid)
+        .map(({ pid }) => pid),
+    );
+    expect(all.filter(({ state, parent }) => state === 'Z' && (parent === process.pid || ours.has(parent)))).toEqual(
+      [],
+    );
+  });
+
   it('says how a program failed', async () => {
     await expect(runProgram('sh', ['-c', 'echo why >&2; exit 3'])).rejects.toMatchObject({
       code: 'internal_error',

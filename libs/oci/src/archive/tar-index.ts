@@ -165,20 +165,22 @@ export async function indexTar(file: JoinedFile, signal?: AbortSignal): Promise<
     throw new AppError('bundle_format_unknown', {
       detail: fileSize === 0 ? 'the file is empty' : 'the file is not a tar archive',
     });
-  return {
-    complete,
-    names: () => [...files.keys(), ...links.keys()],
-    find(name) {
-      let current = segmentsOf(name).join('/');
-      // A loop of links finds nothing, like a link to nowhere.
-      for (let hops = 0; hops < 40; hops++) {
-        const target = links.get(current);
-        if (target === undefined) return files.get(current);
-        current = target;
-      }
-      return undefined;
-    },
-  };
+  return { complete, names: () => [...files.keys(), ...links.keys()], find: (name) => findMember(name, files, links) };
+}
+
+/** A loop of links finds nothing, like a link to nowhere. */
+function findMember(
+  name: string,
+  files: ReadonlyMap<string, TarMember>,
+  links: ReadonlyMap<string, string>,
+): TarMember | undefined {
+  let current = segmentsOf(name).join('/');
+  for (let hops = 0; hops < 40; hops++) {
+    const target = links.get(current);
+    if (target === undefined) return files.get(current);
+    current = target;
+  }
+  return undefined;
 }
 
 function readExtension(header: TarHeader, content: Buffer): TarOverrides {

@@ -23,7 +23,7 @@ import {
 } from '../image/image-source.js';
 import { type BundleFiles, below, openFolderFiles, openTarFiles, readSmall } from './bundle-files.js';
 import { namesByConfig, openDockerArchive } from './docker-archive.js';
-import { isOciLayout, openOciLayout } from './oci-layout.js';
+import { isOciLayout, type LayoutSource, openOciLayout } from './oci-layout.js';
 
 /** How a bundle is opened, and where it may unpack. */
 export interface OpenBundleOptions {
@@ -139,13 +139,16 @@ async function openFiles(
   return source;
 }
 
+/** Where bundles that are opened with this folder for their work have their compressed layers. */
+export const layerCacheIn = (workDir: string): LayerCache => new LayerCache(join(workDir, 'layers'));
+
 async function openImages(
   files: BundleFiles,
   layout: 'oci-archive' | 'oci-layout',
   { workDir, names, signal }: OpenBundleOptions,
 ) {
   const isDocker = (await files.find('manifest.json')) !== undefined;
-  const openDocker = () => openDockerArchive(files, new LayerCache(join(workDir, 'layers')), { names, signal });
+  const openDocker = () => openDockerArchive(files, layerCacheIn(workDir), { names, signal });
   if (await isOciLayout(files))
     return isDocker
       ? openBoth(files, layout, { names, signal }, openDocker)
@@ -187,28 +190,8 @@ async function openBoth(
     const source = oci ?? (await openDocker());
     return Object.assign(source, { unusable: [...source.unusable, ...unreadable] });
   }
-  const owners = new Map(oci.images.flatMap((image) => image.names.map((name) => [name, image] as const)));
-  const byConfig = new Map(
-    oci.images.flatMap((image) => image.configDigests.map((digest) => [digest, image] as const)),
-  );
-  const collisions: UnusableImage[] = [];
-  const isFree = (name: string, digest: Digest) => {
-    if (owners.has(name))
-      collisions.push({
-        name,
-        digest,
-        code: 'image_name_ambiguous',
-        detail: `manifest.json gives ${name} to another image than index.json`,
-      });
-    return !owners.has(name);
-  };
-  for (const [digest, names] of listed) {
-    const image = byConfig.get(digest);
-    if (image) image.names.push(...names.filter((name) => owners.get(name) !== image && isFree(name, digest)));
-  }
-  const isWhole = [...listed.keys()].every((digest) => byConfig.has(digest));
+  const { isWhole, collisions, isFree, byConfig } = giveNames(oci, listed);
   if (isWhole && oci.images.length > 0) return { ...oci, unusable: [...oci.unusable, ...collisions] };
-
   const docker = await openDocker();
   const isTold = ({ name, digest }: UnusableImage) =>
     name === null ? isDigest(digest) && oci.namelessConfigs.has(digest) : oci.unusable.some((one) => one.name === name);
@@ -229,6 +212,31 @@ async function openBoth(
     blobsOf: async (image) => (added.has(image) ? ((await docker.blobsOf?.(image)) ?? []) : []),
     [Symbol.asyncDispose]: async () => {},
   };
+}
+
+/** Gives the images of a layout the names that the other list has for them, unless another image has those. */
+function giveNames(oci: LayoutSource, listed: ReadonlyMap<Digest, readonly string[]>) {
+  const owners = new Map(oci.images.flatMap((image) => image.names.map((name) => [name, image] as const)));
+  const byConfig = new Map(
+    oci.images.flatMap((image) => image.configDigests.map((digest) => [digest, image] as const)),
+  );
+  /** Grows with each name that is asked for and is not free. */
+  const collisions: UnusableImage[] = [];
+  const isFree = (name: string, digest: Digest) => {
+    if (owners.has(name))
+      collisions.push({
+        name,
+        digest,
+        code: 'image_name_ambiguous',
+        detail: `manifest.json gives ${name} to another image than index.json`,
+      });
+    return !owners.has(name);
+  };
+  for (const [digest, names] of listed) {
+    const image = byConfig.get(digest);
+    if (image) image.names.push(...names.filter((name) => owners.get(name) !== image && isFree(name, digest)));
+  }
+  return { isWhole: [...listed.keys()].every((digest) => byConfig.has(digest)), collisions, isFree, byConfig };
 }
 
 /** What is left out of one list and does not come from the other either. */

@@ -121,6 +121,14 @@ export async function openOciLayout(files: BundleFiles, options: OpenLayoutOptio
   };
 }
 
+/** What an index lists. */
+interface Listed {
+  byRoot: Map<Digest, Entry>;
+  unusable: UnusableImage[];
+  nameless: { entry: Entry; descriptor: Descriptor }[];
+  signatures: { entry: Entry; name: string; kind: 'sig' | 'att' | 'sbom' }[];
+}
+
 class Layout {
   readonly #kept = new Map<Digest, Buffer>();
   /** Sizes of blobs that were looked up: many images share their layers. */
@@ -144,35 +152,8 @@ class Layout {
   }
 
   async images(given: GivenNames, namesByConfig: ReadonlyMap<Digest, readonly string[]>, signal?: AbortSignal) {
-    const byRoot = new Map<Digest, Entry>();
-    const unusable: UnusableImage[] = [];
+    const { byRoot, unusable, nameless, signatures } = await this.#readListed(given, signal);
     const namelessConfigs = new Set<Digest>();
-    const nameless: { entry: Entry; descriptor: Descriptor }[] = [];
-    const signatures: { entry: Entry; name: string; kind: 'sig' | 'att' | 'sbom' }[] = [];
-    const { manifests: index, odd } = await readIndex(this.files);
-    for (const { error, ...entry } of odd) unusable.push(unusableImage(error, entry));
-    await this.#readAhead(index);
-    for (const descriptor of index) {
-      signal?.throwIfAborted();
-      try {
-        const entry = await this.#entry(descriptor, byRoot);
-        const chosen = givenNames(given, [descriptor.digest, entry.root.digest]);
-        const name = chosen.length > 0 ? undefined : annotatedName(descriptor);
-        const names =
-          chosen.length > 0 ? chosen : name === undefined ? givenNames(given, [bareName(descriptor)]) : [name];
-        const kind = companionKind(descriptor);
-        if (kind) signatures.push({ entry, name: name ?? '', kind });
-        else if (names.length === 0) nameless.push({ entry, descriptor });
-        else entry.names.push(...names);
-      } catch (error) {
-        unusable.push(
-          unusableImage(error, {
-            name: descriptor.annotations?.['io.containerd.image.name'] ?? bareName(descriptor) ?? null,
-            digest: descriptor.digest,
-          }),
-        );
-      }
-    }
     for (const entry of byRoot.values()) unusable.push(...settleNames(entry));
     unusable.push(...dropSharedNames([...byRoot.values()]));
     unusable.push(...(await this.#addUnlisted(byRoot, signal)));
@@ -215,6 +196,35 @@ class Layout {
       named.map((entry) => limit(() => this.#describe(entry, belonging.get(entry) ?? [], unusable))),
     );
     return { images: images.filter((image) => image !== undefined), unusable, namelessConfigs };
+  }
+
+  /** What the index lists, each image once, and what of it cannot be used. */
+  async #readListed(given: GivenNames, signal: AbortSignal | undefined): Promise<Listed> {
+    const listed: Listed = { byRoot: new Map(), unusable: [], nameless: [], signatures: [] };
+    const { manifests: index, odd } = await readIndex(this.files);
+    for (const { error, ...entry } of odd) listed.unusable.push(unusableImage(error, entry));
+    await this.#readAhead(index);
+    for (const descriptor of index) {
+      signal?.throwIfAborted();
+      try {
+        await this.#readOne(descriptor, given, listed);
+      } catch (error) {
+        const name = descriptor.annotations?.['io.containerd.image.name'] ?? bareName(descriptor) ?? null;
+        listed.unusable.push(unusableImage(error, { name, digest: descriptor.digest }));
+      }
+    }
+    return listed;
+  }
+
+  async #readOne(descriptor: Descriptor, given: GivenNames, { byRoot, nameless, signatures }: Listed): Promise<void> {
+    const entry = await this.#entry(descriptor, byRoot);
+    const chosen = givenNames(given, [descriptor.digest, entry.root.digest]);
+    const name = chosen.length > 0 ? undefined : annotatedName(descriptor);
+    const names = chosen.length > 0 ? chosen : name === undefined ? givenNames(given, [bareName(descriptor)]) : [name];
+    const kind = companionKind(descriptor);
+    if (kind) signatures.push({ entry, name: name ?? '', kind });
+    else if (names.length === 0) nameless.push({ entry, descriptor });
+    else entry.names.push(...names);
   }
 
   /** Reads what will be kept beside each other; what is wrong is told where it is needed. */

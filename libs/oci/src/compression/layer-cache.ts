@@ -1,4 +1,3 @@
-import type { Stats } from 'node:fs';
 import { access, constants, mkdir, readdir, readFile, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { basename, delimiter, join } from 'node:path';
 import { Transform } from 'node:stream';
@@ -108,23 +107,22 @@ export class LayerCache {
     return work;
   }
 
-  /** The same for all names of a file. */
-  static fileId({ dev, ino }: Pick<Stats, 'dev' | 'ino'>): string {
-    return `${dev}:${ino}`;
-  }
-
   /**
-   * Removes the layers whose files are these, so that the space of files which had second names elsewhere is given
-   * back; they are made again when they are needed.
+   * Removes the layers whose compressed blobs are gone elsewhere, as `isGone` says, so that the space of files with
+   * second names there is given back; they are made again when they are needed. While somebody uses the cache one that
+   * was just found may be removed: the caller sees that nobody does. Returns how many.
    */
-  static async forget(folder: string, fileIds: ReadonlySet<string>): Promise<void> {
-    for (const name of (await readdir(folder).catch(() => [])).filter((each) => each.endsWith('.tar.gz'))) {
-      const path = join(folder, name);
-      const status = await stat(path).catch(() => undefined);
-      if (!status || !fileIds.has(LayerCache.fileId(status))) continue;
+  async forget(isGone: (blob: Pick<CompressedLayer, 'digest' | 'size'>) => Promise<boolean>): Promise<number> {
+    let removed = 0;
+    for (const name of await readdir(this.folder).catch(() => [])) {
+      const path = join(this.folder, name);
+      const layer = name.endsWith('.tar.gz') ? await readRecord(path) : undefined;
+      if (!layer || !(await isGone(layer))) continue;
       await rm(`${path}.json`, { force: true });
       await rm(path, { force: true });
+      removed += 1;
     }
+    return removed;
   }
 
   async #prepare(): Promise<Engine> {

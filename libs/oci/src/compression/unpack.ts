@@ -1,5 +1,3 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { type FileHandle, mkdir, open, rm, rmdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { Transform } from 'node:stream';
@@ -8,6 +6,7 @@ import { createGunzip } from 'node:zlib';
 import { AppError } from '@airdock/core/errors';
 import { diskError } from '@airdock/disk/files/durable-file';
 import { inSandbox } from '@airdock/disk/programs/sandbox';
+import { startFilter } from '@airdock/disk/programs/start-program';
 import type { JoinedFile } from '../archive/joined-file.js';
 import { blockSize, isTarHeader } from '../archive/tar-header.js';
 
@@ -157,27 +156,23 @@ async function throughProgram(
   options: { signal?: AbortSignal },
 ): Promise<void> {
   // It reads what somebody else has made, and needs nothing but its two pipes.
-  const [program, ...args] = inSandbox([name, ...programs[name]], {});
-  const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], env: { PATH: process.env.PATH } });
-  let words = '';
-  child.stderr.on('data', (chunk: Buffer) => {
-    words = (words + chunk.toString('utf8')).slice(0, 500);
-  });
-  const ended = once(child, 'close').then(([code]) => {
+  const filter = startFilter(inSandbox([name, ...programs[name]], {}));
+  const ended = filter.ended.then((code) => {
     if (code === 0) return;
+    const words = filter.words();
     const reason = /unexpected end|premature/i.test(words)
       ? 'bundle_truncated'
       : /memory/i.test(words)
         ? 'compression_unsupported'
         : 'bundle_corrupt';
-    throw new AppError(reason, { detail: `${name}: ${words.trim() || `ended with ${code}`}` });
+    throw new AppError(reason, { detail: `${name}: ${words || `ended with ${code}`}` });
   });
   // A program that gives up closes its input; its own words say why, so they are preferred to EPIPE.
-  const fed = pipeline(input, child.stdin, options).catch((error: unknown) =>
+  const fed = pipeline(input, filter.stdin, options).catch((error: unknown) =>
     ended.then(() => Promise.reject(error as Error)),
   );
-  const unpacked = pipeline(child.stdout, bound, tarOnly(name), output, options).catch((error: unknown) => {
-    child.kill('SIGKILL');
+  const unpacked = pipeline(filter.stdout, bound, tarOnly(name), output, options).catch((error: unknown) => {
+    filter.kill('SIGKILL');
     throw error;
   });
   const results = await Promise.allSettled([unpacked, ended, fed]);

@@ -61,148 +61,170 @@ interface Looked {
  * What `copyImages` would have to do, without doing it: names and sizes are compared, content is not read. Throws what
  * the registry client throws.
  */
-export async function planCopy({
-  source,
-  images,
-  registry,
-  storage,
-  repairs,
-  signal,
-}: PlanCopyOptions): Promise<CopyPlan> {
-  const requests = pLimit(requestsAtOnce);
-  const looks = pLimit(looksAtOnce);
-  let hasAnswered = false;
-  let failure: unknown;
-  let isOver = false;
-  const ask = <T>(head: () => Promise<T | undefined>) => {
-    const answer = async () => {
-      try {
-        const found = await head();
-        hasAnswered = true;
-        return found;
-      } catch (error) {
-        failure = error;
-        throw error;
-      }
-    };
-    return requests(() => lookUp(answer, signal, { attempts: 1 }));
-  };
-  const digestAt = async (repository: string, reference: string) =>
-    (await storage?.resolve(repository, reference)) ??
-    ask(() => answeredDigest(registry, repository, reference, signal));
-  /** Whatever repository it is in. */
-  const isStored = storage && onceEach((blob) => storage.hasBlob(blob));
-  const hasBlob = async (repository: string, { digest, size }: Part): Promise<boolean> => {
-    if (!storage || !isStored)
-      return (
-        (await ask(() => registry.headBlob(repository, digest, { signal })))?.size === size &&
-        !(await repairs?.isDamaged({ digest, size }))
-      );
-    return (await Promise.all([isStored({ digest, size }), storage.isLinked(repository, digest)])).every(Boolean);
-  };
-  // A registry does not show manifests among its blobs.
-  const hasManifest = async (repository: string, { digest, size }: Part): Promise<boolean> => {
-    if (!storage || !isStored) return (await digestAt(repository, digest)) === digest;
-    return (await isStored({ digest, size })) && (await storage.resolve(repository, digest)) === digest;
-  };
+export async function planCopy(options: PlanCopyOptions): Promise<CopyPlan> {
+  return new CopyPlanner(options).plan();
+}
 
-  const look = async ({ image, names }: ImageToCopy): Promise<Looked> => {
-    signal?.throwIfAborted();
-    if (isOver) throw failure;
+/** Looks at several images beside each other, and counts them one after the other. */
+class CopyPlanner {
+  readonly #requests = pLimit(requestsAtOnce);
+  readonly #looks = pLimit(looksAtOnce);
+  /** Whatever repository it is in; undefined where only the registry can be asked. */
+  readonly #isStored: HasBlob | undefined;
+  readonly #counted = new Set<Digest>();
+  #hasAnswered = false;
+  #failure: unknown;
+  #isOver = false;
+
+  constructor(private readonly options: PlanCopyOptions) {
+    const { storage } = options;
+    this.#isStored = storage && onceEach((blob) => storage.hasBlob(blob));
+  }
+
+  async plan(): Promise<CopyPlan> {
+    const looked = this.options.images.map((item) => this.#looks(() => this.#look(item)));
+    // A look that fails before its turn to be counted must not count as a rejection that nobody handles, which ends the
+    // process.
+    const all = Promise.allSettled(looked);
+    const images: PlannedImage[] = [];
+    try {
+      // One after the other: what two images share is counted for the first.
+      for (const each of looked) images.push(await this.#count(await each));
+    } catch (error) {
+      this.#failure = error;
+      this.#isOver = true;
+      throw error;
+    } finally {
+      // After a failure nobody must read on in what the caller closes.
+      await all;
+    }
+    await this.#assertReadable();
+    return { images, missingBytes: images.reduce((sum, image) => sum + image.missingBytes, 0) };
+  }
+
+  /** It could not read anything that it was asked for; a tag that was never given tells whether it reads at all. */
+  async #assertReadable(): Promise<void> {
+    if (!this.#failure || this.#hasAnswered) return;
+    const { images, registry, signal } = this.options;
+    const [repository] = images.flatMap(({ names }) => names.map((name) => name.repository));
+    if (repository !== undefined) await registry.headManifest(repository, 'airdock.never-given', { signal });
+  }
+
+  async #look({ image, names }: ImageToCopy): Promise<Looked> {
+    this.options.signal?.throwIfAborted();
+    if (this.#isOver) throw this.#failure;
+    const { root, graphs, parts } = await this.#contentOf(image);
+    const repositories = [...new Set(names.map(({ repository }) => repository))];
+    const digests = await Promise.all(
+      names.map(async ({ repository, tag }) => {
+        const reference = tag ?? root?.digest;
+        return reference === undefined ? undefined : this.#digestAt(repository, reference);
+      }),
+    );
+    const isNamed = digests.length > 0 && digests.every((digest) => digest && digest === root?.digest);
+    const isPresent = isNamed && root !== undefined && (await this.#isWhole(root, repositories, image, graphs));
+    return { root, parts, repositories, digests, isPresent };
+  }
+
+  async #contentOf(image: ImageToCopy['image']): Promise<Pick<Looked, 'root' | 'parts'> & { graphs: ImageGraph[] }> {
+    const { source, signal } = this.options;
     let root = image.root;
     let parts: Looked['parts'] = [];
-    let graphs: ImageGraph[] = [];
     if (!root && source.blobsOf) {
       parts = await source.blobsOf(image);
       // Everything is compressed already: its manifest costs nothing.
       if (parts.every(({ digest }) => digest)) root = await source.prepare(image, { signal });
     }
-    if (root) {
-      const roots = [root, ...(image.companions ?? []).map((companion) => companion.root)];
-      graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
-      parts = graphs.flatMap(({ manifests, blobs }) => [
-        ...manifests.map((manifest) => ({ ...manifest, isManifest: true })),
-        ...blobs,
-      ]);
-    }
-    const repositories = [...new Set(names.map(({ repository }) => repository))];
-    const digests = await Promise.all(
-      names.map(async ({ repository, tag }) => {
-        const reference = tag ?? root?.digest;
-        return reference === undefined ? undefined : digestAt(repository, reference);
-      }),
-    );
-    const isNamed = digests.length > 0 && digests.every((digest) => digest && digest === root?.digest);
-    const isPresent = isNamed && root !== undefined && (await isWhole(root, repositories, image, graphs));
-    return { root, parts, repositories, digests, isPresent };
-  };
-  const isWhole = async (
+    if (!root) return { root, parts, graphs: [] };
+    const roots = [root, ...(image.companions ?? []).map((companion) => companion.root)];
+    const graphs = await Promise.all(roots.map((each) => walkImage(each, (digest) => source.readManifest(digest))));
+    const all = graphs.flatMap(({ manifests, blobs }) => [
+      ...manifests.map((manifest) => ({ ...manifest, isManifest: true })),
+      ...blobs,
+    ]);
+    return { root, parts: all, graphs };
+  }
+
+  async #isWhole(
     root: Part,
     repositories: readonly string[],
     { companions = [] }: ImageToCopy['image'],
     graphs: readonly ImageGraph[],
-  ) => {
+  ): Promise<boolean> {
     const blobs = graphs.flatMap((graph) => graph.blobs);
     // The root has a name in each repository; that its bytes are all there only the storage tells.
     const manifests = graphs
       .flatMap((graph) => graph.manifests)
-      .filter(({ digest }) => storage || digest !== root.digest);
+      .filter(({ digest }) => this.options.storage || digest !== root.digest);
     const found = repositories.flatMap((repository) => [
-      ...blobs.map((blob) => hasBlob(repository, blob)),
-      ...manifests.map((manifest) => hasManifest(repository, manifest)),
+      ...blobs.map((blob) => this.#hasBlob(repository, blob)),
+      ...manifests.map((manifest) => this.#hasManifest(repository, manifest)),
       ...companions.map(
-        async ({ tag, root: { digest } }) => tag === undefined || (await digestAt(repository, tag)) === digest,
+        async ({ tag, root: { digest } }) => tag === undefined || (await this.#digestAt(repository, tag)) === digest,
       ),
     ]);
     return (await Promise.all(found)).every(Boolean);
-  };
+  }
 
-  const counted = new Set<Digest>();
-  const count = async ({ root, parts, repositories, digests, isPresent }: Looked): Promise<PlannedImage> => {
-    const isThere = async (part: Part, isManifest = false) => {
-      if (isStored) return isStored(part);
-      for (const repository of repositories)
-        if (await (isManifest ? hasManifest : hasBlob)(repository, part)) return true;
-      return false;
-    };
-    const fresh = parts.filter(({ digest }) => digest === undefined || !counted.has(digest));
-    for (const { digest } of fresh) if (digest) counted.add(digest);
+  async #count({ root, parts, repositories, digests, isPresent }: Looked): Promise<PlannedImage> {
+    const fresh = parts.filter(({ digest }) => digest === undefined || !this.#counted.has(digest));
+    for (const { digest } of fresh) if (digest) this.#counted.add(digest);
     const there = await Promise.all(
       fresh.map(
-        async ({ digest, size, isManifest }) =>
-          isPresent || (digest !== undefined && (await isThere({ digest, size }, isManifest))),
+        async ({ digest, size, isManifest = false }) =>
+          isPresent || (digest !== undefined && (await this.#isThere(repositories, { digest, size }, isManifest))),
       ),
     );
     const missingBytes = fresh.reduce((sum, { size }, index) => sum + (there[index] ? 0 : size), 0);
-    const state = isPresent
-      ? 'present'
-      : digests.some((digest) => digest && digest !== root?.digest)
-        ? 'changed'
-        : 'missing';
-    return { state, digest: root?.digest, missingBytes };
-  };
-
-  const looked = images.map((item) => looks(() => look(item)));
-  // A look that fails before its turn to be counted must not count as a rejection that nobody handles, which ends the
-  // process.
-  const all = Promise.allSettled(looked);
-  const planned: PlannedImage[] = [];
-  try {
-    // One after the other: what two images share is counted for the first.
-    for (const each of looked) planned.push(await count(await each));
-  } catch (error) {
-    failure = error;
-    isOver = true;
-    throw error;
-  } finally {
-    // After a failure nobody must read on in what the caller closes.
-    await all;
+    const isChanged = digests.some((digest) => digest && digest !== root?.digest);
+    return { state: isPresent ? 'present' : isChanged ? 'changed' : 'missing', digest: root?.digest, missingBytes };
   }
-  // It could not read anything that it was asked for; a tag that was never given tells whether it reads at all.
-  const [repository] =
-    failure && !hasAnswered ? images.flatMap(({ names }) => names.map((name) => name.repository)) : [];
-  if (repository !== undefined) await registry.headManifest(repository, 'airdock.never-given', { signal });
-  return { images: planned, missingBytes: planned.reduce((sum, image) => sum + image.missingBytes, 0) };
+
+  async #isThere(repositories: readonly string[], part: Part, isManifest: boolean): Promise<boolean> {
+    if (this.#isStored) return this.#isStored(part);
+    for (const repository of repositories)
+      if (await (isManifest ? this.#hasManifest(repository, part) : this.#hasBlob(repository, part))) return true;
+    return false;
+  }
+
+  async #hasBlob(repository: string, { digest, size }: Part): Promise<boolean> {
+    const { storage, repairs, registry, signal } = this.options;
+    if (!storage || !this.#isStored)
+      return (
+        (await this.#ask(() => registry.headBlob(repository, digest, { signal })))?.size === size &&
+        !(await repairs?.isDamaged({ digest, size }))
+      );
+    return (await Promise.all([this.#isStored({ digest, size }), storage.isLinked(repository, digest)])).every(Boolean);
+  }
+
+  /** A registry does not show manifests among its blobs. */
+  async #hasManifest(repository: string, { digest, size }: Part): Promise<boolean> {
+    const { storage } = this.options;
+    if (!storage || !this.#isStored) return (await this.#digestAt(repository, digest)) === digest;
+    return (await this.#isStored({ digest, size })) && (await storage.resolve(repository, digest)) === digest;
+  }
+
+  async #digestAt(repository: string, reference: string): Promise<Digest | undefined> {
+    const { storage, registry, signal } = this.options;
+    return (
+      (await storage?.resolve(repository, reference)) ??
+      this.#ask(() => answeredDigest(registry, repository, reference, signal))
+    );
+  }
+
+  #ask<T>(head: () => Promise<T | undefined>): Promise<T | undefined> {
+    const answer = async () => {
+      try {
+        const found = await head();
+        this.#hasAnswered = true;
+        return found;
+      } catch (error) {
+        this.#failure = error;
+        throw error;
+      }
+    };
+    return this.#requests(() => lookUp(answer, this.options.signal, { attempts: 1 }));
+  }
 }
 
 type HasBlob = RegistryStorage['hasBlob'];

@@ -1,15 +1,15 @@
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { chmod, lstat, mkdir, open, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { freeBytesOf } from '@airdock/disk/files/durable-file';
 import { readOrMakeOnce } from '@airdock/disk/files/made-once';
 import { inSandbox, programFile } from '@airdock/disk/programs/sandbox';
+import { outputOf, startDetached } from '@airdock/disk/programs/start-program';
 import { RegistryHttp } from '@airdock/oci/registry-client/registry-http';
 import { directFetch } from '@airdock/outbound/direct-fetch';
 import { stringify } from 'yaml';
@@ -24,8 +24,6 @@ import {
   processesThatShow,
   type ShownProcess,
 } from './own-process.js';
-
-const run = promisify(execFile);
 
 /** Where the registry keeps its things, where it listens, and what it may do. */
 export interface RegistryEngineOptions {
@@ -211,9 +209,9 @@ export class ProcessRegistryEngine {
   /** The program's version, e.g. `2.8.2`. Throws `registry_engine_missing`. */
   async version(): Promise<string> {
     try {
-      const [program, ...args] = inSandbox([this.options.binary, '--version'], { readable: this.programFiles() });
-      const { stdout } = await run(program, args, { timeout: 10_000, env: { PATH: process.env.PATH } });
-      return /(\d+\.\d+\.\d+[^\s]*)/.exec(stdout)?.[1] ?? stdout.trim();
+      const command = inSandbox([this.options.binary, '--version'], { readable: this.programFiles() });
+      const words = await outputOf(command, { timeoutMs: 10_000 });
+      return /(\d+\.\d+\.\d+[^\s]*)/.exec(words)?.[1] ?? words.trim();
     } catch (cause) {
       throw new AppError('registry_engine_missing', { detail: `${this.options.binary} could not be run` }, { cause });
     }
@@ -385,23 +383,16 @@ export class ProcessRegistryEngine {
     await using log = await open(join(stateDir, 'engine.log'), 'a', 0o600);
     const identity = await this.identityOf(instance);
     await mkdir(this.frontDir, { recursive: true, mode: 0o700 });
-    const [program, ...args] = this.commandOf(instance, configFile);
-    const child = spawn(program, args, {
-      detached: true,
-      stdio: ['ignore', log.fd, log.fd],
-      env: {
-        PATH: process.env.PATH ?? '',
-        HOME: stateDir,
-        OTEL_TRACES_EXPORTER: 'none',
-        ...identity.environment(version),
-      },
-    });
-    await new Promise<void>((resolve, reject) => {
-      child.once('spawn', resolve);
-      child.once('error', (cause) => reject(new AppError('registry_start_failed', {}, { cause })));
-    });
+    const env = {
+      PATH: process.env.PATH ?? '',
+      HOME: stateDir,
+      OTEL_TRACES_EXPORTER: 'none',
+      ...identity.environment(version),
+    };
+    const child = await startDetached(this.commandOf(instance, configFile), { env, logFd: log.fd }).catch(
+      (cause: unknown) => Promise.reject(new AppError('registry_start_failed', {}, { cause })),
+    );
     this.children.set(instance, child);
-    child.unref();
     for (const name of await readdir(stateDir)) {
       const path = join(stateDir, name);
       if (name.startsWith(`${fileNames[instance]}.`) && /\.(?:yml|json)$/.test(name) && path !== configFile)
@@ -531,9 +522,11 @@ export async function probeRegistry(
 export async function storageUsage(storageDir: string): Promise<{ usedBytes: number; freeBytes: number }> {
   await mkdir(storageDir, { recursive: true });
   // It fails when a file goes away while it looks, and says the sum of the others.
-  const { stdout } = await run('du', ['-sk', storageDir], { timeout: 120_000 }).catch((error: { stdout?: string }) => {
-    if (!/^\d+\t/.test(error.stdout ?? '')) throw error;
-    return { stdout: error.stdout ?? '' };
-  });
-  return { usedBytes: Number.parseInt(stdout, 10) * 1024, freeBytes: await freeBytesOf(storageDir) };
+  const words = await outputOf(['du', '-sk', storageDir], { timeoutMs: 120_000 }).catch(
+    (error: { stdout?: string }) => {
+      if (!/^\d+\t/.test(error.stdout ?? '')) throw error;
+      return error.stdout ?? '';
+    },
+  );
+  return { usedBytes: Number.parseInt(words, 10) * 1024, freeBytes: await freeBytesOf(storageDir) };
 }

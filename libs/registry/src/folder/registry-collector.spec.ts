@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 import { AppError } from '@airdock/core/errors';
 import { type Digest, digestHex, digestOf } from '@airdock/core/oci/digest';
 import { type Descriptor, mediaTypes, parseManifest } from '@airdock/core/oci/manifest';
-import { openBundle } from '@airdock/oci/bundle/bundle';
+import { layerCacheIn, openBundle } from '@airdock/oci/bundle/bundle';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import {
   addArtifact,
@@ -341,7 +341,7 @@ describe('a collection', () => {
     expect(await pull('again:1')).toBe(digest);
   });
 
-  it('gives the space of placed layers back, which the cache of compressed layers holds too', async () => {
+  it('lets the cache of compressed layers tell which of its layers are gone, before their space is given back', async () => {
     const file = join(dir.path, 'saved.tar');
     await buildDockerArchive(
       file,
@@ -356,7 +356,15 @@ describe('a collection', () => {
     expect(await readdir(cache)).toHaveLength(4);
     await registry.deleteTag('a', '1');
     await age();
-    await collect({ layerCaches: [cache, join(dir.path, 'nothing')] });
+    const cached = layerCacheIn(join(dir.path, 'work'));
+    const id = (await RegistryStorage.enable(server.storageDir, registry)) as string;
+    const storage = (await RegistryStorage.open({ folder: server.storageDir, id })) as RegistryStorage;
+    const isGone = async (layer: { digest: Digest; size: number }) => !(await storage.hasBlob(layer));
+    expect(await cached.forget(isGone)).toBe(0);
+    const onStep = async (step: SweepStep) => {
+      if (step === 'condemned') expect(await cached.forget(isGone)).toBe(1);
+    };
+    await collect({ onStep });
     expect(await readdir(cache)).toHaveLength(2);
     expect(await pull('b:1')).toBe(digests[1]);
     expect(await push(file, { placed: true })).toEqual(digests);

@@ -12,7 +12,6 @@ import { AppError } from '@airdock/core/errors';
 import type { Digest } from '@airdock/core/oci/digest';
 import type { ManifestReferences } from '@airdock/core/oci/manifest';
 import { diskError, syncFolder, writeDurably } from '@airdock/disk/files/durable-file';
-import { LayerCache } from '@airdock/oci/compression/layer-cache';
 import { z } from 'zod';
 import {
   folderNames,
@@ -67,8 +66,6 @@ export type SweepStep = 'looked' | 'unlinked' | 'lookedAgain' | 'setAside' | 'se
 export interface SweepOptions extends CollectOptions {
   /** Whose sweep it is: stands beside what was set aside, see `recover`. */
   owner: string;
-  /** Folders of compressed layers (see LayerCache), which may hold second names of the files of blobs. */
-  layerCaches?: readonly string[];
   /** Awaited after each step. */
   onStep?: (step: SweepStep) => Promise<void> | void;
   onProgress?: (progress: { itemsDone: number; itemsTotal: number; bytesDone: number; bytesTotal: number }) => void;
@@ -207,7 +204,6 @@ export class RegistryCollector {
       await writeDurably(join(this.#aside, 'sweep.json'), Buffer.from(JSON.stringify(sweep)));
       await rename(this.#aside, this.#condemned);
       await syncFolder(dirname(this.#condemned));
-      await this.#forgetLayers(aside, options.layerCaches ?? []);
       await onStep('condemned');
       return { ...sweep, isPartial: full !== undefined, remove: () => this.#remove(aside, options) };
     } catch (error) {
@@ -313,17 +309,6 @@ export class RegistryCollector {
       if (!entry.isDirectory()) await rm(join(this.#aside, entry.name), { force: true });
     await removeEmptyFolders(this.#aside);
     await removeEmptyFolders(dirname(this.#aside));
-  }
-
-  /** The cache would keep the bytes of freed layers, and bring them back only for a push of the same bundle. */
-  async #forgetLayers(items: readonly GarbageItem[], caches: readonly string[]): Promise<void> {
-    const files = new Set<string>();
-    for (const { kind, path } of caches.length > 0 ? items : []) {
-      if (kind !== 'blob') continue;
-      const status = await statOrGone(join(this.#condemned, path, 'data'));
-      if (status && status.nlink > 1) files.add(LayerCache.fileId(status));
-    }
-    if (files.size > 0) for (const folder of caches) await LayerCache.forget(folder, files);
   }
 
   async #remove(items: readonly GarbageItem[], { onProgress, onStep }: SweepOptions): Promise<void> {
