@@ -242,7 +242,7 @@ export class HostSystem {
    * also of those that came along: first of what is about to come, then of what has come, also when it ended half way.
    * Throws `host_packages_failed`, `host_packages_locked`.
    */
-  async bring(
+  async installAndRemember(
     family: PackageFamily,
     packages: readonly (string | ExactPackage)[],
     onlyAirdock: boolean,
