@@ -1,7 +1,7 @@
 import type { PackageFamily, ServedRepository } from '@airdock/core/host/package-list';
 import type { NameKind } from '@airdock/core/oci/reference';
 import type { RuntimeName } from '../runtime/runtime-host.js';
-import type { SystemFacts } from '../system/host-system.js';
+import type { SystemFacts } from '../system/system-facts.js';
 import { HostWork, type HostWorkOptions } from '../work/host-work.js';
 
 /** The steps of configuring and unconfiguring a host. */

@@ -1,7 +1,7 @@
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { ScriptedHost } from '@airdock/testing/scripted-host';
 import { beforeEach, describe, expect, it } from 'vitest';
-import type { SystemFacts } from '../system/host-system.js';
+import type { SystemFacts } from '../system/system-facts.js';
 import { ConfigurationWork, type ConfigurationWorkOptions, type SiteSettings } from './configuration-work.js';
 import { chooseRuntime, configureRuntime, daemonJson, unconfigureRuntime } from './runtime-step.js';
 

@@ -1,4 +1,5 @@
-import { scriptFunctions, statusScript, systemFactsScript } from '../system/host-system.js';
+import { statusScript } from '../system/host-system.js';
+import { scriptFunctions, systemFactsScript } from '../system/system-facts.js';
 
 /**
  * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a

@@ -4,7 +4,7 @@ import { firstCommandMs } from '@airdock/ssh/command/command-time';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { mayBindSockets, tryPort } from '@airdock/ssh/tunnel/tunnel';
 import { DockerHost } from '../runtime/docker-host.js';
-import { type SystemFacts, systemFacts } from '../system/host-system.js';
+import { type SystemFacts, systemFacts } from '../system/system-facts.js';
 import { factsOf, type HostAnswer, type HostFacts, noSockets, offsetOf, parseAnswer, portsOf } from './host-answer.js';
 import { checkHost, type HostFinding } from './host-checks.js';
 import { hostScript } from './host-script.js';
