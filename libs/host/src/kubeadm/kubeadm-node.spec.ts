@@ -2,7 +2,7 @@ import type { AppError } from '@airdock/core/errors';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { describe, expect, it } from 'vitest';
 import { KubeadmHost } from './kubeadm-host.js';
-import { initNode, joinNode } from './kubeadm-node.js';
+import { initNode, joinNode, resetNode } from './kubeadm-node.js';
 import { NodeWork } from './node-work.js';
 import { upgradeNode } from './upgrade-node.js';
 
@@ -78,6 +78,7 @@ async function commandsOf(
   scene: Scene,
   action: (work: NodeWork) => Promise<void>,
   controlPlane?: ReturnType<typeof hostWith>,
+  dryRun = false,
 ): Promise<string[]> {
   const { host, commands } = hostWith(scene);
   const changes: string[] = [];
@@ -86,7 +87,7 @@ async function commandsOf(
     controlPlane: controlPlane?.host ?? host,
     family: 'debian',
     packages: ['kubeadm', 'kubelet', 'kubectl'],
-    dryRun: false,
+    dryRun,
     onStep: (step) => changes.push(...step.changes.map(({ target }) => target)),
     onWarning: () => undefined,
   });
@@ -184,6 +185,35 @@ describe('a host that joins', () => {
     ]);
     const left = await of({ state: ['file=kubelet.conf', 'authority=2', 'unfinished=yes'], node: {} });
     expect(left).toEqual([reset, 'join', '| delete node node-1 --ignore-not-found']);
+  });
+});
+
+describe('a node that is reset', () => {
+  const reset = 'reset --force --cri-socket /var/run/dockershim.sock';
+  const deleted = '| delete node node-1 --ignore-not-found';
+  const files = ['file=kubelet.conf', 'authority=1'];
+
+  it('is taken out of a cluster that goes on, also when nothing of it is on the host', async () => {
+    const goingOn = () => hostWith({ state: controlPlaneState, node: {} });
+    expect(await commandsOf({ state: files }, resetNode, goingOn())).toEqual([reset, deleted]);
+    expect(await commandsOf({}, resetNode, goingOn())).toEqual([deleted]);
+    expect(await commandsOf({ state: files }, resetNode, hostWith({ state: controlPlaneState }))).toEqual([reset]);
+  });
+
+  it('takes the cluster with it when it is its own control plane', async () => {
+    expect(await commandsOf({ state: controlPlaneState, node: {} }, resetNode)).toEqual([reset]);
+  });
+});
+
+describe('a dry run', () => {
+  const dry = (scene: Scene, action: (work: NodeWork) => Promise<void>, controlPlane?: ReturnType<typeof hostWith>) =>
+    commandsOf(scene, action, controlPlane, true);
+
+  it('runs nothing, and makes no secrets', async () => {
+    expect(await dry({}, (work) => initNode(work, cluster))).toEqual([]);
+    const controlPlane = hostWith({ state: controlPlaneState });
+    expect(await dry({}, (work) => joinNode(work, 'controlPlane', cluster), controlPlane)).toEqual([]);
+    expect(await dry({ state: ['file=kubelet.conf'] }, resetNode, controlPlane)).toEqual([]);
   });
 });
 
