@@ -161,6 +161,6 @@ describe('kubeadm and kubectl on a host', () => {
       stop.abort(new Error('cancelled'));
       return false;
     });
-    await expect(waiting).rejects.toThrow();
+    await expect(waiting).rejects.toMatchObject({ name: 'AbortError' });
   });
 });

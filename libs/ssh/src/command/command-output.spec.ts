@@ -33,7 +33,7 @@ describe('BoundedOutput', () => {
     const output = new BoundedOutput(new HostBuffers(), 10, 5);
     output.push(Buffer.from('012345678901234'));
     expect(output.size).toBe(15);
-    expect(() => output.push(Buffer.from('x'))).toThrow();
+    expect(() => output.push(Buffer.from('x'))).toThrow('more than 10 bytes');
   });
 
   it('refuses what is beyond the bound of the host', () => {
@@ -114,7 +114,7 @@ describe('MarkedOutput', () => {
   it('takes as much of a program as any output may have', () => {
     const text = 'z'.repeat(maxOutputBytes);
     expect(output(printed(text)).text()).toBe(text);
-    expect(() => output(printed(`${text}${'z'.repeat(256)}`))).toThrow();
+    expect(() => output(printed(`${text}${'z'.repeat(256)}`))).toThrow('more than');
   });
 });
 

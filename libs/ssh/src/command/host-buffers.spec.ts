@@ -31,7 +31,7 @@ describe('HostBuffers', () => {
     const other = new HostBuffers();
     expect(other.free).toBe(mib / 4);
     other.take(mib / 4);
-    expect(() => other.take(1)).toThrow();
+    expect(() => other.take(1)).toThrow('more than 8 MiB');
     other.give(mib / 4);
     for (const one of stuck) one.give(maxBufferedBytes);
     expect(other.free).toBe(maxBufferedBytes);
