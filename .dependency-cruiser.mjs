@@ -29,7 +29,14 @@ export const rooms = {
   },
   registry: { folder: [], access: ['folder'], copy: ['folder'], engine: ['folder'] },
   ssh: { command: [], connection: ['command'], tunnel: ['connection', 'command'] },
-  host: { system: [], runtime: ['system'], kubeadm: ['system', 'runtime'] },
+  host: {
+    system: [],
+    runtime: ['system'],
+    work: ['system'],
+    inspection: ['system', 'runtime'],
+    configuration: ['system', 'runtime', 'work'],
+    kubeadm: ['system', 'runtime', 'work'],
+  },
 };
 
 const lib = (name) => `^libs/${name}/`;

@@ -5,7 +5,7 @@ import { type SshServer, startSshServer } from '@airdock/testing/ssh-server';
 /** What a host of the lab answers, without being one. */
 const simulated: Record<string, string> = {
   swapKiB: `time=now\nos=debian\nosVersion=12\nmachine=x86_64\npackageManager=apt-get\ncpus=4\nmemoryKiB=16000000\nswapKiB=0\ndiskFreeKiB=90000000\nrootKiB=90000000
-rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ncodename=bookworm\ndockerd=yes\ndocker=20.10.24\nleads=200\n`,
+rootFreeKiB=80000000\nsystemd=yes\ncgroup=2\ncodename=bookworm\ndockerd=yes\ndocker=20.10.24\nregistryStatus=200\n`,
   VERSION_CODENAME: 'os=debian\ncodename=bookworm\nosVersion=12\ndockerd=yes\ndocker=20.10.24\n',
 };
 

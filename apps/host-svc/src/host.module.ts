@@ -5,8 +5,8 @@ import { type DynamicModule, Module } from '@nestjs/common';
 import { HostController } from './host/host.controller.js';
 import { HostEntity } from './host/host.entity.js';
 import { HostService } from './host/host.service.js';
+import { HostLock } from './host/host-lock.service.js';
 import { HostTunnelService } from './host/host-tunnel.service.js';
-import { HostTurn } from './host/host-turn.service.js';
 import { hostMigrations } from './host.migrations.js';
 import { hostState } from './host.state.js';
 import { HostCheckController } from './host-check/host-check.controller.js';
@@ -15,7 +15,7 @@ import { HostCheckProcessor } from './host-check/host-check.processor.js';
 import { HostCheckService, hostCheckJobType } from './host-check/host-check.service.js';
 import { ConfigureFleet, configureHostJobType } from './host-configuration/configure-fleet.service.js';
 import { ConfigureHost } from './host-configuration/configure-host.service.js';
-import { DriftSchedule } from './host-configuration/drift-schedule.js';
+import { DriftSchedule } from './host-configuration/drift.js';
 import { HostConfigurationController } from './host-configuration/host-configuration.controller.js';
 import {
   ConfiguredHostEntity,
@@ -28,8 +28,11 @@ import {
 } from './host-configuration/host-configuration.processor.js';
 import { HostConfigurationService, hostConfigurationJobType } from './host-configuration/host-configuration.service.js';
 import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
+import { HostImageService } from './host-image/host-image.service.js';
 import { HostImportController } from './host-import/host-import.controller.js';
 import { HostImportService } from './host-import/host-import.service.js';
+import { HostProbe } from './host-probe/host-probe.service.js';
+import { PullProof } from './host-probe/pull-proof.service.js';
 import { WorkerVerdicts } from './host-worker/worker-verdicts.js';
 import { NodeOperationController } from './node-operation/node-operation.controller.js';
 import { NodeOperationEntity } from './node-operation/node-operation.entity.js';
@@ -80,10 +83,13 @@ export class HostModule {
         SshCredentialService,
         HostService,
         { provide: CredentialUsersService, useExisting: HostService },
-        HostTurn,
+        HostLock,
         HostImportService,
         TunnelService,
         { provide: HostTunnelService, useExisting: TunnelService },
+        HostImageService,
+        HostProbe,
+        PullProof,
         HostCheckService,
         PackageRepositoryService,
         ConfigureHost,

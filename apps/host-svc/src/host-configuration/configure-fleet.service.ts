@@ -13,7 +13,7 @@ import { InjectRepository } from '@nestjs/typeorm';
 import { IsNull, type Repository } from 'typeorm';
 import type { Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
-import { HostTurn } from '../host/host-turn.service.js';
+import { HostLock } from '../host/host-lock.service.js';
 import { ofHost } from '../host-check/host-check.service.js';
 import { ConfigureHost } from './configure-host.service.js';
 import { driftAfter, driftWord } from './drift.js';
@@ -37,7 +37,7 @@ export class ConfigureFleet {
     private readonly configurations: Repository<HostConfigurationEntity>,
     @InjectRepository(ConfiguredHostEntity, 'host') private readonly members: Repository<ConfiguredHostEntity>,
     private readonly hosts: HostService,
-    private readonly turn: HostTurn,
+    private readonly lock: HostLock,
     private readonly configureHost: ConfigureHost,
     private readonly unconfigureHost: UnconfigureHost,
     private readonly jobs: JobsService,
@@ -148,8 +148,10 @@ export class ConfigureFleet {
         });
       const deadline = Date.now() + 10_000;
       while (Date.now() < deadline) {
-        const left = [...(await this.jobs.byIds([...running.keys()])).values()].filter(({ state }) => !isEnded(state));
-        if (left.length === 0) break;
+        const unended = [...(await this.jobs.byIds([...running.keys()])).values()].filter(
+          ({ state }) => !isEnded(state),
+        );
+        if (unended.length === 0) break;
         await watch.wait(AbortSignal.timeout(Math.max(1, deadline - Date.now())));
       }
       await this.configurations.update({ id }, { failedAt: now() });
@@ -165,9 +167,9 @@ export class ConfigureFleet {
     let host: Host | undefined;
     try {
       progress({ phase: 'wait for the host' });
-      await this.turn.take(member.hostId, jobId, signal);
+      await this.lock.acquire(member.hostId, jobId, signal);
       host = await this.hosts.get(member.hostId);
-      await this.act(host, configuration, result, signal);
+      await this.configureOrUnconfigure(host, configuration, result, signal);
       return { steps: Object.fromEntries(result.steps.map(({ name, status }) => [name, status])) };
     } catch (error) {
       result.error = toProblem(signal.aborted ? signal.reason : error);
@@ -179,7 +181,7 @@ export class ConfigureFleet {
     }
   }
 
-  private async act(
+  private async configureOrUnconfigure(
     host: Host,
     configuration: HostConfigurationEntity,
     result: HostConfigurationResult,

@@ -9,8 +9,7 @@ import { type Change, ConfigurationOptions, type Drift, type Host } from '../hos
 import { HostService } from '../host/host.service.js';
 import { HostModule } from '../host.module.js';
 import { ConfigureHost } from './configure-host.service.js';
-import { driftAfter } from './drift.js';
-import { DriftSchedule } from './drift-schedule.js';
+import { DriftSchedule, driftAfter } from './drift.js';
 import type { HostConfiguration } from './host-configuration.schema.js';
 
 const mirror: Change = { kind: 'file', target: '/etc/docker/daemon.json', action: 'change', diff: '-a\n+b\n' };

@@ -1,3 +1,4 @@
+import { configurationStepNames } from '@airdock/host/configuration/configuration-work';
 import { ProblemDocument } from '@airdock/platform/http/operation';
 import { pageOf } from '@airdock/platform/http/page';
 import { jobStates } from '@airdock/platform/jobs/job.schema';
@@ -6,7 +7,7 @@ import { Change, ConfigurationOptions } from '../host/host.schema.js';
 
 export const Step = z
   .object({
-    name: z.enum(['check', 'tunnel', 'repositories', 'runtime', 'images', 'verify', 'packages']),
+    name: z.enum(configurationStepNames),
     status: z.enum(['done', 'unchanged', 'skipped', 'planned', 'failed']),
     detail: z.string(),
     changes: z.array(Change).describe('What was changed, or would be with `dryRun`'),

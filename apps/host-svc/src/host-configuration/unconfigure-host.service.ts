@@ -1,135 +1,148 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { RuntimeHost } from '@airdock/host/runtime/runtime-host';
+import { ConfigurationWork } from '@airdock/host/configuration/configuration-work';
+import { HeldPorts, heldPortFiles } from '@airdock/host/configuration/held-ports';
+import { unconfigureRepositories } from '@airdock/host/configuration/repositories-step';
+import { chooseRuntime, runtimeOf, unconfigureRuntime } from '@airdock/host/configuration/runtime-step';
+import type { RuntimeHost, RuntimeName } from '@airdock/host/runtime/runtime-host';
 import { HostSystem } from '@airdock/host/system/host-system';
+import {
+  type HostAdditions,
+  hostChange,
+  type StepOutcome,
+  type StepStatus,
+  skipped,
+} from '@airdock/host/work/host-work';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { Inject, Injectable } from '@nestjs/common';
-import { type Brought, ConfigurationOptions, type Host } from '../host/host.schema.js';
+import { ConfigurationOptions, type Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
-import { HostCheckService } from '../host-check/host-check.service.js';
+import { HostProbe } from '../host-probe/host-probe.service.js';
 import { PackageRepositoryService } from '../package-repository/package-repository.service.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import type { HostConfigurationResult } from './host-configuration.schema.js';
-import { change, HostSteps, type Outcome, stepLog } from './host-steps.js';
-import { HeldPorts, heldPortFiles } from './ports-step.js';
-import { unconfigureRepositories } from './repositories-step.js';
-import { chooseRuntime, runtimeOf, unconfigureRuntime } from './runtime-step.js';
 
 const closeMs = 10_000;
+const closePauseMs = 200;
 const noPorts = { holder: undefined, why: '', held: [] };
 
-/** Takes away from a host what configurations have put there, and nothing else, in the opposite order. */
+/** Removes from a host what configurations have added to it, and nothing else, in the opposite order. */
 @Injectable()
 export class UnconfigureHost {
   constructor(
     @Inject(CONFIG) private readonly config: Config,
     private readonly hosts: HostService,
-    private readonly checks: HostCheckService,
+    private readonly probe: HostProbe,
     private readonly tunnels: TunnelService,
     private readonly packageRepositories: PackageRepositoryService,
   ) {}
 
   /**
-   * Notes each step in `result` as it goes. What cannot be taken away, since others use it now, stays and is named in
-   * the warnings.
+   * Adds each step to `result` when it has ended. What others use now cannot be removed: it stays, and is named in the
+   * warnings.
    */
   async run(host: Host, dryRun: boolean, result: HostConfigurationResult, signal: AbortSignal): Promise<void> {
-    const note = stepLog(result);
+    const startedAt = performance.now();
     await using connection = await this.hosts.connect(host, signal);
-    const facts = await new HostSystem(connection, signal).facts();
-    const options = host.configuration ?? ConfigurationOptions.parse({});
-    const steps = new HostSteps(this.config, connection, facts, options, dryRun, true, signal);
-    const left = await this.hosts.brought(host.id);
-    const name = chooseRuntime(steps);
+    const work = new ConfigurationWork({
+      site: this.config,
+      wishes: host.configuration ?? ConfigurationOptions.parse({}),
+      facts: await new HostSystem(connection, signal).facts(),
+      hasTunnel: true,
+      connection,
+      signal,
+      dryRun,
+      startedAt,
+      onStep: (step) => result.steps.push(step),
+      onWarning: (warning) => result.warnings.push(warning),
+    });
+    const additions = await this.hosts.additions(host.id);
+    const name = chooseRuntime(work);
+    const runtime = work.facts[name].version ? runtimeOf(work, name) : undefined;
+    const images = await removeImages(work, runtime, additions.images);
+    work.record('images', images.outcome);
+    const packages = await removePackages(work, additions.packages);
+    work.record('packages', packages.outcome);
+    const isRuntimeThere = runtime !== undefined && (await this.isRuntimeKept(work, name, additions));
+    work.record('runtime', await unconfigureRuntime(work, name, isRuntimeThere));
+    work.record('repositories', await unconfigureRepositories(work, this.packageRepositories));
+    work.record('tunnel', await this.removeTunnel(host, work));
+    if (connection.noise) work.warn(`login: prints around every command: ${connection.noise}`);
+    if (dryRun) return;
+    await this.hosts.saveUnconfigured(host.id, { images: images.remaining, packages: packages.remaining });
+  }
 
-    const runtime = facts[name].version ? runtimeOf(steps, name) : undefined;
-    note('images', await this.removeImages(steps, runtime, left, result.warnings));
-    note('packages', await this.removePackages(steps, left, result.warnings));
-    const goesWithPackages =
-      facts.family !== undefined &&
-      this.config.packages.docker[facts.family].some((one) => left.packages.includes(one));
-    const stays = dryRun
-      ? name !== 'docker' || !goesWithPackages
-      : (await steps.system.facts())[name].version !== undefined;
-    note('runtime', await unconfigureRuntime(steps, name, runtime !== undefined && stays));
-    note('repositories', await unconfigureRepositories(steps, this.packageRepositories));
+  /** The runtime is still there when the packages are removed that configurations have added. */
+  private async isRuntimeKept(work: ConfigurationWork, name: RuntimeName, { packages }: HostAdditions) {
+    if (!work.dryRun) return (await work.system.facts())[name].version !== undefined;
+    const { family } = work.facts;
+    const isRemoved = family !== undefined && this.config.packages.docker[family].some((one) => packages.includes(one));
+    return name !== 'docker' || !isRemoved;
+  }
+
+  private async removeTunnel(host: Host, work: ConfigurationWork): Promise<StepOutcome> {
     const hasTunnel = (await this.tunnels.find(host.id)) !== undefined;
-    if (hasTunnel && !dryRun) await this.closeTunnel(host, connection, result.warnings, signal);
-    const closed = hasTunnel ? [change('tunnel', 'close', `127.0.0.1:${this.config.registry.port}`)] : [];
-    steps.files.readAhead(heldPortFiles());
-    const given = await new HeldPorts(steps, noPorts, this.tunnels.ports).takeBack();
-    note('tunnel', steps.outcome([...closed, ...given], 'the tunnel to the DU'));
-    if (connection.noise) result.warnings.push(`login: prints around every command: ${connection.noise}`);
-    if (!dryRun) await this.hosts.saveUnconfigured(host.id, left);
+    if (hasTunnel && !work.dryRun) await this.closeTunnel(host, work);
+    const closed = hasTunnel ? [hostChange('tunnel', 'close', `127.0.0.1:${this.config.registry.port}`)] : [];
+    work.files.readAhead(heldPortFiles());
+    const units = await new HeldPorts(work, noPorts, this.tunnels.ports).unconfigure();
+    return work.outcome([...closed, ...units], 'the tunnel to the DU');
   }
 
   /**
-   * Its owner closes it at its next look, which a configuration that follows must not overtake: the port would be
-   * taken.
+   * Waits until the owner of the tunnel has closed it, which it does at its next look: to a configuration that comes
+   * before that the port would be taken.
    */
-  private async closeTunnel(
-    host: Host,
-    connection: SshConnection,
-    warnings: string[],
-    signal: AbortSignal,
-  ): Promise<void> {
+  private async closeTunnel(host: Host, work: ConfigurationWork): Promise<void> {
+    const { connection, signal } = work;
     await this.tunnels.remove(host.id);
     const deadline = Date.now() + closeMs;
-    while ((await this.checks.inspect(host, connection, signal, { tries: false })).isPortTaken) {
+    while ((await this.probe.inspect(host, connection, signal, { triesTunnel: false })).isPortTaken) {
       if (Date.now() > deadline)
-        return void warnings.push(`something still listens on the registry port after ${closeMs / 1000} s`);
-      await delay(200, undefined, { signal });
+        return work.warn(`something still listens on the registry port after ${closeMs / 1000} s`);
+      await delay(closePauseMs, undefined, { signal });
     }
   }
+}
 
-  /** Leaves in `left.images` what is in use. */
-  private async removeImages(
-    steps: HostSteps,
-    runtime: RuntimeHost | undefined,
-    left: Brought,
-    warnings: string[],
-  ): Promise<Outcome> {
-    const names = left.images;
-    if (names.length > 0 && !runtime) return { status: 'skipped', detail: 'the runtime gives no answer', changes: [] };
-    if (steps.dryRun || !runtime)
-      return steps.outcome(
-        names.map((name) => change('image', 'remove', name)),
-        `${names.length} names`,
-      );
-    const used: string[] = [];
-    for (const name of names) {
-      steps.signal.throwIfAborted();
-      if (!(await runtime.remove(name))) used.push(name);
-    }
-    if (used.length > 0) warnings.push(`in use, and left: ${used.join(', ')}`);
-    const removed = names.filter((name) => !used.includes(name));
-    left.images = used;
-    return steps.outcome(
-      removed.map((name) => change('image', 'remove', name)),
-      `${removed.length} names`,
-    );
-  }
+/** How a removal ended, and what is still on the host. */
+interface Removal {
+  outcome: StepOutcome<StepStatus | 'skipped'>;
+  remaining: string[];
+}
 
-  /** Leaves in `left.packages` those that others need. */
-  private async removePackages(steps: HostSteps, left: Brought, warnings: string[]): Promise<Outcome> {
-    const { family } = steps.facts;
-    if (!family || left.packages.length === 0) return steps.outcome([], 'none were brought');
-    const installed = await steps.system.installedPackages(family);
-    const names = left.packages.filter((name) => installed.has(name));
-    if (!steps.dryRun) {
-      try {
-        if (names.length > 0) await steps.system.remove(family, names);
-        left.packages = [];
-      } catch (error) {
-        steps.signal.throwIfAborted();
-        left.packages = names;
-        warnings.push(`packages stay: ${(error as Error).message}`);
-        return steps.outcome([], `left: ${names.join(', ')}`);
-      }
-    }
-    return steps.outcome(
-      names.map((name) => change('package', 'remove', name)),
-      names.join(', ') || 'gone already',
-    );
+/** Images that a container uses remain. */
+async function removeImages(
+  work: ConfigurationWork,
+  runtime: RuntimeHost | undefined,
+  names: string[],
+): Promise<Removal> {
+  if (names.length > 0 && !runtime) return { outcome: skipped('the runtime gives no answer'), remaining: names };
+  const used: string[] = [];
+  for (const name of work.dryRun ? [] : names) {
+    work.signal.throwIfAborted();
+    if (runtime && !(await runtime.remove(name))) used.push(name);
   }
+  if (used.length > 0) work.warn(`in use, and left: ${used.join(', ')}`);
+  const removed = names.filter((name) => !used.includes(name));
+  const changes = removed.map((name) => hostChange('image', 'remove', name));
+  return { outcome: work.outcome(changes, `${removed.length} names`), remaining: used };
+}
+
+/** Packages that others need remain. */
+async function removePackages(work: ConfigurationWork, added: string[]): Promise<Removal> {
+  const { family } = work.facts;
+  if (!family || added.length === 0) return { outcome: work.outcome([], 'none were brought'), remaining: added };
+  const installed = await work.system.installedPackages(family);
+  const names = added.filter((name) => installed.has(name));
+  if (!work.dryRun && names.length > 0) {
+    try {
+      await work.system.remove(family, names);
+    } catch (error) {
+      work.signal.throwIfAborted();
+      work.warn(`packages stay: ${(error as Error).message}`);
+      return { outcome: work.outcome([], `left: ${names.join(', ')}`), remaining: names };
+    }
+  }
+  const changes = names.map((name) => hostChange('package', 'remove', name));
+  return { outcome: work.outcome(changes, names.join(', ') || 'gone already'), remaining: [] };
 }

@@ -1,5 +1,6 @@
+import type { HostAdditions } from '@airdock/host/work/host-work';
 import { Column, Entity, PrimaryColumn } from 'typeorm';
-import type { Brought, ConfigurationOptions, Drift, HostFacts, Quarantine } from './host.schema.js';
+import type { ConfigurationOptions, Drift, HostFacts, Quarantine } from './host.schema.js';
 
 @Entity('host')
 export class HostEntity {
@@ -16,7 +17,7 @@ export class HostEntity {
   @Column('simple-json', { nullable: true }) facts!: HostFacts | null;
   @Column('simple-json', { nullable: true }) configuration!: ConfigurationOptions | null;
   /** What configurations have brought that no file of the host tells. */
-  @Column('simple-json', { nullable: true }) brought!: Brought | null;
+  @Column('simple-json', { nullable: true }) brought!: HostAdditions | null;
   @Column('varchar', { nullable: true }) configuredAt!: string | null;
   @Column('simple-json', { nullable: true }) drift!: Drift | null;
   /** Of the last time that the host stopped the process that serves hosts; also when it is over. */

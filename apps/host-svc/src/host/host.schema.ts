@@ -1,4 +1,5 @@
 import { labelKey, labelValue } from '@airdock/core/label-selector';
+import { hostChangeActions, hostChangeKinds } from '@airdock/host/work/host-work';
 import { ProblemDocument } from '@airdock/platform/http/operation';
 import { PageQuery, pageOf } from '@airdock/platform/http/page';
 import { z } from 'zod';
@@ -50,23 +51,9 @@ export type ConfigurationOptions = z.infer<typeof ConfigurationOptions>;
 
 export const Change = z
   .object({
-    kind: z.enum(['file', 'package', 'service', 'image', 'tunnel', 'command']),
+    kind: z.enum(hostChangeKinds),
     target: z.string().describe('Path, package, service, image or address on the host; or the words of a command'),
-    action: z.enum([
-      'create',
-      'change',
-      'install',
-      'refresh',
-      'start',
-      'reload',
-      'restart',
-      'load',
-      'pull',
-      'open',
-      'remove',
-      'close',
-      'run',
-    ]),
+    action: z.enum(hostChangeActions),
     diff: z.string().nullable().describe('Of a file: a unified diff, with credentials masked'),
   })
   .meta({ id: 'Change' });
@@ -129,15 +116,6 @@ export const Host = z
   .meta({ id: 'Host' });
 export type Host = z.infer<typeof Host>;
 export const HostPage = pageOf(Host, 'HostPage');
-
-/**
- * What configurations have brought to a host: names of packages, those that came along among them, and full references
- * of images.
- */
-export interface Brought {
-  packages: string[];
-  images: string[];
-}
 
 export const HostListQuery = PageQuery.extend({
   labelSelector: z

@@ -1,5 +1,6 @@
 import { AppError } from '@airdock/core/errors';
 import { matchesLabels, parseLabelSelector } from '@airdock/core/label-selector';
+import type { HostAdditions } from '@airdock/host/work/host-work';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import {
   atomically,
@@ -25,7 +26,6 @@ import type { CredentialUsersService } from '../ssh-credential/credential-users.
 import { SshCredentialService } from '../ssh-credential/ssh-credential.service.js';
 import { HostEntity } from './host.entity.js';
 import {
-  type Brought,
   type ConfigurationOptions,
   type CreateHost,
   type Drift,
@@ -298,13 +298,14 @@ export class HostService implements CredentialUsersService {
     );
   }
 
-  async brought(id: string): Promise<Brought> {
+  /** What configurations have added to a host, so that it can be removed again. */
+  async additions(id: string): Promise<HostAdditions> {
     return (await getRow(this.hosts, id)).brought ?? { packages: [], images: [] };
   }
 
-  /** Notes what is about to be brought to a host. Only one configuration at a time has a host. */
-  async remember(id: string, { packages = [], images = [] }: Partial<Brought>): Promise<void> {
-    const known = await this.brought(id);
+  /** Stores what is about to be added to a host. Only one configuration at a time has a host. */
+  async remember(id: string, { packages = [], images = [] }: Partial<HostAdditions>): Promise<void> {
+    const known = await this.additions(id);
     const union = (a: string[], b: string[]) => [...new Set([...a, ...b])];
     await this.hosts.update(
       { id },
@@ -312,12 +313,12 @@ export class HostService implements CredentialUsersService {
     );
   }
 
-  /** The host is as it was before it was configured, but for what is `left`. */
-  async saveUnconfigured(id: string, left: Brought): Promise<void> {
-    const isClean = left.packages.length === 0 && left.images.length === 0;
+  /** The host is as it was before it was configured, but for the additions that are still there. */
+  async saveUnconfigured(id: string, remaining: HostAdditions): Promise<void> {
+    const isClean = remaining.packages.length === 0 && remaining.images.length === 0;
     await this.hosts.update(
       { id },
-      { configuration: null, configuredAt: null, drift: null, brought: isClean ? null : left },
+      { configuration: null, configuredAt: null, drift: null, brought: isClean ? null : remaining },
     );
   }
 

@@ -3,8 +3,9 @@ import { criSocketOf } from '@airdock/core/kubernetes/kubeadm-config';
 import { parseKubernetesVersion, supportsLocalRegistry } from '@airdock/core/kubernetes-version';
 import { parseReference } from '@airdock/core/oci/reference';
 import { KubeadmHost } from '@airdock/host/kubeadm/kubeadm-host';
-import { initNode, joinNode, resetNode, upgradeNode } from '@airdock/host/kubeadm/kubeadm-node';
-import type { NodeWork } from '@airdock/host/kubeadm/node-work';
+import { initNode, joinNode, resetNode } from '@airdock/host/kubeadm/kubeadm-node';
+import { NodeWork } from '@airdock/host/kubeadm/node-work';
+import { upgradeNode } from '@airdock/host/kubeadm/upgrade-node';
 import { HostSystem } from '@airdock/host/system/host-system';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
@@ -21,7 +22,7 @@ import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import type { Host } from '../host/host.schema.js';
 import { HostService } from '../host/host.service.js';
-import { HostTurn } from '../host/host-turn.service.js';
+import { HostLock } from '../host/host-lock.service.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
 import { NodeOperationEntity } from './node-operation.entity.js';
 import type { CreateNodeOperation, NodeAction, NodeOperation, NodeOperationResult } from './node-operation.schema.js';
@@ -38,7 +39,7 @@ export class NodeOperationService {
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(NodeOperationEntity, 'host') private readonly operations: Repository<NodeOperationEntity>,
     private readonly hosts: HostService,
-    private readonly turn: HostTurn,
+    private readonly lock: HostLock,
     private readonly tunnels: TunnelService,
     private readonly jobs: JobsService,
   ) {}
@@ -88,16 +89,9 @@ export class NodeOperationService {
     const result: NodeOperationResult = { steps: [], nodes: [], warnings: [], error: null };
     try {
       progress({ phase: 'wait for the host' });
-      await this.turn.take(row.hostId, jobId, signal);
+      await this.lock.acquire(row.hostId, jobId, signal);
       progress({ phase: row.operation.action });
-      let since = performance.now();
-      const note: NodeWork['note'] = (step) => {
-        const at = performance.now();
-        result.steps.push({ ...step, durationMs: Math.round(at - since) });
-        since = at;
-        progress({ itemsDone: result.steps.length });
-      };
-      await this.act(row, result, note, signal);
+      await this.operate(row, signal, result, () => progress({ itemsDone: result.steps.length }));
       return { steps: Object.fromEntries(result.steps.map(({ name, status }) => [name, status])) };
     } catch (error) {
       result.error = toProblem(signal.aborted ? signal.reason : error);
@@ -107,12 +101,13 @@ export class NodeOperationService {
     }
   }
 
-  private async act(
+  private async operate(
     { hostId, operation, dryRun }: NodeOperationEntity,
-    result: NodeOperationResult,
-    note: NodeWork['note'],
     signal: AbortSignal,
+    result: NodeOperationResult,
+    onStep: () => void,
   ): Promise<void> {
+    const startedAt = performance.now();
     const [host, controlPlaneHost] = (await this.hosts.getAll([hostId, controlPlaneOf(hostId, operation)])).map(
       assertConfigured,
     ) as [Host, Host];
@@ -124,16 +119,21 @@ export class NodeOperationService {
     const controlPlane = other ? kubeadmHost(controlPlaneHost, other) : node;
     if (operation.action !== 'inspect') {
       const { family } = await new HostSystem(connection, signal).facts();
-      await operate(operation, {
+      const work = new NodeWork({
         host: node,
         controlPlane,
         family,
         packages: family ? this.config.packages.kubernetes[family] : [],
         dryRun,
-        note,
-        warn: (warning) => result.warnings.push(warning),
-        remember: (packages) => this.hosts.remember(hostId, { packages }),
+        startedAt,
+        onStep: (step) => {
+          result.steps.push(step);
+          onStep();
+        },
+        onWarning: (warning) => result.warnings.push(warning),
+        remember: (additions) => this.hosts.remember(hostId, additions),
       });
+      await changeNode(operation, work);
     }
     const isGone = operation.action === 'reset' && !other;
     if (!dryRun && !isGone) result.nodes = await controlPlane.nodes();
@@ -148,7 +148,7 @@ export class NodeOperationService {
   }
 }
 
-function operate(operation: Exclude<NodeAction, { action: 'inspect' }>, work: NodeWork): Promise<void> {
+function changeNode(operation: Exclude<NodeAction, { action: 'inspect' }>, work: NodeWork): Promise<void> {
   switch (operation.action) {
     case 'init':
       return initNode(work, operation.cluster);

@@ -2,6 +2,7 @@ import { readdir } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
+import type { PackageSource } from '@airdock/host/configuration/repositories-step';
 import { CONFIG, type Config, type PackageRepositoryConfig } from '@airdock/platform/config';
 import { Inject, Injectable } from '@nestjs/common';
 import { openPackageFile, readPackageFile } from './package-file.js';
@@ -21,7 +22,7 @@ const makeMetadata = {
 
 /** The package repositories of the configuration, as they are on the disk of the DU. */
 @Injectable()
-export class PackageRepositoryService {
+export class PackageRepositoryService implements PackageSource {
   private opened: Promise<RepositoryKey> | undefined;
 
   constructor(@Inject(CONFIG) private readonly config: Config) {}
@@ -46,8 +47,10 @@ export class PackageRepositoryService {
    * The public keys that a repository's packages are signed with, when the configuration says that they are. Throws
    * `configuration_invalid`.
    */
-  async vendorKey({ name, folder, gpgKey }: PackageRepositoryConfig): Promise<string | undefined> {
-    if (gpgKey === undefined) return undefined;
+  async vendorKey(name: string): Promise<string | undefined> {
+    const repository = this.config.packages.repositories.find((one) => one.name === name);
+    if (repository?.gpgKey === undefined) return undefined;
+    const { folder, gpgKey } = repository;
     const path = join(folder, gpgKey);
     const text = (await readPackageFile(folder, gpgKey, maxKeyLength))?.content.toString('utf8') ?? '';
     if (!text.includes('-----BEGIN PGP PUBLIC KEY BLOCK-----'))

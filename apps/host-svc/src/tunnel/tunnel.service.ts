@@ -1,10 +1,13 @@
+import { getRegistry } from '@airdock/clients/generated/sdk.gen';
+import type { Registry } from '@airdock/clients/generated/types.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
+import type { TunnelPorts } from '@airdock/host/configuration/held-ports';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now, runUnflushed } from '@airdock/platform/database';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import { requireRegistry } from '@airdock/registry/access/require-registry';
+import { assertUsable } from '@airdock/registry/access/require-registry';
 import { registrySockets } from '@airdock/registry/engine/process-engine';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -15,6 +18,17 @@ import { TunnelEntity } from './tunnel.entity.js';
 import type { Tunnel, TunnelListQuery } from './tunnel.schema.js';
 
 const leaseMs = 8_000;
+
+/** How a tunnel is wanted. */
+export interface WantedTunnel {
+  /** Its end on the host. Default: a port for a new tunnel, else the end that it has. */
+  hostEnd?: Tunnel['hostEnd'] | undefined;
+  /** What it leads to, when registry-svc has been asked already. */
+  registry?: Registry | undefined;
+  /** How long to wait for it. Default 30 000. */
+  timeoutMs?: number;
+}
+
 const pollMs = 50;
 
 /** Which hosts should have a tunnel, and what is known of each. Workers keep them up, see TunnelSupervisor. */
@@ -73,17 +87,17 @@ export class TunnelService implements HostTunnelService {
   }
 
   /**
-   * Wants a tunnel for a host, and waits until it is up. Which end it has there is left as it is where none is named.
-   * Throws why it is not up, e.g. `host_port_taken`, `tunnel_failed`.
+   * Wants a tunnel for a host, and waits until it is up. Throws why it is not up, e.g. `host_port_taken`,
+   * `tunnel_failed`.
    */
   async ensureUp(
     hostId: string,
     signal: AbortSignal,
-    hostEnd?: Tunnel['hostEnd'],
-    timeoutMs = 30_000,
+    { hostEnd, registry, timeoutMs = 30_000 }: WantedTunnel = {},
   ): Promise<Tunnel> {
-    const { readOnlyAddress } = await requireRegistry(this.clients.registry, { waits: false, use: 'look' });
-    if (!readOnlyAddress)
+    const target = registry ?? (await getRegistry({ client: this.clients.registry, throwOnError: true })).data;
+    assertUsable(target, 'look');
+    if (!target.sockets)
       throw new AppError('tunnel_failed', {
         detail: 'the registry has no read-only endpoint that a tunnel may lead to',
       });
@@ -137,7 +151,7 @@ export class TunnelService implements HostTunnelService {
     return registrySockets(this.config.registry.socketDir).readOnly.slice('unix:'.length);
   }
 
-  get ports(): Pick<Ends, 'hostPort' | 'packagePort'> {
+  get ports(): TunnelPorts {
     const { repositories, port } = this.config.packages;
     return { hostPort: this.config.registry.port, packagePort: repositories.length > 0 ? port : null };
   }

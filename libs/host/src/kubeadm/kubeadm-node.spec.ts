@@ -2,8 +2,9 @@ import type { AppError } from '@airdock/core/errors';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { describe, expect, it } from 'vitest';
 import { KubeadmHost } from './kubeadm-host.js';
-import { initNode, joinNode, upgradeNode } from './kubeadm-node.js';
-import type { NodeWork } from './node-work.js';
+import { initNode, joinNode, resetNode } from './kubeadm-node.js';
+import { NodeWork } from './node-work.js';
+import { upgradeNode } from './upgrade-node.js';
 
 const token = 'abcdef.0123456789abcdef';
 const certificateKey = 'f'.repeat(64);
@@ -73,27 +74,23 @@ function hostWith({ state = [], hasApi = true, node, complaint }: Scene) {
 const controlPlaneState = ['file=admin.conf', 'file=kubelet.conf', 'authority=1'];
 
 /** What was run: on the host, and, after a bar, by kubectl on the control plane. */
-async function told(
+async function commandsOf(
   scene: Scene,
   action: (work: NodeWork) => Promise<void>,
   controlPlane?: ReturnType<typeof hostWith>,
+  dryRun = false,
 ): Promise<string[]> {
   const { host, commands } = hostWith(scene);
   const changes: string[] = [];
-  const work: NodeWork = {
-    ...{
-      host,
-      controlPlane: controlPlane?.host ?? host,
-      family: 'debian',
-      packages: ['kubeadm', 'kubelet', 'kubectl'],
-      dryRun: false,
-    },
-    ...{
-      note: (step) => changes.push(...step.changes.map(({ target }) => target)),
-      warn: () => undefined,
-      remember: async () => undefined,
-    },
-  };
+  const work = new NodeWork({
+    host,
+    controlPlane: controlPlane?.host ?? host,
+    family: 'debian',
+    packages: ['kubeadm', 'kubelet', 'kubectl'],
+    dryRun,
+    onStep: (step) => changes.push(...step.changes.map(({ target }) => target)),
+    onWarning: () => undefined,
+  });
   const code = await action(work).then(
     () => undefined,
     (error: AppError) => error.code,
@@ -112,7 +109,7 @@ describe('a first control plane', () => {
     'kubelet-finalize all',
     'addon all',
   ];
-  const of = (scene: Scene) => told(scene, (work) => initNode(work, cluster));
+  const of = (scene: Scene) => commandsOf(scene, (work) => initNode(work, cluster));
   const made = ['file=admin.conf', 'file=kubelet.conf'];
 
   it('is made where there is nothing', async () => {
@@ -154,7 +151,7 @@ describe('a first control plane', () => {
 describe('a host that joins', () => {
   const reset = 'reset --force --cri-socket /var/run/dockershim.sock';
   const of = (scene: Scene, role: 'worker' | 'controlPlane' = 'worker') =>
-    told(
+    commandsOf(
       scene,
       (work) => joinNode(work, role, cluster),
       hostWith({ state: controlPlaneState, node: scene.node ?? (scene.state?.length ? undefined : {}) }),
@@ -191,11 +188,40 @@ describe('a host that joins', () => {
   });
 });
 
+describe('a node that is reset', () => {
+  const reset = 'reset --force --cri-socket /var/run/dockershim.sock';
+  const deleted = '| delete node node-1 --ignore-not-found';
+  const files = ['file=kubelet.conf', 'authority=1'];
+
+  it('is taken out of a cluster that goes on, also when nothing of it is on the host', async () => {
+    const goingOn = () => hostWith({ state: controlPlaneState, node: {} });
+    expect(await commandsOf({ state: files }, resetNode, goingOn())).toEqual([reset, deleted]);
+    expect(await commandsOf({}, resetNode, goingOn())).toEqual([deleted]);
+    expect(await commandsOf({ state: files }, resetNode, hostWith({ state: controlPlaneState }))).toEqual([reset]);
+  });
+
+  it('takes the cluster with it when it is its own control plane', async () => {
+    expect(await commandsOf({ state: controlPlaneState, node: {} }, resetNode)).toEqual([reset]);
+  });
+});
+
+describe('a dry run', () => {
+  const dry = (scene: Scene, action: (work: NodeWork) => Promise<void>, controlPlane?: ReturnType<typeof hostWith>) =>
+    commandsOf(scene, action, controlPlane, true);
+
+  it('runs nothing, and makes no secrets', async () => {
+    expect(await dry({}, (work) => initNode(work, cluster))).toEqual([]);
+    const controlPlane = hostWith({ state: controlPlaneState });
+    expect(await dry({}, (work) => joinNode(work, 'controlPlane', cluster), controlPlane)).toEqual([]);
+    expect(await dry({ state: ['file=kubelet.conf'] }, resetNode, controlPlane)).toEqual([]);
+  });
+});
+
 describe('an upgrade', () => {
   const of = (kubernetesVersion: string, isFirst: boolean, kubelet: string) => {
     const node = { status: { nodeInfo: { kubeletVersion: kubelet } } };
     const role = isFirst ? 'controlPlane' : 'worker';
-    return told(
+    return commandsOf(
       {},
       (work) => upgradeNode(work, { kubernetesVersion, isFirst, role }, cluster),
       hostWith({ state: controlPlaneState, node }),

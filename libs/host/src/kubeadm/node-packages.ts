@@ -1,14 +1,15 @@
 import { AppError } from '@airdock/core/errors';
 import { plainVersion } from '@airdock/core/kubernetes/kubeadm-config';
 import { type ExactPackage, upstreamVersion } from '../system/host-system.js';
-import { type NodeChange, type NodeWork, toolsOf } from './node-work.js';
+import { type HostChange, hostChange } from '../work/host-work.js';
+import type { NodeWork } from './node-work.js';
 
 /** Those whose name says so have the version of Kubernetes; others of the list, e.g. cri-tools, one of their own. */
 const hasKubernetesVersion = (name: string): boolean => /^(?:kubeadm|kubelet|kubectl)/.test(name);
 
 /** Those of the packages that are not there, or in another version. Throws `host_packages_failed`. */
 export async function packagesToInstall(
-  { host, family, packages }: NodeWork,
+  { host, family, packages, system }: NodeWork,
   kubernetesVersion: string,
 ): Promise<string[]> {
   if (!family)
@@ -16,7 +17,7 @@ export async function packagesToInstall(
       detail: `${host.hostName}: the operating system is of no known family`,
     });
   const version = plainVersion(kubernetesVersion);
-  const installed = await toolsOf(host).system.installedVersions(family, packages);
+  const installed = await system.installedVersions(family, packages);
   return packages.filter((name) => {
     const present = installed.get(name);
     return present === undefined || (hasKubernetesVersion(name) && upstreamVersion(present) !== version);
@@ -24,18 +25,17 @@ export async function packagesToInstall(
 }
 
 /**
- * Brings the packages in exactly this version, those of which `isMeant`. Throws `host_packages_failed`, with the
+ * Installs those of the packages for which `isMeant`, in exactly this version, and holds them there. Throws `host_packages_failed`, with the
  * versions that there are.
  */
-export async function bringPackages(
+export async function installNodePackages(
   work: NodeWork,
   kubernetesVersion: string,
   isMeant: (name: string) => boolean,
-): Promise<NodeChange[]> {
-  const { host, family, dryRun, remember } = work;
+): Promise<HostChange[]> {
+  const { host, family, dryRun, system } = work;
   const names = (await packagesToInstall(work, kubernetesVersion)).filter(isMeant);
   if (names.length === 0 || !family) return [];
-  const { system } = toolsOf(host);
   if (!dryRun) await system.refreshLists(family);
   const version = plainVersion(kubernetesVersion);
   const chosen: (string | ExactPackage)[] = [];
@@ -50,13 +50,10 @@ export async function bringPackages(
     chosen.push(found ? { name, version: found } : name);
   }
   if (!dryRun) {
-    await system.bring(family, chosen, true, remember);
+    await system.installAndRemember(family, chosen, true, (added) => work.remember({ packages: added }));
     await system.hold(family, names, true);
   }
-  return chosen.map((one) => ({
-    kind: 'package',
-    action: 'install',
-    target: typeof one === 'string' ? one : `${one.name} ${one.version}`,
-    diff: null,
-  }));
+  return chosen.map((one) =>
+    hostChange('package', 'install', typeof one === 'string' ? one : `${one.name} ${one.version}`),
+  );
 }

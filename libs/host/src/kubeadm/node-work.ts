@@ -1,17 +1,6 @@
 import type { PackageFamily } from '@airdock/core/host/package-list';
-import { HostFiles } from '../system/host-files.js';
-import { HostSystem } from '../system/host-system.js';
+import { type HostChange, HostWork, type HostWorkOptions, hostChange } from '../work/host-work.js';
 import type { KubeadmHost } from './kubeadm-host.js';
-
-/** One thing on a node that a step has changed, or would change in a dry run. */
-export interface NodeChange {
-  kind: 'file' | 'package' | 'service' | 'command';
-  /** Path, package, service, or the words of a command. */
-  target: string;
-  action: 'create' | 'change' | 'install' | 'restart' | 'remove' | 'run';
-  /** Of a file: a unified diff. */
-  diff: string | null;
-}
 
 /** The steps of work on a node, in their order. */
 export const nodeStepNames = [
@@ -24,65 +13,43 @@ export const nodeStepNames = [
   'node',
   'uncordon',
 ] as const;
-/** What became of one step. */
-export interface NodeStep {
-  name: (typeof nodeStepNames)[number];
-  status: 'done' | 'unchanged' | 'planned';
-  detail: string;
-  changes: NodeChange[];
-}
+/** One of the steps of work on a node. */
+export type NodeStepName = (typeof nodeStepNames)[number];
 
-/** What is worked on, and who hears of it. */
-export interface NodeWork {
+/** What a `NodeWork` is made of. */
+export interface NodeWorkOptions extends Omit<HostWorkOptions<NodeStepName>, 'connection' | 'signal'> {
   host: KubeadmHost;
   /** The host that kubectl runs on; `host` itself for the first control plane. */
   controlPlane: KubeadmHost;
   family: PackageFamily | undefined;
   /** Names of the packages that make a node. */
   packages: readonly string[];
-  /** Says what would be done, and changes nothing. */
-  dryRun: boolean;
-  /** Gets each step when it has ended. */
-  note: (step: NodeStep) => void;
-  /** Gets what a person should know. */
-  warn: (warning: string) => void;
-  /** Gets names of packages that are about to be brought. */
-  remember: (packages: string[]) => Promise<void>;
 }
 
-/** The system and the files of a host, for one run. */
-export const toolsOf = ({ connection, signal }: KubeadmHost) => ({
-  system: new HostSystem(connection, signal),
-  files: new HostFiles(connection, signal),
-});
+/** The work of making a node of a host, of upgrading it, or of removing it. */
+export class NodeWork extends HostWork<NodeStepName> {
+  readonly host: KubeadmHost;
+  readonly controlPlane: KubeadmHost;
+  readonly family: PackageFamily | undefined;
+  readonly packages: readonly string[];
 
-/** Reports a step: `planned` in a dry run, `unchanged` without changes. */
-export function noteStep(
-  { note, dryRun }: NodeWork,
-  name: NodeStep['name'],
-  changes: NodeChange[],
-  detail: string,
-): void {
-  note({ name, status: changes.length === 0 ? 'unchanged' : dryRun ? 'planned' : 'done', detail, changes });
-}
+  constructor({ host, controlPlane, family, packages, ...options }: NodeWorkOptions) {
+    super({ ...options, connection: host.connection, signal: host.signal });
+    this.host = host;
+    this.controlPlane = controlPlane;
+    this.family = family;
+    this.packages = packages;
+  }
 
-/** Unless this is a dry run; see `KubeadmHost.kubeadm`. */
-export async function runKubeadm({ host, dryRun }: NodeWork, argv: string[], config?: string): Promise<NodeChange> {
-  if (!dryRun) await host.kubeadm(argv, config === undefined ? {} : { config });
-  return {
-    kind: 'command',
-    action: 'run',
-    target: `kubeadm ${argv.join(' ')}${config === undefined ? '' : ' --config FILE'}`,
-    diff: null,
-  };
-}
+  /** Runs kubeadm, unless this is a dry run; see `KubeadmHost.kubeadm`. */
+  async kubeadm(argv: string[], config?: string): Promise<HostChange> {
+    if (!this.dryRun) await this.host.kubeadm(argv, config === undefined ? {} : { config });
+    return hostChange('command', 'run', `kubeadm ${argv.join(' ')}${config === undefined ? '' : ' --config FILE'}`);
+  }
 
-/** Unless this is a dry run; see `KubeadmHost.kubectl`. */
-export async function runKubectl(
-  { controlPlane, dryRun }: NodeWork,
-  argv: string[],
-  options: Parameters<KubeadmHost['kubectl']>[1] = {},
-): Promise<NodeChange> {
-  if (!dryRun) await controlPlane.kubectl(argv, options);
-  return { kind: 'command', action: 'run', target: `kubectl ${argv.join(' ')}`, diff: null };
+  /** Runs kubectl on the control plane, unless this is a dry run; see `KubeadmHost.kubectl`. */
+  async kubectl(argv: string[], options: Parameters<KubeadmHost['kubectl']>[1] = {}): Promise<HostChange> {
+    if (!this.dryRun) await this.controlPlane.kubectl(argv, options);
+    return hostChange('command', 'run', `kubectl ${argv.join(' ')}`);
+  }
 }

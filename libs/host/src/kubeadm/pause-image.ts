@@ -1,10 +1,10 @@
 import { sandboxImageOf, setHostsDir, setSandboxImage } from '@airdock/core/container-runtime/containerd-config';
-import { fileDiff, isOwn } from '@airdock/core/host/host-file';
+import { isOwn } from '@airdock/core/host/host-file';
 import { activateFile, containerdActivation } from '../runtime/activate-file.js';
 import { ContainerdHost, configToml, majorOf } from '../runtime/containerd-host.js';
 import type { HostFile } from '../system/host-files.js';
-import type { KubeadmHost } from './kubeadm-host.js';
-import { type NodeChange, type NodeWork, toolsOf } from './node-work.js';
+import { fileChange, type HostChange, hostChange } from '../work/host-work.js';
+import type { NodeWork } from './node-work.js';
 
 const kubeletFlags = '/var/lib/kubelet/kubeadm-flags.env';
 
@@ -12,30 +12,28 @@ const kubeletFlags = '/var/lib/kubelet/kubeadm-flags.env';
  * What kubeadm wrote for the kubelet when the node was made, and a newer kubeadm leaves alone. The kubelet has to be
  * started anew.
  */
-export async function setKubeletPauseImage({ host, dryRun }: NodeWork, pauseImage: string): Promise<NodeChange[]> {
-  const { files } = toolsOf(host);
-  const before = await files.read(kubeletFlags);
+export async function setKubeletPauseImage(work: NodeWork, pauseImage: string): Promise<HostChange[]> {
+  const before = await work.files.read(kubeletFlags);
   const text = before.text?.replace(/(--pod-infra-container-image=)[^\s"]+/, `$1${pauseImage}`) ?? null;
-  if (text === null || text === before.text) return [];
-  if (!dryRun) await files.write(before, text, { hasHeader: false });
-  return [{ kind: 'file', action: 'change', target: kubeletFlags, diff: fileDiff(kubeletFlags, before.text, text) }];
+  const change = text === null ? undefined : await work.write(before, text, { hasHeader: false });
+  return change ? [change] : [];
 }
 
 /**
  * containerd takes the image that holds pods together from its own configuration. Throws `host_file_refused`,
  * `host_runtime_failed`.
  */
-export async function setPauseImage(work: NodeWork, pauseImage: string): Promise<NodeChange[]> {
-  const before = await toolsOf(work.host).files.read(configToml);
-  const text = setSandboxImage(before.text, await containerdMajor(work.host), pauseImage);
+export async function setPauseImage(work: NodeWork, pauseImage: string): Promise<HostChange[]> {
+  const before = await work.files.read(configToml);
+  const text = setSandboxImage(before.text, await containerdMajor(work), pauseImage);
   return text === before.text && !before.isPending ? [] : activate(work, before, text);
 }
 
-/** Undoes `setPauseImage`; a file that others have changed since stays, with a warning. */
-export async function takeBackPauseImage(work: NodeWork): Promise<NodeChange[]> {
-  const { files } = toolsOf(work.host);
+/** Reverts `setPauseImage`; a file that others have changed since stays, with a warning. */
+export async function revertPauseImage(work: NodeWork): Promise<HostChange[]> {
+  const { files } = work;
   const current = await files.read(configToml);
-  const major = await containerdMajor(work.host);
+  const major = await containerdMajor(work);
   const kept = await files.before(configToml);
   const image = sandboxImageOf(current.text, major);
   if (image === undefined || (kept === null && !isOwn(current.text))) return [];
@@ -47,23 +45,17 @@ export async function takeBackPauseImage(work: NodeWork): Promise<NodeChange[]> 
   return [];
 }
 
-async function activate({ host, dryRun }: NodeWork, before: HostFile, text: string): Promise<NodeChange[]> {
-  const { files, system } = toolsOf(host);
+async function activate(work: NodeWork, before: HostFile, text: string): Promise<HostChange[]> {
+  const { connection, signal, files, system, dryRun } = work;
   if (!dryRun)
-    await activateFile(
-      files,
-      system,
-      before,
-      text,
-      await containerdActivation(new ContainerdHost(host.connection, host.signal)),
-    );
+    await activateFile(files, system, before, text, await containerdActivation(new ContainerdHost(connection, signal)));
   return [
-    { kind: 'file', action: 'change', target: before.path, diff: fileDiff(before.path, before.text, text) },
-    { kind: 'service', action: 'restart', target: 'containerd', diff: null },
+    { ...fileChange(before.path, before.text, text), action: 'change' },
+    hostChange('service', 'restart', 'containerd'),
   ];
 }
 
-async function containerdMajor(host: KubeadmHost): Promise<number> {
-  const { containerd } = await toolsOf(host).system.facts();
+async function containerdMajor({ system }: NodeWork): Promise<number> {
+  const { containerd } = await system.facts();
   return majorOf(containerd.version);
 }

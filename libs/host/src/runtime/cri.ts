@@ -9,7 +9,7 @@ import { AppError } from '@airdock/core/errors';
 import { cleanLine } from '@airdock/core/host/host-text';
 import { commandError } from '@airdock/ssh/command/command-error';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
-import { scriptFunctions } from '../system/host-system.js';
+import { scriptFunctions } from '../system/system-facts.js';
 
 /** Where containerd answers CRI requests unless it is told otherwise. */
 export const containerdSocket = '/run/containerd/containerd.sock';

@@ -6,7 +6,7 @@ import { formatReference, parseReference } from '@airdock/core/oci/reference';
 import { commandError } from '@airdock/ssh/command/command-error';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { z } from 'zod';
-import { dockerVersionScript, scriptFunctions } from '../system/host-system.js';
+import { dockerVersionScript, scriptFunctions } from '../system/system-facts.js';
 import { askDocker, type DockerRequest } from './docker-api.js';
 import type { RuntimeHost } from './runtime-host.js';
 

@@ -135,19 +135,19 @@ describe('HostFiles', () => {
 
   it('is taken out of a file: its own, one that it made, and one that others have changed since', async () => {
     await files.write(await files.read(path), '{"a":1}', { hasHeader: false });
-    await files.takeBack(await files.read(path), null);
+    await files.revert(await files.read(path), null);
     expect(await around()).toEqual([]);
     await withFile('old');
     await chmod(path, 0o640);
     await files.write(await files.read(path), 'new', { hasHeader: false });
-    await files.takeBack(await files.read(path), await files.before(path));
+    await files.revert(await files.read(path), await files.before(path));
     expect([await around(), await readFile(path, 'utf8'), (await stat(path)).mode & 0o777]).toEqual([
       ['x.conf'],
       'old',
       0o640,
     ]);
     await files.write(await files.read(path), 'new', { hasHeader: false });
-    await files.takeBack(await files.read(path), 'changed');
+    await files.revert(await files.read(path), 'changed');
     expect([await around(), await readFile(path, 'utf8'), (await stat(path)).mode & 0o777]).toEqual([
       ['x.conf'],
       'changed',
@@ -155,7 +155,7 @@ describe('HostFiles', () => {
     ]);
     const seen = await files.read(path);
     await writeFile(path, 'theirs');
-    await expect(files.takeBack(seen, null)).rejects.toMatchObject({ code: 'host_file_refused' });
+    await expect(files.revert(seen, null)).rejects.toMatchObject({ code: 'host_file_refused' });
     expect(await readFile(path, 'utf8')).toBe('theirs');
   });
 });

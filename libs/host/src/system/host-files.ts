@@ -97,7 +97,7 @@ rm -f "$path.airdock-pending"
 ${removeFolders}`;
 
 // What comes on standard input takes the place of the file, unless what was there before Airdock does, or nothing.
-const takeBackScript = `
+const revertScript = `
 set -e
 path=$1 expected=$2 state=$3 content=$4
 ${resolve}
@@ -218,9 +218,9 @@ export class HostFiles {
    * and null removes the file, with the folders that were made for it and are empty then. Throws `host_file_refused`
    * when the file is no longer as it was read.
    */
-  async takeBack({ path, text: current }: HostFile, text: string | null): Promise<void> {
+  async revert({ path, text: current }: HostFile, text: string | null): Promise<void> {
     const arguments_ = [path, sha256Of(current ?? ''), text === null ? 'absent' : 'present', sha256Of(text ?? '')];
-    const { exitCode, stderr } = await this.connection.exec(['sh', '-c', takeBackScript, 'sh', ...arguments_], {
+    const { exitCode, stderr } = await this.connection.exec(['sh', '-c', revertScript, 'sh', ...arguments_], {
       sudo: true,
       stdin: text ?? '',
       signal: this.signal,
@@ -228,7 +228,7 @@ export class HostFiles {
     if (exitCode === 75) throw new AppError('host_file_refused', { detail: stderr.trim().slice(-300), file: path });
     if (exitCode !== 0)
       throw commandError('host_command_failed', {
-        detail: `taking back ${path}: ${stderr.trim().slice(-300)}`,
+        detail: `reverting ${path}: ${stderr.trim().slice(-300)}`,
         exitCode,
       });
   }

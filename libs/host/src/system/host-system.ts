@@ -1,22 +1,10 @@
 import { AppError } from '@airdock/core/errors';
 import { cleanLine } from '@airdock/core/host/host-text';
-import { type PackageFamily, packageFamily } from '@airdock/core/host/package-list';
+import type { PackageFamily } from '@airdock/core/host/package-list';
 import { commandError } from '@airdock/ssh/command/command-error';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { runPackageManager } from './package-locks.js';
-
-/** What a host is: its distribution, its package manager, its init. */
-export interface SystemFacts {
-  family: PackageFamily | undefined;
-  /**
-   * Which of several distributions of a repository is the host's: the codename on Debian, the major release on Red Hat.
-   */
-  distribution: string;
-  /** Docker's daemon is there, and answers. */
-  docker: { isInstalled: boolean; version: string | undefined };
-  /** containerd's is; the one inside Docker does not count. */
-  containerd: { version: string | undefined };
-}
+import { type SystemFacts, scriptFunctions, systemFacts, systemFactsScript } from './system-facts.js';
 
 /** Which packages may be taken, and what they may change. */
 export interface InstallOptions {
@@ -32,25 +20,6 @@ export interface ExactPackage {
   /** With epoch and build, as the package manager has it. */
   version: string;
 }
-
-/** For scripts that look: is a program there; a program whose daemon may hang. */
-export const scriptFunctions = `
-has() { command -v "$1" >/dev/null 2>&1; }
-brief() { if has timeout; then timeout 20 "$@"; else "$@"; fi 2>/dev/null; }`;
-
-/** Prints Docker's version, as its program has it from its daemon. */
-export const dockerVersionScript = `if has docker; then echo "docker=$(brief docker version --format '{{.Server.Version}}')"; fi`;
-
-/**
- * The part of one that prints what `systemFacts` wants to know, as `key=value`; of Docker not what `$knowsDocker` says
- * that is known.
- */
-export const systemFactsScript = `
-( . /etc/os-release 2>/dev/null; echo "os=$ID"; echo "osVersion=$VERSION_ID"; echo "osLike=$ID_LIKE"; echo "codename=$VERSION_CODENAME" )
-if has dockerd; then echo dockerd=yes; fi
-[ -n "$knowsDocker" ] || { ${dockerVersionScript}; }
-# ctr would wait ten seconds for a socket that is not there.
-[ ! -S /run/containerd/containerd.sock ] || echo "containerd=$(brief ctr --connect-timeout 5s version | sed -n '/^Server/,$ s/^ *Version: *//p')"`;
 
 // What the command starts may keep its output open for as long as it runs, so the output goes through a file.
 const quietScript = `
@@ -118,17 +87,6 @@ const aptExact = ['--allow-change-held-packages'];
 // Who has its locks is waited for by us, with a bound, which dnf and yum do not have.
 const dnfAlways = ['-y', '--setopt=exit_on_lock=1'];
 const dnfOnly = ['--disablerepo=*', '--enablerepo=airdock-*', '--setopt=airdock-*.skip_if_unavailable=0'];
-
-/** From the values that the scripts have printed; empty where they have not. */
-export function systemFacts(text: (key: string) => string): SystemFacts {
-  const family = packageFamily(text('os'), text('osLike'));
-  return {
-    family,
-    distribution: family === 'debian' ? text('codename') : (text('osVersion').split('.')[0] ?? ''),
-    docker: { isInstalled: text('dockerd') !== '', version: text('docker') || undefined },
-    containerd: { version: text('containerd') || undefined },
-  };
-}
 
 /** Packages and services of a host. */
 export class HostSystem {
@@ -242,7 +200,7 @@ export class HostSystem {
    * also of those that came along: first of what is about to come, then of what has come, also when it ended half way.
    * Throws `host_packages_failed`, `host_packages_locked`.
    */
-  async bring(
+  async installAndRemember(
     family: PackageFamily,
     packages: readonly (string | ExactPackage)[],
     onlyAirdock: boolean,

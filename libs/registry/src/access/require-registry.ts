@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { getRegistry } from '@airdock/clients/generated/sdk.gen';
+import type { Registry } from '@airdock/clients/generated/types.gen';
 import type { Client } from '@airdock/clients/service-clients';
 import { AppError, fromProblem } from '@airdock/core/errors';
 import { RegistryStorage } from '../folder/registry-storage.js';
@@ -67,10 +68,7 @@ export async function requireRegistry(
     await delay(lookMs, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
     ({ data } = await getRegistry({ client, throwOnError: true }));
   }
-  if (!data.url) throw new AppError('registry_off');
-  if (data.error?.code === 'registry_target_forbidden') throw fromProblem(data.error);
-  if (data.error) throw new AppError('registry_unavailable', { detail: data.error.title });
-  if (data.storageError && !goesOn(use, data.storageError.code)) throw fromProblem(data.storageError);
+  assertUsable(data, use);
   const storage = data.storage?.id
     ? await RegistryStorage.open({ folder: data.storage.path, id: data.storage.id })
     : undefined;
@@ -88,4 +86,16 @@ export async function requireRegistry(
     repairs,
     storageDir: data.storage?.path ?? null,
   };
+}
+
+/**
+ * The registry, as registry-svc has described it, may be used. Throws `registry_off`, `registry_target_forbidden`,
+ * `registry_unavailable`, and what is wrong with its storage where the use does not go on then.
+ */
+export function assertUsable(registry: Registry, use: RegistryUse): asserts registry is Registry & { url: string } {
+  const { url, error, storageError } = registry;
+  if (!url) throw new AppError('registry_off');
+  if (error?.code === 'registry_target_forbidden') throw fromProblem(error);
+  if (error) throw new AppError('registry_unavailable', { detail: error.title });
+  if (storageError && !goesOn(use, storageError.code)) throw fromProblem(storageError);
 }

@@ -9,17 +9,17 @@ import { HostEntity } from './host.entity.js';
 
 /** One job at a time changes a host. */
 @Injectable()
-export class HostTurn {
+export class HostLock {
   constructor(
     @InjectRepository(HostEntity, 'host') private readonly hosts: Repository<HostEntity>,
     private readonly jobs: JobsService,
   ) {}
 
   /**
-   * Waits until the job that has the host has ended, and takes it. A job has it to its end, wherever it goes on. Throws
-   * `resource_not_found`.
+   * Waits until the job that holds the lock of the host has ended, and takes the lock. A job holds it to its end, on
+   * whichever worker it runs. Throws `resource_not_found`.
    */
-  async take(hostId: string, jobId: string, signal: AbortSignal): Promise<void> {
+  async acquire(hostId: string, jobId: string, signal: AbortSignal): Promise<void> {
     for (;;) {
       signal.throwIfAborted();
       const { turnJobId } = await getRow(this.hosts, hostId);

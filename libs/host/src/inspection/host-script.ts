@@ -1,4 +1,5 @@
-import { scriptFunctions, statusScript, systemFactsScript } from '@airdock/host/system/host-system';
+import { statusScript } from '../system/host-system.js';
+import { scriptFunctions, systemFactsScript } from '../system/system-facts.js';
 
 /**
  * What is run on a host to look at it, by `sh -s` as root: POSIX, for dash and busybox. It changes nothing, and a
@@ -20,9 +21,9 @@ if has crio; then echo "runtime=cri-o $(brief crio --version | awk '/^(crio vers
 if has podman; then echo "runtime=podman $(brief podman --version | awk '{print $3}')"; fi
 }
 
-leads() {
+askRegistry() {
 if [ -n "$1" ]; then
-  echo "leads=$(set -- "http://127.0.0.1:$1/v2/" 127.0.0.1 "$1" /v2/
+  echo "registryStatus=$(set -- "http://127.0.0.1:$1/v2/" 127.0.0.1 "$1" /v2/
 ${statusScript})"
 fi
 }
@@ -113,7 +114,7 @@ fi
 }
 
 # Side by side; what one prints waits in its pipe until the next one has ended, so that no line gets into another.
-elsewhere() { packages; leads "$1"; }
+elsewhere() { packages; askRegistry "$1"; }
 here() { machine; ports; firewall; }
 system | { elsewhere "$1" </dev/null | { holders </dev/null | { here </dev/null; cat; }; cat; }; cat; }
 exit 0

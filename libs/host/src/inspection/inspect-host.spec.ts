@@ -92,9 +92,9 @@ describe('inspectHost', () => {
   it('lets the host ask the registry where it is told to', async () => {
     await using registry = await startJsonServer({ '/v2/': {} });
     const port = Number(new URL(registry.url).port);
-    expect((await inspect({}, port, true)).leads).toBe(true);
-    expect((await inspect({}, await freePort(), true)).leads).toBe(false);
-    expect((await inspect({}, port)).leads).toBeUndefined();
+    expect((await inspect({}, port, true)).canReachRegistry).toBe(true);
+    expect((await inspect({}, await freePort(), true)).canReachRegistry).toBe(false);
+    expect((await inspect({}, port)).canReachRegistry).toBeUndefined();
   });
 
   it('says what it could not see where a host lacks programs', async () => {
