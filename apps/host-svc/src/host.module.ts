@@ -10,7 +10,6 @@ import { HostTurn } from './host/host-turn.service.js';
 import { hostState } from './host.state.js';
 import { HostCheckController } from './host-check/host-check.controller.js';
 import { HostCheckEntity } from './host-check/host-check.entity.js';
-import { HostCheckProcessor } from './host-check/host-check.processor.js';
 import { HostCheckService, hostCheckJobType } from './host-check/host-check.service.js';
 import { ConfigureFleet, configureHostJobType } from './host-configuration/configure-fleet.service.js';
 import { ConfigureHost } from './host-configuration/configure-host.service.js';
@@ -21,10 +20,7 @@ import {
   DriftScheduleEntity,
   HostConfigurationEntity,
 } from './host-configuration/host-configuration.entity.js';
-import {
-  ConfigureHostProcessor,
-  HostConfigurationProcessor,
-} from './host-configuration/host-configuration.processor.js';
+import { HostConfigurationProcessor } from './host-configuration/host-configuration.processor.js';
 import { HostConfigurationService, hostConfigurationJobType } from './host-configuration/host-configuration.service.js';
 import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
 import { HostImportController } from './host-import/host-import.controller.js';
@@ -32,7 +28,6 @@ import { HostImportService } from './host-import/host-import.service.js';
 import { WorkerVerdicts } from './host-worker/worker-verdicts.js';
 import { NodeOperationController } from './node-operation/node-operation.controller.js';
 import { NodeOperationEntity } from './node-operation/node-operation.entity.js';
-import { NodeOperationProcessor } from './node-operation/node-operation.processor.js';
 import { NodeOperationService, operateNodeJobType } from './node-operation/node-operation.service.js';
 import { PackageRepositoryController } from './package-repository/package-repository.controller.js';
 import { PackageRepositoryService } from './package-repository/package-repository.service.js';
@@ -90,16 +85,7 @@ export class HostModule {
         HostConfigurationService,
         NodeOperationService,
       ],
-      workers: [
-        WorkerVerdicts,
-        HostCheckProcessor,
-        HostConfigurationProcessor,
-        ConfigureHostProcessor,
-        NodeOperationProcessor,
-        DriftSchedule,
-        TunnelSupervisor,
-        PackageServer,
-      ],
+      workers: [WorkerVerdicts, HostConfigurationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
       history: [HostCheckEntity],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: hostState,

@@ -6,11 +6,10 @@ import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';
 import { DuUpgradeController } from './du-upgrade/du-upgrade.controller.js';
 import { DuUpgradeEntity } from './du-upgrade/du-upgrade.entity.js';
-import { DuUpgradeProcessor, DuUpgradeRecovery } from './du-upgrade/du-upgrade.processor.js';
+import { DuUpgradeProcessor } from './du-upgrade/du-upgrade.processor.js';
 import { DuUpgradeService, upgradeJobType } from './du-upgrade/du-upgrade.service.js';
 import { GarbageCollectionController } from './garbage-collection/garbage-collection.controller.js';
 import { GarbageCollectionEntity } from './garbage-collection/garbage-collection.entity.js';
-import { GarbageCollectionProcessor } from './garbage-collection/garbage-collection.processor.js';
 import { collectJobType, GarbageCollectionService } from './garbage-collection/garbage-collection.service.js';
 import { RegistryUsers } from './garbage-collection/registry-users.service.js';
 import { CollectionClaimService } from './registry/collection-claim.service.js';
@@ -23,10 +22,9 @@ import { StorageService } from './registry/storage.service.js';
 import { RegistryEngineService } from './registry-engine/registry-engine.service.js';
 import { RegistryWatchService } from './registry-engine/registry-watch.service.js';
 import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
-import { SecretsKeyProcessor } from './secrets-key/secrets-key.processor.js';
 import { rotateSecretsKeyJobType, SecretsKeyService } from './secrets-key/secrets-key.service.js';
 import { DiskReserves } from './upkeep/disk-reserves.js';
-import { RegistryProcessor, RegistrySupervisor } from './upkeep/upkeep.processor.js';
+import { RegistryUpkeep } from './upkeep/registry-upkeep.js';
 
 const targets = {
   provide: OutboundTargets,
@@ -62,15 +60,7 @@ export class RegistryModule {
         DuUpgradeService,
         SecretsKeyService,
       ],
-      workers: [
-        SecretsKeyProcessor,
-        RegistryProcessor,
-        RegistrySupervisor,
-        DiskReserves,
-        GarbageCollectionProcessor,
-        DuUpgradeProcessor,
-        DuUpgradeRecovery,
-      ],
+      workers: [RegistryUpkeep, DiskReserves, DuUpgradeProcessor],
       jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
       history: [GarbageCollectionEntity],
       noticeSource: RegistryWatchService,

@@ -22,6 +22,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
@@ -101,6 +102,10 @@ export class BackupOperationService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
+  @RunsJob(operationJobTypes.verify, { concurrency: 1 })
+  @RunsJob(operationJobTypes.prune, { concurrency: 1 })
+  @RunsJob(operationJobTypes.export, { concurrency: 1 })
+  @RunsJob(operationJobTypes.import, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.operations, context.resourceId);
     await using store = await this.backups.openStore(row.target);

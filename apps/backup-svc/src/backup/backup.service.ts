@@ -20,6 +20,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { type RegistryUse, type RequiredRegistry, requireRegistry } from '@airdock/registry/access/require-registry';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -187,6 +188,7 @@ export class BackupService {
    * Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt
    * stopped.
    */
+  @RunsJob(backupJobType, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId: id, progress } = context;
     const row = await getRow(this.backups, id);

@@ -22,6 +22,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { SecretBox } from '@airdock/platform/secrets';
 import type { ServiceState } from '@airdock/platform/state/state.schema';
 import { copyImages, failureOf, type ImageToCopy, type TargetName } from '@airdock/registry/copy/copy-image';
@@ -119,6 +120,7 @@ export class RestoreService {
    * Throws `space_insufficient` and `secrets_key_mismatch` before anything is changed, and `backup_incomplete` at the
    * end, when not everything came back.
    */
+  @RunsJob(restoreJobType, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { progress } = context;
     const row = await getRow(this.restores, context.resourceId);

@@ -6,6 +6,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -93,6 +94,7 @@ export class ReadinessCheckService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
+  @RunsJob(readinessCheckJobType, { concurrency: 4 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.checks, context.resourceId);
     if (row.fix)

@@ -6,7 +6,9 @@ import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/h
 import { newId } from '@airdock/platform/ids';
 import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -166,6 +168,13 @@ export class UpgradeService {
   /** As the job works with it. */
   row(id: string): Promise<UpgradeEntity> {
     return getRow(this.upgrades, id);
+  }
+
+  /** A dry run ends with the plan, which was made when it was asked for. */
+  @RunsJob(planUpgradeJobType)
+  async showPlan({ resourceId }: JobContext): Promise<Record<string, unknown>> {
+    const { plan } = await this.row(resourceId);
+    return { plan };
   }
 
   async save(id: string, values: Partial<Pick<UpgradeEntity, 'nodes' | 'pulledAt'>>): Promise<void> {

@@ -17,6 +17,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { requireRegistry } from '@airdock/registry/access/require-registry';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { Inject, Injectable } from '@nestjs/common';
@@ -82,6 +83,8 @@ export class HostCheckService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
+  /** Waits most of its time for the slowest host. Whoever asks wants to know at once that one cannot be reached. */
+  @RunsJob(hostCheckJobType, { concurrency: 32, maxFailures: 1 })
   async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.hostChecks, resourceId);
     const hosts = await this.hosts.getAll(row.hostIds);

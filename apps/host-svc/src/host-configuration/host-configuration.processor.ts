@@ -1,39 +1,23 @@
-import { type JobContext, JobProcessor, JobType } from '@airdock/platform/jobs/job-processor';
-import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
+import { Injectable } from '@nestjs/common';
 import { ConfigureFleet, configureHostJobType } from './configure-fleet.service.js';
 import { hostConfigurationJobType } from './host-configuration.service.js';
 
-/** Rollouts wait most of their time; many may run beside each other. */
-@JobType(hostConfigurationJobType, 16)
-export class HostConfigurationProcessor extends JobProcessor {
-  constructor(
-    jobs: JobsService,
-    private readonly fleet: ConfigureFleet,
-  ) {
-    super(jobs);
-  }
+/** Runs rollouts and, for each host of one, a job of its own. */
+@Injectable()
+export class HostConfigurationProcessor {
+  constructor(private readonly fleet: ConfigureFleet) {}
 
-  /** The failure is of a host, whose own job has tried. */
-  protected override readonly maxFailures = 1;
-
-  protected run(context: JobContext) {
+  /** Waits most of its time; many may run beside each other. The failure is of a host, whose own job has tried. */
+  @RunsJob(hostConfigurationJobType, { concurrency: 16, maxFailures: 1 })
+  run(context: JobContext): Promise<Record<string, unknown>> {
     return this.fleet.run(context);
-  }
-}
-
-@JobType(configureHostJobType, 64)
-export class ConfigureHostProcessor extends JobProcessor {
-  constructor(
-    jobs: JobsService,
-    private readonly fleet: ConfigureFleet,
-  ) {
-    super(jobs);
   }
 
   /** Whoever asks wants to know at once that a host cannot be reached. */
-  protected override readonly maxFailures = 1;
-
-  protected run(context: JobContext) {
+  @RunsJob(configureHostJobType, { concurrency: 64, maxFailures: 1 })
+  runHost(context: JobContext): Promise<Record<string, unknown>> {
     return this.fleet.runHost(context);
   }
 }

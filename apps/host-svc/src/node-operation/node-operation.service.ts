@@ -15,6 +15,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -82,7 +83,11 @@ export class NodeOperationService {
     return toResource(row, await this.jobs.find(row.jobId));
   }
 
-  /** What was done is kept also when it fails. */
+  /**
+   * What was done is kept also when it fails. Whoever asks wants to know at once that a host cannot be reached: it is not
+   * tried again.
+   */
+  @RunsJob(operateNodeJobType, { concurrency: 32, maxFailures: 1 })
   async run({ jobId, resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.operations, resourceId);
     const result: NodeOperationResult = { steps: [], nodes: [], warnings: [], error: null };

@@ -22,6 +22,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -165,10 +166,8 @@ export class BundleService {
    * layers is found here, and a declared checksum that its bytes do not have. What was found is compared with the
    * registry.
    */
-  async read(
-    id: string,
-    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
-  ): Promise<{ images: number; unusable: number }> {
+  @RunsJob(readBundleJobType)
+  async read({ resourceId: id, signal, progress }: JobContext): Promise<{ images: number; unusable: number }> {
     const row = await getRow(this.bundles, id);
     if (row.sha256) await this.checkSha256(row, row.sha256, { signal, progress });
     progress({ phase: 'read', itemsTotal: 1 });

@@ -17,6 +17,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/registry/copy/copy-image';
 import { planCopy } from '@airdock/registry/copy/plan-copy';
 import { Injectable } from '@nestjs/common';
@@ -103,6 +104,7 @@ export class PushService {
    * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure,
    * and a retry pushes only what is missing then.
    */
+  @RunsJob(pushJobType)
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);

@@ -13,6 +13,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import type { RequiredRegistry } from '@airdock/registry/access/require-registry';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -68,6 +69,7 @@ export class VerificationService {
    * Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found,
    * `registry_storage_changed` when that is because of the disk.
    */
+  @RunsJob(verifyJobType)
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const row = await getRow(this.verifications, resourceId);

@@ -10,6 +10,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import {
   type CollectOptions,
   RegistryCollector,
@@ -97,6 +98,7 @@ export class GarbageCollectionService {
   }
 
   /** A run that was cut short has only set things aside: they are brought back, and it begins anew. */
+  @RunsJob(collectJobType, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     this.isRunning = true;
     try {
