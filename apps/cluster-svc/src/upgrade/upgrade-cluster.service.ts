@@ -1,6 +1,6 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import { now } from '@airdock/platform/database';
 import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
 import type { ProgressUpdate } from '@airdock/platform/jobs/progress';
@@ -213,11 +213,11 @@ export class UpgradeCluster {
 
   /** Between two nodes: the place where an upgrade is held, or is cancelled. */
   private async waitWhilePaused({ id, clusterId }: UpgradeEntity, { signal, progress }: JobContext): Promise<void> {
-    signal.throwIfAborted();
-    while (await this.clusters.isPaused(clusterId, id)) {
-      progress({ phase: 'paused' });
-      await delay(pauseLookMs, undefined, { signal }).catch(() => signal.throwIfAborted());
-    }
+    await pollUntil({ everyMs: pauseLookMs, signal }, async () => {
+      const isPaused = await this.clusters.isPaused(clusterId, id);
+      if (isPaused) progress({ phase: 'paused' });
+      return !isPaused;
+    });
     progress({ phase: 'upgrade' });
   }
 }

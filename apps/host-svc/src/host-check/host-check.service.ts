@@ -3,6 +3,7 @@ import { getRegistry } from '@airdock/clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
+import { pollUntil } from '@airdock/core/poll-until';
 import { ContainerdHost } from '@airdock/host/runtime/containerd-host';
 import { DockerHost } from '@airdock/host/runtime/docker-host';
 import { pullsAtOnce, type RuntimeHost } from '@airdock/host/runtime/runtime-host';
@@ -222,13 +223,11 @@ export class HostCheckService {
    * that was killed, may be back in a moment.
    */
   async leadsSoon(hostId: string, system: HostSystem, signal: AbortSignal): Promise<boolean> {
-    const deadline = Date.now() + leadsSoonMs;
-    while ((await this.tunnels.settled(hostId, signal))?.state === 'up') {
-      if (await this.leads(system)) return true;
-      if (Date.now() > deadline) return false;
-      await delay(500, undefined, { signal });
-    }
-    return false;
+    const answer = await pollUntil({ everyMs: 500, timeoutMs: leadsSoonMs, signal }, async () => {
+      if ((await this.tunnels.settled(hostId, signal))?.state !== 'up') return 'down';
+      return (await this.leads(system)) && 'leads';
+    });
+    return answer === 'leads';
   }
 
   /** Asked from the host; where it has nothing to ask with, the state of the tunnel has to do. */

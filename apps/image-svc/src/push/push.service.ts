@@ -1,10 +1,10 @@
 import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { formatPlatform } from '@airdock/core/oci/manifest';
 import { isPlatformWanted } from '@airdock/core/oci/runs';
 import { matchesPattern, selectedName, selectImages } from '@airdock/core/oci/select-images';
+import { pollUntil } from '@airdock/core/poll-until';
 import type { ImageSource, UnusableImage } from '@airdock/oci/image/image-source';
 import { filterPlatforms } from '@airdock/oci/image/platform-filter';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
@@ -109,11 +109,12 @@ export class PushService {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
     const use = push.dryRun ? 'look' : 'write';
-    let target = await this.images.registryForJob(context, use);
-    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context, use)) {
+    const target = await pollUntil({ everyMs: fencePauseMs, signal }, async () => {
+      const found = await this.images.registryForJob(context, use);
+      if (!found.isFenced || push.dryRun) return found;
       progress({ phase: 'waiting for the upgrade of the DU' });
-      await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
-    }
+      return undefined;
+    });
     await using registry = new RegistryClient(target.address);
     await using source = await this.open(push, signal);
     const images = selectImages(source.images, push.images ?? undefined);

@@ -1,6 +1,6 @@
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -191,24 +191,26 @@ export class GarbageCollectionService {
     signal: AbortSignal | undefined,
     progress: JobContext['progress'],
   ) {
-    const deadline = Date.now() + waitMinutes * 60_000;
-    for (;;) {
-      let running = await this.users.runningJobs();
+    let running: Awaited<ReturnType<RegistryUsers['runningJobs']>> = [];
+    const isAlone = await pollUntil({ everyMs: lookMs, timeoutMs: waitMinutes * 60_000, signal }, async () => {
+      running = await this.users.runningJobs();
       if (running.length === 0) {
         await this.claims.setCollecting(jobId, true);
         running = await this.users.runningJobs();
-        if (running.length === 0) return;
+        if (running.length === 0) return true;
         await this.claims.setCollecting(jobId, false);
       }
-      const names = running.map(({ id, type }) => `${type} ${id}`);
-      if (Date.now() >= deadline)
-        throw new AppError('registry_busy', {
-          detail: `${names.slice(0, 5).join(', ')} after ${waitMinutes} minutes`,
-          jobs: running,
-        });
       progress({ phase: 'waiting for running jobs' });
-      await delay(lookMs, undefined, { signal });
-    }
+      return undefined;
+    });
+    if (isAlone) return;
+    throw new AppError('registry_busy', {
+      detail: `${running
+        .slice(0, 5)
+        .map(({ id, type }) => `${type} ${id}`)
+        .join(', ')} after ${waitMinutes} minutes`,
+      jobs: running,
+    });
   }
 
   private async note({ id, owner, freed }: Sweep): Promise<void> {
