@@ -5,6 +5,7 @@ import { openBackup } from '@airdock/backup-store/backup-source';
 import { type BackupBlob, BackupStore, type BlobIndex } from '@airdock/backup-store/backup-store';
 import { isTrusted } from '@airdock/backup-store/record-signature';
 import { TarStorage, writeTar } from '@airdock/backup-store/tar-storage';
+import { errnoOf, isGone } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex } from '@airdock/core/oci/digest';
@@ -431,9 +432,7 @@ async function readAll(
 
 /** Also what the disk cannot read any more. */
 const isDamage = (error: unknown): boolean =>
-  error instanceof AppError
-    ? ['backup_corrupt', 'backup_incomplete'].includes(error.code)
-    : (error as NodeJS.ErrnoException).code === 'EIO';
+  error instanceof AppError ? ['backup_corrupt', 'backup_incomplete'].includes(error.code) : errnoOf(error) === 'EIO';
 
 /** What needs blobs that are lost: backups, and the images in them. */
 async function describeLost(
@@ -475,7 +474,7 @@ const isFile = (path: string): Promise<boolean> => stat(path).then((status) => s
 const goneAs =
   <T>(value: T) =>
   (error: NodeJS.ErrnoException): T => {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return value;
+    if (isGone(error)) return value;
     throw new AppError('bundle_unreadable', { detail: `${error.path}: ${error.code}` }, { cause: error });
   };
 

@@ -3,6 +3,7 @@ import { backupRegistry } from '@airdock/backup-store/backup-registry';
 import type { BackupStore } from '@airdock/backup-store/backup-store';
 import type { RecordSignature } from '@airdock/backup-store/record-signature';
 import { duVersionNow } from '@airdock/clients/du-version';
+import { everyPage } from '@airdock/clients/every-page';
 import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
@@ -359,17 +360,8 @@ export class BackupService {
     return known;
   }
 
-  private async *catalogue() {
-    for (let cursor: string | undefined; ; ) {
-      const { data: page } = await listImages({
-        client: this.clients.image,
-        query: { limit: 500, ...(cursor && { cursor }) },
-        throwOnError: true,
-      });
-      yield* page.items;
-      cursor = page.nextCursor;
-      if (!cursor) return;
-    }
+  private catalogue() {
+    return everyPage((query) => listImages({ client: this.clients.image, query, throwOnError: true }));
   }
 
   /**

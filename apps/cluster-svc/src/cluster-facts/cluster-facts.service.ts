@@ -1,3 +1,4 @@
+import { everyPage } from '@airdock/clients/every-page';
 import { assertSucceeded, followJob } from '@airdock/clients/follow-job';
 import {
   createHostCheck,
@@ -41,13 +42,11 @@ export class ClusterFacts {
   async tunnels(hostIds: readonly string[]): Promise<Map<string, Tunnel>> {
     const wanted = new Set(hostIds);
     const found = new Map<string, Tunnel>();
-    let cursor: string | undefined;
-    do {
-      const query = { limit: 500, ...(cursor ? { cursor } : {}) };
-      const { data } = await listTunnels({ client: this.clients.host, query, throwOnError: true });
-      for (const tunnel of data.items) if (wanted.has(tunnel.hostId)) found.set(tunnel.hostId, tunnel);
-      cursor = data.nextCursor;
-    } while (cursor && found.size < wanted.size);
+    const client = this.clients.host;
+    for await (const tunnel of everyPage((query) => listTunnels({ client, query, throwOnError: true }))) {
+      if (wanted.has(tunnel.hostId)) found.set(tunnel.hostId, tunnel);
+      if (found.size === wanted.size) break;
+    }
     return found;
   }
 
