@@ -43,7 +43,7 @@ export class ClusterModule {
         UpgradeService,
         UpgradeCluster,
       ],
-      history: [ReadinessCheckEntity],
+      history: [ReadinessCheckEntity, UpgradeEntity],
       jobTypes: [createClusterJobType, readinessCheckJobType, upgradeJobType, planUpgradeJobType],
       // An upgrade ends with the DU that ran it; another one goes on from where its nodes are.
       state: clusterState,

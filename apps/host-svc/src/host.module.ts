@@ -86,7 +86,7 @@ export class HostModule {
         NodeOperationService,
       ],
       workers: [WorkerVerdicts, HostConfigurationProcessor, DriftSchedule, TunnelSupervisor, PackageServer],
-      history: [HostCheckEntity],
+      history: [HostCheckEntity, NodeOperationEntity],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: hostState,
     });
