@@ -17,11 +17,11 @@ import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState, withState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Inject, Injectable } from '@nestjs/common';
@@ -92,15 +92,12 @@ export class BackupOperationService {
     );
   }
 
-  async list(query: PageQuery): Promise<Page<BackupOperation>> {
-    const { items, nextCursor } = await findPage(this.operations, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<BackupOperation>> {
+    return findPageWithState(this.operations, this.jobs, query, withState);
   }
 
-  async get(id: string): Promise<BackupOperation> {
-    const row = await getRow(this.operations, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<BackupOperation> {
+    return getWithState(this.operations, this.jobs, id, withState);
   }
 
   @RunsJob(operationJobTypes.verify, { concurrency: 1 })
@@ -477,10 +474,5 @@ const goneAs =
     if (isGone(error)) return value;
     throw new AppError('bundle_unreadable', { detail: `${error.path}: ${error.code}` }, { cause: error });
   };
-
-const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({
-  ...row,
-  state: job?.state ?? 'failed',
-});
 
 const isFull = (error: unknown): boolean => error instanceof AppError && error.code === 'space_insufficient';

@@ -15,6 +15,7 @@ import { ServiceClients } from '@airdock/clients/service-clients';
 import { formatReference, localReferences, parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { idOfResource } from '@airdock/platform/jobs/job-resource';
 import { Inject, Injectable } from '@nestjs/common';
 import pLimit from 'p-limit';
 
@@ -102,7 +103,7 @@ export class ClusterFacts {
     if (typeof job.error?.host !== 'string') assertSucceeded(job);
     const { data } = await getHostCheck({
       client: this.clients.host,
-      path: { id: started.resource.split('/').at(-1) ?? '' },
+      path: { id: idOfResource(started) },
       throwOnError: true,
     });
     return data.results ?? [];

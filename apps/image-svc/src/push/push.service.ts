@@ -11,11 +11,11 @@ import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { UploadSessions } from '@airdock/oci/registry-client/upload-sessions';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { Job, JobState } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/registry/copy/copy-image';
@@ -89,15 +89,12 @@ export class PushService {
     ]);
   }
 
-  async list(query: PageQuery): Promise<Page<Push>> {
-    const { items, nextCursor } = await findPage(this.pushes, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<Push>> {
+    return findPageWithState(this.pushes, this.jobs, query, toResource);
   }
 
-  async get(id: string): Promise<Push> {
-    const row = await getRow(this.pushes, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<Push> {
+    return getWithState(this.pushes, this.jobs, id, toResource);
   }
 
   /**
@@ -271,10 +268,10 @@ export class PushService {
   }
 }
 
-const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({
+const toResource = (row: PushEntity, state: JobState): Push => ({
   ...row,
   leftOut: row.leftOut ?? [],
-  state: job?.state ?? 'failed',
+  state,
 });
 
 /** For the result of a job, which webhooks carry. */

@@ -4,11 +4,11 @@ import { pollUntil } from '@airdock/core/poll-until';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { Job, JobState } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import {
@@ -86,15 +86,12 @@ export class GarbageCollectionService {
     }
   }
 
-  async list(query: PageQuery): Promise<Page<GarbageCollection>> {
-    const { items, nextCursor } = await findPage(this.collections, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<GarbageCollection>> {
+    return findPageWithState(this.collections, this.jobs, query, toResource);
   }
 
-  async get(id: string): Promise<GarbageCollection> {
-    const row = await getRow(this.collections, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<GarbageCollection> {
+    return getWithState(this.collections, this.jobs, id, toResource);
   }
 
   /** A run that was cut short has only set things aside: they are brought back, and it begins anew. */
@@ -223,9 +220,9 @@ export class GarbageCollectionService {
   }
 }
 
-function toResource({ sweeps, ...row }: GarbageCollectionEntity, job: JobEntity | undefined): GarbageCollection {
+function toResource({ sweeps, ...row }: GarbageCollectionEntity, state: JobState): GarbageCollection {
   const all = Object.values(sweeps);
-  return { ...row, state: job?.state ?? 'failed', freed: all.length > 0 ? all.reduce(add) : null };
+  return { ...row, state, freed: all.length > 0 ? all.reduce(add) : null };
 }
 
 const add = (a: Garbage, b: Garbage): Garbage => ({

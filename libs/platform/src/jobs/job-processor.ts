@@ -6,6 +6,7 @@ import type { Job as QueueJob } from 'bullmq';
 import { translateDatabaseError } from '../database.js';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
+import { idOfResource } from './job-resource.js';
 import { type JobsService, leaseMs, maxDelayMs } from './jobs.service.js';
 import { ProgressMeter, type ProgressUpdate } from './progress.js';
 
@@ -145,7 +146,7 @@ export class JobProcessor extends WorkerHost implements BeforeApplicationShutdow
       controller.signal.throwIfAborted();
       const result = await this.run({
         jobId: job.id,
-        resourceId: job.resource.split('/').at(-1) ?? '',
+        resourceId: idOfResource(job),
         attempt: job.attempt,
         signal: controller.signal,
         progress: (update) => {
