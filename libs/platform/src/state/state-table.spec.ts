@@ -39,7 +39,7 @@ describe('a row of a state', () => {
       }
     })();
     expect(refusal).toMatchObject({ code: 'state_rows_invalid' });
-    expect(String((refusal.details as { detail: string }).detail).length).toBeLessThan(300);
+    expect((refusal.details as { detail: string }).detail.length).toBeLessThan(300);
     expect((refusal.details as { row: string }).row).toHaveLength(300);
   });
 });
