@@ -7,19 +7,12 @@ import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';
 import { BackupController } from './backup/backup.controller.js';
 import { BackupEntity } from './backup/backup.entity.js';
-import { BackupProcessor } from './backup/backup.processor.js';
 import { BackupService, backupJobType } from './backup/backup.service.js';
 import { BackupCatalogue } from './backup/backup-catalogue.js';
 import { backupMigrations } from './backup.migrations.js';
 import { backupState } from './backup.state.js';
 import { BackupOperationController } from './backup-operation/backup-operation.controller.js';
 import { BackupOperationEntity } from './backup-operation/backup-operation.entity.js';
-import {
-  ExportBackupProcessor,
-  ImportBackupProcessor,
-  PruneBackupsProcessor,
-  VerifyBackupsProcessor,
-} from './backup-operation/backup-operation.processor.js';
 import { BackupOperationService, operationJobTypes } from './backup-operation/backup-operation.service.js';
 import { BackupScheduleController } from './backup-schedule/backup-schedule.controller.js';
 import { BackupScheduleEntity } from './backup-schedule/backup-schedule.entity.js';
@@ -31,7 +24,6 @@ import { BackupTargetService } from './backup-target/backup-target.service.js';
 import { DrillSweeper } from './restore/drill-sweeper.js';
 import { RestoreController } from './restore/restore.controller.js';
 import { RestoreEntity } from './restore/restore.entity.js';
-import { RestoreProcessor } from './restore/restore.processor.js';
 import { RestoreService, restoreJobType } from './restore/restore.service.js';
 import { SigningKeyController } from './signing-key/signing-key.controller.js';
 import { SigningKeyEntity } from './signing-key/signing-key.entity.js';
@@ -108,18 +100,7 @@ export class BackupModule {
         WebhookEndpointService,
         WebhookDeliveryService,
       ],
-      workers: [
-        BackupProcessor,
-        BackupCatalogue,
-        RestoreProcessor,
-        DrillSweeper,
-        VerifyBackupsProcessor,
-        PruneBackupsProcessor,
-        ExportBackupProcessor,
-        ImportBackupProcessor,
-        BackupScheduler,
-        WebhookDispatcher,
-      ],
+      workers: [BackupCatalogue, DrillSweeper, BackupScheduler, WebhookDispatcher],
       history: [RestoreEntity, BackupOperationEntity],
       jobTypes: [backupJobType, restoreJobType, ...Object.values(operationJobTypes)],
       state: backupState,

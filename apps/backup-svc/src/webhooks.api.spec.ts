@@ -367,7 +367,14 @@ describe('webhooks', () => {
       ];
       const { id: endpointId } = await airdock.endpoint({ url: receiver.url });
       await airdock.emit();
-      await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'delivered');
+      const plain = await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'delivered');
+      await airdock.emit();
+      const repeated = await airdock.deliveryWhen(
+        { endpointId },
+        ({ id, state }) => state === 'delivered' && id !== plain.id,
+      );
+      const { body: again } = await airdock.api('post', `/v1/webhook-deliveries/${repeated.id}/redeliver`).expect(202);
+      await airdock.deliveryWhen({ endpointId }, ({ id, state }) => id === again.id && state === 'delivered');
       receiver.answer = (response) => response.writeHead(500).end();
       await airdock.emit();
       const pending = await airdock.deliveryWhen(
@@ -380,7 +387,14 @@ describe('webhooks', () => {
       await airdock.sql(
         `UPDATE ${schema}webhook_delivery SET "nextAttemptAt" = '2999-01-01T00:00:00.000Z' WHERE state = 'pending'`,
       );
+      await airdock.sql(
+        `UPDATE ${schema}webhook_delivery SET "createdAt" = '${new Date().toISOString()}' WHERE id = '${again.id}'`,
+      );
       await airdock.service().forgetOld();
+      // Of the young one that repeats it the old one can still be looked up.
+      expect((await airdock.deliveries()).map(({ id }) => id)).toEqual([pending.id, again.id, repeated.id]);
+      await airdock.sql(`UPDATE ${schema}webhook_delivery SET "createdAt" = '2020-01-01T00:00:00.000Z'`);
+      for (let round = 0; round < 2; round++) await airdock.service().forgetOld();
       expect((await airdock.deliveries()).map(({ id }) => id)).toEqual([pending.id]);
       expect(await airdock.sql(`SELECT id FROM ${schema}webhook_event`)).toEqual([{ id: pending.eventId }]);
     },

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
 import { pmkCreateBody } from '@airdock/core/pmk/create-body';
 import { idOf } from '@airdock/platform/ids';
+import { JobRetention } from '@airdock/platform/jobs/job-retention';
 import { startComponent } from '@airdock/platform/testing/component';
 import { PmkClient } from '@airdock/pmk/pmk-client';
 import { startQbert } from '@airdock/testing/qbert';
@@ -819,6 +820,35 @@ describe('cluster-svc', () => {
       expect(others.of('/v1/node-operations').map(({ hostId }) => hostId)).toEqual([two, three]);
       await api('post', `/v1/jobs/${first.id}/retry`).expect(202);
       expect(await endOf(first.id)).toMatchObject({ state: 'failed', error: { code: 'cluster_busy' } });
+    });
+
+    it('is forgotten with its job when that ended long ago, unless its cluster still names it', async () => {
+      const path = await created({ provisioner: 'kubeadm' });
+      const ended = async (body: object = {}) => {
+        const { body: job } = await upgrade(path, body).expect(202);
+        await endOf(job.id);
+        return job;
+      };
+      const [planned, young] = [await ended({ dryRun: true }), await ended({ dryRun: true })];
+      others.brokenNodes.set(two, problem('kubeadm_failed', 409, 'no'));
+      const stopped = await ended();
+      const age = (job: { id: string }) =>
+        service.app
+          .get<DataSource>('clusterDataSource')
+          .query(`UPDATE job SET "finishedAt" = '2020-01-01T00:00:00.000Z' WHERE id = ?`, [job.id]);
+      const left = async () => {
+        await service.app.get(JobRetention, { strict: false }).forgetOld();
+        const { items } = (await api('get', `${path}/upgrades`).expect(200)).body;
+        return items.map(({ id }: { id: string }) => id);
+      };
+      await Promise.all([planned, stopped].map(age));
+      expect(await left()).toEqual([stopped, young].map(idOfResource));
+      await api('get', `/v1/jobs/${planned.id}`).expect(404);
+      others.brokenNodes.clear();
+      await api('post', `/v1/jobs/${stopped.id}/retry`).expect(202);
+      expect(await endOf(stopped.id)).toMatchObject({ state: 'succeeded' });
+      await age(stopped);
+      expect(await left()).toEqual([idOfResource(young)]);
     });
 
     it('is not begun while the one before is begun again', async () => {

@@ -4,7 +4,6 @@ import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';
 import { ClusterController } from './cluster/cluster.controller.js';
 import { ClusterEntity, ClusterNodeEntity } from './cluster/cluster.entity.js';
-import { CreateClusterProcessor } from './cluster/cluster.processor.js';
 import { ClusterService, createClusterJobType } from './cluster/cluster.service.js';
 import { ClusterConfigurationService } from './cluster/cluster-configuration.service.js';
 import { CreateClusterService } from './cluster/create-cluster.service.js';
@@ -17,11 +16,9 @@ import { ProvisionerService } from './provisioner/provisioner.service.js';
 import { ReadinessService } from './readiness/readiness.service.js';
 import { ReadinessController } from './readiness-check/readiness-check.controller.js';
 import { ReadinessCheckEntity } from './readiness-check/readiness-check.entity.js';
-import { ReadinessCheckProcessor } from './readiness-check/readiness-check.processor.js';
 import { ReadinessCheckService, readinessCheckJobType } from './readiness-check/readiness-check.service.js';
 import { UpgradeController } from './upgrade/upgrade.controller.js';
 import { UpgradeEntity } from './upgrade/upgrade.entity.js';
-import { PlanUpgradeProcessor, UpgradeProcessor } from './upgrade/upgrade.processor.js';
 import { planUpgradeJobType, UpgradeService, upgradeJobType } from './upgrade/upgrade.service.js';
 import { UpgradeCluster } from './upgrade/upgrade-cluster.service.js';
 
@@ -48,8 +45,7 @@ export class ClusterModule {
         UpgradeService,
         UpgradeCluster,
       ],
-      workers: [CreateClusterProcessor, ReadinessCheckProcessor, UpgradeProcessor, PlanUpgradeProcessor],
-      history: [ReadinessCheckEntity],
+      history: [ReadinessCheckEntity, UpgradeEntity],
       jobTypes: [createClusterJobType, readinessCheckJobType, upgradeJobType, planUpgradeJobType],
       // An upgrade ends with the DU that ran it; another one goes on from where its nodes are.
       state: clusterState,

@@ -1,5 +1,6 @@
 import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
 
 /**
@@ -32,7 +33,7 @@ export function lockDataDir(dataDir: string): () => void {
         linkSync(own, path);
         return () => rmSync(path, { force: true });
       } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+        if (errnoOf(error) !== 'EEXIST') throw error;
       }
       const holder = read(path);
       const [pid = '', ticks] = holder.trim().split(' ');
@@ -54,7 +55,7 @@ function read(path: string): string {
   try {
     return readFileSync(path, 'utf8');
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
+    const code = errnoOf(cause);
     if (code === 'ENOENT') return '';
     throw new AppError(
       'data_dir_in_use',
@@ -73,7 +74,7 @@ function breakLock(path: string, stale: string): void {
     renameSync(path, moved);
     if (read(moved) !== stale) linkSync(moved, path);
   } catch (error) {
-    if (!['ENOENT', 'EEXIST'].includes((error as NodeJS.ErrnoException).code ?? '')) throw error;
+    if (!['ENOENT', 'EEXIST'].includes(errnoOf(error))) throw error;
   } finally {
     rmSync(moved, { force: true });
   }

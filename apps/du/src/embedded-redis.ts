@@ -4,6 +4,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AppError } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import { startOwned } from '@airdock/disk/programs/start-program';
 
 const startTimeoutMs = 10_000;
@@ -36,11 +37,8 @@ export class EmbeddedRedis {
   async start(): Promise<void> {
     mkdirSync(this.folder, { recursive: true, mode: 0o700 });
     await this.spawn();
-    const deadline = Date.now() + startTimeoutMs;
-    while (!(await this.isAnswering())) {
-      if (Date.now() > deadline) throw new AppError('dependency_unavailable', { detail: 'redis-server did not start' });
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
+    if (!(await pollUntil({ everyMs: 20, timeoutMs: startTimeoutMs }, () => this.isAnswering())))
+      throw new AppError('dependency_unavailable', { detail: 'redis-server did not start' });
   }
 
   async stop(): Promise<void> {

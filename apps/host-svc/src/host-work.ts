@@ -1,4 +1,4 @@
-import { setTimeout as delay } from 'node:timers/promises';
+import { pollUntil } from '@airdock/core/poll-until';
 import type { Config } from '@airdock/platform/config';
 import type { ServiceDatabase } from '@airdock/platform/database';
 import { OutboxEventEntity } from '@airdock/platform/events/outbox.entity';
@@ -35,12 +35,11 @@ export async function waitForHostWork(
 ): Promise<void> {
   const quiet = new QuietDatabase(database);
   let isWorkThere = false;
-  for (;;) {
+  await pollUntil({ everyMs: pauseMs, signal }, async () => {
     await quiet.unlessQuiet(async () => {
       isWorkThere = await hasHostWork(database, config);
       return true;
     });
-    if (isWorkThere) return;
-    await delay(pauseMs, undefined, { signal });
-  }
+    return isWorkThere;
+  });
 }

@@ -11,7 +11,6 @@ import { hostMigrations } from './host.migrations.js';
 import { hostState } from './host.state.js';
 import { HostCheckController } from './host-check/host-check.controller.js';
 import { HostCheckEntity } from './host-check/host-check.entity.js';
-import { HostCheckProcessor } from './host-check/host-check.processor.js';
 import { HostCheckService, hostCheckJobType } from './host-check/host-check.service.js';
 import { ConfigureFleet, configureHostJobType } from './host-configuration/configure-fleet.service.js';
 import { ConfigureHost } from './host-configuration/configure-host.service.js';
@@ -22,10 +21,6 @@ import {
   DriftScheduleEntity,
   HostConfigurationEntity,
 } from './host-configuration/host-configuration.entity.js';
-import {
-  ConfigureHostProcessor,
-  HostConfigurationProcessor,
-} from './host-configuration/host-configuration.processor.js';
 import { HostConfigurationService, hostConfigurationJobType } from './host-configuration/host-configuration.service.js';
 import { UnconfigureHost } from './host-configuration/unconfigure-host.service.js';
 import { HostImageService } from './host-image/host-image.service.js';
@@ -36,7 +31,6 @@ import { PullProof } from './host-probe/pull-proof.service.js';
 import { WorkerVerdicts } from './host-worker/worker-verdicts.js';
 import { NodeOperationController } from './node-operation/node-operation.controller.js';
 import { NodeOperationEntity } from './node-operation/node-operation.entity.js';
-import { NodeOperationProcessor } from './node-operation/node-operation.processor.js';
 import { NodeOperationService, operateNodeJobType } from './node-operation/node-operation.service.js';
 import { PackageRepositoryController } from './package-repository/package-repository.controller.js';
 import { PackageRepositoryService } from './package-repository/package-repository.service.js';
@@ -98,17 +92,8 @@ export class HostModule {
         HostConfigurationService,
         NodeOperationService,
       ],
-      workers: [
-        WorkerVerdicts,
-        HostCheckProcessor,
-        HostConfigurationProcessor,
-        ConfigureHostProcessor,
-        NodeOperationProcessor,
-        DriftSchedule,
-        TunnelSupervisor,
-        PackageServer,
-      ],
-      history: [HostCheckEntity],
+      workers: [WorkerVerdicts, DriftSchedule, TunnelSupervisor, PackageServer],
+      history: [HostCheckEntity, NodeOperationEntity],
       jobTypes: [hostCheckJobType, hostConfigurationJobType, configureHostJobType, operateNodeJobType],
       state: hostState,
     });

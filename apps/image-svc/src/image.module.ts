@@ -4,10 +4,8 @@ import { serviceClientsProvider } from '@airdock/platform/service-clients';
 import { type DynamicModule, Module } from '@nestjs/common';
 import { BundleController } from './bundle/bundle.controller.js';
 import { BundleEntity } from './bundle/bundle.entity.js';
-import { BundleProcessor } from './bundle/bundle.processor.js';
 import { BundleService, readBundleJobType } from './bundle/bundle.service.js';
 import { Housekeeping } from './housekeeping.js';
-import { CatalogueProcessor } from './image/catalogue.processor.js';
 import { CatalogueService, rebuildJobType } from './image/catalogue.service.js';
 import { ImageController } from './image/image.controller.js';
 import { ImageEntity, ImageNameEntity } from './image/image.entity.js';
@@ -21,7 +19,6 @@ import { ImageSetEntity } from './image-set/image-set.entity.js';
 import { ImageSetService } from './image-set/image-set.service.js';
 import { PushController } from './push/push.controller.js';
 import { PushEntity } from './push/push.entity.js';
-import { PushProcessor } from './push/push.processor.js';
 import { PushService, pushJobType } from './push/push.service.js';
 import { PushSpaceService } from './push/push-space.service.js';
 import { PushPlanService } from './push-plan/push-plan.service.js';
@@ -29,7 +26,6 @@ import { UploadController } from './upload/upload.controller.js';
 import { UploadService } from './upload/upload.service.js';
 import { VerificationController } from './verification/verification.controller.js';
 import { VerificationEntity } from './verification/verification.entity.js';
-import { VerificationProcessor } from './verification/verification.processor.js';
 import { VerificationService, verifyJobType } from './verification/verification.service.js';
 
 /** Bundles in, pushes, the catalogue, and which images something needs. */
@@ -63,7 +59,7 @@ export class ImageModule {
         { provide: ImageUsersService, useExisting: ImageSetService },
         VerificationService,
       ],
-      workers: [BundleProcessor, PushProcessor, CatalogueProcessor, VerificationProcessor, Housekeeping],
+      workers: [Housekeeping],
       history: [PushEntity, VerificationEntity],
       jobTypes: [readBundleJobType, pushJobType, rebuildJobType, verifyJobType],
       state: imageState,

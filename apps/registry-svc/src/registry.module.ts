@@ -10,12 +10,11 @@ import { DuUpgradeData } from './du-upgrade/du-upgrade.data.js';
 import { DuUpgradeEngine } from './du-upgrade/du-upgrade.engine.js';
 import { DuUpgradeEntity } from './du-upgrade/du-upgrade.entity.js';
 import { DuUpgradePreflight } from './du-upgrade/du-upgrade.preflight.js';
-import { DuUpgradeProcessor, DuUpgradeRecovery } from './du-upgrade/du-upgrade.processor.js';
+import { DuUpgradeRecovery } from './du-upgrade/du-upgrade.recovery.js';
 import { DuUpgradeRows } from './du-upgrade/du-upgrade.rows.js';
 import { DuUpgradeService, upgradeJobType } from './du-upgrade/du-upgrade.service.js';
 import { GarbageCollectionController } from './garbage-collection/garbage-collection.controller.js';
 import { GarbageCollectionEntity } from './garbage-collection/garbage-collection.entity.js';
-import { GarbageCollectionProcessor } from './garbage-collection/garbage-collection.processor.js';
 import { collectJobType, GarbageCollectionService } from './garbage-collection/garbage-collection.service.js';
 import { RegistryUsers } from './garbage-collection/registry-users.service.js';
 import { CollectionClaimService } from './registry/collection-claim.service.js';
@@ -29,10 +28,9 @@ import { registryMigrations } from './registry.migrations.js';
 import { RegistryEngineService } from './registry-engine/registry-engine.service.js';
 import { RegistryWatchService } from './registry-engine/registry-watch.service.js';
 import { SecretsKeyController } from './secrets-key/secrets-key.controller.js';
-import { SecretsKeyProcessor } from './secrets-key/secrets-key.processor.js';
 import { rotateSecretsKeyJobType, SecretsKeyService } from './secrets-key/secrets-key.service.js';
 import { DiskReserves } from './upkeep/disk-reserves.js';
-import { RegistryProcessor, RegistrySupervisor } from './upkeep/upkeep.processor.js';
+import { RegistryUpkeep } from './upkeep/registry-upkeep.js';
 
 const targets = {
   provide: OutboundTargets,
@@ -74,15 +72,7 @@ export class RegistryModule {
         DuUpgradeService,
         SecretsKeyService,
       ],
-      workers: [
-        SecretsKeyProcessor,
-        RegistryProcessor,
-        RegistrySupervisor,
-        DiskReserves,
-        GarbageCollectionProcessor,
-        DuUpgradeProcessor,
-        DuUpgradeRecovery,
-      ],
+      workers: [RegistryUpkeep, DiskReserves, DuUpgradeRecovery],
       jobTypes: [applyJobType, collectJobType, upgradeJobType, rotateSecretsKeyJobType],
       history: [GarbageCollectionEntity],
       noticeSource: RegistryWatchService,

@@ -3,6 +3,7 @@ import { constants, type Dirent } from 'node:fs';
 import { access, lstat, mkdir, readdir, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
+import { errnoOf } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
 import { freeBytesOf, syncFolder, writeDurably } from '@airdock/disk/files/durable-file';
 import { readRegularFile } from '@airdock/disk/files/regular-file';
@@ -15,8 +16,6 @@ import {
   tooManyFiles,
   type WriteOptions,
 } from './backup-storage.js';
-
-const codeOf = (error: unknown): string => (error instanceof Error && 'code' in error ? String(error.code) : '');
 
 /** What a disk, an NFS server or a cable that is gone looks like. */
 const awayCodes = new Set([
@@ -95,7 +94,7 @@ export class FolderStorage implements BackupStorage {
     try {
       return await readdir(join(this.location, folder), { withFileTypes: true });
     } catch (error) {
-      if (codeOf(error) === 'ENOENT') return [];
+      if (errnoOf(error) === 'ENOENT') return [];
       throw away(this.location, error);
     }
   }
@@ -111,7 +110,7 @@ export class FolderStorage implements BackupStorage {
       if (!status.isFile()) throw unsafe(name, 'is a link, a pipe, a device or a folder');
       return { name, size: status.size, modifiedAt: status.mtimeMs };
     } catch (error) {
-      if (codeOf(error) === 'ENOENT') return undefined;
+      if (errnoOf(error) === 'ENOENT') return undefined;
       throw away(this.location, error);
     }
   }
@@ -122,7 +121,7 @@ export class FolderStorage implements BackupStorage {
     for (let count = 1; count <= folders.length; count++) {
       const folder = folders.slice(0, count).join('/');
       const status = await lstat(join(this.location, folder)).catch((error: unknown) => {
-        if (codeOf(error) === 'ENOENT') return undefined;
+        if (errnoOf(error) === 'ENOENT') return undefined;
         throw away(this.location, error);
       });
       if (!status) return;
@@ -137,7 +136,7 @@ export class FolderStorage implements BackupStorage {
       start,
     });
     const explain = async (error: unknown) =>
-      away(this.location, awayCodes.has(codeOf(error)) || (await this.#isSame()) ? error : undefined);
+      away(this.location, awayCodes.has(errnoOf(error)) || (await this.#isSame()) ? error : undefined);
     return Readable.from(
       (async function* () {
         try {
@@ -228,7 +227,7 @@ export class FolderStorage implements BackupStorage {
       for (const each of [`tmp/${name}`, name])
         for (let folder = dirname(each); folder !== '.'; folder = dirname(folder))
           await rmdir(join(this.location, folder)).catch(() => undefined);
-      throw away(this.location, awayCodes.has(codeOf(error)) ? error : undefined);
+      throw away(this.location, awayCodes.has(errnoOf(error)) ? error : undefined);
     }
   }
 
@@ -260,7 +259,7 @@ async function identify(path: string): Promise<string> {
  * https://github.com/nodejs/node/issues/47098.
  */
 async function reasonOf(error: unknown, location: string): Promise<unknown> {
-  if (codeOf(error) !== 'ENOENT' || (error as NodeJS.ErrnoException).syscall !== 'mkdir') return error;
+  if (errnoOf(error) !== 'ENOENT' || (error as NodeJS.ErrnoException).syscall !== 'mkdir') return error;
   return access(location, constants.W_OK).then(
     () => error,
     (reason: unknown) => reason,
@@ -269,7 +268,7 @@ async function reasonOf(error: unknown, location: string): Promise<unknown> {
 
 /** Why storage that is there was not written to. */
 function refused(location: string, error: unknown): unknown {
-  const code = codeOf(error);
+  const code = errnoOf(error);
   if (readOnlyCodes.has(code))
     return new AppError('backup_target_read_only', { detail: `${location}: ${code}` }, { cause: error });
   const isFull =
@@ -284,7 +283,7 @@ function refused(location: string, error: unknown): unknown {
 }
 
 function away(location: string, cause?: unknown): unknown {
-  const code = codeOf(cause);
+  const code = errnoOf(cause);
   if (
     cause !== undefined &&
     !awayCodes.has(code) &&

@@ -48,6 +48,7 @@ class CheckEntity {
 class ClusterEntity {
   @PrimaryColumn('varchar') id!: string;
   @Column('varchar', { nullable: true }) lastJobId!: string | null;
+  @Column('varchar', { nullable: true }) checkId!: string | null;
 }
 
 const entities = [...platformEntities, ThingEntity, CheckEntity, ClusterEntity];
@@ -268,13 +269,16 @@ describe.each(databases)('on %s', (_name, start) => {
           ...{ requestKey: null, revision: 0 },
         }),
       );
-    const ids = { old: newId(), fresh: newId(), running: newId(), named: newId() };
+    const ids = { old: newId(), fresh: newId(), running: newId(), named: newId(), checked: newId() };
     await add(ids.old, 'succeeded', old);
     await add(ids.fresh, 'failed', new Date().toISOString());
     await add(ids.running, 'running', null);
     await add(ids.named, 'succeeded', old);
+    await add(ids.checked, 'succeeded', old);
     await source.getRepository(CheckEntity).insert({ id: newId(), jobId: ids.old });
-    await source.getRepository(ClusterEntity).insert({ id: newId(), lastJobId: ids.named });
+    const checkId = newId();
+    await source.getRepository(CheckEntity).insert({ id: checkId, jobId: ids.checked });
+    await source.getRepository(ClusterEntity).insert({ id: newId(), lastJobId: ids.named, checkId });
     const keys = source.getRepository(IdempotencyKeyEntity);
     const key = { headers: null, body: null, status: 200 };
     await keys.insert({ ...key, id: 'unkeyed', requestDigest: 'a'.repeat(64), createdAt: new Date().toISOString() });
@@ -290,8 +294,8 @@ describe.each(databases)('on %s', (_name, start) => {
       .toBe(1);
     await retention.beforeApplicationShutdown();
     const left = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
-    expect(left.toSorted()).toEqual([ids.fresh, ids.running, ids.named].toSorted());
-    expect(await source.getRepository(CheckEntity).count()).toBe(0);
+    expect(left.toSorted()).toEqual([ids.fresh, ids.running, ids.named, ids.checked].toSorted());
+    expect(await source.getRepository(CheckEntity).find()).toEqual([{ id: checkId, jobId: ids.checked }]);
     expect((await keys.find()).map(({ id }) => id)).toEqual(['fresh']);
   });
 

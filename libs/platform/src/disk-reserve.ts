@@ -3,9 +3,11 @@
  * and a garbage collection writes before it frees. So bytes and inodes are kept in small files: a hole keeps no bytes,
  * and zeros keep none where the file system compresses.
  */
+
 import { randomBytes } from 'node:crypto';
 import { access, constants, lstat, mkdir, readdir, rm, statfs, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 
 const pieceBytes = 64 * 1024;
 const pieces = 256;
@@ -43,7 +45,7 @@ export async function whatIsShort(folder: string): Promise<'bytes' | 'files' | u
 export const isMountedReadOnly = (folder: string): Promise<boolean> =>
   access(folder, constants.W_OK).then(
     () => false,
-    (error: NodeJS.ErrnoException) => error.code === 'EROFS',
+    (error: unknown) => errnoOf(error) === 'EROFS',
   );
 
 /** Bytes and inodes kept on a disk, to be given out when it is full and something must make room. */

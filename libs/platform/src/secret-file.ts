@@ -19,6 +19,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { Logger } from '@nestjs/common';
 
@@ -54,7 +55,7 @@ export function secretFileStamp(path: string): string {
  */
 export function warnOfSecretFile(path: string, error: unknown): void {
   const isKnown = error instanceof AppError;
-  const code = isKnown ? error.code : ((error as NodeJS.ErrnoException).code ?? 'unreadable');
+  const code = isKnown ? error.code : errnoOf(error) || 'unreadable';
   const why = isKnown
     ? `${error.message}. ${toProblem(error).nextStep}`
     : `${path} cannot be read (${code}). Put it back, with mode 600, before the next start, which would make another one.`;
@@ -109,13 +110,13 @@ export function readOrCreateSecretFile(path: string, bytes: number, encoding: 'h
   try {
     return readSecretFile(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    if (errnoOf(error) !== 'ENOENT') throw error;
   }
   try {
     // A link either makes the complete file or finds another process's complete file.
     writeBeside(path, randomBytes(bytes).toString(encoding), (fresh) => linkSync(fresh, path));
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    if (errnoOf(error) !== 'EEXIST') throw error;
   }
   return readSecretFile(path);
 }

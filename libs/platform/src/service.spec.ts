@@ -16,8 +16,9 @@ import { createHttpApp } from './http/app.js';
 import { Idempotent, JobRequest } from './http/idempotency.js';
 import { Operation } from './http/operation.js';
 import { Job } from './jobs/job.schema.js';
-import { type JobContext, JobProcessor, JobType } from './jobs/job-processor.js';
+import type { JobContext } from './jobs/job-processor.js';
 import { JobsService } from './jobs/jobs.service.js';
+import { RunsJob } from './jobs/runs-job.js';
 import { apiToken } from './platform.module.js';
 import { baseline } from './schema/baseline.js';
 import { defineService, listen, rootModule } from './service.js';
@@ -35,7 +36,11 @@ class ThingsController {
   @Idempotent()
   @Operation({ id: 'createThing', summary: 'x', returns: Job, status: 202 })
   create(@Body({ schema: Thing }) body: z.infer<typeof Thing>, @JobRequest() request: JobRequest) {
-    return this.jobs.submit({ ...request, type: 'image.thing', resource: `/v1/things/${body.name}` });
+    return this.jobs.submit({
+      ...request,
+      type: body.name === 'silent' ? 'image.silent-thing' : 'image.thing',
+      resource: `/v1/things/${body.name}`,
+    });
   }
 
   @Get('secret')
@@ -45,15 +50,14 @@ class ThingsController {
   }
 }
 
-@JobType('image.thing')
-class ThingProcessor extends JobProcessor {
-  protected override readonly maxFailures = 3;
-
-  constructor(@Inject(JobsService) jobs: JobsService) {
-    super(jobs);
+class ThingService {
+  @RunsJob('image.silent-thing', { maxFailures: 3, stallMs: 500 })
+  stall({ signal }: JobContext): Promise<Record<string, unknown>> {
+    return new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
   }
 
-  protected async run({ resourceId, progress, saved, signal }: JobContext) {
+  @RunsJob('image.thing', { maxFailures: 3 })
+  async run({ resourceId, progress, saved, signal }: JobContext) {
     if (resourceId === 'flaky' && failuresLeft-- > 0) throw new AppError('registry_unavailable');
     if (resourceId === 'hopeless') {
       progress({ phase: 'work', bytesDone: 5, bytesTotal: 100 });
@@ -65,8 +69,6 @@ class ThingProcessor extends JobProcessor {
       await saved();
       return { stored: flush?.stored };
     }
-    if (resourceId === 'silent')
-      await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
     if (resourceId === 'bad') throw new AppError('bundle_corrupt', { detail: 'no good' });
     for (const bytesDone of [50, 10, 80]) progress({ phase: 'work', bytesDone, bytesTotal: 100 });
     if (resourceId === 'long') {
@@ -88,9 +90,8 @@ class ThingModule {
       entities: [],
       migrations: [baseline({})],
       controllers: [ThingsController],
-      providers: [{ provide: EventSink, useValue: { takeEvent: async () => undefined } }],
-      workers: [ThingProcessor],
-      jobTypes: ['image.thing'],
+      providers: [ThingService, { provide: EventSink, useValue: { takeEvent: async () => undefined } }],
+      jobTypes: ['image.thing', 'image.silent-thing'],
     });
   }
 }
@@ -201,11 +202,7 @@ describe('a service', () => {
   });
 
   it('ends a job that reports nothing any more, after trying it again', async () => {
-    const processor = app.get(ThingProcessor, { strict: false });
-    const usual = Object.assign({ stallMs: 0 }, processor).stallMs;
-    Object.assign(processor, { stallMs: 500 });
     const job = await ended(await make('silent'));
-    Object.assign(processor, { stallMs: usual });
     const error = { code: 'job_stalled', detail: expect.stringContaining('queued') };
     expect(job).toMatchObject({ state: 'failed', attempt: 3, error });
   });

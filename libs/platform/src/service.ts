@@ -35,6 +35,7 @@ import { JobRetention } from './jobs/job-retention.js';
 import { JobSweeper } from './jobs/job-sweeper.js';
 import { JOB_SERVICES, JobDirectory, JobsController } from './jobs/jobs.controller.js';
 import { JobsService } from './jobs/jobs.service.js';
+import { jobProcessors } from './jobs/runs-job.js';
 import { PlatformModule } from './platform.module.js';
 import { exitWithProblem, stopSignal } from './process.js';
 import type { Migration } from './schema/migration.js';
@@ -67,8 +68,9 @@ export interface ServiceDefinition {
   controllers: Type[];
   /** Present in both roles. */
   providers: Provider[];
-  /** Present in the role `worker`: job processors and whatever else runs by itself. */
-  workers: Provider[];
+  /** Present in the role `worker`: what runs by itself. */
+  workers?: Provider[];
+  /** Each has one method, of a provider or a worker, that runs its jobs (`@RunsJob`). */
   jobTypes: string[];
   /** Tables with a `jobId` whose rows tell of that job only, and go with it when it is old. */
   history?: (new () => ObjectLiteral)[];
@@ -88,6 +90,7 @@ export const databaseToken = (name: ServiceName) => `database:${name}`;
 
 /**
  * The Nest module of a service: its own database, its queues, its jobs, and the parts that the process's roles ask for.
+ * Throws when a job type has no method that runs its jobs.
  *
  * @example
  * ```ts
@@ -101,7 +104,6 @@ export const databaseToken = (name: ServiceName) => `database:${name}`;
  *       migrations: imageMigrations,
  *       controllers: [PushController],
  *       providers: [PushService],
- *       workers: [PushProcessor],
  *       jobTypes: [pushJobType],
  *     });
  *   }
@@ -117,7 +119,7 @@ export function defineService(
     migrations,
     controllers,
     providers,
-    workers,
+    workers = [],
     jobTypes,
     history = [],
     state = [],
@@ -132,6 +134,7 @@ export function defineService(
       new JobsService(name, database, new Map(jobTypes.map((type, index) => [type, queues[index] as Queue])), outbox),
   };
   const isWorker = roles.includes('worker');
+  const processors = jobProcessors([...providers, ...workers], jobTypes);
   const forwarder: Provider = {
     provide: OutboxForwarder,
     inject: [ServiceDatabase, EventSink],
@@ -192,6 +195,7 @@ export function defineService(
       ...(isWorker
         ? [
             ...workers,
+            ...processors,
             forwarder,
             retention,
             {

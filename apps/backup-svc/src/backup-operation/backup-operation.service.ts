@@ -5,6 +5,7 @@ import { openBackup } from '@airdock/backup-store/backup-source';
 import { type BackupBlob, BackupStore, type BlobIndex } from '@airdock/backup-store/backup-store';
 import { isTrusted } from '@airdock/backup-store/record-signature';
 import { TarStorage, writeTar } from '@airdock/backup-store/tar-storage';
+import { errnoOf, isGone } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex } from '@airdock/core/oci/digest';
@@ -16,12 +17,13 @@ import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState, withState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import pLimit from 'p-limit';
@@ -90,17 +92,18 @@ export class BackupOperationService {
     );
   }
 
-  async list(query: PageQuery): Promise<Page<BackupOperation>> {
-    const { items, nextCursor } = await findPage(this.operations, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<BackupOperation>> {
+    return findPageWithState(this.operations, this.jobs, query, withState);
   }
 
-  async get(id: string): Promise<BackupOperation> {
-    const row = await getRow(this.operations, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<BackupOperation> {
+    return getWithState(this.operations, this.jobs, id, withState);
   }
 
+  @RunsJob(operationJobTypes.verify, { concurrency: 1 })
+  @RunsJob(operationJobTypes.prune, { concurrency: 1 })
+  @RunsJob(operationJobTypes.export, { concurrency: 1 })
+  @RunsJob(operationJobTypes.import, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.operations, context.resourceId);
     await using store = await this.backups.openStore(row.target);
@@ -423,9 +426,7 @@ async function readAll(
 
 /** Also what the disk cannot read any more. */
 const isDamage = (error: unknown): boolean =>
-  error instanceof AppError
-    ? ['backup_corrupt', 'backup_incomplete'].includes(error.code)
-    : (error as NodeJS.ErrnoException).code === 'EIO';
+  error instanceof AppError ? ['backup_corrupt', 'backup_incomplete'].includes(error.code) : errnoOf(error) === 'EIO';
 
 /** What needs blobs that are lost: backups, and the images in them. */
 async function describeLost(
@@ -478,13 +479,8 @@ const isFile = (path: string): Promise<boolean> => stat(path).then((status) => s
 const goneAs =
   <T>(value: T) =>
   (error: NodeJS.ErrnoException): T => {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return value;
+    if (isGone(error)) return value;
     throw new AppError('bundle_unreadable', { detail: `${error.path}: ${error.code}` }, { cause: error });
   };
-
-const toResource = (row: BackupOperationEntity, job: JobEntity | undefined): BackupOperation => ({
-  ...row,
-  state: job?.state ?? 'failed',
-});
 
 const isFull = (error: unknown): boolean => error instanceof AppError && error.code === 'space_insufficient';

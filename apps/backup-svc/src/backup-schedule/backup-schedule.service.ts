@@ -3,6 +3,7 @@ import { columns, isUniqueViolation, now } from '@airdock/platform/database';
 import { Outbox } from '@airdock/platform/events/outbox';
 import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
+import { idOfResource } from '@airdock/platform/jobs/job-resource';
 import { Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -122,8 +123,8 @@ export class BackupScheduleService {
       description: `schedule ${row.name}`,
       ...(row.repositories && { repositories: row.repositories }),
     };
-    const { resource } = await this.backups.create({ id: newId(), requestKey: null }, wanted, row.id, [taken]);
-    await this.schedules.update({ id: row.id }, { lastBackupId: resource.split('/').at(-1) ?? null });
+    const job = await this.backups.create({ id: newId(), requestKey: null }, wanted, row.id, [taken]);
+    await this.schedules.update({ id: row.id }, { lastBackupId: idOfResource(job) });
     return true;
   }
 

@@ -3,6 +3,7 @@ import { backupRegistry } from '@airdock/backup-store/backup-registry';
 import type { BackupStore } from '@airdock/backup-store/backup-store';
 import type { RecordSignature } from '@airdock/backup-store/record-signature';
 import { duVersionNow } from '@airdock/clients/du-version';
+import { everyPage } from '@airdock/clients/every-page';
 import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
@@ -20,6 +21,7 @@ import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { type RegistryUse, type RequiredRegistry, requireRegistry } from '@airdock/registry/access/require-registry';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -187,6 +189,7 @@ export class BackupService {
    * Copies what the registry holds and the store does not; the record comes last. Continues where an earlier attempt
    * stopped.
    */
+  @RunsJob(backupJobType, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId: id, progress } = context;
     const row = await getRow(this.backups, id);
@@ -357,17 +360,8 @@ export class BackupService {
     return known;
   }
 
-  private async *catalogue() {
-    for (let cursor: string | undefined; ; ) {
-      const { data: page } = await listImages({
-        client: this.clients.image,
-        query: { limit: 500, ...(cursor && { cursor }) },
-        throwOnError: true,
-      });
-      yield* page.items;
-      cursor = page.nextCursor;
-      if (!cursor) return;
-    }
+  private catalogue() {
+    return everyPage((query) => listImages({ client: this.clients.image, query, throwOnError: true }));
   }
 
   /**

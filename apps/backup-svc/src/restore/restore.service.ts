@@ -16,12 +16,13 @@ import { pinUrl } from '@airdock/outbound/pinned-url';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
+import { isEnded, type Job, type JobState } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { SecretBox } from '@airdock/platform/secrets';
 import type { ServiceState } from '@airdock/platform/state/state.schema';
 import { copyImages, failureOf, type ImageToCopy, type TargetName } from '@airdock/registry/copy/copy-image';
@@ -104,21 +105,19 @@ export class RestoreService {
     });
   }
 
-  async list(query: PageQuery): Promise<Page<Restore>> {
-    const { items, nextCursor } = await findPage(this.restores, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<Restore>> {
+    return findPageWithState(this.restores, this.jobs, query, toResource);
   }
 
-  async get(id: string): Promise<Restore> {
-    const row = await getRow(this.restores, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<Restore> {
+    return getWithState(this.restores, this.jobs, id, toResource);
   }
 
   /**
    * Throws `space_insufficient` and `secrets_key_mismatch` before anything is changed, and `backup_incomplete` at the
    * end, when not everything came back.
    */
+  @RunsJob(restoreJobType, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { progress } = context;
     const row = await getRow(this.restores, context.resourceId);
@@ -370,10 +369,10 @@ const nameOf = ({ image: { root } }: ImageToCopy, name: TargetName): string =>
 
 const toResource = (
   { id, backupId, target, request, report, jobId, createdAt }: RestoreEntity,
-  job: JobEntity | undefined,
+  state: JobState,
 ): Restore => ({
   ...{ id, backupId, target, request, report, jobId, createdAt },
-  state: job?.state ?? 'failed',
+  state,
 });
 
 /** The images with the names that are left to them, if any. */

@@ -259,10 +259,20 @@ export class WebhookDeliveryService {
     return this.outbound.post(url, { headers: { ...headers, 'webhook-signature': signature }, ...options });
   }
 
-  /** Removes what is older than `airdock.webhooks.keepDays`; what is still on its way stays. */
+  /**
+   * Removes what is older than `airdock.webhooks.keepDays`; what is still on its way stays, and so does what a delivery
+   * repeats.
+   */
   async forgetOld(): Promise<void> {
     const createdAt = LessThan(new Date(Date.now() - this.config.webhooks.keepDays * 86_400_000).toISOString());
-    await this.deliveries.delete({ createdAt, state: Not('pending') });
+    const table = this.deliveries.metadata.tablePath;
+    const again = this.deliveries.createQueryBuilder('again').select('1').where(`again.redeliveryOf = ${table}.id`);
+    await this.deliveries
+      .createQueryBuilder()
+      .delete()
+      .where({ createdAt, state: Not('pending') })
+      .andWhere(`NOT EXISTS (${again.getQuery()})`)
+      .execute();
     const left = this.deliveries
       .createQueryBuilder('delivery')
       .select('1')

@@ -1,3 +1,4 @@
+import { everyPage } from '@airdock/clients/every-page';
 import { assertSucceeded, followJob } from '@airdock/clients/follow-job';
 import {
   createHostCheck,
@@ -14,6 +15,7 @@ import { ServiceClients } from '@airdock/clients/service-clients';
 import { formatReference, localReferences, parseReference, withoutDigest } from '@airdock/core/oci/reference';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { idOfResource } from '@airdock/platform/jobs/job-resource';
 import { Inject, Injectable } from '@nestjs/common';
 import pLimit from 'p-limit';
 
@@ -41,13 +43,11 @@ export class ClusterFacts {
   async tunnels(hostIds: readonly string[]): Promise<Map<string, Tunnel>> {
     const wanted = new Set(hostIds);
     const found = new Map<string, Tunnel>();
-    let cursor: string | undefined;
-    do {
-      const query = { limit: 500, ...(cursor ? { cursor } : {}) };
-      const { data } = await listTunnels({ client: this.clients.host, query, throwOnError: true });
-      for (const tunnel of data.items) if (wanted.has(tunnel.hostId)) found.set(tunnel.hostId, tunnel);
-      cursor = data.nextCursor;
-    } while (cursor && found.size < wanted.size);
+    const client = this.clients.host;
+    for await (const tunnel of everyPage((query) => listTunnels({ client, query, throwOnError: true }))) {
+      if (wanted.has(tunnel.hostId)) found.set(tunnel.hostId, tunnel);
+      if (found.size === wanted.size) break;
+    }
     return found;
   }
 
@@ -103,7 +103,7 @@ export class ClusterFacts {
     if (typeof job.error?.host !== 'string') assertSucceeded(job);
     const { data } = await getHostCheck({
       client: this.clients.host,
-      path: { id: started.resource.split('/').at(-1) ?? '' },
+      path: { id: idOfResource(started) },
       throwOnError: true,
     });
     return data.results ?? [];

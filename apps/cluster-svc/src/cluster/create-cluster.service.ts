@@ -1,11 +1,12 @@
 import { AppError, fromProblem, isTransient } from '@airdock/core/errors';
 import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Injectable } from '@nestjs/common';
 import { ClusterFacts, isArtifact } from '../cluster-facts/cluster-facts.service.js';
 import type { Target } from '../provisioner/provisioner.schema.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
 import type { Cluster } from './cluster.schema.js';
-import { ClusterService } from './cluster.service.js';
+import { ClusterService, createClusterJobType } from './cluster.service.js';
 
 /** What a cluster should be made into; of an upgrade what it leads to. */
 type Wanted = Pick<Cluster, 'kubernetesVersion' | 'imageSetId' | 'fields' | 'packages'>;
@@ -20,6 +21,7 @@ export class CreateClusterService {
   ) {}
 
   /** The job of a cluster's creation. */
+  @RunsJob(createClusterJobType, { concurrency: 4 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const cluster = await this.clusters.get(context.resourceId);
     const { id, kubernetesVersion, imageSetId, fields, registryMode } = cluster;

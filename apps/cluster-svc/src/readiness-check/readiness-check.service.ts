@@ -1,11 +1,12 @@
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState, withState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -82,17 +83,15 @@ export class ReadinessCheckService {
     return { kubernetesVersion, hostIds, registryMode, imageSetId: asked.imageSetId };
   }
 
-  async list(query: PageQuery): Promise<Page<ReadinessCheck>> {
-    const { items, nextCursor } = await findPage(this.checks, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<ReadinessCheck>> {
+    return findPageWithState(this.checks, this.jobs, query, withState);
   }
 
-  async get(id: string): Promise<ReadinessCheck> {
-    const row = await getRow(this.checks, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<ReadinessCheck> {
+    return getWithState(this.checks, this.jobs, id, withState);
   }
 
+  @RunsJob(readinessCheckJobType, { concurrency: 4 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.checks, context.resourceId);
     if (row.fix)
@@ -119,8 +118,3 @@ export class ReadinessCheckService {
     return { ready: result.ready, problems: result.problems.length, missingImages: result.missingImages.length };
   }
 }
-
-const toResource = (row: ReadinessCheckEntity, job: JobEntity | undefined): ReadinessCheck => ({
-  ...row,
-  state: job?.state ?? 'failed',
-});

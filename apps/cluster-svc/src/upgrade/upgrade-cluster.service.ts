@@ -1,9 +1,10 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import { now } from '@airdock/platform/database';
 import { type JobContext, phaseOf } from '@airdock/platform/jobs/job-processor';
 import type { ProgressUpdate } from '@airdock/platform/jobs/progress';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Injectable } from '@nestjs/common';
 import pLimit from 'p-limit';
 import type { Cluster } from '../cluster/cluster.schema.js';
@@ -14,7 +15,7 @@ import { ProvisionerService } from '../provisioner/provisioner.service.js';
 import { ReadinessService } from '../readiness/readiness.service.js';
 import type { UpgradeEntity } from './upgrade.entity.js';
 import type { UpgradedNode } from './upgrade.schema.js';
-import { batchesOf, batchSize, UpgradeService } from './upgrade.service.js';
+import { batchesOf, batchSize, UpgradeService, upgradeJobType } from './upgrade.service.js';
 
 const pauseLookMs = 1_000;
 
@@ -33,6 +34,8 @@ export class UpgradeCluster {
     private readonly provisioners: ProvisionerService,
   ) {}
 
+  /** Waits most of its time; many may run beside each other. */
+  @RunsJob(upgradeJobType, { concurrency: 16 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const upgrade = await this.upgrades.row(context.resourceId);
     const cluster = await this.clusters.get(upgrade.clusterId);
@@ -210,11 +213,11 @@ export class UpgradeCluster {
 
   /** Between two nodes: the place where an upgrade is held, or is cancelled. */
   private async waitWhilePaused({ id, clusterId }: UpgradeEntity, { signal, progress }: JobContext): Promise<void> {
-    signal.throwIfAborted();
-    while (await this.clusters.isPaused(clusterId, id)) {
-      progress({ phase: 'paused' });
-      await delay(pauseLookMs, undefined, { signal }).catch(() => signal.throwIfAborted());
-    }
+    await pollUntil({ everyMs: pauseLookMs, signal }, async () => {
+      const isPaused = await this.clusters.isPaused(clusterId, id);
+      if (isPaused) progress({ phase: 'paused' });
+      return !isPaused;
+    });
     progress({ phase: 'upgrade' });
   }
 }

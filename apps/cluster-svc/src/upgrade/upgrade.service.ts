@@ -2,11 +2,13 @@ import { AppError, type Problem } from '@airdock/core/errors';
 import { upgradeKind } from '@airdock/core/kubernetes-version';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { Job, JobState } from '@airdock/platform/jobs/job.schema';
+import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -145,16 +147,16 @@ export class UpgradeService {
 
   async list(clusterId: string, query: PageQuery): Promise<Page<Upgrade>> {
     const cluster = await this.clusters.get(clusterId);
-    const { items, nextCursor } = await findPage(this.upgrades, query, { clusterId });
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, cluster, jobs.get(row.jobId))), nextCursor };
+    const show = (row: UpgradeEntity, state: JobState) => toResource(row, cluster, state);
+    return findPageWithState(this.upgrades, this.jobs, query, show, { clusterId });
   }
 
-  async get(clusterId: string, id: string): Promise<Upgrade> {
-    const row = await this.row(id);
-    if (row.clusterId !== clusterId)
-      throw new AppError('resource_not_found', { detail: `no upgrade with id ${id} of this cluster` });
-    return toResource(row, await this.clusters.get(clusterId), await this.jobs.find(row.jobId));
+  get(clusterId: string, id: string): Promise<Upgrade> {
+    return getWithState(this.upgrades, this.jobs, id, async (row, state) => {
+      if (row.clusterId !== clusterId)
+        throw new AppError('resource_not_found', { detail: `no upgrade with id ${id} of this cluster` });
+      return toResource(row, await this.clusters.get(clusterId), state);
+    });
   }
 
   async setPaused(clusterId: string, id: string, isPaused: boolean): Promise<Upgrade> {
@@ -168,15 +170,22 @@ export class UpgradeService {
     return getRow(this.upgrades, id);
   }
 
+  /** A dry run ends with the plan, which was made when it was asked for. */
+  @RunsJob(planUpgradeJobType)
+  async showPlan({ resourceId }: JobContext): Promise<Record<string, unknown>> {
+    const { plan } = await this.row(resourceId);
+    return { plan };
+  }
+
   async save(id: string, values: Partial<Pick<UpgradeEntity, 'nodes' | 'pulledAt'>>): Promise<void> {
     await this.upgrades.update({ id }, columns<UpgradeEntity>(values));
   }
 }
 
-const toResource = (row: UpgradeEntity, cluster: Cluster, job: JobEntity | undefined): Upgrade => ({
+const toResource = (row: UpgradeEntity, cluster: Cluster, state: JobState): Upgrade => ({
   ...row,
   paused: cluster.upgradeId === row.id && cluster.state === 'paused',
-  state: job?.state ?? 'failed',
+  state,
 });
 
 /** Control planes first, each in the order that the cluster was created with. */

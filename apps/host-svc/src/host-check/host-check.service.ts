@@ -1,5 +1,6 @@
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
+import { pollUntil } from '@airdock/core/poll-until';
 import { ContainerdHost } from '@airdock/host/runtime/containerd-host';
 import { DockerHost } from '@airdock/host/runtime/docker-host';
 import { pullsAtOnce } from '@airdock/host/runtime/runtime-host';
@@ -7,12 +8,13 @@ import { HostSystem } from '@airdock/host/system/host-system';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState, withState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -53,17 +55,16 @@ export class HostCheckService {
     ]);
   }
 
-  async list(query: PageQuery): Promise<Page<HostCheck>> {
-    const { items, nextCursor } = await findPage(this.hostChecks, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<HostCheck>> {
+    return findPageWithState(this.hostChecks, this.jobs, query, withState);
   }
 
-  async get(id: string): Promise<HostCheck> {
-    const row = await getRow(this.hostChecks, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<HostCheck> {
+    return getWithState(this.hostChecks, this.jobs, id, withState);
   }
 
+  /** Waits most of its time for the slowest host. Whoever asks wants to know at once that one cannot be reached. */
+  @RunsJob(hostCheckJobType, { concurrency: 32, maxFailures: 1 })
   async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.hostChecks, resourceId);
     const hosts = await this.hosts.getAll(row.hostIds);
@@ -166,8 +167,3 @@ export function ofHost(hostName: string, problem: Problem): AppError {
   const { code, details } = fromProblem(problem);
   return new AppError(code, { ...details, detail: `${hostName}: ${details.detail ?? problem.title}`, host: hostName });
 }
-
-const toResource = (row: HostCheckEntity, job: JobEntity | undefined): HostCheck => ({
-  ...row,
-  state: job?.state ?? 'failed',
-});

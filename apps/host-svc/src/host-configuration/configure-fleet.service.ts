@@ -7,6 +7,7 @@ import { isEnded, type JobProgressItem } from '@airdock/platform/jobs/job.schema
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobWatch } from '@airdock/platform/jobs/job-watch';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { RateLimit } from '@airdock/ssh/connection/rate-limit';
 import { Injectable, Logger } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -19,6 +20,7 @@ import { ConfigureHost } from './configure-host.service.js';
 import { driftAfter, driftWord } from './drift.js';
 import { ConfiguredHostEntity, HostConfigurationEntity } from './host-configuration.entity.js';
 import type { HostConfigurationResult } from './host-configuration.schema.js';
+import { hostConfigurationJobType } from './host-configuration.service.js';
 import { UnconfigureHost } from './unconfigure-host.service.js';
 
 export const configureHostJobType = 'host.configure-host';
@@ -47,6 +49,8 @@ export class ConfigureFleet {
    * Begins children, and waits for their ends. A run after a crash goes on with them; one after a failure is a retry,
    * and begins again what failed or was never begun. Throws the first failure of a host.
    */
+  // It waits most of its time; many may run beside each other. The failure is of a host, whose own job has tried.
+  @RunsJob(hostConfigurationJobType, { concurrency: 16, maxFailures: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { jobId, resourceId, signal, progress } = context;
     const { id, rollout, dryRun, failedAt } = await getRow(this.configurations, resourceId);
@@ -160,6 +164,8 @@ export class ConfigureFleet {
   }
 
   /** One host: its child job. What was done is kept also when it fails. */
+  // Whoever asks wants to know at once that a host cannot be reached.
+  @RunsJob(configureHostJobType, { concurrency: 64, maxFailures: 1 })
   async runHost({ jobId, resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const member = await getRow(this.members, resourceId);
     const configuration = await getRow(this.configurations, member.configurationId);

@@ -1,9 +1,11 @@
 import { AppError } from '@airdock/core/errors';
 import type { Job } from '@airdock/platform/jobs/job.schema';
+import { JobRetention } from '@airdock/platform/jobs/job-retention';
 import { startComponent } from '@airdock/platform/testing/component';
 import { freePort, startJsonServer, startRedis, tempDir, waitFor } from '@airdock/testing/servers';
 import { type SshServer, startSshServer } from '@airdock/testing/ssh-server';
 import request from 'supertest';
+import type { DataSource } from 'typeorm';
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { HostService } from '../host/host.service.js';
 import { HostModule } from '../host.module.js';
@@ -161,6 +163,25 @@ describe('operations on nodes', () => {
       { name: 'a', ready: true, version: '1.20.11', schedulable: true },
       { name: 'b', ready: false, version: '1.21.14', schedulable: false },
     ]);
+  });
+
+  it('are forgotten with their jobs when those ended long ago, by a worker that may be killed meanwhile', async () => {
+    const hostId = await addHost();
+    const inspect = { hostId, operation: { action: 'inspect', controlPlaneHostId: hostId } };
+    const [old, young] = [await operate(inspect), await operate(inspect)];
+    const query = (sql: string) => service.app.get<DataSource>('hostDataSource').query(sql);
+    await query(`UPDATE job SET "finishedAt" = '2020-01-01T00:00:00.000Z' WHERE id = '${old.id}'`);
+    const retention = service.app.get(JobRetention, { strict: false });
+    // Whatever ends it between the two rows, as a killed worker would.
+    await query(`CREATE TRIGGER killed BEFORE DELETE ON node_operation BEGIN SELECT RAISE(ABORT, 'killed'); END`);
+    await expect(retention.forgetOld()).rejects.toThrow('killed');
+    await query('DROP TRIGGER killed');
+    await api('get', `/v1/jobs/${old.id}`).expect(200);
+    expect((await read(old)).state).toBe('succeeded');
+    await retention.forgetOld();
+    await api('get', old.resource).expect(404);
+    await api('get', `/v1/jobs/${old.id}`).expect(404);
+    expect((await read(young)).state).toBe('succeeded');
   });
 
   it('bring the token on standard input, and keep it out of commands, rows and answers', async () => {

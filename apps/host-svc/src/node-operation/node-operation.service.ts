@@ -10,12 +10,13 @@ import { HostSystem } from '@airdock/host/system/host-system';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { Job, JobState } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import type { SshConnection } from '@airdock/ssh/connection/connection';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -72,18 +73,19 @@ export class NodeOperationService {
     ]);
   }
 
-  async list(query: PageQuery): Promise<Page<NodeOperation>> {
-    const { items, nextCursor } = await findPage(this.operations, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<NodeOperation>> {
+    return findPageWithState(this.operations, this.jobs, query, toResource);
   }
 
-  async get(id: string): Promise<NodeOperation> {
-    const row = await getRow(this.operations, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<NodeOperation> {
+    return getWithState(this.operations, this.jobs, id, toResource);
   }
 
-  /** What was done is kept also when it fails. */
+  /**
+   * What was done is kept also when it fails. Whoever asks wants to know at once that a host cannot be reached: it is not
+   * tried again.
+   */
+  @RunsJob(operateNodeJobType, { concurrency: 32, maxFailures: 1 })
   async run({ jobId, resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.operations, resourceId);
     const result: NodeOperationResult = { steps: [], nodes: [], warnings: [], error: null };
@@ -174,8 +176,8 @@ function assertConfigured(host: Host): Host {
   return host;
 }
 
-const toResource = ({ result, ...row }: NodeOperationEntity, job: JobEntity | undefined): NodeOperation => ({
+const toResource = ({ result, ...row }: NodeOperationEntity, state: JobState): NodeOperation => ({
   ...row,
-  state: job?.state ?? 'failed',
+  state,
   ...(result ?? { steps: [], nodes: [], warnings: [], error: null }),
 });

@@ -2,6 +2,7 @@ import { getRegistry } from '@airdock/clients/generated/sdk.gen';
 import type { Registry } from '@airdock/clients/generated/types.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError, fromProblem, type Problem } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import type { TunnelPorts } from '@airdock/host/configuration/held-ports';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, isUniqueViolation, now, runUnflushed } from '@airdock/platform/database';
@@ -77,13 +78,12 @@ export class TunnelService implements HostTunnelService {
     signal: AbortSignal,
     timeoutMs: number,
   ): Promise<Tunnel | undefined> {
-    const deadline = Date.now() + timeoutMs;
-    for (;;) {
-      signal.throwIfAborted();
-      const tunnel = await this.find(hostId);
-      if (isEnough(tunnel) || Date.now() > deadline) return tunnel;
-      await new Promise((resolve) => setTimeout(resolve, pollMs));
-    }
+    let tunnel: Tunnel | undefined;
+    await pollUntil({ everyMs: pollMs, timeoutMs, signal }, async () => {
+      tunnel = await this.find(hostId);
+      return isEnough(tunnel);
+    });
+    return tunnel;
   }
 
   /**

@@ -16,12 +16,13 @@ import { allowedPath } from '@airdock/platform/allowed-path';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { Job, JobState } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
@@ -99,15 +100,12 @@ export class BundleService {
     });
   }
 
-  async list(query: PageQuery): Promise<Page<Bundle>> {
-    const { items, nextCursor } = await findPage(this.bundles, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: await Promise.all(items.map((row) => this.toResource(row, jobs.get(row.jobId)))), nextCursor };
+  list(query: PageQuery): Promise<Page<Bundle>> {
+    return findPageWithState(this.bundles, this.jobs, query, (row, state) => this.toResource(row, state));
   }
 
-  async get(id: string): Promise<Bundle> {
-    const row = await getRow(this.bundles, id);
-    return this.toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<Bundle> {
+    return getWithState(this.bundles, this.jobs, id, (row, state) => this.toResource(row, state));
   }
 
   /** Forgets a bundle, and removes the file of an upload; a file on the site's own disk is left alone. */
@@ -167,10 +165,8 @@ export class BundleService {
    * layers is found here, and a declared checksum that its bytes do not have. What was found is compared with the
    * registry.
    */
-  async read(
-    id: string,
-    { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
-  ): Promise<{ images: number; unusable: number }> {
+  @RunsJob(readBundleJobType)
+  async read({ resourceId: id, signal, progress }: JobContext): Promise<{ images: number; unusable: number }> {
     const row = await getRow(this.bundles, id);
     if (row.sha256) await this.checkSha256(row, row.sha256, { signal, progress });
     progress({ phase: 'read', itemsTotal: 1 });
@@ -303,8 +299,8 @@ export class BundleService {
     if (storage) await layerCacheIn(this.workDir).forget(async (blob) => !(await storage.hasBlob(blob)));
   }
 
-  private async toResource(row: BundleEntity, job: JobEntity | undefined): Promise<Bundle> {
-    const isOver = job === undefined || job.state === 'failed' || job.state === 'cancelled';
+  private async toResource(row: BundleEntity, state: JobState): Promise<Bundle> {
+    const isOver = state === 'failed' || state === 'cancelled';
     const images = row.images ?? [];
     const { names } = await this.names.assign(images);
     return {

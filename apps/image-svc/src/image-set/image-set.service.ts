@@ -1,3 +1,4 @@
+import { everyPage } from '@airdock/clients/every-page';
 import { listClusters } from '@airdock/clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
@@ -103,15 +104,12 @@ export class ImageSetService implements ImageUsersService {
 
   private async clustersOf(imageSetIds: readonly string[]): Promise<ImageUsers['clusters']> {
     const found = new Map<string, string>();
-    for (const imageSetId of imageSetIds) {
-      let cursor: string | undefined;
-      do {
-        const query = { imageSetId, limit: 500, ...(cursor ? { cursor } : {}) };
-        const { data } = await listClusters({ client: this.clients.cluster, query, throwOnError: true });
-        for (const { id, name } of data.items) found.set(id, name);
-        cursor = data.nextCursor;
-      } while (cursor);
-    }
+    const client = this.clients.cluster;
+    for (const imageSetId of imageSetIds)
+      for await (const { id, name } of everyPage((page) =>
+        listClusters({ client, query: { imageSetId, ...page }, throwOnError: true }),
+      ))
+        found.set(id, name);
     return [...found].map(([id, name]) => ({ id, name }));
   }
 }

@@ -10,6 +10,7 @@ import { getRow } from '@airdock/platform/http/page';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import type { ImagePart } from '@airdock/registry/copy/copy-image';
 import { describeRegistryImage } from '@airdock/registry/copy/registry-image';
 import { Injectable } from '@nestjs/common';
@@ -150,6 +151,7 @@ export class CatalogueService {
    * that would be rewritten to it and is the same image, else to what the catalogue knows, else to itself. Rows whose
    * names have all gone are removed; of the others, bundle and time of the first push stay.
    */
+  @RunsJob(rebuildJobType)
   async rebuild(context: JobContext): Promise<Record<string, unknown>> {
     const { signal, progress } = context;
     const { address } = await this.images.registryForJob(context, 'read');

@@ -1,22 +1,23 @@
 import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { AppError, toProblem } from '@airdock/core/errors';
 import { formatPlatform } from '@airdock/core/oci/manifest';
 import { isPlatformWanted } from '@airdock/core/oci/runs';
 import { matchesPattern, selectedName, selectImages } from '@airdock/core/oci/select-images';
+import { pollUntil } from '@airdock/core/poll-until';
 import type { ImageSource, UnusableImage } from '@airdock/oci/image/image-source';
 import { filterPlatforms } from '@airdock/oci/image/platform-filter';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { UploadSessions } from '@airdock/oci/registry-client/upload-sessions';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { Job, JobState } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { type CopiedImage, copyImages, failureOf, type ImageToCopy } from '@airdock/registry/copy/copy-image';
 import { planCopy } from '@airdock/registry/copy/plan-copy';
 import { Injectable } from '@nestjs/common';
@@ -88,30 +89,29 @@ export class PushService {
     ]);
   }
 
-  async list(query: PageQuery): Promise<Page<Push>> {
-    const { items, nextCursor } = await findPage(this.pushes, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<Push>> {
+    return findPageWithState(this.pushes, this.jobs, query, toResource);
   }
 
-  async get(id: string): Promise<Push> {
-    const row = await getRow(this.pushes, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<Push> {
+    return getWithState(this.pushes, this.jobs, id, toResource);
   }
 
   /**
    * Pushes what is missing. A failed image does not stop the others; the job fails afterwards with the first failure,
    * and a retry pushes only what is missing then.
    */
+  @RunsJob(pushJobType)
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal, progress } = context;
     const push = await getRow(this.pushes, resourceId);
     const use = push.dryRun ? 'look' : 'write';
-    let target = await this.images.registryForJob(context, use);
-    for (; target.isFenced && !push.dryRun; target = await this.images.registryForJob(context, use)) {
+    const target = await pollUntil({ everyMs: fencePauseMs, signal }, async () => {
+      const found = await this.images.registryForJob(context, use);
+      if (!found.isFenced || push.dryRun) return found;
       progress({ phase: 'waiting for the upgrade of the DU' });
-      await delay(fencePauseMs, undefined, { signal }).catch(() => signal.throwIfAborted());
-    }
+      return undefined;
+    });
     await using registry = new RegistryClient(target.address);
     await using source = await this.open(push, signal);
     const images = selectImages(source.images, push.images ?? undefined);
@@ -268,10 +268,10 @@ export class PushService {
   }
 }
 
-const toResource = (row: PushEntity, job: JobEntity | undefined): Push => ({
+const toResource = (row: PushEntity, state: JobState): Push => ({
   ...row,
   leftOut: row.leftOut ?? [],
-  state: job?.state ?? 'failed',
+  state,
 });
 
 /** For the result of a job, which webhooks carry. */

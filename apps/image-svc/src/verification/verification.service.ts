@@ -7,12 +7,13 @@ import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { lookUp } from '@airdock/oci/registry-client/retry';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState, withState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import type { RequiredRegistry } from '@airdock/registry/access/require-registry';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -53,21 +54,19 @@ export class VerificationService {
     ]);
   }
 
-  async list(query: PageQuery): Promise<Page<Verification>> {
-    const { items, nextCursor } = await findPage(this.verifications, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<Verification>> {
+    return findPageWithState(this.verifications, this.jobs, query, withState);
   }
 
-  async get(id: string): Promise<Verification> {
-    const row = await getRow(this.verifications, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<Verification> {
+    return getWithState(this.verifications, this.jobs, id, withState);
   }
 
   /**
    * Each digest is read once, whatever number of images it is in. Throws `images_damaged` when something was found,
    * `registry_storage_changed` when that is because of the disk.
    */
+  @RunsJob(verifyJobType)
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { resourceId, signal } = context;
     const row = await getRow(this.verifications, resourceId);
@@ -225,11 +224,6 @@ export class VerificationService {
     return problems;
   }
 }
-
-const toResource = (row: VerificationEntity, job: JobEntity | undefined): Verification => ({
-  ...row,
-  state: job?.state ?? 'failed',
-});
 
 interface PartToRead {
   digest: Digest;

@@ -8,6 +8,7 @@ import { newId } from '@airdock/platform/ids';
 import { isEnded, type Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Inject, Injectable } from '@nestjs/common';
 import { RegistryRowService } from '../registry/registry-row.service.js';
 import { DuUpgradeActions } from './du-upgrade.actions.js';
@@ -149,6 +150,7 @@ export class DuUpgradeService {
   }
 
   /** Goes from phase to phase until the goal is reached. */
+  @RunsJob(upgradeJobType, { concurrency: 1 })
   async run({ resourceId, signal, progress }: JobContext): Promise<Record<string, unknown>> {
     const row = await getRow(this.upgrades.table, resourceId);
     let cause: unknown;

@@ -1,14 +1,16 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
-import { findPage, getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
+import { getRow, type Page, type PageQuery } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
-import type { Job } from '@airdock/platform/jobs/job.schema';
+import type { Job, JobState } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
+import { findPageWithState, getWithState } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import {
   type CollectOptions,
   RegistryCollector,
@@ -84,18 +86,16 @@ export class GarbageCollectionService {
     }
   }
 
-  async list(query: PageQuery): Promise<Page<GarbageCollection>> {
-    const { items, nextCursor } = await findPage(this.collections, query);
-    const jobs = await this.jobs.byIds(items.map(({ jobId }) => jobId));
-    return { items: items.map((row) => toResource(row, jobs.get(row.jobId))), nextCursor };
+  list(query: PageQuery): Promise<Page<GarbageCollection>> {
+    return findPageWithState(this.collections, this.jobs, query, toResource);
   }
 
-  async get(id: string): Promise<GarbageCollection> {
-    const row = await getRow(this.collections, id);
-    return toResource(row, await this.jobs.find(row.jobId));
+  get(id: string): Promise<GarbageCollection> {
+    return getWithState(this.collections, this.jobs, id, toResource);
   }
 
   /** A run that was cut short has only set things aside: they are brought back, and it begins anew. */
+  @RunsJob(collectJobType, { concurrency: 1 })
   async run(context: JobContext): Promise<Record<string, unknown>> {
     this.isRunning = true;
     try {
@@ -192,24 +192,26 @@ export class GarbageCollectionService {
     signal: AbortSignal | undefined,
     progress: JobContext['progress'],
   ) {
-    const deadline = Date.now() + waitMinutes * 60_000;
-    for (;;) {
-      let running = await this.users.runningJobs();
+    let running: Awaited<ReturnType<RegistryUsers['runningJobs']>> = [];
+    const isAlone = await pollUntil({ everyMs: lookMs, timeoutMs: waitMinutes * 60_000, signal }, async () => {
+      running = await this.users.runningJobs();
       if (running.length === 0) {
         await this.claims.setCollecting(jobId, true);
         running = await this.users.runningJobs();
-        if (running.length === 0) return;
+        if (running.length === 0) return true;
         await this.claims.setCollecting(jobId, false);
       }
-      const names = running.map(({ id, type }) => `${type} ${id}`);
-      if (Date.now() >= deadline)
-        throw new AppError('registry_busy', {
-          detail: `${names.slice(0, 5).join(', ')} after ${waitMinutes} minutes`,
-          jobs: running,
-        });
       progress({ phase: 'waiting for running jobs' });
-      await delay(lookMs, undefined, { signal });
-    }
+      return undefined;
+    });
+    if (isAlone) return;
+    throw new AppError('registry_busy', {
+      detail: `${running
+        .slice(0, 5)
+        .map(({ id, type }) => `${type} ${id}`)
+        .join(', ')} after ${waitMinutes} minutes`,
+      jobs: running,
+    });
   }
 
   private async note({ id, owner, freed }: Sweep): Promise<void> {
@@ -222,9 +224,9 @@ export class GarbageCollectionService {
   }
 }
 
-function toResource({ sweeps, ...row }: GarbageCollectionEntity, job: JobEntity | undefined): GarbageCollection {
+function toResource({ sweeps, ...row }: GarbageCollectionEntity, state: JobState): GarbageCollection {
   const all = Object.values(sweeps);
-  return { ...row, state: job?.state ?? 'failed', freed: all.length > 0 ? all.reduce(add) : null };
+  return { ...row, state, freed: all.length > 0 ? all.reduce(add) : null };
 }
 
 const add = (a: Garbage, b: Garbage): Garbage => ({

@@ -1,3 +1,4 @@
+import { everyPage, type PagedList } from '@airdock/clients/every-page';
 import {
   forgetBundleLayers,
   listClusters,
@@ -71,16 +72,8 @@ export class RegistryUsers {
 
 const hasNoTag = (reference: string): boolean => parseReference(reference).tag === undefined;
 
-/** Every page of a list. */
-async function all<T>(
-  page: (query: { limit: number; cursor?: string }) => Promise<{ data: { items: T[]; nextCursor?: string } }>,
-): Promise<T[]> {
+async function all<T>(list: PagedList<T>): Promise<T[]> {
   const items: T[] = [];
-  let cursor: string | undefined;
-  do {
-    const { data } = await page({ limit: 500, ...(cursor ? { cursor } : {}) });
-    items.push(...data.items);
-    cursor = data.nextCursor;
-  } while (cursor);
+  for await (const item of everyPage(list)) items.push(item);
   return items;
 }

@@ -1,5 +1,6 @@
 import { AppError } from '@airdock/core/errors';
 import { isEnded } from '@airdock/platform/jobs/job.schema';
+import { idOfResource } from '@airdock/platform/jobs/job-resource';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
@@ -26,11 +27,11 @@ export class CollectionClaimService {
   async claim(jobId: string) {
     const { collectionJobId: last } = await this.rows.load();
     if (last !== null && (await this.isOpen(last))) {
-      const { resource } = await this.jobs.get(last);
+      const job = await this.jobs.get(last);
       throw new AppError('collection_running', {
-        detail: resource,
+        detail: job.resource,
         jobId: last,
-        collectionId: resource.split('/').at(-1),
+        collectionId: idOfResource(job),
       });
     }
     const { sql, parameters } = this.jobs.noneOpen(last === null ? [] : [last]);

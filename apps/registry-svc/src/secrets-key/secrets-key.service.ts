@@ -6,6 +6,7 @@ import type { JobRequest } from '@airdock/platform/http/idempotency';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
+import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { SecretBox } from '@airdock/platform/secrets';
 import { Injectable } from '@nestjs/common';
 import type { SecretsKey } from './secrets-key.schema.js';
@@ -37,6 +38,7 @@ export class SecretsKeyService {
    * service seals what it has anew, until two rounds find nothing more; only then the old key goes. Broken off
    * anywhere, it goes on from what the file and the rows say.
    */
+  @RunsJob(rotateSecretsKeyJobType, { concurrency: 1 })
   async run({ signal, progress }: JobContext): Promise<Record<string, unknown>> {
     this.secrets.beginRotation();
     let resealed = 0;

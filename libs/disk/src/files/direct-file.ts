@@ -1,5 +1,6 @@
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
+import { errnoOf } from '@airdock/core/errno';
 import {
   alignedMemory,
   blockBytes,
@@ -63,7 +64,7 @@ export class DirectFile {
       if (pieces.length === 2) return new DirectFile(path, handle, toPieces(pieces), true, position);
       await handle.close();
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
+      if (errnoOf(error) !== 'EINVAL') throw error;
     }
     // A new file was made before the file system refused the flag.
     const handle = await open(
@@ -147,7 +148,7 @@ export class DirectFile {
       try {
         at += (await this.handle.write(piece, at, piece.byteLength - at, position + at)).bytesWritten;
       } catch (error) {
-        if (!this.isDirect || (error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
+        if (!this.isDirect || errnoOf(error) !== 'EINVAL') throw error;
         // Memory or length do not suit this disk.
         await this.handle.close();
         this.handle = await open(this.path, constants.O_WRONLY | constants.O_NOFOLLOW);

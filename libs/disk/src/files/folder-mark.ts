@@ -3,9 +3,11 @@
  * and another disk may be mounted in its place: so each folder with state has a file with an id, and whoever keeps the
  * state knows the id. Empty is never taken for new where an id is known.
  */
+
 import { randomUUID } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
 import { writeDurably } from './durable-file.js';
 import { openRegularFile } from './regular-file.js';
@@ -29,7 +31,7 @@ export async function readFolderMark(folder: string, name: string): Promise<Fold
   try {
     await stat(folder);
   } catch (error) {
-    return codeOf(error) === 'ENOENT' ? { state: 'absent', why: 'there is no such folder' } : unreadable(error);
+    return errnoOf(error) === 'ENOENT' ? { state: 'absent', why: 'there is no such folder' } : unreadable(error);
   }
   try {
     const { handle } = await openRegularFile(join(folder, name), { inside: folder });
@@ -41,7 +43,7 @@ export async function readFolderMark(folder: string, name: string): Promise<Fold
       await handle.close();
     }
   } catch (error) {
-    if (codeOf(error) === 'ENOENT') return { state: 'unmarked', why: `it has no file ${name}` };
+    if (errnoOf(error) === 'ENOENT') return { state: 'unmarked', why: `it has no file ${name}` };
     if (error instanceof AppError) return { state: 'damaged', why: `its file ${name} is no plain file` };
     return unreadable(error);
   }
@@ -49,9 +51,8 @@ export async function readFolderMark(folder: string, name: string): Promise<Fold
 
 const unreadable = (error: unknown): FolderMark => ({
   state: 'unreadable',
-  why: `it cannot be looked at (${codeOf(error) || 'unknown error'})`,
+  why: `it cannot be looked at (${errnoOf(error) || 'unknown error'})`,
 });
-const codeOf = (error: unknown): string => (error as NodeJS.ErrnoException).code ?? '';
 
 /** Why a folder is not the one with the id; undefined when it is. */
 export function whyNotSame(id: string, mark: FolderMark): string | undefined {

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { link, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 
 /**
  * The text of a file with a secret (0600), made by `make` when there is none. Safe when several processes start at
@@ -10,15 +11,15 @@ export async function readOrMakeOnce(path: string, make: () => string | Promise<
   try {
     return await readFile(path, 'utf8');
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    if (errnoOf(error) !== 'ENOENT') throw error;
   }
   await mkdir(dirname(path), { recursive: true, mode: 0o700 });
   const fresh = `${path}.${randomBytes(4).toString('hex')}`;
   const text = await make();
   try {
     await writeFile(fresh, text, { mode: 0o600 });
-    await link(fresh, path).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== 'EEXIST') throw error;
+    await link(fresh, path).catch((error: unknown) => {
+      if (errnoOf(error) !== 'EEXIST') throw error;
     });
   } finally {
     await rm(fresh, { force: true });

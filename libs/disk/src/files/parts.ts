@@ -4,10 +4,12 @@
  * numbers are used again. Another machine's or container's is never taken over, since nobody here can tell whether it
  * still writes.
  */
+
 import { randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
 import { lstat, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
 import { join } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 
 const abandonedMs = 60 * 60 * 1000;
 /** Stands for an owner that gave its part up. */
@@ -44,7 +46,7 @@ function ownerState(name: string): 'alive' | 'dead' | 'unknown' {
   try {
     process.kill(Number(pid), 0);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return 'dead';
+    if (errnoOf(error) === 'ESRCH') return 'dead';
   }
   try {
     const status = readStatus(Number(pid));
@@ -87,7 +89,7 @@ export async function takePart(folder: string, subject: string): Promise<string 
       await utimes(path, new Date(), new Date());
       return path;
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+      if (errnoOf(error) !== 'ENOENT') throw error;
     }
   }
   return undefined;

@@ -1,4 +1,5 @@
 import type { FileHandle } from 'node:fs/promises';
+import { errnoOf } from '@airdock/core/errno';
 
 /** Large files are read and written in pieces of this size. */
 export const pieceBytes = 4 * 1024 * 1024;
@@ -61,7 +62,7 @@ export async function alignedMemory(handle: FileHandle, by: 'read' | 'write'): P
     try {
       await (by === 'read' ? handle.read(piece, 0, blockBytes, 0) : handle.write(piece, 0, blockBytes, 0));
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EINVAL') continue;
+      if (errnoOf(error) === 'EINVAL') continue;
       throw error;
     }
     for (let index = 1; index < slabPieces; index++)

@@ -1,5 +1,6 @@
 import { constants } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
+import { errnoOf } from '@airdock/core/errno';
 import {
   alignedMemory,
   blockBytes,
@@ -57,7 +58,7 @@ export class SourceFile {
     try {
       return new SourceFile(buffered, (await openRegularFile(path, { flags: constants.O_DIRECT })).handle);
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EINVAL') return new SourceFile(buffered, undefined);
+      if (errnoOf(error) === 'EINVAL') return new SourceFile(buffered, undefined);
       await buffered.close();
       throw error;
     }
@@ -78,7 +79,7 @@ export class SourceFile {
         const length = Math.min(Math.ceil(wanted / blockBytes) * blockBytes, buffer.byteLength - at);
         return Math.min((await this.direct.read(buffer, at, length, position)).bytesRead, wanted);
       } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EINVAL') throw error;
+        if (errnoOf(error) !== 'EINVAL') throw error;
         await this.direct.close();
         this.direct = undefined;
       }

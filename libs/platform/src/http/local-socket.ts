@@ -2,6 +2,7 @@ import { chmodSync, chownSync, lstatSync, mkdirSync, readFileSync, rmSync, type 
 import type { Server } from 'node:http';
 import { connect } from 'node:net';
 import { dirname } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
 import { assertSafeParents } from '../secret-file.js';
 
@@ -37,11 +38,7 @@ export async function listenLocally(server: Server, { path, group }: LocalSocket
       process.umask(umask);
     });
   } catch (cause) {
-    throw new AppError(
-      'api_socket_refused',
-      { detail: `${path}: ${(cause as NodeJS.ErrnoException).code ?? 'failed'}` },
-      { cause },
-    );
+    throw new AppError('api_socket_refused', { detail: `${path}: ${errnoOf(cause) || 'failed'}` }, { cause });
   }
   const uid = process.getuid?.() ?? 0;
   try {

@@ -1,15 +1,16 @@
 import { hostname } from 'node:os';
 import { AppError, isTransient, toProblem } from '@airdock/core/errors';
-import { OnWorkerEvent, Processor, WorkerHost } from '@nestjs/bullmq';
+import { OnWorkerEvent, WorkerHost } from '@nestjs/bullmq';
 import { type BeforeApplicationShutdown, Logger } from '@nestjs/common';
 import type { Job as QueueJob } from 'bullmq';
 import { translateDatabaseError } from '../database.js';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
+import { idOfResource } from './job-resource.js';
 import { type JobsService, leaseMs, maxDelayMs } from './jobs.service.js';
 import { ProgressMeter, type ProgressUpdate } from './progress.js';
 
-/** What a processor is given. */
+/** What a job's method is given. */
 export interface JobContext {
   jobId: string;
   /** The id in the job's `resource`. */
@@ -45,43 +46,41 @@ export function phaseOf(context: JobContext, from: number, to: number): JobConte
 const heartbeatMs = 1_000;
 const flushMs = 300;
 
-/** Thrown into a processor whose worker shuts down or lost its claim: the job goes on elsewhere. */
+/** Thrown into a job whose worker shuts down or lost its claim: the job goes on elsewhere. */
 class Interrupted extends Error {}
 
 /**
- * Queue options for processors: a wake-up is short-lived, the job's own row carries everything that has to last. They
- * start with `startProcessors`, when the process answers requests: jobs call services, perhaps this one.
+ * Does the work; the value becomes the job's `result`. It may be started again at any time, and continues from what is
+ * already done. Transient errors (family `unavailable`) are tried again with backoff.
  */
-export const JobType = (type: string, concurrency = 2) =>
-  // Whoever waits for a wake-up gets it at once: to ask every five seconds, as is the default, only keeps an idle DU
-  // busy. What a worker that is frozen was handed is found by the look after locks: it must not wait for long.
-  Processor(type, {
-    autorun: false,
-    concurrency,
-    drainDelay: 30,
-    lockDuration: 10_000,
-    stalledInterval: 10_000,
-    maxStalledCount: 100,
-    runRetryDelay: 1_000,
-  });
+export type JobRun = (context: JobContext) => Promise<Record<string, unknown> | undefined>;
 
-/**
- * Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. A subclass
- * implements `run` as something that may be started again at any time and continues from what is already done.
- */
-export abstract class JobProcessor extends WorkerHost implements BeforeApplicationShutdown {
+/** When a job is given up. */
+export interface JobLimits {
+  /** How many transient failures in a row end the job. Default 8. */
+  maxFailures?: number | undefined;
+  /** A run that reports nothing for so long is aborted with `job_stalled`, and tried again, ms. Default 2 hours. */
+  stallMs?: number | undefined;
+}
+
+/** Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. */
+export class JobProcessor extends WorkerHost implements BeforeApplicationShutdown {
   private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
   private readonly running = new Map<AbortController, Promise<void>>();
-  /** How many transient failures in a row end the job. */
-  protected readonly maxFailures: number = 8;
-  /** A run that reports nothing for so long is aborted with `job_stalled`, and tried again, ms. */
-  protected readonly stallMs: number = 2 * 60 * 60 * 1000;
-  protected readonly logger = new Logger(this.constructor.name);
+  private readonly maxFailures: number;
+  private readonly stallMs: number;
+  private readonly logger: Logger;
 
   private isClosing = false;
 
-  constructor(protected readonly jobs: JobsService) {
+  constructor(
+    private readonly jobs: JobsService,
+    type: string,
+    private readonly run: JobRun,
+    { maxFailures = 8, stallMs = 2 * 60 * 60 * 1000 }: JobLimits = {},
+  ) {
     super();
+    [this.maxFailures, this.stallMs, this.logger] = [maxFailures, stallMs, new Logger(type)];
     jobs.processors.push(this);
   }
 
@@ -89,12 +88,6 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
   start(): void {
     void this.worker.run();
   }
-
-  /**
-   * Does the work; the value becomes the job's `result`. Transient errors (family `unavailable`) are tried again with
-   * backoff.
-   */
-  protected abstract run(context: JobContext): Promise<Record<string, unknown> | undefined>;
 
   async process(wakeUp: QueueJob<{ jobId: string }>): Promise<void> {
     // What is handed back at shutdown is for others.
@@ -153,7 +146,7 @@ export abstract class JobProcessor extends WorkerHost implements BeforeApplicati
       controller.signal.throwIfAborted();
       const result = await this.run({
         jobId: job.id,
-        resourceId: job.resource.split('/').at(-1) ?? '',
+        resourceId: idOfResource(job),
         attempt: job.attempt,
         signal: controller.signal,
         progress: (update) => {

@@ -12,7 +12,7 @@ type Row = { id: string; jobId: string };
 
 /**
  * Runs in workers: removes jobs that ended long ago, with the resources that tell of nothing else, such as pushes and
- * checks, and old answers to repeated requests. A job that any other row names stays.
+ * checks, and old answers to repeated requests. A job stays that any other row names, or whose resource one names.
  */
 export class JobRetention extends BackgroundLoop {
   protected readonly pauseMs = 3_600_000;
@@ -25,7 +25,12 @@ export class JobRetention extends BackgroundLoop {
     super();
   }
 
-  protected async round(): Promise<void> {
+  protected round(): Promise<void> {
+    return this.forgetOld();
+  }
+
+  /** Each job goes in one commit with what goes with it: a worker that is killed has left nothing half done. */
+  async forgetOld(): Promise<void> {
     await this.forgetAnswers();
     const before = new Date(Date.now() - this.config.keepDays * dayMs).toISOString();
     let last = '';
@@ -51,31 +56,31 @@ export class JobRetention extends BackgroundLoop {
   }
 
   private async forget(id: string): Promise<void> {
-    if ((await this.jobs.countBy({ parentId: id })) > 0 || (await this.isNamed(id))) return;
+    if (await this.jobs.existsBy({ parentId: id })) return;
+    const resources = await Promise.all(
+      this.history.map(async (entity) => {
+        const rows = this.database.dataSource.getRepository<Row>(entity as never);
+        return { rows, ids: (await rows.find({ where: { jobId: id }, select: { id: true } })).map((row) => row.id) };
+      }),
+    );
+    const found = resources.filter(({ ids }) => ids.length > 0);
+    if (await this.isNamed([id, ...found.flatMap(({ ids }) => ids)])) return;
     // A retry may begin it again at any moment.
     const job = this.jobs
       .createQueryBuilder()
       .delete()
       .where({ id, state: In([...endedStates]) });
-    const tables = this.history.map((entity) => this.database.dataSource.getRepository<Row>(entity as never));
-    const found = await Promise.all(
-      tables.map(async (rows) =>
-        (await rows.countBy({ jobId: id })) > 0 ? [rows.createQueryBuilder().delete().where({ jobId: id })] : [],
-      ),
-    );
-    await atomically(this.database.dataSource, [job, ...found.flat()]);
+    const together = found.map(({ rows }) => rows.createQueryBuilder().delete().where({ jobId: id }));
+    await atomically(this.database.dataSource, [job, ...together]);
   }
 
-  /** Whether a row of something that lives on names the job, in whichever column. */
-  private async isNamed(id: string): Promise<boolean> {
+  /** Whether a row of something that lives on names the job or its resource, in whichever column. */
+  private async isNamed(ids: string[]): Promise<boolean> {
     for (const { target, columns } of this.database.dataSource.entityMetadatas) {
       if (this.history.includes(target as never) || target === JobEntity) continue;
-      const names = columns.map(({ propertyName }) => propertyName).filter((name) => /jobId$/i.test(name));
-      if (
-        names.length > 0 &&
-        (await this.database.dataSource.getRepository(target).countBy(names.map((name) => ({ [name]: id })))) > 0
-      )
-        return true;
+      const names = columns.map(({ propertyName }) => propertyName).filter((name) => name.endsWith('Id'));
+      const where = names.map((name) => ({ [name]: In(ids) }));
+      if (where.length > 0 && (await this.database.dataSource.getRepository(target).existsBy(where))) return true;
     }
     return false;
   }
