@@ -109,8 +109,8 @@ export default {
     {
       name: 'platform-testing-is-for-specs',
       severity: 'error',
-      from: { path: ['^apps/', '^libs/'], pathNot: [notSpec, '^libs/platform/src/testing/'] },
-      to: { path: '^libs/platform/src/testing/' },
+      from: { path: ['^apps/', '^libs/'], pathNot: [notSpec, '^libs/platform/src/(schema/)?testing/'] },
+      to: { path: '^libs/platform/src/(schema/)?testing/' },
     },
     {
       name: 'slices-share-service-and-schema-only',

@@ -29,7 +29,7 @@ import { JobRetention } from './jobs/job-retention.js';
 import { JobsService, ownedBy, ownedByOthers } from './jobs/jobs.service.js';
 import { noProgress } from './jobs/progress.js';
 import { ForwardMigration, type Migration, tablePath } from './schema/migration.js';
-import { tablesOf } from './testing/tables.js';
+import { tablesOf } from './schema/testing/tables.js';
 
 @Entity('thing')
 class ThingEntity {

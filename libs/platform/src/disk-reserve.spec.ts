@@ -8,7 +8,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadConfig } from './config.js';
 import { atomically, connectDatabase, dataSourceOptions, runUnflushed, translateDatabaseError } from './database.js';
 import { DiskReserve, isMountedReadOnly, whatIsShort } from './disk-reserve.js';
-import { tablesOf } from './testing/tables.js';
+import { tablesOf } from './schema/testing/tables.js';
 
 const run = promisify(execFile);
 const thing = new EntitySchema<{ id: number; text: string }>({

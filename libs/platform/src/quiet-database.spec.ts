@@ -5,7 +5,7 @@ import { loadConfig } from './config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from './database.js';
 import { OutboxEventEntity } from './events/outbox.entity.js';
 import { QuietDatabase } from './quiet-database.js';
-import { tablesOf } from './testing/tables.js';
+import { tablesOf } from './schema/testing/tables.js';
 
 it('QuietDatabase looks again after a write of its own or of another process, and only then, once it has found nothing', async () => {
   await using folder = await tempDir('quiet');

@@ -4,7 +4,7 @@ import { Logger } from '@nestjs/common';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 import { loadConfig } from '../config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from '../database.js';
-import { tablesOf } from '../testing/tables.js';
+import { tablesOf } from '../schema/testing/tables.js';
 import { EventSink } from './event-sink.js';
 import { OutboxEventEntity } from './outbox.entity.js';
 import { OutboxForwarder } from './outbox-forwarder.js';

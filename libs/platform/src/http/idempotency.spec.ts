@@ -7,8 +7,8 @@ import type { DataSource } from 'typeorm';
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { loadConfig } from '../config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from '../database.js';
+import { tablesOf } from '../schema/testing/tables.js';
 import { SecretBox } from '../secrets.js';
-import { tablesOf } from '../testing/tables.js';
 import { IdempotencyKeyEntity } from './idempotency.entity.js';
 import { IdempotencyInterceptor } from './idempotency.js';
 

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { loadConfig } from '../config.js';
 import { connectDatabase, dataSourceOptions, ServiceDatabase } from '../database.js';
 import { Outbox } from '../events/outbox.js';
-import { tablesOf } from '../testing/tables.js';
+import { tablesOf } from '../schema/testing/tables.js';
 import { platformEntities } from './job.entity.js';
 import { type JobContext, type JobLimits, JobProcessor, type JobRun, phaseOf } from './job-processor.js';
 import { JobsService } from './jobs.service.js';

@@ -6,7 +6,7 @@ import { connectDatabase, dataSourceOptions, ServiceDatabase } from '../database
 import { Outbox } from '../events/outbox.js';
 import { findPage, getRow } from '../http/page.js';
 import { newId } from '../ids.js';
-import { tablesOf } from '../testing/tables.js';
+import { tablesOf } from '../schema/testing/tables.js';
 import { platformEntities } from './job.entity.js';
 import { findPageWithState, getWithState, idOfResource, withState } from './job-resource.js';
 import { JobsService } from './jobs.service.js';

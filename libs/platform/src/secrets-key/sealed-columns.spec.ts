@@ -7,8 +7,8 @@ import { connectDatabase, dataSourceOptions, now, ServiceDatabase } from '../dat
 import { IdempotencyKeyEntity } from '../http/idempotency.entity.js';
 import { newId } from '../ids.js';
 import { platformEntities } from '../jobs/job.entity.js';
+import { tablesOf } from '../schema/testing/tables.js';
 import { SecretBox } from '../secrets.js';
-import { tablesOf } from '../testing/tables.js';
 import { SealedColumns } from './sealed-columns.js';
 
 @Entity('safe')

@@ -1,5 +1,5 @@
 import { type EntitySchema, type ObjectLiteral, type QueryRunner, Table } from 'typeorm';
-import { ForwardMigration, type Migration } from '../schema/migration.js';
+import { ForwardMigration, type Migration } from '../migration.js';
 
 /** A migration that makes the tables of these entities as they are now: for specs with entities of their own. */
 export function tablesOf(entities: (EntitySchema | (new () => ObjectLiteral))[]): Migration {
