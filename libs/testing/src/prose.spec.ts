@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 
 const root = join(import.meta.dirname, '../../..');
@@ -19,9 +19,20 @@ function longLines(markdown: string): string[] {
 
 const documents = execFileSync('git', ['ls-files', '*.md'], { cwd: root, encoding: 'utf8' }).trim().split('\n');
 
+/** Links to files of the project that are not there, without their anchors. */
+const deadLinks = (path: string, markdown: string): string[] =>
+  [...markdown.matchAll(/\]\(([^)\s]+)\)/g)]
+    .map(([, target = '']) => target)
+    .filter((target) => !/^[a-z]+:|^#/.test(target))
+    .filter((target) => !existsSync(join(root, dirname(path), target.replace(/#.*/, ''))));
+
 describe('the documents', () => {
   it.each(documents)('%s has no line of prose over 160 characters', (path) => {
     expect(longLines(readFileSync(join(root, path), 'utf8'))).toEqual([]);
+  });
+
+  it.each(documents)('%s has no link to a file that is not there', (path) => {
+    expect(deadLinks(path, readFileSync(join(root, path), 'utf8'))).toEqual([]);
   });
 });
 

@@ -146,11 +146,12 @@ export function openApiDocument(app: NestFastifyApplication, title: string): Ope
     .setLicense('Apache-2.0', 'https://www.apache.org/licenses/LICENSE-2.0')
     .setOpenAPIVersion('3.0.3')
     .addServer('/')
-    .addBearerAuth({ type: 'http', scheme: 'bearer' }, 'token')
-    .addBearerAuth(
-      { type: 'http', scheme: 'bearer', description: 'The credential that only the services of Airdock have' },
-      'internal',
-    )
+    .addSecurity('token', { type: 'http', scheme: 'bearer' })
+    .addSecurity('internal', {
+      type: 'http',
+      scheme: 'bearer',
+      description: 'The credential that only the services of Airdock have',
+    })
     .addSecurityRequirements('token')
     .build();
   const document = SwaggerModule.createDocument(app, info, { ignoreGlobalPrefix: false });
