@@ -1,9 +1,9 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import { getRegistry } from '@airdock/clients/generated/sdk.gen';
 import type { Registry } from '@airdock/clients/generated/types.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import type { RunsWhere } from '@airdock/core/oci/runs';
+import { pollUntil } from '@airdock/core/poll-until';
 import { ConfigurationWork } from '@airdock/host/configuration/configuration-work';
 import { HeldPorts, heldPortFiles } from '@airdock/host/configuration/held-ports';
 import { warmImages } from '@airdock/host/configuration/images-step';
@@ -195,18 +195,18 @@ export class ConfigureHost {
     ports: HeldPorts,
     registry: Registry,
   ): Promise<Tunnel> {
-    const deadline = Date.now() + reachMs;
-    for (;;) {
+    let port = 0;
+    const tunnel = await pollUntil({ everyMs: reachPauseMs, timeoutMs: reachMs, signal }, async () => {
       // Once the tunnel has moved to its socket, the port that it held itself is free for the host's own unit.
-      const tunnel = await this.tunnels.ensureUp(hostId, signal, { hostEnd: ports.hostEnd, registry });
+      const opened = await this.tunnels.ensureUp(hostId, signal, { hostEnd: ports.hostEnd, registry });
+      port = opened.hostPort;
       await ports.listen();
-      if (await this.probe.canReachRegistry(system)) return tunnel;
-      if (Date.now() > deadline)
-        throw new AppError('tunnel_failed', {
-          detail: `the tunnel is up, but on the host 127.0.0.1:${tunnel.hostPort} gives no answer of the registry`,
-        });
-      await delay(reachPauseMs, undefined, { signal });
-    }
+      return (await this.probe.canReachRegistry(system)) && opened;
+    });
+    if (tunnel) return tunnel;
+    throw new AppError('tunnel_failed', {
+      detail: `the tunnel is up, but on the host 127.0.0.1:${port} gives no answer of the registry`,
+    });
   }
 
   private tunnelOpened(): HostChange {

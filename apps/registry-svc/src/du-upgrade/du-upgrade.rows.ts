@@ -1,5 +1,6 @@
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { errnoOf } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
 import { writeDurably } from '@airdock/disk/files/durable-file';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -63,11 +64,11 @@ export class DuUpgradeRows {
     try {
       saved = { ...(JSON.parse(await readFile(this.stateFile, 'utf8')) as DuUpgradeEntity), hasLostTables: true };
     } catch (cause) {
-      const { code } = cause as NodeJS.ErrnoException;
+      const code = errnoOf(cause);
       if (code === 'ENOENT') return;
       throw new AppError(
         'du_upgrade_file_unreadable',
-        { detail: `${this.stateFile}: ${code ?? 'it holds no upgrade'}` },
+        { detail: `${this.stateFile}: ${code || 'it holds no upgrade'}` },
         { cause },
       );
     }

@@ -8,7 +8,8 @@ import {
 import { AppError } from '@airdock/core/errors';
 import { isOwn } from '@airdock/core/host/host-file';
 import { repositoriesFor } from '@airdock/core/host/package-list';
-import { type Activation, activateFile, containerdActivation, isTrueWithin } from '../runtime/activate-file.js';
+import { pollUntil } from '@airdock/core/poll-until';
+import { type Activation, activateFile, containerdActivation } from '../runtime/activate-file.js';
 import { ContainerdHost, configToml, majorOf } from '../runtime/containerd-host.js';
 import { DockerHost } from '../runtime/docker-host.js';
 import type { RuntimeHost, RuntimeName } from '../runtime/runtime-host.js';
@@ -21,6 +22,7 @@ import { installPackages } from './repositories-step.js';
 export const daemonJson = '/etc/docker/daemon.json';
 const startMs = 30_000;
 /** Docker takes new mirrors over within moments of a reload. */
+const lookPauseMs = 300;
 const reloadMs = 3_000;
 
 /** The outcome of the step, and the runtime to go on with. */
@@ -79,7 +81,10 @@ async function configureDocker(work: ConfigurationWork): Promise<RuntimeOutcome>
     if (!dryRun) {
       const complaint = await system.service('start', 'docker');
       if (
-        !(await isTrueWithin(complaint === undefined ? startMs : 0, async () => (await docker.mirrors()) !== undefined))
+        !(await pollUntil(
+          { everyMs: lookPauseMs, timeoutMs: complaint === undefined ? startMs : 0 },
+          async () => (await docker.mirrors()) !== undefined,
+        ))
       )
         throw new AppError('host_runtime_missing', {
           detail: `docker does not start: ${complaint ?? 'it gives no answer'}`,
@@ -142,10 +147,11 @@ async function installDocker(work: ConfigurationWork): Promise<HostChange[]> {
 /** Docker takes its mirrors over without a restart, unless the rest of the file keeps it from that. */
 async function takeOver(docker: DockerHost, isDone: (mirrors: string[]) => boolean): Promise<boolean> {
   await docker.reload();
-  return isTrueWithin(reloadMs, async () => {
+  const isOver = await pollUntil({ everyMs: lookPauseMs, timeoutMs: reloadMs }, async () => {
     const mirrors = await docker.mirrors();
     return mirrors !== undefined && isDone(mirrors);
   });
+  return isOver === true;
 }
 
 const localRegistryOf = ({ registry }: SiteSettings): string => `localhost:${registry.port}`;

@@ -3,7 +3,7 @@ import { ScriptedHost } from '@airdock/testing/scripted-host';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { HostFiles } from '../system/host-files.js';
 import { HostSystem } from '../system/host-system.js';
-import { type Activation, activateFile, containerdActivation, isTrueWithin } from './activate-file.js';
+import { type Activation, activateFile, containerdActivation } from './activate-file.js';
 import type { ContainerdHost } from './containerd-host.js';
 
 const path = '/etc/containerd/config.toml';
@@ -97,14 +97,4 @@ describe('containerdActivation', () => {
   ])('with a CRI that was %s and is %s is up: %s', async (before, now, isUp) =>
     expect(await isUpAfter(before, now)).toBe(isUp),
   );
-});
-
-describe('isTrueWithin', () => {
-  it('asks at least once, and until it is true', async () => {
-    expect(await isTrueWithin(0, async () => true)).toBe(true);
-    let asked = 0;
-    expect(await isTrueWithin(60_000, async () => ++asked === 2)).toBe(true);
-    expect(asked).toBe(2);
-    expect(await isTrueWithin(-1, async () => false)).toBe(false);
-  });
 });

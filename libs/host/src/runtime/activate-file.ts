@@ -1,11 +1,12 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import type { HostFile, HostFiles } from '../system/host-files.js';
 import type { HostSystem } from '../system/host-system.js';
 import type { ContainerdHost } from './containerd-host.js';
 import type { RuntimeName } from './runtime-host.js';
 
 const startMs = 30_000;
+const lookPauseMs = 300;
 
 /** How a runtime comes to know its main file. */
 export interface Activation {
@@ -49,7 +50,9 @@ export async function activateFile(
   const restart = async (): Promise<string | undefined> => {
     const complaint = await system.service('restart', service);
     if (complaint !== undefined) return complaint;
-    return (await isTrueWithin(startMs, isUp)) ? undefined : `${service} gives no answer`;
+    return (await pollUntil({ everyMs: lookPauseMs, timeoutMs: startMs }, isUp))
+      ? undefined
+      : `${service} gives no answer`;
   };
   const complaint = await restart();
   if (complaint === undefined) {
@@ -65,14 +68,4 @@ export async function activateFile(
     file: before.path,
     isRunning: second === undefined,
   });
-}
-
-/** Asks again and again, for so long at the most. */
-export async function isTrueWithin(timeoutMs: number, condition: () => Promise<boolean>): Promise<boolean> {
-  const deadline = Date.now() + timeoutMs;
-  for (;;) {
-    if (await condition()) return true;
-    if (Date.now() > deadline) return false;
-    await delay(300);
-  }
 }

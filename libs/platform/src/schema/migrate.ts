@@ -1,5 +1,6 @@
-import { setTimeout as delay } from 'node:timers/promises';
+import { errnoOf } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
+import { pollUntil } from '@airdock/core/poll-until';
 import type BetterSqlite3 from 'better-sqlite3';
 import { type DataSource, MigrationExecutor, type QueryRunner } from 'typeorm';
 
@@ -59,19 +60,20 @@ async function runOnSqlite(dataSource: DataSource, runner: QueryRunner): Promise
 /** Waits for the lock without holding up this process, which may be the one that has it. */
 async function beginImmediate(database: BetterSqlite3.Database): Promise<void> {
   const waitMs = database.pragma('busy_timeout', { simple: true }) as number;
-  const endsAt = performance.now() + lockTimeoutMs;
   database.pragma('busy_timeout = 0');
-  try {
-    for (;;) {
-      try {
-        database.exec('BEGIN IMMEDIATE');
-        return;
-      } catch (error) {
-        const isBusy = (error as { code?: string }).code?.startsWith('SQLITE_BUSY') ?? false;
-        if (!isBusy || performance.now() > endsAt) throw error;
-      }
-      await delay(lockPauseMs);
+  let busy: unknown;
+  const begin = () => {
+    try {
+      database.exec('BEGIN IMMEDIATE');
+      return true;
+    } catch (error) {
+      if (!errnoOf(error).startsWith('SQLITE_BUSY')) throw error;
+      busy = error;
+      return false;
     }
+  };
+  try {
+    if (!(await pollUntil({ everyMs: lockPauseMs, timeoutMs: lockTimeoutMs }, begin))) throw busy;
   } finally {
     database.pragma(`busy_timeout = ${waitMs}`);
   }
