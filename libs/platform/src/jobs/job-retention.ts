@@ -45,7 +45,7 @@ export class JobRetention extends BackgroundLoop {
         .orderBy('job.id')
         .take(jobsAtOnce)
         .getMany();
-      for (const { id } of jobs) await this.forget(id);
+      await this.forget(jobs.map(({ id }) => id));
       if (jobs.length < jobsAtOnce) return;
       last = jobs.at(-1)?.id ?? '';
     }
@@ -55,34 +55,46 @@ export class JobRetention extends BackgroundLoop {
     return this.database.dataSource.getRepository(JobEntity);
   }
 
-  private async forget(id: string): Promise<void> {
-    if (await this.jobs.existsBy({ parentId: id })) return;
-    const resources = await Promise.all(
+  private async forget(jobIds: string[]): Promise<void> {
+    const history = await Promise.all(
       this.history.map(async (entity) => {
         const rows = this.database.dataSource.getRepository<Row>(entity as never);
-        return { rows, ids: (await rows.find({ where: { jobId: id }, select: { id: true } })).map((row) => row.id) };
+        return { rows, ofJobs: await rows.find({ where: { jobId: In(jobIds) }, select: { id: true, jobId: true } }) };
       }),
     );
-    const found = resources.filter(({ ids }) => ids.length > 0);
-    if (await this.isNamed([id, ...found.flatMap(({ ids }) => ids)])) return;
-    // A retry may begin it again at any moment.
-    const job = this.jobs
-      .createQueryBuilder()
-      .delete()
-      .where({ id, state: In([...endedStates]) });
-    const together = found.map(({ rows }) => rows.createQueryBuilder().delete().where({ jobId: id }));
-    await atomically(this.database.dataSource, [job, ...together]);
+    const resourcesOf = (id: string) =>
+      history.map(({ rows, ofJobs }) => ({ rows, ids: ofJobs.filter((row) => row.jobId === id).map((row) => row.id) }));
+    const named = await this.namedOf([...jobIds, ...history.flatMap(({ ofJobs }) => ofJobs.map(({ id }) => id))]);
+    for (const id of jobIds) {
+      const resources = resourcesOf(id).filter(({ ids }) => ids.length > 0);
+      if ([id, ...resources.flatMap(({ ids }) => ids)].some((one) => named.has(one))) continue;
+      // A retry may begin it again at any moment.
+      const job = this.jobs
+        .createQueryBuilder()
+        .delete()
+        .where({ id, state: In([...endedStates]) });
+      const ofJob = resources.map(({ rows }) => rows.createQueryBuilder().delete().where({ jobId: id }));
+      await atomically(this.database.dataSource, [job, ...ofJob]);
+    }
   }
 
-  /** Whether a row of something that lives on names the job or its resource, in whichever column. */
-  private async isNamed(ids: string[]): Promise<boolean> {
+  /**
+   * Which of these ids a row of something that lives on names, in whichever column, or a child the job that it is part
+   * of. All ids are asked for at once: most of these columns have no index.
+   */
+  private async namedOf(ids: string[]): Promise<ReadonlySet<string>> {
+    const named = new Set<string>();
     for (const { target, columns } of this.database.dataSource.entityMetadatas) {
-      if (this.history.includes(target as never) || target === JobEntity) continue;
-      const names = columns.map(({ propertyName }) => propertyName).filter((name) => name.endsWith('Id'));
-      const where = names.map((name) => ({ [name]: In(ids) }));
-      if (where.length > 0 && (await this.database.dataSource.getRepository(target).existsBy(where))) return true;
+      if (this.history.includes(target as never)) continue;
+      const names = columns.map(({ propertyName }) => propertyName);
+      for (const name of names.filter((one) => (target === JobEntity ? one === 'parentId' : one.endsWith('Id')))) {
+        const rows = await this.database.dataSource
+          .getRepository<Record<string, string>>(target as never)
+          .find({ where: { [name]: In(ids) }, select: { [name]: true } });
+        for (const row of rows) named.add(row[name] ?? '');
+      }
     }
-    return false;
+    return named;
   }
 
   private async forgetAnswers(): Promise<void> {
