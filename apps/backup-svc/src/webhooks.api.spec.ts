@@ -410,7 +410,7 @@ describe('webhooks', () => {
     const { id } = await api
       .jobs()
       .submit({ type: 'backup.restore', resource: '/v1/restores/01900000-0000-7000-8000-000000000001' });
-    expect(await api.jobs().claim(id, 'a worker that was killed')).toMatchObject({ attempt: 1 });
+    expect(await api.jobs().claims.claim(id, 'a worker that was killed')).toMatchObject({ attempt: 1 });
     const worker = await start(
       { timeoutSeconds: 0.1 },
       { roles: ['worker'], dataDir: api.dataDir, overrides: { 'services.backup': api.url } },
