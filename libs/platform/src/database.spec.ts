@@ -178,9 +178,9 @@ describe.each(databases)('on %s', (_name, start) => {
     expect(await first?.get(id)).toMatchObject({ state: 'succeeded', result: { a: 1 }, attempt: 2 });
     expect(await first?.claims.claim(id, owner)).toBeUndefined();
     // Told once, although two workers began it.
-    const told = await (sources[0] as DataSource).getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
-    expect(told.map(({ type }) => type)).toEqual(['image.push.started', 'image.push.succeeded']);
-    expect(JSON.parse(told[1]?.payload ?? '')).toMatchObject({
+    const events = await (sources[0] as DataSource).getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
+    expect(events.map(({ type }) => type)).toEqual(['image.push.started', 'image.push.succeeded']);
+    expect(JSON.parse(events[1]?.payload ?? '')).toMatchObject({
       type: 'image.push.succeeded',
       data: {
         jobId: id,
@@ -296,8 +296,8 @@ describe.each(databases)('on %s', (_name, start) => {
       .poll(async () => (await keys.find()).length + (await jobs.countBy({ id: ids.old })), { timeout: 120_000 })
       .toBe(1);
     await retention.beforeApplicationShutdown();
-    const left = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
-    expect(left.toSorted()).toEqual([ids.fresh, ids.running, ids.named, ids.checked].toSorted());
+    const kept = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
+    expect(kept.toSorted()).toEqual([ids.fresh, ids.running, ids.named, ids.checked].toSorted());
     expect(await source.getRepository(CheckEntity).find()).toEqual([{ id: checkId, jobId: ids.checked }]);
     expect((await keys.find()).map(({ id }) => id)).toEqual(['fresh']);
   });
@@ -328,8 +328,8 @@ describe.each(databases)('on %s', (_name, start) => {
       attempt: 11,
       finishedAt: expect.any(String),
     });
-    const told = await source.getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
-    expect(told.map(({ type }) => type).slice(-2)).toEqual(['image.push.started', 'image.push.failed']);
+    const events = await source.getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
+    expect(events.map(({ type }) => type).slice(-2)).toEqual(['image.push.started', 'image.push.failed']);
     await jobs.retry(id);
     for (const owner of ['six', 'seven']) await die(owner);
     expect(await jobs.claims.claim(id, 'eight')).toMatchObject({ attempt: 14, lost: 2 });

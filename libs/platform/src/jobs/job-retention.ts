@@ -70,8 +70,8 @@ export class JobRetention extends BackgroundLoop {
       .createQueryBuilder()
       .delete()
       .where({ id, state: In([...endedStates]) });
-    const together = found.map(({ rows }) => rows.createQueryBuilder().delete().where({ jobId: id }));
-    await atomically(this.database.dataSource, [job, ...together]);
+    const history = found.map(({ rows }) => rows.createQueryBuilder().delete().where({ jobId: id }));
+    await atomically(this.database.dataSource, [job, ...history]);
   }
 
   /** Whether a row of something that lives on names the job or its resource, in whichever column. */
