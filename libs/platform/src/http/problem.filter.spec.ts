@@ -21,7 +21,9 @@ describe('an error of a request', () => {
       send: (body: unknown) => (sent.body = body),
     };
     const http = { getRequest: () => request, getResponse: () => reply as unknown as FastifyReply };
-    new ProblemFilter().catch(error, { switchToHttp: () => http } as unknown as ArgumentsHost);
+    const filter = new ProblemFilter();
+    const handle = filter.catch.bind(filter);
+    handle(error, { switchToHttp: () => http } as unknown as ArgumentsHost);
     return sent;
   };
 
