@@ -40,12 +40,12 @@ export const backupState: readonly StateTable[] = [
   {
     entity: WebhookEndpointEntity,
     row: endpointRow,
-    leads: { name: 'url', columns: ['url', 'events', 'disabledAt'], secrets: ['sealedSecret'] },
+    destination: { name: 'url', columns: ['url', 'events', 'disabledAt'], secrets: ['sealedSecret'] },
   },
   {
     entity: BackupScheduleEntity,
     row: scheduleRow,
     reset: { lastBackupId: null, prunedBackupId: null, staleSince: null },
-    leads: { name: 'name', columns: ['target', 'cron', 'keep', 'repositories', 'enabled'] },
+    destination: { name: 'name', columns: ['target', 'cron', 'keep', 'repositories', 'enabled'] },
   },
 ];

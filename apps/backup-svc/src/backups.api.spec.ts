@@ -779,8 +779,10 @@ describe('backups', () => {
     await waitFor(async () => (await read()).staleSince !== null, { what: 'the old backup to be noticed' });
     await missed();
     await waitFor(async () => (await read()).staleSince === null, { what: 'a new one', timeoutMs: 30_000 });
-    const told = await waitFor(async () => ((await events()).length > 0 ? events() : undefined), { what: 'the event' });
-    expect(told).toMatchObject([{ schedule: 'nightly', newestAt: monthAgo, alertAfterHours: 1 }]);
+    const stale = await waitFor(async () => ((await events()).length > 0 ? events() : undefined), {
+      what: 'the event',
+    });
+    expect(stale).toMatchObject([{ schedule: 'nightly', newestAt: monthAgo, alertAfterHours: 1 }]);
     await du.api('patch', `/v1/backup-schedules/${schedule.id}`).send({ enabled: false }).expect(200);
     expect(await read()).toMatchObject({ enabled: false, nextAt: null });
     await du.api('delete', `/v1/backup-schedules/${schedule.id}`).expect(204);

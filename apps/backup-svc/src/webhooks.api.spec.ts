@@ -297,8 +297,8 @@ describe('webhooks', () => {
     receiver.answer = (response) => response.writeHead(500).end('no');
     const { body: ping } = await airdock.api('post', `/v1/webhook-endpoints/${endpointId}/pings`).expect(202);
     expect(ping).toMatchObject({ eventType: 'webhook.ping', state: 'pending' });
-    const told = await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'failed');
-    expect(told).toMatchObject({ id: ping.id, attempts: 1, error: 'answered 500', response: { body: 'no' } });
+    const failed = await airdock.deliveryWhen({ endpointId }, ({ state }) => state === 'failed');
+    expect(failed).toMatchObject({ id: ping.id, attempts: 1, error: 'answered 500', response: { body: 'no' } });
     expect((await airdock.api('get', `/v1/webhook-endpoints/${endpointId}`)).body).toMatchObject({ enabled: true });
     expect(
       (await airdock.api('post', '/v1/webhook-endpoints/01900000-0000-7000-8000-000000000001/pings')).body.code,
@@ -410,7 +410,7 @@ describe('webhooks', () => {
     const { id } = await api
       .jobs()
       .submit({ type: 'backup.restore', resource: '/v1/restores/01900000-0000-7000-8000-000000000001' });
-    expect(await api.jobs().claim(id, 'a worker that was killed')).toMatchObject({ attempt: 1 });
+    expect(await api.jobs().claims.claim(id, 'a worker that was killed')).toMatchObject({ attempt: 1 });
     const worker = await start(
       { timeoutSeconds: 0.1 },
       { roles: ['worker'], dataDir: api.dataDir, overrides: { 'services.backup': api.url } },

@@ -836,19 +836,19 @@ describe('cluster-svc', () => {
         service.app
           .get<DataSource>('clusterDataSource')
           .query(`UPDATE job SET "finishedAt" = '2020-01-01T00:00:00.000Z' WHERE id = ?`, [job.id]);
-      const left = async () => {
+      const remaining = async () => {
         await service.app.get(JobRetention, { strict: false }).forgetOld();
         const { items } = (await api('get', `${path}/upgrades`).expect(200)).body;
         return items.map(({ id }: { id: string }) => id);
       };
       await Promise.all([planned, stopped].map(age));
-      expect(await left()).toEqual([stopped, young].map(idOfResource));
+      expect(await remaining()).toEqual([stopped, young].map(idOfResource));
       await api('get', `/v1/jobs/${planned.id}`).expect(404);
       others.brokenNodes.clear();
       await api('post', `/v1/jobs/${stopped.id}/retry`).expect(202);
       expect(await endOf(stopped.id)).toMatchObject({ state: 'succeeded' });
       await age(stopped);
-      expect(await left()).toEqual([idOfResource(young)]);
+      expect(await remaining()).toEqual([idOfResource(young)]);
     });
 
     it('is not begun while the one before is begun again', async () => {

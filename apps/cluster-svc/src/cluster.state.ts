@@ -50,7 +50,7 @@ export const clusterState: readonly StateTable[] = [
     entity: ClusterEntity,
     row: clusterRow,
     reset: { upgradeId: null, upgradeJobId: null, targetImageSetId: null, pausedAt: null },
-    leads: { name: 'name', columns: ['provisioner', 'provisionerId', 'fields', 'packages'] },
+    destination: { name: 'name', columns: ['provisioner', 'provisionerId', 'fields', 'packages'] },
   },
   { entity: ClusterNodeEntity, row: nodeRow, references: { clusterId: 'cluster' } },
 ];

@@ -6,8 +6,9 @@ import { HostWorker, type HostWorkerOptions } from '@airdock/host-svc/host-worke
 import { TunnelService } from '@airdock/host-svc/tunnel/tunnel.service';
 import { type Config, type ConfigSources, loadConfig } from '@airdock/platform/config';
 import type { ServiceDatabase } from '@airdock/platform/database';
+import { ownedByOthers } from '@airdock/platform/jobs/job-claims';
 import { JOB_SERVICES } from '@airdock/platform/jobs/jobs.controller';
-import { type JobsService, ownedByOthers } from '@airdock/platform/jobs/jobs.service';
+import type { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { exitWithProblem, freeStartupMemory, stopSignal } from '@airdock/platform/process';
 import { databaseToken, dataReserve, keepPrivate, rootModule, serve } from '@airdock/platform/service';
 import { RegistryEngineService, registryEngine } from '@airdock/registry-svc/registry-engine/registry-engine.service';
@@ -96,7 +97,8 @@ async function up(sources: ConfigSources, stopsRegistry: boolean): Promise<void>
  */
 async function releaseDead(app: INestApplicationContext): Promise<void> {
   const owners = ownedByOthers(`${hostname()}/${process.pid}/`);
-  for (const jobs of app.get<JobsService[]>(JOB_SERVICES)) await jobs.releaseDead(owners, { isExplained: false });
+  for (const jobs of app.get<JobsService[]>(JOB_SERVICES))
+    await jobs.claims.releaseDead(owners, { isExplained: false });
   await app.get(TunnelService, { strict: false }).releaseDead(owners);
 }
 

@@ -9,7 +9,7 @@ import { noteServedHosts } from './served-host.js';
 
 const shutdownMs = 5_000;
 
-const tell = (message: FromWorker) => {
+const send = (message: FromWorker) => {
   if (process.connected) process.send?.(message, () => undefined);
 };
 const begun = new Promise<WorkerStart>((resolve) => {
@@ -44,7 +44,7 @@ try {
   const start = await begun;
   noteServedHosts(start.servedFile);
   let heaviest: () => { hostId: string; bytes: number } | undefined = () => undefined;
-  const beat = () => tell({ type: 'beat', heaviest: heaviest() });
+  const beat = () => send({ type: 'beat', heaviest: heaviest() });
   beat();
   setInterval(beat, beatMs);
   const config = loadConfig({ ...(start.file ? { file: start.file } : {}), overrides: start.overrides });
@@ -59,7 +59,7 @@ try {
     heaviest = () => app.get(HostService, { strict: false }).heaviest();
     startProcessors(app);
   }
-  tell({ type: 'ready' });
+  send({ type: 'ready' });
   freeStartupMemory();
 } catch (error) {
   exitWithProblem(error);

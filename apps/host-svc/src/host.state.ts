@@ -76,7 +76,7 @@ export const hostState: readonly StateTable[] = [
   {
     entity: SshCredentialEntity,
     row: credentialRow,
-    leads: {
+    destination: {
       name: 'name',
       columns: ['username', 'kind', 'publicKeyFingerprint'],
       secrets: ['sealed'],
@@ -89,7 +89,7 @@ export const hostState: readonly StateTable[] = [
     row: hostRow,
     references: { credentialId: 'ssh_credential', jumpHostId: 'host' },
     reset: { turnJobId: null, quarantine: null },
-    leads: {
+    destination: {
       name: 'name',
       columns: [...whereAHostIs, 'hostKeySource'],
       needsConfirmation: ({ before, after }, isThere) =>

@@ -25,8 +25,9 @@ import { Outbox } from './events/outbox.js';
 import { IdempotencyKeyEntity } from './http/idempotency.entity.js';
 import { newId } from './ids.js';
 import { JobEntity, platformEntities } from './jobs/job.entity.js';
+import { ownedBy, ownedByOthers } from './jobs/job-claims.js';
 import { JobRetention } from './jobs/job-retention.js';
-import { JobsService, ownedBy, ownedByOthers } from './jobs/jobs.service.js';
+import { JobsService } from './jobs/jobs.service.js';
 import { noProgress } from './jobs/progress.js';
 import { ForwardMigration, type Migration, tablePath } from './schema/migration.js';
 import { tablesOf } from './schema/testing/tables.js';
@@ -157,27 +158,29 @@ describe.each(databases)('on %s', (_name, start) => {
       insert('with-job'),
     ]);
     expect(await things().findOneBy({ name: 'with-job' })).not.toBeNull();
-    const claims = await Promise.all([first?.claim(id, 'one'), second?.claim(id, 'two')]);
+    const claims = await Promise.all([first?.claims.claim(id, 'one'), second?.claims.claim(id, 'two')]);
     expect(claims.filter(Boolean)).toHaveLength(1);
     const owner = claims[0] ? 'one' : 'two';
     const other = owner === 'one' ? 'two' : 'one';
-    expect(await first?.renew(id, other)).toBe('lost');
-    expect(await first?.renew(id, owner)).toBe('held');
+    expect(await first?.claims.renew(id, other)).toBe('lost');
+    expect(await first?.claims.renew(id, owner)).toBe('held');
     // The owner was killed long ago.
     await (sources[0] as DataSource).query(
       `UPDATE ${server.databaseUrl ? 'image.job' : 'job'} SET "leaseUntil" = '2020-01-01T00:00:00.000Z'`,
     );
-    expect(await second?.claim(id, other)).toMatchObject({ attempt: 2, leaseOwner: other });
-    expect(await first?.end(id, { state: 'succeeded', error: null, result: null }, { leaseOwner: owner })).toBe(false);
-    expect(await second?.end(id, { state: 'succeeded', error: null, result: { a: 1 } }, { leaseOwner: other })).toBe(
-      true,
+    expect(await second?.claims.claim(id, other)).toMatchObject({ attempt: 2, leaseOwner: other });
+    expect(await first?.claims.end(id, { state: 'succeeded', error: null, result: null }, { leaseOwner: owner })).toBe(
+      false,
     );
+    expect(
+      await second?.claims.end(id, { state: 'succeeded', error: null, result: { a: 1 } }, { leaseOwner: other }),
+    ).toBe(true);
     expect(await first?.get(id)).toMatchObject({ state: 'succeeded', result: { a: 1 }, attempt: 2 });
-    expect(await first?.claim(id, owner)).toBeUndefined();
+    expect(await first?.claims.claim(id, owner)).toBeUndefined();
     // Told once, although two workers began it.
-    const told = await (sources[0] as DataSource).getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
-    expect(told.map(({ type }) => type)).toEqual(['image.push.started', 'image.push.succeeded']);
-    expect(JSON.parse(told[1]?.payload ?? '')).toMatchObject({
+    const events = await (sources[0] as DataSource).getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
+    expect(events.map(({ type }) => type)).toEqual(['image.push.started', 'image.push.succeeded']);
+    expect(JSON.parse(events[1]?.payload ?? '')).toMatchObject({
       type: 'image.push.succeeded',
       data: {
         jobId: id,
@@ -293,8 +296,8 @@ describe.each(databases)('on %s', (_name, start) => {
       .poll(async () => (await keys.find()).length + (await jobs.countBy({ id: ids.old })), { timeout: 120_000 })
       .toBe(1);
     await retention.beforeApplicationShutdown();
-    const left = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
-    expect(left.toSorted()).toEqual([ids.fresh, ids.running, ids.named, ids.checked].toSorted());
+    const kept = (await jobs.findBy({ id: In(Object.values(ids)) })).map(({ id }) => id);
+    expect(kept.toSorted()).toEqual([ids.fresh, ids.running, ids.named, ids.checked].toSorted());
     expect(await source.getRepository(CheckEntity).find()).toEqual([{ id: checkId, jobId: ids.checked }]);
     expect((await keys.find()).map(({ id }) => id)).toEqual(['fresh']);
   });
@@ -306,18 +309,18 @@ describe.each(databases)('on %s', (_name, start) => {
     const { id } = await jobs.submit({ type: 'image.push', resource: '/v1/things/2' });
     const progress = (await jobs.find(id))?.progress as never;
     const die = async (owner: string, isExplained = false) => {
-      expect(await jobs.claim(id, `${owner}/x`)).toMatchObject({ leaseOwner: `${owner}/x` });
-      expect(await jobs.claim(id, 'nobody')).toBeUndefined();
-      await jobs.releaseDead(ownedBy(`${owner}/`), { isExplained });
+      expect(await jobs.claims.claim(id, `${owner}/x`)).toMatchObject({ leaseOwner: `${owner}/x` });
+      expect(await jobs.claims.claim(id, 'nobody')).toBeUndefined();
+      await jobs.claims.releaseDead(ownedBy(`${owner}/`), { isExplained });
     };
     for (let round = 0; round < 4; round++) {
-      await jobs.claim(id, 'orderly');
-      await jobs.release(id, 'orderly', { runAfter: null, failures: round, progress });
+      await jobs.claims.claim(id, 'orderly');
+      await jobs.claims.release(id, 'orderly', { runAfter: null, failures: round, progress });
     }
     // It ran beside a host that they died of.
     for (const owner of ['p', 'q', 'r', 's']) await die(owner, true);
     for (const owner of ['one', 'two', 'three']) await die(owner);
-    const [a, b] = await Promise.all([jobs.claim(id, 'four'), jobs.claim(id, 'five')]);
+    const [a, b] = await Promise.all([jobs.claims.claim(id, 'four'), jobs.claims.claim(id, 'five')]);
     expect([a, b]).toEqual([undefined, undefined]);
     expect(await jobs.get(id)).toMatchObject({
       state: 'failed',
@@ -325,20 +328,20 @@ describe.each(databases)('on %s', (_name, start) => {
       attempt: 11,
       finishedAt: expect.any(String),
     });
-    const told = await source.getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
-    expect(told.map(({ type }) => type).slice(-2)).toEqual(['image.push.started', 'image.push.failed']);
+    const events = await source.getRepository(OutboxEventEntity).find({ order: { id: 'ASC' } });
+    expect(events.map(({ type }) => type).slice(-2)).toEqual(['image.push.started', 'image.push.failed']);
     await jobs.retry(id);
     for (const owner of ['six', 'seven']) await die(owner);
-    expect(await jobs.claim(id, 'eight')).toMatchObject({ attempt: 14, lost: 2 });
+    expect(await jobs.claims.claim(id, 'eight')).toMatchObject({ attempt: 14, lost: 2 });
     // It got further: what died before has nothing to do with what it does now.
-    await jobs.saveProgress(id, 'eight', progress, { hasAdvanced: true });
-    await jobs.releaseDead(ownedBy('eight'), { isExplained: false });
+    await jobs.claims.saveProgress(id, 'eight', progress, { hasAdvanced: true });
+    await jobs.claims.releaseDead(ownedBy('eight'), { isExplained: false });
     await die('late');
-    expect(await jobs.claim(id, 'last')).toMatchObject({ attempt: 16, lost: 2 });
+    expect(await jobs.claims.claim(id, 'last')).toMatchObject({ attempt: 16, lost: 2 });
     // Cancelled while its last worker died.
     await jobs.cancel(id);
-    await jobs.releaseDead(ownedByOthers('eight'), { isExplained: false });
-    expect(await jobs.claim(id, 'nine')).toBeUndefined();
+    await jobs.claims.releaseDead(ownedByOthers('eight'), { isExplained: false });
+    expect(await jobs.claims.claim(id, 'nine')).toBeUndefined();
     expect((await jobs.get(id)).state).toBe('cancelled');
   });
 });

@@ -212,8 +212,8 @@ describe('a service', () => {
     let begin = () => {};
     const seen = { begun: new Promise<void>((resolve) => (begin = resolve)), stored: 0 };
     flush = seen;
-    const save = jobs.saveProgress.bind(jobs);
-    const spy = vi.spyOn(jobs, 'saveProgress').mockImplementation(async (id, owner, progress, options) => {
+    const save = jobs.claims.saveProgress.bind(jobs.claims);
+    const spy = vi.spyOn(jobs.claims, 'saveProgress').mockImplementation(async (id, owner, progress, options) => {
       begin();
       await setImmediate();
       await save(id, owner, progress, options);

@@ -110,104 +110,100 @@ export const databaseToken = (name: ServiceName) => `database:${name}`;
  * }
  * ```
  */
-export function defineService(
-  roles: Roles,
-  {
-    module,
-    name,
-    entities,
-    migrations,
-    controllers,
-    providers,
-    workers = [],
-    jobTypes,
-    history = [],
-    state = [],
-    noticeSource,
-  }: ServiceDefinition,
-): DynamicModule {
-  const tables = [...platformEntities, ...entities];
-  const jobs: Provider = {
-    provide: JobsService,
-    inject: [ServiceDatabase, Outbox, ...jobTypes.map((type) => getQueueToken(type))],
-    useFactory: (database: ServiceDatabase, outbox: Outbox, ...queues: Queue[]) =>
-      new JobsService(name, database, new Map(jobTypes.map((type, index) => [type, queues[index] as Queue])), outbox),
-  };
-  const isWorker = roles.includes('worker');
+export function defineService(roles: Roles, definition: ServiceDefinition): DynamicModule {
+  const { module, name, controllers, providers, workers = [], jobTypes } = definition;
+  const queues = jobTypes.map((type) => ({ name: type }));
+  // Also where no worker is: a job that nothing runs is found at the first start.
   const processors = jobProcessors([...providers, ...workers], jobTypes);
-  const forwarder: Provider = {
-    provide: OutboxForwarder,
-    inject: [ServiceDatabase, EventSink],
-    useFactory: (database: ServiceDatabase, sink: EventSink) => new OutboxForwarder(database, sink),
-  };
-  const retention: Provider = {
-    provide: JobRetention,
-    inject: [CONFIG, ServiceDatabase],
-    useFactory: (config: Config, database: ServiceDatabase) => new JobRetention(config.jobs, database, history),
-  };
   return {
     module,
-    imports: [
-      TypeOrmModule.forRootAsync({
-        name,
-        inject: [CONFIG],
-        useFactory: (config: Config) => ({
-          ...dataSourceOptions(config, name, tables, migrations),
-          retryAttempts: 3,
-          retryDelay: 1000,
-          toRetry: (error: unknown) => isTransient(translateDatabaseError(error)),
-        }),
-        dataSourceFactory: async (options) => {
-          if (!options) throw new Error('no data source options');
-          return connectDatabase(options);
-        },
-      }),
-      TypeOrmModule.forFeature(tables, name),
-      ...(jobTypes.length > 0 ? [BullModule.registerQueue(...jobTypes.map((type) => ({ name: type })))] : []),
-    ],
+    imports: [...databaseImports(definition), ...(queues.length > 0 ? [BullModule.registerQueue(...queues)] : [])],
     controllers: roles.includes('api') ? controllers : [],
     providers: [
-      {
-        provide: ServiceDatabase,
-        inject: [getDataSourceToken(name)],
-        useFactory: (dataSource: DataSource) => new ServiceDatabase(dataSource),
-      },
-      { provide: Outbox, inject: [ServiceDatabase], useFactory: (database: ServiceDatabase) => new Outbox(database) },
-      { provide: jobsToken(name), useExisting: JobsService },
-      noticeSource
-        ? { provide: noticesToken(name), useExisting: noticeSource }
-        : { provide: noticesToken(name), useValue: { notices: async () => ({}) } },
-      { provide: databaseToken(name), useExisting: ServiceDatabase },
-      {
-        provide: stateToken(name),
-        inject: [ServiceDatabase, SecretBox, CONFIG],
-        useFactory: (database: ServiceDatabase, secrets: SecretBox, config: Config) =>
-          new StateService(name, state, database, secrets, config),
-      },
-      {
-        provide: sealedToken(name),
-        inject: [ServiceDatabase, SecretBox],
-        useFactory: (database: ServiceDatabase, secrets: SecretBox) => new SealedColumns(database, secrets),
-      },
-      jobs,
-      IdempotencyInterceptor,
+      ...ownProviders(definition),
       ...providers,
-      ...(isWorker
-        ? [
-            ...workers,
-            ...processors,
-            forwarder,
-            retention,
-            {
-              provide: JobSweeper,
-              inject: [JobsService, ServiceDatabase],
-              useFactory: (service: JobsService, database: ServiceDatabase) => new JobSweeper(service, database),
-            },
-          ]
-        : []),
+      ...(roles.includes('worker') ? [...workers, ...processors, ...loopsOf(definition)] : []),
     ],
     exports: [noticesToken(name), jobsToken(name), databaseToken(name), stateToken(name), sealedToken(name)],
   };
+}
+
+/** The service's own database, and the repositories of its tables. */
+function databaseImports({ name, entities, migrations }: ServiceDefinition): DynamicModule[] {
+  const tables = [...platformEntities, ...entities];
+  return [
+    TypeOrmModule.forRootAsync({
+      name,
+      inject: [CONFIG],
+      useFactory: (config: Config) => ({
+        ...dataSourceOptions(config, name, tables, migrations),
+        retryAttempts: 3,
+        retryDelay: 1000,
+        toRetry: (error: unknown) => isTransient(translateDatabaseError(error)),
+      }),
+      dataSourceFactory: async (options) => {
+        if (!options) throw new Error('no data source options');
+        return connectDatabase(options);
+      },
+    }),
+    TypeOrmModule.forFeature(tables, name),
+  ];
+}
+
+/** What every service has in both roles: its database, events, jobs and state, some of it for the rest of the process. */
+function ownProviders({ name, jobTypes, state = [], noticeSource }: ServiceDefinition): Provider[] {
+  return [
+    {
+      provide: ServiceDatabase,
+      inject: [getDataSourceToken(name)],
+      useFactory: (dataSource: DataSource) => new ServiceDatabase(dataSource),
+    },
+    { provide: Outbox, inject: [ServiceDatabase], useFactory: (database: ServiceDatabase) => new Outbox(database) },
+    {
+      provide: JobsService,
+      inject: [ServiceDatabase, Outbox, ...jobTypes.map((type) => getQueueToken(type))],
+      useFactory: (database: ServiceDatabase, outbox: Outbox, ...queues: Queue[]) =>
+        new JobsService(name, database, new Map(jobTypes.map((type, index) => [type, queues[index] as Queue])), outbox),
+    },
+    IdempotencyInterceptor,
+    { provide: jobsToken(name), useExisting: JobsService },
+    { provide: databaseToken(name), useExisting: ServiceDatabase },
+    noticeSource
+      ? { provide: noticesToken(name), useExisting: noticeSource }
+      : { provide: noticesToken(name), useValue: { notices: async () => ({}) } },
+    {
+      provide: stateToken(name),
+      inject: [ServiceDatabase, SecretBox, CONFIG],
+      useFactory: (database: ServiceDatabase, secrets: SecretBox, config: Config) =>
+        new StateService(name, state, database, secrets, config),
+    },
+    {
+      provide: sealedToken(name),
+      inject: [ServiceDatabase, SecretBox],
+      useFactory: (database: ServiceDatabase, secrets: SecretBox) => new SealedColumns(database, secrets),
+    },
+  ];
+}
+
+/** What every worker does by itself, beside its jobs. */
+function loopsOf({ history = [] }: ServiceDefinition): Provider[] {
+  return [
+    {
+      provide: OutboxForwarder,
+      inject: [ServiceDatabase, EventSink],
+      useFactory: (database: ServiceDatabase, sink: EventSink) => new OutboxForwarder(database, sink),
+    },
+    {
+      provide: JobRetention,
+      inject: [CONFIG, ServiceDatabase],
+      useFactory: (config: Config, database: ServiceDatabase) => new JobRetention(config.jobs, database, history),
+    },
+    {
+      provide: JobSweeper,
+      inject: [JobsService, ServiceDatabase],
+      useFactory: (service: JobsService, database: ServiceDatabase) => new JobSweeper(service, database),
+    },
+  ];
 }
 
 /** The root module of a process: the platform, the services, their jobs and health behind one port. */

@@ -67,7 +67,7 @@ export class BackupOperationService {
   async create(
     request: JobRequest,
     { target: wanted, operation }: CreateBackupOperation,
-    together: Statement[] = [],
+    changes: Statement[] = [],
   ): Promise<Job> {
     this.targets.assertKnown(wanted);
     const target =
@@ -88,7 +88,7 @@ export class BackupOperationService {
     });
     return this.jobs.submit(
       { ...request, type: operationJobTypes[operation.action], resource: `/v1/backup-operations/${id}` },
-      [this.operations.createQueryBuilder().insert().values(row), ...together],
+      [this.operations.createQueryBuilder().insert().values(row), ...changes],
     );
   }
 

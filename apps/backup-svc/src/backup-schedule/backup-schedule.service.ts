@@ -160,7 +160,7 @@ export class BackupScheduleService {
       newestBackupId: newest?.id ?? null,
       newestAt: newest?.completedAt ?? null,
     };
-    return this.outbox.together(this.guarded(row, { staleSince: now() }), 'backup.stale', {
+    return this.outbox.emitWith(this.guarded(row, { staleSince: now() }), 'backup.stale', {
       ...data,
       alertAfterHours: row.alertAfterHours,
     });

@@ -59,7 +59,7 @@ export class BackupService {
     request: JobRequest,
     wanted: CreateBackup,
     scheduleId: string | null = null,
-    together: Statement[] = [],
+    changes: Statement[] = [],
   ): Promise<Job> {
     this.targets.assertKnown(wanted.target);
     await this.registry('read');
@@ -75,7 +75,7 @@ export class BackupService {
     });
     return this.jobs.submit({ ...request, type: backupJobType, resource: `/v1/backups/${id}` }, [
       this.backups.createQueryBuilder().insert().values(row),
-      ...together,
+      ...changes,
     ]);
   }
 

@@ -136,7 +136,7 @@ export class StateRestore {
   private async *each(dryRun: boolean): AsyncGenerator<{ service: string; table: string; result: StateRowsResult }> {
     for (const { service, keyFingerprint, tables } of this.states) {
       const coming: Keys = {};
-      const left: Keys = {};
+      const missing: Keys = {};
       for (const { name: table, rows } of tables) {
         coming[table] = rows.flatMap(({ id }) => (typeof id === 'string' ? [id] : []));
         const result: StateRowsResult = { added: 0, replaced: 0, kept: 0, conflicts: [], changes: [] };
@@ -147,14 +147,14 @@ export class StateRestore {
             existing: this.options.existing,
             dryRun,
             coming: bounded(coming, part),
-            left: bounded(left, part),
+            left: bounded(missing, part),
           };
           const data = await this.put(service, table, body);
           for (const count of ['added', 'replaced', 'kept'] as const) result[count] += data[count];
           result.conflicts.push(...data.conflicts);
           result.changes.push(...data.changes);
         }
-        left[table] = result.conflicts;
+        missing[table] = result.conflicts;
         yield { service, table, result };
       }
     }

@@ -273,7 +273,7 @@ export class WebhookDeliveryService {
       .where({ createdAt, state: Not('pending') })
       .andWhere(`NOT EXISTS (${again.getQuery()})`)
       .execute();
-    const left = this.deliveries
+    const unfinished = this.deliveries
       .createQueryBuilder('delivery')
       .select('1')
       .where(`delivery.eventId = ${this.events.metadata.tablePath}.id`);
@@ -281,7 +281,7 @@ export class WebhookDeliveryService {
       .createQueryBuilder()
       .delete()
       .where({ createdAt, dispatched: true })
-      .andWhere(`NOT EXISTS (${left.getQuery()})`)
+      .andWhere(`NOT EXISTS (${unfinished.getQuery()})`)
       .execute();
     await this.endpoints.forgetSecrets();
   }

@@ -119,16 +119,16 @@ export function planPushes(
   missing: readonly Pick<MissingImage, 'upstream' | 'bundles'>[],
 ): { bundleId: string; images: string[] }[] {
   const plan: { bundleId: string; images: string[] }[] = [];
-  let left = missing.filter(({ bundles }) => bundles.length > 0);
-  while (left.length > 0) {
+  let uncovered = missing.filter(({ bundles }) => bundles.length > 0);
+  while (uncovered.length > 0) {
     const byBundle = new Map<string, string[]>();
-    for (const { upstream, bundles } of left)
+    for (const { upstream, bundles } of uncovered)
       for (const { id } of bundles) byBundle.set(id, [...(byBundle.get(id) ?? []), upstream]);
     const [best] = [...byBundle].sort(([, a], [, b]) => b.length - a.length);
     if (!best) break;
     const [bundleId, images] = best;
     plan.push({ bundleId, images });
-    left = left.filter(({ upstream }) => !images.includes(upstream));
+    uncovered = uncovered.filter(({ upstream }) => !images.includes(upstream));
   }
   return plan;
 }

@@ -115,11 +115,11 @@ export class UpgradeCluster {
     // A node that is half way comes first: never are there two.
     const isHalfWay = ({ state }: UpgradedNode) => state === 'upgrading' || state === 'failed';
     const size = batchSize(upgrade.batch, upgrade.nodes);
-    const left = upgrade.nodes.filter(({ state }) => state !== 'done');
+    const unfinished = upgrade.nodes.filter(({ state }) => state !== 'done');
     const batches = [
-      left.filter(isHalfWay),
+      unfinished.filter(isHalfWay),
       ...batchesOf(
-        left.filter((node) => !isHalfWay(node)),
+        unfinished.filter((node) => !isHalfWay(node)),
         size,
       ),
     ].filter((batch) => batch.length > 0);

@@ -165,10 +165,10 @@ function fitted(entry: InventoryHost, base: Record<string, string>): InventoryHo
   const groups = Object.keys(entry.labels).filter(
     (label) => label.startsWith(groupLabel) && !Object.hasOwn(base, label),
   );
-  const left = groups.slice(0, Math.max(0, excess));
-  if (left.length === 0) return entry;
-  const labels = Object.fromEntries(Object.entries(entry.labels).filter(([label]) => !left.includes(label)));
-  return { ...entry, labels, groupsWithoutLabel: (entry.groupsWithoutLabel ?? 0) + left.length };
+  const dropped = groups.slice(0, Math.max(0, excess));
+  if (dropped.length === 0) return entry;
+  const labels = Object.fromEntries(Object.entries(entry.labels).filter(([label]) => !dropped.includes(label)));
+  return { ...entry, labels, groupsWithoutLabel: (entry.groupsWithoutLabel ?? 0) + dropped.length };
 }
 
 /** Of hosts that are in more groups than they can have labels. */

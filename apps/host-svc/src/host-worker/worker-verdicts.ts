@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { CONFIG, type Config } from '@airdock/platform/config';
-import { JobsService, ownedBy } from '@airdock/platform/jobs/jobs.service';
+import { ownedBy } from '@airdock/platform/jobs/job-claims';
+import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { Inject, Injectable, type OnModuleInit } from '@nestjs/common';
 import { HostService } from '../host/host.service.js';
 import { TunnelService } from '../tunnel/tunnel.service.js';
@@ -25,7 +26,7 @@ export class WorkerVerdicts implements OnModuleInit {
       const owners = ownedBy(value.owner);
       await this.tunnels.releaseDead(owners);
       // A quarantine bounds what the named host can do; jobs of others have nothing to do with it.
-      await this.jobs.releaseDead(owners, { isExplained: value.hostId !== null });
+      await this.jobs.claims.releaseDead(owners, { isExplained: value.hostId !== null });
       done();
     }
   }

@@ -271,7 +271,7 @@ export class HostService implements CredentialUsersService {
     const forMs = Math.min(maxQuarantineMs, firstQuarantineMs * 2 ** (strikes - 1));
     const quarantine: Quarantine = { until: new Date(Date.now() + forMs).toISOString(), since: at, strikes, reason };
     const change = this.hosts.createQueryBuilder().update().set(columns<HostEntity>({ quarantine })).where({ id });
-    await this.outbox.together(change, 'host.quarantined', {
+    await this.outbox.emitWith(change, 'host.quarantined', {
       hostId: id,
       host: `/v1/hosts/${id}`,
       name: row.name,

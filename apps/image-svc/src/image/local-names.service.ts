@@ -118,14 +118,14 @@ export class LocalNamesService {
         .where({ name: row.name, upstream: holder.upstream, identity: holder.identity }),
     ];
     const loser = holder.upstream === row.upstream ? null : await this.images.findOneBy({ upstream: holder.upstream });
-    const left = loser?.localReferences.filter((reference) => reference !== full);
+    const remaining = loser?.localReferences.filter((reference) => reference !== full);
     const loses =
       loser &&
-      left &&
+      remaining &&
       this.images
         .createQueryBuilder()
         .update()
-        .set(columns<ImageEntity>({ localReferences: left }))
+        .set(columns<ImageEntity>({ localReferences: remaining }))
         .where({ id: loser.id });
     if (!(await atomically(this.images.manager.dataSource, loses ? [...statements, loses] : statements)))
       throw new AppError('image_name_collision', {

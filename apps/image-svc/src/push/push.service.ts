@@ -137,10 +137,10 @@ export class PushService {
       return { images: copied.length, ...leftOutOf(push) };
     } catch (error) {
       // A worker that shuts down, or a registry that is away for a while: the next run goes on with what has begun.
-      const goesOn = signal.aborted
+      const isResumable = signal.aborted
         ? (signal.reason as { code?: string }).code !== 'job_cancelled'
         : error instanceof AppError && error.family === 'unavailable';
-      if (!goesOn) await sessions.discard((session) => registry.cancelUpload(session));
+      if (!isResumable) await sessions.discard((session) => registry.cancelUpload(session));
       throw error;
     } finally {
       await this.space.release(push.id);

@@ -60,9 +60,11 @@ describe('an upgrade of the DU', () => {
       it(`${phase}, ${kind}: ${cell}`, () => {
         const { after, then } = decide(at(phase), kind);
         expect(after.phase).toBe(cell === 'stop' ? phase : cell);
-        expect(then).toBe(cell === 'stop' ? 'stop' : ['done', 'rolledBack', 'refused'].includes(cell) ? 'end' : 'act');
+        expect(then).toBe(
+          cell === 'stop' ? 'stop' : ['done', 'rolledBack', 'refused'].includes(cell) ? 'end' : 'proceed',
+        );
         // Killed and run again: where the row is, the same is begun.
-        expect(takeUp(after)).toEqual({ change: {}, then: then === 'end' ? 'end' : 'act' });
+        expect(takeUp(after)).toEqual({ change: {}, then: then === 'end' ? 'end' : 'proceed' });
       });
     }
 
@@ -72,16 +74,16 @@ describe('an upgrade of the DU', () => {
       then: 'end',
     });
     expect(takeUp(at('prepared', { goal: 'prepared' }))).toEqual({ change: {}, then: 'end' });
-    expect(takeUp(at('prepared'))).toEqual({ change: {}, then: 'act' });
+    expect(takeUp(at('prepared'))).toEqual({ change: {}, then: 'proceed' });
   });
 
   it.each(table.map(([phase]) => phase))('that is to be rolled back at %s leaves it by the way back', (phase) => {
     const { change, then } = takeUp(at(phase, { goal: 'rolledBack' }));
     const isEarly = phase === 'preflight' || phase === 'backup';
-    if (phase.startsWith('rollBack')) expect({ change, then }).toEqual({ change: {}, then: 'act' });
+    if (phase.startsWith('rollBack')) expect({ change, then }).toEqual({ change: {}, then: 'proceed' });
     else
       expect({ phase: change.phase, then }).toEqual(
-        isEarly ? { phase: 'rolledBack', then: 'end' } : { phase: 'rollBackEngine', then: 'act' },
+        isEarly ? { phase: 'rolledBack', then: 'end' } : { phase: 'rollBackEngine', then: 'proceed' },
       );
   });
 

@@ -37,7 +37,7 @@ export type Outcome =
 export interface Decision {
   change: Partial<UpgradeState>;
   /** `act`: do what the phase says; `stop`: end the job with the outcome; `end`: the upgrade is where it should be. */
-  then: 'act' | 'stop' | 'end';
+  then: 'proceed' | 'stop' | 'end';
 }
 
 /**
@@ -78,7 +78,7 @@ export function takeUp(state: UpgradeState): Decision {
   if (hasEnded(state) || state.phase === state.goal) return { change: {}, then: 'end' };
   if (state.goal === 'rolledBack' && !isRollingBack(state))
     return move(state, harmless.includes(state.phase) ? 'rolledBack' : 'rollBackEngine');
-  return { change: {}, then: 'act' };
+  return { change: {}, then: 'proceed' };
 }
 
 /** What follows when the actions of the phase came out so. */
@@ -118,7 +118,7 @@ function move(state: UpgradeState, phase: DuUpgradePhase): Decision {
   // An error that was got over is none any more.
   const isKept = isRollingBack(moved) || phase === 'rolledBack' || phase === 'refused';
   const change = { phase, error: isKept ? state.error : null, restores: state.restores };
-  return { change, then: hasEnded(moved) || phase === state.goal ? 'end' : 'act' };
+  return { change, then: hasEnded(moved) || phase === state.goal ? 'end' : 'proceed' };
 }
 
 const attempted = (state: UpgradeState): UpgradeState =>

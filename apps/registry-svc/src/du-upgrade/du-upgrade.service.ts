@@ -156,7 +156,7 @@ export class DuUpgradeService {
     let cause: unknown;
     let decision = takeUp(row);
     await this.apply(row, decision);
-    while (decision.then === 'act') {
+    while (decision.then === 'proceed') {
       progress({ phase: row.phase });
       try {
         for (const action of actionsOf(row)) await this.actions[action](row, signal);

@@ -50,8 +50,8 @@ async function begin({ jobs, claims } = api()): Promise<string> {
   return id;
 }
 const fail = async (id: string) => {
-  await worker().jobs.claim(id, 'worker');
-  await worker().jobs.end(id, { state: 'failed', error: null, result: null }, { leaseOwner: 'worker' });
+  await worker().jobs.claims.claim(id, 'worker');
+  await worker().jobs.claims.end(id, { state: 'failed', error: null, result: null }, { leaseOwner: 'worker' });
 };
 const row = () => api().rows.load();
 

@@ -25,7 +25,7 @@ export class Outbox {
    * Says it if the change finds its row, in one commit with it. False, and nothing is said, when it does not: somebody
    * else was faster.
    */
-  together(change: Statement, type: EventType, data: EventData): Promise<boolean> {
+  emitWith(change: Statement, type: EventType, data: EventData): Promise<boolean> {
     return atomically(this.database.dataSource, [change, this.statement(type, data)]);
   }
 

@@ -102,8 +102,8 @@ export class Servers {
       socket.once('close', () => {
         total -= 1;
         if (address === undefined) return;
-        const left = (byAddress.get(address) ?? 1) - 1;
-        if (left > 0) byAddress.set(address, left);
+        const remaining = (byAddress.get(address) ?? 1) - 1;
+        if (remaining > 0) byAddress.set(address, remaining);
         else byAddress.delete(address);
       });
     });

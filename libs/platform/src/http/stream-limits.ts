@@ -25,8 +25,8 @@ export class StreamLimits {
     this.total += 1;
     raw.once('close', () => {
       this.total -= 1;
-      const left = (this.open.get(client) ?? 1) - 1;
-      if (left > 0) this.open.set(client, left);
+      const remaining = (this.open.get(client) ?? 1) - 1;
+      if (remaining > 0) this.open.set(client, remaining);
       else this.open.delete(client);
     });
   }

@@ -128,13 +128,13 @@ describe('a job that is run', () => {
   });
 
   it('counts a phase as its share of the whole, and never backwards', () => {
-    const told: (number | undefined)[] = [];
-    const context = { progress: ({ percent }) => told.push(percent) } as Partial<JobContext> as JobContext;
+    const percents: (number | undefined)[] = [];
+    const context = { progress: ({ percent }) => percents.push(percent) } as Partial<JobContext> as JobContext;
     const phase = phaseOf(context, 40, 90);
     phase.progress({ phase: 'pull' });
     phase.progress({ itemsTotal: 4, itemsDone: 2 });
     phase.progress({ itemsDone: 1 });
     phase.progress({ itemsDone: 8 });
-    expect(told).toEqual([40, 65, 65, 90]);
+    expect(percents).toEqual([40, 65, 65, 90]);
   });
 });

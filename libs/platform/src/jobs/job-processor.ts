@@ -6,8 +6,9 @@ import type { Job as QueueJob } from 'bullmq';
 import { translateDatabaseError } from '../database.js';
 import { newId } from '../ids.js';
 import type { JobEntity } from './job.entity.js';
+import { type JobClaims, type JobOutcome, leaseMs, maxDelayMs } from './job-claims.js';
 import { idOfResource } from './job-resource.js';
-import { type JobsService, leaseMs, maxDelayMs } from './jobs.service.js';
+import type { JobsService } from './jobs.service.js';
 import { ProgressMeter, type ProgressUpdate } from './progress.js';
 
 /** What a job's method is given. */
@@ -24,7 +25,7 @@ export interface JobContext {
   signal: AbortSignal;
   /** Cheap to call often; stored a few times a second. */
   progress(update: ProgressUpdate): void;
-  /** Resolves when what was told is stored: before something is noted elsewhere that the next run does not do again. */
+  /** Resolves when what was reported is stored: before something is noted elsewhere that the next run does not do again. */
   saved(): Promise<void>;
 }
 
@@ -63,138 +64,140 @@ export interface JobLimits {
   stallMs?: number | undefined;
 }
 
-/** Runs jobs of one type: claims the row, keeps the claim alive, stores progress, and writes the end. */
-export class JobProcessor extends WorkerHost implements BeforeApplicationShutdown {
-  private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
-  private readonly running = new Map<AbortController, Promise<void>>();
-  private readonly maxFailures: number;
-  private readonly stallMs: number;
-  private readonly logger: Logger;
-
-  private isClosing = false;
+/** One run of a job that this worker has claimed: keeps the claim alive, stores progress, and writes the end. */
+class ClaimedRun {
+  private readonly controller = new AbortController();
+  private readonly meter: ProgressMeter;
+  private renewedAt = performance.now();
+  private reportedAt = performance.now();
+  /** Whether something was reported that is not stored. */
+  private isDirty = false;
+  private saving: Promise<void> = Promise.resolve();
 
   constructor(
-    private readonly jobs: JobsService,
-    type: string,
-    private readonly run: JobRun,
-    { maxFailures = 8, stallMs = 2 * 60 * 60 * 1000 }: JobLimits = {},
+    private readonly job: JobEntity,
+    private readonly owner: string,
+    private readonly claims: JobClaims,
+    private readonly limits: Required<JobLimits>,
+    private readonly logger: Logger,
   ) {
-    super();
-    [this.maxFailures, this.stallMs, this.logger] = [maxFailures, stallMs, new Logger(type)];
-    jobs.processors.push(this);
+    this.meter = new ProgressMeter(job.progress);
   }
 
-  /** Begins to take jobs. */
-  start(): void {
-    void this.worker.run();
+  /** Lets the job go on elsewhere. */
+  interrupt(why: string): void {
+    this.controller.abort(new Interrupted(why));
   }
 
-  async process(wakeUp: QueueJob<{ jobId: string }>): Promise<void> {
-    // What is handed back at shutdown is for others.
-    const job = this.isClosing ? undefined : await this.jobs.claim(wakeUp.data.jobId, this.owner);
-    if (!job) return;
-    const controller = new AbortController();
-    const done = this.runClaimed(job, controller).finally(() => this.running.delete(controller));
-    this.running.set(controller, done);
-    await done;
-  }
-
-  private async runClaimed(job: JobEntity, controller: AbortController): Promise<void> {
-    const meter = new ProgressMeter(job.progress);
-    let dirty = false;
-    let [renewedAt, reportedAt] = [performance.now(), performance.now()];
-    const heartbeat = this.every(heartbeatMs, async () => {
-      const askedAt = performance.now();
-      const claim = await this.jobs.renew(job.id, this.owner);
-      renewedAt = askedAt;
-      if (claim === 'cancelRequested') controller.abort(new AppError('job_cancelled'));
-      if (claim === 'lost') controller.abort(new Interrupted('the claim was lost'));
-    });
-    // Without a claim another worker may have the job: a database that cannot be reached, or a process that was frozen,
-    // must not go on writing.
-    const watchdog = setInterval(() => {
-      if (performance.now() - renewedAt > leaseMs - heartbeatMs)
-        controller.abort(new Interrupted('the claim could not be renewed'));
-      const silentMs = performance.now() - reportedAt;
-      if (silentMs > this.stallMs)
-        controller.abort(
-          new AppError('job_stalled', {
-            detail: `nothing since ${Math.round(silentMs / 60_000)} min, in "${meter.value.phase}"`,
-          }),
-        );
-    }, heartbeatMs / 2);
-    let saving: Promise<void> = Promise.resolve();
-    const saveNow = async () => {
-      if (!dirty) return;
-      dirty = false;
-      try {
-        await this.jobs.saveProgress(job.id, this.owner, meter.value, meter);
-      } catch (error) {
-        dirty = true;
-        throw error;
-      }
-    };
-    // One after the other: whoever asks has what was reported stored, also while a flush is under way.
-    const save = () => {
-      saving = saving.then(saveNow, saveNow);
-      return saving;
-    };
-    const flush = this.every(flushMs, save);
-    const where = { leaseOwner: this.owner };
+  /** Resolves when the row says what became of the run. */
+  async finish(run: JobRun): Promise<void> {
+    const { signal } = this.controller;
+    const loops = [this.every(heartbeatMs, () => this.renew()), this.every(flushMs, () => this.save())];
+    const stopLoops = () => Promise.all(loops.map((loop) => loop.stop()));
+    const watchdog = setInterval(() => this.abortWhenSilent(), heartbeatMs / 2);
     try {
-      if (job.cancelRequestedAt) controller.abort(new AppError('job_cancelled'));
-      controller.signal.throwIfAborted();
-      const result = await this.run({
-        jobId: job.id,
-        resourceId: idOfResource(job),
-        attempt: job.attempt,
-        signal: controller.signal,
-        progress: (update) => {
-          meter.update(update);
-          reportedAt = performance.now();
-          dirty = true;
-        },
-        saved: save,
-      });
-      controller.signal.throwIfAborted();
-      await Promise.all([heartbeat.stop(), flush.stop()]);
-      const progress = { ...meter.value, phase: 'done', percent: 100, etaSeconds: 0, items: [] };
-      await this.jobs.end(job.id, { state: 'succeeded', error: null, result: result ?? null, progress }, where);
+      if (this.job.cancelRequestedAt) this.controller.abort(new AppError('job_cancelled'));
+      signal.throwIfAborted();
+      const result = await run(this.context());
+      signal.throwIfAborted();
+      await stopLoops();
+      await this.succeed(result ?? null);
     } catch (thrown) {
-      await Promise.all([heartbeat.stop(), flush.stop()]);
-      const error: unknown = controller.signal.aborted ? controller.signal.reason : translateDatabaseError(thrown);
-      const failures = meter.hasAdvanced ? 1 : job.failures + 1;
-      if (error instanceof Interrupted) {
-        await this.jobs.release(job.id, this.owner, { runAfter: null, failures: job.failures, progress: meter.value });
-      } else if (isTransient(error) && failures < this.maxFailures) {
-        const delayMs = Math.min(maxDelayMs, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
-        this.logger.warn(
-          { jobId: job.id, err: error },
-          `try ${failures} failed, the next in ${Math.round(delayMs)} ms`,
-        );
-        await this.jobs.release(job.id, this.owner, {
-          runAfter: new Date(Date.now() + delayMs).toISOString(),
-          failures,
-          progress: meter.value,
-        });
-      } else {
-        // What another job's cancellation has kept this one from is a failure.
-        const cancelled = controller.signal.aborted && !isTransient(error);
-        if (!cancelled) this.logger.error({ jobId: job.id, err: error }, `${job.type} failed`);
-        await this.jobs.end(
-          job.id,
-          {
-            state: cancelled ? 'cancelled' : 'failed',
-            error: toProblem(error),
-            result: null,
-            progress: { ...meter.value, items: [] },
-          },
-          where,
-        );
-      }
+      await stopLoops();
+      await this.giveBackOrEnd(signal.aborted ? signal.reason : translateDatabaseError(thrown));
     } finally {
       clearInterval(watchdog);
     }
+  }
+
+  private context(): JobContext {
+    return {
+      jobId: this.job.id,
+      resourceId: idOfResource(this.job),
+      attempt: this.job.attempt,
+      signal: this.controller.signal,
+      progress: (update) => {
+        this.meter.update(update);
+        this.reportedAt = performance.now();
+        this.isDirty = true;
+      },
+      saved: () => this.save(),
+    };
+  }
+
+  private async renew(): Promise<void> {
+    const askedAt = performance.now();
+    const claim = await this.claims.renew(this.job.id, this.owner);
+    this.renewedAt = askedAt;
+    if (claim === 'cancelRequested') this.controller.abort(new AppError('job_cancelled'));
+    if (claim === 'lost') this.interrupt('the claim was lost');
+  }
+
+  /**
+   * Without a claim another worker may have the job: a database that cannot be reached, or a process that was frozen,
+   * must not go on writing.
+   */
+  private abortWhenSilent(): void {
+    if (performance.now() - this.renewedAt > leaseMs - heartbeatMs) this.interrupt('the claim could not be renewed');
+    const silentMs = performance.now() - this.reportedAt;
+    if (silentMs <= this.limits.stallMs) return;
+    const detail = `nothing since ${Math.round(silentMs / 60_000)} min, in "${this.meter.value.phase}"`;
+    this.controller.abort(new AppError('job_stalled', { detail }));
+  }
+
+  /** One after the other: whoever asks has what was reported stored, also while a flush is under way. */
+  private save(): Promise<void> {
+    const saveNow = () => this.saveNow();
+    this.saving = this.saving.then(saveNow, saveNow);
+    return this.saving;
+  }
+
+  private async saveNow(): Promise<void> {
+    if (!this.isDirty) return;
+    this.isDirty = false;
+    try {
+      await this.claims.saveProgress(this.job.id, this.owner, this.meter.value, this.meter);
+    } catch (error) {
+      this.isDirty = true;
+      throw error;
+    }
+  }
+
+  private async succeed(result: JobEntity['result']): Promise<void> {
+    const progress = { ...this.meter.value, phase: 'done', percent: 100, etaSeconds: 0, items: [] };
+    await this.end({ state: 'succeeded', error: null, result, progress });
+  }
+
+  private async giveBackOrEnd(error: unknown): Promise<void> {
+    const failures = this.meter.hasAdvanced ? 1 : this.job.failures + 1;
+    if (error instanceof Interrupted) return this.release(null, this.job.failures);
+    if (isTransient(error) && failures < this.limits.maxFailures) return this.tryLater(error, failures);
+    // What another job's cancellation has kept this one from is a failure.
+    const isCancelled = this.controller.signal.aborted && !isTransient(error);
+    if (!isCancelled) this.logger.error({ jobId: this.job.id, err: error }, `${this.job.type} failed`);
+    await this.end({
+      state: isCancelled ? 'cancelled' : 'failed',
+      error: toProblem(error),
+      result: null,
+      progress: { ...this.meter.value, items: [] },
+    });
+  }
+
+  private async tryLater(error: unknown, failures: number): Promise<void> {
+    const delayMs = Math.min(maxDelayMs, 500 * 2 ** failures) * (0.75 + Math.random() / 2);
+    this.logger.warn(
+      { jobId: this.job.id, err: error },
+      `try ${failures} failed, the next in ${Math.round(delayMs)} ms`,
+    );
+    await this.release(new Date(Date.now() + delayMs).toISOString(), failures);
+  }
+
+  private async release(runAfter: string | null, failures: number): Promise<void> {
+    await this.claims.release(this.job.id, this.owner, { runAfter, failures, progress: this.meter.value });
+  }
+
+  private async end(outcome: JobOutcome): Promise<void> {
+    await this.claims.end(this.job.id, outcome, { leaseOwner: this.owner });
   }
 
   /**
@@ -215,6 +218,44 @@ export class JobProcessor extends WorkerHost implements BeforeApplicationShutdow
       },
     };
   }
+}
+
+/** Takes jobs of one type: claims the row, runs the job, and hands what runs back at shutdown. */
+export class JobProcessor extends WorkerHost implements BeforeApplicationShutdown {
+  private readonly owner = `${hostname()}/${process.pid}/${newId()}`;
+  private readonly running = new Map<ClaimedRun, Promise<void>>();
+  private readonly limits: Required<JobLimits>;
+  private readonly logger: Logger;
+
+  private isClosing = false;
+
+  constructor(
+    private readonly jobs: JobsService,
+    type: string,
+    private readonly run: JobRun,
+    { maxFailures = 8, stallMs = 2 * 60 * 60 * 1000 }: JobLimits = {},
+  ) {
+    super();
+    this.limits = { maxFailures, stallMs };
+    this.logger = new Logger(type);
+    jobs.processors.push(this);
+  }
+
+  /** Begins to take jobs. */
+  start(): void {
+    void this.worker.run();
+  }
+
+  async process(wakeUp: QueueJob<{ jobId: string }>): Promise<void> {
+    const { claims } = this.jobs;
+    // What is handed back at shutdown is for others.
+    const job = this.isClosing ? undefined : await claims.claim(wakeUp.data.jobId, this.owner);
+    if (!job) return;
+    const claimed = new ClaimedRun(job, this.owner, claims, this.limits, this.logger);
+    const done = claimed.finish(this.run).finally(() => this.running.delete(claimed));
+    this.running.set(claimed, done);
+    await done;
+  }
 
   /** Redis going away is no error of the job's. */
   @OnWorkerEvent('error')
@@ -228,8 +269,7 @@ export class JobProcessor extends WorkerHost implements BeforeApplicationShutdow
    */
   async beforeApplicationShutdown(): Promise<void> {
     this.isClosing = true;
-    const running = [...this.running];
-    for (const [controller] of running) controller.abort(new Interrupted('the worker shuts down'));
-    await Promise.all(running.map(([, done]) => done));
+    for (const claimed of this.running.keys()) claimed.interrupt('the worker shuts down');
+    await Promise.all(this.running.values());
   }
 }

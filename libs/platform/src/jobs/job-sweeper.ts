@@ -18,6 +18,6 @@ export class JobSweeper extends BackgroundLoop {
   }
 
   protected round(): Promise<void> {
-    return this.quiet.unlessQuiet(() => this.jobs.sweep());
+    return this.quiet.unlessQuiet(() => this.jobs.claims.sweep());
   }
 }

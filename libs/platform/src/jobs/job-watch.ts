@@ -12,7 +12,7 @@ export class JobWatch implements Disposable {
     private readonly jobs: JobsService,
     private readonly watched: { has(id: string): boolean },
   ) {
-    jobs.changed.add(this.onChange);
+    jobs.claims.changed.add(this.onChange);
   }
 
   /** Look at the jobs after this, not before. */
@@ -31,7 +31,7 @@ export class JobWatch implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.jobs.changed.delete(this.onChange);
+    this.jobs.claims.changed.delete(this.onChange);
   }
 
   private readonly onChange = (id: string) => {

@@ -38,7 +38,7 @@ export class JobDirectory {
   private timer: NodeJS.Timeout | undefined;
 
   constructor(@Inject(JOB_SERVICES) readonly services: JobsService[]) {
-    for (const service of services) service.changed.add((id) => this.watchers.has(id) && void this.compare());
+    for (const service of services) service.claims.changed.add((id) => this.watchers.has(id) && void this.compare());
   }
 
   /** Throws `resource_not_found`. */

@@ -78,7 +78,7 @@ export class ProgressMeter {
     // 100 is for the job that has succeeded.
     const percent = Math.max(last.percent, Math.min(99, Math.round((update.percent ?? share * 100) * 10) / 10));
     const bytesPerSecond = this.rate(bytesDone);
-    const left = Math.max(0, bytesTotal - bytesDone);
+    const bytesLeft = Math.max(0, bytesTotal - bytesDone);
     this.current = {
       phase: update.phase ?? last.phase,
       percent,
@@ -87,7 +87,7 @@ export class ProgressMeter {
       itemsDone,
       itemsTotal: Math.max(itemsTotal, itemsDone),
       bytesPerSecond,
-      etaSeconds: bytesPerSecond > 0 ? Math.ceil(left / bytesPerSecond) : null,
+      etaSeconds: bytesPerSecond > 0 ? Math.ceil(bytesLeft / bytesPerSecond) : null,
       items: last.items,
       phases: [...this.phases],
     };

@@ -43,7 +43,7 @@ describe('methods that run jobs', () => {
     const { useFactory } = provider as { useFactory(jobs: JobsService, instance: Things): object };
     const processor = useFactory({ processors: registered } as unknown as JobsService, new Things());
     expect(registered).toEqual([processor]);
-    expect(processor).toMatchObject({ maxFailures: 1, stallMs: 7_200_000 });
+    expect(processor).toMatchObject({ limits: { maxFailures: 1, stallMs: 7_200_000 } });
     expect(Reflect.getMetadata('bullmq:worker_metadata', processor.constructor)).toMatchObject({
       autorun: false,
       concurrency: 3,

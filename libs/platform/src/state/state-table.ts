@@ -18,11 +18,11 @@ export interface StateTable {
   /** What means nothing on another machine: columns with the value that they get there. */
   reset?: StateRow | ((config: Config) => StateRow) | undefined;
   /** For tables whose rows lead somewhere: what people have to see before a restore. */
-  leads?: StateLeads | undefined;
+  destination?: StateDestination | undefined;
 }
 
 /** What of a row leads elsewhere, such as an address or a credential: a restore shows it, and may have it confirmed. */
-export interface StateLeads {
+export interface StateDestination {
   /** The column that people know a row by. */
   name: string;
   /** Columns that say where it leads. */

@@ -7,7 +7,7 @@ import { atomically, chunks, columns, isUniqueViolation, type ServiceDatabase, t
 import type { SecretBox } from '../secrets.js';
 import { sealedColumnsOf } from '../secrets-key/sealed-columns.js';
 import type { PutStateRows, ServiceState, StateChange, StateRowsResult } from './state.schema.js';
-import { checkedRow, type StateLeads, type StateRow, type StateTable } from './state-table.js';
+import { checkedRow, type StateDestination, type StateRow, type StateTable } from './state-table.js';
 
 /** What a request would do, row by row. */
 interface Planned extends StateRowsResult {
@@ -74,7 +74,10 @@ export class StateService {
     return result;
   }
 
-  private async plan(table: StateTable, { rows, existing, dryRun, coming, left }: PutStateRows): Promise<Planned> {
+  private async plan(
+    table: StateTable,
+    { rows, existing, dryRun, coming, left: missing }: PutStateRows,
+  ): Promise<Planned> {
     const repository = this.repositoryOf(table);
     const { tableName } = repository.metadata;
     const reset = this.resetOf(table);
@@ -89,7 +92,7 @@ export class StateService {
       throw new AppError('state_rows_invalid', { detail: `${tableName} has two rows with one key`, table: tableName });
     const there = new Map((await this.findByKeys(repository, accepted)).map((row) => [keyOf(row), row]));
     const mayName = dryRun ? coming : keysOf(coming, [tableName]);
-    const { isThere, isCutOff } = await this.checkReferences(table, accepted, { coming: mayName, left });
+    const { isThere, isCutOff } = await this.checkReferences(table, accepted, { coming: mayName, missing });
     const taken = await this.findTaken(repository, accepted);
     const result: Planned = { added: 0, replaced: 0, kept: 0, conflicts: [], changes: [], statements: [] };
     for (const row of accepted) {
@@ -100,7 +103,7 @@ export class StateService {
       else {
         // What means nothing on another machine means something on this one.
         const values = before ? without(row, Object.keys(reset)) : row;
-        const change = table.leads && changeOf(table.leads, key, before, values, isThere);
+        const change = table.destination && changeOf(table.destination, key, before, values, isThere);
         if (change) result.changes.push(change);
         result[before ? 'replaced' : 'added'] += 1;
         result.statements.push(
@@ -138,7 +141,7 @@ export class StateService {
   private async checkReferences(
     table: StateTable,
     rows: readonly StateRow[],
-    { coming, left }: Pick<PutStateRows, 'coming' | 'left'>,
+    { coming, missing }: { coming: PutStateRows['coming']; missing: PutStateRows['left'] },
   ) {
     const { tableName } = this.repositoryOf(table).metadata;
     const present = new Map<string, Set<unknown>>();
@@ -158,13 +161,13 @@ export class StateService {
         for (const row of await other.findBy({ [key.propertyName]: In(part) })) found.add(row[key.propertyName]);
       present.set(target, found);
       const own = target === tableName ? rows.map((row) => row[key.propertyName]) : [];
-      const together = new Set([...(keysOf(coming, [target])[target] ?? []), ...own]);
-      const lost = new Set(keysOf(left, [target])[target]);
+      const arriving = new Set([...(keysOf(coming, [target])[target] ?? []), ...own]);
+      const lost = new Set(keysOf(missing, [target])[target]);
       for (const row of rows) {
         const value = row[column];
         if (value === null || value === undefined || found.has(value)) continue;
         if (lost.has(value as string)) cutOff.add(row);
-        else if (together.has(value)) continue;
+        else if (arriving.has(value)) continue;
         if (cutOff.has(row)) continue;
         const id = keyText(this.repositoryOf(table), row) ?? '';
         throw new AppError('state_rows_invalid', {
@@ -226,7 +229,7 @@ const without = (values: StateRow, names: readonly string[]) =>
 
 /** What a person sees of a row that leads somewhere; undefined when nothing of that changes. */
 function changeOf(
-  { name, columns: shown, secrets = [], needsConfirmation }: StateLeads,
+  { name, columns: shown, secrets = [], needsConfirmation }: StateDestination,
   key: string,
   before: StateRow | undefined,
   after: StateRow,
