@@ -37,6 +37,7 @@ export interface RegistryRequest {
 /** An answer whose body is yet to be read. */
 export interface RegistryResponse {
   status: number;
+  /** Of one that is there several times the first, but all links. */
   header(name: string): string | undefined;
   /** The body, chunk by chunk; breaking out of the loop or `discard` frees the connection. */
   body: AsyncIterable<Uint8Array>;
@@ -105,11 +106,11 @@ export class RegistryHttp {
   }
 
   /**
-   * The full URL of a path, or of a URL that the registry gave us. One that has moved from a port of this machine to a
-   * socket goes on there.
+   * The full URL of a path, or of a URL that the registry gave us, perhaps relative to the one that it was asked for.
+   * One that has moved from a port of this machine to a socket goes on there.
    */
-  resolve(path: string): URL {
-    const url = new URL(path, this.#base);
+  resolve(path: string, askedFor = ''): URL {
+    const url = new URL(path, new URL(askedFor, this.#base));
     return this.#isSocket && url.hostname === 'localhost' ? new URL(`${url.pathname}${url.search}`, this.#base) : url;
   }
 
@@ -295,11 +296,22 @@ class Answer implements RegistryResponse {
 
   header(name: string): string | undefined {
     const value = this.answer.headers[name];
-    return Array.isArray(value) ? value[0] : value;
+    if (!Array.isArray(value)) return value;
+    return name === 'link' ? value.join(', ') : value[0];
   }
 
   get body(): AsyncIterable<Uint8Array> {
-    return this.exchange.receive(this.answer.body);
+    const { body } = this.answer;
+    const chunks = this.exchange.receive(body);
+    // A generator that waits for a chunk hears of its end only after that, which a silent server never sends.
+    for (const name of ['return', 'throw'] as const) {
+      const end = chunks[name].bind(chunks);
+      chunks[name] = (reason: unknown) => {
+        body.destroy();
+        return end(reason);
+      };
+    }
+    return chunks;
   }
 
   async discard(): Promise<void> {
