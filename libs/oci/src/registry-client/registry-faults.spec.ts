@@ -142,9 +142,10 @@ describe('a registry that is ill for a while', () => {
 
 describe('what a registry says of a manifest', () => {
   const saying = (headers: Record<string, string>) =>
-    registryOf(({ method }, response) =>
-      response.writeHead(200, headers).end(method === 'HEAD' ? undefined : manifest),
-    );
+    registryOf((request, response) => {
+      request.resume();
+      response.writeHead(200, headers).end(request.method === 'HEAD' ? undefined : manifest);
+    });
   const type = { 'content-type': mediaTypes.ociManifest };
 
   it.each(['sha256:0', digest])('is not believed when it announces %s for other bytes', async (said) => {
