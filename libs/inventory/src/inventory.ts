@@ -4,7 +4,16 @@
  */
 import { AppError } from '@airdock/core/errors';
 import { CsvError, type Info, parse } from 'csv-parse/sync';
-import { isScalar, isSeq, LineCounter, type Pair, parseDocument, visit } from 'yaml';
+import {
+  type Document,
+  isScalar,
+  isSeq,
+  LineCounter,
+  type Pair,
+  parseDocument,
+  visit,
+  type YAMLParseError,
+} from 'yaml';
 import { AnsibleInventory } from './ansible.js';
 import {
   hostName,
@@ -267,12 +276,19 @@ interface Twice {
   entry: number;
 }
 
+/** The line in which a node of a document begins; 1 where that is not known. */
+type LineOf = (node: unknown) => number;
+
 /**
  * The value of a document, and where its keys stand. Of a key that stands there twice the last one counts, as for
  * Ansible.
  */
 function readYaml(content: string): { value: unknown; lineAt: LineAt; twice: Twice[] } {
   const counter = new LineCounter();
+  const lineOf: LineOf = (node) => {
+    const range = (node as { range?: [number, number, number] | null } | undefined)?.range;
+    return range ? counter.linePos(range[0]).line : 1;
+  };
   try {
     // Ansible's own tags, such as !vault, are no errors. The library compares each key with all others, which takes
     // seconds for thousands of hosts.
@@ -284,47 +300,10 @@ function readYaml(content: string): { value: unknown; lineAt: LineAt; twice: Twi
       uniqueKeys: false,
     });
     const [error] = document.errors;
-    if (error?.code === 'MULTIPLE_DOCS')
-      throw invalid(
-        counter.linePos(error.pos[0]).line,
-        'a second document begins, and Ansible reads one: import each of them by itself',
-      );
-    if (error)
-      throw invalid(counter.linePos(error.pos[0]).line, `no YAML: ${error.code.toLowerCase().replaceAll('_', ' ')}`);
-    const lineOf = (node: unknown): number => {
-      const range = (node as { range?: [number, number, number] | null } | undefined)?.range;
-      return range ? counter.linePos(range[0]).line : 1;
-    };
-    const keys = new Map<unknown, Map<string, number>>();
-    const twice: Twice[] = [];
-    visit(document, {
-      Map: (_, map, path) => {
-        const lines = new Map<string, number>();
-        const last = new Map<string, Pair>();
-        for (const pair of map.items) {
-          const { key } = pair;
-          if (!isScalar(key)) throw invalid(lineOf(key), 'a key that is no text');
-          const name = String(key.value);
-          const before = lines.get(name);
-          if (before !== undefined && name !== '<<')
-            twice.push({
-              line: lineOf(key),
-              before,
-              entry: isSeq(document.contents)
-                ? [...document.contents.items].findIndex((item) => item === path[2] || item === map)
-                : -1,
-            });
-          lines.set(name, lineOf(key));
-          last.set(name, pair);
-        }
-        map.items = map.items.filter(
-          (pair) => isScalar(pair.key) && (pair.key.value === '<<' || last.get(String(pair.key.value)) === pair),
-        );
-        keys.set(map, lines);
-      },
-    });
+    if (error) throw refusalOf(error, counter.linePos(error.pos[0]).line);
+    const { lines, twice } = keepLastKeys(document, lineOf);
     const lineAt: LineAt = (path) =>
-      keys.get(document.getIn(path.slice(0, -1), true) ?? document.contents)?.get(String(path.at(-1))) ??
+      lines.get(document.getIn(path.slice(0, -1), true) ?? document.contents)?.get(String(path.at(-1))) ??
       lineOf(document.getIn(path, true));
     return { value: document.toJS({ maxAliasCount: 100 }), lineAt, twice };
   } catch (error) {
@@ -332,6 +311,46 @@ function readYaml(content: string): { value: unknown; lineAt: LineAt; twice: Twi
     // Aliases without an end, or a depth that no stack can hold.
     throw invalid(undefined, 'no YAML that can be read');
   }
+}
+
+const refusalOf = ({ code }: YAMLParseError, line: number): AppError =>
+  invalid(
+    line,
+    code === 'MULTIPLE_DOCS'
+      ? 'a second document begins, and Ansible reads one: import each of them by itself'
+      : `no YAML: ${code.toLowerCase().replaceAll('_', ' ')}`,
+  );
+
+/** Leaves the last one of each key in the mappings of a document. Returns the lines of their keys, by mapping. */
+function keepLastKeys(
+  document: Document.Parsed,
+  lineOf: LineOf,
+): { lines: Map<unknown, Map<string, number>>; twice: Twice[] } {
+  const lines = new Map<unknown, Map<string, number>>();
+  const twice: Twice[] = [];
+  const { contents } = document;
+  visit(document, {
+    Map: (_, map, path) => {
+      const entryOfMap = () =>
+        isSeq(contents) ? contents.items.findIndex((item) => item === path[2] || item === map) : -1;
+      const known = new Map<string, number>();
+      const last = new Map<string, Pair>();
+      for (const pair of map.items) {
+        const { key } = pair;
+        if (!isScalar(key)) throw invalid(lineOf(key), 'a key that is no text');
+        const [name, line] = [String(key.value), lineOf(key)];
+        const before = known.get(name);
+        if (before !== undefined && name !== '<<') twice.push({ line, before, entry: entryOfMap() });
+        known.set(name, line);
+        last.set(name, pair);
+      }
+      map.items = map.items.filter(
+        (pair) => isScalar(pair.key) && (pair.key.value === '<<' || last.get(String(pair.key.value)) === pair),
+      );
+      lines.set(map, known);
+    },
+  });
+  return { lines, twice };
 }
 
 /** Ansible's INI format. Throws `inventory_invalid`. */

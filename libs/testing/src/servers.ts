@@ -10,6 +10,7 @@ import {
   createServer as createHttpServer,
   type IncomingHttpHeaders,
   type IncomingMessage,
+  type RequestListener,
   type ServerResponse,
 } from 'node:http';
 import { connect, createServer } from 'node:net';
@@ -483,9 +484,14 @@ export async function startJsonServer(answers: Record<string, unknown>): Promise
     response.writeHead(nextStep && status ? status : 200, { 'content-type': 'application/json' });
     response.end(JSON.stringify(answer));
   };
-  const server = createHttpServer(
+  return startHttpServer(
     (request, response) => void serve(request, response).catch((error: Error) => response.destroy(error)),
   );
+}
+
+/** A server on a free port that answers as the listener does; `stop` closes its connections too. */
+export async function startHttpServer(listener: RequestListener): Promise<TestServer> {
+  const server = createHttpServer(listener);
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const address = server.address();
   if (!address || typeof address === 'string') throw new Error('the system gave no port');

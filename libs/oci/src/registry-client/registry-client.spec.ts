@@ -1,13 +1,12 @@
 import { rm, writeFile } from 'node:fs/promises';
-import { createServer, type RequestListener } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { RequestListener } from 'node:http';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
 import { digestOf } from '@airdock/core/oci/digest';
 import { maxManifestBytes, mediaTypes } from '@airdock/core/oci/manifest';
 import { randomContent } from '@airdock/testing/bundles';
-import { startRegistry, type TestRegistry, tempDir } from '@airdock/testing/servers';
+import { startHttpServer, startRegistry, type TestRegistry, tempDir } from '@airdock/testing/servers';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { RegistryClient } from './registry-client.js';
 
@@ -25,13 +24,9 @@ function client(url: string, options: ConstructorParameters<typeof RegistryClien
 
 /** A server that says what no good registry says. */
 async function server(listener: RequestListener): Promise<string> {
-  const http = createServer(listener);
-  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
-  cleanups.push(() => {
-    http.closeAllConnections();
-    return new Promise((resolve) => http.close(resolve));
-  });
-  return `http://127.0.0.1:${(http.address() as AddressInfo).port}`;
+  const started = await startHttpServer(listener);
+  cleanups.push(() => started.stop());
+  return started.url;
 }
 
 const content = randomContent(3_000_000);

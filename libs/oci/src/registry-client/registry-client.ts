@@ -98,7 +98,7 @@ export class RegistryClient implements AsyncDisposable {
       await response.discard();
       if (response.status === 404)
         throw new AppError('image_not_found', { detail: `${repository} has no blob ${digest}`, digest });
-      path = response.header('location') ?? path;
+      path = this.#http.resolve(response.header('location') ?? path, path).href;
     }
     throw new AppError('registry_rejected', { detail: 'too many redirects' });
   }
@@ -322,13 +322,19 @@ export class RegistryClient implements AsyncDisposable {
 
   async #list(firstPath: string, field: 'tags' | 'repositories', options: CallOptions): Promise<string[]> {
     const found = new Set<string>();
+    const asked = new Set<string>();
     let path: string | undefined = firstPath;
-    for (let page = 0; path && page < maxPages; page++) {
+    while (path) {
+      // A list that is cut short would be taken for whole, and what it lacks for gone.
+      if (asked.has(path) || asked.size === maxPages)
+        throw new AppError('registry_rejected', { detail: `the list of ${field} has no end` });
+      asked.add(path);
       const response: RegistryResponse = await this.#http.send({ method: 'GET', path, ...options }, foundOrNot);
       const text = (await response.read(maxPageBytes)).toString('utf8');
       if (response.status === 404) break;
       for (const name of names(text, field)) found.add(name);
-      path = nextPage(response.header('link'));
+      const next = nextPage(response.header('link'));
+      path = next && this.#http.resolve(next, path).href;
       if (path && !this.#http.isOwn(path))
         throw new AppError('registry_rejected', { detail: 'the next page of a list is on another server' });
     }
@@ -356,6 +362,6 @@ function names(text: string, field: 'tags' | 'repositories'): string[] {
 
 /** The target of `Link: </v2/_catalog?last=b&n=2>; rel="next"`. */
 function nextPage(link: string | undefined): string | undefined {
-  const match = link ? /<([^>]+)>\s*;[^,]*rel="?next"?/.exec(link) : null;
+  const match = link ? /<([^>]+)>\s*;[^,]*rel="?next"?/i.exec(link) : null;
   return match?.[1];
 }

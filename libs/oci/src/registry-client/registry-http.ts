@@ -37,6 +37,7 @@ export interface RegistryRequest {
 /** An answer whose body is yet to be read. */
 export interface RegistryResponse {
   status: number;
+  /** Of one that is there several times the first, but all links. */
   header(name: string): string | undefined;
   /** The body, chunk by chunk; breaking out of the loop or `discard` frees the connection. */
   body: AsyncIterable<Uint8Array>;
@@ -105,103 +106,51 @@ export class RegistryHttp {
   }
 
   /**
-   * The full URL of a path, or of a URL that the registry gave us. One that has moved from a port of this machine to a
-   * socket goes on there.
+   * The full URL of a path, or of a URL that the registry gave us, perhaps relative to the one that it was asked for.
+   * One that has moved from a port of this machine to a socket goes on there.
    */
-  resolve(path: string): URL {
-    const url = new URL(path, this.#base);
+  resolve(path: string, askedFor = ''): URL {
+    const url = new URL(path, new URL(askedFor, this.#base));
     return this.#isSocket && url.hostname === 'localhost' ? new URL(`${url.pathname}${url.search}`, this.#base) : url;
   }
 
   async send(message: RegistryRequest, accepts: Accepts = success): Promise<RegistryResponse> {
-    const { method, body, signal } = message;
-    signal?.throwIfAborted();
-    const url = this.resolve(message.path);
+    message.signal?.throwIfAborted();
+    const url = this.#targetOf(message);
+    const exchange = new Exchange(message, url, message.timeoutMs ?? this.#timeoutMs);
+    let answer: Dispatcher.ResponseData;
+    try {
+      answer = await request(url, {
+        method: message.method,
+        dispatcher: this.#agent,
+        // Else undici closes a connection after each HEAD, for servers that send a body all the same. Source:
+        // https://github.com/nodejs/undici/issues/258
+        reset: false,
+        signal: exchange.signal,
+        headers: {
+          ...(this.#authorization && this.isOwn(url) ? { authorization: this.#authorization } : {}),
+          ...message.headers,
+        },
+        body: exchange.outgoing(),
+      });
+    } catch (error) {
+      throw exchange.failureOfRequest(error);
+    }
+    const response = new Answer(exchange, answer);
+    if (accepts(response.status)) return response;
+    throw await refusal(exchange.title, response);
+  }
+
+  /** Throws for a URL on a server that this registry may not send us to. */
+  #targetOf({ method, path }: RegistryRequest): URL {
+    const url = this.resolve(path);
     // All that goes out here ends at the socket, whatever host a URL names.
     if (this.#isSocket && !this.isOwn(url))
       throw new AppError('registry_rejected', {
         detail: `${method} ${url.pathname}: the registry names another server`,
       });
     if (this.#isPinned && !this.isOwn(url)) strangers.assertAddress(url.hostname.replace(/^\[|\]$/g, ''));
-    const watch = new StallWatch(message.timeoutMs ?? this.#timeoutMs);
-    const abort = signal ? AbortSignal.any([signal, watch.signal]) : watch.signal;
-    const fail = (error: unknown): unknown => {
-      watch.stop();
-      if (signal?.aborted) return signal.reason;
-      if (error instanceof AppError) return error;
-      const detail = watch.signal.aborted
-        ? `${method} ${url.pathname}: no data for ${watch.timeoutMs} ms`
-        : `${method} ${url.pathname}: ${rootMessage(error)}`;
-      return new AppError('registry_unavailable', { detail }, { cause: error });
-    };
-    let bodyError: unknown;
-    const watched = async function* (chunks: AsyncIterable<Uint8Array>) {
-      try {
-        watch.pause();
-        for await (const chunk of chunks) {
-          watch.touch();
-          yield chunk;
-          // The time that our own source takes is not the registry's.
-          watch.pause();
-        }
-      } catch (error) {
-        bodyError = error;
-        throw error;
-      }
-      watch.touch();
-    };
-    let response: Dispatcher.ResponseData;
-    try {
-      response = await request(url, {
-        method,
-        dispatcher: this.#agent,
-        // Else undici closes a connection after each HEAD, for servers that send a body all the same. Source:
-        // https://github.com/nodejs/undici/issues/258
-        reset: false,
-        signal: abort,
-        headers: {
-          ...(this.#authorization && this.isOwn(url) ? { authorization: this.#authorization } : {}),
-          ...message.headers,
-        },
-        body: body === undefined ? null : body instanceof Uint8Array ? body : iterable(watched(body)),
-      });
-    } catch (error) {
-      const failure = fail(error);
-      // A source that cannot be read is not the registry's fault.
-      throw bodyError && !signal?.aborted ? bodyError : failure;
-    }
-    watch.touch();
-    const { statusCode, headers } = response;
-    const chunks = async function* (): AsyncGenerator<Uint8Array> {
-      try {
-        for await (const chunk of response.body) {
-          // Nor is the time that the consumer takes.
-          watch.pause();
-          yield chunk as Uint8Array;
-          watch.touch();
-        }
-      } catch (error) {
-        throw fail(error);
-      } finally {
-        watch.stop();
-        response.body.destroy();
-      }
-    };
-    const result: RegistryResponse = {
-      status: statusCode,
-      header: (name) => {
-        const value = headers[name];
-        return Array.isArray(value) ? value[0] : value;
-      },
-      body: { [Symbol.asyncIterator]: chunks },
-      discard: async () => {
-        await response.body.dump({ limit: 64 * 1024 }).catch(() => undefined);
-        watch.stop();
-      },
-      read: (maxBytes) => readAll(chunks(), maxBytes, `${method} ${url.pathname}`),
-    };
-    if (accepts(statusCode)) return result;
-    throw await refusal(method, url.pathname, result);
+    return url;
   }
 
   async close(): Promise<void> {
@@ -251,6 +200,130 @@ class StallWatch {
   }
 }
 
+/** One request while it lasts: the chunks of its body and of its answer are watched, and its failures get their names. */
+class Exchange {
+  readonly signal: AbortSignal;
+  readonly #watch: StallWatch;
+  #bodyError: unknown;
+
+  constructor(
+    private readonly message: RegistryRequest,
+    private readonly url: URL,
+    timeoutMs: number,
+  ) {
+    this.#watch = new StallWatch(timeoutMs);
+    this.signal = message.signal ? AbortSignal.any([message.signal, this.#watch.signal]) : this.#watch.signal;
+  }
+
+  /** What messages call the request. */
+  get title(): string {
+    return `${this.message.method} ${this.url.pathname}`;
+  }
+
+  outgoing(): Uint8Array | Readable | null {
+    const { body } = this.message;
+    if (body === undefined) return null;
+    return body instanceof Uint8Array ? body : iterable(this.#send(body));
+  }
+
+  async *#send(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    try {
+      this.#watch.pause();
+      for await (const chunk of chunks) {
+        this.#watch.touch();
+        yield chunk;
+        // The time that our own source takes is not the registry's.
+        this.#watch.pause();
+      }
+    } catch (error) {
+      this.#bodyError = error;
+      throw error;
+    }
+    this.#watch.touch();
+  }
+
+  /** The answer has begun. */
+  begin(): void {
+    this.#watch.touch();
+  }
+
+  async *receive(body: Dispatcher.ResponseData['body']): AsyncGenerator<Uint8Array> {
+    try {
+      for await (const chunk of body) {
+        // Nor is the time that the consumer takes.
+        this.#watch.pause();
+        yield chunk as Uint8Array;
+        this.#watch.touch();
+      }
+    } catch (error) {
+      throw this.#failure(error);
+    } finally {
+      this.end();
+      body.destroy();
+    }
+  }
+
+  end(): void {
+    this.#watch.stop();
+  }
+
+  /** What is thrown when no answer came. A source that cannot be read is not the registry's fault. */
+  failureOfRequest(error: unknown): unknown {
+    const failure = this.#failure(error);
+    return this.#bodyError && !this.message.signal?.aborted ? this.#bodyError : failure;
+  }
+
+  #failure(error: unknown): unknown {
+    this.end();
+    const { signal } = this.message;
+    if (signal?.aborted) return signal.reason;
+    if (error instanceof AppError) return error;
+    const why = this.#watch.signal.aborted ? `no data for ${this.#watch.timeoutMs} ms` : rootMessage(error);
+    return new AppError('registry_unavailable', { detail: `${this.title}: ${why}` }, { cause: error });
+  }
+}
+
+class Answer implements RegistryResponse {
+  readonly status: number;
+
+  constructor(
+    private readonly exchange: Exchange,
+    private readonly answer: Dispatcher.ResponseData,
+  ) {
+    exchange.begin();
+    this.status = answer.statusCode;
+  }
+
+  header(name: string): string | undefined {
+    const value = this.answer.headers[name];
+    if (!Array.isArray(value)) return value;
+    return name === 'link' ? value.join(', ') : value[0];
+  }
+
+  get body(): AsyncIterable<Uint8Array> {
+    const { body } = this.answer;
+    const chunks = this.exchange.receive(body);
+    // A generator that waits for a chunk hears of its end only after that, which a silent server never sends.
+    for (const name of ['return', 'throw'] as const) {
+      const end = chunks[name].bind(chunks);
+      chunks[name] = (reason: unknown) => {
+        body.destroy();
+        return end(reason);
+      };
+    }
+    return chunks;
+  }
+
+  async discard(): Promise<void> {
+    await this.answer.body.dump({ limit: 64 * 1024 }).catch(() => undefined);
+    this.exchange.end();
+  }
+
+  read(maxBytes: number): Promise<Buffer> {
+    return readAll(this.body, maxBytes, this.exchange.title);
+  }
+}
+
 async function readAll(chunks: AsyncIterable<Uint8Array>, maxBytes: number, what: string): Promise<Buffer> {
   const parts: Uint8Array[] = [];
   let size = 0;
@@ -270,7 +343,7 @@ const fullDisk = /no space left on device|disk quota exceeded|"Err":(?:28|122)\b
  * The error for a status that means failure. Source:
  * https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes
  */
-async function refusal(method: string, path: string, response: RegistryResponse): Promise<AppError> {
+async function refusal(title: string, response: RegistryResponse): Promise<AppError> {
   const { status } = response;
   const text = await response.read(64 * 1024).then(
     (bytes) => bytes.toString('utf8'),
@@ -280,11 +353,11 @@ async function refusal(method: string, path: string, response: RegistryResponse)
   const words = [code, message].filter(Boolean).join(': ');
   if (fullDisk.test(text))
     return new AppError('space_insufficient', {
-      detail: `the registry's disk is full: ${method} ${path}: ${status} ${words}`.slice(0, 1000),
+      detail: `the registry's disk is full: ${title}: ${status} ${words}`.slice(0, 1000),
       registryStatus: status,
     });
   return new AppError(transientStatus(status) ? 'registry_unavailable' : 'registry_rejected', {
-    detail: `${method} ${path}: ${status}${words ? ` ${words}` : ''}`.slice(0, 1000),
+    detail: `${title}: ${status}${words ? ` ${words}` : ''}`.slice(0, 1000),
     registryStatus: status,
     ...(code ? { registryCode: code } : {}),
   });
