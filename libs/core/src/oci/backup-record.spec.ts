@@ -43,10 +43,11 @@ const contents = fc
     services: fc.uniqueArray(fc.stringMatching(/^[a-z]{1,10}$/), { maxLength: 4 }),
     names: fc.array(
       fc.record({
-        repository: fc.stringMatching(/^[a-z0-9]{1,5}(\/[a-z0-9]{1,5})?$/),
+        // Few of each, so that names share repositories and blobs.
+        repository: fc.constantFrom('pause', 'deep/pause'),
         tag: fc.option(fc.stringMatching(/^[A-Za-z0-9_][A-Za-z0-9._-]{0,9}$/), { nil: undefined }),
         mediaType: fc.constantFrom(...manifestMediaTypes),
-        blob: fc.nat(),
+        blob: fc.nat({ max: 2 }),
       }),
       { maxLength: 6 },
     ),
