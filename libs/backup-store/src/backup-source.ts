@@ -6,9 +6,9 @@ import { formatName } from '@airdock/core/oci/reference';
 import { describeImage, type ImageGraph, walkImage } from '@airdock/oci/image/image-graph';
 import type { ImageSource, SourceImage } from '@airdock/oci/image/image-source';
 import type { ReadOptions } from './backup-records.js';
-import type { SkippedReference } from './backup-registry.js';
 import type { BackupStore } from './backup-store.js';
 import type { RecordSignature } from './record-signature.js';
+import type { SkippedReference } from './registry-content.js';
 
 /** What of a backup is opened. */
 export interface OpenBackupOptions extends ReadOptions {

@@ -73,7 +73,7 @@ export function signingKeyOf(seed: Buffer): SigningKey {
 
 /** Reads `ssh-ed25519 AAAA…`, with or without a comment behind it. Throws `signing_key_invalid`. */
 export function parsePublicKey(text: string): PublicKey {
-  const [, encoded = ''] = /^ssh-ed25519 ([A-Za-z0-9+/]{68})(?:\s[^\r\n]*)?$/.exec(text.trim()) ?? [];
+  const [, encoded = ''] = /^ssh-ed25519 ([A-Za-z0-9+/]{68})(?:[ \t][^\r\n]*)?$/.exec(text.trim()) ?? [];
   const wire = Buffer.from(encoded, 'base64');
   const prefix = Buffer.concat([field(Buffer.from(kind)), Buffer.from([0, 0, 0, 32])]);
   if (wire.byteLength !== prefix.byteLength + 32 || !wire.subarray(0, prefix.byteLength).equals(prefix))

@@ -79,6 +79,8 @@ export function writeTar(
   async function fill(tar: ReturnType<typeof pack>): Promise<void> {
     for (const { name, size, modifiedAt } of files) {
       const entry = tar.entry({ name, size, mtime: new Date(modifiedAt), mode: 0o644 });
+      // It fails with the tar, whose reader hears why; an error without a listener would end the process.
+      entry.on('error', () => undefined);
       for await (const chunk of storage.read(name)) {
         onBytes((chunk as Buffer).byteLength);
         if (!entry.write(chunk))

@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { findSha256 } from './checksum.js';
 
@@ -142,5 +143,49 @@ describe('findSha256', () => {
         }
     // Quadratic it would be minutes.
     expect(process.cpuUsage(started).user / 1e6).toBeLessThan(5);
+  });
+});
+
+describe('findSha256, whatever the digest and the name', () => {
+  const digests = fc.uint8Array({ minLength: 32, maxLength: 32 }).map((bytes) => Buffer.from(bytes).toString('hex'));
+  const names = fc.stringMatching(/^[a-z][a-z0-9-]{0,10}\.tar$/);
+  const writers: [string, (hex: string, name: string) => string][] = [
+    ['sha256sum', (hex, name) => `${hex}  ${name}\n`],
+    ['sha256sum -b', (hex, name) => `${hex} *${name}\n`],
+    ['BSD', (hex, name) => `SHA256 (${name}) = ${hex}\n`],
+    ['openssl', (hex, name) => `SHA2-256(${name})= ${hex}\n`],
+    ['certutil', (hex, name) => `SHA256 hash of ${name}:\r\n${hex}\r\n`],
+    ['Get-FileHash', (hex, name) => `Algorithm : SHA256\r\nHash : ${hex.toUpperCase()}\r\nPath : C:\\x\\${name}\r\n`],
+    ['Debian', (hex, name) => ` ${hex} 123 ${name}\n`],
+    ['a folder before the name', (hex, name) => `${hex}  ./out/${name}\n`],
+  ];
+
+  it.each(writers)('finds the one of the file in what %s wrote of several', (_, write) => {
+    const files = fc.uniqueArray(fc.tuple(names, digests), { selector: ([name]) => name, minLength: 1, maxLength: 4 });
+    fc.assert(
+      fc.property(files, fc.nat(), (all, pick) => {
+        const text = all.map(([name, hex]) => write(hex, name)).join('');
+        const [name, hex] = all[pick % all.length] as [string, string];
+        expect(findSha256(text, name)).toBe(hex);
+      }),
+    );
+  });
+
+  it('reads a digest alone in hex and in base64', () => {
+    fc.assert(
+      fc.property(digests, (hex) => {
+        expect(findSha256(hex)).toBe(hex);
+        expect(findSha256(`sha256-${base64(hex)}`)).toBe(hex);
+        expect(findSha256(hex.replace(/..(?=.)/g, '$& '))).toBe(hex);
+      }),
+    );
+  });
+
+  it('takes none of several where it is not said whose they are', () => {
+    fc.assert(
+      fc.property(fc.uniqueArray(digests, { minLength: 2, maxLength: 4 }), (all) => {
+        expect(() => findSha256(all.join('\n'), 'bundle.tar')).toThrow(`it has ${all.length} of them`);
+      }),
+    );
   });
 });

@@ -1,7 +1,8 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { eventTypes, jobEvent, matchesEventFilter, pingEvent } from './events.js';
+import { eventFilterPattern, eventTypes, jobEvent, matchesEventFilter, pingEvent } from './events.js';
 
 describe('event types', () => {
   it('are each there once, and those of jobs are found by the type of the job', () => {
@@ -33,4 +34,46 @@ describe('event types', () => {
   ])('the filter %j lets %s through: %s', (filter, type, expected) =>
     expect(matchesEventFilter(filter, type)).toBe(expected),
   );
+});
+
+describe('filters of events', () => {
+  it('that are the type itself let nothing else through', () => {
+    for (const type of eventTypes)
+      expect(eventTypes.filter((other) => matchesEventFilter(type, other))).toEqual([type]);
+  });
+
+  it('of a service, of a moment and of everything let through what their parts say', () => {
+    const through = (filter: string) => eventTypes.filter((type) => matchesEventFilter(filter, type));
+    expect(through('*')).toEqual(eventTypes);
+    for (const service of ['registry', 'image', 'host', 'cluster', 'backup', 'webhook'])
+      expect(through(`${service}.*`)).toEqual(eventTypes.filter((type) => type.split('.')[0] === service));
+    for (const moment of ['started', 'succeeded', 'failed', 'cancelled'])
+      expect(through(`*.${moment}`)).toEqual(eventTypes.filter((type) => type.split('.').at(-1) === moment));
+    expect(through('host.*.failed')).toEqual([
+      'host.check.failed',
+      'host.configure.failed',
+      'host.operate-node.failed',
+    ]);
+    expect(through('*.*.*.*')).toEqual([]);
+  });
+
+  it('have no other signs than names, dots and stars', () => {
+    const names = fc.stringMatching(/^[a-z-]{1,8}$/);
+    fc.assert(
+      fc.property(fc.array(fc.oneof(names, fc.constant('*')), { minLength: 1, maxLength: 6 }), (parts) => {
+        expect(eventFilterPattern.test(parts.join('.'))).toBe(parts.length <= 4);
+      }),
+    );
+    for (const filter of ['a.', '.a', 'a..b', 'A', 'a.**', 'a b', 'a\n', 'a.[b]', 'a+', `${'a'.repeat(41)}`])
+      expect([eventFilterPattern.test(filter), matchesEventFilter(filter, filter)]).toEqual([false, false]);
+  });
+
+  it('every moment of a job that somebody is told of has its event', () => {
+    for (const moment of ['started', 'succeeded', 'failed', 'cancelled'] as const) {
+      expect(jobEvent('image.push', moment)).toBe(`image.push.${moment}`);
+      expect(jobEvent('cluster.plan-upgrade', moment)).toBeUndefined();
+    }
+    expect(jobEvent('backup', 'failed')).toBeUndefined();
+    expect(jobEvent('', 'failed')).toBeUndefined();
+  });
 });

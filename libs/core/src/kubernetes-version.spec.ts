@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { parseKubernetesVersion, supportsLocalRegistry, upgradeKind } from './kubernetes-version.js';
 
@@ -40,5 +41,53 @@ describe('Kubernetes versions', () => {
     expect(() => upgradeKind(from, to)).toThrow(
       expect.objectContaining({ code: 'upgrade_refused', message: expect.stringContaining(why) }),
     );
+  });
+});
+
+describe('Kubernetes versions, whatever their numbers', () => {
+  const part = fc.nat({ max: 40 });
+  const versions = fc.record({ major: fc.nat({ max: 3 }), minor: part, patch: part, build: fc.option(fc.nat()) });
+  type Parts = { major: number; minor: number; patch: number; build: number | null };
+  const written = ({ major, minor, patch, build }: Parts) =>
+    `${major}.${minor}.${patch}${build === null ? '' : `-pmk.${build}`}`;
+
+  it('are read as they are written, with a v before them or none', () => {
+    fc.assert(
+      fc.property(versions, fc.constantFrom('', 'v'), (version, lead) => {
+        expect(parseKubernetesVersion(lead + written(version))).toEqual({
+          ...version,
+          build: version.build ?? undefined,
+        });
+      }),
+    );
+  });
+
+  it('can be upgraded in one direction at most', () => {
+    fc.assert(
+      fc.property(versions, versions, (from, to) => {
+        const kinds = [
+          [from, to],
+          [to, from],
+        ].map(([a, b]) => {
+          try {
+            return upgradeKind(written(a as Parts), written(b as Parts));
+          } catch (error) {
+            expect(error).toMatchObject({ code: 'upgrade_refused' });
+            return undefined;
+          }
+        });
+        expect(kinds.filter(Boolean).length).toBeLessThanOrEqual(1);
+        const [kind] = kinds;
+        if (kind === 'patch') expect([to.major, to.minor]).toEqual([from.major, from.minor]);
+        if (kind === 'minor') expect([to.major, to.minor]).toEqual([from.major, from.minor + 1]);
+      }),
+    );
+  });
+
+  it('refuses what is no version before it compares, and does not repeat a long one in full', () => {
+    const code = { code: 'kubernetes_version_unsupported' };
+    expect(() => upgradeKind('latest', '1.20.11')).toThrow(expect.objectContaining(code));
+    expect(() => upgradeKind('1.20.11', 'latest')).toThrow(expect.objectContaining(code));
+    expect(() => parseKubernetesVersion('9'.repeat(500))).toThrow(/'9{60}' is not/);
   });
 });

@@ -1,6 +1,7 @@
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { AppError } from './errors.js';
-import { labelKey, labelValue, matchesLabels, parseLabelSelector } from './label-selector.js';
+import { labelKey, labelValue, matchesLabels, parseLabelSelector, type Requirement } from './label-selector.js';
 
 const matches = (selector: string, labels: Record<string, string>) =>
   matchesLabels(parseLabelSelector(selector), labels);
@@ -100,4 +101,74 @@ describe('labels', () => {
     for (const value of ['', 'a', '1.20', 'A_b']) expect(labelValue.test(value)).toBe(true);
     for (const value of ['-', 'a-', 'a b', 'a/b', 'a'.repeat(64)]) expect(labelValue.test(value)).toBe(false);
   });
+});
+
+describe('selectors, whatever their labels', () => {
+  const names = fc.stringMatching(/^[A-Za-z0-9]([A-Za-z0-9._-]{0,8}[A-Za-z0-9])?$/);
+  const keys = fc
+    .tuple(fc.option(fc.stringMatching(/^[a-z]{1,5}(\.[a-z]{1,5})?$/)), names)
+    .map(([domain, name]) => (domain === null ? name : `${domain}/${name}`));
+  const values = fc.oneof(names, fc.constant(''));
+  const requirements: fc.Arbitrary<Requirement> = fc.oneof(
+    fc.record({ key: keys, not: fc.boolean() }),
+    fc.record({ key: keys, not: fc.boolean(), values: fc.array(values, { minLength: 1, maxLength: 3 }) }),
+  );
+  const blanks = fc.constantFrom('', ' ', '\t ');
+  /** Every form is written with and without blanks; one value is written as an equality. */
+  const format = ({ key, not, values: wanted }: Requirement, blank: string): string => {
+    if (!wanted) return `${not ? `!${blank}` : ''}${key}`;
+    if (wanted.length === 1) return `${key}${blank}${not ? '!=' : '='}${blank}${wanted[0]}`;
+    return `${key} ${not ? 'notin' : 'in'}${blank}(${wanted.join(`${blank},${blank}`)}${blank})`;
+  };
+
+  it('are read as they are written', () => {
+    fc.assert(
+      fc.property(fc.array(requirements, { maxLength: 5 }), blanks, (wanted, blank) => {
+        const text = wanted.map((one) => format(one, blank)).join(`${blank},${blank}`);
+        expect(parseLabelSelector(text)).toEqual(wanted);
+      }),
+    );
+  });
+
+  it('match labels as long as each requirement does, and its opposite does not', () => {
+    const labels = fc.dictionary(fc.constantFrom('a', 'b', 'c'), fc.constantFrom('', 'x', 'y'));
+    const few = fc.oneof(
+      fc.record({ key: fc.constantFrom('a', 'b', 'c'), not: fc.boolean() }),
+      fc.record({
+        key: fc.constantFrom('a', 'b', 'c'),
+        not: fc.boolean(),
+        values: fc.subarray(['', 'x', 'y'], { minLength: 1 }),
+      }),
+    );
+    fc.assert(
+      fc.property(fc.array(few, { maxLength: 4 }), labels, (wanted, has) => {
+        for (const one of wanted)
+          expect(matchesLabels([{ ...one, not: !one.not }], has)).toBe(!matchesLabels([one], has));
+        expect(matchesLabels(wanted, has)).toBe(wanted.every((one) => matchesLabels([one], has)));
+      }),
+    );
+  });
+
+  it('end with an answer whatever the text', () => {
+    fc.assert(
+      fc.property(fc.string({ unit: fc.constantFrom(...'ab=!,() \tin') }), (text) => {
+        try {
+          expect(matchesLabels(parseLabelSelector(text), { a: 'b' })).toBeTypeOf('boolean');
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'label_selector_invalid' });
+        }
+      }),
+    );
+  });
+
+  it.each([
+    ['a,', 'a label key is missing at the end'],
+    ['a=-', '- is no label value'],
+    ['a in b', 'a ( is missing after in or notin'],
+    ['a in (b', 'a ) is missing'],
+    ['a=b c', 'c is not expected after a=b'],
+    ['a'.repeat(2_001), 'longer than 2000 characters'],
+  ])('say what is wrong with %j', (text, detail) =>
+    expect(() => parseLabelSelector(text)).toThrow(expect.objectContaining({ details: { detail } })),
+  );
 });

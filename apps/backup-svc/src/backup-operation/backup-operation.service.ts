@@ -1,19 +1,14 @@
 import { readdir, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openRegistryBlob } from '@airdock/backup-store/backup-registry';
-import { openBackup } from '@airdock/backup-store/backup-source';
-import { type BackupBlob, BackupStore, type BlobIndex } from '@airdock/backup-store/backup-store';
+import type { BackupBlob, BackupStore } from '@airdock/backup-store/backup-store';
 import { isTrusted } from '@airdock/backup-store/record-signature';
 import { TarStorage, writeTar } from '@airdock/backup-store/tar-storage';
-import { errnoOf, isGone } from '@airdock/core/errno';
+import { isGone } from '@airdock/core/errno';
 import { AppError } from '@airdock/core/errors';
-import type { BackupRecord } from '@airdock/core/oci/backup-record';
 import { type Digest, digestHex } from '@airdock/core/oci/digest';
-import { mediaTypes } from '@airdock/core/oci/manifest';
 import { reasonsToKeep } from '@airdock/core/retention';
 import { writeDurably } from '@airdock/disk/files/durable-file';
 import { digestOfFile } from '@airdock/disk/files/hash-pool';
-import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { CONFIG, type Config } from '@airdock/platform/config';
 import { columns, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
@@ -26,7 +21,6 @@ import { JobsService } from '@airdock/platform/jobs/jobs.service';
 import { RunsJob } from '@airdock/platform/jobs/runs-job';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
-import pLimit from 'p-limit';
 import type { Repository } from 'typeorm';
 import { BackupService } from '../backup/backup.service.js';
 import { BackupTargetService, lockFor, withoutLock } from '../backup-target/backup-target.service.js';
@@ -38,6 +32,7 @@ import type {
   BackupOperationResult,
   CreateBackupOperation,
 } from './backup-operation.schema.js';
+import { describeLost, heal, readAll, sumOf, whyNotHealed } from './stored-blobs.js';
 
 export const operationJobTypes = {
   verify: 'backup.verify',
@@ -45,9 +40,6 @@ export const operationJobTypes = {
   export: 'backup.export',
   import: 'backup.import',
 } as const;
-const readsAtOnce = 2;
-/** Where a blob may be in a registry that has to be asked. */
-const maxRepositoriesToAsk = 100;
 
 /** What is done with backups beside making and restoring them. Each can be killed at any moment, and goes on. */
 @Injectable()
@@ -111,7 +103,7 @@ export class BackupOperationService {
   }
 
   private readonly runners: { [A in BackupAction['action']]: Runner<A> } = {
-    verify: async (row, { backupId, samplePercent, heal, allowUnsigned }, store, context) => {
+    verify: async (row, { backupId, samplePercent, heal: isHealing, allowUnsigned }, store, context) => {
       const { progress } = context;
       await using lock = await store.lock({ ...lockFor(context), isReader: true });
       const { signal } = lock;
@@ -132,10 +124,12 @@ export class BackupOperationService {
       const damaged = await readAll(store, index, sample, signal, progress);
       const healed: Digest[] = [];
       let why = 'the registry does not have it';
-      if (heal && damaged.length > 0)
-        await this.heal(store, index, damaged, records, healed, { signal, progress }).catch((error: unknown) => {
-          why = whyNotHealed(error);
-        });
+      if (isHealing && damaged.length > 0)
+        await heal(this.backups, store, index, damaged, records, healed, { signal, progress }).catch(
+          (error: unknown) => {
+            why = whyNotHealed(error);
+          },
+        );
       const lost = damaged.filter(({ digest }) => !healed.includes(digest)).map(({ digest }) => digest);
       const result: BackupOperationResult = {
         blobs: sample.length,
@@ -153,7 +147,7 @@ export class BackupOperationService {
       const operation = `/v1/backup-operations/${row.id}`;
       if (lost.length > 0)
         throw new AppError('backup_corrupt', {
-          detail: `damaged, and ${heal ? why : 'not healed, as asked'}: ${lost.length} blobs, first ${lost[0]}`,
+          detail: `damaged, and ${isHealing ? why : 'not healed, as asked'}: ${lost.length} blobs, first ${lost[0]}`,
           operation,
         });
       if (refused[0]) throw new AppError(refused[0].error.code, { ...refused[0].error.details, operation });
@@ -287,60 +281,6 @@ export class BackupOperationService {
     return reasons;
   }
 
-  /**
-   * Brings blobs again from the registry, as far as it has them with the right bytes, and adds their digests to
-   * `healed`.
-   */
-  private async heal(
-    store: BackupStore,
-    index: BlobIndex,
-    damaged: readonly BackupBlob[],
-    records: readonly BackupRecord[],
-    healed: Digest[],
-    context: Pick<JobContext, 'signal' | 'progress'>,
-  ): Promise<void> {
-    const { signal } = context;
-    const { address, storage } = await this.backups.registryForJob(context, 'look');
-    await using registry = new RegistryClient(address);
-    const references = records.flatMap((record) => record.references);
-    for (const blob of damaged) {
-      // A disk or a server may have answered wrong once.
-      const isWhole = await store.verifyBlob(index, blob, { signal }).then(
-        () => true,
-        () => false,
-      );
-      signal.throwIfAborted();
-      if (isWhole) {
-        healed.push(blob.digest);
-        continue;
-      }
-      await store.setAside(index, blob);
-      const own = references.filter(({ digest }) => digest === blob.digest).map(({ repository }) => repository);
-      const repositories = [...new Set([...own, ...references.map(({ repository }) => repository)])].slice(
-        0,
-        storage ? 1 : maxRepositoriesToAsk,
-      );
-      const kinds = own.length > 0 ? [mediaTypes.ociManifest] : ['application/octet-stream', mediaTypes.ociManifest];
-      for (const [repository, mediaType] of repositories.flatMap((repository) =>
-        kinds.map((kind) => [repository, kind] as const),
-      )) {
-        try {
-          await store.putBlob(
-            index,
-            blob,
-            () => openRegistryBlob({ registry, storage, signal }, repository, { ...blob, mediaType }),
-            { signal },
-          );
-          healed.push(blob.digest);
-          break;
-        } catch (error) {
-          // It is not there, or is damaged there too.
-          if (!(error instanceof AppError) || !['image_not_found', 'digest_mismatch'].includes(error.code)) throw error;
-        }
-      }
-    }
-  }
-
   private exchangePath(file: string): string {
     const folder = this.config.backup.exchangeDir;
     if (!folder) throw new AppError('backup_exchange_dir_missing');
@@ -379,87 +319,6 @@ const readingOf = (operation: BackupAction) => ({
   allowUnsigned: operation.action === 'export' || ('allowUnsigned' in operation && operation.allowUnsigned === true),
 });
 
-/** Those that are missing or damaged. Throws `backup_key_missing` when nobody could tell. */
-async function readAll(
-  store: BackupStore,
-  index: BlobIndex,
-  blobs: readonly BackupBlob[],
-  signal: AbortSignal,
-  progress: JobContext['progress'],
-): Promise<BackupBlob[]> {
-  const limit = pLimit(readsAtOnce);
-  const damaged: BackupBlob[] = [];
-  const bytesTotal = sumOf(blobs);
-  let bytesDone = 0;
-  let itemsDone = 0;
-  const report = () =>
-    progress({
-      phase: 'reading blobs',
-      bytesDone: Math.min(bytesDone, bytesTotal),
-      bytesTotal,
-      itemsDone,
-      itemsTotal: blobs.length,
-    });
-  const onBytes = (count: number) => {
-    bytesDone += count;
-    report();
-  };
-  const results = await Promise.allSettled(
-    blobs.map((blob) =>
-      limit(async () => {
-        signal.throwIfAborted();
-        try {
-          await store.verifyBlob(index, blob, { signal, onBytes });
-        } catch (error) {
-          if (!isDamage(error)) throw error;
-          damaged.push(blob);
-        }
-        itemsDone += 1;
-        report();
-      }),
-    ),
-  );
-  signal.throwIfAborted();
-  for (const result of results) if (result.status === 'rejected') throw result.reason;
-  return damaged;
-}
-
-/** Also what the disk cannot read any more. */
-const isDamage = (error: unknown): boolean =>
-  error instanceof AppError ? ['backup_corrupt', 'backup_incomplete'].includes(error.code) : errnoOf(error) === 'EIO';
-
-/** What needs blobs that are lost: backups, and the images in them. */
-async function describeLost(
-  store: BackupStore,
-  records: readonly BackupRecord[],
-  lost: readonly Digest[],
-  signal: AbortSignal,
-) {
-  const described = lost.map((digest) => ({ digest, backups: [] as string[], images: new Set<string>() }));
-  for (const { id, blobs } of lost.length > 0 ? records : []) {
-    const needed = described.filter(({ digest }) => blobs.some((blob) => blob.digest === digest));
-    if (needed.length === 0) continue;
-    await using source = await openBackup(store, id, { signal, allowUnsigned: true });
-    for (const one of needed) {
-      one.backups.push(id);
-      for (const { name, reason } of source.broken) if (reason.includes(digestHex(one.digest))) one.images.add(name);
-    }
-  }
-  return described.map(({ images, ...rest }) => ({ ...rest, images: [...images] }));
-}
-
-/**
- * A registry that is off has nothing, and storage that takes no writes cannot be healed; what is damaged is named all
- * the same.
- */
-function whyNotHealed(error: unknown): string {
-  if (!(error instanceof AppError)) throw error;
-  if (error.code.startsWith('registry_')) return 'the registry does not have it';
-  if (error.code === 'space_insufficient' || error.code === 'backup_target_read_only')
-    return `cannot be replaced (${error.code})`;
-  throw error;
-}
-
 /** What a prune keeps and removes; an attempt before that was killed may have removed some. */
 const pruneResult = ({ result }: BackupOperationEntity, reasons: Map<string, string[]>): BackupOperationResult => ({
   kept: [...reasons].filter(([, why]) => why.length > 0).map(([id, why]) => ({ backupId: id, reasons: why })),
@@ -470,8 +329,6 @@ const pruneResult = ({ result }: BackupOperationEntity, reasons: Map<string, str
     ]),
   ],
 });
-
-const sumOf = (files: readonly { size: number }[]): number => files.reduce((sum, { size }) => sum + size, 0);
 
 const isFile = (path: string): Promise<boolean> => stat(path).then((status) => status.isFile(), goneAs(false));
 

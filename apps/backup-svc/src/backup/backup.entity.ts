@@ -1,4 +1,4 @@
-import type { SkippedReference } from '@airdock/backup-store/backup-registry';
+import type { SkippedReference } from '@airdock/backup-store/registry-content';
 import { Column, Entity, Index, PrimaryColumn } from 'typeorm';
 
 /**

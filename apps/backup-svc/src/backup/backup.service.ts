@@ -1,15 +1,11 @@
 import type { ReadOptions } from '@airdock/backup-store/backup-records';
 import { backupRegistry } from '@airdock/backup-store/backup-registry';
 import type { BackupStore } from '@airdock/backup-store/backup-store';
-import type { RecordSignature } from '@airdock/backup-store/record-signature';
 import { duVersionNow } from '@airdock/clients/du-version';
-import { everyPage } from '@airdock/clients/every-page';
-import { getDu, getDuUpgrade, getImageSet, getState, listImages } from '@airdock/clients/generated/sdk.gen';
+import { getDu, getDuUpgrade, getState } from '@airdock/clients/generated/sdk.gen';
 import { ServiceClients } from '@airdock/clients/service-clients';
 import { AppError } from '@airdock/core/errors';
 import type { BackupRecord } from '@airdock/core/oci/backup-record';
-import { type Digest, isDigest } from '@airdock/core/oci/digest';
-import { formatName, parseReference } from '@airdock/core/oci/reference';
 import { matchesPattern } from '@airdock/core/oci/select-images';
 import { RegistryClient } from '@airdock/oci/registry-client/registry-client';
 import { CONFIG, type Config } from '@airdock/platform/config';
@@ -17,7 +13,6 @@ import { columns, now, type Statement } from '@airdock/platform/database';
 import type { JobRequest } from '@airdock/platform/http/idempotency';
 import { findPage, getRow, type Page } from '@airdock/platform/http/page';
 import { newId } from '@airdock/platform/ids';
-import type { JobEntity } from '@airdock/platform/jobs/job.entity';
 import type { Job } from '@airdock/platform/jobs/job.schema';
 import type { JobContext } from '@airdock/platform/jobs/job-processor';
 import { JobsService } from '@airdock/platform/jobs/jobs.service';
@@ -31,7 +26,8 @@ import { BackupTargetService, lockFor } from '../backup-target/backup-target.ser
 import { SigningKeyService } from '../signing-key/signing-key.service.js';
 import { BackupEntity } from './backup.entity.js';
 import type { Backup, BackupListQuery, CreateBackup } from './backup.schema.js';
-import { isAsKnown, patternsOf, summaryOf } from './backup-row.js';
+import { emptyRow, isAsKnown, patternsOf, signatureOf, signedBy, stateOf, summaryOf } from './backup-row.js';
+import { CatalogueNames } from './catalogue-names.js';
 import { RecordFinder } from './record-finder.js';
 
 export const backupJobType = 'backup.create';
@@ -45,6 +41,8 @@ export type NameFilter = (name: { repository: string; tag: string }) => boolean;
 /** Backups of the registry's content and Airdock's own state: see docs/design/backup-format.md. */
 @Injectable()
 export class BackupService {
+  private readonly catalogue: CatalogueNames;
+
   constructor(
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(BackupEntity, 'backup') private readonly backups: Repository<BackupEntity>,
@@ -52,7 +50,9 @@ export class BackupService {
     private readonly clients: ServiceClients,
     private readonly targets: BackupTargetService,
     private readonly signingKeys: SigningKeyService,
-  ) {}
+  ) {
+    this.catalogue = new CatalogueNames(clients.image);
+  }
 
   /** Throws `resource_not_found` for the target and the image set, `registry_off`. */
   async create(
@@ -63,7 +63,7 @@ export class BackupService {
   ): Promise<Job> {
     this.targets.assertKnown(wanted.target);
     await this.registry('read');
-    if (wanted.imageSetId) await this.namesOfSet(wanted.imageSetId);
+    if (wanted.imageSetId) await this.catalogue.ofImageSet(wanted.imageSetId);
     const id = newId();
     const row = columns<BackupEntity>({
       ...emptyRow(id, wanted.target),
@@ -213,7 +213,7 @@ export class BackupService {
     const { record, skipped, addedBytes } = await backupRegistry({
       ...{ registry, storage, store, lock, id, signal, onProgress: progress },
       filter: await this.filterOf(row),
-      untagged: await this.readUntagged(),
+      untagged: await this.catalogue.untagged(),
       settings: await reading,
       beforeRecord: async (result) => {
         // Of a disk that went away meanwhile it would be a backup of nothing, or of a part. A garbage collection is not
@@ -293,7 +293,7 @@ export class BackupService {
     let known: Map<string, string> | undefined;
     for (const row of candidates) {
       try {
-        if (!row.hasSettings) known ??= await this.knownNames();
+        if (!row.hasSettings) known ??= await this.catalogue.digests();
         if (await store.signAsOwn(row.id, (record) => isAsKnown(record, row, known ?? new Map())))
           await this.backups.update({ id: row.id }, { signedBy: this.signingKeys.ownKeyId });
       } catch (error) {
@@ -336,47 +336,10 @@ export class BackupService {
 
   private async filterOf({ repositories, imageSetId }: BackupEntity): Promise<NameFilter> {
     if (imageSetId) {
-      const names = await this.namesOfSet(imageSetId);
+      const names = await this.catalogue.ofImageSet(imageSetId);
       return ({ repository, tag }) => names.has(`${repository}:${tag}`);
     }
     return filterByRepository(repositories);
-  }
-
-  /** Images that were pushed without a tag: only the catalogue knows of them. */
-  private async readUntagged(): Promise<{ repository: string; digest: Digest }[]> {
-    const found: { repository: string; digest: Digest }[] = [];
-    for await (const { localReferences, digest } of this.catalogue())
-      for (const { repository, tag } of localReferences.map(parseReference))
-        if (tag === undefined && isDigest(digest)) found.push({ repository, digest });
-    return found;
-  }
-
-  /** What the images of the catalogue are called in the registry, with their digests. */
-  private async knownNames(): Promise<Map<string, string>> {
-    const known = new Map<string, string>();
-    for await (const { localReferences, digest } of this.catalogue())
-      for (const { repository, tag } of localReferences.map(parseReference))
-        known.set(formatName({ repository, tag, digest: digest as Digest }), digest);
-    return known;
-  }
-
-  private catalogue() {
-    return everyPage((query) => listImages({ client: this.clients.image, query, throwOnError: true }));
-  }
-
-  /**
-   * `repository:tag` of everything that the images of a set are called in the registry. Throws `resource_not_found`.
-   */
-  private async namesOfSet(id: string): Promise<Set<string>> {
-    const client = this.clients.image;
-    const { data: set } = await getImageSet({ client, path: { id }, throwOnError: true });
-    const wanted = new Set(set.images);
-    const names = new Set<string>();
-    for await (const { upstream, localReferences } of this.catalogue()) {
-      if (!wanted.has(upstream)) continue;
-      for (const { repository, tag } of localReferences.map(parseReference)) names.add(`${repository}:${tag ?? ''}`);
-    }
-    return names;
   }
 
   private async readSettings(signal: AbortSignal): Promise<{ service: string; bytes: Buffer }[]> {
@@ -395,22 +358,10 @@ export class BackupService {
 
   private async toResources(rows: BackupEntity[]): Promise<Backup[]> {
     const jobs = await this.jobs.byIds(rows.flatMap(({ jobId }) => jobId ?? []));
-    const { own, trusted } = await this.signingKeys.recordKeys();
-    const stateOfKey = (keyId: string) =>
-      keyId === own.keyId || keyId === sharedSecret
-        ? 'own'
-        : trusted.some((key) => key.keyId === keyId)
-          ? 'trusted'
-          : 'unknown';
-    const signatureOf = ({ completedAt, signedBy: keyId }: BackupEntity): Backup['signature'] =>
-      completedAt === null
-        ? null
-        : keyId === null
-          ? { state: 'unsigned', keyId }
-          : { state: stateOfKey(keyId), keyId: keyId === sharedSecret ? null : keyId };
+    const keys = await this.signingKeys.recordKeys();
     return rows.map((row) => ({
       ...row,
-      signature: signatureOf(row),
+      signature: signatureOf(row, keys),
       sizeBytes: row.sizeBytes === null ? null : Number(row.sizeBytes),
       addedBytes: row.addedBytes === null ? null : Number(row.addedBytes),
       state: stateOf(row, row.jobId ? jobs.get(row.jobId) : undefined),
@@ -436,40 +387,4 @@ async function readRecord(
     if (error instanceof AppError && error.code === 'resource_not_found') return undefined;
     throw error;
   }
-}
-
-const emptyRow = (id: string, target: string): BackupEntity => ({
-  ...{
-    id,
-    target,
-    description: null,
-    repositories: null,
-    imageSetId: null,
-    scheduleId: null,
-    images: null,
-    sizeBytes: null,
-    addedBytes: null,
-    skipped: null,
-  },
-  ...{
-    hasSettings: false,
-    jobId: null,
-    createdAt: now(),
-    completedAt: null,
-    verifiedAt: null,
-    damaged: null,
-    signedBy: null,
-    isMissing: false,
-  },
-});
-
-/** Stands for the secret of airdock.backup.signingKeyFile, which has no name. */
-const sharedSecret = 'shared secret';
-const signedBy = ({ state, keyId }: RecordSignature): string | null =>
-  state === 'unsigned' ? null : (keyId ?? sharedSecret);
-
-function stateOf({ completedAt, damaged, isMissing }: BackupEntity, job: JobEntity | undefined): Backup['state'] {
-  if (completedAt && isMissing) return 'missing';
-  if (completedAt) return damaged?.length ? 'damaged' : 'complete';
-  return job?.state === 'queued' || job?.state === 'running' ? 'running' : 'failed';
 }

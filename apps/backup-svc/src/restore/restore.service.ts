@@ -1,6 +1,4 @@
-import { readdir, rm } from 'node:fs/promises';
 import { BlockList, isIP } from 'node:net';
-import { join } from 'node:path';
 import { type BackupSource, openBackup } from '@airdock/backup-store/backup-source';
 import type { BackupStore } from '@airdock/backup-store/backup-store';
 import { isTrusted } from '@airdock/backup-store/record-signature';
@@ -27,13 +25,13 @@ import { SecretBox } from '@airdock/platform/secrets';
 import type { ServiceState } from '@airdock/platform/state/state.schema';
 import { copyImages, failureOf, type ImageToCopy, type TargetName } from '@airdock/registry/copy/copy-image';
 import { planCopy } from '@airdock/registry/copy/plan-copy';
-import { ProcessRegistryEngine, registrySockets } from '@airdock/registry/engine/process-engine';
 import type { RegistryStorage } from '@airdock/registry/folder/registry-storage';
 import { Inject, Injectable } from '@nestjs/common';
 import { InjectRepository } from '@nestjs/typeorm';
 import type { Repository } from 'typeorm';
 import { BackupService, filterByRepository, settingsServices } from '../backup/backup.service.js';
 import { lockFor, withoutLock } from '../backup-target/backup-target.service.js';
+import { DrillRegistry } from './drill-registry.js';
 import { RestoreEntity } from './restore.entity.js';
 import type { CreateRestore, Restore, RestoreReport } from './restore.schema.js';
 import { isWithin, maxStateBytes, parseState, type StatePlan, StateRestore } from './state-restore.js';
@@ -58,6 +56,8 @@ interface Destination extends AsyncDisposable {
 /** Brings the content of a backup back: what is there is skipped, every blob is checked on its way, tags come last. */
 @Injectable()
 export class RestoreService {
+  private readonly drills: DrillRegistry;
+
   constructor(
     @Inject(CONFIG) private readonly config: Config,
     @InjectRepository(RestoreEntity, 'backup') private readonly restores: Repository<RestoreEntity>,
@@ -66,7 +66,9 @@ export class RestoreService {
     private readonly secrets: SecretBox,
     private readonly clients: ServiceClients,
     private readonly targets: OutboundTargets,
-  ) {}
+  ) {
+    this.drills = new DrillRegistry(config);
+  }
 
   /**
    * Throws `resource_not_found`, `backup_incomplete`, `backup_corrupt`, `registry_off`, `registry_target_forbidden`.
@@ -121,7 +123,7 @@ export class RestoreService {
   async run(context: JobContext): Promise<Record<string, unknown>> {
     const { progress } = context;
     const row = await getRow(this.restores, context.resourceId);
-    const { mode, onConflict, dryRun, drill, repositories, allowUnsigned } = row.request;
+    const { mode, dryRun, drill, repositories, allowUnsigned } = row.request;
     await using store = await this.backups.openStore(row.target);
     await using lock = await store.lock({ ...lockFor(context), isReader: true });
     const { signal } = lock;
@@ -155,23 +157,10 @@ export class RestoreService {
     if (!isBegun) assertConfirmed(row, report, statePlan);
     this.assertRoom(report, destination.dir);
     if (!isBegun) await this.restores.update({ id: row.id }, columns<RestoreEntity>({ accepted: statePlan.accepted }));
-    const wanted = withoutNames(images, onConflict === 'keep' ? report.conflicts : []);
-    const copied = await copyImages({
-      source,
-      registry,
-      storage,
-      repairs,
-      images: wanted,
-      signal,
-      onProgress: (done) => progress({ phase: 'restore', ...done }),
-    });
-    const failure = failureOf(copied);
-    // Nothing goes while not everything has come.
-    if (mode === 'exact' && !failure && source.broken.length === 0)
-      for (const { repository, tag } of report.extra.map(parseName))
-        if (tag !== undefined) await registry.deleteTag(repository, tag, { signal });
-    progress({ phase: 'verifying' });
-    report.verified = await verify(registry, wanted, signal);
+    const wanted = withoutNames(images, row.request.onConflict === 'keep' ? report.conflicts : []);
+    const surplus = mode === 'exact' ? report.extra.map(parseName) : [];
+    const { failure, verified } = await copyBack(source, destination, wanted, surplus, { signal, progress });
+    report.verified = verified;
     report.settings = settings ? await states.write() : null;
     await this.restores.update({ id: row.id }, columns<RestoreEntity>({ report, accepted: null }));
     if (failure) throw failure;
@@ -242,7 +231,7 @@ export class RestoreService {
     { id, request: { registry, drill, dryRun }, sealedPassword }: RestoreEntity,
     context: Pick<JobContext, 'signal' | 'progress'>,
   ): Promise<Destination> {
-    if (drill) return this.scratchRegistry(id, context.signal);
+    if (drill) return this.drillDestination(id, context.signal);
     if (registry) {
       const auth =
         registry.username === undefined
@@ -257,44 +246,18 @@ export class RestoreService {
     return destination(new RegistryClient(address), { storage, repairs }, storageDir);
   }
 
-  /** A registry of its own for a drill. What a killed one left is ended and removed first. */
-  private async scratchRegistry(id: string, signal: AbortSignal): Promise<Destination> {
-    const { engine, storageDir, sockets } = this.scratchEngine(id);
-    await this.removeScratch(id);
-    try {
-      await engine.start(signal);
-    } catch (error) {
-      await this.removeScratch(id);
-      throw error;
-    }
-    // Over HTTP: the registry itself then checks every digest too.
-    return destination(new RegistryClient(sockets.readWrite), {}, storageDir, () => this.removeScratch(id));
-  }
-
-  private scratchEngine(id: string) {
-    const [stateDir, storageDir] = [join(this.drillsDir, id, 'state'), join(this.drillsDir, id, 'storage')];
-    // The path of a socket may have 107 bytes: the random end of the id is enough.
-    const socketDir = join(this.config.dataDir, 'run/drills', id.slice(-12));
-    const engine = new ProcessRegistryEngine({ stateDir, storageDir, socketDir, binary: this.config.registry.binary });
-    return { storageDir, socketDir, sockets: registrySockets(socketDir), engine };
-  }
-
-  private async removeScratch(id: string): Promise<void> {
-    const { engine, socketDir } = this.scratchEngine(id);
-    await engine.stop();
-    for (const folder of [socketDir, join(this.drillsDir, id)]) await rm(folder, { recursive: true, force: true });
-  }
-
-  private get drillsDir(): string {
-    return join(this.config.dataDir, 'drills');
+  /** A registry of its own for a drill, over HTTP: it then checks every digest itself too. */
+  private async drillDestination(id: string, signal: AbortSignal): Promise<Destination> {
+    const { address, storageDir } = await this.drills.start(id, signal);
+    return destination(new RegistryClient(address), {}, storageDir, () => this.drills.remove(id));
   }
 
   /** Ends and removes the registries of drills that were killed and then cancelled. */
   async sweepDrills(): Promise<void> {
-    for (const id of await readdir(this.drillsDir).catch(() => [])) {
+    for (const id of await this.drills.list()) {
       const row = await this.restores.findOneBy({ id });
       const job = row && (await this.jobs.find(row.jobId));
-      if (!job || isEnded(job.state)) await this.removeScratch(id);
+      if (!job || isEnded(job.state)) await this.drills.remove(id);
     }
   }
 
@@ -341,6 +304,31 @@ const destination = (
     await end?.();
   },
 });
+
+/** Copies the images, removes the surplus names once everything has come, and counts the names that came back. */
+async function copyBack(
+  source: BackupSource,
+  { registry, storage, repairs }: Destination,
+  images: ImageToCopy[],
+  surplus: readonly TargetName[],
+  { signal, progress }: Pick<JobContext, 'signal' | 'progress'>,
+): Promise<{ failure: ReturnType<typeof failureOf>; verified: number }> {
+  const copied = await copyImages({
+    source,
+    registry,
+    storage,
+    repairs,
+    images,
+    signal,
+    onProgress: (done) => progress({ phase: 'restore', ...done }),
+  });
+  const failure = failureOf(copied);
+  if (!failure && source.broken.length === 0)
+    for (const { repository, tag } of surplus)
+      if (tag !== undefined) await registry.deleteTag(repository, tag, { signal });
+  progress({ phase: 'verifying' });
+  return { failure, verified: await verify(registry, images, signal) };
+}
 
 /** How many names lead to the digest that the backup says. */
 async function verify(registry: RegistryClient, images: readonly ImageToCopy[], signal: AbortSignal): Promise<number> {

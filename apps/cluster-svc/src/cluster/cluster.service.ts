@@ -48,54 +48,19 @@ export class ClusterService {
     // The rules below would refuse the hosts of the cluster that the first request created.
     const first = await this.jobs.findRequested(request.requestKey);
     if (first) return first;
-    const { name, kubernetesVersion, network, options, nodes, provisioner, existing } = body;
-    parseKubernetesVersion(kubernetesVersion);
+    const { name, kubernetesVersion, nodes, existing } = body;
     const hostIds = nodes.map(({ hostId }) => hostId);
-    const hosts = await this.facts.hosts(hostIds);
-    const addresses = [
-      ...hosts,
-      ...(options.masterVipIpv4 ? [{ name: 'masterVipIpv4', address: options.masterVipIpv4 }] : []),
-    ];
-    assertNetworksApart(network.containersCidr, network.servicesCidr, addresses);
-    if (!existing) assertRuntime(hosts, options.containerRuntime);
-    await this.provisioners.get(provisioner).check({ name, kubernetesVersion, options, existing });
-    await this.assertHostsFree(hostIds);
-    const settings = existing ? undefined : await this.defaults.forCluster(body.registryMode, kubernetesVersion, true);
-    const { registryMode, fields, packages } = settings ?? {
-      registryMode: 'none' as const,
-      fields: noFields,
-      packages: (await this.defaults.get()).packages,
-    };
+    await this.assertPossible(body, hostIds);
+    const settings = existing
+      ? { registryMode: 'none' as const, fields: noFields, packages: (await this.defaults.get()).packages }
+      : await this.defaults.forCluster(body.registryMode, kubernetesVersion, true);
+    const { registryMode } = settings;
     const imageSetId = existing
       ? null
       : await this.assertReady({ kubernetesVersion, registryMode, hostIds, imageSetId: body.imageSetId });
 
     const id = newId();
-    const row: ClusterEntity = {
-      ...{
-        id,
-        name,
-        kubernetesVersion,
-        network,
-        options,
-        imageSetId,
-        wantedMode: body.registryMode ?? null,
-        effectiveMode: registryMode,
-        fields,
-        packages,
-      },
-      ...{
-        provisioner,
-        provisionerId: null,
-        existing,
-        jobId: request.id,
-        upgradeId: null,
-        upgradeJobId: null,
-        targetImageSetId: null,
-        pausedAt: null,
-      },
-      createdAt: now(),
-    };
+    const row = rowOf(body, { id, jobId: request.id, imageSetId, ...settings });
     try {
       return await this.jobs.submit({ ...request, type: createClusterJobType, resource: `/v1/clusters/${id}` }, [
         this.clusters.createQueryBuilder().insert().values(columns(row)),
@@ -111,6 +76,20 @@ export class ClusterService {
       await this.assertHostsFree(hostIds);
       throw new AppError('resource_exists', { detail: `a cluster named ${name}` });
     }
+  }
+
+  /** The rules that need no look at images: networks, the runtime of the hosts, the provisioner's, free hosts. */
+  private async assertPossible(
+    { name, kubernetesVersion, network, options, provisioner, existing }: CreateCluster,
+    hostIds: string[],
+  ): Promise<void> {
+    parseKubernetesVersion(kubernetesVersion);
+    const hosts = await this.facts.hosts(hostIds);
+    const vip = options.masterVipIpv4 ? [{ name: 'masterVipIpv4', address: options.masterVipIpv4 }] : [];
+    assertNetworksApart(network.containersCidr, network.servicesCidr, [...hosts, ...vip]);
+    if (!existing) assertRuntime(hosts, options.containerRuntime);
+    await this.provisioners.get(provisioner).check({ name, kubernetesVersion, options, existing });
+    await this.assertHostsFree(hostIds);
   }
 
   /** Returns the image set that the answer was for. */
@@ -317,4 +296,31 @@ function stateOf(creation: JobEntity | undefined, upgrade: JobEntity | undefined
   // A restored cluster was created on a DU whose jobs are gone.
   if (!creation || creation.state === 'succeeded') return 'ready';
   return isEnded(creation.state) ? 'failed' : 'creating';
+}
+
+/** A cluster that its job has yet to create. */
+function rowOf(
+  { name, kubernetesVersion, network, options, provisioner, existing, registryMode: wanted }: CreateCluster,
+  decided: Pick<ClusterEntity, 'id' | 'jobId' | 'imageSetId' | 'fields' | 'packages'> & {
+    registryMode: ClusterEntity['effectiveMode'];
+  },
+): ClusterEntity {
+  const { registryMode: effectiveMode, ...rest } = decided;
+  return {
+    ...rest,
+    name,
+    kubernetesVersion,
+    network,
+    options,
+    wantedMode: wanted ?? null,
+    effectiveMode,
+    provisioner,
+    provisionerId: null,
+    existing,
+    upgradeId: null,
+    upgradeJobId: null,
+    targetImageSetId: null,
+    pausedAt: null,
+    createdAt: now(),
+  };
 }

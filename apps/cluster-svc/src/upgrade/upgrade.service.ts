@@ -17,6 +17,7 @@ import { ClusterService, notReady } from '../cluster/cluster.service.js';
 import { ClusterDefaultsService } from '../cluster-defaults/cluster-defaults.service.js';
 import { ClusterFacts, isArtifact } from '../cluster-facts/cluster-facts.service.js';
 import { ProvisionerService } from '../provisioner/provisioner.service.js';
+import type { Readiness } from '../readiness/readiness.schema.js';
 import { ReadinessService } from '../readiness/readiness.service.js';
 import { UpgradeEntity } from './upgrade.entity.js';
 import type { CreateUpgrade, Upgrade, UpgradedNode, UpgradePlan } from './upgrade.schema.js';
@@ -43,76 +44,34 @@ export class UpgradeService {
    * `du_version_unsupported`, `cluster_busy`, and what is in the way as `ClusterService.create` does; with `dryRun`
    * that is told by the plan.
    */
-  async create(
-    clusterId: string,
-    request: JobRequest,
-    { kubernetesVersion: to, imageSetId, batch, registryMode: wanted, dryRun }: CreateUpgrade,
-  ): Promise<Job> {
+  async create(clusterId: string, request: JobRequest, wanted: CreateUpgrade): Promise<Job> {
     const first = await this.jobs.findRequested(request.requestKey);
     if (first) return first;
+    const { kubernetesVersion: to, batch, registryMode, dryRun } = wanted;
     const cluster = await this.clusters.get(clusterId);
     const last = dryRun ? undefined : await this.assertFree(cluster, to);
-    const kind = upgradeKind(cluster.kubernetesVersion, to);
-    const settings = await this.defaults.forCluster(
-      wanted ?? cluster.registryMode.requested,
-      to,
-      cluster.registryMode.effective !== 'none',
-    );
-    await this.provisioners.get(cluster.provisioner).checkUpgrade(cluster, to);
-    const { registryMode, fields, packages } = settings;
-    const hostIds = cluster.nodes.map(({ hostId }) => hostId);
-    const question = { kubernetesVersion: to, registryMode, hostIds, imageSetId };
-    const { answer, images } = await this.readiness.look(question);
-    const toPush = answer.missingImages.filter(({ bundles }) => bundles.length > 0);
-    // Images that bundles have are pushed by the job.
-    const problems = answer.problems.filter(
-      (problem) => problem.code !== 'images_missing' || toPush.length < answer.missingImages.length,
-    ) as Problem[];
-    if (!dryRun && problems.length > 0) throw notReady({ problems });
-
-    const names = new Map(answer.hosts.map(({ hostId, name }) => [hostId, name]));
-    const nodes = inOrder(cluster).map(({ hostId, role }) => ({ hostId, name: names.get(hostId) ?? '', role }));
-    const plan: UpgradePlan = {
-      ...{
-        from: cluster.kubernetesVersion,
-        to,
-        kind,
-        registryMode: { from: cluster.registryMode.effective, to: registryMode },
-      },
-      imagesToPush: toPush,
-      imagesToPull: this.facts.references(
-        images.filter((image) => !isArtifact(image)),
-        fields.k8sPrivateRegistry,
-      ),
-      batches: batchesOf(nodes, batchSize(batch, nodes)),
-      restarts:
-        cluster.provisioner === 'external'
-          ? []
-          : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
-      problems,
-      plannedAt: now(),
-    };
+    const { plan, nodes, imageSetId, settings } = await this.plan(cluster, wanted);
+    if (!dryRun && plan.problems.length > 0) throw notReady({ problems: plan.problems as Problem[] });
     // Where the last one to this version stopped: a node that is half way comes first, whichever upgrade began it.
     const reached = new Map(last?.to === to ? last.nodes.map((node) => [node.hostId, node]) : []);
     const id = newId();
     const row: UpgradeEntity = {
-      ...{
-        id,
-        clusterId,
-        from: cluster.kubernetesVersion,
-        to,
-        dryRun,
-        batch,
-        wantedMode: wanted ?? null,
-        registryMode,
-        fields,
-        packages,
-        plan,
-      },
-      ...{ imageSetId: answer.imageSet?.id ?? null, pulledAt: null, jobId: request.id, createdAt: now() },
+      ...settings,
+      id,
+      clusterId,
+      from: cluster.kubernetesVersion,
+      to,
+      dryRun,
+      batch,
+      wantedMode: registryMode ?? null,
+      plan,
+      imageSetId,
+      pulledAt: null,
+      jobId: request.id,
+      createdAt: now(),
       nodes: nodes.map((node) => reached.get(node.hostId) ?? { ...node, state: 'waiting', tries: 0, error: null }),
     };
-    const claim = { upgradeId: id, upgradeJobId: request.id, targetImageSetId: row.imageSetId };
+    const claim = { upgradeId: id, upgradeJobId: request.id, targetImageSetId: imageSetId };
     try {
       const type = dryRun ? planUpgradeJobType : upgradeJobType;
       return await this.jobs.submit({ ...request, type, resource: `/v1/clusters/${clusterId}/upgrades/${id}` }, [
@@ -124,6 +83,38 @@ export class UpgradeService {
         throw new AppError('cluster_busy', { detail: 'another upgrade was begun, or ended' });
       throw error;
     }
+  }
+
+  /** What an upgrade would do now, with what is in its way. Throws what no image or host could change. */
+  private async plan(
+    cluster: Cluster,
+    { kubernetesVersion: to, imageSetId, batch, registryMode: wanted }: CreateUpgrade,
+  ) {
+    const { effective, requested } = cluster.registryMode;
+    const kind = upgradeKind(cluster.kubernetesVersion, to);
+    const settings = await this.defaults.forCluster(wanted ?? requested, to, effective !== 'none');
+    await this.provisioners.get(cluster.provisioner).checkUpgrade(cluster, to);
+    const { registryMode, fields } = settings;
+    const hostIds = cluster.nodes.map(({ hostId }) => hostId);
+    const { answer, images } = await this.readiness.look({ kubernetesVersion: to, registryMode, hostIds, imageSetId });
+    const names = new Map(answer.hosts.map(({ hostId, name }) => [hostId, name]));
+    const nodes = inOrder(cluster).map(({ hostId, role }) => ({ hostId, name: names.get(hostId) ?? '', role }));
+    const pulled = images.filter((image) => !isArtifact(image));
+    const plan: UpgradePlan = {
+      from: cluster.kubernetesVersion,
+      to,
+      kind,
+      registryMode: { from: effective, to: registryMode },
+      ...pushesOf(answer),
+      imagesToPull: this.facts.references(pulled, fields.k8sPrivateRegistry),
+      batches: batchesOf(nodes, batchSize(batch, nodes)),
+      restarts:
+        cluster.provisioner === 'external'
+          ? []
+          : ['kubelet', 'the static pods of control planes', 'the pods of a node, which is drained before'],
+      plannedAt: now(),
+    };
+    return { plan, nodes, imageSetId: answer.imageSet?.id ?? null, settings };
   }
 
   /**
@@ -187,6 +178,13 @@ const toResource = (row: UpgradeEntity, cluster: Cluster, state: JobState): Upgr
   paused: cluster.upgradeId === row.id && cluster.state === 'paused',
   state,
 });
+
+/** The images that bundles have are pushed by the job, so they are no problem unless others are missing beside them. */
+function pushesOf({ missingImages, problems }: Readiness): Pick<UpgradePlan, 'imagesToPush' | 'problems'> {
+  const imagesToPush = missingImages.filter(({ bundles }) => bundles.length > 0);
+  const arePushed = imagesToPush.length === missingImages.length;
+  return { imagesToPush, problems: problems.filter(({ code }) => code !== 'images_missing' || !arePushed) };
+}
 
 /** Control planes first, each in the order that the cluster was created with. */
 const inOrder = ({ nodes }: Pick<Cluster, 'nodes'>): Cluster['nodes'] => [

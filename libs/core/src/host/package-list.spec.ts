@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { packageFamily, renderAptList, renderYumRepo, repositoriesFor, type ServedRepository } from './package-list.js';
 
@@ -67,4 +68,46 @@ it('renderYumRepo checks the metadata always, packages where there is a key for 
   const own = 'file:///etc/pki/rpm-gpg/RPM-GPG-KEY-airdock';
   expect(text.match(/^gpgkey=.*$/gm)).toEqual([`gpgkey=${own}`, `gpgkey=${own} ${own}-pf9`]);
   expect(text.match(/proxy=_none_/g)).toHaveLength(2);
+});
+
+describe('lists of packages', () => {
+  const names = fc.stringMatching(/^[a-z][a-z0-9-]{0,8}$/);
+  const repositories = fc.uniqueArray(
+    fc.record({
+      name: names,
+      format: fc.constantFrom('apt' as const, 'yum' as const),
+      distributions: fc.subarray(['bookworm', 'jammy', '8', '9']),
+      components: fc.uniqueArray(names, { minLength: 1, maxLength: 3 }),
+    }),
+    { selector: ({ name }) => name, maxLength: 6 },
+  );
+
+  it('give no host a repository of another format or distribution, and leave out none of its own', () => {
+    const hosts = fc.constantFrom(['debian', 'bookworm'] as const, ['redhat', '9'] as const);
+    fc.assert(
+      fc.property(repositories, hosts, (all, [family, distribution]) => {
+        const given = repositoriesFor(all, family, distribution);
+        const isFit = ({ format, distributions }: ServedRepository) =>
+          (format === 'apt') === (family === 'debian') &&
+          (distributions.length === 0 || distributions.includes(distribution));
+        expect(given).toEqual(all.filter(isFit));
+      }),
+    );
+  });
+
+  it('have one line, or one section, for each repository, all of them at the one address and signed', () => {
+    fc.assert(
+      fc.property(repositories, (all) => {
+        const apt = renderAptList(all, url, 'bookworm').trimEnd().split('\n').slice(1);
+        expect(apt).toHaveLength(all.length);
+        for (const [index, { name }] of all.entries()) {
+          expect(apt[index]).toMatch(/^deb \[signed-by=\/etc\/apt\/keyrings\/airdock\.asc\] /);
+          expect(apt[index]).toContain(` ${url}/${name} `);
+        }
+        const yum = renderYumRepo(all, url, '9');
+        expect(yum.match(/^\[.*\]$/gm) ?? []).toEqual(all.map(({ name }) => `[airdock-${name}]`));
+        expect(yum.match(/^repo_gpgcheck=1$/gm) ?? []).toHaveLength(all.length);
+      }),
+    );
+  });
 });

@@ -1,3 +1,4 @@
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { digestOf } from './digest.js';
 import { mediaTypes } from './manifest.js';
@@ -162,5 +163,49 @@ describe('an image by the types in its manifest', () => {
       true,
     );
     expect(hasZstdLayers(manifest(mediaTypes.ociConfig, mediaTypes.ociLayerGzip))).toBe(false);
+  });
+});
+
+describe('platforms, whatever they are', () => {
+  const variants = fc.constantFrom('', '/v5', '/v6', '/v7', '/v8', '/v9', '/v8.1', '/8');
+  const platforms = fc
+    .tuple(
+      fc.constantFrom('linux', 'windows'),
+      fc.constantFrom('amd64', 'arm64', 'arm', '386', 's390x', 'aarch64'),
+      variants,
+    )
+    .map(([os, architecture, variant]) => `${os}/${architecture}${variant}`);
+
+  it('run what is made for them, however they are spelt', () => {
+    fc.assert(
+      fc.property(platforms, (platform) => {
+        expect(matchesPlatform(platform, platform)).toBe(true);
+        expect(matchesPlatform(platform.toUpperCase(), platform)).toBe(true);
+        expect(runsOn({ platforms: [platform] }, { platform })).toBe(true);
+      }),
+    );
+  });
+
+  it('run what a lesser one runs', () => {
+    const ofOne = fc.constantFrom('arm', 'arm64', 'amd64').chain((architecture) => {
+      const one = variants.map((variant) => `linux/${architecture}${variant}`);
+      return fc.tuple(one, one, one);
+    });
+    fc.assert(
+      fc.property(ofOne, ([a, b, c]) => {
+        if (matchesPlatform(a, b) && matchesPlatform(b, c)) expect(matchesPlatform(a, c)).toBe(true);
+      }),
+    );
+  });
+
+  it('are found as text exactly where a selection wants them', () => {
+    const known = platforms.filter((platform) => !/\.|\/8$|aarch64/.test(platform));
+    fc.assert(
+      fc.property(known, known, (own, wanted) => {
+        const texts = platformTexts(wanted);
+        const isFound = texts.some((text) => (text.endsWith('/') ? own.startsWith(text) : own === text));
+        expect(isFound).toBe(isPlatformWanted(own, wanted));
+      }),
+    );
   });
 });

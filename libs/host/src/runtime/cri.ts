@@ -3,7 +3,7 @@
  * over its Unix socket. `ctr` goes another way: it reads neither containerd's configuration nor what that imports, and
  * works without a CRI. One call with one field needs no library for gRPC.
  */
-import { connect, constants } from 'node:http2';
+import { type ClientHttp2Session, connect, constants } from 'node:http2';
 import { Readable } from 'node:stream';
 import { AppError } from '@airdock/core/errors';
 import { cleanLine } from '@airdock/core/host/host-text';
@@ -78,35 +78,7 @@ async function callByChannel(
   const abort = () => session.destroy(signal.reason as Error);
   signal.addEventListener('abort', abort, { once: true });
   try {
-    return await new Promise<CallStatus>((resolve, reject) => {
-      session.once('error', reject).once('close', () => reject(new Error('the connection was closed')));
-      const headers = {
-        [constants.HTTP2_HEADER_METHOD]: 'POST',
-        [constants.HTTP2_HEADER_PATH]: path,
-        'content-type': 'application/grpc',
-        te: 'trailers',
-      };
-      const call = session.request(headers);
-      let answered = 0;
-      // Of a call that fails at once the status is in the headers.
-      const onStatus = ({ 'grpc-status': code, 'grpc-message': words }: Record<string, unknown>) => {
-        if (code !== undefined)
-          resolve({ code: Number(code), message: typeof words === 'string' ? decoded(words) : '' });
-      };
-      call
-        .on('response', onStatus)
-        .on('trailers', onStatus)
-        .once('error', reject)
-        .once('close', () => reject(new Error('an answer without a status')));
-      call.on('data', (chunk: Buffer) => {
-        answered += chunk.length;
-        if (answered > maxAnswerBytes)
-          session.destroy(
-            new AppError('host_output_exceeded', { detail: `the CRI: more than ${maxAnswerBytes} bytes` }),
-          );
-      });
-      call.end(message(reference));
-    });
+    return await callOver(session, path, reference);
   } catch (cause) {
     signal.throwIfAborted();
     if (cause instanceof AppError) throw cause;
@@ -123,6 +95,35 @@ async function callByChannel(
     session.destroy();
     channel.destroy();
   }
+}
+
+/** One call of the session. Rejects with what ends the session or the call before there is a status. */
+function callOver(session: ClientHttp2Session, path: string, reference: string): Promise<CallStatus> {
+  return new Promise((resolve, reject) => {
+    session.once('error', reject).once('close', () => reject(new Error('the connection was closed')));
+    const call = session.request({
+      [constants.HTTP2_HEADER_METHOD]: 'POST',
+      [constants.HTTP2_HEADER_PATH]: path,
+      'content-type': 'application/grpc',
+      te: 'trailers',
+    });
+    let answeredBytes = 0;
+    // Of a call that fails at once the status is in the headers.
+    const onStatus = ({ 'grpc-status': code, 'grpc-message': words }: Record<string, unknown>) => {
+      if (code !== undefined) resolve({ code: Number(code), message: typeof words === 'string' ? decoded(words) : '' });
+    };
+    call
+      .on('response', onStatus)
+      .on('trailers', onStatus)
+      .once('error', reject)
+      .once('close', () => reject(new Error('an answer without a status')));
+    call.on('data', (chunk: Buffer) => {
+      answeredBytes += chunk.length;
+      if (answeredBytes > maxAnswerBytes)
+        session.destroy(new AppError('host_output_exceeded', { detail: `the CRI: more than ${maxAnswerBytes} bytes` }));
+    });
+    call.end(message(reference));
+  });
 }
 
 async function callByProgram(
