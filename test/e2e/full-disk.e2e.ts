@@ -17,7 +17,6 @@ import {
   deleteBundle,
   deleteImage,
   getGarbageCollection,
-  getJob,
   listBundles,
   listImages,
   listJobs,

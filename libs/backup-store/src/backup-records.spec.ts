@@ -146,7 +146,7 @@ describe('what no backup needs', () => {
     await write('a', [one, both]);
     await write('b', [both, other]);
     const unneeded = async (without?: string[]) =>
-      (await store.findUnneeded(new Set(without))).map(({ name }) => name.split('/').at(-1)).sort();
+      (await store.findUnneeded(new Set(without))).map(({ name }) => name.split('/').at(-1) ?? '').sort();
     const hexes = (...blobs: BackupBlob[]) => blobs.map(({ digest }) => digestHex(digest)).sort();
     expect(await unneeded()).toEqual(hexes(none));
     expect(await unneeded(['a'])).toEqual(hexes(none, one));

@@ -64,7 +64,7 @@ describe('filters of events', () => {
         expect(eventFilterPattern.test(parts.join('.'))).toBe(parts.length <= 4);
       }),
     );
-    for (const filter of ['a.', '.a', 'a..b', 'A', 'a.**', 'a b', 'a\n', 'a.[b]', 'a+', `${'a'.repeat(41)}`])
+    for (const filter of ['a.', '.a', 'a..b', 'A', 'a.**', 'a b', 'a\n', 'a.[b]', 'a+', 'a'.repeat(41)])
       expect([eventFilterPattern.test(filter), matchesEventFilter(filter, filter)]).toEqual([false, false]);
   });
 

@@ -1,6 +1,5 @@
 import { AppError, fromProblem, type Problem, toProblem } from '@airdock/core/errors';
 import { parseReference } from '@airdock/core/oci/reference';
-import { pollUntil } from '@airdock/core/poll-until';
 import { ContainerdHost } from '@airdock/host/runtime/containerd-host';
 import { DockerHost } from '@airdock/host/runtime/docker-host';
 import { pullsAtOnce } from '@airdock/host/runtime/runtime-host';

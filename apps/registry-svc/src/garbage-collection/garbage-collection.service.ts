@@ -1,4 +1,3 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import { AppError } from '@airdock/core/errors';
 import { pollUntil } from '@airdock/core/poll-until';
 import { CONFIG, type Config } from '@airdock/platform/config';

@@ -118,7 +118,7 @@ describe('the record of a backup', () => {
     expect(formatBackupRecord(content()).toString()).toMatch(/^\{\n {2}"formatVersion": 1,[^]*\}\n$/));
 
   it('of a version before there were sequences and settings reads too', () =>
-    expect(parse(({ sequence: _, settings: __, ...document }) => document)).toMatchObject({
+    expect(parse((document) => ({ ...document, sequence: undefined, settings: undefined }))).toMatchObject({
       sequence: 0,
       settings: [],
     }));
