@@ -20,7 +20,7 @@ afterEach(() => dir.remove());
 
 const acquire = (kind: LockOptions['kind'], id: string, more: Partial<LockOptions> = {}) =>
   StoreLock.acquire(storage, { kind, id, ...soon, ...more });
-const locks = async (): Promise<string[]> => (await readdir(join(dir.path, 'locks'))).sort();
+const locks = async (): Promise<string[]> => (await readdir(join(dir.path, 'locks')).catch((): string[] => [])).sort();
 const fileOf = (name: string) => join(dir.path, 'locks', `${name}.json`);
 /** A lock of a process of another machine, which has died, or whose clock is wrong. */
 async function leave(name: string, ageMs: number): Promise<void> {
