@@ -49,6 +49,7 @@ async function startAsUpgraded(records: Record<string, (record: BackupRecord) =>
   await du.end();
   for (const [id, change] of Object.entries(records)) await changeRecord(store, id, change);
   const database = new DatabaseSync(join(du.dataDir, 'db/backup.sqlite'));
+  database.exec('DROP TABLE migrations');
   database.exec('ALTER TABLE backup DROP COLUMN "signedBy"');
   for (const column of ['takenOverAt', 'problems', 'reading'])
     database.exec(`ALTER TABLE backup_target DROP COLUMN "${column}"`);
