@@ -78,8 +78,8 @@ export class DiskReserve {
     const { bytes, files } = await roomOf(dirname(this.folder));
     if (bytes < roomy * pieces * pieceBytes || files < roomy * pieces) return;
     // To list hundreds of names every two seconds takes more time than all else that an idle DU does.
-    if (this.completeAt !== undefined && (await this.changedAt()) === this.completeAt) return;
     const changedAt = await this.changedAt();
+    if (changedAt !== undefined && changedAt === this.completeAt) return;
     const there = new Set(await this.list());
     // A change within the same tick of the clock would not be seen.
     const isSettled = changedAt !== undefined && changedAt < BigInt(Date.now() - settleMs) * 1_000_000n;

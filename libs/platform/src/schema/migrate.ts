@@ -13,27 +13,26 @@ const lockTimeoutMs = 60_000;
  * nothing changed, for data of a later version.
  */
 export async function migrate(dataSource: DataSource): Promise<void> {
-  const executor = new MigrationExecutor(dataSource);
   const known = new Set(dataSource.migrations.map(({ name }) => name));
-  const unknown = (await executor.getExecutedMigrations()).map(({ name }) => name).filter((name) => !known.has(name));
+  const executed = new Set((await new MigrationExecutor(dataSource).getExecutedMigrations()).map(({ name }) => name));
+  const unknown = [...executed].filter((name) => !known.has(name));
   if (unknown.length > 0) throw new AppError('schema_newer', { detail: unknown.join(', '), migrations: unknown });
-  if ((await executor.getPendingMigrations()).length === 0) return;
+  if (executed.size === known.size) return;
   const runner = dataSource.createQueryRunner();
   try {
-    if (dataSource.options.type === 'postgres') await runOnPostgres(dataSource, runner);
+    const { options } = dataSource;
+    if (options.type === 'postgres') await runOnPostgres(dataSource, runner, options.schema);
     else await runOnSqlite(dataSource, runner);
   } finally {
     await runner.release();
   }
 }
 
-async function runOnPostgres(dataSource: DataSource, runner: QueryRunner): Promise<void> {
-  const { options } = dataSource;
-  if (options.type !== 'postgres') return;
+async function runOnPostgres(dataSource: DataSource, runner: QueryRunner, schema = 'public'): Promise<void> {
   await runner.startTransaction();
   try {
     await runner.query('SELECT pg_advisory_xact_lock(hashtext($1))', ['airdock schema']);
-    await runner.query(`CREATE SCHEMA IF NOT EXISTS "${options.schema}"`);
+    await runner.query(`CREATE SCHEMA IF NOT EXISTS "${schema}"`);
     await new MigrationExecutor(dataSource, runner).executePendingMigrations();
     await runner.commitTransaction();
   } catch (error) {
