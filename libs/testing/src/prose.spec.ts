@@ -1,6 +1,5 @@
-import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { existsSync, globSync, readFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 
 const root = join(import.meta.dirname, '../../..');
@@ -17,7 +16,8 @@ function longLines(markdown: string): string[] {
   });
 }
 
-const documents = execFileSync('git', ['ls-files', '*.md'], { cwd: root, encoding: 'utf8' }).trim().split('\n');
+const notOurs = new Set(['node_modules', 'dist', '.git', '.nx']);
+const documents = globSync('**/*.md', { cwd: root, exclude: (path) => notOurs.has(basename(path)) }).sort();
 
 /** Links to files of the project that are not there, without their anchors. */
 const deadLinks = (path: string, markdown: string): string[] =>
